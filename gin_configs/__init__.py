@@ -1,0 +1,1 @@
+"""Gin configurations, installed as package data."""

@@ -1,0 +1,162 @@
+"""BERT (Devlin et al. 2019): the encoder behind Contriever and DPR."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from ralm_jax.models import layers
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+  """Sizes and choices of a BERT encoder."""
+
+  vocab_size: int = 30522
+  emb_dim: int = 768
+  num_heads: int = 12
+  num_layers: int = 12
+  mlp_dim: int = 3072
+  mlp_activation: str = 'gelu_exact'
+  max_positions: int = 512
+  type_vocab_size: int = 2
+  dropout_rate: float = 0.0
+  layer_norm_epsilon: float = 1e-12
+  # True is the uncentred second moment of the released Atlas code.
+  second_moment_layer_norm: bool = False
+  # A linear map after pooling (DPR's optional projection); 0 means none.
+  projection_dim: int = 0
+  embedding_init_stddev: float = 0.02
+  pad_id: int = 0
+  dtype: Any = 'float32'
+  param_dtype: Any = 'float32'
+  scan_layers: bool = False
+  remat_policy: str = 'none'
+
+  def __post_init__(self):
+    if self.emb_dim % self.num_heads:
+      raise ValueError(
+          f'BertConfig.emb_dim {self.emb_dim} is not divisible by num_heads '
+          f'{self.num_heads}.'
+      )
+
+
+def _norm(config: BertConfig, name: str) -> layers.LayerNorm:
+  return layers.LayerNorm(
+      epsilon=config.layer_norm_epsilon,
+      second_moment=config.second_moment_layer_norm,
+      dtype=config.dtype,
+      param_dtype=config.param_dtype,
+      name=name,
+  )
+
+
+class BertLayer(nn.Module):
+  """Post-norm self-attention and feed-forward."""
+
+  config: BertConfig
+
+  @nn.compact
+  def __call__(self, hidden, bias, deterministic, decode=False):
+    """hidden: [batch, length, embed]; bias: float32 [batch, 1, 1, length]."""
+    del decode
+    config = self.config
+    head_dim = config.emb_dim // config.num_heads
+    init = nn.initializers.normal(0.02)
+    attended = layers.MultiHeadAttention(
+        num_heads=config.num_heads,
+        head_dim=head_dim,
+        use_bias=True,
+        scale=head_dim**-0.5,
+        query_init=init,
+        dropout_rate=config.dropout_rate,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        name='attention',
+    )(hidden, hidden, bias, deterministic=deterministic)
+    dropout = nn.Dropout(config.dropout_rate)
+    hidden = _norm(config, 'attention_layer_norm')(
+        hidden + dropout(attended, deterministic=deterministic)
+    )
+    fed = layers.MlpBlock(
+        mlp_dim=config.mlp_dim,
+        activations=(config.mlp_activation,),
+        use_bias=True,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        name='mlp',
+    )(hidden, deterministic=True)
+    hidden = _norm(config, 'mlp_layer_norm')(
+        hidden + dropout(fed, deterministic=deterministic)
+    )
+    return layers.constrain(hidden, 'batch', 'length', 'embed')
+
+
+class Bert(nn.Module):
+  """Token ids to hidden states; no pooler."""
+
+  config: BertConfig
+
+  @nn.compact
+  def __call__(
+      self, tokens: Array, mask: Array, *, deterministic: bool = True
+  ) -> Array:
+    """Encodes.
+
+    Args:
+      tokens: int [batch, length], at most `max_positions` long.
+      mask: [batch, length], true on tokens.
+      deterministic: no dropout.
+
+    Returns:
+      [batch, length, embed].
+
+    Raises:
+      ValueError: when `length` exceeds the table of positions.
+    """
+    config = self.config
+    length = tokens.shape[-1]
+    if length > config.max_positions:
+      raise ValueError(
+          f'Input length {length} exceeds BertConfig.max_positions '
+          f'{config.max_positions}; shorten the query or passage length.'
+      )
+
+    def embed(name: str, rows: int, first_axis: str | None) -> layers.Embed:
+      return layers.Embed(
+          rows,
+          config.emb_dim,
+          embedding_axes=(first_axis, 'embed'),
+          embedding_init=nn.initializers.normal(config.embedding_init_stddev),
+          dtype=config.dtype,
+          param_dtype=config.param_dtype,
+          name=name,
+      )
+
+    hidden = embed('token_embedder', config.vocab_size, 'vocab')(tokens)
+    hidden += embed('position_embedder', config.max_positions, None)(
+        jnp.arange(length)
+    )
+    # One segment only: retrievers never use the second.
+    hidden += embed('type_embedder', config.type_vocab_size, None)(
+        jnp.zeros((), jnp.int32)
+    )
+    hidden = _norm(config, 'embedding_layer_norm')(hidden)
+    hidden = nn.Dropout(config.dropout_rate)(
+        hidden, deterministic=deterministic
+    )
+    hidden = layers.constrain(hidden, 'batch', 'length', 'embed')
+    bias = layers.mask_to_bias(mask)[:, None, None, :]
+    run = layers.stack_layers(
+        BertLayer,
+        config.num_layers,
+        scan=config.scan_layers,
+        remat_policy=config.remat_policy,
+        config=config,
+    )
+    return run(hidden, bias, deterministic=deterministic)

@@ -1,0 +1,137 @@
+"""DualEncoder: Contriever (tied, mean pooling) and DPR (two towers, CLS)."""
+from __future__ import annotations
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from ralm_jax.models import bert
+from ralm_jax.models import layers
+
+Array = jax.Array
+POOLINGS = ('mean', 'cls')
+
+
+class Tower(bert.Bert):
+  """A BERT encoder with pooling and an optional projection."""
+
+  pooling: str = 'mean'
+  normalize: bool = False
+
+  @nn.compact
+  def embed(
+      self, tokens: Array, mask: Array, *, deterministic: bool = True
+  ) -> Array:
+    """tokens, mask: [batch, length] -> float32 [batch, dim]."""
+    hidden = bert.Bert.__call__(
+        self, tokens, mask, deterministic=deterministic
+    ).astype(jnp.float32)
+    if self.pooling == 'mean':
+      # A padding row has no token at all; it embeds to zero, not to NaN.
+      weights = mask.astype(jnp.float32)[..., None]
+      count = jnp.maximum(jnp.sum(weights, axis=-2), 1.0)
+      pooled = jnp.sum(hidden * weights, axis=-2) / count
+    else:
+      pooled = hidden[..., 0, :]
+    if self.config.projection_dim:
+      pooled = layers.Dense(
+          self.config.projection_dim,
+          kernel_axes=('embed', 'joined_kv'),
+          use_bias=True,
+          name='projection',
+      )(pooled)
+    if self.normalize:
+      norm = jnp.linalg.norm(pooled, axis=-1, keepdims=True)
+      pooled = pooled / jnp.maximum(norm, 1e-12)
+    return pooled
+
+
+class DualEncoder(nn.Module):
+  """Embeds queries and passages for inner-product search.
+
+  Tied towers share one parameter tree, that of the encoder itself, so that a
+  loaded BERT is a DualEncoder; untied ones live under `query_encoder` and
+  `passage_encoder`.
+
+  Attributes:
+    config: of both towers.
+    pooling: 'mean' over tokens (Contriever) or 'cls', the first token (DPR).
+    tied: one tower for both sides.
+    normalize: scale embeddings to unit length (sentence-transformers).
+  """
+
+  config: bert.BertConfig
+  pooling: str = 'mean'
+  tied: bool = True
+  normalize: bool = False
+
+  def setup(self):
+    if self.pooling not in POOLINGS:
+      raise ValueError(
+          f'pooling {self.pooling!r} is unknown; choose one of {POOLINGS}.'
+      )
+    kwargs = dict(
+        config=self.config, pooling=self.pooling, normalize=self.normalize
+    )
+    if self.tied:
+      self.encoder = Tower(**kwargs)
+      nn.share_scope(self, self.encoder)
+    else:
+      self.query_encoder = Tower(**kwargs)
+      self.passage_encoder = Tower(**kwargs)
+
+  @property
+  def embedding_dim(self) -> int:
+    return self.config.projection_dim or self.config.emb_dim
+
+  def encode_queries(
+      self, tokens: Array, mask: Array, *, deterministic: bool = True
+  ) -> Array:
+    """tokens, mask: [batch, length] -> float32 [batch, dim]."""
+    tower = self.encoder if self.tied else self.query_encoder
+    return tower.embed(tokens, mask, deterministic=deterministic)
+
+  def encode_passages(
+      self, tokens: Array, mask: Array, *, deterministic: bool = True
+  ) -> Array:
+    """tokens, mask: [..., length] -> float32 [..., dim]."""
+    tower = self.encoder if self.tied else self.passage_encoder
+    leading, length = tokens.shape[:-1], tokens.shape[-1]
+    embeddings = tower.embed(
+        layers.constrain(tokens.reshape(-1, length), 'batch', 'length'),
+        layers.constrain(mask.reshape(-1, length), 'batch', 'length'),
+        deterministic=deterministic,
+    )
+    return embeddings.reshape(*leading, embeddings.shape[-1])
+
+  def __call__(
+      self,
+      query_tokens: Array,
+      query_mask: Array,
+      passage_tokens: Array,
+      passage_mask: Array,
+      *,
+      deterministic: bool = True,
+  ) -> Array:
+    """Scores: [batch, q], [batch, n, p] -> query . passage / sqrt(dim), [batch, n]."""
+    queries = self.encode_queries(
+        query_tokens, query_mask, deterministic=deterministic
+    )
+    passages = self.encode_passages(
+        passage_tokens, passage_mask, deterministic=deterministic
+    )
+    return retriever_scores(queries, passages)
+
+
+def retriever_scores(queries: Array, passages: Array) -> Array:
+  """Scaled inner products (Atlas, section 2.2).
+
+  Args:
+    queries: float32 [batch, dim].
+    passages: float32 [batch, n_passages, dim].
+
+  Returns:
+    float32 [batch, n_passages]: query . passage / sqrt(dim).
+  """
+  scores = jnp.einsum('bd,bnd->bn', queries, passages)
+  return scores / jnp.sqrt(jnp.float32(queries.shape[-1]))

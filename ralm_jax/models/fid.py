@@ -1,0 +1,124 @@
+"""Fusion-in-Decoder (Izacard & Grave 2021): encode apart, decode together."""
+from __future__ import annotations
+
+import jax
+
+from ralm_jax.models import layers
+from ralm_jax.models import t5
+
+Array = jax.Array
+
+
+class FusionInDecoder(t5.T5):
+  """A T5 whose decoder attends to all passages of an example at once.
+
+  Positions restart in every passage and there is no passage embedding, so the
+  parameters are those of a plain T5 and one passage gives T5's own logits.
+  """
+
+  def encode_passages(
+      self,
+      passage_tokens: Array,
+      passage_mask: Array,
+      *,
+      deterministic: bool = True,
+  ) -> Array:
+    """Encodes every passage on its own.
+
+    Args:
+      passage_tokens: int [batch, n_passages, length].
+      passage_mask: [batch, n_passages, length], true on tokens.
+      deterministic: no dropout.
+
+    Returns:
+      [batch, n_passages, length, embed].
+    """
+    batch, n_passages, length = passage_tokens.shape
+    # batch x passages is one axis to shard, so that a mesh larger than the
+    # batch still has work for every device.
+    tokens = layers.constrain(
+        passage_tokens.reshape(batch * n_passages, length), 'batch', 'length'
+    )
+    mask = layers.constrain(
+        passage_mask.reshape(batch * n_passages, length), 'batch', 'length'
+    )
+    encoded = self.encode(tokens, mask, deterministic=deterministic)
+    return encoded.reshape(batch, n_passages, length, encoded.shape[-1])
+
+  def decode_fused(
+      self,
+      encoded: Array,
+      passage_mask: Array,
+      decoder_input_tokens: Array,
+      *,
+      deterministic: bool = True,
+  ) -> Array:
+    """Teacher-forced logits over the passages of each example together.
+
+    Args:
+      encoded: [batch, n_passages, length, embed].
+      passage_mask: [batch, n_passages, length].
+      decoder_input_tokens: int [batch, target_length].
+      deterministic: no dropout.
+
+    Returns:
+      float32 [batch, target_length, vocab].
+    """
+    batch, n_passages, length, embed = encoded.shape
+    return self.decode(
+        encoded.reshape(batch, n_passages * length, embed),
+        passage_mask.reshape(batch, n_passages * length),
+        decoder_input_tokens,
+        deterministic=deterministic,
+    )
+
+  def decode_each(
+      self,
+      encoded: Array,
+      passage_mask: Array,
+      decoder_input_tokens: Array,
+      *,
+      deterministic: bool = True,
+  ) -> Array:
+    """Teacher-forced logits with one passage at a time.
+
+    Args:
+      encoded: [batch, n_passages, length, embed].
+      passage_mask: [batch, n_passages, length].
+      decoder_input_tokens: int [batch, target_length].
+      deterministic: no dropout.
+
+    Returns:
+      float32 [batch, n_passages, target_length, vocab].
+    """
+    batch, n_passages, length, embed = encoded.shape
+    target_length = decoder_input_tokens.shape[-1]
+    tokens = jax.numpy.broadcast_to(
+        decoder_input_tokens[:, None], (batch, n_passages, target_length)
+    )
+    logits = self.decode(
+        encoded.reshape(batch * n_passages, length, embed),
+        passage_mask.reshape(batch * n_passages, length),
+        tokens.reshape(batch * n_passages, target_length),
+        deterministic=deterministic,
+    )
+    return logits.reshape(batch, n_passages, target_length, -1)
+
+  def __call__(
+      self,
+      passage_tokens: Array,
+      passage_mask: Array,
+      decoder_input_tokens: Array,
+      *,
+      deterministic: bool = True,
+  ) -> Array:
+    """[batch, passages, length] x2, [batch, target] -> float32 [batch, target, vocab]."""
+    encoded = self.encode_passages(
+        passage_tokens, passage_mask, deterministic=deterministic
+    )
+    return self.decode_fused(
+        encoded,
+        passage_mask,
+        decoder_input_tokens,
+        deterministic=deterministic,
+    )

@@ -1,0 +1,349 @@
+"""T5 1.0 and 1.1 (Raffel et al. 2020): configuration, encoder and decoder.
+
+The parameter tree is named as T5X names it
+(`encoder/layers_0/attention/query/kernel`, `token_embedder/embedding`, ...), so
+that T5X checkpoints map one to one.
+"""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from ralm_jax.models import layers
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+  """Sizes and choices of a T5 stack; names are T5X's."""
+
+  vocab_size: int = 32128
+  emb_dim: int = 512
+  num_heads: int = 6
+  num_encoder_layers: int = 8
+  num_decoder_layers: int = 8
+  head_dim: int = 64
+  mlp_dim: int = 1024
+  # ('relu',) is T5 1.0; ('gelu', 'linear') is T5 1.1 and lm-adapt.
+  mlp_activations: tuple[str, ...] = ('gelu', 'linear')
+  # Applied to every dropout site, attention probabilities included.
+  dropout_rate: float = 0.0
+  # True ties the output head to the embedding (T5 1.0).
+  logits_via_embedding: bool = False
+  # Scales decoder outputs by emb_dim**-0.5; None: where the head is tied.
+  scale_decoder_outputs: bool | None = None
+  relative_attention_num_buckets: int = 32
+  relative_attention_max_distance: int = 128
+  layer_norm_epsilon: float = 1e-6
+  pad_id: int = 0
+  eos_id: int = 1
+  decoder_start_id: int = 0
+  # Standard deviation of the embedding at initialisation.
+  embedding_init_stddev: float = 1.0
+  dtype: Any = 'float32'
+  param_dtype: Any = 'float32'
+  # One compiled layer for the whole stack; faster to compile when deep.
+  scan_layers: bool = False
+  # 'none', 'dots' (save matrix products without batch axes) or 'full'.
+  remat_policy: str = 'none'
+
+  def __post_init__(self):
+    # gin and JSON hand over lists; a config must stay hashable for jit.
+    object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
+
+
+def _attention(config: T5Config, name: str, **kwargs) -> layers.MultiHeadAttention:
+  # T5 has no 1/sqrt(d_kv) in its scores; the query's initialisation has it.
+  scaled = nn.initializers.variance_scaling(
+      1.0 / config.head_dim, 'fan_in', 'normal'
+  )
+  return layers.MultiHeadAttention(
+      num_heads=config.num_heads,
+      head_dim=config.head_dim,
+      query_init=scaled,
+      dropout_rate=config.dropout_rate,
+      dtype=config.dtype,
+      param_dtype=config.param_dtype,
+      name=name,
+      **kwargs,
+  )
+
+
+def _norm(config: T5Config, name: str) -> layers.RMSNorm:
+  return layers.RMSNorm(
+      epsilon=config.layer_norm_epsilon,
+      dtype=config.dtype,
+      param_dtype=config.param_dtype,
+      name=name,
+  )
+
+
+def _mlp(config: T5Config) -> layers.MlpBlock:
+  return layers.MlpBlock(
+      mlp_dim=config.mlp_dim,
+      activations=config.mlp_activations,
+      dropout_rate=config.dropout_rate,
+      dtype=config.dtype,
+      param_dtype=config.param_dtype,
+      name='mlp',
+  )
+
+
+def _dropout(config: T5Config, hidden: Array, deterministic: bool) -> Array:
+  return nn.Dropout(config.dropout_rate)(hidden, deterministic=deterministic)
+
+
+class EncoderLayer(nn.Module):
+  """Self-attention and feed-forward, each behind a norm and a residual."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, hidden, bias, deterministic, decode=False):
+    """hidden: [batch, length, embed]; bias: [batch|1, heads, length, length]."""
+    del decode
+    config = self.config
+    normed = _norm(config, 'pre_attention_layer_norm')(hidden)
+    attended = _attention(config, 'attention')(
+        normed, normed, bias, deterministic=deterministic
+    )
+    hidden = hidden + _dropout(config, attended, deterministic)
+    normed = _norm(config, 'pre_mlp_layer_norm')(hidden)
+    fed = _mlp(config)(normed, deterministic=deterministic)
+    hidden = hidden + _dropout(config, fed, deterministic)
+    return layers.constrain(hidden, 'batch', 'length', 'embed')
+
+
+class DecoderLayer(nn.Module):
+  """Causal self-attention, cross-attention and feed-forward."""
+
+  config: T5Config
+  max_decode_length: int | None = None
+
+  @nn.compact
+  def __call__(
+      self, hidden, encoded, self_bias, cross_bias, deterministic, decode=False
+  ):
+    """hidden: [batch, length, embed]; encoded: [batch, keys, embed] or None."""
+    config = self.config
+    normed = _norm(config, 'pre_self_attention_layer_norm')(hidden)
+    attended = _attention(
+        config, 'self_attention', max_decode_length=self.max_decode_length
+    )(normed, normed, self_bias, deterministic=deterministic, decode=decode)
+    hidden = hidden + _dropout(config, attended, deterministic)
+    normed = _norm(config, 'pre_cross_attention_layer_norm')(hidden)
+    attended = _attention(config, 'encoder_decoder_attention', is_cross=True)(
+        normed, encoded, cross_bias, deterministic=deterministic, decode=decode
+    )
+    hidden = hidden + _dropout(config, attended, deterministic)
+    normed = _norm(config, 'pre_mlp_layer_norm')(hidden)
+    fed = _mlp(config)(normed, deterministic=deterministic)
+    hidden = hidden + _dropout(config, fed, deterministic)
+    return layers.constrain(hidden, 'batch', 'length', 'embed')
+
+
+def _relative_bias(config: T5Config, bidirectional: bool):
+  return layers.RelativePositionBias(
+      num_heads=config.num_heads,
+      bidirectional=bidirectional,
+      num_buckets=config.relative_attention_num_buckets,
+      max_distance=config.relative_attention_max_distance,
+      param_dtype=config.param_dtype,
+      name='relpos_bias',
+  )
+
+
+class Encoder(nn.Module):
+  """A T5 encoder over embedded tokens."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(
+      self, embedded: Array, mask: Array, *, deterministic: bool = True
+  ) -> Array:
+    """embedded: [batch, length, embed], mask: [batch, length] -> hidden."""
+    config = self.config
+    positions = jnp.arange(embedded.shape[1])
+    bias = _relative_bias(config, bidirectional=True)(positions, positions)
+    bias = bias + layers.mask_to_bias(mask)[:, None, None, :]
+    hidden = _dropout(config, embedded, deterministic)
+    run = layers.stack_layers(
+        EncoderLayer,
+        config.num_encoder_layers,
+        scan=config.scan_layers,
+        remat_policy=config.remat_policy,
+        config=config,
+    )
+    hidden = run(hidden, bias, deterministic=deterministic)
+    hidden = _norm(config, 'encoder_norm')(hidden)
+    return _dropout(config, hidden, deterministic)
+
+
+class Decoder(nn.Module):
+  """A T5 decoder over embedded tokens, with or without a cache."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(
+      self,
+      embedded: Array,
+      encoded: Array | None,
+      encoded_mask: Array,
+      *,
+      deterministic: bool = True,
+      decode: bool = False,
+      max_decode_length: int | None = None,
+  ) -> Array:
+    """Decodes teacher-forced, or one chunk behind the cache.
+
+    Args:
+      embedded: [batch, length, embed].
+      encoded: [batch, keys, embed]; None once the cache holds its projections.
+      encoded_mask: [batch, keys], true where attendable.
+      deterministic: no dropout.
+      decode: append `length` positions to the cache and attend to it.
+      max_decode_length: size of the cache, needed with `decode`.
+
+    Returns:
+      [batch, length, embed], normed.
+    """
+    config = self.config
+    length = embedded.shape[1]
+    if decode:
+      # Every layer's cache has an index; the stack needs it before them.
+      position = self.variable(
+          'cache', 'position', lambda: jnp.zeros((), jnp.int32)
+      )
+      query_positions = position.value + jnp.arange(length)
+      key_positions = jnp.arange(max_decode_length)
+      position.value = position.value + length
+    else:
+      query_positions = key_positions = jnp.arange(length)
+    self_bias = _relative_bias(config, bidirectional=False)(
+        query_positions, key_positions
+    )
+    causal = key_positions[None, :] <= query_positions[:, None]
+    self_bias = self_bias + layers.mask_to_bias(causal)[None, None]
+    cross_bias = layers.mask_to_bias(encoded_mask)[:, None, None, :]
+
+    hidden = _dropout(config, embedded, deterministic)
+    run = layers.stack_layers(
+        DecoderLayer,
+        config.num_decoder_layers,
+        scan=config.scan_layers,
+        remat_policy=config.remat_policy,
+        config=config,
+        max_decode_length=max_decode_length,
+    )
+    hidden = run(
+        hidden, encoded, self_bias, cross_bias,
+        deterministic=deterministic, decode=decode,
+    )
+    hidden = _norm(config, 'decoder_norm')(hidden)
+    return _dropout(config, hidden, deterministic)
+
+
+class T5(nn.Module):
+  """Embedding, encoder, decoder and head; the base of FusionInDecoder."""
+
+  config: T5Config
+
+  def setup(self):
+    config = self.config
+    self.token_embedder = layers.Embed(
+        config.vocab_size,
+        config.emb_dim,
+        embedding_init=nn.initializers.normal(config.embedding_init_stddev),
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+    )
+    self.encoder = Encoder(config)
+    self.decoder = Decoder(config)
+    if not config.logits_via_embedding:
+      self.logits_dense = layers.Dense(
+          config.vocab_size,
+          kernel_axes=('embed', 'vocab'),
+          dtype=config.dtype,
+          param_dtype=config.param_dtype,
+      )
+
+  def encode(
+      self, tokens: Array, mask: Array, *, deterministic: bool = True
+  ) -> Array:
+    """tokens: int [batch, length], mask: [batch, length] -> [batch, length, embed]."""
+    embedded = self.token_embedder(tokens)
+    embedded = layers.constrain(embedded, 'batch', 'length', 'embed')
+    return self.encoder(embedded, mask, deterministic=deterministic)
+
+  def logits(self, hidden: Array) -> Array:
+    """hidden: [batch, length, embed] -> float32 [batch, length, vocab]."""
+    config = self.config
+    scaled = config.scale_decoder_outputs
+    if scaled or (scaled is None and config.logits_via_embedding):
+      hidden = hidden * jnp.asarray(config.emb_dim**-0.5, hidden.dtype)
+    if config.logits_via_embedding:
+      logits = self.token_embedder.attend(hidden)
+    else:
+      logits = self.logits_dense(hidden)
+    logits = layers.constrain(logits, 'batch', 'length', 'vocab')
+    return logits.astype(jnp.float32)
+
+  def decode(
+      self,
+      encoded: Array | None,
+      encoded_mask: Array,
+      decoder_input_tokens: Array,
+      *,
+      deterministic: bool = True,
+      decode: bool = False,
+      max_decode_length: int | None = None,
+  ) -> Array:
+    """Decoder logits; see `Decoder`.
+
+    Args:
+      encoded: [batch, keys, embed].
+      encoded_mask: [batch, keys].
+      decoder_input_tokens: int [batch, length].
+      deterministic: no dropout.
+      decode: use the `cache` collection.
+      max_decode_length: size of the cache.
+
+    Returns:
+      float32 [batch, length, vocab].
+    """
+    hidden = self.decoder(
+        self.token_embedder(decoder_input_tokens),
+        encoded,
+        encoded_mask,
+        deterministic=deterministic,
+        decode=decode,
+        max_decode_length=max_decode_length,
+    )
+    return self.logits(hidden)
+
+  def __call__(
+      self,
+      tokens: Array,
+      mask: Array,
+      decoder_input_tokens: Array,
+      *,
+      deterministic: bool = True,
+  ) -> Array:
+    """[batch, length] x2, [batch, target] -> float32 [batch, target, vocab]."""
+    encoded = self.encode(tokens, mask, deterministic=deterministic)
+    return self.decode(
+        encoded, mask, decoder_input_tokens, deterministic=deterministic
+    )
+
+
+def shift_right(tokens: Array, start_id: int = 0) -> Array:
+  """[..., length] targets -> decoder inputs that begin with `start_id`."""
+  start = jnp.full_like(tokens[..., :1], start_id)
+  return jnp.concatenate([start, tokens[..., :-1]], axis=-1)
