@@ -1,1 +1,1 @@
-"""tasks"""
+"""seqio tasks; importing a module registers its tasks."""

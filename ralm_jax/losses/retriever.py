@@ -18,6 +18,12 @@ def _masked_log_softmax(scores: Array, passage_mask: Array | None) -> Array:
   return jax.nn.log_softmax(scores, axis=-1)
 
 
+def entropy(scores: Array, passage_mask: Array | None = None) -> Array:
+  """Entropy in nats of softmax(scores) over the passages: [..., n] -> [...]."""
+  log_probs = _masked_log_softmax(scores, passage_mask)
+  return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+
 def kl_per_example(
     retriever_scores: Array,
     gold_scores: Array,

@@ -1,0 +1,72 @@
+"""`ralm`: one command for each thing a user does.
+
+Every flag has a gin twin in the function it calls; none of these needs a gin
+file but `train`.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+import importlib
+import logging
+import sys
+
+# Command to (module with main(argv, prog), one line of help).
+COMMANDS = {
+    'quickstart': ('ralm_jax.quickstart.main', 'the whole loop on your own machine\'s Python documentation'),
+    'corpus': ('ralm_jax.build_corpus', 'passages to a tokenised, memory-mapped corpus'),
+    'embed': ('ralm_jax.embed', 'a corpus to a searchable index'),
+    'add': ('ralm_jax.add', 'add a passage to a corpus and its index'),
+    'serve': ('ralm_jax.serve', 'run the retrieval process'),
+    'train': ('ralm_jax.train', 'train reader and retriever from a gin file'),
+    'eval': ('ralm_jax.eval', 'answer a file of questions and score the answers'),
+    'infer': ('ralm_jax.infer', 'answer a file of questions without scoring'),
+    'ask': ('ralm_jax.ask', 'answer one question and show the passages'),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command; returns its exit status."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  parser = argparse.ArgumentParser(
+      prog='ralm', description='Retrieval-augmented language models in JAX.',
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      epilog='commands:\n' + '\n'.join(
+          f'  {name:<11} {help_}' for name, (_, help_) in COMMANDS.items()
+      ) + "\n\n'ralm COMMAND --help' shows a command's flags.",
+  )
+  parser.add_argument('command', choices=COMMANDS, metavar='COMMAND')
+  parser.add_argument('arguments', nargs=argparse.REMAINDER, metavar='…')
+  if not argv:
+    parser.print_help()
+    return 2
+  parsed = parser.parse_args(argv[:1])
+  logging.basicConfig(
+      level=logging.INFO, stream=sys.stderr,
+      format='%(asctime)s %(message)s', datefmt='%H:%M:%S',
+  )
+  for noisy in ('absl', 'orbax', 'jax'):
+    logging.getLogger(noisy).setLevel(logging.WARNING)
+  run: Callable = importlib.import_module(COMMANDS[parsed.command][0]).main
+  try:
+    run(argv[1:], prog=f'ralm {parsed.command}')
+  except KeyboardInterrupt:
+    print('interrupted; the same command goes on', file=sys.stderr)
+    return 130
+  except (ValueError, OSError, LookupError, RuntimeError, ImportError) as e:
+    if logging.getLogger().isEnabledFor(logging.DEBUG):
+      raise
+    print(f'ralm {parsed.command}: error: {_message(e)}', file=sys.stderr)
+    return 1
+  return 0
+
+
+def _message(error: Exception) -> str:
+  # A KeyError's text is the repr of its argument.
+  if isinstance(error, KeyError) and error.args:
+    return str(error.args[0])
+  return str(error) or type(error).__name__
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,201 @@
+"""Batches on the host: static arrays out of ragged tokens. NumPy only.
+
+Padding is static everywhere, so that a compiled step sees one shape:
+`[batch, n_passages, length]`.
+"""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+from ralm_jax.data import ragged
+from ralm_jax.data import templates
+
+NO_PASSAGE = -1  # As a row: there is no such passage.
+
+
+class TokenSource(Protocol):
+  """What assembly needs of a `corpus.PassageStore`."""
+
+  def tokens(self, rows: np.ndarray, column: str, *,
+             max_length: int | None = None) -> ragged.RaggedTokens:
+    """Tokens of `rows` [N] int; none where a row is -1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryBatch:
+  """Examples before retrieval, as host arrays.
+
+  Attributes:
+    query_tokens: [batch, query_length] int32 of the retriever's vocabulary,
+      padded, special tokens included: what the query encoder reads.
+    reader_query_tokens: [batch, reader_query_length] int32 of the reader's
+      vocabulary, padded, without eos: what stands before each passage.
+    target_tokens: [batch, target_length] int32 of the reader's vocabulary,
+      padded, with eos.
+    example_index: [batch] int64, the example's position in its data set; -1
+      for rows that only fill up the batch.
+    exclude_rows: [batch, n] int64, passages an example must not see (such as
+      the one it was made of), filled with -1; None if there are none.
+    gold_rows: [batch, n] int64, passages known to answer, filled with -1;
+      None where the data name none.
+  """
+
+  query_tokens: np.ndarray
+  reader_query_tokens: np.ndarray
+  target_tokens: np.ndarray
+  example_index: np.ndarray
+  exclude_rows: np.ndarray | None = None
+  gold_rows: np.ndarray | None = None
+
+  def __post_init__(self):
+    sizes = {field.name: len(value) for field in dataclasses.fields(self)
+             if (value := getattr(self, field.name)) is not None}
+    if len(set(sizes.values())) != 1:
+      raise ValueError(f'the fields of a batch differ in size: {sizes}')
+
+  def __len__(self) -> int:
+    return len(self.example_index)
+
+  @property
+  def is_example(self) -> np.ndarray:
+    """[batch] bool, False for rows that only fill up the batch."""
+    return self.example_index >= 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PassageInputs:
+  """Encoder inputs, one for each query and passage.
+
+  Attributes:
+    tokens: [batch, n_passages, length] int32, padded.
+    mask: [batch, n_passages, length] bool, True on tokens. Never all False:
+      a missing passage leaves the query and the special tokens.
+    passage_mask: [batch, n_passages] bool, False where the passage is missing.
+  """
+
+  tokens: np.ndarray
+  mask: np.ndarray
+  passage_mask: np.ndarray
+
+
+def assemble_reader_inputs(
+    queries: ragged.RaggedTokens | np.ndarray, rows: np.ndarray,
+    store: TokenSource | None, template: templates.TokenTemplate, length: int,
+    *, title_rows: np.ndarray | None = None) -> PassageInputs:
+  """Puts queries and passages together for the reader.
+
+  As in Atlas, one text a passage is truncated on the right and ends with eos;
+  a query longer than `length` leaves no room for the passage. Unlike Atlas, a
+  missing passage is marked in `passage_mask`, and the query stands alone
+  instead of an empty text.
+
+  Closed-book is the template `'{query}'` with `rows` of -1, [batch, 1], and
+  no store.
+
+  Args:
+    queries: tokens of `batch` queries in the reader's vocabulary, without
+      special tokens; ragged, or padded [batch, query_length] int.
+    rows: [batch, n_passages] int, rows of the store; -1 for no passage.
+    store: the passages; None if the template shows none.
+    template: made by `TokenTemplate.for_reader`.
+    length: tokens an input has at most, eos included.
+    title_rows: [batch, n_passages] int, passages whose titles are shown
+      instead of the rows' own (an augmentation); -1 shows no title.
+
+  Returns:
+    The reader's inputs.
+
+  Raises:
+    ValueError: arrays that do not fit together, or a template with passage
+      fields without a store.
+    IndexError: a row the store does not have.
+  """
+  rows = _checked_rows(rows, title_rows)
+  if not isinstance(queries, ragged.RaggedTokens):
+    queries = ragged.RaggedTokens.from_padded(queries, template.pad_id)
+  if len(queries) != len(rows):
+    raise ValueError(f'{len(queries)} queries, but rows for {len(rows)}')
+  fields = _passage_fields(
+      store, 'reader', template, rows, title_rows, length)
+  if 'query' in template.fields:
+    # One copy per passage, of no more than can be shown.
+    fields['query'] = queries.truncate(length).take(
+        np.repeat(np.arange(len(rows)), rows.shape[1]))
+  return _assemble(template, fields, rows, length)
+
+
+def assemble_retriever_inputs(
+    rows: np.ndarray, store: TokenSource, template: templates.TokenTemplate,
+    length: int, *, title_rows: np.ndarray | None = None) -> PassageInputs:
+  """Passages as the passage encoder reads them.
+
+  Args:
+    rows: [batch, n_passages] int, rows of the store; -1 for no passage, which
+      leaves the special tokens alone.
+    store: the passages.
+    template: made by `TokenTemplate.for_retriever`.
+    length: tokens an input has at most, special tokens included.
+    title_rows: as in `assemble_reader_inputs`.
+
+  Returns:
+    The passage encoder's inputs.
+
+  Raises:
+    ValueError: arrays that do not fit together.
+    IndexError: a row the store does not have.
+  """
+  rows = _checked_rows(rows, title_rows)
+  fields = _passage_fields(
+      store, 'retriever', template, rows, title_rows, length)
+  return _assemble(template, fields, rows, length)
+
+
+def _checked_rows(rows: np.ndarray, title_rows: np.ndarray | None) -> np.ndarray:
+  rows = np.asarray(rows)
+  if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.integer):
+    raise ValueError(
+        'expected integer rows [batch, n_passages], found '
+        f'{rows.dtype} of shape {rows.shape}')
+  if title_rows is not None and np.shape(title_rows) != rows.shape:
+    raise ValueError(
+        f'title_rows have shape {np.shape(title_rows)}, rows {rows.shape}')
+  return rows
+
+
+def _passage_fields(
+    store: TokenSource | None, model: str, template: templates.TokenTemplate,
+    rows: np.ndarray, title_rows: np.ndarray | None,
+    length: int) -> dict[str, ragged.RaggedTokens]:
+  """Tokens of the template's passage fields, `batch * n_passages` each."""
+  rows_of_field = {
+      'title': rows if title_rows is None else np.asarray(title_rows),
+      'text': rows,
+  }
+  fields = {}
+  for name in template.fields:
+    if name not in rows_of_field:
+      continue
+    if store is None:
+      raise ValueError(
+          f'template {template.format!r} shows passages: give a store, or for '
+          f'closed-book the template {templates.CLOSED_BOOK_FORMAT!r}')
+    fields[name] = store.tokens(
+        rows_of_field[name].ravel(), f'{model}_{name}', max_length=length)
+  return fields
+
+
+def _assemble(template: templates.TokenTemplate,
+              fields: dict[str, ragged.RaggedTokens], rows: np.ndarray,
+              length: int) -> PassageInputs:
+  passage_mask = rows >= 0
+  shows_passages = set(template.fields) != {'query'}
+  rendered = template.render(
+      fields, length,
+      has_passage=passage_mask.ravel() if shows_passages else None)
+  mask = np.arange(length) < rendered.lengths[:, None]
+  tokens = np.full(mask.shape, template.pad_id, np.int32)
+  tokens[mask] = rendered.values
+  shape = (*rows.shape, length)
+  return PassageInputs(tokens.reshape(shape), mask.reshape(shape), passage_mask)

@@ -1,0 +1,304 @@
+"""Passage files into shards: in parallel, and never twice.
+
+The input is cut into chunks of `shard_size` lines, in order; each becomes one
+shard with a receipt beside it that names the checksum of its lines and of the
+settings. A build that was killed reads its input again, and keeps every shard
+whose receipt still tells the truth.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import tqdm
+
+from ralm_jax.data import atomic_files
+from ralm_jax.data import identifiers
+from ralm_jax.data import manifest as manifest_lib
+from ralm_jax.data import passages as passages_lib
+from ralm_jax.data import shards as shards_lib
+from ralm_jax.data import vocabularies
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+  """Consecutive lines of one file."""
+
+  path: str
+  first_number: int
+  contents: list[bytes]
+  parse: Callable[[passages_lib.Line], passages_lib.Passage]
+
+  def lines(self) -> Iterator[passages_lib.Line]:
+    """The lines with their numbers."""
+    for number, content in enumerate(self.contents, start=self.first_number):
+      yield passages_lib.Line(self.path, number, content, self.parse)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+  """The lines of one shard.
+
+  Attributes:
+    index: of the shard.
+    segments: the lines, file after file.
+    source: checksum of the lines.
+    position: bytes of all files read when the chunk was complete.
+  """
+
+  index: int
+  segments: list[Segment]
+  source: str
+  position: int
+
+
+def shard_path(directory: pathlib.Path, index: int) -> pathlib.Path:
+  """The file of a shard."""
+  return directory / f'shard-{index:05d}.arrow'
+
+
+def receipt_path(directory: pathlib.Path, index: int) -> pathlib.Path:
+  """The receipt of a shard, until the manifest takes its place."""
+  return directory / f'shard-{index:05d}.receipt.json'
+
+
+def read_chunks(paths: Sequence[str], shard_size: int) -> Iterator[Chunk]:
+  """Cuts files into chunks of `shard_size` lines; a chunk may span files."""
+  finished, position = 0, 0
+
+  def lines() -> Iterator[passages_lib.Line]:
+    nonlocal finished, position
+    for path in paths:
+      reader = passages_lib.LineReader(path)
+      for count, line in enumerate(reader):
+        if count % 1024 == 0:
+          position = finished + reader.position
+        yield line
+      finished += os.path.getsize(path)
+      position = finished
+
+  stream = lines()
+  for index in itertools.count():
+    segments: list[Segment] = []
+    for line in itertools.islice(stream, shard_size):
+      if not segments or segments[-1].path != line.path:
+        segments.append(Segment(line.path, line.number, [], line.parse))
+      segments[-1].contents.append(line.content)
+    if not segments:
+      return
+    digest = hashlib.sha256()
+    for segment in segments:
+      digest.update(f'{segment.parse.__name__} {len(segment.contents)}\n'.encode())
+      digest.update(b''.join(segment.contents))
+    yield Chunk(index, segments, digest.hexdigest(), position)
+
+
+def build_shard(directory: pathlib.Path, settings: manifest_lib.Settings,
+                chunk: Chunk) -> shards_lib.ShardEntry:
+  """Parses, cuts, tokenises and writes one chunk, then its receipt.
+
+  Raises:
+    ValueError: a bad line, named with its file.
+  """
+  passages = [part for segment in chunk.segments for line in segment.lines()
+              for part in passages_lib.split_long(line.passage(), settings.max_words)]
+  reader, retriever = (
+      _load_vocabulary(directory / entry.file, entry.extra_ids)
+      for entry in (settings.vocabularies['reader'],
+                    settings.vocabularies['retriever']))
+  entry = shards_lib.write_shard(
+      shard_path(directory, chunk.index), passages,
+      shards_lib.tokenise(passages, reader, retriever),
+      {'reader': reader.vocab_size, 'retriever': retriever.vocab_size},
+      chunk.source)
+  receipt = {'settings': settings.fingerprint, 'shard': dataclasses.asdict(entry)}
+  atomic_files.write(receipt_path(directory, chunk.index),
+                     json.dumps(receipt).encode())
+  return entry
+
+
+# A worker builds many shards but needs each vocabulary once.
+@functools.lru_cache(maxsize=2)
+def _load_vocabulary(path: pathlib.Path,
+                     extra_ids: int) -> vocabularies.Vocabulary:
+  return vocabularies.load_vocabulary(path, extra_ids)
+
+
+def read_receipt(directory: pathlib.Path, settings: manifest_lib.Settings,
+                 index: int) -> shards_lib.ShardEntry | None:
+  """The receipt of a shard, if there is one and it is of these settings."""
+  try:
+    content = json.loads(receipt_path(directory, index).read_bytes())
+    if content['settings'] == settings.fingerprint:
+      return shards_lib.ShardEntry(**content['shard'])
+  except (FileNotFoundError, ValueError, KeyError, TypeError):
+    pass
+  return None
+
+
+def is_intact(directory: pathlib.Path, entry: shards_lib.ShardEntry) -> bool:
+  """Whether a shard's file is what its entry says."""
+  path = directory / entry.file
+  return (path.exists() and path.stat().st_size == entry.bytes
+          and shards_lib.checksum(path) == entry.sha256)
+
+
+class DuplicateFinder:
+  """Finds ids that occur in more than one place, over all shards."""
+
+  def __init__(self, directory: pathlib.Path):
+    self._directory = directory
+    self._seen = identifiers.HashSet()
+
+  def add(self, index: int) -> str | None:
+    """Takes in the ids of a shard; returns one that occurred before."""
+    shard = self._shard(index)
+    rows = np.arange(len(shard))
+    hashes = identifiers.hash_ids(shard.ids())
+    base = index << 32
+    self._seen.add(hashes, base | rows)
+    positions, numbers = self._seen.find(hashes)
+    others = numbers != base | positions  # Every id also finds itself.
+    for position, number in zip(positions[others], numbers[others]):
+      other = self._shard(int(number) >> 32).id_of(int(number) & 0xFFFFFFFF)
+      if other == shard.id_of(int(position)):
+        return other
+    return None
+
+  def _shard(self, index: int) -> shards_lib.Shard:
+    return shards_lib.Shard(shard_path(self._directory, index))
+
+
+def build_shards(
+    paths: Sequence[str], directory: pathlib.Path,
+    settings: manifest_lib.Settings, *, shard_size: int, n_workers: int,
+    known_entry: Callable[[Chunk], shards_lib.ShardEntry | None],
+    progress: bool) -> list[shards_lib.ShardEntry]:
+  """Makes every shard that is not there yet.
+
+  Args:
+    paths: the passage files.
+    directory: the corpus folder, with the vocabularies in it.
+    settings: what decides the shards' content.
+    shard_size: lines a shard.
+    n_workers: processes; 1 builds in this one.
+    known_entry: what is known of a chunk's shard from before.
+    progress: show a progress bar.
+
+  Returns:
+    The entries of all shards, in order.
+
+  Raises:
+    ValueError: a bad line, a duplicate id or no passage at all.
+    RuntimeError: a worker process died.
+  """
+  duplicates = DuplicateFinder(directory)
+  entries: dict[int, shards_lib.ShardEntry] = {}
+  bar = tqdm.tqdm(total=sum(map(os.path.getsize, paths)), unit='B',
+                  unit_scale=True, desc='corpus', disable=not progress)
+
+  def finish(chunk_index: int, position: int, entry: shards_lib.ShardEntry):
+    repeated = duplicates.add(chunk_index)
+    if repeated is not None:
+      places = passages_lib.find_lines(paths, repeated, settings.max_words)
+      raise passages_lib.duplicate_error(repeated, *places[:2])
+    entries[chunk_index] = entry
+    bar.update(max(0, position - bar.n))
+    bar.set_postfix(passages=f'{sum(e.rows for e in entries.values()):,}')
+
+  def missing() -> Iterator[Chunk]:
+    for chunk in read_chunks(paths, shard_size):
+      entry = known_entry(chunk)
+      if (entry is not None and entry.source == chunk.source
+          and is_intact(directory, entry)):
+        finish(chunk.index, chunk.position, entry)
+      else:
+        yield chunk
+
+  with bar:
+    build = functools.partial(build_shard, directory, settings)
+    for chunk, entry in _parallel_map(build, missing(), n_workers):
+      finish(chunk.index, chunk.position, entry)
+  if not entries:
+    raise passages_lib.empty_error(paths)
+  return [entries[index] for index in range(len(entries))]
+
+
+def _parallel_map(
+    build: Callable[[Chunk], shards_lib.ShardEntry], chunks: Iterable[Chunk],
+    n_workers: int) -> Iterator[tuple[Chunk, shards_lib.ShardEntry]]:
+  """Pairs of chunk and entry, as they are finished."""
+  chunks = iter(chunks)
+  first = list(itertools.islice(chunks, 2))
+  chunks = itertools.chain(first, chunks)
+  if n_workers == 1 or len(first) < 2:
+    for chunk in chunks:
+      yield chunk, build(chunk)
+    return
+  pool = concurrent.futures.ProcessPoolExecutor(
+      n_workers, multiprocessing.get_context('spawn'), initializer=_start_worker)
+  try:
+    pending: dict[concurrent.futures.Future, Chunk] = {}
+    while True:
+      # One chunk waits for each worker that may fall idle, no more: chunks
+      # hold their lines.
+      for chunk in itertools.islice(chunks, n_workers + 1 - len(pending)):
+        pending[pool.submit(build, chunk)] = chunk
+      if not pending:
+        return
+      done, _ = concurrent.futures.wait(
+          pending, return_when=concurrent.futures.FIRST_COMPLETED)
+      for future in done:
+        yield pending.pop(future), future.result()
+  except concurrent.futures.process.BrokenProcessPool as error:
+    raise RuntimeError(
+        'a worker process of the corpus build died (out of memory, or a script '
+        "without `if __name__ == '__main__'`); finished shards are kept: run it "
+        'again, with fewer workers or smaller shards') from error
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+  """Prepares a worker process."""
+  # An interrupt ends the parent, which lets its workers finish their shards.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  # One worker is one core; the WordPiece library would start threads.
+  os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+  parent = multiprocessing.parent_process()
+
+  def end_with_parent():
+    # A parent that was killed cannot tell its workers to end.
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+  threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def discard(directory: pathlib.Path) -> None:
+  """Removes a corpus; the manifest first, so that it is never half there."""
+  (directory / manifest_lib.FILE_NAME).unlink(missing_ok=True)
+  for pattern in ('shard-*.arrow', 'shard-*.receipt.json'):
+    for path in directory.glob(pattern):
+      path.unlink()
+
+
+def remove_leftovers(directory: pathlib.Path,
+                     manifest: manifest_lib.Manifest) -> None:
+  """Removes receipts, and shards of builds that were given up."""
+  named = {shard.file for shard in manifest.shards}
+  for pattern in ('shard-*.arrow', 'shard-*.receipt.json'):
+    for path in directory.glob(pattern):
+      if path.name not in named:
+        path.unlink()

@@ -1,0 +1,51 @@
+"""seqio feature converter: retrieval-augmented tasks to QueryBatch arrays."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import seqio
+import tensorflow as tf
+
+
+class RetrievalFeatureConverter(seqio.FeatureConverter):
+  """Pads `query`, `reader_query` and `targets`; nothing else is needed.
+
+  Passages are no feature: they depend on the retriever's parameters and are
+  found between the iterator and the step.
+  """
+
+  TASK_FEATURES = {
+      'query': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+      'reader_query': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+      'targets': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+  }
+  MODEL_FEATURES = {
+      'query_tokens': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+      'reader_query_tokens': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+      'target_tokens': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+  }
+  PACKING_FEATURE_DTYPES = None
+  _NAMES = {
+      'query': 'query_tokens',
+      'reader_query': 'reader_query_tokens',
+      'targets': 'target_tokens',
+  }
+
+  def _convert_features(
+      self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+  ) -> tf.data.Dataset:
+    """Pads to the static lengths and renames."""
+    return self._pack_or_pad(ds, task_feature_lengths).map(
+        lambda features: {
+            model: features[task] for task, model in self._NAMES.items()
+        },
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+
+  def get_model_feature_lengths(
+      self, task_feature_lengths: Mapping[str, int]
+  ) -> Mapping[str, int]:
+    """The lengths under the model's names."""
+    return {
+        model: task_feature_lengths[task] for task, model in self._NAMES.items()
+    }

@@ -1,0 +1,194 @@
+"""The manifest of a corpus folder: what it is made of, written last."""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+
+from ralm_jax.data import atomic_files
+from ralm_jax.data import shards as shards_lib
+from ralm_jax.data import vocabularies
+
+FORMAT_VERSION = 1
+FILE_NAME = 'manifest.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyEntry:
+  """A vocabulary of a corpus.
+
+  Attributes:
+    file: name of its copy in the corpus folder.
+    fingerprint: `Vocabulary.fingerprint`, a checksum of file and options.
+    extra_ids: sentinels of a SentencePiece vocabulary; 0 for WordPiece.
+    vocab_size: number of ids.
+  """
+
+  file: str
+  fingerprint: str
+  extra_ids: int
+  vocab_size: int
+
+  @classmethod
+  def of(cls, role: str, vocabulary: vocabularies.Vocabulary) -> 'VocabularyEntry':
+    """The entry of a vocabulary in the role `reader` or `retriever`."""
+    wordpiece = isinstance(vocabulary, vocabularies.WordPieceVocabulary)
+    return cls(
+        file=f'{role}_vocabulary.{"txt" if wordpiece else "model"}',
+        fingerprint=vocabulary.fingerprint,
+        extra_ids=getattr(vocabulary, 'extra_ids', 0),
+        vocab_size=vocabulary.vocab_size)
+
+  def load(self, directory: pathlib.Path) -> vocabularies.Vocabulary:
+    """Reads the copy; ValueError if it is not the one the corpus knows."""
+    vocabulary = vocabularies.load_vocabulary(
+        directory / self.file, self.extra_ids)
+    if vocabulary.fingerprint != self.fingerprint:
+      raise ValueError(
+          f'{directory / self.file}: not the vocabulary the corpus was built '
+          'with (checksums differ); put the original back or rebuild the corpus')
+    return vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Everything besides the passages that decides what a shard holds."""
+
+  vocabularies: Mapping[str, VocabularyEntry]
+  max_words: int | None
+
+  @property
+  def fingerprint(self) -> str:
+    """SHA-256 of the settings and of the shards' format."""
+    return _digest({
+        'format_version': FORMAT_VERSION,
+        'max_words': self.max_words,
+        'vocabularies': {
+            role: entry.fingerprint for role, entry in self.vocabularies.items()},
+    })
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """What a corpus folder holds.
+
+  Attributes:
+    settings: vocabularies and options.
+    shards: in row order.
+  """
+
+  settings: Settings
+  shards: tuple[shards_lib.ShardEntry, ...]
+
+  @property
+  def rows(self) -> int:
+    """Number of passages."""
+    return sum(shard.rows for shard in self.shards)
+
+  @property
+  def history(self) -> dict[str, int]:
+    """Fingerprint → number of rows after each shard.
+
+    Rows never change and shards are only added, so whoever knows an earlier
+    fingerprint knows what the first rows hold.
+    """
+    fingerprint, rows, history = self.settings.fingerprint, 0, {}
+    for shard in self.shards:
+      fingerprint = _digest([fingerprint, shard.sha256])
+      rows += shard.rows
+      history[fingerprint] = rows
+    return history
+
+  @property
+  def fingerprint(self) -> str:
+    """Identifies every passage and token of the corpus."""
+    return list(self.history)[-1]
+
+  def write(self, directory: pathlib.Path) -> None:
+    """Writes the manifest, atomically."""
+    content = {
+        'format_version': FORMAT_VERSION,
+        'fingerprint': self.fingerprint,
+        'passages': self.rows,
+        'max_words': self.settings.max_words,
+        'vocabularies': {role: dataclasses.asdict(entry) for role, entry
+                         in self.settings.vocabularies.items()},
+        'shards': [dataclasses.asdict(shard) for shard in self.shards],
+    }
+    atomic_files.write(
+        directory / FILE_NAME, (json.dumps(content, indent=1) + '\n').encode())
+
+  @classmethod
+  def read(cls, directory: pathlib.Path) -> 'Manifest':
+    """Reads the manifest of a folder.
+
+    Raises:
+      FileNotFoundError: the folder has none, so it is no finished corpus.
+      ValueError: it is damaged or of another format version.
+    """
+    path = directory / FILE_NAME
+    if not path.exists():
+      raise FileNotFoundError(
+          f'{directory}: no finished corpus here ({FILE_NAME} is missing); '
+          'build it with `ralm corpus`, which resumes where it was interrupted')
+    try:
+      content = json.loads(path.read_bytes())
+      version = content['format_version']
+      if version == FORMAT_VERSION:
+        settings = Settings(
+            {role: VocabularyEntry(**content['vocabularies'][role])
+             for role in ('reader', 'retriever')}, content['max_words'])
+        shards = tuple(shards_lib.ShardEntry(**s) for s in content['shards'])
+        if shards:
+          return cls(settings, shards)
+        raise ValueError('no shards')
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(
+          f'{path}: damaged: {type(error).__name__}: {error}; '
+          'delete it and run `ralm corpus` again') from error
+    raise ValueError(
+        f'{path}: format version {version!r}, but this program reads '
+        f'{FORMAT_VERSION}; build the corpus again')
+
+  def check_sizes(self, directory: pathlib.Path) -> None:
+    """Raises ValueError if a shard is missing or has not its full size."""
+    for shard in self.shards:
+      path = directory / shard.file
+      found = path.stat().st_size if path.exists() else None
+      if found == shard.bytes:
+        continue
+      remedy = ('run the same `ralm corpus` command again, it rebuilds only '
+                'what is damaged' if shard.source else
+                'it holds passages added later: restore it from a copy')
+      problem = ('missing' if found is None else
+                 f'truncated: found {found:,} bytes' if found < shard.bytes else
+                 f'too long: found {found:,} bytes')
+      raise ValueError(f'{path}: {problem}, expected {shard.bytes:,}; {remedy}')
+
+
+@contextlib.contextmanager
+def writing(directory: pathlib.Path) -> Iterator[None]:
+  """Holds the folder's lock, which the system frees if the holder dies.
+
+  Raises:
+    BlockingIOError: another process is writing to the corpus.
+  """
+  descriptor = os.open(directory / '.lock', os.O_CREAT | os.O_RDWR)
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise BlockingIOError(
+          f'{directory}: another process is writing to this corpus; '
+          'wait until it is done') from error
+    yield
+  finally:
+    os.close(descriptor)
+
+
+def _digest(value: object) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

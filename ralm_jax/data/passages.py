@@ -1,0 +1,349 @@
+"""Passages in the files users bring: Atlas jsonl and DPR tsv.
+
+Atlas: one JSON object a line with `id`, `text`, and optionally `title` and
+`section`. DPR (`psgs_w100.tsv`): tab-separated `id`, `text`, `title` under a
+header, quoted as by Python's csv module. Plain or gzipped; contents decide,
+not names. Every complaint names file and line.
+"""
+
+import csv
+import dataclasses
+import glob
+import gzip
+import json
+import math
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+Path = str | pathlib.Path
+
+_GZIP_MAGIC = b'\x1f\x8b'
+_BYTE_ORDER_MARK = b'\xef\xbb\xbf'
+_WORD = re.compile(r'\S+')
+_PART_NUMBER = re.compile(r'#[1-9][0-9]*$')
+_TSV_COLUMNS = ('id', 'text', 'title')
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+  """A passage, as users write it.
+
+  Attributes:
+    id: the user's own name for it, unique in a corpus.
+    title: of the document it comes from; may be empty.
+    section: heading inside the document; may be empty.
+    text: the passage itself.
+  """
+
+  id: str
+  title: str
+  section: str
+  text: str
+
+  @property
+  def merged_title(self) -> str:
+    """The title models read, `title: section`, as Atlas merges it."""
+    return merge_title(self.title, self.section)
+
+  @property
+  def source_document(self) -> str:
+    """Names the document: passages of one title come from one document."""
+    return self.title
+
+
+def merge_title(title: str, section: str) -> str:
+  """Atlas's title of a passage: `title: section` if it has a section."""
+  return f'{title}: {section}' if section else title
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """A line of a passage file.
+
+  Attributes:
+    path: the file.
+    number: counted from 1.
+    content: undecoded, with its line end.
+    parse: makes a passage of the line; `format_of` the file found it.
+  """
+
+  path: str
+  number: int
+  content: bytes
+  parse: Callable[['Line'], Passage]
+
+  def passage(self) -> Passage:
+    """Parses the line; ValueError with `file:line` if it cannot."""
+    return self.parse(self)
+
+  def text(self) -> str:
+    """The decoded line without its end."""
+    try:
+      return self.content.decode('utf-8').rstrip('\r\n')
+    except UnicodeDecodeError as error:
+      raise self.error(f'not UTF-8: {error}') from error
+
+  def error(self, message: str) -> ValueError:
+    """A ValueError that says where."""
+    return ValueError(f'{self.path}:{self.number}: {message}')
+
+
+def parse_jsonl(line: Line) -> Passage:
+  """Makes a passage of a line in Atlas's layout.
+
+  Raises:
+    ValueError: the line is blank or malformed, `id` or `text` is missing, or
+      a field has the wrong type.
+  """
+  text = line.text()
+  if not text.strip():
+    raise line.error('blank line; expected a JSON object with id and text')
+  try:
+    fields = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise line.error(f'malformed JSON: {error}') from error
+  if not isinstance(fields, dict):
+    raise line.error(f'expected a JSON object, found {type(fields).__name__}')
+  for name in ('id', 'text'):
+    if name not in fields:
+      raise line.error(
+          f'no {name!r}; found: {", ".join(map(repr, fields)) or "nothing"}')
+  identifier = fields['id']
+  if isinstance(identifier, int) and not isinstance(identifier, bool):
+    identifier = str(identifier)
+  values = {'id': identifier, 'text': fields['text']}
+  for name in ('title', 'section'):
+    value = fields.get(name)
+    values[name] = '' if value is None else value
+  for name, value in values.items():
+    if not isinstance(value, str):
+      raise line.error(
+          f'{name!r} must be a string, found {type(value).__name__}: {value!r:.40}')
+    if not value.isascii():
+      # JSON can spell halves of surrogate pairs, which no file can hold.
+      try:
+        value.encode('utf-8')
+      except UnicodeEncodeError as error:
+        raise line.error(f'{name!r} is not valid Unicode: {error}') from error
+  if not identifier:
+    raise line.error("'id' is empty")
+  return Passage(**values)
+
+
+def parse_tsv(line: Line) -> Passage:
+  """Makes a passage of a line in DPR's layout.
+
+  Raises:
+    ValueError: the line is blank, or has not exactly three columns.
+  """
+  row = _tsv_row(line)
+  if not row:
+    raise line.error('blank line; expected id, text and title, tab-separated')
+  if len(row) != len(_TSV_COLUMNS):
+    raise line.error(
+        f'expected 3 tab-separated columns (id, text, title), found {len(row)}; '
+        'tabs, line breaks and quotes in a text must be quoted as csv does')
+  identifier, text, title = row
+  if not identifier:
+    raise line.error("'id' is empty")
+  return Passage(identifier, title, '', text)
+
+
+def _tsv_row(line: Line) -> list[str]:
+  try:
+    return next(csv.reader([line.text()], delimiter='\t'), [])
+  except csv.Error as error:
+    raise line.error(f'malformed tsv: {error}') from error
+
+
+def expand_inputs(inputs: Path | Iterable[Path]) -> list[str]:
+  """Files named by paths and globs.
+
+  Args:
+    inputs: a path or glob, or several; a glob's files come in sorted order.
+
+  Returns:
+    Paths, each once, in the order given.
+
+  Raises:
+    FileNotFoundError: a glob that matches no file, or a missing file.
+    ValueError: no inputs, or a folder.
+  """
+  if isinstance(inputs, (str, os.PathLike)):
+    inputs = [inputs]
+  paths: dict[str, None] = {}
+  for item in map(os.fspath, inputs):
+    # A file whose name only looks like a glob is a file.
+    if os.path.exists(item):
+      matches = [item]
+    elif glob.has_magic(item):
+      matches = sorted(p for p in glob.glob(item, recursive=True)
+                       if not os.path.isdir(p))
+      if not matches:
+        raise FileNotFoundError(f'{item}: no file matches')
+    else:
+      raise FileNotFoundError(f'{item}: no such file')
+    for path in matches:
+      if os.path.isdir(path):
+        raise ValueError(f'{path}: a folder; write {path}/*.jsonl for its files')
+    paths.update(dict.fromkeys(matches))
+  if not paths:
+    raise ValueError('no passage files given')
+  return list(paths)
+
+
+
+
+class LineReader:
+  """The passage lines of one file, read once.
+
+  Attributes:
+    path: the file.
+  """
+
+  def __init__(self, path: Path):
+    self.path = os.fspath(path)
+    self._raw = open(self.path, 'rb')
+    magic = self._raw.read(2)
+    self._raw.seek(0)
+    self._stream = (gzip.GzipFile(fileobj=self._raw)
+                    if magic == _GZIP_MAGIC else self._raw)
+
+  @property
+  def position(self) -> int:
+    """Bytes of the file read so far, compressed as they are."""
+    return os.path.getsize(self.path) if self._raw.closed else self._raw.tell()
+
+  def __iter__(self) -> Iterator[Line]:
+    """Yields the lines that hold passages, without a header.
+
+    Raises:
+      ValueError: the file is neither jsonl nor DPR's tsv, or a damaged gzip.
+    """
+    parse = None
+    with self._raw:
+      for number, content in enumerate(self._contents(), start=1):
+        if number == 1:
+          content = content.removeprefix(_BYTE_ORDER_MARK)
+          parse = self._parser(content)
+          if parse is parse_tsv:
+            continue  # The header.
+        yield Line(self.path, number, content, parse)
+
+  def _contents(self) -> Iterator[bytes]:
+    try:
+      yield from self._stream
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+      raise ValueError(f'{self.path}: damaged gzip file: {error}') from error
+
+  def _parser(self, first: bytes) -> Callable[[Line], Passage]:
+    """Which format a file is in, by its first line and then by its name."""
+    line = Line(self.path, 1, first, parse_tsv)
+    if first.lstrip().startswith(b'{'):
+      return parse_jsonl
+    if tuple(_tsv_row(line)) == _TSV_COLUMNS:
+      return parse_tsv
+    name = self.path.removesuffix('.gz')
+    if name.endswith(('.jsonl', '.json')):
+      return parse_jsonl
+    if name.endswith('.tsv'):
+      raise line.error(
+          f'expected the header {chr(9).join(_TSV_COLUMNS)!r}, '
+          f'found {line.text():.60}')
+    raise line.error(
+        'neither JSON lines nor a tsv file with the header '
+        f'{chr(9).join(_TSV_COLUMNS)!r}; found {line.text():.60}')
+
+
+def iterate_passages(inputs: Path | Iterable[Path], *,
+                     max_words: int | None = None) -> Iterator[Passage]:
+  """Reads passages one after the other.
+
+  Remembers every id to find duplicates; `corpus.build_corpus` does without
+  for corpora that size forbids it.
+
+  Args:
+    inputs: files or globs (`expand_inputs`).
+    max_words: cuts longer texts (`split_long`).
+
+  Raises:
+    FileNotFoundError: a file is missing or a glob matches none.
+    ValueError: the corpus is empty, an id occurs twice, or any complaint of
+      `parse_jsonl` and `parse_tsv`.
+  """
+  paths = expand_inputs(inputs)
+  seen: dict[str, tuple[str, int]] = {}
+  for path in paths:
+    for line in LineReader(path):
+      for passage in split_long(line.passage(), max_words):
+        first = seen.setdefault(passage.id, (path, line.number))
+        if first != (path, line.number):
+          raise duplicate_error(passage.id, first, (path, line.number))
+        yield passage
+  if not seen:
+    raise empty_error(paths)
+
+
+def find_lines(paths: Sequence[str], passage_id: str,
+               max_words: int | None = None) -> list[tuple[str, int]]:
+  """Every (file, line) that makes a passage of this id, a slow search."""
+  return [(line.path, line.number)
+          for path in paths for line in LineReader(path)
+          if any(part.id == passage_id
+                 for part in split_long(line.passage(), max_words))]
+
+
+def duplicate_error(passage_id: str, first: tuple[str, int],
+                    second: tuple[str, int]) -> ValueError:
+  """What to raise when two lines have one id."""
+  return ValueError(
+      f'{second[0]}:{second[1]}: duplicate id {passage_id!r}, '
+      f'first on {first[0]}:{first[1]}; ids must be unique in a corpus')
+
+
+def empty_error(paths: Sequence[str]) -> ValueError:
+  """What to raise when there is no passage at all."""
+  return ValueError(f'empty corpus: no passage in {", ".join(paths)}')
+
+
+def split_long(passage: Passage, max_words: int | None) -> list[Passage]:
+  """Cuts a long text into equal parts, as Atlas cut Wikipedia's sections.
+
+  A text of n > `max_words` words (runs without whitespace) becomes
+  ceil(n / max_words) parts, in order, whose sizes differ by at most one word
+  and which keep the whitespace inside them. The first part keeps the id, the
+  others are `id#1`, `id#2`, …; all keep title and section. Shorter passages
+  come back as they are. `source_id` leads back to the id.
+
+  Args:
+    passage: any passage.
+    max_words: the limit; None for no limit.
+
+  Raises:
+    ValueError: `max_words` is below 1.
+  """
+  if max_words is None:
+    return [passage]
+  if max_words < 1:
+    raise ValueError(f'max_words must be at least 1, found {max_words}')
+  words = [match.span() for match in _WORD.finditer(passage.text)]
+  n_parts = math.ceil(len(words) / max_words)
+  if n_parts <= 1:
+    return [passage]
+  parts = []
+  for index in range(n_parts):
+    first = len(words) * index // n_parts
+    last = len(words) * (index + 1) // n_parts - 1
+    parts.append(dataclasses.replace(
+        passage,
+        id=f'{passage.id}#{index}' if index else passage.id,
+        text=passage.text[words[first][0]:words[last][1]]))
+  return parts
+
+
+def source_id(passage_id: str) -> str:
+  """The id before `split_long`: `'a#2'` → `'a'`."""
+  return _PART_NUMBER.sub('', passage_id)

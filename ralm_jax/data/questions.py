@@ -1,0 +1,331 @@
+"""Reading the question files that users bring.
+
+One JSON object a line:
+
+  {"question": "...", "answers": ["...", ...],          # required
+   "id": "...", "target": "...",                        # optional
+   "gold_passage_id": "..." or "gold_passage_ids": ["...", ...]}
+
+In place of `answers` the names that other data sets use are read as well:
+`golden_answers` (FlashRAG's copies of DPR's data), `answer` (a string, or a
+list as in NQ-open), or `target` alone (Atlas).
+"""
+from collections.abc import Iterator, Sequence
+import dataclasses
+import glob
+import gzip
+import json
+import os
+from typing import Any
+import zlib
+
+_ANSWER_FIELDS = ('answers', 'golden_answers', 'answer')
+_GZIP_MAGIC = b'\x1f\x8b'
+
+Paths = str | os.PathLike | Sequence[str | os.PathLike]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """One question as the user's file has it.
+
+  Attributes:
+    id: unique among the questions read together.
+    question: the text, as written.
+    answers: acceptable answers, as written; () only if answers were not
+      required.
+    gold_passage_ids: ids of the passages that hold the answer; () when the
+      data name none.
+    line: 1-based line in `path`.
+    path: the file it came from.
+    target: the one answer to train on where the file names it, else None.
+  """
+  id: str
+  question: str
+  answers: tuple[str, ...]
+  gold_passage_ids: tuple[str, ...]
+  line: int
+  path: str = ''
+  target: str | None = None
+
+
+def read_questions(
+    paths: Paths,
+    *,
+    require_answers: bool = True,
+    duplicate_ids: str = 'error',
+) -> list[Question]:
+  """Reads questions from jsonl files, plain or gzipped (told by content).
+
+  Files are read in the order given, a glob's matches by name, a file that
+  several patterns name once. A question without `id` gets 'FILE:LINE' (the
+  bare file name; the path as given when two files share a name), which stays
+  the same as long as the file does. Blank answers ('') are dropped.
+
+  Args:
+    paths: a file or glob, or several.
+    require_answers: whether a question without an answer is an error; if not,
+      it is returned with `answers == ()`.
+    duplicate_ids: 'error', or 'number' to make the second 'x' into 'x#2'
+      (for data whose id names something else, such as TimeQA's fact).
+
+  Returns:
+    The questions in file order, at least one.
+
+  Raises:
+    FileNotFoundError: a file is missing or a glob matches nothing.
+    ValueError: a file is empty, damaged or not UTF-8; a line is blank or no
+      JSON object; a field is missing or of the wrong type; an id is used
+      twice. The message starts with file:line.
+  """
+  if duplicate_ids not in ('error', 'number'):
+    raise ValueError(
+        f"duplicate_ids is {duplicate_ids!r}; it must be 'error' or 'number'"
+    )
+  files = expand_paths(paths)
+  names = [os.path.basename(path) for path in files]
+  questions: list[Question] = []
+  places: dict[str, str] = {}
+  for path, name in zip(files, names):
+    if names.count(name) > 1:
+      name = path
+    before = len(questions)
+    for line, row in read_json_lines(path):
+      where = f'{path}:{line}'
+      question = _parse(row, where, path, line, f'{name}:{line}',
+                        require_answers)
+      if question.id in places:
+        if duplicate_ids == 'error':
+          raise ValueError(
+              f"{where}: field 'id': {question.id!r} is already the id of "
+              f'{places[question.id]}; make ids unique, leave them out, or '
+              "read with duplicate_ids='number'"
+          )
+        question = dataclasses.replace(
+            question, id=_numbered(question.id, places)
+        )
+      places[question.id] = where
+      questions.append(question)
+    if len(questions) == before:
+      raise ValueError(
+          f'{path}: holds no questions; expected one JSON object a line'
+      )
+  return questions
+
+
+def expand_paths(paths: Paths) -> list[str]:
+  """Expands files and globs to existing files, each once, in a fixed order.
+
+  Args:
+    paths: a file or glob, or several. A file whose name looks like a glob is
+      taken as the file.
+
+  Returns:
+    The files, those of one glob sorted by name.
+
+  Raises:
+    FileNotFoundError: a file is missing or a glob matches nothing.
+    ValueError: no path is given.
+  """
+  if isinstance(paths, (str, os.PathLike)):
+    paths = [paths]
+  files: dict[str, str] = {}  # By real path: a file counts once.
+  for pattern in map(os.path.expanduser, map(os.fspath, paths)):
+    if os.path.isfile(pattern):
+      found = [pattern]
+    else:
+      found = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+    if not found:
+      raise FileNotFoundError(
+          f'{pattern}: ' + (
+              f'is a folder; name its files, as in {pattern.rstrip("/")}/*.jsonl'
+              if os.path.isdir(pattern) else
+              'no such file, and as a glob it matches none'
+          )
+      )
+    for path in found:
+      files.setdefault(os.path.realpath(path), path)
+  if not files:
+    raise ValueError('no file was named: give at least one path or glob')
+  return list(files.values())
+
+
+def read_json_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Reads the objects of a jsonl file, plain or gzipped (told by content).
+
+  Args:
+    path: the file, UTF-8, with or without a byte order mark.
+
+  Yields:
+    The 1-based line number and the object.
+
+  Raises:
+    ValueError: a line is blank, not UTF-8, no JSON or no object, or the
+      compressed data are damaged or cut short; names file:line.
+  """
+  with open(path, 'rb') as raw:
+    zipped = raw.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+  line = 0
+  try:
+    # Bytes are split at \n only; text mode would also split inside strings.
+    with (gzip.open if zipped else open)(path, 'rb') as lines:
+      for line, content in enumerate(lines, 1):
+        if line == 1:
+          content = content.removeprefix(b'\xef\xbb\xbf')
+        yield line, _object(content, f'{path}:{line}')
+  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    raise ValueError(
+        f'{path}:{line + 1}: the gzipped file is damaged or cut short '
+        f'({error}); fetch or compress it again'
+    ) from error
+
+
+def _object(content: bytes, where: str) -> dict[str, Any]:
+  if not content.strip():
+    raise ValueError(
+        f'{where}: blank line; delete it (every line is one JSON object)'
+    )
+  try:
+    row = json.loads(content.decode('utf-8'))
+  except UnicodeDecodeError as error:
+    raise ValueError(
+        f'{where}: not UTF-8 at byte {error.start} of the line; convert the '
+        'file to UTF-8'
+    ) from error
+  except json.JSONDecodeError as error:
+    raise ValueError(
+        f'{where}: malformed JSON at column {error.colno}: {error.msg}; every '
+        'line must be one JSON object'
+    ) from error
+  except (ValueError, RecursionError) as error:
+    # An integer of thousands of digits, or thousands of brackets.
+    raise ValueError(f'{where}: malformed JSON: {error}') from error
+  if not isinstance(row, dict):
+    raise ValueError(
+        f'{where}: expected a JSON object, found {_kind(row)}'
+    )
+  return row
+
+
+def _parse(
+    row: dict[str, Any], where: str, path: str, line: int, position_id: str,
+    require_answers: bool,
+) -> Question:
+  if row.get('question') is None:
+    raise ValueError(
+        f"{where}: missing field 'question'; found {_names(row)}"
+    )
+  question = _string(row['question'], where, 'question')
+  if not question.strip():
+    raise ValueError(f"{where}: field 'question' is blank; write the question")
+  target = row.get('target')
+  if target is not None:
+    # A blank target is as no target, as a blank answer is no answer.
+    target = _string(target, where, 'target')
+    target = target if target.strip() else None
+  answers = _answers(row, target, where)
+  if require_answers and not answers:
+    present = [f for f in (*_ANSWER_FIELDS, 'target') if f in row]
+    raise ValueError(
+        f"{where}: " + (
+            f'field {present[0]!r} holds no answer (blank ones do not count)'
+            if present else f"missing field 'answers'; found {_names(row)}"
+        ) + '; add one, or read with require_answers=False'
+    )
+  return Question(
+      id=_id(row['id'], where, 'id') if row.get('id') is not None
+      else position_id,
+      question=question,
+      answers=answers,
+      gold_passage_ids=_gold_passage_ids(row, where),
+      line=line,
+      path=path,
+      target=target,
+  )
+
+
+def _answers(
+    row: dict[str, Any], target: str | None, where: str
+) -> tuple[str, ...]:
+  for field in _ANSWER_FIELDS:
+    value = row.get(field)
+    if value is None:
+      continue
+    if field == 'answer' and isinstance(value, str):
+      value = [value]
+    if not isinstance(value, list):
+      raise ValueError(
+          f'{where}: field {field!r} must be a list of strings, found '
+          f'{_kind(value)}; write ["..."]'
+      )
+    answers = [
+        _string(answer, where, f'{field}[{index}]')
+        for index, answer in enumerate(value)
+    ]
+    return tuple(answer for answer in answers if answer.strip())
+  return () if target is None else (target,)
+
+
+def _gold_passage_ids(row: dict[str, Any], where: str) -> tuple[str, ...]:
+  ids: list[str] = []
+  if row.get('gold_passage_id') is not None:
+    ids.append(_id(row['gold_passage_id'], where, 'gold_passage_id'))
+  many = row.get('gold_passage_ids')
+  if many is not None:
+    if not isinstance(many, list):
+      raise ValueError(
+          f"{where}: field 'gold_passage_ids' must be a list of ids, found "
+          f"{_kind(many)}; a single id goes into 'gold_passage_id'"
+      )
+    ids.extend(
+        _id(one, where, f'gold_passage_ids[{index}]')
+        for index, one in enumerate(many)
+    )
+  return tuple(dict.fromkeys(ids))
+
+
+def _id(value: Any, where: str, field: str) -> str:
+  # bool is an int in Python, but true is no id.
+  if isinstance(value, int) and not isinstance(value, bool):
+    return str(value)
+  if not isinstance(value, str):
+    raise ValueError(
+        f'{where}: field {field!r} must be a string or an integer, found '
+        f'{_kind(value)}'
+    )
+  if not value.strip():
+    raise ValueError(f'{where}: field {field!r} is blank; leave it out instead')
+  return _string(value, where, field)
+
+
+def _string(value: Any, where: str, field: str) -> str:
+  if not isinstance(value, str):
+    raise ValueError(
+        f'{where}: field {field!r} must be a string, found {_kind(value)}'
+    )
+  try:
+    value.encode('utf-8')
+  except UnicodeEncodeError as error:
+    # JSON can spell half of a surrogate pair, which no file can then hold.
+    raise ValueError(
+        f'{where}: field {field!r} holds half a surrogate pair at character '
+        f'{error.start}; write the character itself'
+    ) from error
+  return value
+
+
+def _numbered(taken: str, places: dict[str, str]) -> str:
+  number = 2
+  while f'{taken}#{number}' in places:
+    number += 1
+  return f'{taken}#{number}'
+
+
+def _kind(value: Any) -> str:
+  kinds = {dict: 'an object', list: 'a list', str: 'a string',
+           bool: 'a boolean', type(None): 'null'}
+  return kinds.get(type(value), 'a number')
+
+
+def _names(row: dict[str, Any]) -> str:
+  return ', '.join(map(repr, list(row)[:8])) or 'no field'

@@ -1,0 +1,188 @@
+"""One shard of a corpus: a memory-mapped Arrow file of passages.
+
+Columns, in row order: `id`, `title`, `section`, `text` (strings), and
+`reader_title`, `reader_text`, `retriever_title`, `retriever_text` (lists of
+uint16 token ids, uint32 for vocabularies of more than 65,536). Two more hold
+the way from id to row: `id_hash`, sorted, and `id_row`, the row in the shard
+that each hash belongs to. A shard is one record batch, so that a column is one
+piece of memory.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from ralm_jax.data import atomic_files
+from ralm_jax.data import identifiers
+from ralm_jax.data import passages as passages_lib
+from ralm_jax.data import ragged
+from ralm_jax.data import vocabularies
+
+TOKEN_COLUMNS = (
+    'reader_title', 'reader_text', 'retriever_title', 'retriever_text')
+TEXT_COLUMNS = ('id', 'title', 'section', 'text')
+
+# Arrow's lists and strings count in 32 bits.
+_COLUMN_LIMIT = 2**31 - 1
+
+_SLICE = 4096  # Texts tokenised at a time.
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardEntry:
+  """What a manifest says about a shard.
+
+  Attributes:
+    file: name in the corpus folder.
+    rows: number of passages.
+    bytes: size of the file.
+    sha256: checksum of the file.
+    source: checksum of the input lines it was made of; empty for passages
+      that were appended.
+  """
+
+  file: str
+  rows: int
+  bytes: int
+  sha256: str
+  source: str = ''
+
+
+def tokenise(passages: Sequence[passages_lib.Passage],
+             reader: vocabularies.Vocabulary,
+             retriever: vocabularies.Vocabulary) -> dict[str, ragged.RaggedTokens]:
+  """The token columns of passages, without special tokens."""
+  texts = {'title': [p.merged_title for p in passages],
+           'text': [p.text for p in passages]}
+  columns = {}
+  for field, values in texts.items():
+    for model, vocabulary in (('reader', reader), ('retriever', retriever)):
+      if model == 'retriever' and retriever.fingerprint == reader.fingerprint:
+        columns[f'retriever_{field}'] = columns[f'reader_{field}']
+      else:
+        # Slices, since lists of Python integers take ten times the memory.
+        columns[f'{model}_{field}'] = ragged.RaggedTokens.from_lists(
+            itertools.chain.from_iterable(
+                vocabulary.encode_batch(values[start:start + _SLICE])
+                for start in range(0, len(values), _SLICE)))
+  return columns
+
+
+def token_type(vocab_size: int) -> type[np.unsignedinteger]:
+  """The smallest type that holds every id of a vocabulary."""
+  return np.uint16 if vocab_size <= 2**16 else np.uint32
+
+
+def write_shard(path: pathlib.Path, passages: Sequence[passages_lib.Passage],
+                tokens: Mapping[str, ragged.RaggedTokens],
+                vocab_sizes: Mapping[str, int], source: str = '') -> ShardEntry:
+  """Writes a shard; the same passages give the same bytes.
+
+  Args:
+    path: the file to write, atomically.
+    passages: of the shard, in row order.
+    tokens: `TOKEN_COLUMNS` of the passages.
+    vocab_sizes: of `reader` and `retriever`.
+    source: checksum of the lines the passages come from.
+
+  Raises:
+    ValueError: a column passes Arrow's 2 GB.
+  """
+  columns: dict[str, pa.Array] = {}
+  for name in TEXT_COLUMNS:
+    values = [getattr(passage, name) for passage in passages]
+    column = pa.array(values, pa.string())
+    if isinstance(column, pa.ChunkedArray):
+      raise _too_large(path, name)
+    columns[name] = column
+  for name in TOKEN_COLUMNS:
+    column = tokens[name]
+    if column.offsets[-1] > _COLUMN_LIMIT:
+      raise _too_large(path, name)
+    dtype = token_type(vocab_sizes[name.split('_')[0]])
+    columns[name] = pa.ListArray.from_arrays(
+        pa.array(column.offsets.astype(np.int32)),
+        pa.array(column.values.astype(dtype)))
+  hashes = identifiers.hash_ids(passage.id for passage in passages)
+  order = np.argsort(hashes, kind='stable')
+  columns['id_hash'] = pa.array(hashes[order])
+  columns['id_row'] = pa.array(order.astype(np.uint32))
+  batch = pa.record_batch(list(columns.values()), names=list(columns))
+  with atomic_files.replacing(path) as aside:
+    with pa.OSFile(str(aside), 'wb') as file:
+      with pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    entry = ShardEntry(path.name, len(passages), aside.stat().st_size,
+                       checksum(aside), source)
+  return entry
+
+
+def _too_large(path: pathlib.Path, column: str) -> ValueError:
+  return ValueError(
+      f'{path}: column {column!r} passes 2 GB; build the corpus with a smaller '
+      'shard_size')
+
+
+def checksum(path: pathlib.Path) -> str:
+  """SHA-256 of a file."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+class Shard:
+  """Reads a shard through a memory map; opening it reads a few kilobytes."""
+
+  def __init__(self, path: pathlib.Path):
+    """Maps a shard.
+
+    Raises:
+      ValueError: the file is no shard.
+    """
+    self.path = path
+    try:
+      mapped = pa.memory_map(str(path))
+      self._batch = pa.ipc.open_file(mapped).get_batch(0)
+    except (pa.ArrowInvalid, IndexError) as error:
+      raise ValueError(
+          f'{path}: not a shard of a corpus: {error}; build the corpus again') from error
+    # The map lives on without its file descriptor, of which there may be
+    # fewer than shards.
+    mapped.close()
+
+  def __len__(self) -> int:
+    return self._batch.num_rows
+
+  def token_column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Views of a token column: values [total], offsets [rows + 1] int32."""
+    return self._token_columns[name]
+
+  @functools.cached_property
+  def _token_columns(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    columns = {name: self._batch.column(name) for name in TOKEN_COLUMNS}
+    return {name: (column.values.to_numpy(), column.offsets.to_numpy())
+            for name, column in columns.items()}
+
+  def texts(self, row: int) -> dict[str, str]:
+    """`TEXT_COLUMNS` of a row."""
+    return {name: self._batch.column(name)[row].as_py() for name in TEXT_COLUMNS}
+
+  def ids(self) -> list[str]:
+    """Every id, in row order."""
+    return self._batch.column('id').to_pylist()
+
+  def id_of(self, row: int) -> str:
+    """The id of a row."""
+    return self._batch.column('id')[row].as_py()
+
+  def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose id has a hash: positions in `hashes` [M], rows [M] int64."""
+    run = self._batch.column('id_hash').to_numpy()
+    positions, found = identifiers.find_sorted(run, hashes)
+    rows = self._batch.column('id_row').to_numpy()[found]
+    return positions, rows.astype(np.int64)

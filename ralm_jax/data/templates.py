@@ -1,0 +1,195 @@
+"""Text templates rendered on token ids instead of text.
+
+`'{query} title: {title} context: {text}'` is tokenised once, literal by
+literal; its fields are then filled with tokens made long before. The ids are
+those of tokenising the finished text, because the vocabularies split at
+whitespace (`vocabularies.py`) and a template must keep its fields between
+whitespace.
+"""
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ralm_jax.data import ragged
+
+if TYPE_CHECKING:
+  from ralm_jax.data import vocabularies
+
+# Atlas's `encoder_format` and `retriever_format`.
+READER_FORMAT = '{query} title: {title} context: {text}'
+RETRIEVER_FORMAT = '{title} {text}'
+CLOSED_BOOK_FORMAT = '{query}'
+
+READER_FIELDS = ('query', 'title', 'text')
+RETRIEVER_FIELDS = ('title', 'text')
+
+
+class TokenTemplate:
+  """A text with fields, tokenised but for the fields.
+
+  Attributes:
+    format: the template as text.
+    fields: names of the fields it uses, in the order of their appearance.
+    pad_id: id that fills arrays made of its rendering.
+  """
+
+  def __init__(self, format: str, encode: Callable[[str], Sequence[int]], *,
+               prefix: Sequence[int] = (), suffix: Sequence[int] = (),
+               known_fields: Sequence[str] = READER_FIELDS, pad_id: int = 0):
+    """Parses and tokenises a template.
+
+    Args:
+      format: text with `{field}`s; `{{` and `}}` write braces.
+      encode: tokenises a literal, without special tokens.
+      prefix: ids put before everything (`[CLS]`).
+      suffix: ids put behind everything and kept under truncation (eos).
+      known_fields: names a field may have.
+      pad_id: id that fills arrays made of the rendering.
+
+    Raises:
+      ValueError: unbalanced braces, an unknown field, a field with a
+        conversion, or one that touches something other than whitespace.
+    """
+    self.format = format
+    self.pad_id = pad_id
+    self._prefix = np.asarray(prefix, np.int32)
+    self._suffix = np.asarray(suffix, np.int32)
+    # Field names and tokenised literals in order.
+    self._parts: list[str | np.ndarray] = []
+    literals, names = _parse(format, known_fields)
+    for index, literal in enumerate(literals):
+      if index:
+        self._parts.append(names[index - 1])
+      ids = np.asarray(encode(literal.strip()), np.int32)
+      if len(ids):
+        self._parts.append(ids)
+    self.fields = tuple(dict.fromkeys(names))
+
+  @classmethod
+  def for_reader(cls, vocabulary: 'vocabularies.Vocabulary',
+                 format: str = READER_FORMAT) -> 'TokenTemplate':
+    """Template of reader inputs: query and passage, then eos."""
+    return cls(format, vocabulary.encode, suffix=[vocabulary.eos_id],
+               pad_id=vocabulary.pad_id)
+
+  @classmethod
+  def for_retriever(
+      cls, vocabulary: 'vocabularies.Vocabulary',
+      format: str = RETRIEVER_FORMAT,
+      known_fields: Sequence[str] = RETRIEVER_FIELDS) -> 'TokenTemplate':
+    """Template of encoder inputs: [CLS] … [SEP] for WordPiece, else … eos.
+
+    With `format='{query}'` and `known_fields=('query',)` it is that of the
+    query side.
+    """
+    prefix = [vocabulary.cls_id] if hasattr(vocabulary, 'cls_id') else []
+    return cls(format, vocabulary.encode, prefix=prefix,
+               suffix=[vocabulary.eos_id], known_fields=known_fields,
+               pad_id=vocabulary.pad_id)
+
+  def render(self, fields: Mapping[str, ragged.RaggedTokens], length: int, *,
+             has_passage: np.ndarray | None = None) -> ragged.RaggedTokens:
+    """Fills the fields and truncates on the right.
+
+    Args:
+      fields: for each field of the template the tokens of N texts.
+      length: most tokens of a result, prefix and suffix included.
+      has_passage: [N] bool; where False only `{query}` is written, without
+        literals and other fields. None means everywhere True.
+
+    Returns:
+      N sequences of at most `length` tokens; all end with the suffix.
+
+    Raises:
+      ValueError: a field is missing, the fields differ in N, or `length` does
+        not hold prefix and suffix.
+    """
+    missing = [name for name in self.fields if name not in fields]
+    if missing:
+      raise ValueError(
+          f'template {self.format!r} needs field {missing[0]!r}; '
+          f'given: {", ".join(fields) or "none"}')
+    counts = {name: len(fields[name]) for name in self.fields}
+    if has_passage is not None:
+      counts['has_passage'] = len(has_passage)
+    if len(set(counts.values())) != 1:
+      raise ValueError(f'template {self.format!r}: fields differ in size: {counts}')
+    space = length - len(self._prefix) - len(self._suffix)
+    if space < 0:
+      raise ValueError(
+          f'length {length} does not hold the {len(self._prefix)} + '
+          f'{len(self._suffix)} special tokens of template {self.format!r}')
+    n = next(iter(counts.values()))
+
+    # Every result is a few runs out of one pool of tokens, so that one gather
+    # writes them all.
+    pool = [self._prefix, self._suffix]
+    pool_size = len(self._prefix) + len(self._suffix)
+    starts = np.zeros((n, len(self._parts) + 2), np.int64)
+    lengths = np.zeros_like(starts)
+    pooled: dict[str, int] = {}
+    for column, part in enumerate(self._parts, start=1):
+      if isinstance(part, str):
+        if part not in pooled:
+          pooled[part] = pool_size
+          pool.append(fields[part].values)
+          pool_size += len(pool[-1])
+        starts[:, column] = fields[part].offsets[:-1] + pooled[part]
+        lengths[:, column] = fields[part].lengths
+      else:
+        pool.append(part)
+        starts[:, column] = pool_size
+        lengths[:, column] = len(part)
+        pool_size += len(part)
+      if has_passage is not None and not (isinstance(part, str) and part == 'query'):
+        lengths[:, column] *= has_passage
+    ends = np.minimum(np.cumsum(lengths, axis=1), space)
+    lengths = np.diff(ends, axis=1, prepend=0)
+    lengths[:, 0] = len(self._prefix)
+    starts[:, -1], lengths[:, -1] = len(self._prefix), len(self._suffix)
+
+    runs = ragged.gather(np.concatenate(pool), starts.ravel(), lengths.ravel())
+    return ragged.RaggedTokens(
+        runs.values, runs.offsets[::starts.shape[1]].copy())
+
+  def __repr__(self) -> str:
+    return f'TokenTemplate({self.format!r})'
+
+
+def _parse(format: str, known: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Splits a template into literals and the field names between them."""
+  try:
+    pieces = list(string.Formatter().parse(format))
+  except ValueError as error:
+    raise ValueError(f'template {format!r}: {error}') from error
+  literals, names = [''], []
+  for literal, name, specification, conversion in pieces:
+    literals[-1] += literal
+    if name is None:
+      continue
+    if name not in known:
+      raise ValueError(
+          f'template {format!r}: unknown field {name!r}; '
+          f'known: {", ".join(known)}')
+    if specification or conversion:
+      raise ValueError(
+          f'template {format!r}: field {name!r} must stand alone in its braces')
+    names.append(name)
+    literals.append('')
+  if not names:
+    raise ValueError(
+        f'template {format!r} has no field; known: {", ".join(known)}')
+  for index, name in enumerate(names):
+    before, after = literals[index], literals[index + 1]
+    # Between two fields even an empty literal glues them together.
+    glued_before = before and not before[-1].isspace()
+    glued_after = (after and not after[0].isspace()) or (
+        not after and index + 1 < len(names))
+    if glued_before or glued_after:
+      raise ValueError(
+          f'template {format!r}: field {name!r} must stand between whitespace; '
+          'glued to other text its tokens would not be those of the whole text')
+  return literals, names

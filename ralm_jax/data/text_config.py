@@ -1,0 +1,63 @@
+"""TextConfig: how questions, passages and answers become tokens."""
+from __future__ import annotations
+
+import dataclasses
+
+from ralm_jax.data import templates
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+  """Formats and lengths; a checkpoint carries them.
+
+  Attributes:
+    question_format: the query from `{question}`. Reader and retriever see the
+      same text, as in Atlas.
+    target_format: the target from `{answer}`.
+    reader_format: one passage for the reader, from `{query}`, `{title}` and
+      `{text}`; `{query}` alone is closed-book.
+    retriever_format: one passage for the retriever, from `{title}`, `{text}`.
+    query_length: retriever tokens of a query, special tokens included.
+    reader_query_length: reader tokens of a query.
+    passage_length: reader tokens of query and passage together.
+    retriever_passage_length: retriever tokens of a passage.
+    target_length: reader tokens of a target, the end of sequence included.
+    n_passages: passages retrieved for a question.
+  """
+
+  question_format: str = 'question: {question} answer: <extra_id_0>'
+  target_format: str = '<extra_id_0> {answer}'
+  reader_format: str = templates.READER_FORMAT
+  retriever_format: str = templates.RETRIEVER_FORMAT
+  query_length: int = 64
+  reader_query_length: int = 64
+  passage_length: int = 200
+  retriever_passage_length: int = 200
+  target_length: int = 32
+  n_passages: int = 20
+
+  def __post_init__(self):
+    for field, name in (
+        ('question_format', 'question'), ('target_format', 'answer')
+    ):
+      if '{' + name + '}' not in getattr(self, field):
+        raise ValueError(
+            f'TextConfig.{field} {getattr(self, field)!r} must contain '
+            f'{{{name}}}.'
+        )
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.type == 'int' and value < 1:
+        raise ValueError(
+            f'TextConfig.{field.name} must be at least 1, not {value}.'
+        )
+
+  @property
+  def closed_book(self) -> bool:
+    return self.reader_format.strip() == templates.CLOSED_BOOK_FORMAT
+
+  def query(self, question: str) -> str:
+    return self.question_format.replace('{question}', question)
+
+  def target(self, answer: str) -> str:
+    return self.target_format.replace('{answer}', answer)

@@ -1,0 +1,274 @@
+"""SentencePiece and WordPiece vocabularies behind one interface.
+
+Both are free of TensorFlow: the same objects serve corpus building, the input
+pipeline, the evaluator and `ralm ask`.
+
+Every vocabulary here *splits at whitespace*: `encode(a + ' ' + b)` equals
+`encode(a) + encode(b)`. Passages are therefore tokenised once, and reader
+inputs are put together from ids instead of being tokenised again every step.
+A SentencePiece model for which this does not hold is refused.
+"""
+
+import abc
+import hashlib
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+
+import sentencepiece
+import tokenizers
+
+Path = str | pathlib.Path
+
+_SENTINEL = re.compile(r'\s*<extra_id_(0|[1-9][0-9]*)>\s*')
+_WORD_BOUNDARY = '\u2581'  # SentencePiece writes a space as this character.
+
+
+class Vocabulary(abc.ABC):
+  """Text to token ids and back.
+
+  Attributes:
+    path: the file the vocabulary was read from.
+    vocab_size: number of ids, sentinels included.
+    pad_id: id that fills arrays behind the last token.
+    eos_id: id that ends a sequence (`</s>`, or `[SEP]` for WordPiece).
+    unk_id: id of whatever the vocabulary cannot write.
+    fingerprint: SHA-256 of the file and of the options that change ids.
+  """
+
+  path: pathlib.Path
+  vocab_size: int
+  pad_id: int
+  eos_id: int
+  unk_id: int
+  fingerprint: str
+
+  @abc.abstractmethod
+  def encode(self, text: str) -> list[int]:
+    """Token ids of `text`, without special tokens."""
+
+  @abc.abstractmethod
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """`encode` of every text, faster than one call for each."""
+
+  @abc.abstractmethod
+  def decode(self, ids: Iterable[int]) -> str:
+    """Text of `ids`, without special tokens."""
+
+  def __repr__(self) -> str:
+    return f'{type(self).__name__}({str(self.path)!r})'
+
+
+class SentencePieceVocabulary(Vocabulary):
+  """A SentencePiece model with T5's sentinels on top.
+
+  Sentinel `<extra_id_i>` has id `vocab_size - 1 - i`: 32099 downwards for the
+  T5 vocabulary, whose model file holds 32,000 pieces. The literal string in a
+  text becomes that id, and the whitespace around it goes, so that the next
+  word keeps its word boundary: `'<extra_id_0> A'` is `[32099, 71]`.
+  """
+
+  def __init__(self, path: Path, extra_ids: int = 100):
+    """Reads a SentencePiece model.
+
+    Args:
+      path: the model file (`spiece.model`).
+      extra_ids: number of sentinels added behind the pieces.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is no SentencePiece model, it lacks the pad, eos or
+        unk piece, or its pieces cross whitespace.
+    """
+    self.path = pathlib.Path(path)
+    self.extra_ids = extra_ids
+    content = _read(self.path)
+    self._processor = sentencepiece.SentencePieceProcessor()
+    try:
+      self._processor.LoadFromSerializedProto(content)
+    except RuntimeError as error:
+      raise ValueError(f'{self.path}: not a SentencePiece model: {error}') from error
+    self.vocab_size = self._processor.vocab_size() + extra_ids
+    self.pad_id = self._special_id('pad_id')
+    self.eos_id = self._special_id('eos_id')
+    self.unk_id = self._special_id('unk_id')
+    self._refuse_pieces_across_whitespace()
+    digest = hashlib.sha256(f'sentencepiece extra_ids={extra_ids}\n'.encode())
+    digest.update(content)
+    self.fingerprint = digest.hexdigest()
+
+  def _special_id(self, name: str) -> int:
+    value = getattr(self._processor, name)()
+    if value < 0:
+      raise ValueError(
+          f'{self.path}: the model has no {name}; train it with '
+          'pad_id=0, eos_id=1, unk_id=2, bos_id=-1')
+    return value
+
+  def _refuse_pieces_across_whitespace(self) -> None:
+    encode = self._processor.encode
+    joined, apart = encode('a b'), encode('a') + encode('b')
+    pieces = (self._processor.id_to_piece(i)
+              for i in range(self._processor.vocab_size()))
+    crossing = next((p for p in pieces if _WORD_BOUNDARY in p[1:]), None)
+    if joined != apart or encode('  a  \n b ') != apart or crossing:
+      found = f' (piece {crossing!r})' if crossing else ''
+      raise ValueError(
+          f'{self.path}: the model does not split at whitespace{found}, so ids '
+          'of a passage cannot be put behind ids of a query; train it with '
+          'split_by_whitespace, add_dummy_prefix and remove_extra_whitespaces, '
+          'and without treat_whitespace_as_suffix')
+
+  def sentinel_id(self, index: int) -> int:
+    """Id of `<extra_id_{index}>`."""
+    if not 0 <= index < self.extra_ids:
+      raise ValueError(
+          f'sentinel {index} is not one of the {self.extra_ids} of {self.path}')
+    return self.vocab_size - 1 - index
+
+  def encode(self, text: str) -> list[int]:
+    if '<extra_id_' not in text:
+      return self._processor.encode(text)
+    ids, start = [], 0
+    for match in _SENTINEL.finditer(text):
+      index = int(match[1])
+      if index >= self.extra_ids:
+        continue  # No such sentinel: ordinary text.
+      ids += self._processor.encode(text[start:match.start()])
+      ids.append(self.sentinel_id(index))
+      start = match.end()
+    return ids + self._processor.encode(text[start:])
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    texts = list(texts)
+    if any('<extra_id_' in text for text in texts):
+      return [self.encode(text) for text in texts]
+    # One thread: callers that want more cores run several processes.
+    return self._processor.encode(texts, num_threads=1)
+
+  def decode(self, ids: Iterable[int], keep_sentinels: bool = False) -> str:
+    """Text of `ids`.
+
+    Args:
+      ids: token ids. Padding, eos and ids outside the vocabulary (models pad
+        their embedding table, T5's to 32,128 rows) are left out.
+      keep_sentinels: write sentinels as `<extra_id_i>` instead of leaving
+        them out.
+    """
+    n_pieces = self._processor.vocab_size()
+    runs: list[list[int] | str] = [[]]
+    for token in ids:
+      token = int(token)
+      if 0 <= token < n_pieces:
+        if token not in (self.pad_id, self.eos_id):
+          runs[-1].append(token)
+      elif keep_sentinels and n_pieces <= token < self.vocab_size:
+        runs += [f'<extra_id_{self.vocab_size - 1 - token}>', []]
+    if not keep_sentinels:
+      return self._processor.decode(runs[0])
+    texts = (r if isinstance(r, str) else self._processor.decode(r) for r in runs)
+    return ' '.join(text for text in texts if text)
+
+
+class WordPieceVocabulary(Vocabulary):
+  """BERT's uncased WordPiece, as Contriever and DPR use it.
+
+  The names of special tokens in a text (`[SEP]`, `[MASK]`) become their ids,
+  as they do in the original tokenisers.
+  """
+
+  def __init__(self, path: Path):
+    """Reads a BERT `vocab.txt`, one piece a line; the line is the id.
+
+    Args:
+      path: the vocabulary file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not UTF-8, repeats a piece, or lacks one of
+        `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]`, `[MASK]`.
+    """
+    self.path = pathlib.Path(path)
+    content = _read(self.path)
+    try:
+      # Not splitlines(): vocabularies hold pieces such as U+2028.
+      pieces = content.decode('utf-8').split('\n')
+    except UnicodeDecodeError as error:
+      raise ValueError(f'{self.path}: not a WordPiece vocabulary: {error}') from error
+    pieces = [piece.removesuffix('\r') for piece in pieces]
+    if not pieces[-1]:
+      pieces.pop()
+    ids: dict[str, int] = {}
+    for line, piece in enumerate(pieces, start=1):
+      if piece in ids:
+        raise ValueError(
+            f'{self.path}:{line}: piece {piece!r} is already on line {ids[piece] + 1}')
+      ids[piece] = line - 1
+    missing = [name for name in ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+               if name not in ids]
+    if missing:
+      raise ValueError(
+          f'{self.path}: not a WordPiece vocabulary: no line {", ".join(missing)}')
+    self._tokenizer = tokenizers.BertWordPieceTokenizer(ids, lowercase=True)
+    self.vocab_size = len(ids)
+    self.pad_id, self.unk_id = ids['[PAD]'], ids['[UNK]']
+    self.cls_id, self.sep_id = ids['[CLS]'], ids['[SEP]']
+    self.eos_id = self.sep_id
+    digest = hashlib.sha256(b'wordpiece uncased\n')
+    digest.update(content)
+    self.fingerprint = digest.hexdigest()
+
+  def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+    """Token ids of `text`.
+
+    Args:
+      text: any text.
+      add_special_tokens: put `[CLS]` before and `[SEP]` behind.
+    """
+    return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+  def encode_batch(self, texts: Sequence[str],
+                   add_special_tokens: bool = False) -> list[list[int]]:
+    encodings = self._tokenizer.encode_batch(
+        list(texts), add_special_tokens=add_special_tokens)
+    return [encoding.ids for encoding in encodings]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    known = [int(i) for i in ids if 0 <= int(i) < self.vocab_size]
+    return self._tokenizer.decode(known, skip_special_tokens=True)
+
+
+def load_vocabulary(path: Path, extra_ids: int = 100) -> Vocabulary:
+  """Reads a vocabulary file of either kind.
+
+  Args:
+    path: a SentencePiece model (`*.model`) or a BERT `vocab.txt`.
+    extra_ids: number of sentinels of a SentencePiece vocabulary.
+
+  Returns:
+    The vocabulary. The content decides, not the name.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: the file is neither kind of vocabulary.
+  """
+  path = pathlib.Path(path)
+  content = _read(path)
+  # A SentencePiece model is a protocol buffer whose first field is a piece.
+  if content[:1] == b'\x0a':
+    return SentencePieceVocabulary(path, extra_ids)
+  if b'[UNK]' in content and not content.lstrip().startswith(b'{'):
+    return WordPieceVocabulary(path)
+  raise ValueError(
+      f'{path}: neither a SentencePiece model (spiece.model) nor a BERT '
+      'WordPiece vocabulary (vocab.txt, one piece a line, with [UNK])')
+
+
+def _read(path: pathlib.Path) -> bytes:
+  if path.is_dir():
+    raise ValueError(
+        f'{path}: a folder; name the vocabulary file in it '
+        '(spiece.model or vocab.txt)')
+  if not path.exists():
+    raise FileNotFoundError(f'{path}: no such vocabulary file')
+  return path.read_bytes()

@@ -1,0 +1,88 @@
+"""Eval: answer a file of questions and score the answers."""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import sys
+
+from ralm_jax import runs
+from ralm_jax.data import questions as questions_lib
+
+
+def evaluate(
+    *,
+    checkpoint: str,
+    questions: str | Sequence[str],
+    output: str,
+    index: str | None = None,
+    retrieval_address: str | None = None,
+    corpus: str | None = None,
+    n_passages: int | None = None,
+    batch_size: int = 32,
+    require_answers: bool = True,
+) -> dict[str, float | int | None]:
+  """Writes `predictions.jsonl` and `metrics.json`; returns the metrics.
+
+  Args:
+    checkpoint: MODEL_DIR or MODEL_DIR/checkpoint_<step>.
+    questions: jsonl files or globs of `{question, answers, id?, ...}`.
+    output: folder of the results.
+    index: INDEX folder; a retrieval process is started for it.
+    retrieval_address: 'host:port' of a running one instead.
+    corpus: None takes the one the index names.
+    n_passages: None takes the model's own number.
+    batch_size: questions at a time.
+    require_answers: whether a question without answers is an error.
+  """
+  rows = questions_lib.read_questions(
+      questions, require_answers=require_answers, duplicate_ids='number'
+  )
+  opened = runs.open_checkpoint(checkpoint)
+  with runs.open_evaluator(
+      opened, index=index, retrieval_address=retrieval_address, corpus=corpus,
+      n_passages=n_passages, batch_size=batch_size,
+  ) as evaluator:
+    return evaluator.evaluate(
+        opened.params, rows, output=output, progress=True
+    )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Flags that evaluation and inference share."""
+  parser.add_argument('--checkpoint', required=True, metavar='CKPT')
+  parser.add_argument(
+      '--questions', required=True, nargs='+', metavar='FILE',
+      help='jsonl of {question, answers, id?, gold_passage_id?}; globs allowed')
+  add_retrieval_flags(parser)
+  parser.add_argument('--output', required=True, metavar='DIR')
+  parser.add_argument('--batch_size', type=int, default=32)
+
+
+def add_retrieval_flags(parser: argparse.ArgumentParser) -> None:
+  """Flags that say where passages come from."""
+  parser.add_argument('--index', metavar='INDEX', help='index folder')
+  parser.add_argument(
+      '--retrieval_address', metavar='HOST:PORT',
+      help='a running retrieval process, instead of --index')
+  parser.add_argument(
+      '--corpus', metavar='CORPUS', help='where the index\'s corpus is now')
+  parser.add_argument(
+      '--n_passages', type=int, help='passages retrieved for a question')
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+  """Evaluates from command-line flags."""
+  parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+  add_flags(parser)
+  arguments = parser.parse_args(argv)
+  metrics = evaluate(**vars(arguments))
+  for name, value in metrics.items():
+    if value is not None:
+      print(f'{name:<18} {value:.4f}' if name != 'count' else f'{name:<18} {value}')
+  print(f'written to {arguments.output}/predictions.jsonl and metrics.json')
+
+
+if __name__ == '__main__':
+  from ralm_jax import cli
+
+  sys.exit(cli.main(['eval', *sys.argv[1:]]))

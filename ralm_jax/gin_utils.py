@@ -1,0 +1,191 @@
+"""gin the way T5X users type it, with typos caught.
+
+`--gin_file`, `--gin_bindings`, `--gin_search_paths` and `--gin.NAME=VALUE`.
+Later files and bindings override earlier ones.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+import difflib
+# gin's resource reader uses it without importing it.
+import importlib.util  # noqa: F401  pylint: disable=unused-import
+import os
+from typing import Any
+
+import gin
+from gin import config as gin_config
+
+_PREFIX = '--gin.'
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the gin flags to a parser."""
+  parser.add_argument(
+      '--gin_file', action='append', default=[], metavar='FILE',
+      help='gin file; may be repeated, later ones override')
+  parser.add_argument(
+      '--gin_bindings', action='append', default=[], metavar='BINDING',
+      help="one binding, e.g. 'TRAIN_STEPS = 100'; may be repeated")
+  parser.add_argument(
+      '--gin_search_paths', default='.', metavar='DIRS',
+      help='folders where gin files are looked for, separated by commas')
+  parser.epilog = (
+      '--gin.NAME=VALUE sets a macro or parameter, e.g. '
+      '--gin.MODEL_DIR=/tmp/run --gin.TRAIN_STEPS=100'
+  )
+
+
+def split_gin_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Takes `--gin.NAME=VALUE` out of the arguments, as gin bindings.
+
+  A VALUE that is no gin literal (`/tmp/run`) is taken as a string, so that
+  nothing has to be quoted twice.
+
+  Raises:
+    ValueError: `--gin.NAME` without a value.
+  """
+  rest, bindings = [], []
+  for argument in argv:
+    if not argument.startswith(_PREFIX):
+      rest.append(argument)
+      continue
+    name, separator, value = argument.removeprefix(_PREFIX).partition('=')
+    if not separator:
+      raise ValueError(f'{argument} needs a value: {argument}=VALUE.')
+    bindings.append(f'{name.strip()} = {_literal(value.strip())}')
+  return rest, bindings
+
+
+def _literal(value: str) -> str:
+  try:
+    gin_config.parse_value(value)
+    return value
+  except Exception:  # pylint: disable=broad-except
+    return repr(value)
+
+
+def parse(
+    gin_files: Sequence[str],
+    bindings: Sequence[str],
+    search_paths: Sequence[str] = ('.',),
+) -> None:
+  """Parses the configuration.
+
+  Raises:
+    FileNotFoundError: a file is in none of the search paths.
+    ValueError: an unknown name (with the nearest known) or a bad value.
+  """
+  gin.clear_config()
+  for path in search_paths:
+    gin.add_config_file_search_path(path)
+  # Installed configurations are found by their path in the package.
+  gin.add_config_file_search_path(
+      os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  )
+  for file in gin_files:
+    if not any(
+        os.path.exists(os.path.join(path, file))
+        for path in (*search_paths, *gin_config._LOCATION_PREFIXES)  # pylint: disable=protected-access
+    ):
+      raise FileNotFoundError(
+          f'gin file {file} is in none of {list(search_paths)} nor installed '
+          'with the package (gin_configs/…).'
+      )
+  try:
+    gin.parse_config_files_and_bindings(
+        list(gin_files), list(bindings), finalize_config=False
+    )
+  except Exception as e:
+    raise ValueError(f'{_first_lines(e)}{_nearest_in(str(e))}') from e
+  unused = sorted(_macros_bound() - set(_macros_used()))
+  for name in unused:
+    near = difflib.get_close_matches(name, sorted(set(_macros_used())), n=1)
+    hint = f' Did you mean {near[0]}?' if near else ''
+    raise ValueError(
+        f'gin sets {name}, which no configuration uses.{hint} Names in use: '
+        f'{", ".join(sorted(set(_macros_used()))) or "none"}.'
+    )
+
+
+def _first_lines(error: Exception) -> str:
+  return ' '.join(line.strip() for line in str(error).splitlines()[:3])
+
+
+def _nearest_in(message: str) -> str:
+  """A hint for "No configurable matching 'x'" and unknown parameters."""
+  import re
+
+  match = re.search(r"No configurable matching '([^']+)'", message)
+  if match:
+    known = {key[1] for key in gin_config._CONFIG} | {  # pylint: disable=protected-access
+        selector for selector in gin_config._REGISTRY._selector_map  # pylint: disable=protected-access
+    }
+    wanted = match[1].split('.')[-1]
+    near = difflib.get_close_matches(
+        wanted, sorted({name.split('.')[-1] for name in known}), n=1
+    )
+    return f' Did you mean {near[0]}?' if near else ''
+  match = re.search(r"named? '?([\w.]+)'?.*parameter.*'(\w+)'", message)
+  if match is None:
+    match = re.search(r"'([\w.]+)'.*parameter named '(\w+)'", message)
+  return _nearest_parameter(message)
+
+
+def _nearest_parameter(message: str) -> str:
+  """For "Configurable 'f' doesn't have a parameter named 'x'"."""
+  import inspect
+  import re
+
+  match = re.search(
+      r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message
+  )
+  if not match:
+    return ''
+  try:
+    configurable = gin_config._REGISTRY.get_match(match[1])  # pylint: disable=protected-access
+    names = list(inspect.signature(configurable.wrapped).parameters)
+  except Exception:  # pylint: disable=broad-except
+    return ''
+  near = difflib.get_close_matches(match[2], names, n=1)
+  return f' Did you mean {near[0]!r}?' if near else f' It has {names}.'
+
+
+def _macros_bound() -> set[str]:
+  return {
+      scope for scope, selector in gin_config._CONFIG  # pylint: disable=protected-access
+      if selector == 'gin.macro'
+  }
+
+
+def _macros_used() -> Iterator[str]:
+  """Names of macros that any binding refers to."""
+
+  def references(value: Any) -> Iterator[str]:
+    if isinstance(value, gin_config.ConfigurableReference):
+      if value.selector == 'gin.macro' or value.config_key[1] == 'gin.macro':
+        yield '/'.join(value.scopes)
+    elif isinstance(value, dict):
+      for key, item in value.items():
+        yield from references(key)
+        yield from references(item)
+    elif isinstance(value, (list, tuple)):
+      for item in value:
+        yield from references(item)
+
+  for parameters in gin_config._CONFIG.values():  # pylint: disable=protected-access
+    for value in parameters.values():
+      yield from references(value)
+
+
+def save_config(directory: str) -> None:
+  """Writes `config.gin` and, once run, `operative_config.gin`."""
+  os.makedirs(directory, exist_ok=True)
+  for name, text in (
+      ('config.gin', gin.config_str()),
+      ('operative_config.gin', gin.operative_config_str()),
+  ):
+    path = os.path.join(directory, name)
+    with open(path + '.tmp', 'w', encoding='utf-8') as file:
+      file.write(text)
+    os.replace(path + '.tmp', path)

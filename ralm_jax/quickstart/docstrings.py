@@ -1,0 +1,412 @@
+"""A corpus with questions from the standard library's own documentation.
+
+Every documented module, class, function and attribute of the Python that runs
+this becomes one passage: the qualified name is its title, the docstring its
+text. The docstring's first sentence is a question whose answer is the name.
+
+Python sources are parsed, never imported, so nothing is printed, opened or
+changed by collecting. Only modules that have no Python source (the built-in
+and compiled ones) are imported. For one Python installation the result is
+always the same, in the same order.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import string
+import sys
+import sysconfig
+import types
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# Test suites, demos and vendored code say little about the library; `ntpath`
+# repeats `posixpath`; `readline` writes to the terminal when it is imported.
+_SKIPPED = frozenset({
+    'antigravity', 'ensurepip', 'idlelib', 'lib2to3', 'ntpath', 'pydoc_data',
+    'readline', 'test', 'tests', 'this', 'turtledemo', 'idle_test',
+    'site-packages', '__main__', '__phello__',
+})
+
+# Where a module that users never name is documented. Other private modules are
+# taken for the public one of the same name (`_socket` for `socket`) or left out.
+_PUBLIC_MODULE = {
+    '_collections_abc': 'collections.abc',
+    '_elementtree': 'xml.etree.ElementTree',
+    '_thread': '_thread',
+    'posix': 'os',
+    'posixpath': 'os.path',
+}
+
+# 'name(arguments) -> result' at the start of compiled code's docstrings, with
+# whatever dash or full stop parts it from the description.
+_SIGNATURE = re.compile(
+    r'^[A-Za-z_][\w.]*\([^()]*(?:\([^()]*\)[^()]*)*\)'
+    r'(?:[ \t]*->[ \t]*[^\n.:]*?(?=\.|:|--|\n|$))?'
+    r'[ \t]*(?:--|[.:-])?[ \t]*(?:\n+|(?=[A-Z])|$)'
+)
+_ABBREVIATIONS = ('e.g.', 'i.e.', 'etc.', 'vs.', 'cf.', 'approx.', 'incl.')
+_ARTICLES = re.compile(r'\b(a|an|the)\b')
+
+
+@dataclass(frozen=True)
+class Docstring:
+  """One documented object.
+
+  Attributes:
+    name: Qualified name, such as `asyncio.events.Handle.cancel`; the passage's
+      title and the question's answer.
+    sentence: First sentence of the documentation; the question.
+    text: The documentation, first sentence included, without its signature
+      line, on one line and cut after `max_words` words; the passage.
+  """
+
+  name: str
+  sentence: str
+  text: str
+
+
+@dataclass(frozen=True)
+class Split:
+  """Training and test questions that share no answer."""
+
+  train: list[Docstring]
+  test: list[Docstring]
+
+
+def clean_docstring(docstring: str) -> str:
+  """Returns a docstring dedented and without leading signature lines."""
+  text = inspect.cleandoc(docstring).strip()
+  while True:
+    match = _SIGNATURE.match(text)
+    if not match:
+      return text
+    text = text[match.end():].strip()
+
+
+def first_sentence(text: str) -> str:
+  """Returns the first sentence of `text`, on one line, or the first paragraph.
+
+  Args:
+    text: Documentation as `clean_docstring` leaves it.
+  """
+  paragraph = ' '.join(re.split(r'\n\s*\n', text, maxsplit=1)[0].split())
+  for match in re.finditer(r'[.!?](?=\s|$)', paragraph):
+    sentence = paragraph[:match.end()]
+    if not sentence.lower().endswith(_ABBREVIATIONS):
+      return sentence
+  return paragraph
+
+
+def collect_docstrings(
+    min_words: int = 4, max_words: int = 100, max_sentence_words: int = 30
+) -> list[Docstring]:
+  """Returns the documentation of this Python's standard library.
+
+  Names that begin with an underscore are left out. Where several objects share
+  a first sentence, which could not be told apart by it, only the one with the
+  shortest name stays, so every question has one answer.
+
+  Args:
+    min_words: Shorter first sentences are left out.
+    max_words: Texts are cut after so many words.
+    max_sentence_words: Longer first sentences are left out, as are those that
+      give the qualified name away.
+
+  Returns:
+    Docstrings in the order of their names, about 5,000 of them.
+
+  Raises:
+    FileNotFoundError: This Python has no standard library sources on disk.
+  """
+  found: dict[str, str] = {}
+  for name, docstring in _raw_docstrings():
+    found.setdefault(name, docstring)
+  kept: dict[str, Docstring] = {}
+  for name in sorted(found, key=lambda name: (len(name), name)):
+    text = clean_docstring(found[name])
+    sentence = first_sentence(text)
+    words = len(re.findall(r'[A-Za-z]+', sentence))
+    if not min_words <= words <= max_sentence_words or name in sentence:
+      continue
+    text = ' '.join(text.split()[:max_words])
+    kept.setdefault(_normalize(sentence), Docstring(name, sentence, text))
+  return sorted(kept.values(), key=lambda docstring: docstring.name)
+
+
+def split_by_object(
+    docstrings: Iterable[Docstring], test_fraction: float = 0.1, seed: int = 0
+) -> Split:
+  """Splits so that no object, under whatever name, is on both sides.
+
+  Names that exact match could not tell apart, and names that share their whole
+  documentation (an alias, or one object exported twice), stay together. A
+  group's side depends only on its alphabetically first name and `seed`, never
+  on the other groups.
+
+  Args:
+    docstrings: What to split.
+    test_fraction: Expected share of objects for the test side, in (0, 1).
+    seed: Another seed is another split.
+
+  Raises:
+    ValueError: `test_fraction` is not between 0 and 1.
+  """
+  if not 0 < test_fraction < 1:
+    raise ValueError(
+        f'test_fraction must lie between 0 and 1, got {test_fraction}'
+    )
+  docstrings = list(docstrings)
+  group = _Groups()
+  for docstring in docstrings:
+    group.join(
+        'name ' + docstring.name,
+        'answer ' + _normalize(docstring.name),
+        'text ' + _normalize(docstring.text),
+    )
+  first_name: dict[str, str] = {}
+  for docstring in docstrings:
+    root = group.find('name ' + docstring.name)
+    first_name[root] = min(first_name.get(root, docstring.name), docstring.name)
+  split = Split([], [])
+  for docstring in docstrings:
+    name = first_name[group.find('name ' + docstring.name)]
+    digest = hashlib.sha256(f'{seed} {name}'.encode()).digest()
+    is_test = int.from_bytes(digest[:8], 'big') < test_fraction * 2**64
+    (split.test if is_test else split.train).append(docstring)
+  return split
+
+
+def write_corpus(
+    directory: str | os.PathLike,
+    docstrings: Iterable[Docstring],
+    test_fraction: float = 0.1,
+    seed: int = 0,
+) -> Split:
+  """Writes `passages.jsonl`, `train.jsonl` and `test.jsonl`.
+
+  Passages of both sides are in the corpus; only the questions are split. A
+  passage's id is its name.
+
+  Args:
+    directory: Where to write; made if missing. Files there are replaced.
+    docstrings: What to write.
+    test_fraction: See `split_by_object`.
+    seed: See `split_by_object`.
+
+  Returns:
+    The split that was written.
+
+  Raises:
+    ValueError: A name occurs twice, or a side of the split is empty.
+  """
+  docstrings = list(docstrings)
+  names = set()
+  for docstring in docstrings:
+    if docstring.name in names:
+      raise ValueError(f'{docstring.name!r} occurs twice; ids must be unique')
+    names.add(docstring.name)
+  split = split_by_object(docstrings, test_fraction, seed)
+  if not split.train or not split.test:
+    raise ValueError(
+        f'{len(docstrings)} docstrings make {len(split.train)} training and '
+        f'{len(split.test)} test questions; both need at least one'
+    )
+  directory = Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  _write_lines(directory / 'passages.jsonl', (
+      {'id': d.name, 'title': d.name, 'section': '', 'text': d.text}
+      for d in docstrings
+  ))
+  for file_name, side in (
+      ('train.jsonl', split.train), ('test.jsonl', split.test)
+  ):
+    _write_lines(directory / file_name, (
+        {
+            'id': d.name,
+            'question': d.sentence,
+            'answers': [d.name],
+            'gold_passage_id': d.name,
+        }
+        for d in side
+    ))
+  return split
+
+
+class _Groups:
+  """Union-find over strings."""
+
+  def __init__(self):
+    self._parent: dict[str, str] = {}
+
+  def find(self, key: str) -> str:
+    self._parent.setdefault(key, key)
+    while self._parent[key] != key:
+      self._parent[key] = self._parent[self._parent[key]]
+      key = self._parent[key]
+    return key
+
+  def join(self, first: str, *others: str) -> None:
+    for other in others:
+      self._parent[self.find(other)] = self.find(first)
+
+
+def _normalize(text: str) -> str:
+  """Lower case without punctuation and articles, as exact match compares."""
+  text = text.lower().translate(str.maketrans('', '', string.punctuation))
+  return ' '.join(_ARTICLES.sub(' ', text).split())
+
+
+def _write_lines(path: Path, records: Iterable[dict]) -> None:
+  aside = path.with_name(path.name + '.tmp')
+  with open(aside, 'w', encoding='utf-8') as file:
+    for record in records:
+      file.write(json.dumps(record, ensure_ascii=False) + '\n')
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(aside, path)
+
+
+def _public_module(module: str) -> str | None:
+  """Returns the name users know a module by, or None for a private one."""
+  top, _, rest = module.partition('.')
+  if top in _PUBLIC_MODULE:
+    top = _PUBLIC_MODULE[top]
+  elif top.startswith('_'):
+    if top[1:] not in sys.stdlib_module_names:
+      return None
+    top = top[1:]
+  if any(part.startswith('_') for part in rest.split('.') if rest):
+    return None
+  return f'{top}.{rest}' if rest else top
+
+
+def _raw_docstrings() -> Iterator[tuple[str, str]]:
+  """Yields qualified names and docstrings as written, repeats included."""
+  library = Path(sysconfig.get_path('stdlib'))
+  compiled = []
+  parsed = 0
+  for top in sorted(sys.stdlib_module_names):
+    if top in _SKIPPED or 'test' in top.split('_'):
+      continue
+    sources = _module_sources(library, top)
+    if not sources:
+      compiled.append(top)
+    for module, path in sources:
+      # `_pydecimal` and its like would only repeat the compiled module.
+      public = _public_module(module)
+      if public is None:
+        continue
+      parsed += 1
+      yield from _parse_module(public, path)
+  if not parsed:
+    raise FileNotFoundError(
+        f'no Python sources under {library}: this Python was installed without '
+        'its standard library sources; use one that has them'
+    )
+  for module in compiled:
+    public = _public_module(module)
+    if public is not None:
+      yield from _inspect_module(public, module)
+
+
+def _module_sources(library: Path, top: str) -> list[tuple[str, Path]]:
+  """Returns (module, file) of a top-level module and all modules in it."""
+  single = library / f'{top}.py'
+  if single.is_file():
+    return [(top, single)]
+  sources = []
+  for path in sorted((library / top).rglob('*.py')):
+    parts = path.relative_to(library).with_suffix('').parts
+    if any(part in _SKIPPED or part.startswith('test_') for part in parts):
+      continue
+    if parts[-1] == '__init__':
+      parts = parts[:-1]
+    sources.append(('.'.join(parts), path))
+  return sources
+
+
+def _parse_module(module: str, path: Path) -> Iterator[tuple[str, str]]:
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      tree = ast.parse(path.read_bytes(), filename=str(path))
+  except (SyntaxError, ValueError, OSError):
+    return  # Templates and files of another Python's syntax.
+  docstring = ast.get_docstring(tree, clean=False)
+  if docstring:
+    yield module, docstring
+  yield from _parse_body(module, tree.body)
+
+
+def _parse_body(
+    prefix: str, body: list[ast.stmt]
+) -> Iterator[tuple[str, str]]:
+  for node in body:
+    if isinstance(node, (ast.If, ast.Try)):
+      # Definitions that depend on the platform, or on a compiled module.
+      branches = [node.body, node.orelse]
+      branches += [handler.body for handler in getattr(node, 'handlers', ())]
+      for branch in branches:
+        yield from _parse_body(prefix, branch)
+    elif isinstance(
+        node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    ):
+      if node.name.startswith('_'):
+        continue
+      name = f'{prefix}.{node.name}'
+      docstring = ast.get_docstring(node, clean=False)
+      if docstring:
+        yield name, docstring
+      if isinstance(node, ast.ClassDef):
+        yield from _parse_body(name, node.body)
+
+
+def _inspect_module(public: str, module: str) -> Iterator[tuple[str, str]]:
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')
+      if importlib.util.find_spec(module) is None:
+        return  # Of another platform.
+      imported = importlib.import_module(module)
+  except Exception:  # A compiled module may lack its shared library.
+    return
+  if isinstance(imported.__doc__, str):
+    yield public, imported.__doc__
+  yield from _inspect_members(public, vars(imported), module)
+
+
+def _inspect_members(
+    prefix: str, members: dict[str, object], module: str
+) -> Iterator[tuple[str, str]]:
+  kinds = (
+      type, types.BuiltinFunctionType, types.MethodDescriptorType,
+      types.ClassMethodDescriptorType, types.GetSetDescriptorType,
+      types.MemberDescriptorType,
+  )
+  seen = set()
+  for name in sorted(members):
+    value = members[name]
+    if isinstance(value, (staticmethod, classmethod)):
+      value = value.__func__
+    if name.startswith('_') or not isinstance(value, kinds):
+      continue
+    # A class under a second name, such as `socket.SocketType`.
+    if isinstance(value, type) and value.__name__ != name:
+      continue
+    if id(value) in seen:
+      continue
+    seen.add(id(value))
+    if isinstance(value.__doc__, str):
+      yield f'{prefix}.{name}', value.__doc__
+    if isinstance(value, type) and prefix.count('.') < 4:
+      yield from _inspect_members(f'{prefix}.{name}', dict(vars(value)), module)

@@ -1,0 +1,129 @@
+"""From a QueryBatch and retrieved rows to the arrays of a train step."""
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from ralm_jax.data import batches
+from ralm_jax.data import corpus
+from ralm_jax.data import templates
+from ralm_jax.data import tokenization
+from ralm_jax.models import retrieval_lm
+
+
+class Assembler:
+  """Builds static ReaderBatches of host arrays."""
+
+  def __init__(
+      self,
+      tokenizer: tokenization.QueryTokenizer,
+      store: corpus.PassageStore | None,
+  ):
+    """Prepares the templates.
+
+    Args:
+      tokenizer: with the formats and vocabularies.
+      store: the passages; None for closed-book.
+
+    Raises:
+      ValueError: the corpus was tokenised with other vocabularies.
+    """
+    self.tokenizer = tokenizer
+    self.store = store
+    text = tokenizer.text
+    if store is not None:
+      for side in ('reader', 'retriever'):
+        ours = getattr(tokenizer, f'{side}_vocabulary')
+        theirs = getattr(store, f'{side}_vocabulary')
+        if ours.fingerprint != theirs.fingerprint:
+          raise ValueError(
+              f'The corpus {store.directory} was tokenised with another {side} '
+              f'vocabulary ({theirs.path}) than the model uses ({ours.path}); '
+              'build it again with `ralm corpus` and the model\'s vocabularies.'
+          )
+    self._reader_template = templates.TokenTemplate.for_reader(
+        tokenizer.reader_vocabulary, text.reader_format
+    )
+    self._retriever_template = templates.TokenTemplate.for_retriever(
+        tokenizer.retriever_vocabulary, text.retriever_format
+    )
+
+  def reader_batch(
+      self,
+      queries: batches.QueryBatch,
+      rows: np.ndarray,
+      *,
+      with_retriever: bool = True,
+      title_rows: np.ndarray | None = None,
+  ) -> retrieval_lm.ReaderBatch:
+    """Host arrays of one batch.
+
+    Args:
+      queries: [batch] examples; padding rows have no target.
+      rows: int64 [batch, n_passages] of the corpus, -1 for none.
+      with_retriever: also the arrays that train the retriever.
+      title_rows: int64 [batch, n_passages], show these rows' titles instead.
+    """
+    text, tokenizer = self.tokenizer.text, self.tokenizer
+    reader_inputs = batches.assemble_reader_inputs(
+        queries.reader_query_tokens, rows, self.store, self._reader_template,
+        text.passage_length, title_rows=title_rows,
+    )
+    real = queries.is_example[:, None]
+    batch = retrieval_lm.ReaderBatch(
+        reader_tokens=reader_inputs.tokens,
+        reader_mask=reader_inputs.mask,
+        passage_mask=reader_inputs.passage_mask & real,
+        target_tokens=queries.target_tokens,
+        target_mask=(
+            queries.target_tokens != tokenizer.reader_vocabulary.pad_id
+        ) & real,
+    )
+    if not with_retriever or self.store is None:
+      return batch
+    passages = batches.assemble_retriever_inputs(
+        rows, self.store, self._retriever_template,
+        text.retriever_passage_length, title_rows=title_rows,
+    )
+    return dataclasses.replace(
+        batch,
+        query_tokens=queries.query_tokens,
+        query_mask=queries.query_tokens != tokenizer.retriever_vocabulary.pad_id,
+        retriever_tokens=passages.tokens,
+        retriever_mask=passages.mask,
+    )
+
+  def passage_inputs(self, rows: np.ndarray) -> batches.PassageInputs:
+    """The passage encoder's inputs for rows [n]: tokens [n, 1, length]."""
+    return batches.assemble_retriever_inputs(
+        rows[:, None], self.store, self._retriever_template,
+        self.tokenizer.text.retriever_passage_length,
+    )
+
+
+def answer_recall(batch: retrieval_lm.ReaderBatch, skip: int = 0) -> float:
+  """Share of examples whose target tokens stand in a retrieved passage.
+
+  Compared token by token, so it is cheap and slightly stricter than comparing
+  text. The reader's own query counts as part of the passage.
+
+  Args:
+    batch: host arrays.
+    skip: leading target tokens to leave out, such as a sentinel.
+  """
+  lengths = batch.target_mask.sum(-1)
+  hits = examples = 0
+  for tokens, target, length, mask in zip(
+      batch.reader_tokens, batch.target_tokens, lengths, batch.passage_mask
+  ):
+    # The last target token is the end of sequence.
+    answer = target[skip : length - 1]
+    if not len(answer) or not mask.any():
+      continue
+    examples += 1
+    windows = np.lib.stride_tricks.sliding_window_view(
+        tokens[mask], len(answer), axis=-1
+    )
+    hits += bool(np.any(np.all(windows == answer, axis=-1)))
+  return hits / examples if examples else float('nan')

@@ -1,0 +1,135 @@
+"""Opening an index: a remote retrieval process, or one of our own."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import logging
+import os
+import threading
+
+from ralm_jax.data import corpus as corpus_lib
+from retrieval_service import client as client_lib
+from retrieval_service import local
+
+
+@dataclasses.dataclass(frozen=True)
+class Connection:
+  """A client of a retrieval process and the corpus its ids belong to."""
+
+  client: client_lib.RetrievalClient
+  store: corpus_lib.PassageStore
+
+
+@contextlib.contextmanager
+def connect(
+    *,
+    index: str | os.PathLike[str] | None = None,
+    address: str | None = None,
+    corpus: str | os.PathLike[str] | None = None,
+    retry_for_s: float = 300.0,
+    nprobe: int | None = None,
+    rerank: int | None = None,
+    threads: int | None = None,
+) -> Iterator[Connection]:
+  """Connects to `address`, or starts a process for `index` on loopback.
+
+  A process of our own is supervised: it is started again when it dies, and
+  ends with this program even if that is killed.
+
+  Args:
+    index: the INDEX folder; not with `address`.
+    address: 'host:port' of a running process.
+    corpus: the CORPUS folder; None takes the one the index names.
+    retry_for_s: how long searches wait for a dead process.
+    nprobe: inverted lists visited, of our own process.
+    rerank: candidates re-ranked, of our own process.
+    threads: FAISS threads, of our own process.
+
+  Raises:
+    ValueError: both or neither of `index` and `address`, or another corpus.
+    FileNotFoundError: there is no such index or corpus.
+    retrieval_service.client.RetrievalError: the process cannot be reached.
+  """
+  if (index is None) == (address is None):
+    raise ValueError(
+        'Give either an index folder (--index) or the address of a running '
+        'retrieval process (--retrieval_address).'
+    )
+  with contextlib.ExitStack() as stack:
+    if address is None:
+      check_index_folder(index)
+      server = stack.enter_context(
+          local.LocalRetrievalServer(
+              index, nprobe=nprobe, rerank=rerank, threads=threads
+          )
+      )
+      stack.enter_context(_supervised(server))
+      address = server.address
+    client = stack.enter_context(
+        client_lib.RetrievalClient(address, retry_for_s=retry_for_s)
+    )
+    metadata = client.status().metadata
+    store = corpus_lib.PassageStore.open(
+        corpus or find_corpus(metadata, index)
+    )
+    yield Connection(client, store)
+
+
+def check_index_folder(index: str | os.PathLike[str]) -> None:
+  """Raises FileNotFoundError unless an index has been built there."""
+  if not os.path.exists(os.path.join(index, 'CURRENT')):
+    raise FileNotFoundError(
+        f'{os.fspath(index)} holds no index; build one with `ralm embed '
+        '--checkpoint CKPT --corpus CORPUS --output INDEX`.'
+    )
+
+
+def find_corpus(
+    metadata: dict, index: str | os.PathLike[str] | None = None
+) -> str:
+  """The corpus an index names, also after both were moved together.
+
+  Raises:
+    ValueError: the index names none.
+    FileNotFoundError: it is not where the index says.
+  """
+  if 'corpus' not in metadata:
+    raise ValueError(
+        'The index does not name its corpus; build it with `ralm embed`.'
+    )
+  candidates = [metadata['corpus']]
+  if index is not None and 'corpus_relative' in metadata:
+    candidates.insert(
+        0, os.path.normpath(os.path.join(index, metadata['corpus_relative']))
+    )
+  for path in candidates:
+    if os.path.isdir(path):
+      return path
+  raise FileNotFoundError(
+      f'The index was built of the corpus {metadata["corpus"]}, which is not '
+      'there; say where it is with --corpus.'
+  )
+
+
+@contextlib.contextmanager
+def _supervised(
+    server: local.LocalRetrievalServer, period_s: float = 1.0
+) -> Iterator[None]:
+  """Restarts the process while the context lasts, should it die."""
+  stopping = threading.Event()
+
+  def watch() -> None:
+    while not stopping.wait(period_s):
+      try:
+        server.ensure_alive()
+      except RuntimeError as e:
+        logging.error('The retrieval process does not start again: %s', e)
+
+  thread = threading.Thread(target=watch, daemon=True, name='supervisor')
+  thread.start()
+  try:
+    yield
+  finally:
+    stopping.set()
+    thread.join()

@@ -1,0 +1,133 @@
+"""Opening a checkpoint folder for embedding, evaluation or asking."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import logging
+import os
+from typing import Any
+
+from flax import linen as nn
+import jax
+
+from ralm_jax import specification
+from ralm_jax.evaluation import evaluator as evaluator_lib
+from ralm_jax.retrieval import connection as connection_lib
+from ralm_jax.retrieval import embedding
+from ralm_jax.retrieval import retriever as retriever_lib
+from ralm_jax.training import checkpoints
+from ralm_jax.training import partitioning
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedCheckpoint:
+  """A checkpoint ready for use.
+
+  Attributes:
+    spec: the model and its texts.
+    params: on the mesh.
+    partitioner: of the mesh.
+    directory: MODEL_DIR.
+    step: of the checkpoint.
+  """
+
+  spec: specification.Specification
+  params: PyTree
+  partitioner: partitioning.Partitioner
+  directory: str
+  step: int
+
+  @property
+  def name(self) -> str:
+    return os.path.join(self.directory, f'checkpoint_{self.step}')
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    partitioner: partitioning.Partitioner | None = None,
+) -> OpenedCheckpoint:
+  """Loads MODEL_DIR or MODEL_DIR/checkpoint_<step>; parameters only.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    ValueError: it is damaged or of another model.
+  """
+  directory, step = checkpoints.find(path)
+  spec = specification.Specification.load(directory)
+  partitioner = partitioner or partitioning.Partitioner()
+  boxed = jax.eval_shape(spec.model.init, jax.random.key(0))
+  abstract = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      nn.meta.unbox(boxed), partitioner.param_shardings(boxed),
+  )
+  store = checkpoints.Checkpoints(directory, read_only=True)
+  try:
+    params = store.restore_params(step, abstract)
+  finally:
+    store.close()
+  return OpenedCheckpoint(spec, params, partitioner, directory, step)
+
+
+@contextlib.contextmanager
+def open_evaluator(
+    opened: OpenedCheckpoint,
+    *,
+    index: str | os.PathLike[str] | None = None,
+    retrieval_address: str | None = None,
+    corpus: str | os.PathLike[str] | None = None,
+    n_passages: int | None = None,
+    batch_size: int = 32,
+    **connection: Any,
+) -> Iterator[evaluator_lib.Evaluator]:
+  """An evaluator of a checkpoint with its index.
+
+  Args:
+    opened: the checkpoint.
+    index: INDEX folder; a process is started for it.
+    retrieval_address: of a running process instead.
+    corpus: None takes the one the index names.
+    n_passages: retrieved for a question; None for the model's own number.
+    batch_size: questions at a time.
+    **connection: `nprobe`, `rerank`, `threads`, `retry_for_s`.
+  """
+  spec = opened.spec
+  if spec.text.closed_book:
+    yield evaluator_lib.Evaluator(
+        spec, opened.partitioner, None, batch_size=batch_size
+    )
+    return
+  with connection_lib.connect(
+      index=index, address=retrieval_address, corpus=corpus, **connection
+  ) as connected:
+    warn_if_stale(opened, connected.client.status().metadata)
+    retriever = retriever_lib.PassageRetriever(
+        connected.client, connected.store, n_passages or spec.text.n_passages
+    )
+    check_dimension(spec, retriever.embedding_dim)
+    yield evaluator_lib.Evaluator(
+        spec, opened.partitioner, retriever, batch_size=batch_size
+    )
+
+
+def check_dimension(spec: specification.Specification, dim: int) -> None:
+  """Raises ValueError where index and retriever differ in embedding size."""
+  ours = spec.model.retriever.embedding_dim
+  if ours != dim:
+    raise ValueError(
+        f'The index holds embeddings of size {dim}, the checkpoint\'s retriever '
+        f'makes {ours}; embed the corpus with this checkpoint (`ralm embed`).'
+    )
+
+
+def warn_if_stale(opened: OpenedCheckpoint, metadata: dict[str, Any]) -> None:
+  """Says when the index was embedded by other parameters."""
+  made_by = metadata.get('encoder_fingerprint')
+  if made_by and made_by != embedding.retriever_fingerprint(opened.params):
+    logging.warning(
+        'The index was embedded with %s, not with %s: its embeddings are '
+        'stale. Run `ralm embed` for exact ones.',
+        metadata.get('checkpoint') or 'other parameters', opened.name,
+    )

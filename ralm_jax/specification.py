@@ -1,0 +1,149 @@
+"""What a run folder says of itself, so that commands need not be told again.
+
+`MODEL_DIR/model.json` holds the model and the text formats, and
+`MODEL_DIR/vocabularies/` copies of both vocabulary files.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from typing import Any
+
+from ralm_jax.data import text_config
+from ralm_jax.data import tokenization
+from ralm_jax.data import vocabularies
+from ralm_jax.models import bert
+from ralm_jax.models import retrieval_lm
+from ralm_jax.models import t5
+
+FILE = 'model.json'
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Specification:
+  """A model with its texts.
+
+  Attributes:
+    model: reader, retriever and losses.
+    tokenizer: formats, lengths and both vocabularies.
+  """
+
+  model: retrieval_lm.RetrievalLM
+  tokenizer: tokenization.QueryTokenizer
+
+  @property
+  def text(self) -> text_config.TextConfig:
+    return self.tokenizer.text
+
+  def check(self) -> None:
+    """Raises ValueError where model and vocabularies do not fit."""
+    for side, config, vocabulary in (
+        ('reader', self.model.reader_config, self.tokenizer.reader_vocabulary),
+        ('retriever', self.model.retriever_config,
+         self.tokenizer.retriever_vocabulary),
+    ):
+      if vocabulary.vocab_size > config.vocab_size:
+        raise ValueError(
+            f'The {side} vocabulary {vocabulary.path} has '
+            f'{vocabulary.vocab_size} ids, the {side} model only '
+            f'{config.vocab_size}; set its vocab_size to at least that.'
+        )
+    longest = max(self.text.query_length, self.text.retriever_passage_length)
+    positions = self.model.retriever_config.max_positions
+    if longest > positions:
+      raise ValueError(
+          f'TextConfig asks for {longest} retriever tokens, the retriever has '
+          f'{positions} positions; shorten query_length or '
+          'retriever_passage_length.'
+      )
+
+  def save(self, directory: str | os.PathLike[str]) -> None:
+    """Writes model.json and the vocabularies."""
+    folder = os.path.join(directory, 'vocabularies')
+    os.makedirs(folder, exist_ok=True)
+    files = {}
+    for side in ('reader', 'retriever'):
+      vocabulary = getattr(self.tokenizer, f'{side}_vocabulary')
+      name = f'{side}{os.path.splitext(vocabulary.path)[1] or ".model"}'
+      target = os.path.join(folder, name)
+      if not os.path.exists(target):
+        shutil.copyfile(vocabulary.path, target + '.tmp')
+        os.replace(target + '.tmp', target)
+      files[side] = {
+          'file': f'vocabularies/{name}',
+          'extra_ids': getattr(vocabulary, 'extra_ids', 0),
+          'fingerprint': vocabulary.fingerprint,
+      }
+    content = {
+        'format': _FORMAT,
+        'model': _plain(dataclasses.asdict(self.model)),
+        'text': dataclasses.asdict(self.text),
+        'vocabularies': files,
+    }
+    path = os.path.join(directory, FILE)
+    with open(path + '.tmp', 'w', encoding='utf-8') as file:
+      json.dump(content, file, indent=2)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(path + '.tmp', path)
+
+  @classmethod
+  def load(cls, directory: str | os.PathLike[str]) -> Specification:
+    """Reads what `save` wrote.
+
+    Raises:
+      FileNotFoundError: there is no model.json.
+      ValueError: it is damaged, or a vocabulary is not the one it names.
+    """
+    path = os.path.join(directory, FILE)
+    try:
+      with open(path, encoding='utf-8') as file:
+        content = json.load(file)
+      model_fields = dict(content['model'])
+      model_fields['reader_config'] = t5.T5Config(
+          **model_fields['reader_config'])
+      model_fields['retriever_config'] = bert.BertConfig(
+          **model_fields['retriever_config'])
+      model = retrieval_lm.RetrievalLM(**model_fields)
+      text = text_config.TextConfig(**content['text'])
+      files = content['vocabularies']
+    except FileNotFoundError:
+      raise FileNotFoundError(
+          f'{path} does not exist; is {directory} the MODEL_DIR of a run?'
+      ) from None
+    except (KeyError, TypeError, json.JSONDecodeError) as e:
+      raise ValueError(
+          f'{path} is damaged or of another version ({e!r}).'
+      ) from e
+    loaded = {}
+    for side, entry in files.items():
+      vocabulary = vocabularies.load_vocabulary(
+          os.path.join(directory, entry['file']),
+          extra_ids=entry['extra_ids'],
+      )
+      if vocabulary.fingerprint != entry['fingerprint']:
+        raise ValueError(
+            f'{vocabulary.path} is not the {side} vocabulary the model was '
+            'trained with; restore the file.'
+        )
+      loaded[side] = vocabulary
+    return cls(
+        model,
+        tokenization.QueryTokenizer(text, loaded['reader'], loaded['retriever']),
+    )
+
+
+def _plain(value: Any) -> Any:
+  """JSON values; dtypes by name."""
+  if isinstance(value, dict):
+    return {key: _plain(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_plain(item) for item in value]
+  if value is None or isinstance(value, (str, int, float, bool)):
+    return value
+  import numpy as np
+
+  return np.dtype(value).name

@@ -1,0 +1,310 @@
+"""Orbax checkpoints: the state, this process's position and a description.
+
+`MODEL_DIR/checkpoint_<step>/{state,host,metadata}`. A checkpoint is written
+aside and renamed, so that what carries the name is whole.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import io
+import os
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+PyTree = Any
+_PREFIX = 'checkpoint'
+
+
+class HostArraysHandler(ocp.CheckpointHandler):
+  """One npz file a process: what each host alone knows (its data position)."""
+
+  @staticmethod
+  def _file(directory) -> Any:
+    index, count = jax.process_index(), jax.process_count()
+    return directory / f'process_{index:05}-of-{count:05}.npz'
+
+  def save(self, directory, args: HostArraysSave) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **args.item)
+    self._file(directory).write_bytes(buffer.getvalue())
+
+  def restore(self, directory, args: HostArraysRestore | None = None):
+    path = self._file(directory)
+    if not path.exists():
+      found = sorted(p.name for p in directory.iterdir())
+      raise ValueError(
+          f'{directory} was written by another number of processes than '
+          f'{jax.process_count()} (found {found}), so the position in the data '
+          'is unknown. Resume with as many processes, or start from its '
+          'parameters with INITIAL_CHECKPOINT_PATH.'
+      )
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+      return {name: arrays[name] for name in arrays.files}
+
+
+@ocp.args.register_with_handler(HostArraysHandler, for_save=True)
+@dataclasses.dataclass
+class HostArraysSave(ocp.args.CheckpointArgs):
+  item: Mapping[str, np.ndarray]
+
+
+@ocp.args.register_with_handler(HostArraysHandler, for_restore=True)
+@dataclasses.dataclass
+class HostArraysRestore(ocp.args.CheckpointArgs):
+  item: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """A checkpoint's content.
+
+  Attributes:
+    state: of the structure asked for, on its shardings.
+    host: this process's arrays.
+    metadata: JSON values.
+  """
+
+  state: PyTree
+  host: dict[str, np.ndarray]
+  metadata: dict[str, Any]
+
+
+class Checkpoints:
+  """Checkpoints of one run."""
+
+  def __init__(
+      self,
+      directory: str | os.PathLike[str],
+      *,
+      keep: int | None = 3,
+      keep_period: int | None = None,
+      asynchronous: bool = True,
+      read_only: bool = False,
+  ):
+    """Opens or creates the folder of a run.
+
+    Args:
+      directory: MODEL_DIR.
+      keep: newest checkpoints to keep; None keeps all.
+      keep_period: also keep every checkpoint at a multiple of it.
+      asynchronous: write in the background while training goes on.
+      read_only: never write or clean up.
+    """
+    self.directory = os.path.abspath(os.fspath(directory))
+    self._manager = ocp.CheckpointManager(
+        self.directory,
+        item_handlers={
+            'state': ocp.PyTreeCheckpointHandler(),
+            'host': HostArraysHandler(),
+            'metadata': ocp.JsonCheckpointHandler(),
+        },
+        options=ocp.CheckpointManagerOptions(
+            step_prefix=_PREFIX,
+            max_to_keep=None if read_only else keep,
+            keep_period=keep_period,
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=asynchronous,
+        ),
+    )
+
+  def steps(self) -> list[int]:
+    return sorted(self._manager.all_steps())
+
+  def latest_step(self) -> int | None:
+    return self._manager.latest_step()
+
+  def save(
+      self,
+      step: int,
+      state: PyTree,
+      host: Mapping[str, np.ndarray],
+      metadata: Mapping[str, Any],
+  ) -> None:
+    """Saves; arrays have been copied when this returns.
+
+    Raises:
+      OSError: this or the previous save could not be written (a full disk);
+        earlier checkpoints stay usable.
+    """
+    if step in self._manager.all_steps():
+      return
+    try:
+      self._manager.save(
+          step,
+          args=ocp.args.Composite(
+              state=ocp.args.PyTreeSave(state),
+              host=HostArraysSave(host),
+              metadata=ocp.args.JsonSave(dict(metadata)),
+          ),
+          force=True,
+      )
+    except Exception as e:
+      raise self._save_error(step, e) from e
+
+  def wait(self) -> None:
+    """Waits until everything saved is on disk; raises as `save` does."""
+    try:
+      self._manager.wait_until_finished()
+    except Exception as e:
+      raise self._save_error(None, e) from e
+
+  def _save_error(self, step: int | None, cause: Exception) -> OSError:
+    steps = self.steps()
+    usable = f'checkpoint_{steps[-1]}' if steps else 'none yet'
+    which = 'a checkpoint' if step is None else f'checkpoint_{step}'
+    return OSError(
+        f'Saving {which} in {self.directory} failed: {_root_cause(cause)}. '
+        f'The newest usable checkpoint is {usable}. Free space (or lower '
+        'CheckpointConfig.keep) and start the same command again to resume.'
+    )
+
+  def restore(self, step: int, abstract_state: PyTree) -> Restored:
+    """Restores a checkpoint onto the shardings of `abstract_state`.
+
+    Args:
+      step: which one.
+      abstract_state: ShapeDtypeStructs with shardings.
+
+    Raises:
+      ValueError: the checkpoint is damaged, of another model or of another
+        number of processes.
+    """
+    try:
+      restored = self._manager.restore(
+          step,
+          args=ocp.args.Composite(
+              state=_restore_args(abstract_state),
+              host=HostArraysRestore(),
+              metadata=ocp.args.JsonRestore(),
+          ),
+      )
+    except Exception as e:
+      raise self._restore_error(step, e) from e
+    return Restored(restored['state'], restored['host'], restored['metadata'])
+
+  def metadata(self, step: int) -> dict[str, Any]:
+    """The JSON values saved with a checkpoint."""
+    return self._manager.restore(
+        step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
+    )['metadata']
+
+  def restore_params(self, step: int, abstract_params: PyTree) -> PyTree:
+    """The parameters alone, onto the shardings of `abstract_params`.
+
+    Raises:
+      ValueError: as `restore`; a parameter of another shape is named.
+    """
+    found = self.param_shapes(step)
+    wanted = _shapes(abstract_params)
+    if found is not None:
+      problems = [
+          f'{name} has shape {found.get(name)} in the checkpoint, {shape} in '
+          'the model' for name, shape in wanted.items()
+          if found.get(name) != shape
+      ] + [
+          f'{name} is in the checkpoint but not in the model'
+          for name in found if name not in wanted
+      ]
+      if problems:
+        raise ValueError(
+            f'{self.directory}/checkpoint_{step} is of another model: '
+            + '; '.join(problems[:3])
+            + (f' (and {len(problems) - 3} more)' if len(problems) > 3 else '')
+            + '.'
+        )
+    try:
+      restored = self._manager.restore(
+          step,
+          args=ocp.args.Composite(
+              state=_restore_args({'params': abstract_params}, partial=True)
+          ),
+      )
+    except Exception as e:
+      raise self._restore_error(step, e) from e
+    return restored['state']['params']
+
+  def param_shapes(self, step: int) -> dict[str, tuple[int, ...]] | None:
+    """Shape of every parameter by its path, read without its data."""
+    try:
+      metadata = self._manager.item_metadata(step)['state']
+      tree = getattr(metadata, 'tree', metadata)
+      return _shapes(tree['params'])
+    except (KeyError, TypeError, AttributeError):
+      return None
+    except Exception as e:
+      raise self._restore_error(step, e) from e
+
+  def _restore_error(self, step: int, cause: Exception) -> ValueError:
+    others = [s for s in self.steps() if s != step]
+    remedy = (
+        f'Remove the folder to fall back to checkpoint_{others[-1]}.'
+        if others else 'There is no other checkpoint in the folder.'
+    )
+    return ValueError(
+        f'{self.directory}/checkpoint_{step} cannot be restored: '
+        f'{_root_cause(cause)}. It is damaged, or of another model. {remedy}'
+    )
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+def _restore_args(abstract: PyTree, partial: bool = False) -> ocp.args.PyTreeRestore:
+  return ocp.args.PyTreeRestore(
+      item=abstract,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+      partial_restore=partial,
+  )
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+  return {
+      '/'.join(str(getattr(key, 'key', key)) for key in path): tuple(leaf.shape)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(
+          tree, is_leaf=lambda x: hasattr(x, 'shape')
+      )
+  }
+
+
+def _root_cause(error: BaseException) -> str:
+  while error.__cause__ is not None:
+    error = error.__cause__
+  text = str(error).strip().splitlines()
+  return f'{type(error).__name__}: {text[0] if text else ""}'[:500]
+
+
+def find(path: str | os.PathLike[str]) -> tuple[str, int]:
+  """The run folder and step that a CKPT names.
+
+  Args:
+    path: MODEL_DIR (its newest checkpoint) or MODEL_DIR/checkpoint_<step>.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint; the message says what is there.
+  """
+  path = os.path.abspath(os.fspath(path))
+  match = re.fullmatch(rf'{_PREFIX}_(\d+)', os.path.basename(path))
+  if match and os.path.isdir(path):
+    return os.path.dirname(path), int(match.group(1))
+  if not os.path.isdir(path):
+    raise FileNotFoundError(
+        f'{path} does not exist; give the MODEL_DIR of a run or one of its '
+        f'{_PREFIX}_<step> folders.'
+    )
+  steps = [
+      int(m.group(1)) for name in os.listdir(path)
+      if (m := re.fullmatch(rf'{_PREFIX}_(\d+)', name))
+  ]
+  if not steps:
+    raise FileNotFoundError(
+        f'{path} holds no {_PREFIX}_<step> folder; found '
+        f'{sorted(os.listdir(path))[:8]}.'
+    )
+  return path, max(steps)

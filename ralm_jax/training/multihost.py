@@ -1,0 +1,66 @@
+"""Agreement between processes that does not pass through the devices.
+
+A host whose search has finally failed must not leave the others waiting in a
+collective. Before each step all processes therefore meet at a barrier of the
+coordination service, and each learns of any other's failure.
+"""
+from __future__ import annotations
+
+import logging
+
+import jax
+from orbax.checkpoint import multihost
+
+_FAILURES = 'ralm_jax/failure/'
+
+
+class Agreement:
+  """Per-step agreement; nothing at all on a single process."""
+
+  def __init__(self, timeout_s: float = 3600.0):
+    """Uses the client of `jax.distributed`.
+
+    Args:
+      timeout_s: how long a step's barrier waits for the slowest process; it
+        must exceed the retrieval client's own retries.
+    """
+    self._timeout_ms = int(timeout_s * 1000)
+    self._count = 0
+    self._client = (
+        multihost.get_jax_distributed_client()
+        if jax.process_count() > 1 else None
+    )
+
+  def check(self, error: BaseException | None) -> None:
+    """Meets the other processes; raises where any of them failed.
+
+    Args:
+      error: what went wrong here, or None.
+
+    Raises:
+      the error itself on the process that has it; RuntimeError with its
+      message on all others.
+    """
+    if self._client is None:
+      if error is not None:
+        raise error
+      return
+    if error is not None:
+      message = f'{type(error).__name__}: {error}'
+      logging.error('Stopping all processes: %s', message)
+      self._client.key_value_set(
+          f'{_FAILURES}{jax.process_index()}', message, allow_overwrite=True
+      )
+    self._count += 1
+    self._client.wait_at_barrier(
+        f'ralm_jax/batch/{self._count}', self._timeout_ms
+    )
+    failures = self._client.key_value_dir_get(_FAILURES)
+    if error is not None:
+      raise error
+    if failures:
+      key, message = failures[0]
+      raise RuntimeError(
+          f'Process {key.rsplit("/", 1)[-1]} failed, so all processes stop: '
+          f'{message}'
+      )

@@ -1,0 +1,245 @@
+"""Device mesh, logical axis rules and jit under them.
+
+Mesh axes are `data` and `model`. A rule table maps the logical axes that the
+models name to mesh axes; parameters may be sharded over `data` too (FSDP).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import logging
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+LogicalAxisRules = Sequence[tuple[str, str | None]]
+PyTree = Any
+
+DATA, MODEL = 'data', 'model'
+
+
+def standard_logical_axis_rules(
+    activation_partitioning_dims: int = 1,
+    parameter_partitioning_dims: int = 1,
+    additional_rules: LogicalAxisRules | None = None,
+) -> list[tuple[str, str | None]]:
+  """The rules a T5X user knows.
+
+  Args:
+    activation_partitioning_dims: 2 also shards activations' `embed` axis over
+      `model`.
+    parameter_partitioning_dims: 2 also shards parameters over `data`, which
+      spreads optimiser state over all devices (FSDP, ZeRO-3).
+    additional_rules: take precedence over the standard ones.
+
+  Returns:
+    (logical axis, mesh axis or None) in order of precedence.
+
+  Raises:
+    ValueError: for dimensions other than 1 and 2.
+  """
+  for name, dims in (
+      ('activation_partitioning_dims', activation_partitioning_dims),
+      ('parameter_partitioning_dims', parameter_partitioning_dims),
+  ):
+    if dims not in (1, 2):
+      raise ValueError(f'{name} must be 1 or 2, not {dims}.')
+  rules: list[tuple[str, str | None]] = list(additional_rules or [])
+  rules += [
+      ('batch', DATA),
+      ('vocab', MODEL),
+      ('mlp', MODEL),
+      ('heads', MODEL),
+      ('joined_kv', MODEL),
+  ]
+  if activation_partitioning_dims == 2:
+    rules.append(('embed', MODEL))
+  if parameter_partitioning_dims == 2:
+    # In activations `batch` has already taken `data`, so this reaches
+    # parameters alone.
+    rules.append(('embed', DATA))
+  rules += [
+      ('embed', None),
+      ('kv', None),
+      ('length', None),
+      ('layers', None),
+      ('relpos_buckets', None),
+  ]
+  return rules
+
+
+@dataclasses.dataclass(frozen=True)
+class Partitioner:
+  """Shards a computation over a mesh of `data` and `model`.
+
+  Attributes:
+    num_partitions: size of the `model` axis; `data` takes the other devices.
+    model_parallel_submesh: T5X's TPU tuple; not supported, see `mesh`.
+    logical_axis_rules: None for `standard_logical_axis_rules()`.
+    devices: None for all devices of all processes.
+  """
+
+  num_partitions: int = 1
+  model_parallel_submesh: tuple[int, ...] | None = None
+  logical_axis_rules: LogicalAxisRules | None = None
+  devices: Sequence[jax.Device] | None = None
+
+  def __post_init__(self):
+    if self.model_parallel_submesh is not None:
+      raise ValueError(
+          'Partitioner.model_parallel_submesh is not supported: the mesh is '
+          'laid out by JAX. Set num_partitions to the product of the submesh '
+          f'({int(np.prod(self.model_parallel_submesh))}) instead.'
+      )
+
+  @functools.cached_property
+  def mesh(self) -> Mesh:
+    """The mesh [data, model]; axis types are Auto, see `partition`."""
+    devices = list(self.devices) if self.devices is not None else jax.devices()
+    if self.num_partitions < 1 or len(devices) % self.num_partitions:
+      raise ValueError(
+          f'Partitioner.num_partitions {self.num_partitions} must divide the '
+          f'number of devices, {len(devices)}.'
+      )
+    shape = (len(devices) // self.num_partitions, self.num_partitions)
+    if self.devices is not None:
+      return Mesh(
+          np.asarray(devices).reshape(shape), (DATA, MODEL),
+          axis_types=(AxisType.Auto,) * 2,
+      )
+    return jax.make_mesh(shape, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
+
+  @property
+  def rules(self) -> list[tuple[str, str | None]]:
+    if self.logical_axis_rules is None:
+      return standard_logical_axis_rules()
+    return [tuple(rule) for rule in self.logical_axis_rules]
+
+  def _fitting(self, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
+    """Drops mesh axes that do not divide their dimension."""
+    axes = list(spec) + [None] * (len(shape) - len(spec))
+    fitted = []
+    for axis, size in zip(axes, shape):
+      names = (axis,) if isinstance(axis, str) else tuple(axis or ())
+      count = int(np.prod([self.mesh.shape[name] for name in names] or [1]))
+      fitted.append(axis if count > 1 and size % count == 0 else None)
+    return NamedSharding(self.mesh, PartitionSpec(*fitted))
+
+  @property
+  def replicated(self) -> NamedSharding:
+    return NamedSharding(self.mesh, PartitionSpec())
+
+  def data_sharding(self, shape: tuple[int, ...]) -> NamedSharding:
+    """Sharding of a batch array: rows over `data`, else replicated.
+
+    In a batch smaller than the `data` axis rows are replicated; the models
+    still spread batch x passages over it.
+    """
+    return self._fitting(PartitionSpec(DATA), shape)
+
+  def param_shardings(self, boxed: PyTree) -> PyTree:
+    """Shardings of parameters from their logical axes.
+
+    Args:
+      boxed: arrays or ShapeDtypeStructs in `nn.LogicallyPartitioned` boxes.
+
+    Returns:
+      The same tree, unboxed, of NamedSharding. An axis whose size its mesh axis
+      does not divide is replicated, and logged.
+    """
+    logical = nn.get_partition_spec(boxed)
+    specs = nn.logical_to_mesh(logical, self.rules)
+
+    def fit(path, spec: PartitionSpec, leaf) -> NamedSharding:
+      sharding = self._fitting(spec, leaf.shape)
+      wanted = [axis for axis in spec if axis and self.mesh.shape[axis] > 1]
+      if wanted and not any(sharding.spec):
+        logging.info(
+            'Parameter %s of shape %s is replicated: %s does not divide it.',
+            jax.tree_util.keystr(path), leaf.shape, wanted,
+        )
+      return sharding
+
+    return jax.tree_util.tree_map_with_path(
+        fit, specs, nn.meta.unbox(boxed),
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
+
+  def partition(self, function: Callable[..., Any], **jit_kwargs: Any) -> PartitionedFunction:
+    """`jax.jit` of a function under the mesh and the logical axis rules."""
+    return PartitionedFunction(self, jax.jit(function, **jit_kwargs))
+
+  def put_batch(self, batch: PyTree) -> PyTree:
+    """Makes global arrays of this process's rows of a batch.
+
+    Args:
+      batch: numpy arrays [local_batch, ...]; every process passes as many rows.
+
+    Returns:
+      jax.Arrays [local_batch * process_count, ...], rows over `data`.
+
+    Raises:
+      ValueError: on several processes, when the global batch is not divisible
+        by the `data` axis.
+    """
+    processes = len({d.process_index for d in self.mesh.devices.flat})
+
+    def put(array: np.ndarray) -> jax.Array:
+      shape = (array.shape[0] * processes, *array.shape[1:])
+      sharding = self.data_sharding(shape)
+      if processes == 1:
+        return jax.device_put(array, sharding)
+      if not any(sharding.spec):
+        raise ValueError(
+            f'A global batch of {shape[0]} rows cannot be split over '
+            f'{self.mesh.shape[DATA]} data partitions on {processes} '
+            'processes; make BATCH_SIZE a multiple of the data partitions.'
+        )
+      return jax.make_array_from_process_local_data(sharding, array, shape)
+
+    return jax.tree.map(put, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartitionedFunction:
+  """A jitted function that is traced and run under its partitioner's mesh.
+
+  flax drops logical constraints silently in any other mixture of contexts, so
+  this is the one place where they are entered: `jax.set_mesh` with `jax.jit`.
+  """
+
+  partitioner: Partitioner
+  jitted: Any
+
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    with jax.set_mesh(self.partitioner.mesh), nn.logical_axis_rules(
+        self.partitioner.rules
+    ):
+      return self.jitted(*args, **kwargs)
+
+  def lower(self, *args: Any, **kwargs: Any) -> Any:
+    with jax.set_mesh(self.partitioner.mesh), nn.logical_axis_rules(
+        self.partitioner.rules
+    ):
+      return self.jitted.lower(*args, **kwargs)
+
+  def cache_size(self) -> int:
+    """How many programs have been compiled; a step should stay at one."""
+    return self.jitted._cache_size()  # pylint: disable=protected-access
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+  """This process's rows of an array sharded by rows, in order, on the host.
+
+  Shards that repeat rows (replicated over `model`) are read once.
+  """
+  if array.is_fully_addressable and array.is_fully_replicated:
+    return np.asarray(array)
+  pieces: dict[int, jax.Array] = {}
+  for shard in array.addressable_shards:
+    pieces.setdefault(shard.index[0].start or 0, shard.data)
+  return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])

@@ -1,0 +1,113 @@
+"""Training metrics to the console and TensorBoard."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+import logging
+import time
+
+import jax
+import numpy as np
+
+_CONSOLE = (
+    'loss/reader', 'loss/retriever', 'accuracy', 'retrieval/recall',
+    'gradient_norm/reader', 'gradient_norm/retriever', 'skipped_steps',
+)
+
+
+class Reporter:
+  """Averages metrics between reports and writes them.
+
+  Device metrics are kept as arrays and fetched once a report, so that a step
+  never waits for the host.
+  """
+
+  def __init__(
+      self,
+      total_steps: int,
+      *,
+      directory: str | None = None,
+      period: int = 10,
+      tensorboard: bool = True,
+  ):
+    """Opens the writers on the first process only.
+
+    Args:
+      total_steps: for the time left.
+      directory: of the TensorBoard files; None for the console alone.
+      period: steps between reports.
+      tensorboard: whether to write TensorBoard files.
+    """
+    self._total_steps = total_steps
+    self._period = max(period, 1)
+    self._device: list[Mapping[str, jax.Array]] = []
+    self._host: list[Mapping[str, float]] = []
+    self._start = time.monotonic()
+    self._writer = None
+    self.is_first = jax.process_index() == 0
+    if directory and tensorboard and self.is_first:
+      # Imports TensorFlow, which takes seconds.
+      from clu import metric_writers
+
+      self._writer = metric_writers.SummaryWriter(directory)
+
+  def reset_clock(self) -> None:
+    """Leaves what came before (compilation, evaluation) out of the rates."""
+    self._start = time.monotonic()
+    self._device, self._host = [], []
+
+  def add(
+      self, step: int, device: Mapping[str, jax.Array], host: Mapping[str, float]
+  ) -> None:
+    """Adds the metrics of a finished step; reports when due."""
+    self._device.append(device)
+    self._host.append(host)
+    if step % self._period == 0 or step == self._total_steps:
+      self.report(step)
+
+  def report(self, step: int) -> dict[str, float]:
+    """Writes and returns the averages since the last report."""
+    if not self._device:
+      return {}
+    device = jax.device_get(self._device)
+    seconds = max(time.monotonic() - self._start, 1e-9)
+    count = len(device)
+    metrics = {
+        name: float(np.mean([row[name] for row in device])) for name in device[0]
+    }
+    for name in {key for row in self._host for key in row}:
+      values = [row[name] for row in self._host if name in row]
+      values = [value for value in values if not np.isnan(value)]
+      if values:
+        metrics[name] = float(np.mean(values))
+    metrics['skipped_steps'] = float(device[-1]['skipped_steps'])
+    for name in ('reader_tokens', 'target_tokens', 'examples'):
+      if name in metrics:
+        metrics[f'timing/{name}_per_second'] = metrics.pop(name) * count / seconds
+    metrics['timing/steps_per_second'] = count / seconds
+    waiting = sum(row.get('retrieval/wait_seconds', 0.0) for row in self._host)
+    metrics['retrieval/wait_share'] = waiting / seconds
+    self.write(step, metrics)
+    if self.is_first:
+      left = (self._total_steps - step) * seconds / count
+      shown = '  '.join(
+          f'{name} {metrics[name]:.4g}' for name in _CONSOLE if name in metrics
+      )
+      logging.info(
+          'step %d/%d  %s  %.2f steps/s  wait %.1f %%  left %s',
+          step, self._total_steps, shown, count / seconds,
+          100 * metrics['retrieval/wait_share'], _duration(left),
+      )
+    self.reset_clock()
+    return metrics
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Writes scalars to TensorBoard."""
+    if self._writer is not None:
+      self._writer.write_scalars(step, dict(metrics))
+      self._writer.flush()
+
+
+def _duration(seconds: float) -> str:
+  minutes, seconds = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{seconds:02}'

@@ -1,0 +1,128 @@
+"""Learning-rate schedules: T5X's factors and Atlas's shapes."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def create_learning_rate_scheduler(
+    factors: str = 'constant * linear_warmup * rsqrt_decay',
+    base_learning_rate: float = 0.5,
+    warmup_steps: int = 1000,
+    decay_factor: float = 0.5,
+    steps_per_decay: int = 20000,
+    total_steps: int = 100000,
+    step_offset: int = 0,
+    min_learning_rate: float = 1e-8,
+) -> Schedule:
+  """A product of factors, named as in T5X.
+
+  Args:
+    factors: joined by `*`: `constant` (base_learning_rate), `linear_warmup`,
+      `rsqrt_decay`, `rsqrt_normalized_decay`, `decay_every`, `linear_decay`
+      (to 0 at total_steps) and `cosine_decay` (half a cosine to 0 at
+      total_steps).
+    base_learning_rate: of `constant`.
+    warmup_steps: of `linear_warmup` and the start of every decay.
+    decay_factor: of `decay_every`.
+    steps_per_decay: of `decay_every`.
+    total_steps: where `linear_decay` and `cosine_decay` end.
+    step_offset: subtracted from the step, e.g. that of a pre-trained model.
+    min_learning_rate: lower bound.
+
+  Returns:
+    step -> float32 learning rate.
+
+  Raises:
+    ValueError: for an unknown factor.
+  """
+  names = [name.strip() for name in factors.split('*')]
+  known = (
+      'constant', 'linear_warmup', 'rsqrt_decay', 'rsqrt_normalized_decay',
+      'decay_every', 'linear_decay', 'cosine_decay',
+  )
+  for name in names:
+    if name not in known:
+      raise ValueError(
+          f'Learning-rate factor {name!r} is unknown; known: {known}.'
+      )
+
+  def schedule(step: jax.Array) -> jax.Array:
+    step = jnp.maximum(0, jnp.asarray(step, jnp.float32) - step_offset)
+    warmup = float(max(warmup_steps, 1))
+    progress = jnp.clip(
+        (step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0
+    )
+    rate = jnp.ones((), jnp.float32)
+    for name in names:
+      if name == 'constant':
+        rate *= base_learning_rate
+      elif name == 'linear_warmup':
+        rate *= jnp.minimum(1.0, step / warmup)
+      elif name == 'rsqrt_decay':
+        rate /= jnp.sqrt(jnp.maximum(step, warmup))
+      elif name == 'rsqrt_normalized_decay':
+        rate *= jnp.sqrt(warmup) / jnp.sqrt(jnp.maximum(step, warmup))
+      elif name == 'decay_every':
+        rate *= decay_factor ** (step // steps_per_decay)
+      elif name == 'linear_decay':
+        rate *= 1.0 - progress
+      elif name == 'cosine_decay':
+        rate *= 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    return jnp.maximum(rate, min_learning_rate).astype(jnp.float32)
+
+  return schedule
+
+
+def atlas_schedule(
+    learning_rate: float,
+    total_steps: int,
+    warmup_steps: int,
+    shape: str = 'linear',
+    form: str = 'paper',
+) -> Schedule:
+  """The schedules of Atlas's released recipes.
+
+  Args:
+    learning_rate: the peak.
+    total_steps: where the decay ends.
+    warmup_steps: until the peak.
+    shape: 'linear', 'cosine' or 'fixed' after the warm-up.
+    form: 'paper' warms up from 0 and decays to 0 ('cosine' is half a cosine);
+      'released' warms 'linear' up from a tenth of the peak and decays to it,
+      and its 'cosine' is 0.1 + 0.9 cos(pi s / 2).
+
+  Raises:
+    ValueError: for an unknown shape or form.
+  """
+  if shape not in ('linear', 'cosine', 'fixed') or form not in (
+      'paper', 'released'
+  ):
+    raise ValueError(
+        f'atlas_schedule: shape {shape!r} must be linear, cosine or fixed and '
+        f'form {form!r} paper or released.'
+    )
+  released = form == 'released'
+
+  def schedule(step: jax.Array) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    warm = jnp.clip(step / max(warmup_steps, 1), 0.0, 1.0)
+    left = jnp.clip(
+        (step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0
+    )
+    if shape == 'fixed':
+      decay = 1.0
+    elif shape == 'linear':
+      decay = 1.0 - (0.9 if released else 1.0) * left
+      warm = 0.1 + 0.9 * warm if released else warm
+    elif released:
+      decay = 0.1 + 0.9 * jnp.cos(0.5 * jnp.pi * left)
+    else:
+      decay = 0.5 * (1.0 + jnp.cos(jnp.pi * left))
+    return (learning_rate * warm * decay).astype(jnp.float32)
+
+  return schedule

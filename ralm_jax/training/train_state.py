@@ -1,0 +1,156 @@
+"""TrainState: everything a step changes, and how it lies on the mesh."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from ralm_jax.training import optimizers as optimizers_lib
+from ralm_jax.training import partitioning
+
+PyTree = Any
+# Module name ('reader', 'retriever') to its optimiser; a module without one
+# is frozen.
+Optimizers = Mapping[str, optimizers_lib.Optimizer]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """The state of a run.
+
+  Attributes:
+    step: int32 [], steps taken, skipped ones included.
+    params: `{'reader': ..., 'retriever': ...}`, unboxed.
+    opt_state: the same keys as the optimisers.
+    rng: key data uint32, folded with the step for dropout.
+    skipped_steps: int32 [], steps left out for non-finite gradients.
+  """
+
+  step: jax.Array
+  params: PyTree
+  opt_state: PyTree
+  rng: jax.Array
+  skipped_steps: jax.Array
+
+
+def create(params: PyTree, optimizers: Optimizers, seed: int) -> TrainState:
+  """A state at step 0 from (possibly boxed) parameters."""
+  params = nn.meta.unbox(params)
+  return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state={
+          name: optimizer.transformation.init(params[name])
+          for name, optimizer in optimizers.items()
+      },
+      rng=jax.random.key_data(jax.random.key(seed)),
+      skipped_steps=jnp.zeros((), jnp.int32),
+  )
+
+
+def shardings(
+    model: Any, optimizers: Optimizers, partitioner: partitioning.Partitioner
+) -> TrainState:
+  """The shardings of a TrainState, as a TrainState of NamedSharding.
+
+  Optimiser moments lie as their parameters do; factored ones (Adafactor), of
+  another shape, are replicated.
+  """
+  boxed = jax.eval_shape(model.init, jax.random.key(0))
+  param_shardings = partitioner.param_shardings(boxed)
+  abstract = jax.eval_shape(lambda p: create(p, optimizers, 0), boxed)
+  replicated = partitioner.replicated
+
+  def of_optimizer(name: str) -> PyTree:
+    return optax.tree_map_params(
+        optimizers[name].transformation,
+        lambda leaf, param, sharding: (
+            sharding if leaf.shape == param.shape else replicated
+        ),
+        abstract.opt_state[name],
+        abstract.params[name],
+        param_shardings[name],
+        transform_non_params=lambda _: replicated,
+    )
+
+  return TrainState(
+      step=replicated,
+      params=param_shardings,
+      opt_state={name: of_optimizer(name) for name in optimizers},
+      rng=replicated,
+      skipped_steps=replicated,
+  )
+
+
+def initialize(
+    model: Any,
+    optimizers: Optimizers,
+    partitioner: partitioning.Partitioner,
+    seed: int = 0,
+    params: PyTree | None = None,
+) -> TrainState:
+  """A sharded state, from random parameters or from given ones.
+
+  Args:
+    model: with `init(rng) -> boxed params`.
+    optimizers: per module.
+    partitioner: lays the state out.
+    seed: of initialisation and dropout.
+    params: host arrays to start from instead; shapes are checked.
+
+  Raises:
+    ValueError: when a given parameter is missing, unknown or of another shape.
+  """
+  state_shardings = shardings(model, optimizers, partitioner)
+  if params is not None:
+    check_same_shapes(
+        jax.eval_shape(model.init, jax.random.key(0)), params
+    )
+    params = jax.tree.map(
+        jax.make_array_from_callback,
+        jax.tree.map(jnp.shape, params, is_leaf=lambda x: hasattr(x, 'shape')),
+        state_shardings.params,
+        jax.tree.map(lambda x: lambda index: x[index], params),
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    return partitioner.partition(
+        lambda p: create(p, optimizers, seed), out_shardings=state_shardings
+    )(params)
+  return partitioner.partition(
+      lambda rng: create(model.init(rng), optimizers, seed),
+      out_shardings=state_shardings,
+  )(jax.random.key(seed))
+
+
+def check_same_shapes(expected: PyTree, found: PyTree) -> None:
+  """Raises ValueError naming the first parameters that differ."""
+
+  def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {
+        '/'.join(str(key.key) for key in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            nn.meta.unbox(tree)
+        )
+    }
+
+  wanted, given = shapes(expected), shapes(found)
+  problems = [
+      f'{name} is missing' for name in wanted if name not in given
+  ] + [
+      f'{name} is not part of the model' for name in given if name not in wanted
+  ] + [
+      f'{name} has shape {given[name]}, the model has {shape}'
+      for name, shape in wanted.items()
+      if name in given and given[name] != shape
+  ]
+  if problems:
+    more = f' (and {len(problems) - 3} more)' if len(problems) > 3 else ''
+    raise ValueError(
+        'The parameters do not fit the model: ' + '; '.join(problems[:3])
+        + more + '. Use the model configuration they were made with.'
+    )

@@ -1,0 +1,165 @@
+"""The train step: losses, accumulation, clipping, update. A pure function."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ralm_jax.losses.sequence import WeightedSum
+from ralm_jax.models import layers
+from ralm_jax.models import retrieval_lm
+from ralm_jax.training import train_state as train_state_lib
+
+Array = jax.Array
+PyTree = Any
+Metrics = dict[str, Array]
+TrainState = train_state_lib.TrainState
+
+
+def make_train_step(
+    model: retrieval_lm.RetrievalLM,
+    optimizers: train_state_lib.Optimizers,
+    *,
+    num_microbatches: int = 1,
+) -> Callable[[TrainState, retrieval_lm.ReaderBatch], tuple[TrainState, Metrics]]:
+  """Builds `train_step(state, batch) -> (state, metrics)`.
+
+  The gradient is that of reader loss per target token of the whole batch plus
+  retriever loss per example of the whole batch, whatever the number of
+  microbatches or devices. A step whose gradient is not finite changes nothing
+  but the counters.
+
+  Args:
+    model: computes the losses.
+    optimizers: per module; a module without one is frozen.
+    num_microbatches: parts the batch is processed in, to save memory.
+
+  Returns:
+    A pure function; metrics are float32 scalars.
+
+  Raises:
+    ValueError: (when traced) if the batch does not divide.
+  """
+
+  def train_step(
+      state: TrainState, batch: retrieval_lm.ReaderBatch
+  ) -> tuple[TrainState, Metrics]:
+    rng = jax.random.fold_in(
+        jax.random.wrap_key_data(state.rng), state.step
+    )
+    weights = model.loss_weights(batch)
+    trained = {name: state.params[name] for name in optimizers}
+    frozen = {k: v for k, v in state.params.items() if k not in optimizers}
+    grads, sums = _accumulate(
+        model, trained, frozen, batch, rng, weights, num_microbatches
+    )
+
+    metrics = {name: value.mean for name, value in sums.items()}
+    norms = {name: optax.global_norm(grads[name]) for name in optimizers}
+    loss = metrics['loss/reader'] + (
+        model.retriever_loss_weight * metrics.get('loss/retriever', 0.0)
+    )
+    finite = jnp.isfinite(loss)
+    for norm in norms.values():
+      finite &= jnp.isfinite(norm)
+
+    params, opt_state = dict(state.params), dict(state.opt_state)
+    for name, optimizer in optimizers.items():
+      grad = grads[name]
+      if optimizer.clip_norm is not None:
+        scale = jnp.minimum(1.0, optimizer.clip_norm / (norms[name] + 1e-6))
+        grad = jax.tree.map(lambda g, s=scale: g * s, grad)
+      updates, new_opt_state = optimizer.transformation.update(
+          grad, state.opt_state[name], state.params[name]
+      )
+      new_params = optax.apply_updates(state.params[name], updates)
+      keep = lambda new, old: jnp.where(finite, new, old)
+      params[name] = jax.tree.map(keep, new_params, state.params[name])
+      opt_state[name] = jax.tree.map(keep, new_opt_state, opt_state[name])
+      metrics[f'learning_rate/{name}'] = jnp.asarray(
+          optimizer.learning_rate_fn(state.step), jnp.float32
+      )
+      metrics[f'gradient_norm/{name}'] = norms[name]
+
+    skipped = state.skipped_steps + (~finite).astype(jnp.int32)
+    metrics |= {
+        'loss': loss,
+        'skipped_steps': skipped.astype(jnp.float32),
+        'target_tokens': weights[0],
+        'reader_tokens': jnp.sum(batch.reader_mask, dtype=jnp.float32),
+    }
+    state = state.replace(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        skipped_steps=skipped,
+    )
+    return state, metrics
+
+  return train_step
+
+
+def _accumulate(
+    model: retrieval_lm.RetrievalLM,
+    trained: PyTree,
+    frozen: PyTree,
+    batch: retrieval_lm.ReaderBatch,
+    rng: Array,
+    weights: tuple[Array, Array],
+    num_microbatches: int,
+) -> tuple[PyTree, dict[str, WeightedSum]]:
+  """Gradients and summed losses over the microbatches.
+
+  The weights of the whole batch are known beforehand, so that every microbatch
+  contributes its exact share and nothing is divided afterwards.
+  """
+  reader_weight, retriever_weight = (jnp.maximum(w, 1e-9) for w in weights)
+
+  def loss_fn(trained: PyTree, batch: retrieval_lm.ReaderBatch, rng: Array):
+    output = model.loss_fn({**frozen, **trained}, batch, rng)
+    loss = output.reader.total / reader_weight
+    sums = {'loss/reader': output.reader, **output.metrics}
+    if model.distils:
+      loss += (
+          model.retriever_loss_weight
+          * output.retriever.total / retriever_weight
+      )
+      sums['loss/retriever'] = output.retriever
+    return loss, sums
+
+  grad_fn = jax.grad(loss_fn, has_aux=True)
+  if num_microbatches <= 1:
+    return grad_fn(trained, batch, rng)
+
+  size = batch.target_tokens.shape[0]
+  if size % num_microbatches:
+    raise ValueError(
+        f'num_microbatches {num_microbatches} must divide the batch size '
+        f'{size}.'
+    )
+
+  def split(array: Array) -> Array:
+    # Interleaved, so that every device keeps its own rows in each part.
+    array = array.reshape(
+        size // num_microbatches, num_microbatches, *array.shape[1:]
+    )
+    array = jnp.swapaxes(array, 0, 1)
+    return layers.constrain(array, None, 'batch', *(None,) * (array.ndim - 2))
+
+  parts = jax.tree.map(split, batch)
+  rngs = jax.random.split(rng, num_microbatches)
+
+  def body(carry, part):
+    return jax.tree.map(jnp.add, carry, grad_fn(trained, *part)), None
+
+  zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(
+          grad_fn, trained, jax.tree.map(lambda x: x[0], parts), rngs[0]
+      ),
+  )
+  total, _ = jax.lax.scan(body, zeros, (parts, rngs))
+  return total

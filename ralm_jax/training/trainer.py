@@ -1,0 +1,248 @@
+"""Trainer: the loop around the pure train step.
+
+With look-ahead, the queries of batch t+1 are encoded before step t is
+dispatched, so that search and assembly overlap it; only the candidates are one
+update old, the scores in the loss are always computed anew.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import logging
+import time
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from ralm_jax.data import batches
+from ralm_jax.models import retrieval_lm
+from ralm_jax.retrieval import augmenter as augmenter_lib
+from ralm_jax.training import checkpoints as checkpoints_lib
+from ralm_jax.training import multihost
+from ralm_jax.training import partitioning
+from ralm_jax.training import reporting
+from ralm_jax.training import train_state as train_state_lib
+from ralm_jax.training import train_step as train_step_lib
+
+PyTree = Any
+TrainState = train_state_lib.TrainState
+
+
+class BatchIterator(Protocol):
+  """Endless batches whose position can be saved."""
+
+  def __next__(self) -> batches.QueryBatch:
+    ...
+
+  def state(self) -> dict[str, np.ndarray]:
+    """The position, as arrays."""
+
+  def restore(self, state: Mapping[str, np.ndarray]) -> None:
+    """Goes to a saved position."""
+
+
+@dataclasses.dataclass
+class Progress:
+  """Where a run stands; a resume starts from exactly this."""
+
+  state: TrainState
+  pending: augmenter_lib.PendingBatch | None = None
+
+  @property
+  def step(self) -> int:
+    return int(self.state.step)
+
+
+class Trainer:
+  """Runs train steps, checkpoints and evaluations."""
+
+  def __init__(
+      self,
+      model: retrieval_lm.RetrievalLM,
+      optimizers: train_state_lib.Optimizers,
+      partitioner: partitioning.Partitioner,
+      augmenter: augmenter_lib.RetrievalAugmenter,
+      checkpoints: checkpoints_lib.Checkpoints | None = None,
+      *,
+      num_microbatches: int = 1,
+      retrieval_lookahead: int = 1,
+      checkpoint_period: int = 1000,
+      on_checkpoint: Callable[[int, int], None] | None = None,
+      metadata: Mapping[str, Any] | None = None,
+  ):
+    """Prepares the step; nothing is compiled yet.
+
+    Args:
+      model: computes the losses.
+      optimizers: per module.
+      partitioner: of the mesh.
+      augmenter: retrieves and assembles batches.
+      checkpoints: of the run; None saves nothing.
+      num_microbatches: parts a batch is processed in.
+      retrieval_lookahead: 1 retrieves the next batch during a step, 0 after it.
+      checkpoint_period: steps between checkpoints.
+      on_checkpoint: called with (step, index generation) of each new one.
+      metadata: JSON values to save with every checkpoint.
+    """
+    if retrieval_lookahead not in (0, 1):
+      raise ValueError(
+          f'retrieval_lookahead must be 0 or 1, not {retrieval_lookahead}.'
+      )
+    self._model = model
+    self._optimizers = optimizers
+    self._partitioner = partitioner
+    self._augmenter = augmenter
+    self._checkpoints = checkpoints
+    self._lookahead = retrieval_lookahead
+    self._checkpoint_period = checkpoint_period
+    self._on_checkpoint = on_checkpoint
+    self._metadata = dict(metadata or {})
+    self._agreement = multihost.Agreement()
+    self._state_shardings = train_state_lib.shardings(
+        model, optimizers, partitioner
+    )
+    self.step_fn = partitioner.partition(
+        train_step_lib.make_train_step(
+            model, optimizers, num_microbatches=num_microbatches
+        ),
+        donate_argnums=0,
+        out_shardings=(self._state_shardings, partitioner.replicated),
+    )
+
+  def initialize(
+      self, seed: int = 0, params: PyTree | None = None
+  ) -> TrainState:
+    """A fresh state, random or from given host parameters."""
+    return train_state_lib.initialize(
+        self._model, self._optimizers, self._partitioner, seed, params
+    )
+
+  def resume(self, iterator: BatchIterator) -> Progress | None:
+    """The newest checkpoint's progress; None if there is no checkpoint.
+
+    Moves `iterator` to its saved position. What had been retrieved for the
+    next batch belongs to the checkpoint and is not searched again.
+    """
+    if self._checkpoints is None or self._checkpoints.latest_step() is None:
+      return None
+    step = self._checkpoints.latest_step()
+    abstract = jax.eval_shape(
+        lambda rng: train_state_lib.create(
+            self._model.init(rng), self._optimizers, 0
+        ),
+        jax.random.key(0),
+    )
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        abstract, self._state_shardings,
+    )
+    restored = self._checkpoints.restore(step, abstract)
+    host = restored.host
+    iterator.restore(_take(host, 'iterator/'))
+    pending = self._augmenter.resume(_take(host, 'pending/'), step)
+    logging.info('Resumed from checkpoint_%d.', step)
+    return Progress(restored.state, pending)
+
+  def train(
+      self,
+      progress: Progress,
+      iterator: BatchIterator,
+      total_steps: int,
+      *,
+      reporter: reporting.Reporter | None = None,
+      eval_period: int | None = None,
+      evaluate: Callable[[TrainState], None] | None = None,
+  ) -> TrainState:
+    """Trains until `total_steps`, counted from the beginning of the run.
+
+    Args:
+      progress: from `resume`, or of a fresh state.
+      iterator: gives this process's examples.
+      total_steps: where to end.
+      reporter: gets the metrics.
+      eval_period: steps between evaluations; None for none.
+      evaluate: called with the state; every process calls it.
+
+    Returns:
+      The final state; it has been saved.
+    """
+    state, pending = progress.state, progress.pending
+    step = progress.step
+    while step < total_steps:
+      waiting = time.monotonic()
+      if pending is None:
+        pending = self._augmenter.submit(state.params, next(iterator), step)
+      prepared = self._agreed(pending)
+      waited = time.monotonic() - waiting
+      # The next batch's queries are encoded with the parameters of now.
+      next_pending = None
+      if self._lookahead and step + 1 <= total_steps:
+        next_pending = self._augmenter.submit(
+            state.params, next(iterator), step + 1
+        )
+      device_batch = self._partitioner.put_batch(prepared.reader_batch)
+      state, metrics = self.step_fn(state, device_batch)
+      step += 1
+      pending = next_pending
+      if reporter is not None:
+        examples = len(prepared.queries) * jax.process_count()
+        reporter.add(step, metrics, {
+            **prepared.metrics,
+            'retrieval/wait_seconds': waited,
+            'examples': float(examples),
+        })
+      due = self._checkpoint_period and step % self._checkpoint_period == 0
+      if self._checkpoints is not None and (due or step == total_steps):
+        if pending is None:
+          pending = self._augmenter.submit(state.params, next(iterator), step)
+        self._save(step, state, pending, iterator)
+      if evaluate is not None and eval_period and (
+          step % eval_period == 0 or step == total_steps
+      ):
+        evaluate(state)
+        if reporter is not None:
+          reporter.reset_clock()
+    if self._checkpoints is not None:
+      self._checkpoints.wait()
+    return state
+
+  def _agreed(
+      self, pending: augmenter_lib.PendingBatch
+  ) -> augmenter_lib.PreparedBatch:
+    """The batch, once every process has its own; else all stop."""
+    prepared, error = None, None
+    try:
+      prepared = pending.result()
+    except Exception as e:  # pylint: disable=broad-except
+      error = e
+    self._agreement.check(error)
+    assert prepared is not None
+    return prepared
+
+  def _save(
+      self,
+      step: int,
+      state: TrainState,
+      pending: augmenter_lib.PendingBatch,
+      iterator: BatchIterator,
+  ) -> None:
+    prepared = self._agreed(pending)
+    host = {
+        **{f'iterator/{k}': v for k, v in iterator.state().items()},
+        **{f'pending/{k}': v for k, v in pending.snapshot().items()},
+    }
+    generation = prepared.retrieved.generation
+    self._checkpoints.save(
+        step, state, host, {**self._metadata, 'generation': generation}
+    )
+    if self._on_checkpoint is not None:
+      self._on_checkpoint(step, generation)
+
+
+def _take(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+  return {
+      name.removeprefix(prefix): value
+      for name, value in arrays.items()
+      if name.startswith(prefix)
+  }
