@@ -22,9 +22,9 @@ REQUIRES = [
     'gin-config>=0.5.0',
     'clu>=0.0.12',
     'tensorboard>=2.20',
-    'grpcio>=1.80',
+    'grpcio>=1.85.1',
     'grpcio-health-checking>=1.80',
-    'protobuf>=6.30',
+    'protobuf>=7.35.1',  # what retrieval_pb2.py was generated for
     'pyarrow>=20.0',
     'numpy>=2.0',
     'tokenizers>=0.21',
@@ -45,7 +45,7 @@ EXTRAS = {
     'tpu': ['jax[tpu]>=0.10'],
     'torch': ['torch>=2.6'],  # reads pytorch_model.bin
     'test': TEST,
-    'dev': TEST + ['ruff>=0.14', 'grpcio-tools>=1.80', 'pytest-xdist>=3.6'],
+    'dev': TEST + ['ruff>=0.14', 'grpcio-tools>=1.85.1', 'pytest-xdist>=3.6'],
 }
 
 setuptools.setup(

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable, Sequence
 import importlib
 import logging
+import os
 import sys
 
 # Command to (module with main(argv, prog), one line of help).
@@ -45,8 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
       level=logging.INFO, stream=sys.stderr,
       format='%(asctime)s %(message)s', datefmt='%H:%M:%S',
   )
-  for noisy in ('absl', 'orbax', 'jax'):
+  for noisy in ('absl', 'orbax', 'jax', 'faiss'):
     logging.getLogger(noisy).setLevel(logging.WARNING)
+  # TensorFlow only feeds data here; its start-up notes would hide ours.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  # FAISS's threads must not spin on the cores that JAX computes on; OpenMP
+  # reads this once, when it is loaded.
+  os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
   run: Callable = importlib.import_module(COMMANDS[parsed.command][0]).main
   try:
     run(argv[1:], prog=f'ralm {parsed.command}')

@@ -98,6 +98,22 @@ def parse(
     )
   except Exception as e:
     raise ValueError(f'{_first_lines(e)}{_nearest_in(str(e))}') from e
+  _check_macros()
+
+
+def _check_macros() -> None:
+  """Raises ValueError for macros that are required, undefined or unused."""
+  required = sorted(
+      scope for (scope, selector), bound in gin_config._CONFIG.items()  # pylint: disable=protected-access
+      if selector == 'gin.macro' and bound.get('value') is gin.REQUIRED
+  )
+  undefined = sorted(set(_macros_used()) - _macros_bound() - {''})
+  if required or undefined:
+    names = ', '.join([*required, *undefined])
+    raise ValueError(
+        f'The configuration leaves {names} open; set each, e.g. '
+        f'--gin.{[*required, *undefined][0]}=VALUE.'
+    )
   unused = sorted(_macros_bound() - set(_macros_used()))
   for name in unused:
     near = difflib.get_close_matches(name, sorted(set(_macros_used())), n=1)
@@ -126,9 +142,6 @@ def _nearest_in(message: str) -> str:
         wanted, sorted({name.split('.')[-1] for name in known}), n=1
     )
     return f' Did you mean {near[0]}?' if near else ''
-  match = re.search(r"named? '?([\w.]+)'?.*parameter.*'(\w+)'", message)
-  if match is None:
-    match = re.search(r"'([\w.]+)'.*parameter named '(\w+)'", message)
   return _nearest_parameter(message)
 
 
@@ -176,6 +189,11 @@ def _macros_used() -> Iterator[str]:
   for parameters in gin_config._CONFIG.values():  # pylint: disable=protected-access
     for value in parameters.values():
       yield from references(value)
+
+
+def import_tensorflow() -> None:
+  """Imports what configurations refer to, some of which takes seconds."""
+  from ralm_jax.data import pipeline  # noqa: F401  pylint: disable=unused-import
 
 
 def save_config(directory: str) -> None:

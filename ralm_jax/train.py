@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ralm_jax import gin_utils
+from ralm_jax import quiet
 from ralm_jax import runs
 from ralm_jax import specification
 from ralm_jax.data import corpus as corpus_lib
@@ -351,7 +352,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         'give a configuration, e.g. --gin_file=gin_configs/recipes/qed_tiny.gin'
     )
   initialize_processes(arguments)
-  # Registered so that files may also say `import __main__ as train_script`.
+  with quiet.withheld_stderr():
+    gin_utils.import_tensorflow()
   gin_utils.parse(
       arguments.gin_file,
       [*arguments.gin_bindings, *bindings],

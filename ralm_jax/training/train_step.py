@@ -11,6 +11,7 @@ import optax
 from ralm_jax.losses.sequence import WeightedSum
 from ralm_jax.models import layers
 from ralm_jax.models import retrieval_lm
+from ralm_jax.training import partitioning
 from ralm_jax.training import train_state as train_state_lib
 
 Array = jax.Array
@@ -58,7 +59,7 @@ def make_train_step(
     )
 
     metrics = {name: value.mean for name, value in sums.items()}
-    norms = {name: optax.global_norm(grads[name]) for name in optimizers}
+    norms = {name: optax.tree.norm(grads[name]) for name in optimizers}
     loss = metrics['loss/reader'] + (
         model.retriever_loss_weight * metrics.get('loss/retriever', 0.0)
     )
@@ -100,6 +101,31 @@ def make_train_step(
     return state, metrics
 
   return train_step
+
+
+def partition_train_step(
+    model: retrieval_lm.RetrievalLM,
+    optimizers: train_state_lib.Optimizers,
+    partitioner: partitioning.Partitioner,
+    *,
+    num_microbatches: int = 1,
+    **jit_kwargs: Any,
+) -> partitioning.PartitionedFunction:
+  """`make_train_step` compiled for a mesh; the given state is donated.
+
+  The new state lies exactly as `train_state.initialize` laid the old one. Left
+  to itself the compiler may choose another layout for it, and the second step
+  would be compiled all over again.
+  """
+  return partitioner.partition(
+      make_train_step(model, optimizers, num_microbatches=num_microbatches),
+      donate_argnums=0,
+      out_shardings=(
+          train_state_lib.shardings(model, optimizers, partitioner),
+          partitioner.replicated,
+      ),
+      **jit_kwargs,
+  )
 
 
 def _accumulate(

@@ -1,0 +1,1 @@
+"""The retrieval process: a versioned FAISS index behind gRPC, and its client."""

@@ -1,0 +1,297 @@
+"""Versions of an index on disk.
+
+    INDEX/CURRENT                       the name of the generation to serve
+    INDEX/generation-00000001/          manifest.json, index.faiss,
+                                        embeddings.float16, ids.int64
+    INDEX/pins/<owner>.json             generations that someone still needs
+
+A generation's number is never used twice. `ids.int64` is left out when row i
+has id i.
+"""
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from typing import Any
+from collections.abc import Iterator, Sequence
+
+from retrieval_service import manifest as manifests
+from retrieval_service.generation import Generation, check_files
+from retrieval_service.generation_writer import GenerationWriter
+from retrieval_service.manifest import Manifest
+from retrieval_service.options import IndexOptions
+
+logger = logging.getLogger(__name__)
+
+_CURRENT = 'CURRENT'
+_PINS = 'pins'
+_LOCK = '.lock'
+_NAME = re.compile(r'generation-(\d{8,})')
+
+
+def generation_name(number: int) -> str:
+  return f'generation-{number:08d}'
+
+
+class GenerationStore:
+  """The generations of one index folder.
+
+  Several processes may use one folder: writers take turns by a lock file,
+  readers need none. What a killed process left half-written is removed when
+  a store is opened.
+  """
+
+  def __init__(self, directory: str | os.PathLike):
+    """Opens a folder; one that does not exist is an empty index.
+
+    Raises:
+      NotADirectoryError: A file stands there.
+    """
+    self.directory = os.path.abspath(os.fspath(directory))
+    if os.path.exists(self.directory) and not os.path.isdir(self.directory):
+      raise NotADirectoryError(
+          f'{self.directory} is a file; an index is a folder')
+    try:
+      self._recover()
+    except OSError as error:
+      logger.warning('%s cannot be tidied up (%s); going on reading it',
+                     self.directory, error)
+
+  def numbers(self) -> list[int]:
+    """Generations on disk, ascending; damaged ones among them."""
+    if not os.path.isdir(self.directory):
+      return []
+    matches = map(_NAME.fullmatch, os.listdir(self.directory))
+    return sorted(int(match[1]) for match in matches if match)
+
+  def folder(self, number: int) -> str:
+    return os.path.join(self.directory, generation_name(number))
+
+  def current(self) -> int | None:
+    """The number of the generation to serve, None where there is none yet.
+
+    Raises:
+      ValueError: CURRENT is missing or damaged though generations exist.
+    """
+    path = os.path.join(self.directory, _CURRENT)
+    numbers = self.numbers()
+    try:
+      with open(path, encoding='utf-8', errors='replace') as file:
+        text = file.read()
+    except FileNotFoundError:
+      if not numbers:
+        return None
+      raise ValueError(f'{path} is missing.{self._way_out()}') from None
+    match = _NAME.fullmatch(text.strip())
+    if not match:
+      raise ValueError(f'{path} is damaged: expected a name like '
+                       f'{generation_name(1)}, found {text[:60]!r}.'
+                       f'{self._way_out()}')
+    number = int(match[1])
+    if number not in numbers:
+      raise ValueError(f'{path} names {generation_name(number)}, which does not '
+                       f'exist.{self._way_out()}')
+    return number
+
+  def open(self, number: int, **options) -> Generation:
+    """Opens a generation; `options` as `Generation` takes them.
+
+    Raises:
+      LookupError: No generation of that number.
+      ValueError: It is damaged.
+    """
+    if number not in self.numbers():
+      raise LookupError(
+          f'{self.directory} holds no generation {number}; it holds '
+          f'{self.numbers() or "none"}. A generation is kept while it is '
+          'current, recent or pinned')
+    try:
+      return Generation(self.folder(number), **options)
+    except (ValueError, FileNotFoundError) as error:
+      raise ValueError(f'{error}.{self._way_out(but=number)}') from error
+
+  def open_current(self, **options) -> Generation | None:
+    """Opens what CURRENT names; None where the index is empty."""
+    number = self.current()
+    return None if number is None else self.open(number, **options)
+
+  def begin(
+      self,
+      options: IndexOptions,
+      dim: int,
+      metadata: dict[str, Any] | None = None,
+      *,
+      base: Generation | None = None,
+      **settings,
+  ) -> GenerationWriter:
+    """Starts a new generation.
+
+    Args:
+      options: The index to build; with `base` its own go on holding.
+      dim: Embedding size.
+      metadata: JSON that stays with the generation.
+      base: A generation whose vectors the new one starts with.
+      **settings: `build_id`, `progress`, `check`: see `GenerationWriter`.
+    """
+    os.makedirs(self.directory, exist_ok=True)
+    return GenerationWriter(self, options, dim, metadata or {}, base=base,
+                            **settings)
+
+  def make_current(self, number: int) -> None:
+    """Points CURRENT at a generation, whole as far as its sizes tell."""
+    with self.lock():
+      if number not in self.numbers():
+        raise LookupError(f'{self.directory} holds no generation {number}; it '
+                          f'holds {self.numbers() or "none"}')
+      check_files(self.folder(number), Manifest.read(self.folder(number)),
+                  checksums=False)
+      self.point_at(number)
+
+  def pin(self, owner: str, numbers: Sequence[int]) -> None:
+    """Replaces the list of generations `owner` still needs; [] frees all.
+
+    Raises:
+      LookupError: A number that is not on disk; nothing is changed then.
+    """
+    path = os.path.join(self.directory, _PINS, f'{_file_name(owner)}.json')
+    numbers = sorted({int(number) for number in numbers})
+    if not numbers and not os.path.exists(path):
+      return
+    with self.lock():
+      missing = sorted(set(numbers) - set(self.numbers()))
+      if missing:
+        raise LookupError(f'{self.directory} holds no generation '
+                          f'{missing[0]} to pin; it holds {self.numbers()}')
+      os.makedirs(os.path.dirname(path), exist_ok=True)
+      if numbers:
+        manifests.write_text(path, json.dumps(
+            {'owner': owner, 'generations': numbers}) + '\n')
+      else:
+        os.remove(path)
+
+  def pinned(self) -> dict[str, list[int]]:
+    """Every owner's generations.
+
+    Raises:
+      ValueError: A pin file is damaged; guessing could delete what it names.
+    """
+    pins = {}
+    for path in sorted(glob.glob(
+        os.path.join(glob.escape(self.directory), _PINS, '*.json'))):
+      try:
+        with open(path, encoding='utf-8') as file:
+          fields = json.load(file)
+        pins[fields['owner']] = [int(n) for n in fields['generations']]
+      except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} is damaged ({error}): delete it if its owner '
+                         'needs no generation any more') from error
+    return pins
+
+  def prune(self, keep: int = 2) -> list[int]:
+    """Removes old generations, never the current nor a pinned one.
+
+    Args:
+      keep: The newest so many stay in any case.
+
+    Returns:
+      The numbers removed.
+    """
+    if keep < 1:
+      raise ValueError(f'keep must be at least 1, found {keep}')
+    with self.lock():
+      needed = {self.current(), *self.numbers()[-keep:]}
+      needed.update(*self.pinned().values())
+      removed = [n for n in self.numbers() if n not in needed]
+      for number in removed:
+        # Out of sight in one step: never seen half-deleted.
+        aside = tempfile.mkdtemp(prefix='.tmp-removed-', dir=self.directory)
+        os.rename(self.folder(number), os.path.join(aside, 'generation'))
+        shutil.rmtree(aside)
+    return removed
+
+  @contextlib.contextmanager
+  def lock(self) -> Iterator[None]:
+    """One process at a time changes what the folder holds."""
+    os.makedirs(self.directory, exist_ok=True)
+    with manifests.file_lock(os.path.join(self.directory, _LOCK)):
+      yield
+
+  def point_at(self, number: int) -> None:
+    """Rewrites CURRENT; the caller holds the lock."""
+    manifests.write_text(os.path.join(self.directory, _CURRENT),
+                         generation_name(number) + '\n')
+
+  def _recover(self) -> None:
+    """Removes leftovers of dead writers; finishes a first commit cut short."""
+    root = glob.escape(self.directory)
+    leftovers = (glob.glob(os.path.join(root, '.tmp-*')) +
+                 glob.glob(os.path.join(root, _PINS, '.tmp-*')))
+    unnamed = self.numbers() and not os.path.exists(
+        os.path.join(self.directory, _CURRENT))
+    if not leftovers and not unnamed:
+      return
+    with self.lock():
+      for path in leftovers:
+        if not _in_use(path):
+          logger.warning('removing %s, which a killed process left', path)
+          if os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)
+          else:
+            os.remove(path)
+      if unnamed and not os.path.exists(
+          os.path.join(self.directory, _CURRENT)):
+        good = [n for n in self._whole() if Manifest.read(
+            self.folder(n)).make_current]
+        if good:
+          logger.warning('CURRENT was never written; serving %s',
+                         generation_name(good[-1]))
+          self.point_at(good[-1])
+
+  def _whole(self, but: int | None = None) -> list[int]:
+    """Generations whose files have the sizes of their manifests."""
+    whole = []
+    for number in self.numbers():
+      with contextlib.suppress(ValueError, OSError):
+        check_files(self.folder(number), Manifest.read(self.folder(number)),
+                    checksums=False)
+        if number != but:
+          whole.append(number)
+    return whole
+
+  def _way_out(self, but: int | None = None) -> str:
+    """What an error about a damaged index tells the reader to do."""
+    whole = self._whole(but)
+    if not whole:
+      return ' No other whole generation exists: build the index again'
+    name = generation_name(whole[-1])
+    return (f' An older whole generation exists; to serve it: '
+            f'echo {name} > {os.path.join(self.directory, _CURRENT)}')
+
+
+def _file_name(owner: str) -> str:
+  """A file name for an owner; distinct owners get distinct names."""
+  if not owner:
+    raise ValueError('pin: the owner must have a name')
+  name = re.sub(r'[^A-Za-z0-9_-]', '_', owner)[:80]
+  if name != owner:
+    name += '-' + hashlib.blake2b(owner.encode(), digest_size=6).hexdigest()
+  return name
+
+
+def _in_use(path: str) -> bool:
+  """Whether a living writer holds the lock inside a folder."""
+  try:
+    with open(os.path.join(path, manifests.WRITER_LOCK), 'r+b') as file:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except (FileNotFoundError, NotADirectoryError):
+    return False
+  except BlockingIOError:
+    return True
+  return False

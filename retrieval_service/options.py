@@ -1,0 +1,70 @@
+"""How an index is built and searched: one frozen description, free of FAISS."""
+
+import dataclasses
+from typing import Any
+
+FRIENDLY_TYPES = ('flat', 'pq', 'ivf_flat', 'ivf_pq')
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexOptions:
+  """The index to build. Similarity is always the inner product.
+
+  Attributes:
+    index_type: 'flat', 'pq', 'ivf_flat', 'ivf_pq', or any FAISS factory string
+      such as 'OPQ64_256,PQ64np' or 'PCAR128,SQ4'. The fields down to `opq`
+      shape the friendly names only.
+    bytes_per_vector: Code size of 'pq' and 'ivf_pq'; divides the dimension
+      unless `opq` is set.
+    nlist: Inverted lists of 'ivf_*'. None: about 4 sqrt(count), with at least
+      39 training points for each.
+    opq: Rotates (and reduces) the space before quantising: better recall for
+      minutes of training.
+    nprobe: Inverted lists visited a query. None: max(16, 2 sqrt(nlist)).
+    rerank: Candidates scored again from the stored embeddings. None:
+      max(4k, 100), and just over k where the index is exact already. 0: none,
+      so that scores are the index's own approximation.
+    train_size: At most so many vectors train the index, drawn evenly. None:
+      what the codebooks can use, 64 a list and at least 65,536.
+  """
+  index_type: str = 'flat'
+  bytes_per_vector: int = 64
+  nlist: int | None = None
+  opq: bool = False
+  nprobe: int | None = None
+  rerank: int | None = None
+  train_size: int | None = None
+
+  def __post_init__(self):
+    if not isinstance(self.index_type, str) or not self.index_type.strip():
+      raise ValueError(
+          f'index_type: expected one of {", ".join(FRIENDLY_TYPES)} or a FAISS '
+          f'factory string, found {self.index_type!r}')
+    for name, least in (('bytes_per_vector', 1), ('nlist', 1), ('nprobe', 1),
+                        ('rerank', 0), ('train_size', 1)):
+      value = getattr(self, name)
+      if value is None and name != 'bytes_per_vector':
+        continue
+      if (isinstance(value, bool) or not isinstance(value, int) or
+          value < least):
+        raise ValueError(
+            f'{name}: expected an integer of at least {least}, found {value!r}')
+
+  @property
+  def is_friendly(self) -> bool:
+    """Whether `index_type` is one of our names, not a factory string."""
+    return self.index_type in FRIENDLY_TYPES
+
+  def to_dict(self) -> dict[str, Any]:
+    """The options as JSON can hold them."""
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_dict(cls, fields: dict[str, Any]) -> 'IndexOptions':
+    """The inverse of `to_dict`; an unknown field is a ValueError."""
+    known = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+      raise ValueError(f'unknown index option {", ".join(unknown)}; known: '
+                       f'{", ".join(sorted(known))}')
+    return cls(**fields)

@@ -1,0 +1,217 @@
+"""The retrieval process: a versioned index behind gRPC.
+
+    python -m retrieval_service.server --index INDEX --address localhost:50051
+
+Prints one line on stdout once it answers, everything else on stderr.
+"""
+
+import argparse
+import concurrent.futures
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import grpc
+from grpc_health.v1 import health
+from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2_grpc
+
+from retrieval_service import protocol
+from retrieval_service import retrieval_pb2
+from retrieval_service import retrieval_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+_SERVICE = retrieval_pb2.DESCRIPTOR.services_by_name['Retrieval'].full_name
+_SERVER_OPTIONS = protocol.MESSAGE_OPTIONS + (
+    # Two servers on one port would share its calls at random.
+    ('grpc.so_reuseport', 0),
+    # The client's keepalive: more often than gRPC's servers like by default.
+    ('grpc.http2.min_ping_interval_without_data_ms', 10_000),
+    ('grpc.keepalive_permit_without_calls', 1),
+)
+
+
+class RetrievalServer:
+  """Serves an index folder; also usable inside a program, for tests.
+
+  Attributes:
+    address: 'host:port' it listens on, the port as chosen.
+  """
+
+  def __init__(
+      self,
+      index_directory: str | os.PathLike,
+      address: str = 'localhost:50051',
+      *,
+      nprobe: int | None = None,
+      rerank: int | None = None,
+      threads: int | None = None,
+      build_threads: int | None = None,
+      verify_checksums: bool = True,
+      keep_generations: int = 2,
+      max_calls: int = 16,
+  ):
+    """Opens the index and the port; `start` answers calls.
+
+    Args:
+      index_directory: The index folder; made if it does not exist.
+      address: 'host:port'; port 0 takes a free one.
+      nprobe: Inverted lists a query visits, in place of the index's option.
+      rerank: Candidates scored exactly, likewise.
+      threads: Threads a search uses in FAISS and re-ranking. None: all cores.
+      build_threads: Threads a build uses. None: as many.
+      verify_checksums: Reads a generation whole before it is first served.
+      keep_generations: After a build, older generations than the newest so
+        many are removed, unless pinned.
+      max_calls: Calls answered at a time; further ones wait.
+
+    Raises:
+      ValueError: The index is damaged, or the address is malformed.
+      OSError: The address cannot be listened on.
+    """
+    # Imported here and not above: see `main`.
+    from retrieval_service import generations  # pylint: disable=g-import-not-at-top
+    from retrieval_service import servicer  # pylint: disable=g-import-not-at-top
+
+    host, port = protocol.split_address(address)
+    os.makedirs(index_directory, exist_ok=True)
+    self._servicer = servicer.RetrievalServicer(
+        generations.GenerationStore(index_directory),
+        nprobe=nprobe, rerank=rerank, threads=threads,
+        build_threads=build_threads, verify_checksums=verify_checksums,
+        keep_generations=keep_generations)
+    self._health = health.HealthServicer()
+    self._server = grpc.server(
+        concurrent.futures.ThreadPoolExecutor(
+            max_calls, 'call', initializer=self._servicer.prepare_thread),
+        options=_SERVER_OPTIONS)
+    retrieval_pb2_grpc.add_RetrievalServicer_to_server(
+        self._servicer, self._server)
+    health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+    try:
+      port = self._server.add_insecure_port(f'{host}:{port}')
+    except RuntimeError as error:
+      raise OSError(f'cannot listen on {address}: the port is taken or the '
+                    'host is not this machine; choose another address, or '
+                    'port 0 for any free one') from error
+    self.address = f'{host}:{port}'
+
+  @property
+  def generation(self) -> int:
+    """The number of the generation served, 0 for none."""
+    current = self._servicer.current
+    return current.number if current else 0
+
+  @property
+  def count(self) -> int:
+    """The number of passages served."""
+    current = self._servicer.current
+    return current.count if current else 0
+
+  def start(self) -> None:
+    """Begins to answer."""
+    self._server.start()
+    for service in ('', _SERVICE):
+      self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+  def stop(self, grace_s: float = 5.0) -> None:
+    """Refuses new calls and gives running ones so long to end."""
+    self._health.enter_graceful_shutdown()
+    self._server.stop(grace_s).wait()
+
+  def __enter__(self) -> 'RetrievalServer':
+    self.start()
+    return self
+
+  def __exit__(self, *unused_exception) -> None:
+    self.stop()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """The process's flags, for this module and for `ralm serve`."""
+  parser.add_argument('--index', required=True, help='index folder')
+  parser.add_argument('--address', default='localhost:50051',
+                      help='host:port to listen on; port 0 takes a free one '
+                      '(default %(default)s)')
+  parser.add_argument('--nprobe', type=int,
+                      help='inverted lists a query visits')
+  parser.add_argument('--rerank', type=int,
+                      help='candidates scored exactly; 0 for none')
+  parser.add_argument('--threads', type=int,
+                      help='threads a search uses (default: all cores)')
+  parser.add_argument('--build_threads', type=int,
+                      help='threads a build uses (default: as --threads)')
+  parser.add_argument('--verify_checksums', default=True,
+                      action=argparse.BooleanOptionalAction,
+                      help='read an index whole before it is first served')
+  parser.add_argument('--keep_generations', type=int, default=2,
+                      help='newest generations kept after a build, besides '
+                      'pinned ones (default %(default)s)')
+  parser.add_argument('--exit_with_parent', action='store_true',
+                      help='end when the starting process does (its end of '
+                      'stdin closes)')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the process until a signal ends it; returns its exit status."""
+  parser = argparse.ArgumentParser(
+      prog='python -m retrieval_service.server', description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  add_arguments(parser)
+  return run(parser.parse_args(argv))
+
+
+def run(arguments: argparse.Namespace) -> int:
+  """`main` with its flags parsed."""
+  logging.basicConfig(
+      stream=sys.stderr, level=logging.INFO,
+      format='%(asctime)s %(levelname)s %(message)s')
+  logging.getLogger('faiss').setLevel(logging.WARNING)
+  # OpenMP threads that spin while they wait take the cores from gRPC and from
+  # each other: on busy machines a search then takes ten times as long. The
+  # runtime reads this while FAISS loads, hence the late imports above.
+  os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+  stopping = threading.Event()
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *unused: stopping.set())
+  if arguments.exit_with_parent:
+    threading.Thread(
+        target=_watch_parent, args=(os.getppid(), stopping.set),
+        daemon=True).start()
+  try:
+    server = RetrievalServer(
+        arguments.index, arguments.address, nprobe=arguments.nprobe,
+        rerank=arguments.rerank, threads=arguments.threads,
+        build_threads=arguments.build_threads,
+        verify_checksums=arguments.verify_checksums,
+        keep_generations=arguments.keep_generations)
+  except (ValueError, OSError) as error:
+    print(f'retrieval process: {error}', file=sys.stderr)
+    return 1
+  with server:
+    print(f'retrieval process ready at {server.address} (generation '
+          f'{server.generation}, {server.count} passages)', flush=True)
+    stopping.wait()
+    logger.info('ending')
+  return 0
+
+
+def _watch_parent(parent: int, stop: Callable[[], None]) -> None:
+  """Calls `stop` when stdin ends, or when another process adopts this one.
+
+  The second for a parent whose forked children keep the pipe open.
+  """
+  while os.getppid() == parent:
+    readable, _, _ = select.select([sys.stdin], [], [], 1.0)
+    if readable and not os.read(sys.stdin.fileno(), 4096):
+      break
+  stop()
+
+
+if __name__ == '__main__':
+  sys.exit(main())
