@@ -19,6 +19,7 @@ COMMANDS = {
     'embed': ('ralm_jax.embed', 'a corpus to a searchable index'),
     'add': ('ralm_jax.add', 'add a passage to a corpus and its index'),
     'serve': ('ralm_jax.serve', 'run the retrieval process'),
+    'warm_start': ('ralm_jax.warm_start', 'train a retriever on unlabelled crops of a corpus'),
     'train': ('ralm_jax.train', 'train reader and retriever from a gin file'),
     'eval': ('ralm_jax.eval', 'answer a file of questions and score the answers'),
     'infer': ('ralm_jax.infer', 'answer a file of questions without scoring'),

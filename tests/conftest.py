@@ -10,7 +10,7 @@ if 'xla_force_host_platform_device_count' not in _FLAGS:
       _FLAGS + ' --xla_force_host_platform_device_count=8'
   ).strip()
 
-import pytest  # pylint: disable=g-import-not-at-top
+import pytest  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / 'shared' / 'data'

@@ -98,10 +98,9 @@ def load_t5(directory: PathLike, **overrides: Any) -> tuple[t5.T5Config, Params]
   scale = raw.get('scale_decoder_outputs')
   if scale is None:
     scale = raw.get('tie_word_embeddings', True)
-  vocab_size = weights['shared.weight'].shape[0] if 'shared.weight' in weights else raw['vocab_size']
   config = t5.T5Config(**{
       **dict(
-          vocab_size=vocab_size,
+          vocab_size=raw['vocab_size'],
           emb_dim=raw['d_model'],
           num_heads=raw['num_heads'],
           head_dim=raw['d_kv'],

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import functools
+import math
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import numpy as np
 
 Array = jax.Array
@@ -30,8 +32,31 @@ default_kernel_init = nn.initializers.variance_scaling(
 
 
 def constrain(array: Array, *logical_axes: str | None) -> Array:
-  """Constrains an activation's sharding by logical names; no-op off a mesh."""
-  return nn.with_logical_constraint(array, logical_axes)
+  """Constrains an activation's sharding by logical names; no-op off a mesh.
+
+  A mesh axis that does not divide its dimension is left out, for otherwise XLA
+  pads, or replicates the whole array on the way from one uneven layout to
+  another. The compiler then chooses that dimension's layout: a batch smaller
+  than the `data` axis keeps its keys spread over it in cross-attention.
+
+  Args:
+    array: an activation.
+    logical_axes: a name or None for every dimension.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  rules = nn.get_logical_axis_rules()
+  if mesh.empty or not rules:
+    return array
+  spec = nn.logical_to_mesh_axes(logical_axes, rules)
+
+  def fit(axis: str | tuple[str, ...] | None, size: int):
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    divides = size % math.prod(mesh.shape[name] for name in names) == 0
+    return axis if divides else PartitionSpec.UNCONSTRAINED
+
+  return jax.lax.with_sharding_constraint(
+      array, PartitionSpec(*map(fit, spec, array.shape))
+  )
 
 
 def mask_to_bias(mask: Array) -> Array:

@@ -1,0 +1,93 @@
+"""Independent crops of passages: positive pairs without labels. NumPy only."""
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from ralm_jax.data import ragged
+
+
+@dataclasses.dataclass(frozen=True)
+class CropConfig:
+  """How crops are drawn (Contriever, section 3.1).
+
+  Attributes:
+    min_ratio: shortest crop, as a share of the passage.
+    max_ratio: longest crop.
+    deletion_rate: share of tokens dropped from each crop.
+    min_tokens: shortest crop in tokens, where the passage has as many.
+  """
+
+  min_ratio: float = 0.1
+  max_ratio: float = 0.5
+  deletion_rate: float = 0.1
+  min_tokens: int = 4
+
+  def __post_init__(self):
+    if not 0 < self.min_ratio <= self.max_ratio <= 1:
+      raise ValueError(
+          f'CropConfig: 0 < min_ratio ({self.min_ratio}) <= max_ratio '
+          f'({self.max_ratio}) <= 1 does not hold.'
+      )
+
+
+def random_crops(
+    tokens: ragged.RaggedTokens,
+    config: CropConfig,
+    generator: np.random.Generator,
+) -> ragged.RaggedTokens:
+  """One random contiguous crop of every sequence.
+
+  Args:
+    tokens: N sequences.
+    config: lengths and deletion.
+    generator: of random numbers.
+
+  Returns:
+    N sequences; an empty one stays empty.
+  """
+  lengths = tokens.lengths
+  ratio = generator.uniform(config.min_ratio, config.max_ratio, len(lengths))
+  kept = np.maximum(np.round(ratio * lengths), config.min_tokens)
+  kept = np.minimum(kept, lengths).astype(np.int64)
+  offset = np.floor(generator.random(len(lengths)) * (lengths - kept + 1))
+  crops = ragged.gather(
+      tokens.values, tokens.offsets[:-1] + offset.astype(np.int64), kept
+  )
+  if not config.deletion_rate:
+    return crops
+  stays = generator.random(len(crops.values)) >= config.deletion_rate
+  # The first token stays, so that no crop becomes empty.
+  stays[crops.offsets[:-1][crops.lengths > 0]] = True
+  counts = np.add.reduceat(
+      np.append(stays, False), crops.offsets[:-1]
+  ) * (crops.lengths > 0)
+  return ragged.RaggedTokens(crops.values[stays], ragged.offsets_of(counts))
+
+
+def frame(
+    tokens: ragged.RaggedTokens,
+    length: int,
+    *,
+    prefix: list[int],
+    suffix: list[int],
+    pad_id: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Adds special tokens and pads.
+
+  Args:
+    tokens: N sequences without special tokens.
+    length: of the result, special tokens included.
+    prefix: put before each, such as [CLS].
+    suffix: put behind each, kept under truncation.
+    pad_id: fills the rest.
+
+  Returns:
+    int32 [N, length] and bool [N, length].
+  """
+  kept = tokens.truncate(length - len(prefix) - len(suffix))
+  same = lambda ids: ragged.RaggedTokens.from_lists([ids] * len(kept))
+  framed = ragged.concatenate([same(prefix), kept, same(suffix)])
+  mask = np.arange(length) < framed.lengths[:, None]
+  return framed.pad(length, pad_id), mask

@@ -1,0 +1,37 @@
+"""In-batch contrastive loss (InfoNCE), which warms a retriever up."""
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from ralm_jax.losses.sequence import WeightedSum
+
+Array = jax.Array
+
+
+def in_batch_contrastive(
+    queries: Array, passages: Array, *, temperature: float
+) -> tuple[WeightedSum, WeightedSum]:
+  """Each query should prefer its own passage to all others of the batch.
+
+  Contriever (Izacard et al. 2022, eq. 1) with in-batch negatives, on inner
+  products divided by sqrt(dim).
+
+  Args:
+    queries: float32 [batch, dim].
+    passages: float32 [batch, dim]; row i belongs to query i.
+    temperature: divides the scores.
+
+  Returns:
+    The loss and how many queries rank their own passage first, each with the
+    number of queries as weight.
+  """
+  scores = queries @ passages.T / jnp.sqrt(jnp.float32(queries.shape[-1]))
+  log_probs = jax.nn.log_softmax(scores / temperature, axis=-1)
+  count = jnp.asarray(len(queries), jnp.float32)
+  own = jnp.arange(len(queries))
+  correct = jnp.argmax(scores, axis=-1) == own
+  return (
+      WeightedSum(-jnp.sum(log_probs[own, own]), count),
+      WeightedSum(jnp.sum(correct.astype(jnp.float32)), count),
+  )
