@@ -14,7 +14,7 @@ import sys
 
 # Command to (module with main(argv, prog), one line of help).
 COMMANDS = {
-    'quickstart': ('ralm_jax.quickstart.main', 'the whole loop on your own machine\'s Python documentation'),
+    'quickstart': ('ralm_jax.quickstart.main', 'the whole loop on the docs of your own Python'),
     'corpus': ('ralm_jax.build_corpus', 'passages to a tokenised, memory-mapped corpus'),
     'embed': ('ralm_jax.embed', 'a corpus to a searchable index'),
     'add': ('ralm_jax.add', 'add a passage to a corpus and its index'),
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       format='%(asctime)s %(message)s', datefmt='%H:%M:%S',
   )
   for noisy in ('absl', 'orbax', 'jax', 'faiss'):
-    logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger(noisy).setLevel(logging.ERROR)
   # TensorFlow only feeds data here; its start-up notes would hide ours.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   # FAISS's threads must not spin on the cores that JAX computes on; OpenMP

@@ -19,6 +19,7 @@ def embed(
     output: str,
     options: options_lib.IndexOptions = options_lib.IndexOptions(),
     batch_size: int = 256,
+    progress: bool = True,
 ) -> int:
   """Builds a new generation of an index; returns its number.
 
@@ -28,6 +29,7 @@ def embed(
     output: INDEX folder, created where missing.
     options: of the FAISS index.
     batch_size: passages at a time.
+    progress: show a progress bar.
   """
   store = corpus_lib.PassageStore.open(corpus)
   opened = runs.open_checkpoint(checkpoint)
@@ -37,7 +39,8 @@ def embed(
       batch_size=batch_size,
   )
   return embedding.build_generation(
-      embedder, opened.params, store, output, options, checkpoint=opened.name
+      embedder, opened.params, store, output, options, checkpoint=opened.name,
+      progress=progress,
   )
 
 

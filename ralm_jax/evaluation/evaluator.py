@@ -98,6 +98,23 @@ class Evaluator:
         )
     )
 
+  def retrieve(
+      self, params: PyTree, questions: Sequence[str]
+  ) -> retriever_lib.Retrieved:
+    """Passages of at most `batch_size / process_count` questions.
+
+    Rows beyond the questions are those of padding.
+    """
+    tokenizer = self._spec.tokenizer
+    size = self._batch_size // jax.process_count()
+    if self._retriever is None:
+      return retriever_lib.Retrieved.none(size)
+    queries = tokenizer.batch(questions, size=size)
+    mask = queries.query_tokens != tokenizer.retriever_vocabulary.pad_id
+    batch = self._partitioner.put_batch((queries.query_tokens, mask))
+    embeddings = partitioning.local_rows(self._encode(params, *batch))
+    return self._retriever.search(embeddings)
+
   def answer(self, params: PyTree, questions: Sequence[str]) -> list[Answer]:
     """Answers at most `batch_size / process_count` questions.
 
@@ -106,12 +123,7 @@ class Evaluator:
     tokenizer = self._spec.tokenizer
     size = self._batch_size // jax.process_count()
     queries = tokenizer.batch(questions, size=size)
-    retrieved = retriever_lib.Retrieved.none(size)
-    if self._retriever is not None:
-      mask = queries.query_tokens != tokenizer.retriever_vocabulary.pad_id
-      batch = self._partitioner.put_batch((queries.query_tokens, mask))
-      embeddings = partitioning.local_rows(self._encode(params, *batch))
-      retrieved = self._retriever.search(embeddings)
+    retrieved = self.retrieve(params, questions)
     batch = self._assembler.reader_batch(
         queries, retrieved.rows, with_retriever=False
     )
@@ -167,6 +179,37 @@ class Evaluator:
       answers = self.answer(params, [q.question for q in mine])
       for question, answer in zip(mine, answers):
         yield prediction_record(question, answer)
+
+  def retrieval_recall(
+      self,
+      params: PyTree,
+      questions: Sequence[questions_lib.Question],
+      *,
+      k: int,
+  ) -> float:
+    """Share of questions with a gold passage among the first k; no reader.
+
+    Raises:
+      ValueError: no question names a gold passage.
+    """
+    hits = []
+    size = self._batch_size
+    for first in range(0, len(questions), size):
+      part = questions[first : first + size]
+      retrieved = self.retrieve(params, [q.question for q in part])
+      for question, rows in zip(part, retrieved.rows):
+        if not question.gold_passage_ids:
+          continue
+        gold = self._retriever.store.rows_of(
+            question.gold_passage_ids, unknown=-1
+        )
+        hits.append(bool(np.isin(rows[:k], gold[gold >= 0]).any()))
+    if not hits:
+      raise ValueError(
+          'No question names a gold passage (gold_passage_id), so recall by '
+          'passage is undefined.'
+      )
+    return float(np.mean(hits))
 
   def evaluate(
       self,

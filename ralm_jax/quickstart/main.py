@@ -1,0 +1,424 @@
+"""Quickstart: the whole loop on the documentation of your own Python.
+
+About 5,000 docstrings of the standard library are the corpus; a docstring's
+first sentence asks and the qualified name answers. A tiny model is trained from
+scratch and answers questions about objects it was never trained on.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+import jax
+
+from ralm_jax import add
+from ralm_jax import ask
+from ralm_jax import embed
+from ralm_jax import quiet
+from ralm_jax import runs
+from ralm_jax import specification
+from ralm_jax import train as train_lib
+from ralm_jax.data import corpus as corpus_lib
+from ralm_jax.data import passages as passages_lib
+from ralm_jax.data import questions as questions_lib
+from ralm_jax.data import text_config
+from ralm_jax.data import tokenization
+from ralm_jax.quickstart import docstrings as docstrings_lib
+from ralm_jax.quickstart import reassignment
+from ralm_jax.quickstart import recipe as recipe_lib
+from ralm_jax.training import checkpoints as checkpoints_lib
+from ralm_jax.training import optimizers
+from ralm_jax.training import partitioning
+from ralm_jax.training import schedules
+from ralm_jax.training import train_state
+from ralm_jax.training import warm_start as warm_start_lib
+
+# Not in any documentation: only the index can know it.
+NEW_PASSAGE = passages_lib.Passage(
+    'added-moonphase', 'calendar.moonphase', '',
+    'Return the phase of the moon on a given day as seen from a city. The '
+    'phase is a number from zero, the new moon, to one, the full moon.',
+)
+NEW_QUESTION = 'Return the phase of the moon on a given day as seen from a city.'
+
+
+class Quickstart:
+  """The steps; each leaves files behind and is skipped when they are whole."""
+
+  def __init__(self, output: str, recipe: recipe_lib.Recipe):
+    self.output = os.path.abspath(output)
+    self.recipe = recipe
+    self.partitioner = partitioning.Partitioner(devices=jax.devices()[:1])
+    os.makedirs(self.output, exist_ok=True)
+
+  def path(self, *names: str) -> str:
+    return os.path.join(self.output, *names)
+
+  def text(self, **changes: Any) -> text_config.TextConfig:
+    """Formats of the quickstart: bare questions and answers."""
+    recipe = self.recipe
+    return dataclasses.replace(
+        text_config.TextConfig(
+            question_format='{question}',
+            target_format='{answer}',
+            query_length=32,
+            reader_query_length=32,
+            passage_length=recipe.passage_length,
+            retriever_passage_length=64,
+            target_length=20,
+            n_passages=recipe.n_passages,
+        ),
+        **changes,
+    )
+
+  def corpus(self) -> corpus_lib.PassageStore:
+    """Docstrings to passages, questions and a tokenised corpus."""
+    if not os.path.exists(self.path('corpus', 'manifest.json')):
+      found = docstrings_lib.collect_docstrings()[: self.recipe.max_docstrings]
+      docstrings_lib.write_corpus(self.output, found, seed=self.recipe.seed)
+      vocabulary = train_vocabulary(
+          self.path('passages.jsonl'), self.path('vocabulary'),
+          self.recipe.vocabulary_size,
+      )
+      corpus_lib.build_corpus(
+          self.path('passages.jsonl'), self.path('corpus'),
+          vocabulary, vocabulary, progress=False, resume=False,
+      )
+    return corpus_lib.PassageStore.open(self.path('corpus'))
+
+  def specification(
+      self, store: corpus_lib.PassageStore, text: text_config.TextConfig
+  ) -> specification.Specification:
+    vocabulary = store.reader_vocabulary
+    return specification.Specification(
+        self.recipe.model(vocabulary.vocab_size),
+        tokenization.QueryTokenizer(
+            text, vocabulary, store.retriever_vocabulary
+        ),
+    )
+
+  def _save_params(self, name: str, spec: Any, params: Any) -> None:
+    """A checkpoint of parameters alone."""
+    os.makedirs(self.path(name), exist_ok=True)
+    spec.save(self.path(name))
+    checkpoints = checkpoints_lib.Checkpoints(self.path(name))
+    checkpoints.save(0, {'params': params}, {}, {})
+    checkpoints.wait()
+    checkpoints.close()
+
+  def untrained(self, store: corpus_lib.PassageStore) -> None:
+    """Random parameters, saved as a checkpoint to compare with."""
+    if _finished(self.path('untrained'), 0):
+      return
+    spec = self.specification(store, self.text())
+    state = train_state.initialize(
+        spec.model, {}, self.partitioner, self.recipe.seed
+    )
+    self._save_params('untrained', spec, state.params)
+
+  def warm_start(self, store: corpus_lib.PassageStore) -> None:
+    """A retriever from unlabelled crops."""
+    recipe = self.recipe
+    if _finished(self.path('warm_start'), 0):
+      return
+    opened = runs.open_checkpoint(self.path('untrained'), self.partitioner)
+    steps = recipe.warm_start.steps
+    params = warm_start_lib.warm_start(
+        opened.spec.model, opened.params,
+        warm_start_lib.CropSampler(store, recipe.warm_start),
+        optimizers.adamw(
+            schedules.create_learning_rate_scheduler(
+                'constant * linear_warmup * cosine_decay',
+                recipe.warm_start_learning_rate, 30, total_steps=steps,
+            ),
+            weight_decay=0.0,
+        ),
+        recipe.warm_start, partitioner=self.partitioner,
+    )
+    self._save_params('warm_start', opened.spec, params)
+
+  def index(self, checkpoint: str, name: str) -> str:
+    """The corpus embedded with a checkpoint."""
+    path = self.path(name)
+    if not os.path.exists(os.path.join(path, 'CURRENT')):
+      embed.embed(
+          checkpoint=self.path(checkpoint), corpus=self.path('corpus'),
+          output=path, progress=False,
+      )
+    return path
+
+  def train(self, store: corpus_lib.PassageStore, index: str) -> str:
+    """The reader in phases, then reader and retriever together."""
+    recipe, start = self.recipe, 'warm_start'
+    train_ids = [q.id for q in questions_lib.read_questions(self.path('train.jsonl'))]
+    pool = store.rows_of(train_ids)
+    for number, phase in enumerate(recipe.phases, 1):
+      last = number == len(recipe.phases)
+      name = 'reader_and_retriever' if last else f'reader_phase_{number}'
+      text = self.text(
+          n_passages=max(phase.n_passages, 2 if phase.distils else 1),
+          passage_length=phase.passage_length,
+      )
+      self._train_phase(
+          name, phase, text,
+          initial=self.path(start),
+          retrieval_cfg=train_lib.RetrievalConfig(
+              corpus=self.path('corpus'), index=index),
+          augmentation=reassignment.TitleReassignment(
+              store, title_pool=pool, seed=recipe.seed),
+      )
+      start = name
+    # At evaluation the model reads what this recipe says, not the last phase.
+    specification.Specification(
+        specification.Specification.load(self.path(start)).model,
+        tokenization.QueryTokenizer(
+            self.text(), store.reader_vocabulary, store.retriever_vocabulary),
+    ).save(self.path(start))
+    return self.path(start)
+
+  def train_closed_book(self, store: corpus_lib.PassageStore) -> str:
+    """The same reader with the same steps and examples, without passages."""
+    phases = self.recipe.phases
+    steps = sum(phase.steps for phase in phases)
+    examples = sum(phase.steps * phase.batch_size for phase in phases)
+    phase = dataclasses.replace(
+        phases[-1], steps=steps, batch_size=max(1, round(examples / steps)),
+        n_passages=1, passage_length=32, distils=False,
+    )
+    self._train_phase(
+        'closed_book', phase,
+        self.text(reader_format='{query}', passage_length=32, n_passages=1),
+        initial=self.path('untrained'), retrieval_cfg=None, augmentation=None,
+    )
+    return self.path('closed_book')
+
+  def _train_phase(
+      self,
+      name: str,
+      phase: recipe_lib.Phase,
+      text: text_config.TextConfig,
+      *,
+      initial: str,
+      retrieval_cfg: train_lib.RetrievalConfig | None,
+      augmentation: Any,
+  ) -> None:
+    if _finished(self.path(name), phase.steps):
+      return
+    with quiet.withheld_stderr():
+      from ralm_jax.data import pipeline
+      from tasks import qa
+
+    store = corpus_lib.PassageStore.open(self.path('corpus'))
+    vocabulary = str(store.reader_vocabulary.path)
+    model = self.recipe.model(store.reader_vocabulary.vocab_size)
+    model = dataclasses.replace(model, train_retriever=phase.distils)
+    task = qa.jsonl_task(
+        f'quickstart_{name}', train=self.path('train.jsonl'), text=text,
+        reader_vocabulary=vocabulary, retriever_vocabulary=vocabulary,
+    )
+
+    def schedule(rate: float):
+      return schedules.create_learning_rate_scheduler(
+          'constant * linear_warmup * cosine_decay', rate, phase.warmup_steps,
+          total_steps=phase.steps,
+      )
+
+    train_lib.train(
+        model=model,
+        text=text,
+        model_dir=self.path(name),
+        total_steps=phase.steps,
+        train_dataset_cfg=pipeline.DatasetConfig(
+            task, batch_size=phase.batch_size, seed=self.recipe.seed),
+        reader_vocabulary=vocabulary,
+        retriever_vocabulary=vocabulary,
+        reader_optimizer=optimizers.adamw(
+            schedule(phase.learning_rate), b2=0.98, weight_decay=0.0),
+        retriever_optimizer=optimizers.adamw(
+            schedule(self.recipe.retriever_learning_rate), weight_decay=0.0,
+        ) if phase.distils else None,
+        retrieval_cfg=retrieval_cfg,
+        checkpoint_cfg=train_lib.CheckpointConfig(period=200, keep=1),
+        partitioner=self.partitioner,
+        initial_checkpoint_path=initial,
+        augmentation=augmentation,
+        recall_skip=0,
+        stats_period=100,
+        random_seed=self.recipe.seed,
+    )
+
+  def evaluate(
+      self, checkpoint: str, index: str | None, name: str,
+      n_passages: int | None = None,
+  ) -> dict[str, Any]:
+    """Answers the test questions; writes `name/`."""
+    questions = questions_lib.read_questions(self.path('test.jsonl'))
+    questions = questions[: self.recipe.test_questions]
+    opened = runs.open_checkpoint(checkpoint, self.partitioner)
+    with runs.open_evaluator(
+        opened, index=index, n_passages=n_passages, batch_size=64
+    ) as evaluator:
+      return evaluator.evaluate(
+          opened.params, questions, output=self.path(name)
+      )
+
+  def recall(self, checkpoint: str, index: str) -> float:
+    """Recall@5 of the answer's passage over the test questions."""
+    questions = questions_lib.read_questions(self.path('test.jsonl'))
+    questions = questions[: self.recipe.test_questions]
+    opened = runs.open_checkpoint(checkpoint, self.partitioner)
+    with runs.open_evaluator(
+        opened, index=index, n_passages=5, batch_size=64
+    ) as evaluator:
+      return evaluator.retrieval_recall(opened.params, questions, k=5)
+
+  def run(self) -> dict[str, Any]:
+    """Everything; returns what `summary.json` holds."""
+    start = time.monotonic()
+    say = lambda text: print(f'[{time.monotonic() - start:4.0f} s] {text}', flush=True)
+
+    store = self.corpus()
+    train = questions_lib.read_questions(self.path('train.jsonl'))
+    test = questions_lib.read_questions(self.path('test.jsonl'))
+    say(f'corpus: {len(store):,} docstrings, {len(train):,} training questions, '
+        f'{len(test):,} about unseen objects')
+
+    self.untrained(store)
+    index = self.index('untrained', 'index_untrained')
+    before = self.recall(self.path('untrained'), index)
+    say(f'recall@5 of the untrained retriever: {before:.1%}')
+
+    self.warm_start(store)
+    index = self.index('warm_start', 'index_warm_start')
+    warm = self.recall(self.path('warm_start'), index)
+    say(f'recall@5 after the warm start on crops: {warm:.1%}')
+
+    checkpoint = self.train(store, index)
+    say('reader and retriever trained')
+    index = self.index('reader_and_retriever', 'index')
+    after = self.recall(checkpoint, index)
+    say(f'recall@5 after training: {after:.1%}')
+    metrics = self.evaluate(checkpoint, index, 'evaluation')
+    say(f'exact match on unseen objects: {metrics["exact_match"]:.1%}')
+
+    closed = self.evaluate(
+        self.train_closed_book(store), None, 'evaluation_closed_book'
+    )
+    say(f'closed-book with the same steps: {closed["exact_match"]:.1%}')
+
+    self.show_answers()
+    edit = self.show_edit(checkpoint, index)
+    summary = {
+        'recall_at_5_before': before,
+        'recall_at_5_warm_start': warm,
+        'recall_at_5_after': after,
+        'exact_match': metrics['exact_match'],
+        'exact_match_closed_book': closed['exact_match'],
+        **edit,
+        'passages': len(store),
+        'test_questions': metrics['count'],
+        'seconds': round(time.monotonic() - start, 1),
+        'checkpoint': checkpoint,
+        'index': index,
+        'corpus': self.path('corpus'),
+    }
+    with open(self.path('summary.json.tmp'), 'w', encoding='utf-8') as file:
+      json.dump(summary, file, indent=2)
+    os.replace(self.path('summary.json.tmp'), self.path('summary.json'))
+    print(
+        f'\nSaved in {self.output}: corpus/, index/, reader_and_retriever/ (the '
+        'checkpoint), evaluation/predictions.jsonl, summary.json\n'
+        'Ask it yourself:\n'
+        f'  ralm ask --checkpoint {checkpoint} --index {index} '
+        f'"{test[0].question}"'
+    )
+    return summary
+
+  def show_answers(self) -> None:
+    """Three questions about unseen objects, answered, with passages."""
+    with open(
+        self.path('evaluation', 'predictions.jsonl'), encoding='utf-8'
+    ) as file:
+      records = [json.loads(line) for line in file]
+    print('\nThree questions about objects never seen in training:')
+    for record in records[:: max(1, len(records) // 3)][:3]:
+      right = 'right' if record['metrics']['exact_match'] else (
+          f'wrong, it is {record["answers"][0]}')
+      print(f'\n  {record["query"]}\n  answer: {record["prediction"]}  ({right})')
+      for passage in record['passages'][:3]:
+        print(f'    {passage["probability"]:.2f}  {passage["title"]}: '
+              f'{passage["text"][:60]}…')
+
+  def show_edit(self, checkpoint: str, index: str) -> dict[str, str]:
+    """A passage added to the index changes an answer without training."""
+
+    def answer() -> str:
+      return ask.ask(
+          NEW_QUESTION, checkpoint=checkpoint, index=index
+      ).prediction
+
+    store = corpus_lib.PassageStore.open(self.path('corpus'))
+    known = store.rows_of([NEW_PASSAGE.id], unknown=-1)[0] >= 0
+    before = None if known else answer()
+    if not known:
+      add.add([NEW_PASSAGE], checkpoint=checkpoint, index=index)
+    after = answer()
+    print(
+        '\nOne passage added to the index, nothing trained:\n'
+        f'  ralm add --checkpoint {checkpoint} --index {index} '
+        f'--title {NEW_PASSAGE.title} \\\n    --text "{NEW_PASSAGE.text}"\n'
+        f'  {NEW_QUESTION}\n  answer before: {before}\n  answer after:  {after}'
+    )
+    return {'answer_before_edit': before, 'answer_after_edit': after}
+
+
+def _finished(directory: str, steps: int) -> bool:
+  with contextlib.suppress(FileNotFoundError):
+    return checkpoints_lib.find(directory)[1] >= steps
+  return False
+
+
+def train_vocabulary(passages: str, prefix: str, size: int) -> str:
+  """Trains a SentencePiece model on the passages; returns its path."""
+  import sentencepiece
+
+  with open(passages, encoding='utf-8') as file:
+    rows = [json.loads(line) for line in file]
+  texts = [text for row in rows for text in (row['title'], row['text'])]
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(texts), model_prefix=prefix, vocab_size=size,
+      model_type='unigram', pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+      character_coverage=1.0, hard_vocab_limit=False, minloglevel=2,
+      # One thread: the same corpus gives the same vocabulary.
+      num_threads=1,
+  )
+  return prefix + '.model'
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+  """Runs the quickstart from command-line flags."""
+  parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+  parser.add_argument('--output', required=True, metavar='DIR')
+  parser.add_argument(
+      '--smoke', action='store_true',
+      help='sizes for a test of a minute: everything runs, little is learnt')
+  parser.add_argument('--verbose', action='store_true', help='show every report')
+  arguments = parser.parse_args(argv)
+  if not arguments.verbose:
+    logging.getLogger().setLevel(logging.WARNING)
+  recipe = recipe_lib.SMOKE if arguments.smoke else recipe_lib.Recipe()
+  Quickstart(arguments.output, recipe).run()
+
+
+if __name__ == '__main__':
+  from ralm_jax import cli
+
+  sys.exit(cli.main(['quickstart', *sys.argv[1:]]))

@@ -1,0 +1,329 @@
+"""A corpus of a few dozen passages, questions on it, and a model to train.
+
+Shared by the end-to-end tests. `python tiny.py FILE.json` trains in a process
+of its own, so that a test can kill it; see `main`.
+"""
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import json
+import os
+import pathlib
+import socket
+import string
+import subprocess
+import sys
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+COUNT = 40
+_FIRST = ('Al', 'Bo', 'Cy', 'Du', 'Ez', 'Fa', 'Go', 'Hu')
+_SECOND = ('mar', 'nel', 'pol', 'rin', 'tas')
+_KINDS = ('city', 'river', 'mountain', 'island', 'lake')
+_COLOURS = ('red', 'green', 'blue', 'white', 'black', 'golden', 'silver')
+
+
+def names() -> list[str]:
+  """Forty invented names."""
+  return [first + second for first in _FIRST for second in _SECOND]
+
+
+def passages() -> list[dict[str, str]]:
+  """Objects in Atlas's layout."""
+  rows = []
+  for i, name in enumerate(names()):
+    kind, colour = _KINDS[i % 5], _COLOURS[i % 7]
+    rows.append({
+        'id': f'p{i}', 'title': name,
+        'text': f'{name} is a {kind} in the north. The colour of {name} is '
+                f'{colour}, as every visitor of the {kind} remembers.',
+    })
+  return rows
+
+
+def questions() -> list[dict[str, Any]]:
+  """Objects of a question file; half of them have two answers."""
+  return [
+      {
+          'id': f'q{i}', 'question': f'what is the colour of {name}?',
+          'answers': [_COLOURS[i % 7]] + ([f'it is {_COLOURS[i % 7]}'] if i % 2
+                                         else []),
+          'gold_passage_id': f'p{i}',
+      }
+      for i, name in enumerate(names())
+  ]
+
+
+def write_jsonl(path: pathlib.Path, rows: list[dict[str, Any]]) -> pathlib.Path:
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Files on disk.
+
+  Attributes:
+    folder: holds them all.
+  """
+
+  folder: pathlib.Path
+
+  @property
+  def passages(self) -> pathlib.Path:
+    return self.folder / 'passages.jsonl'
+
+  @property
+  def questions(self) -> pathlib.Path:
+    return self.folder / 'questions.jsonl'
+
+  @property
+  def reader_vocabulary(self) -> pathlib.Path:
+    return self.folder / 'reader.model'
+
+  @property
+  def retriever_vocabulary(self) -> pathlib.Path:
+    return self.folder / 'vocab.txt'
+
+  @property
+  def corpus(self) -> pathlib.Path:
+    return self.folder / 'corpus'
+
+
+def make_data(folder: pathlib.Path) -> Data:
+  """Writes passages, questions, both vocabularies and the corpus."""
+  import sentencepiece
+
+  from ralm_jax.data import corpus as corpus_lib
+
+  data = Data(folder)
+  write_jsonl(data.passages, passages())
+  write_jsonl(data.questions, questions())
+  texts = [f'{p["title"]}: {p["text"]}' for p in passages()] + [
+      q['question'] for q in questions()] + [
+      'question: title: context: answer: it is']
+  content = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(texts), model_writer=content, vocab_size=120,
+      pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False,
+      minloglevel=2)
+  data.reader_vocabulary.write_bytes(content.getvalue())
+  letters = string.ascii_lowercase + string.digits
+  pieces = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *letters,
+            *(f'##{letter}' for letter in letters), *string.punctuation,
+            'the', 'colour', 'of', 'is', *_KINDS, *_COLOURS]
+  data.retriever_vocabulary.write_text('\n'.join(pieces) + '\n')
+  corpus_lib.build_corpus(
+      data.passages, data.corpus, data.reader_vocabulary,
+      data.retriever_vocabulary, n_workers=1, progress=False)
+  return data
+
+
+def make_text(**changes: Any) -> Any:
+  """A TextConfig of short sequences."""
+  from ralm_jax.data import text_config
+
+  return text_config.TextConfig(**{
+      'question_format': '{question}', 'target_format': '<extra_id_0> {answer}',
+      'query_length': 40, 'reader_query_length': 24, 'passage_length': 56,
+      'retriever_passage_length': 48, 'target_length': 8, 'n_passages': 3,
+      **changes,
+  })
+
+
+def make_model(
+    reader: dict[str, Any] | None = None,
+    retriever: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Any:
+  """A RetrievalLM with dropout, so that the random state matters."""
+  from ralm_jax.models import bert
+  from ralm_jax.models import retrieval_lm
+  from ralm_jax.models import t5
+
+  return retrieval_lm.RetrievalLM(
+      reader_config=t5.T5Config(**{
+          'vocab_size': 256, 'emb_dim': 16, 'num_heads': 2, 'head_dim': 8,
+          'mlp_dim': 32, 'num_encoder_layers': 1, 'num_decoder_layers': 1,
+          'dropout_rate': 0.1, **(reader or {})}),
+      retriever_config=bert.BertConfig(**{
+          'vocab_size': 128, 'emb_dim': 16, 'num_heads': 2, 'num_layers': 1,
+          'mlp_dim': 32, 'max_positions': 64, 'embedding_init_stddev': 0.5,
+          'dropout_rate': 0.1, **(retriever or {})}),
+      gold_encoder='shared', **changes)
+
+
+def train(
+    data: Data, model_dir: pathlib.Path | str, *, steps: int = 4, **options: Any
+) -> Any:
+  """`train.train` with small defaults; returns the final state.
+
+  Args:
+    data: of `make_data`.
+    model_dir: of the run.
+    steps: total steps.
+    **options: `model`, `text`, `retrieval` and `checkpoint` are dicts of
+      changes to the defaults, `closed_book` a bool, `batch_size` an int, all
+      others go to `train.train`.
+  """
+  import jax
+
+  from ralm_jax import train as train_lib
+  from ralm_jax.data import pipeline
+  from ralm_jax.training import optimizers
+  from ralm_jax.training import partitioning
+  from tasks import qa
+
+  text = make_text(**options.pop('text', {}))
+  closed_book = options.pop('closed_book', False)
+  if closed_book:
+    text = dataclasses.replace(text, reader_format='{query}')
+  vocabularies = {
+      'reader_vocabulary': str(data.reader_vocabulary),
+      'retriever_vocabulary': str(data.retriever_vocabulary),
+  }
+  task = qa.jsonl_task(
+      'tiny_qa', train=str(data.questions), text=text, **vocabularies)
+  retrieval = {
+      'corpus': str(data.corpus), 'index': str(data.folder / 'index'),
+      'retry_for_s': 60.0, 'embed_batch_size': 16,
+      **options.pop('retrieval', {}),
+  }
+  if retrieval.get('address'):
+    retrieval['index'] = None
+  devices = options.pop('devices', 1)
+  return train_lib.train(**{
+      'model': make_model(**options.pop('model', {})),
+      'text': text,
+      'model_dir': str(model_dir),
+      'total_steps': steps,
+      'train_dataset_cfg': pipeline.DatasetConfig(
+          task, batch_size=options.pop('batch_size', 4),
+          seed=options.get('random_seed', 0)),
+      **vocabularies,
+      'reader_optimizer': optimizers.adamw(1e-2),
+      'retriever_optimizer': None if closed_book else optimizers.adamw(1e-2),
+      'retrieval_cfg': (
+          None if closed_book else train_lib.RetrievalConfig(**retrieval)),
+      'checkpoint_cfg': train_lib.CheckpointConfig(
+          **{'period': 2, **options.pop('checkpoint', {})}),
+      'partitioner': partitioning.Partitioner(
+          devices=jax.devices()[:devices] if devices else None),
+      'stats_period': 1,
+      **options,
+  })
+
+
+def arrays(state: Any) -> dict[str, Any]:
+  """Every array of a state, by its path."""
+  import jax
+  import numpy as np
+
+  return {
+      jax.tree_util.keystr(path): np.asarray(leaf)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+  }
+
+
+def differing(first: Any, second: Any) -> list[str]:
+  """Paths at which two states are not the same bit for bit."""
+  one, other = arrays(first), arrays(second)
+  if one.keys() != other.keys():
+    return sorted(one.keys() ^ other.keys())
+  return [
+      name for name in one
+      if one[name].dtype != other[name].dtype
+      or one[name].tobytes() != other[name].tobytes()
+  ]
+
+
+def load_checkpoint(model_dir: pathlib.Path | str, step: int) -> Any:
+  """The state of a checkpoint as nested dicts of host arrays."""
+  import orbax.checkpoint as ocp
+
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    return checkpointer.restore(
+        os.path.join(model_dir, f'checkpoint_{step}', 'state'))
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+  """Of a process that imports this file, with so many CPU devices."""
+  return {
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+      'TF_CPP_MIN_LOG_LEVEL': '3',
+      'OMP_WAIT_POLICY': 'PASSIVE',
+      'PYTHONPATH': os.pathsep.join(
+          [str(ROOT), str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')]),
+  }
+
+
+def free_port() -> int:
+  with socket.socket() as listener:
+    listener.bind(('localhost', 0))
+    return listener.getsockname()[1]
+
+
+def start(folder: pathlib.Path, name: str, devices: int = 1,
+          **job: Any) -> subprocess.Popen:
+  """Starts `python tiny.py` on a job; its output goes to FOLDER/NAME.log."""
+  path = folder / f'{name}.json'
+  path.write_text(json.dumps(job))
+  with open(folder / f'{name}.log', 'ab') as log:
+    return subprocess.Popen(
+        [sys.executable, str(pathlib.Path(__file__)), str(path)],
+        env=environment(devices), stdout=log, stderr=log)
+
+
+def main(path: str) -> None:
+  """Trains as a JSON file says, like a command: `ralm train` without gin.
+
+  `data` and `model_dir` are folders; `process` may hold the arguments of
+  `jax.distributed.initialize`; `compilation_cache` is a folder; what is left
+  goes to `train`.
+  """
+  from ralm_jax import cli
+
+  with open(path, encoding='utf-8') as file:
+    job = json.load(file)
+
+  def run(argv: list[str], prog: str) -> None:
+    del argv, prog
+    import jax
+
+    if 'compilation_cache' in job:
+      use_compilation_cache(job.pop('compilation_cache'))
+    if 'process' in job:
+      jax.distributed.initialize(**job.pop('process'))
+    data = Data(pathlib.Path(job.pop('data')))
+    train(data, job.pop('model_dir'), **job)
+
+  import types
+
+  sys.modules['tiny_job'] = types.SimpleNamespace(main=run)
+  cli.COMMANDS['job'] = ('tiny_job', '')
+  sys.exit(cli.main(['job']))
+
+
+def use_compilation_cache(folder: str | pathlib.Path) -> None:
+  """Compiles equal programs once, whichever process needs them."""
+  import jax
+
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+@functools.cache
+def imported() -> None:
+  """Imports what training needs, before a process forks."""
+  from ralm_jax import train as _  # noqa: F401
+  from ralm_jax.data import pipeline as _  # noqa: F401,F811
+  from tasks import qa as _  # noqa: F401,F811
+
+
+if __name__ == '__main__':
+  main(sys.argv[1])
