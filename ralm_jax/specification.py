@@ -60,6 +60,19 @@ class Specification:
           'retriever_passage_length.'
       )
 
+  def check_same_vocabularies(self, directory: str | os.PathLike[str]) -> None:
+    """Raises ValueError where a run folder was saved with other vocabularies."""
+    saved = self.load(directory).tokenizer
+    for side in ('reader', 'retriever'):
+      ours = getattr(self.tokenizer, f'{side}_vocabulary')
+      theirs = getattr(saved, f'{side}_vocabulary')
+      if ours.fingerprint != theirs.fingerprint:
+        raise ValueError(
+            f'{directory} holds checkpoints trained with another {side} '
+            f'vocabulary ({theirs.path}) than {ours.path}; use that file, or '
+            'another MODEL_DIR.'
+        )
+
   def save(self, directory: str | os.PathLike[str]) -> None:
     """Writes model.json and the vocabularies."""
     folder = os.path.join(directory, 'vocabularies')
@@ -69,9 +82,8 @@ class Specification:
       vocabulary = getattr(self.tokenizer, f'{side}_vocabulary')
       name = f'{side}{os.path.splitext(vocabulary.path)[1] or ".model"}'
       target = os.path.join(folder, name)
-      if not os.path.exists(target):
-        shutil.copyfile(vocabulary.path, target + '.tmp')
-        os.replace(target + '.tmp', target)
+      shutil.copyfile(vocabulary.path, target + '.tmp')
+      os.replace(target + '.tmp', target)
       files[side] = {
           'file': f'vocabularies/{name}',
           'extra_ids': getattr(vocabulary, 'extra_ids', 0),

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import logging
 import os
@@ -10,6 +11,7 @@ import sys
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from ralm_jax import gin_utils
@@ -29,6 +31,7 @@ from ralm_jax.retrieval import connection as connection_lib
 from ralm_jax.retrieval import embedding
 from ralm_jax.retrieval import retriever as retriever_lib
 from ralm_jax.training import checkpoints as checkpoints_lib
+from ralm_jax.training import multihost
 from ralm_jax.training import optimizers as optimizers_lib
 from ralm_jax.training import partitioning
 from ralm_jax.training import reporting
@@ -139,52 +142,50 @@ def train(
   """
   from ralm_jax.data import pipeline  # imports TensorFlow
 
-  tokenizer = tokenization.QueryTokenizer(
-      text,
-      vocabularies.load_vocabulary(reader_vocabulary),
-      vocabularies.load_vocabulary(retriever_vocabulary),
-  )
-  spec = specification.Specification(model, tokenizer)
-  spec.check()
-  partitioner = partitioner or partitioning.Partitioner()
-  optimizers = {
-      name: optimizer
-      for name, optimizer in (
-          ('reader', reader_optimizer), ('retriever', retriever_optimizer)
+  agreement = multihost.Agreement()
+  with agreement.together():
+    tokenizer = tokenization.QueryTokenizer(
+        text,
+        vocabularies.load_vocabulary(reader_vocabulary),
+        vocabularies.load_vocabulary(retriever_vocabulary),
+    )
+    spec = specification.Specification(model, tokenizer)
+    spec.check()
+    partitioner = partitioner or partitioning.Partitioner()
+    optimizers = {
+        name: optimizer
+        for name, optimizer in (
+            ('reader', reader_optimizer), ('retriever', retriever_optimizer)
+        )
+        if optimizer is not None
+    }
+    if 'retriever' in optimizers and not (model.distils and retrieval_cfg):
+      raise ValueError(
+          'A retriever optimizer is given, but the model does not train its '
+          'retriever (train_retriever, gold_score) or has no index.'
       )
-      if optimizer is not None
-  }
-  if 'retriever' in optimizers and not (model.distils and retrieval_cfg):
-    raise ValueError(
-        'A retriever optimizer is given, but the model does not train its '
-        'retriever (train_retriever, gold_score) or has no index.'
+    if model.distils and 'retriever' not in optimizers:
+      model = dataclasses.replace(model, train_retriever=False)
+    if not text.closed_book and retrieval_cfg is None:
+      raise ValueError(
+          'The reader format shows passages; give a RetrievalConfig with an '
+          "index or an address, or use reader_format = '{query}'."
+      )
+    questions = None
+    if eval_questions:
+      questions = questions_lib.read_questions(
+          eval_questions, duplicate_ids='number'
+      )[:eval_num_examples]
+    iterator = pipeline.get_dataset_iterator(
+        train_dataset_cfg,
+        {
+            'query': text.query_length,
+            'reader_query': text.reader_query_length,
+            'targets': text.target_length,
+        },
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
-  if model.distils and 'retriever' not in optimizers:
-    model = dataclasses.replace(model, train_retriever=False)
-  if not text.closed_book and retrieval_cfg is None:
-    raise ValueError(
-        'The reader format shows passages; give a RetrievalConfig with an '
-        "index or an address, or use reader_format = '{query}'."
-    )
-  questions = None
-  if eval_questions:
-    questions = questions_lib.read_questions(
-        eval_questions, duplicate_ids='number'
-    )[:eval_num_examples]
-  iterator = pipeline.get_dataset_iterator(
-      train_dataset_cfg,
-      {
-          'query': text.query_length,
-          'reader_query': text.reader_query_length,
-          'targets': text.target_length,
-      },
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-  )
-  if jax.process_index() == 0:
-    os.makedirs(model_dir, exist_ok=True)
-    spec.save(model_dir)
-    gin_utils.save_config(model_dir)
   checkpoints = checkpoints_lib.Checkpoints(
       model_dir,
       keep=checkpoint_cfg.keep,
@@ -216,12 +217,20 @@ def train(
         on_checkpoint=_pinner(checkpoints, retriever, model_dir),
         metadata={'seed': random_seed, 'batch_size': train_dataset_cfg.batch_size},
     )
+    generation = None
+    if checkpoints.latest_step() is not None:
+      spec.check_same_vocabularies(model_dir)
     progress = trainer.resume(iterator)
-    if progress is None:
+    if jax.process_index() == 0:
+      spec.save(model_dir)
+      gin_utils.save_config(model_dir)
+    if progress is not None:
+      generation = checkpoints.metadata(progress.step)['generation']
+    else:
       state = state or trainer.initialize(random_seed, starting_params())
       progress = trainer_lib.Progress(state)
-    elif retriever is not None:
-      retriever.generation = checkpoints.metadata(progress.step)['generation']
+    if retriever is not None:
+      _stay_with_generation(retriever, generation, model_dir)
     reporter = reporting.Reporter(
         total_steps, directory=os.path.join(model_dir, 'train'),
         period=stats_period,
@@ -254,27 +263,52 @@ def train(
   try:
     if text.closed_book:
       return run(None, None, None)
-    state = None
-    if retrieval_cfg.index and not os.path.exists(
-        os.path.join(retrieval_cfg.index, 'CURRENT')
-    ):
-      state = _build_missing_index(
-          retrieval_cfg, model, optimizers, partitioner, tokenizer,
-          starting_params(), random_seed,
-      )
-    with connection_lib.connect(
-        index=retrieval_cfg.index,
-        address=retrieval_cfg.address,
-        corpus=retrieval_cfg.corpus,
-        retry_for_s=retrieval_cfg.retry_for_s,
-    ) as connected:
-      retriever = retriever_lib.PassageRetriever(
-          connected.client, connected.store, text.n_passages
-      )
-      runs.check_dimension(spec, retriever.embedding_dim)
+    with contextlib.ExitStack() as stack:
+      with agreement.together():
+        state = None
+        if retrieval_cfg.index and not os.path.exists(
+            os.path.join(retrieval_cfg.index, 'CURRENT')
+        ):
+          state = _build_missing_index(
+              retrieval_cfg, model, optimizers, partitioner, tokenizer,
+              starting_params(), random_seed,
+          )
+        connected = stack.enter_context(connection_lib.connect(
+            index=retrieval_cfg.index,
+            address=retrieval_cfg.address,
+            corpus=retrieval_cfg.corpus,
+            retry_for_s=retrieval_cfg.retry_for_s,
+        ))
+        retriever = retriever_lib.PassageRetriever(
+            connected.client, connected.store, text.n_passages
+        )
+        runs.check_dimension(spec, retriever.embedding_dim)
       return run(retriever, connected.store, state)
   finally:
     checkpoints.close()
+
+
+def _stay_with_generation(
+    retriever: retriever_lib.PassageRetriever,
+    generation: int | None,
+    model_dir: str,
+) -> None:
+  """Searches one generation from now on, whichever becomes current.
+
+  Args:
+    retriever: of the run.
+    generation: that of the checkpoint; None takes the current one, and keeps it
+      on disk until a first checkpoint names it.
+    model_dir: names the run.
+  """
+  if generation is None:
+    generation = retriever.client.status().generation
+    if jax.process_count() > 1:
+      generation = int(multihost_utils.broadcast_one_to_all(
+          np.asarray(generation, np.int32)))
+    if jax.process_index() == 0:
+      retriever.client.pin(os.path.abspath(model_dir), [generation])
+  retriever.generation = generation
 
 
 def _pinner(
@@ -352,13 +386,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         'give a configuration, e.g. --gin_file=gin_configs/recipes/qed_tiny.gin'
     )
   initialize_processes(arguments)
-  with quiet.withheld_stderr():
-    gin_utils.import_tensorflow()
-  gin_utils.parse(
-      arguments.gin_file,
-      [*arguments.gin_bindings, *bindings],
-      arguments.gin_search_paths.split(','),
-  )
+  with multihost.Agreement().together():
+    with quiet.withheld_stderr():
+      gin_utils.import_tensorflow()
+    gin_utils.parse(
+        arguments.gin_file,
+        [*arguments.gin_bindings, *bindings],
+        arguments.gin_search_paths.split(','),
+    )
   if arguments.dry_run:
     print(gin.config_str())
     return

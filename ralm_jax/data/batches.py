@@ -83,7 +83,7 @@ class PassageInputs:
 def assemble_reader_inputs(
     queries: ragged.RaggedTokens | np.ndarray, rows: np.ndarray,
     store: TokenSource | None, template: templates.TokenTemplate, length: int,
-    *, title_rows: np.ndarray | None = None) -> PassageInputs:
+    *, titles: ragged.RaggedTokens | None = None) -> PassageInputs:
   """Puts queries and passages together for the reader.
 
   As in Atlas, one text a passage is truncated on the right and ends with eos;
@@ -101,8 +101,8 @@ def assemble_reader_inputs(
     store: the passages; None if the template shows none.
     template: made by `TokenTemplate.for_reader`.
     length: tokens an input has at most, eos included.
-    title_rows: [batch, n_passages] int, passages whose titles are shown
-      instead of the rows' own (an augmentation); -1 shows no title.
+    titles: `batch * n_passages` titles in the reader's vocabulary, shown
+      instead of the rows' own (an augmentation).
 
   Returns:
     The reader's inputs.
@@ -112,13 +112,16 @@ def assemble_reader_inputs(
       fields without a store.
     IndexError: a row the store does not have.
   """
-  rows = _checked_rows(rows, title_rows)
+  rows = _checked_rows(rows)
+  if titles is not None and len(titles) != rows.size:
+    raise ValueError(f'{len(titles)} titles for {rows.size} passages')
   if not isinstance(queries, ragged.RaggedTokens):
     queries = ragged.RaggedTokens.from_padded(queries, template.pad_id)
   if len(queries) != len(rows):
     raise ValueError(f'{len(queries)} queries, but rows for {len(rows)}')
-  fields = _passage_fields(
-      store, 'reader', template, rows, title_rows, length)
+  fields = _passage_fields(store, 'reader', template, rows, length)
+  if titles is not None and 'title' in template.fields:
+    fields['title'] = titles.truncate(length)
   if 'query' in template.fields:
     # One copy per passage, of no more than can be shown.
     fields['query'] = queries.truncate(length).take(
@@ -128,7 +131,7 @@ def assemble_reader_inputs(
 
 def assemble_retriever_inputs(
     rows: np.ndarray, store: TokenSource, template: templates.TokenTemplate,
-    length: int, *, title_rows: np.ndarray | None = None) -> PassageInputs:
+    length: int) -> PassageInputs:
   """Passages as the passage encoder reads them.
 
   Args:
@@ -137,7 +140,6 @@ def assemble_retriever_inputs(
     store: the passages.
     template: made by `TokenTemplate.for_retriever`.
     length: tokens an input has at most, special tokens included.
-    title_rows: as in `assemble_reader_inputs`.
 
   Returns:
     The passage encoder's inputs.
@@ -146,43 +148,34 @@ def assemble_retriever_inputs(
     ValueError: arrays that do not fit together.
     IndexError: a row the store does not have.
   """
-  rows = _checked_rows(rows, title_rows)
-  fields = _passage_fields(
-      store, 'retriever', template, rows, title_rows, length)
+  rows = _checked_rows(rows)
+  fields = _passage_fields(store, 'retriever', template, rows, length)
   return _assemble(template, fields, rows, length)
 
 
-def _checked_rows(rows: np.ndarray, title_rows: np.ndarray | None) -> np.ndarray:
+def _checked_rows(rows: np.ndarray) -> np.ndarray:
   rows = np.asarray(rows)
   if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.integer):
     raise ValueError(
         'expected integer rows [batch, n_passages], found '
         f'{rows.dtype} of shape {rows.shape}')
-  if title_rows is not None and np.shape(title_rows) != rows.shape:
-    raise ValueError(
-        f'title_rows have shape {np.shape(title_rows)}, rows {rows.shape}')
   return rows
 
 
 def _passage_fields(
     store: TokenSource | None, model: str, template: templates.TokenTemplate,
-    rows: np.ndarray, title_rows: np.ndarray | None,
-    length: int) -> dict[str, ragged.RaggedTokens]:
+    rows: np.ndarray, length: int) -> dict[str, ragged.RaggedTokens]:
   """Tokens of the template's passage fields, `batch * n_passages` each."""
-  rows_of_field = {
-      'title': rows if title_rows is None else np.asarray(title_rows),
-      'text': rows,
-  }
   fields = {}
   for name in template.fields:
-    if name not in rows_of_field:
+    if name not in templates.RETRIEVER_FIELDS:
       continue
     if store is None:
       raise ValueError(
           f'template {template.format!r} shows passages: give a store, or for '
           f'closed-book the template {templates.CLOSED_BOOK_FORMAT!r}')
     fields[name] = store.tokens(
-        rows_of_field[name].ravel(), f'{model}_{name}', max_length=length)
+        rows.ravel(), f'{model}_{name}', max_length=length)
   return fields
 
 

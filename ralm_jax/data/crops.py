@@ -17,12 +17,14 @@ class CropConfig:
     max_ratio: longest crop.
     deletion_rate: share of tokens dropped from each crop.
     min_tokens: shortest crop in tokens, where the passage has as many.
+    max_tokens: longest crop in tokens; None for no limit.
   """
 
   min_ratio: float = 0.1
   max_ratio: float = 0.5
   deletion_rate: float = 0.1
   min_tokens: int = 4
+  max_tokens: int | None = None
 
   def __post_init__(self):
     if not 0 < self.min_ratio <= self.max_ratio <= 1:
@@ -50,6 +52,8 @@ def random_crops(
   lengths = tokens.lengths
   ratio = generator.uniform(config.min_ratio, config.max_ratio, len(lengths))
   kept = np.maximum(np.round(ratio * lengths), config.min_tokens)
+  if config.max_tokens is not None:
+    kept = np.minimum(kept, config.max_tokens)
   kept = np.minimum(kept, lengths).astype(np.int64)
   offset = np.floor(generator.random(len(lengths)) * (lengths - kept + 1))
   crops = ragged.gather(

@@ -20,6 +20,7 @@ from ralm_jax.evaluation import metrics as metrics_lib
 from ralm_jax.evaluation import retrieval_metrics
 from ralm_jax.retrieval import assembler as assembler_lib
 from ralm_jax.retrieval import retriever as retriever_lib
+from ralm_jax.training import multihost
 from ralm_jax.training import partitioning
 
 PyTree = Any
@@ -89,6 +90,7 @@ class Evaluator:
     self._partitioner = partitioner
     self._retriever = None if spec.text.closed_book else retriever
     self._batch_size = batch_size
+    self._agreement = multihost.Agreement()
     store = None if self._retriever is None else self._retriever.store
     self._assembler = assembler_lib.Assembler(spec.tokenizer, store)
     self._encode = partitioner.partition(spec.model.encode_queries)

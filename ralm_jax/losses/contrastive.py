@@ -10,7 +10,7 @@ Array = jax.Array
 
 
 def in_batch_contrastive(
-    queries: Array, passages: Array, *, temperature: float
+    queries: Array, passages: Array, *, temperature: float, symmetric: bool = False
 ) -> tuple[WeightedSum, WeightedSum]:
   """Each query should prefer its own passage to all others of the batch.
 
@@ -21,17 +21,21 @@ def in_batch_contrastive(
     queries: float32 [batch, dim].
     passages: float32 [batch, dim]; row i belongs to query i.
     temperature: divides the scores.
+    symmetric: also let each passage prefer its own query, half and half.
 
   Returns:
     The loss and how many queries rank their own passage first, each with the
     number of queries as weight.
   """
   scores = queries @ passages.T / jnp.sqrt(jnp.float32(queries.shape[-1]))
-  log_probs = jax.nn.log_softmax(scores / temperature, axis=-1)
   count = jnp.asarray(len(queries), jnp.float32)
   own = jnp.arange(len(queries))
+  own_log_probs = jax.nn.log_softmax(scores / temperature, axis=-1)[own, own]
+  if symmetric:
+    backwards = jax.nn.log_softmax(scores / temperature, axis=0)[own, own]
+    own_log_probs = 0.5 * (own_log_probs + backwards)
   correct = jnp.argmax(scores, axis=-1) == own
   return (
-      WeightedSum(-jnp.sum(log_probs[own, own]), count),
+      WeightedSum(-jnp.sum(own_log_probs), count),
       WeightedSum(jnp.sum(correct.astype(jnp.float32)), count),
   )

@@ -44,12 +44,13 @@ def kl_per_example(
   Returns:
     float32 [batch]; 0 where no passage is valid.
   """
+  # float32 before the division: a small temperature magnifies rounding.
+  retriever_scores = retriever_scores.astype(jnp.float32)
+  gold_scores = jax.lax.stop_gradient(gold_scores).astype(jnp.float32)
   log_retriever = _masked_log_softmax(
       retriever_scores / temperature_score, passage_mask
   )
-  log_gold = _masked_log_softmax(
-      jax.lax.stop_gradient(gold_scores) / temperature_gold, passage_mask
-  )
+  log_gold = _masked_log_softmax(gold_scores / temperature_gold, passage_mask)
   terms = jnp.exp(log_gold) * (log_gold - log_retriever)
   if passage_mask is not None:
     terms = jnp.where(passage_mask, terms, 0.0)

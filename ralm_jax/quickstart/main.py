@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 import jax
+import optax
 
 from ralm_jax import add
 from ralm_jax import ask
@@ -31,6 +32,7 @@ from ralm_jax.data import passages as passages_lib
 from ralm_jax.data import questions as questions_lib
 from ralm_jax.data import text_config
 from ralm_jax.data import tokenization
+from ralm_jax.models import copying_init
 from ralm_jax.quickstart import docstrings as docstrings_lib
 from ralm_jax.quickstart import reassignment
 from ralm_jax.quickstart import recipe as recipe_lib
@@ -71,6 +73,7 @@ class Quickstart:
             target_format='{answer}',
             query_length=32,
             reader_query_length=32,
+            reader_format=recipe_lib.READER_FORMAT,
             passage_length=recipe.passage_length,
             retriever_passage_length=64,
             target_length=20,
@@ -119,10 +122,13 @@ class Quickstart:
     if _finished(self.path('untrained'), 0):
       return
     spec = self.specification(store, self.text())
-    state = train_state.initialize(
+    params = train_state.initialize(
         spec.model, {}, self.partitioner, self.recipe.seed
+    ).params
+    reader = copying_init.copying_init(
+        params['reader'], jax.random.key(self.recipe.seed)
     )
-    self._save_params('untrained', spec, state.params)
+    self._save_params('untrained', spec, {**params, 'reader': reader})
 
   def warm_start(self, store: corpus_lib.PassageStore) -> None:
     """A retriever from unlabelled crops."""
@@ -158,14 +164,17 @@ class Quickstart:
   def train(self, store: corpus_lib.PassageStore, index: str) -> str:
     """The reader in phases, then reader and retriever together."""
     recipe, start = self.recipe, 'warm_start'
-    train_ids = [q.id for q in questions_lib.read_questions(self.path('train.jsonl'))]
-    pool = store.rows_of(train_ids)
+    allowed = store.rows_of(
+        [q.id for q in questions_lib.read_questions(self.path('train.jsonl'))]
+    )
     for number, phase in enumerate(recipe.phases, 1):
       last = number == len(recipe.phases)
       name = 'reader_and_retriever' if last else f'reader_phase_{number}'
       text = self.text(
-          n_passages=max(phase.n_passages, 2 if phase.distils else 1),
+          reader_format=phase.reader_format,
+          reader_query_length=phase.query_length,
           passage_length=phase.passage_length,
+          n_passages=max(phase.n_passages, 1),
       )
       self._train_phase(
           name, phase, text,
@@ -173,7 +182,8 @@ class Quickstart:
           retrieval_cfg=train_lib.RetrievalConfig(
               corpus=self.path('corpus'), index=index),
           augmentation=reassignment.TitleReassignment(
-              store, title_pool=pool, seed=recipe.seed),
+              store, title_rows=allowed, random_titles=phase.random_titles,
+              max_title_length=phase.title_length, seed=recipe.seed),
       )
       start = name
     # At evaluation the model reads what this recipe says, not the last phase.
@@ -191,7 +201,7 @@ class Quickstart:
     examples = sum(phase.steps * phase.batch_size for phase in phases)
     phase = dataclasses.replace(
         phases[-1], steps=steps, batch_size=max(1, round(examples / steps)),
-        n_passages=1, passage_length=32, distils=False,
+        n_passages=0, passage_length=32, query_length=32,
     )
     self._train_phase(
         'closed_book', phase,
@@ -219,16 +229,23 @@ class Quickstart:
     store = corpus_lib.PassageStore.open(self.path('corpus'))
     vocabulary = str(store.reader_vocabulary.path)
     model = self.recipe.model(store.reader_vocabulary.vocab_size)
-    model = dataclasses.replace(model, train_retriever=phase.distils)
+    distils = phase.n_passages > 0
+    model = dataclasses.replace(model, train_retriever=distils)
     task = qa.jsonl_task(
         f'quickstart_{name}', train=self.path('train.jsonl'), text=text,
         reader_vocabulary=vocabulary, retriever_vocabulary=vocabulary,
     )
 
     def schedule(rate: float):
-      return schedules.create_learning_rate_scheduler(
-          'constant * linear_warmup * cosine_decay', rate, phase.warmup_steps,
-          total_steps=phase.steps,
+      warmup = min(30, phase.steps // 4)
+      return optax.join_schedules(
+          [
+              optax.linear_schedule(0.0, rate, warmup),
+              optax.constant_schedule(rate),
+              optax.cosine_decay_schedule(
+                  rate, phase.steps - phase.steps // 2, phase.final_rate),
+          ],
+          [warmup, phase.steps // 2],
       )
 
     train_lib.train(
@@ -244,7 +261,7 @@ class Quickstart:
             schedule(phase.learning_rate), b2=0.98, weight_decay=0.0),
         retriever_optimizer=optimizers.adamw(
             schedule(self.recipe.retriever_learning_rate), weight_decay=0.0,
-        ) if phase.distils else None,
+        ) if distils else None,
         retrieval_cfg=retrieval_cfg,
         checkpoint_cfg=train_lib.CheckpointConfig(period=200, keep=1),
         partitioner=self.partitioner,
@@ -396,6 +413,7 @@ def train_vocabulary(passages: str, prefix: str, size: int) -> str:
   sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(texts), model_prefix=prefix, vocab_size=size,
       model_type='unigram', pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+      user_defined_symbols=list(recipe_lib.SYMBOLS),
       character_coverage=1.0, hard_vocab_limit=False, minloglevel=2,
       # One thread: the same corpus gives the same vocabulary.
       num_threads=1,

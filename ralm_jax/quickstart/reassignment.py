@@ -2,8 +2,8 @@
 
 Where the answer to a question is the title of a passage, a small reader soon
 knows the training titles by heart and learns nothing that helps on new ones.
-Reassigned at random in every batch, the titles carry no information but where
-they stand, so that only reading answers the question.
+Given other titles at random in every batch, and now and then titles of random
+pieces, it can only answer by reading.
 """
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import numpy as np
 
 from ralm_jax.data import batches
 from ralm_jax.data import corpus
+from ralm_jax.data import ragged
+from ralm_jax.retrieval import augmenter
 
 
 class TitleReassignment:
@@ -22,35 +24,33 @@ class TitleReassignment:
       self,
       store: corpus.PassageStore,
       *,
-      probability: float = 1.0,
-      include_gold: bool = True,
-      n_passages: int | None = None,
-      title_pool: np.ndarray | None = None,
+      title_rows: np.ndarray | None = None,
+      random_titles: float = 0.0,
+      max_title_length: int = 19,
       seed: int = 0,
   ):
     """Learns which title belongs to which row.
 
     Args:
       store: the corpus; its titles are answers.
-      probability: share of examples whose titles are reassigned.
-      include_gold: put the answer's passage among the passages shown if the
-        search missed it.
-      n_passages: show so many of those found, drawn at random; None all.
-      title_pool: int64 [n], rows whose titles may be drawn; None all. Leave out
+      title_rows: int64 [n], rows whose titles may be drawn; None all. Leave out
         those of test answers, which training must never show as answers.
+      random_titles: share of titles made of random pieces, drawn as often as
+        they occur in titles.
+      max_title_length: tokens of a title at most.
       seed: of the draws, with the step.
     """
     self._store = store
-    self._pool = np.arange(len(store)) if title_pool is None else title_pool
-    self._probability = probability
-    self._include_gold = include_gold
-    self._n_passages = n_passages
+    self._random_titles = random_titles
     self._seed = seed
-    rows = np.arange(len(store))
-    titles = store.tokens(rows, 'reader_title')
-    self._row_of_title = {titles[i].tobytes(): i for i in range(len(store))}
     self._eos = store.reader_vocabulary.eos_id
     self._pad = store.reader_vocabulary.pad_id
+    titles = store.tokens(np.arange(len(store)), 'reader_title')
+    self._row_of_title = {titles[i].tobytes(): i for i in range(len(store))}
+    self._max_length = max_title_length
+    if title_rows is not None:
+      titles = titles.take(title_rows)
+    self._titles = titles.truncate(max_title_length)
 
   def gold_rows(self, target_tokens: np.ndarray) -> np.ndarray:
     """[batch, length] targets -> [batch] int64 rows of the title; -1 unknown."""
@@ -60,40 +60,46 @@ class TitleReassignment:
       found[i] = self._row_of_title.get(answer.astype(np.int32).tobytes(), -1)
     return found
 
+  def _draw(self, count: int, generator: np.random.Generator) -> ragged.RaggedTokens:
+    """`count` titles, some of them of random pieces."""
+    drawn = self._titles.take(generator.integers(0, len(self._titles), count))
+    if not self._random_titles:
+      return drawn
+    lengths = generator.integers(3, min(13, self._max_length + 1), count)
+    pieces = generator.choice(self._titles.values, int(lengths.sum()))
+    invented = ragged.RaggedTokens(pieces, ragged.offsets_of(lengths))
+    both = ragged.RaggedTokens(
+        np.concatenate([drawn.values, invented.values]),
+        np.concatenate([
+            drawn.offsets, drawn.offsets[-1] + invented.offsets[1:]
+        ]),
+    )
+    random = generator.random(count) < self._random_titles
+    return both.take(np.arange(count) + count * random)
+
   def __call__(
       self, queries: batches.QueryBatch, rows: np.ndarray, step: int
-  ) -> tuple[batches.QueryBatch, np.ndarray, np.ndarray]:
-    """Returns the examples with new targets, their rows and title rows."""
+  ) -> augmenter.Shown:
+    """The gold passage comes first; every passage has a title drawn anew.
+
+    An example whose answer is no title of the corpus is left out (it has no
+    target). A gold passage that the search missed takes the last one's place.
+    """
     generator = np.random.default_rng((self._seed, step))
     gold = self.gold_rows(queries.target_tokens)
     known = gold >= 0
     rows = rows.copy()
-    if self._include_gold:
-      missing = known & ~np.any(rows == gold[:, None], axis=-1)
-      rows[missing, -1] = gold[missing]
-    # A random order: the place of the answer must not give it away.
-    order = np.argsort(generator.random(rows.shape), axis=-1)
-    if self._n_passages is not None:
-      # The gold passage stays among those that are kept.
-      at_gold = np.take_along_axis(rows == gold[:, None], order, -1)
-      keep = np.argsort(~at_gold, axis=-1, kind='stable')
-      order = np.take_along_axis(order, keep, -1)[:, : self._n_passages]
-      shuffle = np.argsort(generator.random(order.shape), axis=-1)
-      order = np.take_along_axis(order, shuffle, -1)
+    missing = known & ~np.any(rows == gold[:, None], axis=-1)
+    rows[missing, -1] = gold[missing]
+    order = np.argsort(rows != gold[:, None], axis=-1, kind='stable')
     rows = np.take_along_axis(rows, order, -1)
 
-    title_rows = rows.copy()
-    renamed = known & (generator.random(len(rows)) < self._probability)
-    drawn = self._pool[generator.integers(0, len(self._pool), rows.shape)]
-    title_rows[renamed] = np.where(rows >= 0, drawn, -1)[renamed]
-
-    targets = queries.target_tokens.copy()
-    gold_places = rows == gold[:, None]
-    for i in np.flatnonzero(renamed & np.any(gold_places, -1)):
-      new = self._store.tokens(
-          title_rows[i, np.argmax(gold_places[i])][None], 'reader_title'
-      ).values
-      new = np.append(new, self._eos)[: targets.shape[1]]
-      targets[i] = self._pad
-      targets[i, : len(new)] = new
-    return dataclasses.replace(queries, target_tokens=targets), rows, title_rows
+    titles = self._draw(rows.size, generator)
+    targets = np.full_like(queries.target_tokens, self._pad)
+    for i in np.flatnonzero(known):
+      target = np.append(titles[i * rows.shape[1]], self._eos)
+      target = target[: targets.shape[1]]
+      targets[i, : len(target)] = target
+    return augmenter.Shown(
+        dataclasses.replace(queries, target_tokens=targets), rows, titles
+    )

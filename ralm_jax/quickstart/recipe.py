@@ -10,6 +10,11 @@ from ralm_jax.models import t5
 from ralm_jax.training import warm_start
 
 
+READER_FORMAT = '{query} title: {title} context: {text}'
+# Pieces of their own: the parts of qualified names, and the format's words.
+SYMBOLS = ('title:', 'context:', '.', '_')
+
+
 @dataclasses.dataclass(frozen=True)
 class Phase:
   """One stretch of reader training.
@@ -17,38 +22,49 @@ class Phase:
   Attributes:
     steps: of this phase.
     batch_size: questions a step.
-    n_passages: passages shown with each, the answer's among them.
+    reader_format: what the reader sees of a passage.
+    query_length: reader tokens of the question.
+    title_length: tokens of a reassigned title.
     passage_length: reader tokens of question and passage.
-    learning_rate: peak of the reader's.
-    warmup_steps: until the peak.
-    distils: whether the reader's likelihoods train the retriever.
+    random_titles: share of titles made of random pieces.
+    learning_rate: the reader's, held for half of the phase.
+    final_rate: what it decays to, as a share.
+    n_passages: passages scored for distillation; 0 does not distil.
   """
 
   steps: int
   batch_size: int
-  n_passages: int
-  passage_length: int
+  reader_format: str = READER_FORMAT
+  query_length: int = 24
+  title_length: int = 19
+  passage_length: int = 48
+  random_titles: float = 0.15
   learning_rate: float = 3e-3
-  warmup_steps: int = 30
-  distils: bool = False
+  final_rate: float = 0.05
+  n_passages: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
   """The whole quickstart.
 
+  The reader reads the first passage retrieved. It is trained on the answer's
+  passage under titles drawn anew in every batch: first on short inputs without
+  text until it copies, then on whole ones, and at last while its likelihoods of
+  every retrieved passage train the retriever.
+
   Attributes:
     vocabulary_size: SentencePiece pieces, shared by reader and retriever.
     max_docstrings: at most so many objects; None for all.
-    emb_dim: of the reader.
-    retriever_dim: of the retriever, which is also the embedding size.
-    retriever_layers: of the retriever.
+    emb_dim: of reader and retriever.
+    retriever_layers: attention layers of the retriever. None (0) is a bag of
+      words with positions, which finds documentation best for its cost.
     warm_start: the retriever's contrastive training.
     warm_start_learning_rate: its peak.
     phases: the reader's training.
     retriever_learning_rate: peak while distilling.
-    search: passages searched for each training question.
-    n_passages: passages the reader gets at evaluation.
+    n_passages: passages retrieved at evaluation; the reader reads n_context.
+    n_context: passages the reader reads.
     passage_length: reader tokens of question and passage at evaluation.
     test_questions: at most so many unseen objects are asked about.
     seed: of everything.
@@ -60,22 +76,30 @@ class Recipe:
   num_heads: int = 4
   mlp_dim: int = 256
   num_encoder_layers: int = 2
-  num_decoder_layers: int = 2
-  retriever_dim: int = 128
-  retriever_layers: int = 2
+  num_decoder_layers: int = 1
+  retriever_layers: int = 0
   warm_start: warm_start.WarmStartConfig = warm_start.WarmStartConfig(
-      steps=500, batch_size=128, query_length=24, passage_length=40,
-      temperature=0.1, crops=crops.CropConfig(0.2, 0.6, 0.1),
+      steps=700, batch_size=128, query_length=17, passage_length=41,
+      # 0.1 on the plain inner product of 128 dimensions.
+      temperature=0.1 / 128**0.5, symmetric=True,
+      query_crops=crops.CropConfig(0.1, 0.6, 0.1, 4, 16),
+      passage_crops=crops.CropConfig(0.5, 1.0, 0.1, 16, 40),
   )
-  warm_start_learning_rate: float = 1e-3
+  warm_start_learning_rate: float = 1e-2
   phases: tuple[Phase, ...] = (
-      Phase(700, 128, 1, 72),
-      Phase(900, 32, 4, 72, distils=True),
+      Phase(
+          220, 64, reader_format='{query} title: {title}', query_length=4,
+          title_length=13, passage_length=24, random_titles=0.5, final_rate=1.0,
+      ),
+      Phase(900, 32, final_rate=0.3),
+      Phase(300, 32, passage_length=64, query_length=32, n_passages=5,
+            learning_rate=1e-3),
   )
-  retriever_learning_rate: float = 1e-4
-  n_passages: int = 4
-  passage_length: int = 72
-  test_questions: int = 500
+  retriever_learning_rate: float = 1e-3
+  n_passages: int = 5
+  n_context: int = 1
+  passage_length: int = 64
+  test_questions: int = 600
   seed: int = 0
 
   def model(self, vocab_size: int) -> retrieval_lm.RetrievalLM:
@@ -93,13 +117,14 @@ class Recipe:
         ),
         retriever_config=bert.BertConfig(
             vocab_size=vocab_size,
-            emb_dim=self.retriever_dim,
+            emb_dim=self.emb_dim,
             num_heads=4,
             num_layers=self.retriever_layers,
-            mlp_dim=2 * self.retriever_dim,
+            mlp_dim=2 * self.emb_dim,
             max_positions=128,
         ),
-        temperature_score=0.1,
+        n_context=self.n_context,
+        temperature_score=0.1 / self.emb_dim**0.5,
         temperature_gold=1.0,
     )
 
@@ -110,13 +135,13 @@ SMOKE = Recipe(
     max_docstrings=150,
     emb_dim=32,
     mlp_dim=64,
-    retriever_dim=32,
-    retriever_layers=1,
-    warm_start=warm_start.WarmStartConfig(
-        steps=20, batch_size=32, query_length=24, passage_length=40,
-        temperature=0.1,
+    num_encoder_layers=1,
+    warm_start=dataclasses.replace(
+        Recipe.warm_start, steps=30, batch_size=32),
+    phases=(
+        Phase(6, 8, reader_format='{query} title: {title}', query_length=4,
+              title_length=8, passage_length=24),
+        Phase(6, 8, n_passages=3, passage_length=64),
     ),
-    phases=(Phase(8, 8, 1, 48), Phase(6, 8, 2, 48, distils=True)),
-    n_passages=5,
     test_questions=10,
 )

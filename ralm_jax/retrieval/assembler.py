@@ -7,6 +7,7 @@ import numpy as np
 
 from ralm_jax.data import batches
 from ralm_jax.data import corpus
+from ralm_jax.data import ragged
 from ralm_jax.data import templates
 from ralm_jax.data import tokenization
 from ralm_jax.models import retrieval_lm
@@ -55,7 +56,7 @@ class Assembler:
       rows: np.ndarray,
       *,
       with_retriever: bool = True,
-      title_rows: np.ndarray | None = None,
+      titles: ragged.RaggedTokens | None = None,
   ) -> retrieval_lm.ReaderBatch:
     """Host arrays of one batch.
 
@@ -63,12 +64,13 @@ class Assembler:
       queries: [batch] examples; padding rows have no target.
       rows: int64 [batch, n_passages] of the corpus, -1 for none.
       with_retriever: also the arrays that train the retriever.
-      title_rows: int64 [batch, n_passages], show these rows' titles instead.
+      titles: batch * n_passages titles the reader sees instead of the
+        passages' own; the retriever sees their own.
     """
     text, tokenizer = self.tokenizer.text, self.tokenizer
     reader_inputs = batches.assemble_reader_inputs(
         queries.reader_query_tokens, rows, self.store, self._reader_template,
-        text.passage_length, title_rows=title_rows,
+        text.passage_length, titles=titles,
     )
     real = queries.is_example[:, None]
     batch = retrieval_lm.ReaderBatch(
@@ -84,7 +86,7 @@ class Assembler:
       return batch
     passages = batches.assemble_retriever_inputs(
         rows, self.store, self._retriever_template,
-        text.retriever_passage_length, title_rows=title_rows,
+        text.retriever_passage_length,
     )
     return dataclasses.replace(
         batch,

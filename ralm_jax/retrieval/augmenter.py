@@ -17,17 +17,32 @@ import jax
 import numpy as np
 
 from ralm_jax.data import batches
+from ralm_jax.data import ragged
 from ralm_jax.models import retrieval_lm
 from ralm_jax.retrieval import assembler as assembler_lib
 from ralm_jax.retrieval import retriever as retriever_lib
 from ralm_jax.training import partitioning
 
 PyTree = Any
-# (queries, rows, step) -> (queries, rows, title_rows): changes what is shown.
-Augmentation = Callable[
-    [batches.QueryBatch, np.ndarray, int],
-    tuple[batches.QueryBatch, np.ndarray, np.ndarray | None],
-]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """What a training example shows in place of what was retrieved.
+
+  Attributes:
+    queries: the examples, with their targets.
+    rows: int64 [batch, n_passages].
+    titles: batch * n_passages titles for the reader; None for the own ones.
+  """
+
+  queries: batches.QueryBatch
+  rows: np.ndarray
+  titles: ragged.RaggedTokens | None = None
+
+
+# (queries, rows, step) -> what is shown; the same for the same arguments.
+Augmentation = Callable[[batches.QueryBatch, np.ndarray, int], Shown]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,11 +174,11 @@ class RetrievalAugmenter:
       step: int,
       search_seconds: float,
   ) -> PreparedBatch:
-    shown, rows, title_rows = queries, retrieved.rows, None
+    shown = Shown(queries, retrieved.rows)
     if self._augmentation is not None:
-      shown, rows, title_rows = self._augmentation(queries, rows, step)
+      shown = self._augmentation(queries, retrieved.rows, step)
     reader_batch = self._assembler.reader_batch(
-        shown, rows, title_rows=title_rows,
+        shown.queries, shown.rows, titles=shown.titles,
         with_retriever=self._model.distils,
     )
     metrics = {}

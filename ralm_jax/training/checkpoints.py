@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+import errno
 import io
 import os
 import re
@@ -173,9 +174,10 @@ class Checkpoints:
       abstract_state: ShapeDtypeStructs with shardings.
 
     Raises:
-      ValueError: the checkpoint is damaged, of another model or of another
-        number of processes.
+      ValueError: the checkpoint is damaged, of another model (a parameter of
+        another shape is named) or of another number of processes.
     """
+    self._check_shapes(step, _params(abstract_state))
     try:
       restored = self._manager.restore(
           step,
@@ -201,24 +203,7 @@ class Checkpoints:
     Raises:
       ValueError: as `restore`; a parameter of another shape is named.
     """
-    found = self.param_shapes(step)
-    wanted = _shapes(abstract_params)
-    if found is not None:
-      problems = [
-          f'{name} has shape {found.get(name)} in the checkpoint, {shape} in '
-          'the model' for name, shape in wanted.items()
-          if found.get(name) != shape
-      ] + [
-          f'{name} is in the checkpoint but not in the model'
-          for name in found if name not in wanted
-      ]
-      if problems:
-        raise ValueError(
-            f'{self.directory}/checkpoint_{step} is of another model: '
-            + '; '.join(problems[:3])
-            + (f' (and {len(problems) - 3} more)' if len(problems) > 3 else '')
-            + '.'
-        )
+    self._check_shapes(step, abstract_params)
     try:
       restored = self._manager.restore(
           step,
@@ -240,6 +225,27 @@ class Checkpoints:
       return None
     except Exception as e:
       raise self._restore_error(step, e) from e
+
+  def _check_shapes(self, step: int, abstract_params: PyTree) -> None:
+    """Raises ValueError naming the parameters that differ in shape."""
+    found = self.param_shapes(step)
+    wanted = _shapes(abstract_params)
+    if found is not None:
+      problems = [
+          f'{name} has shape {found.get(name)} in the checkpoint, {shape} in '
+          'the model' for name, shape in wanted.items()
+          if found.get(name) != shape
+      ] + [
+          f'{name} is in the checkpoint but not in the model'
+          for name in found if name not in wanted
+      ]
+      if problems:
+        raise ValueError(
+            f'{self.directory}/checkpoint_{step} is of another model: '
+            + '; '.join(problems[:3])
+            + (f' (and {len(problems) - 3} more)' if len(problems) > 3 else '')
+            + '.'
+        )
 
   def _restore_error(self, step: int, cause: Exception) -> ValueError:
     others = [s for s in self.steps() if s != step]
@@ -264,6 +270,10 @@ def _restore_args(abstract: PyTree, partial: bool = False) -> ocp.args.PyTreeRes
   )
 
 
+def _params(state: PyTree) -> PyTree:
+  return state['params'] if isinstance(state, Mapping) else state.params
+
+
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
   return {
       '/'.join(str(getattr(key, 'key', key)) for key in path): tuple(leaf.shape)
@@ -276,6 +286,10 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
 def _root_cause(error: BaseException) -> str:
   while error.__cause__ is not None:
     error = error.__cause__
+  # TensorStore reports the system's errors inside pages of its own.
+  system = os.strerror(errno.ENOSPC)
+  if system in str(error):
+    return system
   text = str(error).strip().splitlines()
   return f'{type(error).__name__}: {text[0] if text else ""}'[:500]
 

@@ -6,16 +6,24 @@ coordination service, and each learns of any other's failure.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
+import itertools
 import logging
 
 import jax
 from orbax.checkpoint import multihost
 
 _FAILURES = 'ralm_jax/failure/'
+# No two agreements of a program may meet at a barrier of the same name.
+_numbers = itertools.count()
 
 
 class Agreement:
-  """Per-step agreement; nothing at all on a single process."""
+  """Agreement on success; nothing at all on a single process.
+
+  Every process makes its agreements, and calls them, in the same order.
+  """
 
   def __init__(self, timeout_s: float = 3600.0):
     """Uses the client of `jax.distributed`.
@@ -25,6 +33,7 @@ class Agreement:
         must exceed the retrieval client's own retries.
     """
     self._timeout_ms = int(timeout_s * 1000)
+    self._name = f'ralm_jax/agreement_{next(_numbers)}'
     self._count = 0
     self._client = (
         multihost.get_jax_distributed_client()
@@ -53,7 +62,7 @@ class Agreement:
       )
     self._count += 1
     self._client.wait_at_barrier(
-        f'ralm_jax/batch/{self._count}', self._timeout_ms
+        f'{self._name}/{self._count}', self._timeout_ms
     )
     failures = self._client.key_value_dir_get(_FAILURES)
     if error is not None:
@@ -64,3 +73,13 @@ class Agreement:
           f'Process {key.rsplit("/", 1)[-1]} failed, so all processes stop: '
           f'{message}'
       )
+
+  @contextlib.contextmanager
+  def together(self) -> Iterator[None]:
+    """Runs a block that each process may fail in alone; then `check`s."""
+    failure = None
+    try:
+      yield
+    except Exception as e:  # pylint: disable=broad-except
+      failure = e
+    self.check(failure)

@@ -184,9 +184,16 @@ class Partitioner:
 
     Raises:
       ValueError: on several processes, when the global batch is not divisible
-        by the `data` axis.
+        by the `data` axis or that axis not by the processes.
     """
     processes = len({d.process_index for d in self.mesh.devices.flat})
+    if self.mesh.shape[DATA] % processes:
+      raise ValueError(
+          f'Partitioner.num_partitions {self.num_partitions} spreads one data '
+          f'partition over several of the {processes} processes, which would '
+          'have to feed the same rows; use at most the devices of one process, '
+          f'{self.mesh.size // processes}.'
+      )
 
     def put(array: np.ndarray) -> jax.Array:
       shape = (array.shape[0] * processes, *array.shape[1:])

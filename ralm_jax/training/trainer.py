@@ -211,13 +211,8 @@ class Trainer:
       self, pending: augmenter_lib.PendingBatch
   ) -> augmenter_lib.PreparedBatch:
     """The batch, once every process has its own; else all stop."""
-    prepared, error = None, None
-    try:
+    with self._agreement.together():
       prepared = pending.result()
-    except Exception as e:  # pylint: disable=broad-except
-      error = e
-    self._agreement.check(error)
-    assert prepared is not None
     return prepared
 
   def _save(

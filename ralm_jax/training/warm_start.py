@@ -18,6 +18,7 @@ import optax
 import tqdm
 
 from ralm_jax.data import crops as crops_lib
+from ralm_jax.data import ragged
 from ralm_jax.losses import contrastive
 from ralm_jax.models import retrieval_lm
 from ralm_jax.training import checkpoints as checkpoints_lib
@@ -42,8 +43,9 @@ class WarmStartConfig:
     query_length: retriever tokens of one crop.
     passage_length: of the other.
     temperature: of the contrastive loss, on inner products / sqrt(dim).
-    crops: how both crops are drawn.
-    full_passage: the second of a pair is the whole passage, not a crop.
+    query_crops: how the first crop of a pair is drawn, from the text.
+    passage_crops: how the second is drawn, from title and text.
+    symmetric: both sides of a pair look for each other.
     seed: of the pairs.
   """
 
@@ -52,8 +54,9 @@ class WarmStartConfig:
   query_length: int = 32
   passage_length: int = 64
   temperature: float = 0.05
-  crops: crops_lib.CropConfig = crops_lib.CropConfig()
-  full_passage: bool = False
+  query_crops: crops_lib.CropConfig = crops_lib.CropConfig()
+  passage_crops: crops_lib.CropConfig = crops_lib.CropConfig()
+  symmetric: bool = False
   seed: int = 0
 
 
@@ -76,29 +79,25 @@ class CropSampler:
     self._vocabulary = vocabulary
 
   def __call__(self, size: int, generator: np.random.Generator):
-    from ralm_jax.data import ragged
-
     config = self._config
     rows = generator.choice(
         len(self._store), size, replace=len(self._store) < size
     )
-    tokens = ragged.concatenate([
-        self._store.tokens(rows, 'retriever_title'),
-        self._store.tokens(rows, 'retriever_text'),
-    ])
+    text = self._store.tokens(rows, 'retriever_text')
+    whole = ragged.concatenate(
+        [self._store.tokens(rows, 'retriever_title'), text]
+    )
 
-    def side(length: int, whole: bool):
-      chosen = tokens if whole else crops_lib.random_crops(
-          tokens, config.crops, generator
-      )
+    def side(tokens, crops: crops_lib.CropConfig, length: int):
       return crops_lib.frame(
-          chosen, length, prefix=self._prefix,
-          suffix=[self._vocabulary.eos_id], pad_id=self._vocabulary.pad_id,
+          crops_lib.random_crops(tokens, crops, generator), length,
+          prefix=self._prefix, suffix=[self._vocabulary.eos_id],
+          pad_id=self._vocabulary.pad_id,
       )
 
     return (
-        side(config.query_length, False),
-        side(config.passage_length, config.full_passage),
+        side(text, config.query_crops, config.query_length),
+        side(whole, config.passage_crops, config.passage_length),
     )
 
 
@@ -143,6 +142,7 @@ def warm_start(
         model.encode_queries(both, *queries),
         model.encode_passages(both, *passages),
         temperature=config.temperature,
+        symmetric=config.symmetric,
     )
     return loss.mean, correct.mean
 

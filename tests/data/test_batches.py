@@ -69,23 +69,13 @@ def test_padded_queries_equal_ragged_ones(small_store, rows, queries):
 def test_titles_of_other_passages(small_store, rows, queries):
   template = templates.TokenTemplate.for_reader(small_store.reader_vocabulary)
   title_rows = np.roll(rows, 1, axis=1)
+  titles = small_store.tokens(title_rows.ravel(), 'reader_title')
   inputs = batches.assemble_reader_inputs(
-      queries, rows, small_store, template, 60, title_rows=title_rows)
-  retriever_inputs = batches.assemble_retriever_inputs(
-      rows, small_store,
-      templates.TokenTemplate.for_retriever(small_store.retriever_vocabulary), 60,
-      title_rows=title_rows)
-  vocabulary = small_store.retriever_vocabulary
+      queries, rows, small_store, template, 60, titles=titles)
   for b, k in np.ndindex(*rows.shape):
     row, title_row = rows[b, k], title_rows[b, k]
     assert inputs.tokens[b, k][inputs.mask[b, k]].tolist() == expected_reader_tokens(
         small_store, QUERIES[b], row, 60, title_row)
-    text = ''
-    if row >= 0:
-      text = (small_store.passage(title_row).merged_title + ' '
-              + small_store.passage(row).text)
-    assert retriever_inputs.tokens[b, k][retriever_inputs.mask[b, k]].tolist() == [
-        vocabulary.cls_id, *vocabulary.encode(text)[:58], vocabulary.sep_id]
 
 
 def test_retriever_inputs_of_a_sentencepiece_retriever(small_store, rows):
@@ -128,8 +118,8 @@ def test_errors(small_store, rows, queries):
     assemble(queries, rows[0], small_store, template, 9)
   with pytest.raises(ValueError, match='expected integer rows'):
     assemble(queries, rows * 1., small_store, template, 9)
-  with pytest.raises(ValueError, match='title_rows have shape'):
-    assemble(queries, rows, small_store, template, 9, title_rows=rows[:1])
+  with pytest.raises(ValueError, match='1 titles for'):
+    assemble(queries, rows, small_store, template, 9, titles=queries.take([0]))
   with pytest.raises(ValueError, match='give a store'):
     assemble(queries, rows, None, template, 9)
   with pytest.raises(IndexError, match='no row 40; the store has 40 passages'):

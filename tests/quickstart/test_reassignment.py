@@ -44,38 +44,43 @@ def queries_for(store, rows):
 def test_targets_are_the_titles_now_shown_over_the_gold_passage(store):
   gold = np.array([3, 17, 9, 22])
   queries, tokenizer = queries_for(store, gold)
-  rows = np.array([[3, 1, 2], [4, 5, 6], [8, 9, 10], [1, 2, 22]])
-  pool = np.arange(0, 10)
-  augment = reassignment.TitleReassignment(store, title_pool=pool, seed=1)
-  shown, new_rows, title_rows = augment(queries, rows, step=5)
+  rows = np.array([[1, 3, 2], [4, 5, 6], [8, 9, 10], [1, 2, 22]])
+  allowed = np.arange(0, 10)
+  augment = reassignment.TitleReassignment(store, title_rows=allowed, seed=1)
+  shown = augment(queries, rows, step=5)
+  assert np.array_equal(shown.rows[:, 0], gold)
+  # The search missed 17, which takes the place of the last one found.
+  assert shown.rows[1].tolist() == [17, 4, 5]
+  names = {store.passage(row).title for row in allowed}
   for i in range(4):
-    place = np.flatnonzero(new_rows[i] == gold[i])
-    assert len(place) == 1  # put there where the search missed it
-    title = store.passage(title_rows[i, place[0]]).title
-    assert tokenizer.answer(shown.target_tokens[i]) == title
-    assert set(title_rows[i]) <= set(pool)
+    title = tokenizer.reader_vocabulary.decode(shown.titles[i * 3])
+    assert tokenizer.answer(shown.queries.target_tokens[i]) == title
+    assert title in names
   again = augment(queries, rows, step=5)
-  assert np.array_equal(title_rows, again[2])
+  assert again.titles.to_lists() == shown.titles.to_lists()
   other = augment(queries, rows, step=6)
-  assert not np.array_equal(title_rows, other[2])
+  assert other.titles.to_lists() != shown.titles.to_lists()
 
 
-def test_unknown_answers_and_zero_probability_change_nothing(store):
-  queries, tokenizer = queries_for(store, np.array([3, 4]))
-  queries.target_tokens[1, 0] += 1  # no title any more
+def test_random_titles_are_targets_too(store):
+  queries, tokenizer = queries_for(store, np.arange(8))
+  rows = np.arange(16).reshape(8, 2)
+  augment = reassignment.TitleReassignment(
+      store, random_titles=1.0, max_title_length=6)
+  shown = augment(queries, rows, step=0)
+  known = {tuple(t) for t in store.tokens(np.arange(30), 'reader_title').to_lists()}
+  for i in range(8):
+    title = shown.titles[2 * i]
+    assert 3 <= len(title) <= 6 and tuple(title) not in known
+    target = shown.queries.target_tokens[i]
+    assert target[: len(title) + 1].tolist() == [*title, 1]
+
+
+def test_an_answer_that_is_no_title_has_no_target(store):
+  queries, _ = queries_for(store, np.array([3, 4]))
+  queries.target_tokens[1, 0] += 1
   rows = np.array([[3, 1], [5, 6]])
-  augment = reassignment.TitleReassignment(store, probability=0.0)
-  shown, new_rows, title_rows = augment(queries, rows, step=0)
-  assert np.array_equal(shown.target_tokens, queries.target_tokens)
-  assert np.array_equal(new_rows, title_rows)
-  assert [sorted(row) for row in new_rows.tolist()] == [[1, 3], [5, 6]]
-
-
-def test_fewer_passages_keep_the_gold_one(store):
-  queries, _ = queries_for(store, np.array([3] * 8))
-  rows = np.tile(np.array([[1, 2, 3, 4, 5]]), (8, 1))
-  augment = reassignment.TitleReassignment(store, n_passages=2)
-  _, new_rows, _ = augment(queries, rows, step=0)
-  assert new_rows.shape == (8, 2)
-  assert np.all(np.any(new_rows == 3, axis=-1))
-  assert len({int(np.argmax(row == 3)) for row in new_rows}) == 2
+  shown = reassignment.TitleReassignment(store)(queries, rows, step=0)
+  assert shown.queries.target_tokens[0].any()
+  assert not shown.queries.target_tokens[1].any()
+  assert shown.rows[1].tolist() == [5, 6]
