@@ -23,6 +23,7 @@ def add(
     checkpoint: str,
     index: str | None = None,
     retrieval_address: str | None = None,
+    retry_for_s: float = 30.0,
 ) -> int:
   """Adds passages to the corpus and the index; returns the new generation.
 
@@ -34,13 +35,14 @@ def add(
     checkpoint: whose passage encoder the index was made with.
     index: INDEX folder.
     retrieval_address: of a running process instead.
+    retry_for_s: how long an unreachable process is waited for.
 
   Raises:
     ValueError: an id is taken.
   """
   opened = runs.open_checkpoint(checkpoint)
   with connection_lib.connect(
-      index=index, address=retrieval_address
+      index=index, address=retrieval_address, retry_for_s=retry_for_s
   ) as connected:
     status = connected.client.status()
     runs.check_dimension(opened.spec, status.dim)

@@ -19,6 +19,7 @@ def ask(
     retrieval_address: str | None = None,
     corpus: str | None = None,
     n_passages: int | None = None,
+    retry_for_s: float = 30.0,
 ) -> evaluator_lib.Answer:
   """Answers a question; arguments as for `eval.evaluate`."""
   if not question.strip():
@@ -27,6 +28,7 @@ def ask(
   with runs.open_evaluator(
       opened, index=index, retrieval_address=retrieval_address, corpus=corpus,
       n_passages=n_passages, batch_size=opened.partitioner.mesh.size,
+      retry_for_s=retry_for_s,
   ) as evaluator:
     return evaluator.answer(opened.params, [question])[0]
 

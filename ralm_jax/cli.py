@@ -70,9 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _message(error: Exception) -> str:
   # A KeyError's text is the repr of its argument.
-  if isinstance(error, KeyError) and error.args:
-    return str(error.args[0])
-  return str(error) or type(error).__name__
+  text = str(error.args[0] if isinstance(error, KeyError) and error.args
+             else error)
+  # gin appends where the error passed through it.
+  lines = text.split('\n')
+  while lines and lines[-1].startswith('  In call to configurable'):
+    lines.pop()
+  return '\n'.join(lines).strip() or type(error).__name__
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ def evaluate(
     retrieval_address: str | None = None,
     corpus: str | None = None,
     n_passages: int | None = None,
+    retry_for_s: float = 30.0,
     batch_size: int = 32,
     require_answers: bool = True,
 ) -> dict[str, float | int | None]:
@@ -31,6 +32,7 @@ def evaluate(
     retrieval_address: 'host:port' of a running one instead.
     corpus: None takes the one the index names.
     n_passages: None takes the model's own number.
+    retry_for_s: how long an unreachable retrieval process is waited for.
     batch_size: questions at a time.
     require_answers: whether a question without answers is an error.
   """
@@ -40,7 +42,7 @@ def evaluate(
   opened = runs.open_checkpoint(checkpoint)
   with runs.open_evaluator(
       opened, index=index, retrieval_address=retrieval_address, corpus=corpus,
-      n_passages=n_passages, batch_size=batch_size,
+      n_passages=n_passages, batch_size=batch_size, retry_for_s=retry_for_s,
   ) as evaluator:
     return evaluator.evaluate(
         opened.params, rows, output=output, progress=True
@@ -68,6 +70,9 @@ def add_retrieval_flags(parser: argparse.ArgumentParser) -> None:
       '--corpus', metavar='CORPUS', help='where the index\'s corpus is now')
   parser.add_argument(
       '--n_passages', type=int, help='passages retrieved for a question')
+  parser.add_argument(
+      '--retry_for_s', type=float, default=30.0, metavar='SECONDS',
+      help='how long an unreachable retrieval process is waited for')
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:

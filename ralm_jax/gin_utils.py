@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 import difflib
-# gin's resource reader uses it without importing it.
-import importlib.util  # noqa: F401  pylint: disable=unused-import
 import os
 from typing import Any
 
@@ -77,16 +75,15 @@ def parse(
     ValueError: an unknown name (with the nearest known) or a bad value.
   """
   gin.clear_config()
-  for path in search_paths:
-    gin.add_config_file_search_path(path)
-  # Installed configurations are found by their path in the package.
-  gin.add_config_file_search_path(
-      os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-  )
+  # Installed configurations are found by their path in the package. gin's own
+  # reader for them fails on folders without `__init__.py`.
+  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  gin_config._LOCATION_PREFIXES[:] = ['', *search_paths, root]  # pylint: disable=protected-access
+  gin_config._FILE_READERS[:] = [(open, os.path.isfile)]  # pylint: disable=protected-access
   for file in gin_files:
     if not any(
         os.path.exists(os.path.join(path, file))
-        for path in (*search_paths, *gin_config._LOCATION_PREFIXES)  # pylint: disable=protected-access
+        for path in gin_config._LOCATION_PREFIXES  # pylint: disable=protected-access
     ):
       raise FileNotFoundError(
           f'gin file {file} is in none of {list(search_paths)} nor installed '
@@ -105,7 +102,7 @@ def _check_macros() -> None:
   """Raises ValueError for macros that are required, undefined or unused."""
   required = sorted(
       scope for (scope, selector), bound in gin_config._CONFIG.items()  # pylint: disable=protected-access
-      if selector == 'gin.macro' and bound.get('value') is gin.REQUIRED
+      if selector == 'gin.macro' and _is_required(bound.get('value'))
   )
   undefined = sorted(set(_macros_used()) - _macros_bound() - {''})
   if required or undefined:
@@ -122,6 +119,14 @@ def _check_macros() -> None:
         f'gin sets {name}, which no configuration uses.{hint} Names in use: '
         f'{", ".join(sorted(set(_macros_used()))) or "none"}.'
     )
+
+
+def _is_required(value: Any) -> bool:
+  """Whether a macro is bound to `%gin.REQUIRED`, a reference to a constant."""
+  return value is gin.REQUIRED or (
+      isinstance(value, gin_config.ConfigurableReference)
+      and value.config_key == ('gin.REQUIRED', 'gin.constant')
+  )
 
 
 def _first_lines(error: Exception) -> str:

@@ -230,7 +230,8 @@ def train(
       state = state or trainer.initialize(random_seed, starting_params())
       progress = trainer_lib.Progress(state)
     if retriever is not None:
-      _stay_with_generation(retriever, generation, model_dir)
+      with agreement.together():
+        _stay_with_generation(retriever, generation, model_dir)
     reporter = reporting.Reporter(
         total_steps, directory=os.path.join(model_dir, 'train'),
         period=stats_period,
@@ -316,8 +317,11 @@ def _pinner(
     retriever: retriever_lib.PassageRetriever | None,
     model_dir: str,
 ) -> Callable[[int, int], None] | None:
-  """Keeps every generation on disk that a kept checkpoint names."""
-  if retriever is None or jax.process_index() != 0:
+  """Keeps every generation on disk that a kept checkpoint names.
+
+  Every process calls it, since reading a checkpoint is an act of all.
+  """
+  if retriever is None:
     return None
   owner = os.path.abspath(model_dir)
   generations: dict[int, int] = {}
@@ -328,7 +332,8 @@ def _pinner(
       if kept not in generations:
         generations[kept] = checkpoints.metadata(kept)['generation']
     wanted = {generations[kept] for kept in (*checkpoints.steps(), step)}
-    retriever.client.pin(owner, sorted(wanted))
+    if jax.process_index() == 0:
+      retriever.client.pin(owner, sorted(wanted))
 
   return pin
 

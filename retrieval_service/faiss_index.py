@@ -216,7 +216,7 @@ def add_vectors(
   """Adds rows `start` onwards to a trained index that lives in memory."""
   with tqdm.tqdm(total=len(embeddings) - start, desc='adding vectors',
                  unit='vector', unit_scale=True, file=sys.stderr,
-                 disable=not progress, leave=False) as bar:
+                 disable=None if progress else True, leave=False) as bar:
     for begin in range(start, len(embeddings), chunk_rows):
       check()
       chunk = np.asarray(embeddings[begin:begin + chunk_rows], np.float32)

@@ -76,6 +76,11 @@ def jsonl_task(
       ]
       for split, paths in splits.items()
   }
+  for split, rows in loaded.items():
+    if not rows:
+      raise ValueError(
+          f'{splits[split]} has no question with an answer to train on.'
+      )
   if name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(name)
   seqio.TaskRegistry.add(

@@ -5,16 +5,24 @@ of its own, so that a test can kill it; see `main`.
 """
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
+import glob
 import io
 import json
+import logging
 import os
 import pathlib
+import shutil
+import signal
 import socket
 import string
 import subprocess
 import sys
+import tempfile
+import time
+import types
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -38,7 +46,7 @@ def passages() -> list[dict[str, str]]:
     rows.append({
         'id': f'p{i}', 'title': name,
         'text': f'{name} is a {kind} in the north. The colour of {name} is '
-                f'{colour}, as every visitor of the {kind} remembers.',
+                f'{colour} as every visitor of the {kind} remembers.',
     })
   return rows
 
@@ -164,9 +172,9 @@ def train(
     data: of `make_data`.
     model_dir: of the run.
     steps: total steps.
-    **options: `model`, `text`, `retrieval` and `checkpoint` are dicts of
-      changes to the defaults, `closed_book` a bool, `batch_size` an int, all
-      others go to `train.train`.
+    **options: `model`, `text`, `retrieval`, `checkpoint` and `dataset` are
+      dicts of changes to the defaults; `questions` is a file, `closed_book` a
+      bool and `devices` a number; all others go to `train.train`.
   """
   import jax
 
@@ -185,7 +193,8 @@ def train(
       'retriever_vocabulary': str(data.retriever_vocabulary),
   }
   task = qa.jsonl_task(
-      'tiny_qa', train=str(data.questions), text=text, **vocabularies)
+      'tiny_qa', train=str(options.pop('questions', data.questions)), text=text,
+      **vocabularies)
   retrieval = {
       'corpus': str(data.corpus), 'index': str(data.folder / 'index'),
       'retry_for_s': 60.0, 'embed_batch_size': 16,
@@ -200,8 +209,8 @@ def train(
       'model_dir': str(model_dir),
       'total_steps': steps,
       'train_dataset_cfg': pipeline.DatasetConfig(
-          task, batch_size=options.pop('batch_size', 4),
-          seed=options.get('random_seed', 0)),
+          task, **{'batch_size': 4, 'seed': options.get('random_seed', 0),
+                   **options.pop('dataset', {})}),
       **vocabularies,
       'reader_optimizer': optimizers.adamw(1e-2),
       'retriever_optimizer': None if closed_book else optimizers.adamw(1e-2),
@@ -241,19 +250,25 @@ def differing(first: Any, second: Any) -> list[str]:
 
 def load_checkpoint(model_dir: pathlib.Path | str, step: int) -> Any:
   """The state of a checkpoint as nested dicts of host arrays."""
+  import jax
+  import numpy as np
   import orbax.checkpoint as ocp
 
+  path = os.path.join(model_dir, f'checkpoint_{step}', 'state')
   with ocp.PyTreeCheckpointer() as checkpointer:
-    return checkpointer.restore(
-        os.path.join(model_dir, f'checkpoint_{step}', 'state'))
+    tree = checkpointer.metadata(path).item_metadata.tree
+    return checkpointer.restore(path, restore_args=jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree))
 
 
-def environment(devices: int = 1) -> dict[str, str]:
+def environment(devices: int = 8) -> dict[str, str]:
   """Of a process that imports this file, with so many CPU devices."""
   return {
       **os.environ,
       'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+      # Less optimised code compiles in half the time.
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
+                   '--xla_backend_optimization_level=0',
       'TF_CPP_MIN_LOG_LEVEL': '3',
       'OMP_WAIT_POLICY': 'PASSIVE',
       'PYTHONPATH': os.pathsep.join(
@@ -267,45 +282,147 @@ def free_port() -> int:
     return listener.getsockname()[1]
 
 
-def start(folder: pathlib.Path, name: str, devices: int = 1,
-          **job: Any) -> subprocess.Popen:
-  """Starts `python tiny.py` on a job; its output goes to FOLDER/NAME.log."""
-  path = folder / f'{name}.json'
-  path.write_text(json.dumps(job))
-  with open(folder / f'{name}.log', 'ab') as log:
-    return subprocess.Popen(
-        [sys.executable, str(pathlib.Path(__file__)), str(path)],
-        env=environment(devices), stdout=log, stderr=log)
+@dataclasses.dataclass(frozen=True)
+class Process:
+  """A started `python tiny.py`.
 
-
-def main(path: str) -> None:
-  """Trains as a JSON file says, like a command: `ralm train` without gin.
-
-  `data` and `model_dir` are folders; `process` may hold the arguments of
-  `jax.distributed.initialize`; `compilation_cache` is a folder; what is left
-  goes to `train`.
+  Attributes:
+    popen: the process.
+    log: its output.
   """
-  from ralm_jax import cli
 
+  popen: subprocess.Popen
+  log: pathlib.Path
+
+  def output(self) -> str:
+    return self.log.read_text(errors='replace')
+
+  def finish(self, status: int = 0, timeout_s: float = 240.0) -> str:
+    """Waits; returns the output, which a wrong exit status shows."""
+    try:
+      found = self.popen.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+      self.popen.kill()
+      self.popen.wait()
+      raise AssertionError(f'hangs; its output:\n{self.output()}') from None
+    assert found == status, f'status {found}; its output:\n{self.output()}'
+    return self.output()
+
+
+def start(log: pathlib.Path, jobs: list[dict[str, Any]],
+          devices: int = 8) -> Process:
+  """Starts `python tiny.py` on jobs; see `main`."""
+  path = log.with_suffix('.json')
+  path.write_text(json.dumps(jobs))
+  with open(log, 'wb') as file:
+    return Process(
+        subprocess.Popen(
+            [sys.executable, str(pathlib.Path(__file__)), str(path)],
+            env=environment(devices), stdout=file, stderr=file),
+        log)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A run of four steps with its index.
+
+  Attributes:
+    data: what it was trained on.
+    run: MODEL_DIR, with checkpoints 2 and 4.
+  """
+
+  data: Data
+  run: pathlib.Path
+
+  @property
+  def index(self) -> pathlib.Path:
+    return self.data.folder / 'index'
+
+
+@functools.cache
+def trained() -> Trained:
+  """Trained once for all tests of a session; not to be changed."""
+  folder = pathlib.Path(tempfile.mkdtemp(prefix='tiny-'))
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  data = make_data(folder)
+  start(folder / 'log', [{
+      'data': str(folder), 'model_dir': str(folder / 'run'), 'steps': 4,
+      'compilation_cache': str(folder / 'compilation_cache'),
+  }]).finish()
+  return Trained(data, folder / 'run')
+
+
+def main(path: str) -> int:
+  """Trains as a JSON file says; each job in a fork that has imported all.
+
+  The file is a list of jobs. `data` and `model_dir` are folders; `process` may
+  hold the arguments of `jax.distributed.initialize`; `compilation_cache` is a
+  folder; `kills` a list of moments at which the run is killed, to be started
+  again; all else goes to `train`. Returns the last job's exit status.
+  """
   with open(path, encoding='utf-8') as file:
-    job = json.load(file)
+    jobs = json.load(file)
+  logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+  import_all()
+  status = 1
+  for job in jobs:
+    for moment in job.pop('kills', []):
+      child = _fork(job)
+      _wait_for(child, moment)
+      os.kill(child, signal.SIGKILL)
+      _, status = os.waitpid(child, 0)
+      left = sorted(glob.glob(os.path.join(job['model_dir'], 'checkpoint_*')))
+      print('KILLED' if os.WIFSIGNALED(status) else 'ENDED BEFORE', moment,
+            'leaving', *map(os.path.basename, left), flush=True)
+    _, status = os.waitpid(_fork(job), 0)
+    status = os.waitstatus_to_exitcode(status)
+    if status:
+      break
+  return status
+
+
+def _fork(job: dict[str, Any]) -> int:
+  child = os.fork()
+  if child:
+    return child
+  status = 1
+  try:
+    status = _run(dict(job))
+  finally:
+    sys.stdout.flush()
+    os._exit(status)  # pylint: disable=protected-access
+
+
+def _wait_for(child: int, moment: dict[str, Any]) -> None:
+  """Waits for a file that matches `glob`, then for `delay` seconds."""
+  if 'glob' in moment:
+    while not glob.glob(moment['glob']):
+      # A child that has ended stays until it is waited for.
+      if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        return
+      time.sleep(0.001)
+  time.sleep(moment.get('delay', 0.0))
+
+
+def _run(job: dict[str, Any]) -> int:
+  """One job, as `ralm` runs a command."""
+  import jax
+
+  from ralm_jax import cli
 
   def run(argv: list[str], prog: str) -> None:
     del argv, prog
-    import jax
-
-    if 'compilation_cache' in job:
-      use_compilation_cache(job.pop('compilation_cache'))
+    use_compilation_cache(job.pop('compilation_cache'))
     if 'process' in job:
       jax.distributed.initialize(**job.pop('process'))
-    data = Data(pathlib.Path(job.pop('data')))
-    train(data, job.pop('model_dir'), **job)
-
-  import types
+    train(Data(pathlib.Path(job.pop('data'))), job.pop('model_dir'), **job)
 
   sys.modules['tiny_job'] = types.SimpleNamespace(main=run)
   cli.COMMANDS['job'] = ('tiny_job', '')
-  sys.exit(cli.main(['job']))
+  try:
+    return cli.main(['job'])
+  finally:
+    atexit._run_exitfuncs()  # a fork that ends by os._exit runs none
 
 
 def use_compilation_cache(folder: str | pathlib.Path) -> None:
@@ -317,13 +434,13 @@ def use_compilation_cache(folder: str | pathlib.Path) -> None:
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
-@functools.cache
-def imported() -> None:
+def import_all() -> None:
   """Imports what training needs, before a process forks."""
-  from ralm_jax import train as _  # noqa: F401
+  from clu import metric_writers as _  # noqa: F401
+  from ralm_jax import train as _  # noqa: F401,F811
   from ralm_jax.data import pipeline as _  # noqa: F401,F811
   from tasks import qa as _  # noqa: F401,F811
 
 
 if __name__ == '__main__':
-  main(sys.argv[1])
+  sys.exit(main(sys.argv[1]))

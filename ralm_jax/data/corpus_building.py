@@ -206,7 +206,7 @@ def build_shards(
   duplicates = DuplicateFinder(directory)
   entries: dict[int, shards_lib.ShardEntry] = {}
   bar = tqdm.tqdm(total=sum(map(os.path.getsize, paths)), unit='B',
-                  unit_scale=True, desc='corpus', disable=not progress)
+                  unit_scale=True, desc='corpus', disable=None if progress else True)
 
   def finish(chunk_index: int, position: int, entry: shards_lib.ShardEntry):
     repeated = duplicates.add(chunk_index)

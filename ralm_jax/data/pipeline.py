@@ -80,13 +80,25 @@ class DatasetIterator:
       }
 
   def restore(self, state: Mapping[str, np.ndarray]) -> None:
-    """Goes to a position that `state` returned."""
+    """Goes to a position that `state` returned.
+
+    Raises:
+      ValueError: it is one of another task or another way of reading it.
+    """
     with tempfile.TemporaryDirectory() as folder:
       for name, content in state.items():
         content.tofile(os.path.join(folder, os.path.basename(name)))
-      tf.train.Checkpoint(iterator=self._iterator).read(
-          os.path.join(folder, 'iterator')
-      ).assert_consumed()
+      try:
+        tf.train.Checkpoint(iterator=self._iterator).read(
+            os.path.join(folder, 'iterator')
+        ).assert_consumed()
+      except (tf.errors.OpError, AssertionError) as e:
+        raise ValueError(
+            'The position in the data cannot be restored: the task, its '
+            'preprocessing or DatasetConfig is another than when it was saved. '
+            'Use the same, or start from the parameters alone with '
+            'INITIAL_CHECKPOINT_PATH and another MODEL_DIR.'
+        ) from e
 
 
 def get_dataset_iterator(

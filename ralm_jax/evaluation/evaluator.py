@@ -174,7 +174,7 @@ class Evaluator:
     size = self._batch_size // count
     starts = range(0, len(questions), self._batch_size)
     for start in tqdm.tqdm(
-        starts, desc='answering', unit=' batches', disable=not progress
+        starts, desc='answering', unit=' batches', disable=None if progress else True
     ):
       first = start + index * size
       mine = questions[first : min(first + size, start + self._batch_size)]

@@ -119,7 +119,7 @@ def build_generation(
   start, first_done = time.monotonic(), done
   with tqdm.tqdm(
       total=len(store), initial=done, unit=' passages', desc='embedding',
-      disable=not progress,
+      disable=None if progress else True,
   ) as bar:
     mode = 'r+b' if done else 'wb'
     with open(partial, mode) as file:

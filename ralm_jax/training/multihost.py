@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import itertools
-import logging
 
 import jax
 from orbax.checkpoint import multihost
@@ -56,7 +55,6 @@ class Agreement:
       return
     if error is not None:
       message = f'{type(error).__name__}: {error}'
-      logging.error('Stopping all processes: %s', message)
       self._client.key_value_set(
           f'{_FAILURES}{jax.process_index()}', message, allow_overwrite=True
       )

@@ -17,6 +17,9 @@ _CONSOLE = (
 class Reporter:
   """Averages metrics between reports and writes them.
 
+  `retrieval/wait_seconds` is how long the device stood idle for the next batch
+  to be retrieved and assembled, `retrieval/wait_share` its part of the time.
+
   Device metrics are kept as arrays and fetched once a report, so that a step
   never waits for the host.
   """

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import dataclasses
 import logging
+import threading
 import time
 from typing import Any, Protocol
 
@@ -82,7 +83,8 @@ class Trainer:
       num_microbatches: parts a batch is processed in.
       retrieval_lookahead: 1 retrieves the next batch during a step, 0 after it.
       checkpoint_period: steps between checkpoints.
-      on_checkpoint: called with (step, index generation) of each new one.
+      on_checkpoint: called with (step, index generation) of each new one, by
+        every process.
       metadata: JSON values to save with every checkpoint.
     """
     if retrieval_lookahead not in (0, 1):
@@ -102,12 +104,8 @@ class Trainer:
     self._state_shardings = train_state_lib.shardings(
         model, optimizers, partitioner
     )
-    self.step_fn = partitioner.partition(
-        train_step_lib.make_train_step(
-            model, optimizers, num_microbatches=num_microbatches
-        ),
-        donate_argnums=0,
-        out_shardings=(self._state_shardings, partitioner.replicated),
+    self.step_fn = train_step_lib.partition_train_step(
+        model, optimizers, partitioner, num_microbatches=num_microbatches
     )
 
   def initialize(
@@ -169,12 +167,12 @@ class Trainer:
     """
     state, pending = progress.state, progress.pending
     step = progress.step
+    finished: _Finished | None = None
     while step < total_steps:
-      waiting = time.monotonic()
       if pending is None:
         pending = self._augmenter.submit(state.params, next(iterator), step)
       prepared = self._agreed(pending)
-      waited = time.monotonic() - waiting
+      waited = finished.seconds_since() if finished is not None else 0.0
       # The next batch's queries are encoded with the parameters of now.
       next_pending = None
       if self._lookahead and step + 1 <= total_steps:
@@ -183,6 +181,7 @@ class Trainer:
         )
       device_batch = self._partitioner.put_batch(prepared.reader_batch)
       state, metrics = self.step_fn(state, device_batch)
+      finished = _Finished(metrics['loss'])
       step += 1
       pending = next_pending
       if reporter is not None:
@@ -197,10 +196,12 @@ class Trainer:
         if pending is None:
           pending = self._augmenter.submit(state.params, next(iterator), step)
         self._save(step, state, pending, iterator)
+        finished = None
       if evaluate is not None and eval_period and (
           step % eval_period == 0 or step == total_steps
       ):
         evaluate(state)
+        finished = None
         if reporter is not None:
           reporter.reset_clock()
     if self._checkpoints is not None:
@@ -232,7 +233,24 @@ class Trainer:
         step, state, host, {**self._metadata, 'generation': generation}
     )
     if self._on_checkpoint is not None:
-      self._on_checkpoint(step, generation)
+      with self._agreement.together():
+        self._on_checkpoint(step, generation)
+
+
+class _Finished:
+  """Knows when the device finished a step, without the loop waiting for it."""
+
+  def __init__(self, output: jax.Array):
+    self._time: float | None = None
+    threading.Thread(target=self._watch, args=(output,), daemon=True).start()
+
+  def _watch(self, output: jax.Array) -> None:
+    jax.block_until_ready(output)
+    self._time = time.monotonic()
+
+  def seconds_since(self) -> float:
+    """How long the device has been idle; 0 while the step still runs."""
+    return 0.0 if self._time is None else time.monotonic() - self._time
 
 
 def _take(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

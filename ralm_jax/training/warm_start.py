@@ -170,7 +170,7 @@ def warm_start(
   loss = correct = None
   bar = tqdm.tqdm(
       range(first, config.steps), desc='warm start', unit=' steps',
-      initial=first, total=config.steps, disable=not progress,
+      initial=first, total=config.steps, disable=None if progress else True,
   )
   for index in bar:
     generator = np.random.default_rng((config.seed, index))

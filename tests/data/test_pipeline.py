@@ -1,0 +1,202 @@
+"""The training stream: order, position, shards, truncation, and its errors."""
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from ralm_jax.data import pipeline
+from ralm_jax.data import tokenization
+from ralm_jax.data import vocabularies
+from tasks import qa
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> tiny.Data:
+  return tiny.make_data(tmp_path_factory.mktemp('data'))
+
+
+def _task(data, name='pipeline_qa', text=None, **options) -> str:
+  return qa.jsonl_task(
+      name, **{'train': str(data.questions), **options},
+      text=text or tiny.make_text(),
+      reader_vocabulary=str(data.reader_vocabulary),
+      retriever_vocabulary=str(data.retriever_vocabulary))
+
+
+def _iterator(data, text=None, process=(0, 1), **config):
+  text = text or tiny.make_text()
+  task = _task(data, text=text)
+  return pipeline.get_dataset_iterator(
+      pipeline.DatasetConfig(task, **{'batch_size': 4, **config}),
+      {'query': text.query_length, 'reader_query': text.reader_query_length,
+       'targets': text.target_length},
+      process_index=process[0], process_count=process[1])
+
+
+def _take(iterator, count):
+  return [next(iterator) for _ in range(count)]
+
+
+def _rows(batches):
+  """One tuple an example, of the reader's query and the target."""
+  return [
+      (tuple(query), tuple(target)) for batch in batches
+      for query, target in zip(batch.reader_query_tokens, batch.target_tokens)
+  ]
+
+
+def test_position_is_restored_across_epochs(data):
+  """Forty questions, so that twelve batches of four span two epochs."""
+  iterator = _iterator(data)
+  _take(iterator, 7)
+  state = iterator.state()
+  assert all(value.dtype == np.uint8 for value in state.values())
+  expected = _rows(_take(iterator, 12))
+  other = _iterator(data)
+  other.restore(state)
+  assert _rows(_take(other, 12)) == expected
+  # And again from the same place, whatever has been read since.
+  other.restore(state)
+  assert _rows(_take(other, 12)) == expected
+
+
+def test_position_of_another_stream_is_refused(data):
+  state = _iterator(data).state()
+  with pytest.raises(ValueError, match='position in the data'):
+    _iterator(data, shuffle=False).restore(state)
+
+
+def test_seed_decides_the_order(data):
+  first = _rows(_take(_iterator(data, seed=1), 10))
+  assert first == _rows(_take(_iterator(data, seed=1), 10))
+  assert first != _rows(_take(_iterator(data, seed=2), 10))
+
+
+@pytest.mark.parametrize('shuffle', [False, True])
+def test_two_processes_share_the_examples(data, shuffle):
+  # seqio's shuffling mixes epochs of a small file, so it takes a few of them
+  # to see every example.
+  count = 80 if shuffle else 10
+  shares = []
+  for index in range(2):
+    batches = _take(_iterator(data, process=(index, 2), shuffle=shuffle), count)
+    assert len(batches[0]) == 2  # half of the batch each
+    shares.append({query for query, _ in _rows(batches)})
+  assert [len(share) for share in shares] == [20, 20]
+  assert not shares[0] & shares[1]
+  assert len(shares[0] | shares[1]) == tiny.COUNT
+
+
+def test_batch_is_divided_by_the_processes(data):
+  with pytest.raises(ValueError, match='BATCH_SIZE 5 must be a multiple of .* 2'):
+    _iterator(data, process=(0, 2), batch_size=5)
+
+
+def test_answers_are_drawn_anew_in_every_epoch(data):
+  iterator = _iterator(data, shuffle=False)
+  epochs = [dict(_rows(_take(iterator, 10))) for _ in range(4)]
+  assert all(len(epoch) == tiny.COUNT for epoch in epochs)
+  drawn = [
+      len({epoch[query] for epoch in epochs}) for query in epochs[0]
+  ]
+  # Half of the questions have two answers, the others one.
+  assert sorted(set(drawn)) == [1, 2]
+  assert sum(count == 2 for count in drawn) > tiny.COUNT // 4
+
+
+def test_target_of_the_file_is_preferred(data, tmp_path):
+  path = tiny.write_jsonl(tmp_path / 'q.jsonl', [
+      {'question': 'which?', 'answers': ['red', 'green'], 'target': 'blue'}] * 4)
+  text = tiny.make_text()
+  task = _task(data, 'target_qa', train=str(path))
+  iterator = pipeline.get_dataset_iterator(
+      pipeline.DatasetConfig(task, batch_size=4),
+      {'query': 40, 'reader_query': 24, 'targets': 8})
+  vocabulary = vocabularies.load_vocabulary(data.reader_vocabulary)
+  expected = vocabulary.encode(text.target('blue')) + [vocabulary.eos_id]
+  for row in next(iterator).target_tokens:
+    assert row[: len(expected)].tolist() == expected
+
+
+def test_tokens_and_truncation(data):
+  text = tiny.make_text(
+      query_length=6, reader_query_length=5, target_length=2)
+  batch = next(_iterator(data, text=text))
+  assert batch.query_tokens.shape == (4, 6)
+  assert batch.reader_query_tokens.shape == (4, 5)
+  assert batch.target_tokens.shape == (4, 2)
+  assert batch.query_tokens.dtype == np.int32
+  vocabulary = vocabularies.load_vocabulary(data.retriever_vocabulary)
+  # [CLS] and [SEP] survive, the end of a target does not.
+  assert np.all(batch.query_tokens[:, 0] == vocabulary.cls_id)
+  assert np.all(batch.query_tokens[:, -1] == vocabulary.eos_id)
+  assert not np.any(batch.target_tokens == 1)
+
+
+def test_same_tokens_as_the_evaluator(data):
+  """Training and answering tokenise questions alike."""
+  text = tiny.make_text()
+  tokenizer = tokenization.QueryTokenizer(
+      text, vocabularies.load_vocabulary(data.reader_vocabulary),
+      vocabularies.load_vocabulary(data.retriever_vocabulary))
+  batch = next(_iterator(data, shuffle=False))
+  expected = tokenizer.batch([q['question'] for q in tiny.questions()[:4]])
+  np.testing.assert_array_equal(batch.query_tokens, expected.query_tokens)
+  np.testing.assert_array_equal(
+      batch.reader_query_tokens, expected.reader_query_tokens)
+
+
+def test_sentinel_is_one_token(data):
+  vocabulary = vocabularies.load_vocabulary(data.reader_vocabulary)
+  text = tiny.make_text()
+  tokenizer = tokenization.QueryTokenizer(text, vocabulary, vocabulary)
+  ids = tokenizer.target('red')
+  assert ids[0] == vocabulary.vocab_size - 1
+  assert ids[-1] == vocabulary.eos_id
+  assert tokenizer.answer([0, *ids]) == 'red'
+
+
+def test_sentinel_of_the_official_vocabulary(shared_data):
+  files = sorted(shared_data.glob('tokenizers/**/spiece.model'))
+  if not files:
+    pytest.skip('the official vocabulary is not there')
+  vocabulary = vocabularies.load_vocabulary(files[0])
+  tokenizer = tokenization.QueryTokenizer(
+      tiny.make_text(target_length=16), vocabulary, vocabulary)
+  ids = tokenizer.target('Alan Turing')
+  assert ids[0] == 32099 and ids[-1] == 1
+  assert tokenizer.answer(ids) == 'Alan Turing'
+  assert tokenizer.retriever_query('a <extra_id_0>')[-2:] == [32099, 1]
+
+
+def test_unknown_task_names_the_nearest(data):
+  _task(data)
+  with pytest.raises(ValueError) as raised:
+    pipeline.get_task('pipeline_qaa')
+  message = str(raised.value)
+  assert "'pipeline_qaa' is not registered. Did you mean 'pipeline_qa'?" in message
+  assert 'MIXTURE_OR_TASK_MODULE' in message
+
+
+def test_unknown_split_is_named(data):
+  with pytest.raises(ValueError, match=r"no split 'validation'; it has \['train'\]"):
+    _iterator(data, split='validation')
+
+
+def test_task_without_files():
+  with pytest.raises(ValueError, match='needs files'):
+    qa.jsonl_task(reader_vocabulary='x', retriever_vocabulary='y')
+
+
+def test_bad_line_is_reported_at_once(data, tmp_path):
+  path = tmp_path / 'bad.jsonl'
+  path.write_text(json.dumps(tiny.questions()[0]) + '\n{"question": \n')
+  with pytest.raises(ValueError, match=f'{path}:2: malformed JSON'):
+    _task(data, 'bad_qa', train=str(path))
+
+
+def test_file_whose_questions_have_no_answers(data, tmp_path):
+  path = tiny.write_jsonl(tmp_path / 'q.jsonl', [{'question': 'why?'}])
+  with pytest.raises(ValueError, match='no question with an answer'):
+    _task(data, 'answerless', train=str(path), require_answers=False)

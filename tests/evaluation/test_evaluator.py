@@ -1,0 +1,152 @@
+"""Evaluator: the same answers whatever the batch, and honest metrics."""
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from ralm_jax import runs
+from ralm_jax.data import corpus as corpus_lib
+from ralm_jax.data import questions as questions_lib
+from ralm_jax.evaluation import evaluator as evaluator_lib
+from ralm_jax.retrieval import retriever as retriever_lib
+
+
+class Search:
+  """A search that always finds the same rows, for what needs no process."""
+
+  def __init__(self, rows, store, dim=16):
+    self._rows, self._store, self._dim = np.asarray(rows), store, dim
+
+  def status(self):
+    metadata = {'corpus_fingerprint': self._store.fingerprint}
+    return type('Status', (), {
+        'metadata': metadata, 'count': len(self._store), 'dim': self._dim})
+
+  def search(self, query_embeddings, k, generation=None):
+    shape = (len(query_embeddings), k)
+    scores = np.broadcast_to(-np.arange(k, dtype=np.float32), shape)
+    return type('Result', (), {
+        'ids': np.broadcast_to(self._rows[:k], shape), 'scores': scores,
+        'generation': generation or 1})
+
+
+@pytest.fixture(scope='module')
+def trained() -> tiny.Trained:
+  return tiny.trained()
+
+
+@pytest.fixture(scope='module')
+def opened(trained):
+  return runs.open_checkpoint(trained.run)
+
+
+@pytest.fixture(scope='module')
+def questions(trained):
+  return questions_lib.read_questions(trained.data.questions)
+
+
+def test_batches_change_nothing(trained, opened, questions, tmp_path):
+  """Neither their size nor the padding of the last one."""
+  records = []
+  for size in (8, 32):  # 21 questions leave 5 in the last batch of 8
+    with runs.open_evaluator(
+        opened, index=trained.index, batch_size=size) as evaluator:
+      records.append(list(evaluator.predictions(opened.params, questions[:21])))
+  assert len(records[0]) == 21
+  for one, other in zip(*records):
+    assert one['prediction'] == other['prediction']
+    assert [p['id'] for p in one['passages']] == [
+        p['id'] for p in other['passages']]
+    assert one['log_probability'] == pytest.approx(
+        other['log_probability'], abs=1e-4)
+
+
+def test_files(trained, opened, questions, tmp_path):
+  with runs.open_evaluator(opened, index=trained.index, batch_size=8) as evaluator:
+    means = evaluator.evaluate(opened.params, questions[:10], output=tmp_path)
+  rows = [json.loads(line) for line in
+          (tmp_path / 'predictions.jsonl').read_text().splitlines()]
+  assert len(rows) == 10 == means['count']
+  assert json.loads((tmp_path / 'metrics.json').read_text()) == means
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+      'metrics.json', 'predictions.jsonl']
+  for name in ('exact_match', 'f1', 'recall@1_gold', 'mrr_answer'):
+    assert means[name] == pytest.approx(
+        np.mean([row['metrics'][name] for row in rows]))
+
+
+def test_number_of_passages(trained, opened, questions):
+  with runs.open_evaluator(
+      opened, index=trained.index, batch_size=8, n_passages=5) as evaluator:
+    record = next(evaluator.predictions(opened.params, questions[:1]))
+  assert len(record['passages']) == 5
+
+
+def test_gold_passage_that_was_split(opened, trained, tmp_path):
+  """A long passage is stored as `long`, `long#1`...; any part of it counts."""
+  words = ' '.join(f'word{i}' for i in range(30))
+  passages = tiny.write_jsonl(tmp_path / 'p.jsonl', [
+      {'id': 'short', 'title': 's', 'text': 'a lake'},
+      {'id': 'long', 'title': 'l', 'text': words}])
+  store = corpus_lib.build_corpus(
+      passages, tmp_path / 'corpus', trained.data.reader_vocabulary,
+      trained.data.retriever_vocabulary, max_words=10, n_workers=1,
+      progress=False)
+  ids = [p.id for p in store.passages(np.arange(len(store)))]
+  assert len(ids) == 4
+  rows = [0, 3, 1]  # the short one, then the last part of the long one
+  evaluator = evaluator_lib.Evaluator(
+      opened.spec, opened.partitioner,
+      retriever_lib.PassageRetriever(Search(rows, store), store, 3),
+      batch_size=8)
+  (question,) = questions_lib.read_questions(tiny.write_jsonl(
+      tmp_path / 'q.jsonl', [{'question': 'which?', 'answers': ['word25'],
+                              'gold_passage_id': 'long'}]))
+  record = next(evaluator.predictions(opened.params, [question]))
+  assert [p['id'] for p in record['passages']] == [ids[row] for row in rows]
+  metrics = record['metrics']
+  assert metrics['recall@1_gold'] == 0 and metrics['mrr_gold'] == 0.5
+  assert metrics['recall@1_answer'] == 0 and metrics['mrr_answer'] == 0.5
+
+
+def test_too_few_passages_after_filtering(opened, trained):
+  """Empty slots are not shown and carry no probability."""
+  store = corpus_lib.PassageStore.open(trained.data.corpus)
+  retriever = retriever_lib.PassageRetriever(Search([4, -1, -1], store), store, 3)
+  found = retriever.search(np.zeros((8, 16), np.float32))
+  found = dataclasses.replace(
+      found, scores=np.where(found.rows < 0, -np.inf, found.scores))
+  np.testing.assert_allclose(
+      found.probabilities(0.1, 16), np.tile([1.0, 0, 0], (8, 1)))
+  evaluator = evaluator_lib.Evaluator(
+      opened.spec, opened.partitioner, retriever, batch_size=8)
+  (answer,) = evaluator.answer(opened.params, ['which?'])
+  assert [shown.passage.id for shown in answer.passages] == ['p4']
+
+
+@pytest.fixture(scope='module')
+def closed_book(trained, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('closed_book')
+  tiny.start(folder / 'log', [{
+      'data': str(trained.data.folder), 'model_dir': str(folder / 'run'),
+      'steps': 2, 'closed_book': True,
+      'compilation_cache': str(folder / 'cache')}]).finish()
+  return runs.open_checkpoint(folder / 'run')
+
+
+def test_closed_book(closed_book, questions, tmp_path):
+  with runs.open_evaluator(closed_book, batch_size=8) as evaluator:
+    means = evaluator.evaluate(
+        closed_book.params, questions[:9], output=tmp_path)
+  assert means['count'] == 9 and 'exact_match' in means
+  assert not any(name.startswith(('recall', 'mrr')) for name, value in
+                 means.items() if value is not None)
+  row = json.loads((tmp_path / 'predictions.jsonl').read_text().split('\n')[0])
+  assert row['passages'] == []
+
+
+def test_reader_of_passages_needs_an_index(opened):
+  with pytest.raises(ValueError, match='give an index'):
+    evaluator_lib.Evaluator(opened.spec, opened.partitioner, None)

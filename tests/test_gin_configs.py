@@ -1,0 +1,124 @@
+"""Every configuration parses, and the sizes are those of the papers."""
+import math
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDER = ROOT / 'gin_configs'
+# Parameters of T5 1.1 in millions, input and output embeddings apart.
+T5_1_1 = {'small': 76.96, 'base': 247.58, 'large': 783.15, 'xl': 2849.76,
+          'xxl': 11135.33}
+BERT_BASE = 108.89  # without the pooler, in millions
+# Names that a run file leaves to the user.
+REQUIRED = {
+    'MODEL_DIR': '/tmp/run', 'TRAIN_STEPS': '10',
+    'TRAIN_QUESTIONS': 'q.jsonl', 'READER_VOCABULARY': 'spiece.model',
+    'RETRIEVER_VOCABULARY': 'vocab.txt', 'CORPUS': 'corpus',
+}
+
+
+@pytest.fixture(autouse=True)
+def clean_gin():
+  import gin
+
+  with gin.unlock_config():
+    gin.clear_config()
+  yield
+  gin.clear_config()
+
+
+def _parse(*files: str, **macros: str) -> None:
+  from ralm_jax import gin_utils
+
+  gin_utils.import_tensorflow()
+  gin_utils.parse(files, [f'{k} = {v!r}' for k, v in macros.items()], [str(ROOT)])
+
+
+def _model(size: str):
+  import gin
+
+  _parse(f'gin_configs/models/{size}.gin', 'gin_configs/runs/train.gin', **{
+      k: v for k, v in REQUIRED.items() if k != 'CORPUS'})
+  return gin.query_parameter('%MODEL').scoped_configurable_fn()
+
+
+def _millions(tree) -> float:
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) / 1e6
+
+
+@pytest.mark.parametrize('size', T5_1_1)
+def test_sizes_of_t5(size):
+  model = _model(size)
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  assert _millions(params['reader']) == pytest.approx(T5_1_1[size], rel=2e-4)
+  assert _millions(params['retriever']) == pytest.approx(BERT_BASE, rel=2e-3)
+  assert model.reader_config.dtype == 'bfloat16'
+
+
+def test_tiny_is_tiny():
+  params = jax.eval_shape(_model('tiny').init, jax.random.key(0))
+  assert _millions(params) < 15
+
+
+RECIPES = sorted(str(p.relative_to(ROOT)) for p in FOLDER.rglob('*.gin'))
+
+
+@pytest.mark.parametrize('file', RECIPES)
+def test_every_file_parses(file, capsys):
+  """By itself if it is a recipe, else after the files it is meant for."""
+  from ralm_jax import cli
+
+  files = [file]
+  folder = file.split('/')[1]
+  if folder == 'models':
+    files.append('gin_configs/runs/train.gin')
+  elif file.endswith(('closed_book.gin', 'atlas_released.gin')):
+    files = ['gin_configs/models/tiny.gin', 'gin_configs/runs/train.gin', file]
+  elif folder == 'runs':
+    files.insert(0, 'gin_configs/models/tiny.gin')
+  if file.endswith('retrieval_lm.gin'):
+    files[0] = 'gin_configs/models/tiny.gin'  # which includes it
+  run = 'warm_start.gin' if 'warm_start' in file else 'train.gin'
+  text = (FOLDER / 'runs' / run).read_text()
+  macros = {k: v for k, v in REQUIRED.items() if f'{k} = ' in text}
+  if run == 'warm_start.gin':
+    import gin
+
+    _parse(*files, **macros)
+    assert "MODEL_DIR = '/tmp/run'" in gin.config_str()
+    return
+  status = cli.main([
+      'train', *(f'--gin_file={f}' for f in files),
+      *(f'--gin.{k}={v}' for k, v in macros.items()),
+      f'--gin_search_paths={ROOT}', '--dry_run'])
+  shown = capsys.readouterr()
+  assert status == 0, shown.err
+  assert "MODEL_DIR = '/tmp/run'" in shown.out
+
+
+def test_released_differs_where_it_says():
+  _parse('gin_configs/models/tiny.gin', 'gin_configs/runs/train.gin',
+         'gin_configs/recipes/atlas_released.gin',
+         **{k: v for k, v in REQUIRED.items() if k != 'CORPUS'})
+  import gin
+
+  model = gin.query_parameter('%MODEL').scoped_configurable_fn()
+  assert model.gold_reduction == 'mean' and model.kl_reduction == 'element'
+  assert model.retriever_config.second_moment_layer_norm
+
+
+def test_runs_as_a_module():
+  """`python -m ralm_jax.train`, as T5X users type it, from another folder."""
+  shown = subprocess.run(
+      [sys.executable, '-m', 'ralm_jax.train',
+       '--gin_file=gin_configs/models/tiny.gin',
+       '--gin_file=gin_configs/runs/train.gin',
+       *(f'--gin.{k}={v}' for k, v in REQUIRED.items()), '--dry_run'],
+      capture_output=True, text=True, cwd='/', check=False)
+  assert shown.returncode == 0, shown.stderr
+  assert "MODEL_DIR = '/tmp/run'" in shown.stdout
+  assert 'Traceback' not in shown.stderr
