@@ -43,10 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.print_help()
     return 2
   parsed = parser.parse_args(argv[:1])
-  logging.basicConfig(
-      level=logging.INFO, stream=sys.stderr,
-      format='%(asctime)s %(message)s', datefmt='%H:%M:%S',
-  )
+  _log_to_stderr()
   for noisy in ('absl', 'orbax', 'jax', 'faiss'):
     logging.getLogger(noisy).setLevel(logging.ERROR)
   # TensorFlow only feeds data here; its start-up notes would hide ours.
@@ -66,6 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'ralm {parsed.command}: error: {_message(e)}', file=sys.stderr)
     return 1
   return 0
+
+
+def _log_to_stderr() -> None:
+  """Sets up logging, also where an imported library already has.
+
+  `python -m ralm_jax.train` has imported some of them by now.
+  """
+  root = logging.getLogger()
+  for handler in list(root.handlers):
+    if type(handler) is logging.StreamHandler:  # pylint: disable=unidiomatic-typecheck
+      root.removeHandler(handler)
+  handler = logging.StreamHandler(sys.stderr)
+  handler.setFormatter(
+      logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
+  root.addHandler(handler)
+  root.setLevel(logging.INFO)
 
 
 def _message(error: Exception) -> str:

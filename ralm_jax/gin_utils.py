@@ -13,6 +13,7 @@ from typing import Any
 
 import gin
 from gin import config as gin_config
+from gin import config_parser
 
 _PREFIX = '--gin.'
 
@@ -55,10 +56,21 @@ def split_gin_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   return rest, bindings
 
 
+class _AnyReference(config_parser.ParserDelegate):
+  """Accepts references to what is registered only later."""
+
+  def configurable_reference(self, scoped_configurable_name, evaluate):
+    return scoped_configurable_name
+
+  def macro(self, macro_name):
+    return macro_name
+
+
 def _literal(value: str) -> str:
+  """The value as gin reads it; quoted if gin cannot read all of it."""
   try:
-    gin_config.parse_value(value)
-    return value
+    parsed = list(config_parser.ConfigParser(f'x = {value}', _AnyReference()))
+    return value if len(parsed) == 1 else repr(value)
   except Exception:  # pylint: disable=broad-except
     return repr(value)
 

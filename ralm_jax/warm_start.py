@@ -11,7 +11,6 @@ import os
 import sys
 from typing import Any
 
-from flax import linen as nn
 import jax
 
 from ralm_jax import gin_utils
@@ -20,6 +19,7 @@ from ralm_jax import specification
 from ralm_jax.data import corpus as corpus_lib
 from ralm_jax.data import text_config
 from ralm_jax.data import tokenization
+from ralm_jax.models import copying_init
 from ralm_jax.models import retrieval_lm
 from ralm_jax.training import checkpoints as checkpoints_lib
 from ralm_jax.training import optimizers as optimizers_lib
@@ -38,6 +38,7 @@ def warm_start(
     optimizer: optimizers_lib.Optimizer,
     partitioner: partitioning.Partitioner | None = None,
     initial_params: Callable[[], Any] | None = None,
+    reader_init: str = 'random',
     checkpoint_period: int = 1000,
     random_seed: int = 0,
 ) -> Any:
@@ -52,12 +53,18 @@ def warm_start(
     optimizer: of the retriever.
     partitioner: None shards over all devices by data.
     initial_params: loads parameters to start from.
+    reader_init: 'random' is T5's own, 'copying' suits a small reader that
+      learns from scratch (`models/copying_init.py`).
     checkpoint_period: steps between checkpoints.
     random_seed: of initialisation.
 
   Returns:
     The parameters.
   """
+  if reader_init not in ('random', 'copying'):
+    raise ValueError(
+        f"reader_init {reader_init!r} is unknown; choose 'random' or 'copying'."
+    )
   store = corpus_lib.PassageStore.open(corpus)
   tokenizer = tokenization.QueryTokenizer(
       text, store.reader_vocabulary, store.retriever_vocabulary
@@ -72,10 +79,13 @@ def warm_start(
       model, {}, partitioner, random_seed,
       initial_params() if initial_params is not None else None,
   ).params
+  if reader_init == 'copying':
+    params = {**params, 'reader': copying_init.copying_init(
+        params['reader'], jax.random.key(random_seed))}
   checkpoints = checkpoints_lib.Checkpoints(model_dir)
   try:
     return warm_start_lib.warm_start(
-        model, nn.meta.unbox(params),
+        model, params,
         warm_start_lib.CropSampler(store, config), optimizer, config,
         partitioner=partitioner, checkpoints=checkpoints,
         checkpoint_period=checkpoint_period,

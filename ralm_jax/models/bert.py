@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from ralm_jax.models import attention
 from ralm_jax.models import layers
 
 Array = jax.Array
@@ -68,7 +69,7 @@ class BertLayer(nn.Module):
     config = self.config
     head_dim = config.emb_dim // config.num_heads
     init = nn.initializers.normal(0.02)
-    attended = layers.MultiHeadAttention(
+    attended = attention.MultiHeadAttention(
         num_heads=config.num_heads,
         head_dim=head_dim,
         use_bias=True,

@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from ralm_jax.models import attention
 from ralm_jax.models import layers
 
 Array = jax.Array
@@ -57,12 +58,12 @@ class T5Config:
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
 
 
-def _attention(config: T5Config, name: str, **kwargs) -> layers.MultiHeadAttention:
+def _attention(config: T5Config, name: str, **kwargs) -> attention.MultiHeadAttention:
   # T5 has no 1/sqrt(d_kv) in its scores; the query's initialisation has it.
   scaled = nn.initializers.variance_scaling(
       1.0 / config.head_dim, 'fan_in', 'normal'
   )
-  return layers.MultiHeadAttention(
+  return attention.MultiHeadAttention(
       num_heads=config.num_heads,
       head_dim=config.head_dim,
       query_init=scaled,
@@ -148,7 +149,7 @@ class DecoderLayer(nn.Module):
 
 
 def _relative_bias(config: T5Config, bidirectional: bool):
-  return layers.RelativePositionBias(
+  return attention.RelativePositionBias(
       num_heads=config.num_heads,
       bidirectional=bidirectional,
       num_buckets=config.relative_attention_num_buckets,

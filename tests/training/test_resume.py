@@ -4,6 +4,7 @@ import os
 import pathlib
 import random
 import signal
+import subprocess
 import time
 
 import numpy as np
@@ -219,3 +220,36 @@ def test_generation_of_the_checkpoint_is_searched(
   # The other generation would have given other passages.
   assert tiny.differing(*(
       tiny.load_checkpoint(f / 'run', STEPS) for f in (fresh, uninterrupted)))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of its own of eight megabytes."""
+  folder = tmp_path / 'disk'
+  folder.mkdir()
+  mounted = os.geteuid() == 0 and subprocess.run(
+      ['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', str(folder)],
+      capture_output=True).returncode == 0
+  if not mounted:
+    pytest.skip('no permission to mount a small file system')
+  yield folder
+  subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+def test_full_disk(data, cache, uninterrupted, tmp_path, small_disk):
+  """Training stops with one message, and goes on when there is space."""
+  log = tmp_path / 'log'
+  job = _job(small_disk, data, cache)
+  tiny.start(log, [{**job, 'steps': 6}]).finish()
+  ballast = small_disk / 'ballast'
+  free = os.statvfs(small_disk)
+  ballast.write_bytes(bytes(free.f_bavail * free.f_bsize - 65536))
+  output = tiny.start(log, [job]).finish(status=1)
+  errors = [l for l in output.splitlines() if l.startswith('ralm job: error')]
+  assert len(errors) == 1, output
+  assert 'No space left on device' in errors[0]
+  assert 'newest usable checkpoint is checkpoint_6' in errors[0]
+  assert 'Traceback' not in output, output
+  ballast.unlink()
+  assert 'Resumed from checkpoint_6' in tiny.start(log, [job]).finish()
+  _assert_same_end(small_disk, uninterrupted)
