@@ -44,8 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
   parsed = parser.parse_args(argv[:1])
   _log_to_stderr()
-  for noisy in ('absl', 'orbax', 'jax', 'faiss'):
+  for noisy in ('orbax', 'jax', 'faiss'):
     logging.getLogger(noisy).setLevel(logging.ERROR)
+  # Orbax logs through it the traceback of every error that it raises, too.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
   # TensorFlow only feeds data here; its start-up notes would hide ours.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   # FAISS's threads must not spin on the cores that JAX computes on; OpenMP

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import json
 import os
 import shutil
@@ -82,8 +83,11 @@ class Specification:
       vocabulary = getattr(self.tokenizer, f'{side}_vocabulary')
       name = f'{side}{os.path.splitext(vocabulary.path)[1] or ".model"}'
       target = os.path.join(folder, name)
-      shutil.copyfile(vocabulary.path, target + '.tmp')
-      os.replace(target + '.tmp', target)
+      if not os.path.exists(target) or not filecmp.cmp(
+          vocabulary.path, target, shallow=False
+      ):
+        shutil.copyfile(vocabulary.path, target + '.tmp')
+        os.replace(target + '.tmp', target)
       files[side] = {
           'file': f'vocabularies/{name}',
           'extra_ids': getattr(vocabulary, 'extra_ids', 0),

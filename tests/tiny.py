@@ -114,7 +114,7 @@ def make_data(folder: pathlib.Path) -> Data:
       'question: title: context: answer: it is']
   content = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(texts), model_writer=content, vocab_size=120,
+      sentence_iterator=iter(texts), model_writer=content, vocab_size=150,
       pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False,
       minloglevel=2)
   data.reader_vocabulary.write_bytes(content.getvalue())
@@ -135,8 +135,8 @@ def make_text(**changes: Any) -> Any:
 
   return text_config.TextConfig(**{
       'question_format': '{question}', 'target_format': '<extra_id_0> {answer}',
-      'query_length': 40, 'reader_query_length': 24, 'passage_length': 56,
-      'retriever_passage_length': 48, 'target_length': 8, 'n_passages': 3,
+      'query_length': 40, 'reader_query_length': 24, 'passage_length': 80,
+      'retriever_passage_length': 64, 'target_length': 8, 'n_passages': 3,
       **changes,
   })
 

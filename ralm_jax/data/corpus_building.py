@@ -21,8 +21,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-import tqdm
 
+from ralm_jax import progress as progress_lib
 from ralm_jax.data import atomic_files
 from ralm_jax.data import identifiers
 from ralm_jax.data import manifest as manifest_lib
@@ -205,8 +205,9 @@ def build_shards(
   """
   duplicates = DuplicateFinder(directory)
   entries: dict[int, shards_lib.ShardEntry] = {}
-  bar = tqdm.tqdm(total=sum(map(os.path.getsize, paths)), unit='B',
-                  unit_scale=True, desc='corpus', disable=None if progress else True)
+  bar = progress_lib.bar(
+      total=sum(map(os.path.getsize, paths)), unit='B', unit_scale=True,
+      desc='corpus', show=progress)
 
   def finish(chunk_index: int, position: int, entry: shards_lib.ShardEntry):
     repeated = duplicates.add(chunk_index)

@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
+from ralm_jax import progress as progress_lib
 from ralm_jax import specification
 from ralm_jax.data import corpus as corpus_lib
 from ralm_jax.data import passages as passages_lib
@@ -173,8 +173,8 @@ class Evaluator:
     index, count = jax.process_index(), jax.process_count()
     size = self._batch_size // count
     starts = range(0, len(questions), self._batch_size)
-    for start in tqdm.tqdm(
-        starts, desc='answering', unit=' batches', disable=None if progress else True
+    for start in progress_lib.bar(
+        starts, desc='answering', unit=' batches', show=progress
     ):
       first = start + index * size
       mine = questions[first : min(first + size, start + self._batch_size)]

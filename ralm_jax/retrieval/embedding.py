@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
+from ralm_jax import progress as progress_lib
 from ralm_jax.data import corpus as corpus_lib
 from ralm_jax.models import retrieval_lm
 from ralm_jax.retrieval import assembler as assembler_lib
@@ -117,9 +117,9 @@ def build_generation(
   mark = os.path.join(index, _PROGRESS)
   done, dim = _progress(mark, partial, key)
   start, first_done = time.monotonic(), done
-  with tqdm.tqdm(
+  with progress_lib.bar(
       total=len(store), initial=done, unit=' passages', desc='embedding',
-      disable=None if progress else True,
+      show=progress,
   ) as bar:
     mode = 'r+b' if done else 'wb'
     with open(partial, mode) as file:

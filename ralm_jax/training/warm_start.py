@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
 
+from ralm_jax import progress as progress_lib
 from ralm_jax.data import crops as crops_lib
 from ralm_jax.data import ragged
 from ralm_jax.losses import contrastive
@@ -168,9 +168,9 @@ def warm_start(
     tower, opt_state = state['params']['retriever'], state['opt_state']
     logging.info('Warm start resumed from checkpoint_%d.', first)
   loss = correct = None
-  bar = tqdm.tqdm(
+  bar = progress_lib.bar(
       range(first, config.steps), desc='warm start', unit=' steps',
-      initial=first, total=config.steps, disable=None if progress else True,
+      initial=first, total=config.steps, show=progress,
   )
   for index in bar:
     generator = np.random.default_rng((config.seed, index))
@@ -179,7 +179,10 @@ def warm_start(
         tower, opt_state, *partitioner.put_batch(pairs)
     )
     if index % 50 == 0:
-      bar.set_postfix(loss=f'{float(loss):.3f}', right=f'{float(correct):.2f}')
+      bar.set_postfix(
+          loss=f'{float(loss):.3f}', right=f'{float(correct):.2f}',
+          refresh=False,
+      )
     done = index + 1
     if checkpoints is not None and (
         done % checkpoint_period == 0 or done == config.steps

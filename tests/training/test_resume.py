@@ -3,6 +3,7 @@ import glob
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import time
@@ -78,6 +79,8 @@ def test_killed_at_several_moments(data, cache, uninterrupted, tmp_path):
   # checkpoint, and the run began anew.
   assert 'leaving checkpoint_3.orbax-checkpoint-tmp' in output
   assert 'Resumed from checkpoint_3.' in output
+  # Retrieval is real: now and then an answer stands in what was found.
+  assert re.search(r'retrieval/recall (0\.\d|1)', output)
   _assert_same_end(tmp_path, uninterrupted)
 
 
