@@ -248,7 +248,7 @@ def test_server_of_something_else(trained, fails):
         connection.sendall(b'HTTP/1.1 400 Bad Request\r\n\r\n')
 
   threading.Thread(target=serve, daemon=True).start()
-  address = 'localhost:%d' % listener.getsockname()[1]
+  address = f'localhost:{listener.getsockname()[1]}'
   try:
     error = fails(*_ask(
         trained, '--retrieval_address', address, '--retry_for_s', '20'))
