@@ -17,7 +17,8 @@ PURE = [
 ]
 # Layers, lowest first: a file imports from its own or lower ones.
 LAYERS = [
-    ['ralm_jax/losses', 'ralm_jax/models', 'ralm_jax/decoding', 'ralm_jax/data'],
+    ['ralm_jax/progress.py', 'ralm_jax/losses', 'ralm_jax/models',
+     'ralm_jax/decoding', 'ralm_jax/data'],
     ['ralm_jax/interop', 'ralm_jax/specification.py', 'ralm_jax/training',
      'ralm_jax/retrieval', 'ralm_jax/evaluation'],
     ['tasks'],
