@@ -1,7 +1,6 @@
 """Training: `python -m ralm_jax.train --gin_file=… --gin.MODEL_DIR=…`."""
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
@@ -11,11 +10,10 @@ import sys
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 
 from ralm_jax import gin_utils
-from ralm_jax import quiet
+from ralm_jax import launch
 from ralm_jax import runs
 from ralm_jax import specification
 from ralm_jax.data import corpus as corpus_lib
@@ -34,6 +32,7 @@ from ralm_jax.training import checkpoints as checkpoints_lib
 from ralm_jax.training import multihost
 from ralm_jax.training import optimizers as optimizers_lib
 from ralm_jax.training import partitioning
+from ralm_jax.training import pinning
 from ralm_jax.training import reporting
 from ralm_jax.training import train_state
 from ralm_jax.training import trainer as trainer_lib
@@ -214,7 +213,7 @@ def train(
         num_microbatches=num_microbatches,
         retrieval_lookahead=retrieval_lookahead,
         checkpoint_period=checkpoint_cfg.period,
-        on_checkpoint=_pinner(checkpoints, retriever, model_dir),
+        on_checkpoint=pinning.pinner(checkpoints, retriever, model_dir),
         metadata={'seed': random_seed, 'batch_size': train_dataset_cfg.batch_size},
     )
     generation = None
@@ -231,7 +230,7 @@ def train(
       progress = trainer_lib.Progress(state)
     if retriever is not None:
       with agreement.together():
-        _stay_with_generation(retriever, generation, model_dir)
+        pinning.stay_with_generation(retriever, generation, model_dir)
     reporter = reporting.Reporter(
         total_steps, directory=os.path.join(model_dir, 'train'),
         period=stats_period,
@@ -289,55 +288,6 @@ def train(
     checkpoints.close()
 
 
-def _stay_with_generation(
-    retriever: retriever_lib.PassageRetriever,
-    generation: int | None,
-    model_dir: str,
-) -> None:
-  """Searches one generation from now on, whichever becomes current.
-
-  Args:
-    retriever: of the run.
-    generation: that of the checkpoint; None takes the current one, and keeps it
-      on disk until a first checkpoint names it.
-    model_dir: names the run.
-  """
-  if generation is None:
-    generation = retriever.client.status().generation
-    if jax.process_count() > 1:
-      generation = int(multihost_utils.broadcast_one_to_all(
-          np.asarray(generation, np.int32)))
-    if jax.process_index() == 0:
-      retriever.client.pin(os.path.abspath(model_dir), [generation])
-  retriever.generation = generation
-
-
-def _pinner(
-    checkpoints: checkpoints_lib.Checkpoints,
-    retriever: retriever_lib.PassageRetriever | None,
-    model_dir: str,
-) -> Callable[[int, int], None] | None:
-  """Keeps every generation on disk that a kept checkpoint names.
-
-  Every process calls it, since reading a checkpoint is an act of all.
-  """
-  if retriever is None:
-    return None
-  owner = os.path.abspath(model_dir)
-  generations: dict[int, int] = {}
-
-  def pin(step: int, generation: int) -> None:
-    generations[step] = generation
-    for kept in checkpoints.steps():
-      if kept not in generations:
-        generations[kept] = checkpoints.metadata(kept)['generation']
-    wanted = {generations[kept] for kept in (*checkpoints.steps(), step)}
-    if jax.process_index() == 0:
-      retriever.client.pin(owner, sorted(wanted))
-
-  return pin
-
-
 def _build_missing_index(
     retrieval_cfg: RetrievalConfig,
     model: retrieval_lm.RetrievalLM,
@@ -374,57 +324,7 @@ def _build_missing_index(
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Parses flags and gin, then trains."""
-  import gin
-
-  argv, bindings = gin_utils.split_gin_arguments(
-      sys.argv[1:] if argv is None else argv
-  )
-  parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-  gin_utils.add_flags(parser)
-  parser.add_argument(
-      '--dry_run', action='store_true',
-      help='parse the configuration, print it and stop')
-  add_process_flags(parser)
-  arguments = parser.parse_args(argv)
-  if not arguments.gin_file:
-    parser.error(
-        'give a configuration, e.g. --gin_file=gin_configs/recipes/qed_tiny.gin'
-    )
-  initialize_processes(arguments)
-  with multihost.Agreement().together():
-    with quiet.withheld_stderr():
-      gin_utils.import_tensorflow()
-    gin_utils.parse(
-        arguments.gin_file,
-        [*arguments.gin_bindings, *bindings],
-        arguments.gin_search_paths.split(','),
-    )
-  if arguments.dry_run:
-    print(gin.config_str())
-    return
-  gin.get_configurable(train)()
-
-
-def add_process_flags(parser: argparse.ArgumentParser) -> None:
-  """Flags of runs on several hosts; TPU pods need none of them."""
-  parser.add_argument(
-      '--multihost', action='store_true',
-      help='initialise jax.distributed from the environment (TPU pod, Slurm)')
-  parser.add_argument(
-      '--coordinator_address', help='host:port of process 0')
-  parser.add_argument('--process_count', type=int)
-  parser.add_argument('--process_index', type=int)
-
-
-def initialize_processes(arguments: argparse.Namespace) -> None:
-  """Starts jax.distributed where the flags ask for it."""
-  if arguments.coordinator_address:
-    jax.distributed.initialize(
-        arguments.coordinator_address,
-        arguments.process_count, arguments.process_index,
-    )
-  elif arguments.multihost:
-    jax.distributed.initialize()
+  launch.run_from_gin(train, argv, prog=prog, description=__doc__)
 
 
 if __name__ == '__main__':

@@ -5,7 +5,6 @@
 """
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 import os
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import jax
 
 from ralm_jax import gin_utils
-from ralm_jax import quiet
+from ralm_jax import launch
 from ralm_jax import specification
 from ralm_jax.data import corpus as corpus_lib
 from ralm_jax.data import text_config
@@ -97,23 +96,7 @@ def warm_start(
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Parses flags and gin, then trains."""
-  import gin
-
-  argv, bindings = gin_utils.split_gin_arguments(
-      sys.argv[1:] if argv is None else argv
-  )
-  parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-  gin_utils.add_flags(parser)
-  arguments = parser.parse_args(argv)
-  if not arguments.gin_file:
-    parser.error('give a configuration with --gin_file')
-  with quiet.withheld_stderr():
-    gin_utils.import_tensorflow()
-  gin_utils.parse(
-      arguments.gin_file, [*arguments.gin_bindings, *bindings],
-      arguments.gin_search_paths.split(','),
-  )
-  gin.get_configurable(warm_start)()
+  launch.run_from_gin(warm_start, argv, prog=prog, description=__doc__)
 
 
 if __name__ == '__main__':

@@ -36,6 +36,7 @@ from ralm_jax.models import copying_init
 from ralm_jax.quickstart import docstrings as docstrings_lib
 from ralm_jax.quickstart import reassignment
 from ralm_jax.quickstart import recipe as recipe_lib
+from ralm_jax.quickstart import vocabulary as vocabulary_lib
 from ralm_jax.training import checkpoints as checkpoints_lib
 from ralm_jax.training import optimizers
 from ralm_jax.training import partitioning
@@ -87,7 +88,7 @@ class Quickstart:
     if not os.path.exists(self.path('corpus', 'manifest.json')):
       found = docstrings_lib.collect_docstrings()[: self.recipe.max_docstrings]
       docstrings_lib.write_corpus(self.output, found, seed=self.recipe.seed)
-      vocabulary = train_vocabulary(
+      vocabulary = vocabulary_lib.train_vocabulary(
           self.path('passages.jsonl'), self.path('vocabulary'),
           self.recipe.vocabulary_size,
       )
@@ -331,7 +332,7 @@ class Quickstart:
     )
     say(f'closed-book with the same steps: {closed["exact_match"]:.1%}')
 
-    self.show_answers()
+    show_answers(self.path('evaluation', 'predictions.jsonl'))
     edit = self.show_edit(checkpoint, index)
     summary = {
         'recall_at_5_before': before,
@@ -359,21 +360,6 @@ class Quickstart:
     )
     return summary
 
-  def show_answers(self) -> None:
-    """Three questions about unseen objects, answered, with passages."""
-    with open(
-        self.path('evaluation', 'predictions.jsonl'), encoding='utf-8'
-    ) as file:
-      records = [json.loads(line) for line in file]
-    print('\nThree questions about objects never seen in training:')
-    for record in records[:: max(1, len(records) // 3)][:3]:
-      right = 'right' if record['metrics']['exact_match'] else (
-          f'wrong, it is {record["answers"][0]}')
-      print(f'\n  {record["query"]}\n  answer: {record["prediction"]}  ({right})')
-      for passage in record['passages'][:3]:
-        print(f'    {passage["probability"]:.2f}  {passage["title"]}: '
-              f'{passage["text"][:60]}…')
-
   def show_edit(self, checkpoint: str, index: str) -> dict[str, str]:
     """A passage added to the index changes an answer without training."""
 
@@ -397,28 +383,24 @@ class Quickstart:
     return {'answer_before_edit': before, 'answer_after_edit': after}
 
 
+def show_answers(predictions: str) -> None:
+  """Prints three answered questions of a predictions.jsonl, with passages."""
+  with open(predictions, encoding='utf-8') as file:
+    records = [json.loads(line) for line in file]
+  print('\nThree questions about objects never seen in training:')
+  for record in records[:: max(1, len(records) // 3)][:3]:
+    right = 'right' if record['metrics']['exact_match'] else (
+        f'wrong, it is {record["answers"][0]}')
+    print(f'\n  {record["query"]}\n  answer: {record["prediction"]}  ({right})')
+    for passage in record['passages'][:3]:
+      print(f'    {passage["probability"]:.2f}  {passage["title"]}: '
+            f'{passage["text"][:60]}…')
+
+
 def _finished(directory: str, steps: int) -> bool:
   with contextlib.suppress(FileNotFoundError):
     return checkpoints_lib.find(directory)[1] >= steps
   return False
-
-
-def train_vocabulary(passages: str, prefix: str, size: int) -> str:
-  """Trains a SentencePiece model on the passages; returns its path."""
-  import sentencepiece
-
-  with open(passages, encoding='utf-8') as file:
-    rows = [json.loads(line) for line in file]
-  texts = [text for row in rows for text in (row['title'], row['text'])]
-  sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(texts), model_prefix=prefix, vocab_size=size,
-      model_type='unigram', pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-      user_defined_symbols=list(recipe_lib.SYMBOLS),
-      character_coverage=1.0, hard_vocab_limit=False, minloglevel=2,
-      # One thread: the same corpus gives the same vocabulary.
-      num_threads=1,
-  )
-  return prefix + '.model'
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:

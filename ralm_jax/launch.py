@@ -1,0 +1,81 @@
+"""Entry points that are configured by gin: flags, processes, parsing."""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+import sys
+from typing import Any
+
+import jax
+
+from ralm_jax import gin_utils
+from ralm_jax import quiet
+from ralm_jax.training import multihost
+
+
+def run_from_gin(
+    function: Callable[..., Any],
+    argv: Sequence[str] | None,
+    *,
+    prog: str | None,
+    description: str | None,
+) -> None:
+  """Parses flags and gin files, then calls a configurable function.
+
+  Args:
+    function: gets its arguments from gin.
+    argv: the flags; None takes the command line's.
+    prog: name shown in help.
+    description: shown in help.
+  """
+  import gin
+
+  argv, bindings = gin_utils.split_gin_arguments(
+      sys.argv[1:] if argv is None else argv
+  )
+  parser = argparse.ArgumentParser(prog=prog, description=description)
+  gin_utils.add_flags(parser)
+  parser.add_argument(
+      '--dry_run', action='store_true',
+      help='parse the configuration, print it and stop')
+  add_process_flags(parser)
+  arguments = parser.parse_args(argv)
+  if not arguments.gin_file:
+    parser.error(
+        'give a configuration, e.g. --gin_file=gin_configs/recipes/qed_tiny.gin'
+    )
+  initialize_processes(arguments)
+  with multihost.Agreement().together():
+    with quiet.withheld_stderr():
+      gin_utils.import_tensorflow()
+    gin_utils.parse(
+        arguments.gin_file,
+        [*arguments.gin_bindings, *bindings],
+        arguments.gin_search_paths.split(','),
+    )
+  if arguments.dry_run:
+    print(gin.config_str())
+    return
+  gin.get_configurable(function)()
+
+
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+  """Flags of runs on several hosts; TPU pods need none of them."""
+  parser.add_argument(
+      '--multihost', action='store_true',
+      help='initialise jax.distributed from the environment (TPU pod, Slurm)')
+  parser.add_argument(
+      '--coordinator_address', help='host:port of process 0')
+  parser.add_argument('--process_count', type=int)
+  parser.add_argument('--process_index', type=int)
+
+
+def initialize_processes(arguments: argparse.Namespace) -> None:
+  """Starts jax.distributed where the flags ask for it."""
+  if arguments.coordinator_address:
+    jax.distributed.initialize(
+        arguments.coordinator_address,
+        arguments.process_count, arguments.process_index,
+    )
+  elif arguments.multihost:
+    jax.distributed.initialize()
