@@ -15,6 +15,7 @@ from ralm_jax.data import passages as passages_lib
 from ralm_jax.retrieval import assembler as assembler_lib
 from ralm_jax.retrieval import connection as connection_lib
 from ralm_jax.retrieval import embedding
+from ralm_jax.retrieval import retriever as retriever_lib
 
 
 def add(
@@ -28,7 +29,7 @@ def add(
   """Adds passages to the corpus and the index; returns the new generation.
 
   Interrupted between the two, the passages are in the corpus but not yet
-  searched; the next call embeds them as well.
+  searched; the same call again, or any other, embeds them.
 
   Args:
     passages: with ids the corpus does not have.
@@ -38,7 +39,8 @@ def add(
     retry_for_s: how long an unreachable process is waited for.
 
   Raises:
-    ValueError: an id is taken.
+    ValueError: an id is taken by another passage, or the index is of another
+      corpus.
   """
   opened = runs.open_checkpoint(checkpoint)
   with connection_lib.connect(
@@ -48,9 +50,14 @@ def add(
     runs.check_dimension(opened.spec, status.dim)
     runs.warn_if_stale(opened, status.metadata)
     store = connected.store
-    corpus_lib.append_passages(store.directory, passages)
-    store.reload()
+    retriever_lib.check_index_of_corpus(status.metadata, status.count, store)
+    new = _not_yet_stored(passages, store)
+    if new:
+      corpus_lib.append_passages(store.directory, new)
+      store.reload()
     rows = np.arange(status.count, len(store))
+    if not len(rows):
+      return status.generation
     embedder = embedding.PassageEmbedder(
         opened.spec.model, opened.partitioner,
         assembler_lib.Assembler(opened.spec.tokenizer, store),
@@ -60,6 +67,19 @@ def add(
         rows, embedder.embed(opened.params, rows),
         {**status.metadata, 'corpus_fingerprint': store.fingerprint},
     )
+
+
+def _not_yet_stored(
+    passages: Sequence[passages_lib.Passage], store: corpus_lib.PassageStore
+) -> list[passages_lib.Passage]:
+  """Leaves out passages that are stored already, word for word."""
+  rows = store.rows_of([passage.id for passage in passages], unknown=-1)
+  new = []
+  for passage, row in zip(passages, rows):
+    first = passages_lib.split_long(passage, store.max_words)[0]
+    if row < 0 or store.passage(int(row)).text != first.text:
+      new.append(passage)
+  return new
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:

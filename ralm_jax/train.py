@@ -10,7 +10,6 @@ import sys
 from typing import Any
 
 import jax
-import numpy as np
 
 from ralm_jax import gin_utils
 from ralm_jax import launch
@@ -194,8 +193,9 @@ def train(
 
   def starting_params() -> Any:
     if initial_checkpoint_path:
-      opened = runs.open_checkpoint(initial_checkpoint_path)
-      return jax.tree.map(np.asarray, opened.params)
+      opened = runs.open_checkpoint(initial_checkpoint_path, partitioner)
+      spec.check_same_vocabularies(opened.directory)
+      return opened.params
     return initial_params() if initial_params is not None else None
 
   def run(
@@ -218,7 +218,8 @@ def train(
     )
     generation = None
     if checkpoints.latest_step() is not None:
-      spec.check_same_vocabularies(model_dir)
+      with agreement.together():
+        spec.check_same_vocabularies(model_dir)
     progress = trainer.resume(iterator)
     if jax.process_index() == 0:
       spec.save(model_dir)

@@ -33,7 +33,6 @@ class DatasetConfig:
     shuffle: whether to shuffle.
     seed: of shuffling and of random preprocessors.
     use_cached: read seqio's cache of the task.
-    shuffle_buffer_size: examples held for shuffling; None for the task's own.
     module: imported first, to register tasks.
   """
 
@@ -44,7 +43,6 @@ class DatasetConfig:
   shuffle: bool = True
   seed: int = 0
   use_cached: bool = False
-  shuffle_buffer_size: int | None = None
   module: str | None = None
 
 

@@ -81,6 +81,13 @@ class Evaluator:
           f'The evaluation batch size {batch_size} must be a multiple of the '
           f'number of processes, {jax.process_count()}.'
       )
+    shards = partitioner.mesh.shape[partitioning.DATA]
+    if jax.process_count() > 1 and batch_size % shards:
+      raise ValueError(
+          f'On several processes the evaluation batch size {batch_size} must '
+          f'be a multiple of the {shards} data partitions (gin: '
+          'EVAL_BATCH_SIZE).'
+      )
     if retriever is None and not spec.text.closed_book:
       raise ValueError(
           'The model reads passages; give an index (--index or '
@@ -93,8 +100,8 @@ class Evaluator:
     self._agreement = multihost.Agreement()
     store = None if self._retriever is None else self._retriever.store
     self._assembler = assembler_lib.Assembler(spec.tokenizer, store)
-    self._encode = partitioner.partition(spec.model.encode_queries)
-    self._predict = partitioner.partition(
+    self._encode = partitioner.partition_rows(spec.model.encode_queries)
+    self._predict = partitioner.partition_rows(
         functools.partial(
             spec.model.predict, max_length=spec.text.target_length
         )
@@ -115,7 +122,9 @@ class Evaluator:
     mask = queries.query_tokens != tokenizer.retriever_vocabulary.pad_id
     batch = self._partitioner.put_batch((queries.query_tokens, mask))
     embeddings = partitioning.local_rows(self._encode(params, *batch))
-    return self._retriever.search(embeddings)
+    # A search that fails on one host must not leave the others waiting.
+    with self._agreement.together():
+      return self._retriever.search(embeddings)
 
   def answer(self, params: PyTree, questions: Sequence[str]) -> list[Answer]:
     """Answers at most `batch_size / process_count` questions.
@@ -202,10 +211,12 @@ class Evaluator:
       for question, rows in zip(part, retrieved.rows):
         if not question.gold_passage_ids:
           continue
-        gold = self._retriever.store.rows_of(
-            question.gold_passage_ids, unknown=-1
+        shown = self._retriever.store.passages(rows[:k])
+        found = retrieval_metrics.gold_hits(
+            [passages_lib.source_id(p.id) for p in shown],
+            [passages_lib.source_id(id_) for id_ in question.gold_passage_ids],
         )
-        hits.append(bool(np.isin(rows[:k], gold[gold >= 0]).any()))
+        hits.append(bool(found.any()))
     if not hits:
       raise ValueError(
           'No question names a gold passage (gold_passage_id), so recall by '

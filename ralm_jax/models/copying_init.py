@@ -43,6 +43,11 @@ def copying_init(
       key = jax.random.fold_in(key, sum(map(ord, name)) % 2**31)
     if {'query', 'key', 'value', 'out'} <= tree.keys():
       kernel = tree['value']['kernel']
+      if kernel.ndim != 2:
+        raise ValueError(
+            'copying_init needs unscanned layers; set T5Config.scan_layers to '
+            'False (gin: SCAN_LAYERS).'
+        )
       value = jax.nn.initializers.orthogonal()(key, kernel.shape, kernel.dtype)
       tree['value'] = {**tree['value'], 'kernel': value}
       tree['out'] = {**tree['out'], 'kernel': value.T}

@@ -61,6 +61,22 @@ class Quickstart:
     self.recipe = recipe
     self.partitioner = partitioning.Partitioner(devices=jax.devices()[:1])
     os.makedirs(self.output, exist_ok=True)
+    self._check_recipe()
+
+  def _check_recipe(self) -> None:
+    """Refuses a folder that another recipe has begun to fill."""
+    recipe = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
+    path = self.path('recipe.json')
+    if not os.path.exists(path):
+      with open(path + '.tmp', 'w', encoding='utf-8') as file:
+        json.dump(recipe, file, indent=2)
+      os.replace(path + '.tmp', path)
+    with open(path, encoding='utf-8') as file:
+      if json.load(file) != recipe:
+        raise ValueError(
+            f'{self.output} holds a quickstart of another recipe (its '
+            'recipe.json differs); choose another --output.'
+        )
 
   def path(self, *names: str) -> str:
     return os.path.join(self.output, *names)
@@ -371,8 +387,7 @@ class Quickstart:
     store = corpus_lib.PassageStore.open(self.path('corpus'))
     known = store.rows_of([NEW_PASSAGE.id], unknown=-1)[0] >= 0
     before = None if known else answer()
-    if not known:
-      add.add([NEW_PASSAGE], checkpoint=checkpoint, index=index)
+    add.add([NEW_PASSAGE], checkpoint=checkpoint, index=index)
     after = answer()
     print(
         '\nOne passage added to the index, nothing trained:\n'

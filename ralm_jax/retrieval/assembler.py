@@ -124,6 +124,8 @@ def answer_recall(batch: retrieval_lm.ReaderBatch, skip: int = 0) -> float:
     if not len(answer) or not mask.any():
       continue
     examples += 1
+    if len(answer) > tokens.shape[-1]:
+      continue  # longer than any passage shown
     windows = np.lib.stride_tricks.sliding_window_view(
         tokens[mask], len(answer), axis=-1
     )

@@ -115,7 +115,7 @@ class RetrievalAugmenter:
     self._retriever = retriever
     self._augmentation = augmentation
     self._recall_skip = recall_skip
-    self._encode = partitioner.partition(model.encode_queries)
+    self._encode = partitioner.partition_rows(model.encode_queries)
     # One thread keeps searches in order, which keeps a run reproducible.
     self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix='retrieval')
 

@@ -47,7 +47,7 @@ def connect(
     threads: FAISS threads, of our own process.
 
   Raises:
-    ValueError: both or neither of `index` and `address`, or another corpus.
+    ValueError: both or neither of `index` and `address`.
     FileNotFoundError: there is no such index or corpus.
     retrieval_service.client.RetrievalError: the process cannot be reached.
   """

@@ -46,7 +46,7 @@ class PassageEmbedder:
     self._assembler = assembler
     self._batch_size = batch_size
     self._partitioner = partitioner
-    self._encode = partitioner.partition(model.encode_passages)
+    self._encode = partitioner.partition_rows(model.encode_passages)
     limit = assembler.tokenizer.text.retriever_passage_length
     lengths = [limit]
     while lengths[0] > 32:

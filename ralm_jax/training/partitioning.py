@@ -173,6 +173,23 @@ class Partitioner:
     """`jax.jit` of a function under the mesh and the logical axis rules."""
     return PartitionedFunction(self, jax.jit(function, **jit_kwargs))
 
+  def partition_rows(self, function: Callable[..., Any]) -> PartitionedFunction:
+    """`partition` of a function whose outputs are read by `local_rows`.
+
+    Every output keeps its rows over `data` and nothing else sharded, whatever
+    layout the compiler would prefer.
+    """
+
+    def with_rows(*args: Any, **kwargs: Any) -> Any:
+      return jax.tree.map(
+          lambda x: jax.lax.with_sharding_constraint(
+              x, self.data_sharding(x.shape)
+          ),
+          function(*args, **kwargs),
+      )
+
+    return self.partition(with_rows)
+
   def put_batch(self, batch: PyTree) -> PyTree:
     """Makes global arrays of this process's rows of a batch.
 
@@ -240,12 +257,24 @@ class PartitionedFunction:
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-  """This process's rows of an array sharded by rows, in order, on the host.
+  """This process's rows of an output of `partition_rows`, on the host.
 
   Shards that repeat rows (replicated over `model`) are read once.
+
+  Raises:
+    ValueError: the array is not sharded by its rows alone, so that a process
+      has no rows of its own.
   """
   if array.is_fully_addressable and array.is_fully_replicated:
     return np.asarray(array)
+  whole = array.shape[1:]
+  if array.is_fully_replicated or any(
+      shard.data.shape[1:] != whole for shard in array.addressable_shards
+  ):
+    raise ValueError(
+        f'expected an array sharded by rows, found {array.sharding}; make it '
+        'with Partitioner.partition_rows.'
+    )
   pieces: dict[int, jax.Array] = {}
   for shard in array.addressable_shards:
     pieces.setdefault(shard.index[0].start or 0, shard.data)

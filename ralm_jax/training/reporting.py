@@ -53,10 +53,9 @@ class Reporter:
 
       self._writer = metric_writers.SummaryWriter(directory)
 
-  def reset_clock(self) -> None:
-    """Leaves what came before (compilation, evaluation) out of the rates."""
-    self._start = time.monotonic()
-    self._device, self._host = [], []
+  def leave_out(self, seconds: float) -> None:
+    """Takes time spent on something else (an evaluation) out of the rates."""
+    self._start += seconds
 
   def add(
       self, step: int, device: Mapping[str, jax.Array], host: Mapping[str, float]
@@ -100,7 +99,8 @@ class Reporter:
           step, self._total_steps, shown, count / seconds,
           100 * metrics['retrieval/wait_share'], _duration(left),
       )
-    self.reset_clock()
+    self._start = time.monotonic()
+    self._device, self._host = [], []
     return metrics
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:

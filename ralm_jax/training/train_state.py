@@ -8,6 +8,7 @@ from flax import linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ralm_jax.training import optimizers as optimizers_lib
@@ -101,7 +102,8 @@ def initialize(
     optimizers: per module.
     partitioner: lays the state out.
     seed: of initialisation and dropout.
-    params: host arrays to start from instead; shapes are checked.
+    params: arrays to start from instead, of the host or of this mesh; shapes
+      are checked.
 
   Raises:
     ValueError: when a given parameter is missing, unknown or of another shape.
@@ -111,13 +113,7 @@ def initialize(
     check_same_shapes(
         jax.eval_shape(model.init, jax.random.key(0)), params
     )
-    params = jax.tree.map(
-        jax.make_array_from_callback,
-        jax.tree.map(jnp.shape, params, is_leaf=lambda x: hasattr(x, 'shape')),
-        state_shardings.params,
-        jax.tree.map(lambda x: lambda index: x[index], params),
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
+    params = jax.tree.map(_on_mesh, params, state_shardings.params)
     return partitioner.partition(
         lambda p: create(p, optimizers, seed), out_shardings=state_shardings
     )(params)
@@ -125,6 +121,14 @@ def initialize(
       lambda rng: create(model.init(rng), optimizers, seed),
       out_shardings=state_shardings,
   )(jax.random.key(seed))
+
+
+def _on_mesh(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+  if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+    return leaf
+  return jax.make_array_from_callback(
+      leaf.shape, sharding, lambda index: np.asarray(leaf[index])
+  )
 
 
 def check_same_shapes(expected: PyTree, found: PyTree) -> None:

@@ -200,10 +200,11 @@ class Trainer:
       if evaluate is not None and eval_period and (
           step % eval_period == 0 or step == total_steps
       ):
+        evaluating = time.monotonic()
         evaluate(state)
         finished = None
         if reporter is not None:
-          reporter.reset_clock()
+          reporter.leave_out(time.monotonic() - evaluating)
     if self._checkpoints is not None:
       self._checkpoints.wait()
     return state

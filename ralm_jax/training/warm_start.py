@@ -129,6 +129,11 @@ def warm_start(
   Returns:
     The parameters with a trained retriever.
   """
+  if jax.process_count() > 1:
+    raise ValueError(
+        'The warm start runs on one process (with all its devices); start it '
+        'without --multihost.'
+    )
   partitioner = partitioner or partitioning.Partitioner()
   transformation = optimizer.transformation
   if optimizer.clip_norm is not None:
@@ -156,7 +161,12 @@ def warm_start(
   step_fn = partitioner.partition(step, donate_argnums=(0, 1))
   # Donation must not reach the caller's arrays.
   tower = jax.tree.map(jnp.copy, params['retriever'])
-  opt_state = transformation.init(tower)
+  # Under the mesh, so that every part of it can be restored onto the mesh.
+  opt_state = partitioner.partition(transformation.init)(tower)
+  opt_state = jax.tree.map(
+      lambda x: x if x.ndim else jax.device_put(x, partitioner.replicated),
+      opt_state,
+  )
   first = 0
   if checkpoints is not None and checkpoints.latest_step():
     first = checkpoints.latest_step()
