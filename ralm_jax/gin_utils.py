@@ -112,6 +112,15 @@ def parse(
 
 def _check_macros() -> None:
   """Raises ValueError for macros that are required, undefined or unused."""
+  # A typo first: it is also why another macro is left open.
+  unused = sorted(_macros_bound() - set(_macros_used()))
+  for name in unused:
+    near = difflib.get_close_matches(name, sorted(set(_macros_used())), n=1)
+    hint = f' Did you mean {near[0]}?' if near else ''
+    raise ValueError(
+        f'gin sets {name}, which no configuration uses.{hint} Names in use: '
+        f'{", ".join(sorted(set(_macros_used()))) or "none"}.'
+    )
   required = sorted(
       scope for (scope, selector), bound in gin_config._CONFIG.items()  # pylint: disable=protected-access
       if selector == 'gin.macro' and _is_required(bound.get('value'))
@@ -122,14 +131,6 @@ def _check_macros() -> None:
     raise ValueError(
         f'The configuration leaves {names} open; set each, e.g. '
         f'--gin.{[*required, *undefined][0]}=VALUE.'
-    )
-  unused = sorted(_macros_bound() - set(_macros_used()))
-  for name in unused:
-    near = difflib.get_close_matches(name, sorted(set(_macros_used())), n=1)
-    hint = f' Did you mean {near[0]}?' if near else ''
-    raise ValueError(
-        f'gin sets {name}, which no configuration uses.{hint} Names in use: '
-        f'{", ".join(sorted(set(_macros_used()))) or "none"}.'
     )
 
 
