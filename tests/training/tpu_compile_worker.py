@@ -14,6 +14,8 @@ os.environ.update({
     'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'TPU_WORKER_ID': '0',
+    # No TPU is opened, so the lock that guards one is not wanted.
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 })
 
 import json  # pylint: disable=g-import-not-at-top
