@@ -1,6 +1,6 @@
 """Quickstart: the whole loop on the documentation of your own Python.
 
-About 5,000 docstrings of the standard library are the corpus; a docstring's
+About 6,000 docstrings of the standard library are the corpus; a docstring's
 first sentence asks and the qualified name answers. A tiny model is trained from
 scratch and answers questions about objects it was never trained on.
 """

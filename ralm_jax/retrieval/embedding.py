@@ -87,7 +87,6 @@ def build_generation(
     options: options_lib.IndexOptions,
     *,
     checkpoint: str = '',
-    fingerprint: str | None = None,
     chunk_size: int = 8192,
     progress: bool = True,
 ) -> int:
@@ -103,14 +102,13 @@ def build_generation(
     index: the INDEX folder, created where missing.
     options: of the FAISS index.
     checkpoint: where the parameters come from, for the record.
-    fingerprint: of the passage encoder; computed where None.
     chunk_size: passages between two marks of progress.
     progress: show a progress bar.
 
   Returns:
     The generation's number.
   """
-  fingerprint = fingerprint or retriever_fingerprint(params)
+  fingerprint = retriever_fingerprint(params)
   os.makedirs(index, exist_ok=True)
   key = {'corpus_fingerprint': store.fingerprint, 'encoder': fingerprint}
   partial = os.path.join(index, _PARTIAL)
@@ -198,5 +196,3 @@ def retriever_fingerprint(params: PyTree) -> str:
     digest.update(jax.tree_util.keystr(path).encode())
     digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
   return digest.hexdigest()
-
-
