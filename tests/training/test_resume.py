@@ -94,14 +94,15 @@ def test_killed_at_random_moments(data, cache, tmp_path, lookahead, seed):
     folder.mkdir()
   index = {'index': str(tmp_path / 'index')}
   options = {'retrieval_lookahead': lookahead, 'retrieval': index}
-  kills = [{'delay': rng.uniform(0.5, 6)} for _ in range(6)]
+  kills = [{'delay': rng.uniform(0.3, 3)} for _ in range(6)]
   kills += [
       {'glob': f'{killed}/run/checkpoint_{step}*', 'delay': rng.uniform(0, 0.1)}
       for step in (6, 9, 12)
   ]
   # Killed first, so that building the index is interrupted as well.
   output = _finish(killed, data, cache, kills=kills, **options)
-  assert output.count('KILLED') >= 5
+  # How many of the random ones come in time depends on the machine's speed.
+  assert output.count('KILLED') >= 4
   _finish(plain, data, cache, **options)
   _assert_same_end(killed, plain)
 
