@@ -8,6 +8,8 @@ from ralm_jax.losses.sequence import WeightedSum
 
 Array = jax.Array
 
+KL_REDUCTIONS = ('batch', 'element')
+EMDR2_LEVELS = ('sequence', 'token')
 _MASKED = -1e30
 
 
@@ -104,9 +106,9 @@ def kl_weighted_sum(
   Raises:
     ValueError: for an unknown reduction.
   """
-  if reduction not in ('batch', 'element'):
+  if reduction not in KL_REDUCTIONS:
     raise ValueError(
-        f"reduction {reduction!r} is unknown; choose 'batch' or 'element'."
+        f'reduction {reduction!r} is unknown; choose one of {KL_REDUCTIONS}.'
     )
   retriever_scores = jnp.asarray(retriever_scores)
   divergence = kl_per_example(
@@ -124,3 +126,101 @@ def kl_weighted_sum(
   if reduction == 'element':
     divergence = divergence / retriever_scores.shape[-1]
   return WeightedSum(jnp.sum(divergence * weights), jnp.sum(weights))
+
+
+def emdr2(
+    retriever_scores: Array,
+    token_log_probs: Array,
+    target_mask: Array,
+    *,
+    temperature_score: float = 1.0,
+    level: str = 'sequence',
+    passage_mask: Array | None = None,
+) -> Array:
+  """EMDR² reduced to a scalar; see `emdr2_weighted_sum`."""
+  return emdr2_weighted_sum(
+      retriever_scores,
+      token_log_probs,
+      target_mask,
+      temperature_score=temperature_score,
+      level=level,
+      passage_mask=passage_mask,
+  ).mean
+
+
+def emdr2_weighted_sum(
+    retriever_scores: Array,
+    token_log_probs: Array,
+    target_mask: Array,
+    *,
+    temperature_score: float = 1.0,
+    level: str = 'sequence',
+    passage_mask: Array | None = None,
+    example_mask: Array | None = None,
+) -> WeightedSum:
+  """EMDR² (Sachan et al. 2021, eq. 6; Atlas, section 2.2): the retriever's part.
+
+  `-log sum_k p(target | query, passage_k) p(passage_k | query)`, the passage
+  being a latent variable; the reader's likelihoods are constants.
+
+  Args:
+    retriever_scores: [batch, n_passages], query . passage / sqrt(dim).
+    token_log_probs: [batch, n_passages, length], log p(target token | query,
+      one passage, earlier target tokens); no gradient reaches them.
+    target_mask: [batch, length], true on target tokens.
+    temperature_score: divides the retriever's scores.
+    level: 'sequence' sums over passages the likelihoods of whole targets
+      (paper) and averages over examples; 'token' does so for every token and
+      averages over tokens, as the released code does.
+    passage_mask: bool [batch, n_passages], false on padding passages.
+    example_mask: [batch], false on padding examples.
+
+  Returns:
+    The sum over examples (or tokens) and their number.
+
+  Raises:
+    ValueError: for an unknown level.
+  """
+  retriever_scores = jnp.asarray(retriever_scores).astype(jnp.float32)
+  log_probs = jax.lax.stop_gradient(jnp.asarray(token_log_probs))
+  log_probs = log_probs.astype(jnp.float32)
+  targets = jnp.asarray(target_mask).astype(jnp.float32)
+  log_prior = _masked_log_softmax(
+      retriever_scores / temperature_score, passage_mask
+  )
+  weights = emdr2_weights(
+      targets, level=level, passage_mask=passage_mask, example_mask=example_mask
+  )
+  if level == 'sequence':
+    sequences = jnp.sum(log_probs * targets[:, None], axis=-1)
+    log_marginal = jax.nn.logsumexp(log_prior + sequences, axis=-1)
+  else:
+    log_marginal = jax.nn.logsumexp(log_prior[..., None] + log_probs, axis=1)
+  # Without a passage the prior is nothing but masks.
+  losses = jnp.where(weights > 0, -log_marginal, 0.0)
+  return WeightedSum(jnp.sum(losses * weights), jnp.sum(weights))
+
+
+def emdr2_weights(
+    target_mask: Array,
+    *,
+    level: str,
+    passage_mask: Array | None = None,
+    example_mask: Array | None = None,
+) -> Array:
+  """Weights of EMDR²'s terms: float32 [batch], or [batch, length] by token."""
+  if level not in EMDR2_LEVELS:
+    raise ValueError(
+        f'level {level!r} is unknown; choose one of {EMDR2_LEVELS}.'
+    )
+  target_mask = target_mask.astype(jnp.float32)
+  examples = jnp.ones(target_mask.shape[0], jnp.float32)
+  for mask in (
+      None if passage_mask is None else jnp.any(passage_mask, axis=-1),
+      example_mask,
+  ):
+    if mask is not None:
+      examples *= mask
+  if level == 'token':
+    return target_mask * examples[:, None]
+  return examples

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 import functools
 from typing import Any
 
@@ -24,7 +25,8 @@ def attend(
     *,
     scale: float = 1.0,
     dropout: Callable[[Array], Array] | None = None,
-) -> Array:
+    norm_weights: Array | None = None,
+) -> Array | tuple[Array, Array]:
   """Softmax attention over the last key axis; scores and softmax in float32.
 
   Args:
@@ -34,9 +36,11 @@ def attend(
     bias: float32, broadcastable to [batch, heads, query_length, key_length].
     scale: multiplies the scores; T5 uses 1, BERT 1/sqrt(d_kv).
     dropout: applied to the probabilities when given.
+    norm_weights: [batch, query_length], to return `attention_norms` as well.
 
   Returns:
-    [batch, query_length, heads, d_kv] in the dtype of `value`.
+    [batch, query_length, heads, d_kv] in the dtype of `value`; with
+    `norm_weights` a pair of it and float32 [batch, key_length].
   """
   if scale != 1.0:
     query = query * jnp.asarray(scale, query.dtype)
@@ -45,10 +49,90 @@ def attend(
   )
   if bias is not None:
     scores = scores + bias
-  probabilities = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+  exact_probabilities = jax.nn.softmax(scores, axis=-1)
+  probabilities = exact_probabilities.astype(value.dtype)
   if dropout is not None:
     probabilities = dropout(probabilities)
-  return jnp.einsum('bhqk,bkhd->bqhd', probabilities, value)
+  attended = jnp.einsum('bhqk,bkhd->bqhd', probabilities, value)
+  if norm_weights is None:
+    return attended
+  return attended, attention_norms(exact_probabilities, value, norm_weights)
+
+
+def attention_norms(
+    probabilities: Array, value: Array, weights: Array
+) -> Array:
+  """How much of each key's value the queries take in (Atlas, section 2.2).
+
+  Attention probability times norm of the value, averaged over heads and summed
+  over queries with their weights. No gradient reaches it.
+
+  Args:
+    probabilities: float32 [batch, heads, query_length, key_length].
+    value: [batch, key_length, heads, d_kv].
+    weights: [batch, query_length].
+
+  Returns:
+    float32 [batch, key_length].
+  """
+  probabilities, value = jax.lax.stop_gradient((probabilities, value))
+  # Queries first: what remains has no query axis.
+  taken = jnp.einsum('bhqk,bq->bkh', probabilities, weights.astype(jnp.float32))
+  norms = jnp.linalg.norm(value.astype(jnp.float32), axis=-1)
+  return jnp.mean(taken * norms, axis=-1)
+
+
+def attend_in_groups(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array,
+    *,
+    scale: float = 1.0,
+    group_chunk: int | None = None,
+) -> Array:
+  """Attention of several groups of queries to one set of keys and values.
+
+  Each group sees its own part of the keys, which are projected once for all.
+
+  Args:
+    query: [batch * groups, query_length, heads, d_kv].
+    key: [batch, key_length, heads, d_kv].
+    value: [batch, key_length, heads, d_kv].
+    mask: bool [batch, groups, key_length], true where attendable.
+    scale: multiplies the scores.
+    group_chunk: groups at a time, to bound memory; None takes all at once.
+
+  Returns:
+    [batch * groups, query_length, heads, d_kv].
+  """
+  batch, groups = mask.shape[:2]
+  length, heads, d_kv = query.shape[1:]
+
+  def attend_chunk(query: Array, bias: Array) -> Array:
+    """query: [batch, chunk, length, heads, d_kv]; bias: [batch, chunk, keys]."""
+    chunk = query.shape[1]
+    bias = jnp.broadcast_to(
+        bias[:, None, :, None, :], (batch, 1, chunk, length, bias.shape[-1])
+    )
+    attended = attend(
+        query.reshape(batch, chunk * length, heads, d_kv), key, value,
+        bias.reshape(batch, 1, chunk * length, -1), scale=scale,
+    )
+    return attended.reshape(batch, chunk, length, heads, d_kv)
+
+  query = query.reshape(batch, groups, length, heads, d_kv)
+  bias = layers.mask_to_bias(mask)
+  if not group_chunk or group_chunk >= groups:
+    attended = attend_chunk(query, bias)
+  else:
+    split = functools.partial(
+        layers.split_passages, size=group_chunk, name='gold_chunk'
+    )
+    attended = layers.join_passages(jax.lax.map(
+        lambda part: attend_chunk(*part), (split(query), split(bias))
+    ))
+  return attended.reshape(batch * groups, length, heads, d_kv)
 
 
 def relative_position_bucket(
@@ -118,6 +202,27 @@ class RelativePositionBias(nn.Module):
     return jnp.take(table.astype(jnp.float32), buckets, axis=1)[None]
 
 
+@dataclasses.dataclass(frozen=True)
+class CrossAttentionOptions:
+  """What a decoder's cross-attention does beside attending.
+
+  Attributes:
+    norm_weights: [batch, length], weights of the decoder's positions; the
+      attention norms of the keys are then summed over positions and layers
+      (`attention_norms`).
+    norm_layers: how many of the last layers count; None counts all.
+    group_mask: bool [batch, groups, keys]: the decoder's rows are groups of
+      queries that see each their own part of one set of keys
+      (`attend_in_groups`).
+    group_chunk: groups at a time; None takes all at once.
+  """
+
+  norm_weights: Array | None = None
+  norm_layers: int | None = None
+  group_mask: Array | None = None
+  group_chunk: int | None = None
+
+
 class MultiHeadAttention(nn.Module):
   """Self- or cross-attention with an optional key-value cache.
 
@@ -135,6 +240,8 @@ class MultiHeadAttention(nn.Module):
   dropout_rate: float = 0.0
   is_cross: bool = False
   max_decode_length: int | None = None
+  # Of `attend_in_groups`.
+  group_chunk: int | None = None
   dtype: Dtype = jnp.float32
   param_dtype: Dtype = jnp.float32
 
@@ -168,7 +275,9 @@ class MultiHeadAttention(nn.Module):
       *,
       deterministic: bool = True,
       decode: bool = False,
-  ) -> Array:
+      norm_weights: Array | None = None,
+      group_mask: Array | None = None,
+  ) -> Array | tuple[Array, Array]:
     """Attends.
 
     Args:
@@ -177,9 +286,14 @@ class MultiHeadAttention(nn.Module):
       bias: float32, broadcastable to [batch, heads, query_length, key_length].
       deterministic: no dropout.
       decode: use the cache.
+      norm_weights: [batch, query_length], to return `attention_norms` as well.
+      group_mask: bool [batch, groups, key_length]; the queries are then those
+        of `attend_in_groups`, [batch * groups, query_length, embed], without
+        dropout, and `bias` is not read.
 
     Returns:
-      [batch, query_length, embed].
+      [batch, query_length, embed]; with `norm_weights` a pair of it and
+      float32 [batch, key_length].
     """
     project = functools.partial(
         layers.Dense,
@@ -213,14 +327,26 @@ class MultiHeadAttention(nn.Module):
       if decode:
         key, value = self._cached_self(key, value)
 
-    dropout = None
-    if self.dropout_rate and not deterministic:
-      dropout = nn.Dropout(self.dropout_rate, deterministic=False)
-    attended = attend(query, key, value, bias, scale=self.scale, dropout=dropout)
+    norms = None
+    if group_mask is not None:
+      attended = attend_in_groups(
+          query, key, value, group_mask, scale=self.scale,
+          group_chunk=self.group_chunk,
+      )
+    else:
+      dropout = None
+      if self.dropout_rate and not deterministic:
+        dropout = nn.Dropout(self.dropout_rate, deterministic=False)
+      attended = attend(
+          query, key, value, bias, scale=self.scale, dropout=dropout,
+          norm_weights=norm_weights,
+      )
+      if norm_weights is not None:
+        attended, norms = attended
     attended = attended.reshape(
         attended.shape[:-2] + (self.num_heads * self.head_dim,)
     )
-    return layers.Dense(
+    outputs = layers.Dense(
         query_inputs.shape[-1],
         kernel_axes=('joined_kv', 'embed'),
         use_bias=self.use_bias,
@@ -228,3 +354,4 @@ class MultiHeadAttention(nn.Module):
         param_dtype=self.param_dtype,
         name='out',
     )(attended)
+    return outputs if norm_weights is None else (outputs, norms)

@@ -1,6 +1,8 @@
 """DualEncoder: Contriever (tied, mean pooling) and DPR (two towers, CLS)."""
 from __future__ import annotations
 
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -135,3 +137,14 @@ def retriever_scores(queries: Array, passages: Array) -> Array:
   """
   scores = jnp.einsum('bd,bnd->bn', queries, passages)
   return scores / jnp.sqrt(jnp.float32(queries.shape[-1]))
+
+
+def untie(params: Any) -> Any:
+  """Parameters of two towers, both those of a tied encoder.
+
+  Args:
+    params: of a tied `DualEncoder`; those of an untied one stay as they are.
+  """
+  if 'query_encoder' in params:
+    return params
+  return {'query_encoder': params, 'passage_encoder': params}

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
+from ralm_jax.models import attention
 from ralm_jax.models import layers
 from ralm_jax.models import t5
 
@@ -52,7 +54,9 @@ class FusionInDecoder(t5.T5):
       decoder_input_tokens: Array,
       *,
       deterministic: bool = True,
-  ) -> Array:
+      norm_weights: Array | None = None,
+      norm_layers: int | None = None,
+  ) -> Array | tuple[Array, Array]:
     """Teacher-forced logits over the passages of each example together.
 
     Args:
@@ -60,17 +64,29 @@ class FusionInDecoder(t5.T5):
       passage_mask: [batch, n_passages, length].
       decoder_input_tokens: int [batch, target_length].
       deterministic: no dropout.
+      norm_weights: [batch, target_length], to return the attention norms.
+      norm_layers: how many of the last decoder layers count for them; None
+        counts all.
 
     Returns:
-      float32 [batch, target_length, vocab].
+      float32 [batch, target_length, vocab]; with `norm_weights` a pair of it
+      and float32 [batch, n_passages, length], the attention norms
+      (`attention.attention_norms`) summed over layers.
     """
     batch, n_passages, length, embed = encoded.shape
-    return self.decode(
+    decoded = self.decode(
         encoded.reshape(batch, n_passages * length, embed),
         passage_mask.reshape(batch, n_passages * length),
         decoder_input_tokens,
         deterministic=deterministic,
+        options=attention.CrossAttentionOptions(
+            norm_weights=norm_weights, norm_layers=norm_layers
+        ),
     )
+    if norm_weights is None:
+      return decoded
+    logits, norms = decoded
+    return logits, norms.reshape(batch, n_passages, length)
 
   def decode_each(
       self,
@@ -93,7 +109,7 @@ class FusionInDecoder(t5.T5):
     """
     batch, n_passages, length, embed = encoded.shape
     target_length = decoder_input_tokens.shape[-1]
-    tokens = jax.numpy.broadcast_to(
+    tokens = jnp.broadcast_to(
         decoder_input_tokens[:, None], (batch, n_passages, target_length)
     )
     logits = self.decode(
@@ -101,6 +117,46 @@ class FusionInDecoder(t5.T5):
         passage_mask.reshape(batch * n_passages, length),
         tokens.reshape(batch * n_passages, target_length),
         deterministic=deterministic,
+    )
+    return logits.reshape(batch, n_passages, target_length, -1)
+
+  def decode_leaving_out(
+      self,
+      encoded: Array,
+      passage_mask: Array,
+      decoder_input_tokens: Array,
+      *,
+      chunk: int | None = None,
+  ) -> Array:
+    """Teacher-forced logits of n_passages decodings, each without one passage.
+
+    Encoder states and the projections of keys and values are those of all
+    passages, computed once; only what each decoding attends to differs.
+
+    Args:
+      encoded: [batch, n_passages, length, embed].
+      passage_mask: [batch, n_passages, length].
+      decoder_input_tokens: int [batch, target_length].
+      chunk: left-out passages whose attention is computed at a time.
+
+    Returns:
+      float32 [batch, n_passages, target_length, vocab].
+    """
+    batch, n_passages, length, embed = encoded.shape
+    target_length = decoder_input_tokens.shape[-1]
+    others = ~jnp.eye(n_passages, dtype=bool)
+    group_mask = passage_mask.astype(bool)[:, None] & others[None, :, :, None]
+    tokens = jnp.broadcast_to(
+        decoder_input_tokens[:, None], (batch, n_passages, target_length)
+    )
+    logits = self.decode(
+        encoded.reshape(batch, n_passages * length, embed),
+        passage_mask.reshape(batch, n_passages * length),
+        tokens.reshape(batch * n_passages, target_length),
+        options=attention.CrossAttentionOptions(
+            group_mask=group_mask.reshape(batch, n_passages, -1),
+            group_chunk=chunk,
+        ),
     )
     return logits.reshape(batch, n_passages, target_length, -1)
 

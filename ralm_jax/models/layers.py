@@ -63,6 +63,27 @@ def mask_to_bias(mask: Array) -> Array:
   return jnp.where(mask.astype(bool), 0.0, MASK_BIAS).astype(jnp.float32)
 
 
+def split_passages(array: Array, size: int, name: str) -> Array:
+  """[batch, n, ...] -> [n / size, batch, size, ...], for `jax.lax.map`.
+
+  Raises:
+    ValueError: `size`, which the user knows as `name`, does not divide n.
+  """
+  batch, n = array.shape[:2]
+  if n % size:
+    raise ValueError(f'{name} {size} must divide the number of passages {n}.')
+  parts = array.reshape(batch, n // size, size, *array.shape[2:])
+  return jnp.moveaxis(parts, 1, 0)
+
+
+def join_passages(parts: Array) -> Array:
+  """The inverse of `split_passages`."""
+  count, batch, size = parts.shape[:3]
+  return jnp.moveaxis(parts, 0, 1).reshape(
+      batch, count * size, *parts.shape[3:]
+  )
+
+
 class Dense(nn.Module):
   """A linear map over the last axis; kernel [features_in, features]."""
 
@@ -72,6 +93,8 @@ class Dense(nn.Module):
   kernel_init: Callable[..., Array] = default_kernel_init
   dtype: Dtype = jnp.float32
   param_dtype: Dtype = jnp.float32
+  # None: that of `dtype`. float32 keeps what the accumulator knew of logits.
+  output_dtype: Dtype | None = None
 
   @nn.compact
   def __call__(self, inputs: Array) -> Array:
@@ -81,7 +104,10 @@ class Dense(nn.Module):
         (inputs.shape[-1], self.features),
         self.param_dtype,
     )
-    outputs = jnp.dot(inputs.astype(self.dtype), kernel.astype(self.dtype))
+    outputs = jnp.dot(
+        inputs.astype(self.dtype), kernel.astype(self.dtype),
+        preferred_element_type=self.output_dtype,
+    )
     if self.use_bias:
       bias = self.param(
           'bias',
@@ -256,7 +282,10 @@ def stack_layers(
   Unscanned layers are named `layers_0`, `layers_1`, ... as T5X names them; a
   scanned stack is one module `layers` whose parameters have a leading axis
   `layers`. Each layer is called as
-  `layer(hidden, *arrays, deterministic, decode)` and returns the new hidden.
+  `layer(hidden, *arrays, deterministic, decode)` and returns the new hidden,
+  which may be a tree. With `flags`, one bool a layer, it is called as
+  `layer(hidden, *arrays, deterministic, decode, flag)`; in a scanned stack the
+  flag is traced.
 
   Raises:
     ValueError: for an unknown rematerialisation policy.
@@ -267,10 +296,15 @@ def stack_layers(
         f'{sorted(REMAT_POLICIES)}.'
     )
 
-  def run(hidden, *arrays, deterministic: bool, decode: bool = False):
+  def run(
+      hidden, *arrays, deterministic: bool, decode: bool = False,
+      flags: Sequence[bool] | None = None,
+  ):
     cls = layer_class
     if remat_policy != 'none' and not decode:
-      static = tuple(range(2 + len(arrays), 4 + len(arrays)))
+      # deterministic, decode and, where layers are apart, their flag.
+      last = 5 if flags is not None and not scan else 4
+      static = tuple(range(2 + len(arrays), last + len(arrays)))
       cls = nn.remat(
           cls,
           policy=REMAT_POLICIES[remat_policy],
@@ -279,20 +313,22 @@ def stack_layers(
       )
     if not scan:
       for i in range(num_layers):
+        flag = () if flags is None else (bool(flags[i]),)
         hidden = cls(name=f'layers_{i}', **layer_kwargs)(
-            hidden, *arrays, deterministic, decode
+            hidden, *arrays, deterministic, decode, *flag
         )
       return hidden
     scanned = nn.scan(
-        lambda layer, carry, _: (
-            layer(carry, *arrays, deterministic, decode), None
+        lambda layer, carry, flag: (
+            layer(carry, *arrays, deterministic, decode, *flag), None
         ),
         variable_axes={'params': 0, 'cache': 0},
         split_rngs={'params': True, 'dropout': True},
         length=num_layers,
         metadata_params={nn.PARTITION_NAME: 'layers'},
     )
-    hidden, _ = scanned(cls(name='layers', **layer_kwargs), hidden, None)
+    flag = () if flags is None else (jnp.asarray(flags, bool),)
+    hidden, _ = scanned(cls(name='layers', **layer_kwargs), hidden, flag)
     return hidden
 
   return run

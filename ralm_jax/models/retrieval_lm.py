@@ -16,81 +16,48 @@ import jax
 import jax.numpy as jnp
 
 from ralm_jax.decoding import greedy
-from ralm_jax.losses import gold_scores
-from ralm_jax.losses import retriever as retriever_losses
 from ralm_jax.losses import sequence
 from ralm_jax.losses.sequence import WeightedSum
 from ralm_jax.models import bert
 from ralm_jax.models import dual_encoder
 from ralm_jax.models import fid
+from ralm_jax.models import gold_passes
+from ralm_jax.models import layers
+from ralm_jax.models import retriever_objective
 from ralm_jax.models import t5
+from ralm_jax.models.reader_batch import LossOutput, ReaderBatch
 
 Array = jax.Array
 Params = Any
 
-GOLD_SCORES = ('none', 'perplexity')
-GOLD_ENCODERS = ('separate', 'shared')
-
 
 @flax.struct.dataclass
-class ReaderBatch:
-  """One step's arrays; B batch, K passages, L, P, Q, T lengths.
+class Reranked:
+  """What re-ranking keeps.
 
   Attributes:
-    reader_tokens: int32 [B, K, L], query and passage in the reader vocabulary.
-    reader_mask: bool [B, K, L].
-    passage_mask: bool [B, K], false where a slot holds no passage.
-    target_tokens: int32 [B, T], ended by the end of sequence unless truncated.
-    target_mask: bool [B, T]; a padding example has none.
-    query_tokens: int32 [B, Q] in the retriever vocabulary; None where the
-      retriever is not trained, as are the following.
-    query_mask: bool [B, Q].
-    retriever_tokens: int32 [B, K, P], the passages for the retriever.
-    retriever_mask: bool [B, K, P].
+    batch: with the passages kept.
+    chosen: int32 [B, n_passages], which candidates they were.
+    scores: float32 [B, n_passages], query . passage; -inf for missing ones.
   """
 
-  reader_tokens: Array
-  reader_mask: Array
-  passage_mask: Array
-  target_tokens: Array
-  target_mask: Array
-  query_tokens: Array | None = None
-  query_mask: Array | None = None
-  retriever_tokens: Array | None = None
-  retriever_mask: Array | None = None
-
-
-@flax.struct.dataclass
-class LossOutput:
-  """Losses as sums with weights, and metrics likewise."""
-
-  reader: WeightedSum
-  retriever: WeightedSum
-  metrics: dict[str, WeightedSum]
+  batch: ReaderBatch
+  chosen: Array
+  scores: Array
 
 
 @dataclasses.dataclass(frozen=True)
-class RetrievalLM:
+class RetrievalLM(retriever_objective.RetrieverObjective):
   """A Fusion-in-Decoder reader with a dual-encoder retriever.
 
-  Attributes:
+  Attributes, beside those of `RetrieverObjective`:
     reader_config: of the T5 reader.
     retriever_config: of both towers of the retriever.
     pooling: 'mean' (Contriever) or 'cls' (DPR).
     tied_retriever: one tower for queries and passages.
     normalize_embeddings: unit-length embeddings.
-    train_retriever: whether the retriever has a loss at all.
-    gold_score: 'perplexity' (perplexity distillation) or 'none'.
-    gold_reduction: 'sum' (paper) or 'mean' (released).
-    gold_encoder: 'separate' encodes the passages anew without dropout for the
-      gold scores; 'shared' reuses the reader's encoder states. They are the
-      same, and shared, where the reader's dropout is 0.
-    gold_chunk: passages scored at a time, to bound memory; None scores all.
     n_context: passages the reader reads, in retrieval order; None reads all.
       All passages are scored for distillation.
-    temperature_score: divides the retriever's scores.
-    temperature_gold: divides the gold scores.
-    kl_reduction: 'batch' (paper) or 'element' (released).
     retriever_loss_weight: factor of the retriever's loss.
     label_smoothing: of the reader's loss.
     z_loss: of the reader's loss.
@@ -101,30 +68,36 @@ class RetrievalLM:
   pooling: str = 'mean'
   tied_retriever: bool = True
   normalize_embeddings: bool = False
-  train_retriever: bool = True
-  gold_score: str = 'perplexity'
-  gold_reduction: str = 'sum'
-  gold_encoder: str = 'separate'
-  gold_chunk: int | None = None
   n_context: int | None = None
-  temperature_score: float = 0.1
-  temperature_gold: float = 0.1
-  kl_reduction: str = 'batch'
   retriever_loss_weight: float = 1.0
   label_smoothing: float = 0.0
   z_loss: float = 0.0
 
   def __post_init__(self):
-    for name, known in (
-        ('gold_score', GOLD_SCORES),
-        ('gold_encoder', GOLD_ENCODERS),
-        ('pooling', dual_encoder.POOLINGS),
-    ):
-      if getattr(self, name) not in known:
-        raise ValueError(
-            f'RetrievalLM.{name} {getattr(self, name)!r} is unknown; choose '
-            f'one of {known}.'
-        )
+    super().__post_init__()
+    if self.pooling not in dual_encoder.POOLINGS:
+      raise ValueError(
+          f'RetrievalLM.pooling {self.pooling!r} is unknown; choose one of '
+          f'{dual_encoder.POOLINGS}.'
+      )
+    if self.query_side in ('stored', 'frozen') and self.tied_retriever:
+      raise ValueError(
+          f'RetrievalLM.query_side {self.query_side!r} keeps the passage '
+          'encoder as it is, which takes two towers; set tied_retriever = '
+          "False, or query_side = 'released' for the released code's "
+          'behaviour.'
+      )
+    if self.query_side == 'released' and not self.tied_retriever:
+      raise ValueError(
+          "RetrievalLM.query_side 'released' is that of tied towers; with "
+          "tied_retriever = False choose 'stored' or 'frozen'."
+      )
+    n_layers = self.reader_config.num_decoder_layers
+    if not 1 <= (self.gold_attention_layers or 1) <= n_layers:
+      raise ValueError(
+          f'RetrievalLM.gold_attention_layers {self.gold_attention_layers} is '
+          f'not between 1 and the {n_layers} decoder layers.'
+      )
 
   @property
   def reader(self) -> fid.FusionInDecoder:
@@ -138,11 +111,6 @@ class RetrievalLM:
         tied=self.tied_retriever,
         normalize=self.normalize_embeddings,
     )
-
-  @property
-  def distils(self) -> bool:
-    """Whether a step trains the retriever."""
-    return self.train_retriever and self.gold_score != 'none'
 
   def init(self, rng: Array) -> Params:
     """Random parameters, boxed with their logical axes (`nn.meta`)."""
@@ -167,17 +135,13 @@ class RetrievalLM:
         {'params': params['retriever']}, tokens, mask, method='encode_passages'
     )
 
-  def loss_weights(self, batch: ReaderBatch) -> tuple[Array, Array]:
-    """Weights of the reader's and the retriever's loss over a whole batch."""
-    targets = batch.target_mask
-    examples = jnp.any(targets, axis=-1) & jnp.any(batch.passage_mask, axis=-1)
-    return (
-        jnp.sum(targets.astype(jnp.float32)),
-        jnp.sum(examples.astype(jnp.float32)),
-    )
-
   def loss_fn(
-      self, params: Params, batch: ReaderBatch, dropout_rng: Array | None
+      self,
+      params: Params,
+      batch: ReaderBatch,
+      dropout_rng: Array | None,
+      *,
+      retriever_learns: Array | None = None,
   ) -> LossOutput:
     """Losses of one batch or microbatch.
 
@@ -185,6 +149,8 @@ class RetrievalLM:
       params: `{'reader': ..., 'retriever': ...}`.
       batch: the arrays.
       dropout_rng: None for no dropout.
+      retriever_learns: bool [], false leaves the retriever's loss out, and what
+        it costs; None is true.
 
     Returns:
       The losses as sums with weights: reader tokens, retriever examples.
@@ -193,14 +159,22 @@ class RetrievalLM:
     if dropout_rng is not None:
       reader_rng, retriever_rng = jax.random.split(dropout_rng)
     drops = reader_rng is not None and self.reader_config.dropout_rate > 0
+    shares = not drops or self.gold_encoder == 'shared'
 
-    n_context = self.n_context or batch.reader_tokens.shape[1]
-    context_mask = batch.reader_mask[:, :n_context]
-    variables = {'params': params['reader']}
-    rngs = {'dropout': reader_rng} if drops else {}
-    encoded, logits = nn.apply(_read, self.reader)(
-        variables, batch.reader_tokens[:, :n_context], context_mask,
-        batch.target_tokens, deterministic=not drops, rngs=rngs,
+    n_passages = batch.reader_tokens.shape[1]
+    n_context = min(self.n_context or n_passages, n_passages)
+    # Passages that are scored but not read would be missing from the norms.
+    keeps_norms = (
+        self.distils and shares and n_context == n_passages
+        and 'attention' in (self.gold_score, *self.compared_gold_scores)
+    )
+    encoded, logits, norms = nn.apply(_read, self.reader)(
+        {'params': params['reader']},
+        batch.reader_tokens[:, :n_context], batch.reader_mask[:, :n_context],
+        batch.target_tokens, deterministic=not drops,
+        norm_weights=batch.target_mask if keeps_norms else None,
+        norm_layers=self.gold_attention_layers,
+        rngs={'dropout': reader_rng} if drops else {},
     )
     reader_loss = sequence.cross_entropy(
         logits, batch.target_tokens, batch.target_mask,
@@ -212,123 +186,134 @@ class RetrievalLM:
         ),
     }
     zero = jnp.zeros((), jnp.float32)
-    retriever_loss = WeightedSum(zero, zero)
-    if self.distils:
-      reuse = encoded if not drops or self.gold_encoder == 'shared' else None
-      log_probs = self.passage_log_probs(params, batch, encoded_context=reuse)
-      retriever_loss, retriever_metrics = self._distil(
-          params, batch, log_probs, retriever_rng
-      )
-      metrics.update(retriever_metrics)
-    return LossOutput(reader_loss, retriever_loss, metrics)
+    if not self.distils:
+      return LossOutput(reader_loss, WeightedSum(zero, zero), metrics)
 
-  def passage_log_probs(
+    def distil() -> tuple[WeightedSum, dict[str, WeightedSum]]:
+      passes = self.make_gold_passes(params, batch, encoded if shares else None)
+      return self.retriever_loss(
+          batch,
+          self.retriever_scores(params, batch, retriever_rng),
+          self.gold_scores(passes, batch, attention_norms=norms),
+      )
+
+    if retriever_learns is None:
+      retriever_loss, retriever_metrics = distil()
+    else:
+      nothing = jax.tree.map(
+          lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(distil)
+      )
+      retriever_loss, retriever_metrics = jax.lax.cond(
+          retriever_learns, distil, lambda: nothing
+      )
+    return LossOutput(reader_loss, retriever_loss, metrics | retriever_metrics)
+
+  def make_gold_passes(
       self,
       params: Params,
       batch: ReaderBatch,
-      *,
       encoded_context: Array | None = None,
-  ) -> Array:
-    """log p(target token | query, one passage), without dropout or gradient.
+  ) -> gold_passes.GoldPasses:
+    """The passes behind the gold scores.
 
     Args:
       params: of the model.
       batch: the arrays.
       encoded_context: [B, n, L, embed], encoder states of the first n passages
         to reuse.
+    """
+    return gold_passes.GoldPasses(
+        self.reader, params['reader'], batch.reader_tokens, batch.reader_mask,
+        batch.target_tokens, encoded_context, self.gold_chunk,
+    )
+
+  def retriever_scores(
+      self, params: Params, batch: ReaderBatch, dropout_rng: Array | None = None
+  ) -> Array:
+    """query . passage / sqrt(dim), with the gradients that `query_side` lets.
+
+    Args:
+      params: of the model.
+      batch: the arrays.
+      dropout_rng: None for no dropout; a frozen passage encoder has none.
 
     Returns:
-      float32 [B, K, T].
+      float32 [B, K].
     """
-    reader = self.reader
-    variables = jax.lax.stop_gradient({'params': params['reader']})
-    decoder_inputs = t5.shift_right(
-        batch.target_tokens, self.reader_config.decoder_start_id
+    drops = dropout_rng is not None and self.retriever_config.dropout_rate > 0
+    rngs = {'dropout': dropout_rng} if drops else {}
+    variables = {'params': params['retriever']}
+    if self.query_side is None:
+      return self.retriever.apply(
+          variables, batch.query_tokens, batch.query_mask,
+          batch.retriever_tokens, batch.retriever_mask,
+          deterministic=not drops, rngs=rngs,
+      )
+    queries = self.retriever.apply(
+        variables, batch.query_tokens, batch.query_mask,
+        deterministic=not drops, rngs=rngs, method='encode_queries',
     )
-    n_passages = batch.reader_tokens.shape[1]
-    have = 0
-    parts = []
-    if encoded_context is not None:
-      parts.append(jax.lax.stop_gradient(encoded_context))
-      have = encoded_context.shape[1]
-    if have < n_passages:
-      parts.append(reader.apply(
-          variables, batch.reader_tokens[:, have:], batch.reader_mask[:, have:],
-          method='encode_passages',
-      ))
-    encoded = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
-
-    def score(encoded: Array, mask: Array) -> Array:
-      logits = reader.apply(
-          variables, encoded, mask, decoder_inputs, method='decode_each'
+    if self.query_side == 'stored':
+      passages = batch.passage_embeddings.astype(jnp.float32)
+    else:
+      passages = self.encode_passages(
+          params, batch.retriever_tokens, batch.retriever_mask
       )
-      return sequence.token_log_probs(logits, batch.target_tokens[:, None])
-
-    chunk = self.gold_chunk
-    if not chunk or chunk >= n_passages:
-      return score(encoded, batch.reader_mask)
-    if n_passages % chunk:
-      raise ValueError(
-          f'RetrievalLM.gold_chunk {chunk} must divide the number of passages '
-          f'{n_passages}.'
-      )
-
-    def split(array: Array) -> Array:  # [B, K, ...] -> [K/chunk, B, chunk, ...]
-      array = array.reshape(
-          array.shape[0], n_passages // chunk, chunk, *array.shape[2:]
-      )
-      return jnp.moveaxis(array, 1, 0)
-
-    scored = jax.lax.map(
-        lambda xs: score(*xs), (split(encoded), split(batch.reader_mask))
-    )
-    return jnp.moveaxis(scored, 0, 1).reshape(
-        encoded.shape[0], n_passages, -1
+    return dual_encoder.retriever_scores(
+        queries, jax.lax.stop_gradient(passages)
     )
 
-  def _distil(
+  def rerank(
       self,
       params: Params,
       batch: ReaderBatch,
-      log_probs: Array,
-      dropout_rng: Array | None,
-  ) -> tuple[WeightedSum, dict[str, WeightedSum]]:
-    """The retriever's loss and statistics from log_probs [B, K, T]."""
-    drops = dropout_rng is not None and self.retriever_config.dropout_rate > 0
-    scores = self.retriever.apply(
-        {'params': params['retriever']},
-        batch.query_tokens, batch.query_mask,
-        batch.retriever_tokens, batch.retriever_mask,
-        deterministic=not drops,
-        rngs={'dropout': dropout_rng} if drops else {},
-    )
-    gold = gold_scores.perplexity(
-        log_probs, batch.target_mask, reduction=self.gold_reduction
-    )
-    examples = jnp.any(batch.target_mask, axis=-1)
-    loss = retriever_losses.kl_weighted_sum(
-        scores, gold,
-        temperature_score=self.temperature_score,
-        temperature_gold=self.temperature_gold,
-        passage_mask=batch.passage_mask,
-        example_mask=examples,
-        reduction=self.kl_reduction,
-    )
-    weights = (examples & jnp.any(batch.passage_mask, -1)).astype(jnp.float32)
+      n_passages: int,
+      *,
+      chunk: int | None = None,
+  ) -> Reranked:
+    """Keeps the best of a stale index's candidates (Atlas, section 2.4).
 
-    def mean(values: Array) -> WeightedSum:
-      return WeightedSum(jnp.sum(values * weights), jnp.sum(weights))
+    Args:
+      params: of the model; the candidates are encoded with them.
+      batch: the arrays of B examples with L candidates each.
+      n_passages: how many to keep, from 1 to L.
+      chunk: candidates encoded at a time, to bound memory; None encodes all.
 
-    masked = lambda x: jnp.where(batch.passage_mask, x, -jnp.inf)
-    entropy = retriever_losses.entropy
-    agreement = jnp.argmax(masked(scores), -1) == jnp.argmax(masked(gold), -1)
-    return loss, {
-        'retriever/entropy': mean(
-            entropy(scores / self.temperature_score, batch.passage_mask)),
-        'retriever/gold_entropy': mean(
-            entropy(gold / self.temperature_gold, batch.passage_mask)),
-        'retriever/gold_agreement': mean(agreement.astype(jnp.float32)),
-    }
+    Returns:
+      A batch of `n_passages` passages, by falling score; missing ones last.
+
+    Raises:
+      ValueError: there are fewer candidates than passages to keep.
+    """
+    candidates = batch.passage_mask.shape[1]
+    if candidates < n_passages:
+      raise ValueError(
+          f'{n_passages} passages cannot be kept of {candidates} candidates.'
+      )
+    queries = self.encode_queries(params, batch.query_tokens, batch.query_mask)
+    tokens, mask = batch.retriever_tokens, batch.retriever_mask
+    encode = lambda part: self.encode_passages(params, *part)
+    if chunk and chunk < candidates:
+      split = lambda array: layers.split_passages(array, chunk, 'rerank_chunk')
+      passages = layers.join_passages(
+          jax.lax.map(encode, (split(tokens), split(mask)))
+      )
+    else:
+      passages = encode((tokens, mask))
+    scores = jnp.einsum('bd,bnd->bn', queries, passages)
+    scores = jnp.where(batch.passage_mask, scores, -jnp.inf)
+    scores, chosen = jax.lax.top_k(scores, n_passages)
+
+    def keep(array: Array) -> Array:
+      index = chosen.reshape(chosen.shape + (1,) * (array.ndim - 2))
+      return jnp.take_along_axis(array, index, axis=1)
+
+    per_passage = ('reader_tokens', 'reader_mask', 'passage_mask',
+                   'retriever_tokens', 'retriever_mask')
+    kept = batch.replace(
+        **{name: keep(getattr(batch, name)) for name in per_passage}
+    )
+    return Reranked(kept, chosen, scores)
 
   def predict(
       self, params: Params, batch: ReaderBatch, *, max_length: int
@@ -389,13 +374,17 @@ def _read(
     target_tokens: Array,
     *,
     deterministic: bool,
-) -> tuple[Array, Array]:
-  """Encoder states and logits of one forward pass."""
+    norm_weights: Array | None,
+    norm_layers: int | None,
+) -> tuple[Array, Array, Array | None]:
+  """Encoder states, logits and attention norms of one forward pass."""
   encoded = reader.encode_passages(tokens, mask, deterministic=deterministic)
   decoder_inputs = t5.shift_right(
       target_tokens, reader.config.decoder_start_id
   )
-  logits = reader.decode_fused(
-      encoded, mask, decoder_inputs, deterministic=deterministic
+  decoded = reader.decode_fused(
+      encoded, mask, decoder_inputs, deterministic=deterministic,
+      norm_weights=norm_weights, norm_layers=norm_layers,
   )
-  return encoded, logits
+  logits, norms = (decoded, None) if norm_weights is None else decoded
+  return encoded, logits, norms

@@ -125,27 +125,54 @@ class DecoderLayer(nn.Module):
 
   config: T5Config
   max_decode_length: int | None = None
+  group_chunk: int | None = None
 
   @nn.compact
   def __call__(
-      self, hidden, encoded, self_bias, cross_bias, deterministic, decode=False
+      self, carry, encoded, self_bias, cross_bias, group_mask, norm_weights,
+      deterministic, decode=False, uses_norms=None,
   ):
-    """hidden: [batch, length, embed]; encoded: [batch, keys, embed] or None."""
+    """One layer.
+
+    Args:
+      carry: hidden, [batch, length, embed]; with `norm_weights` a pair of it
+        and the sum of the attention norms, float32 [batch, keys].
+      encoded: [batch, keys, embed]; None once a cache holds its projections.
+      self_bias: [1, 1, length, length].
+      cross_bias: [batch, 1, 1, keys].
+      group_mask: as in `attention.attend_in_groups`, in place of `cross_bias`.
+      norm_weights: [batch, length].
+      deterministic: no dropout.
+      decode: use the cache.
+      uses_norms: whether this layer adds its attention norms to the sum.
+    """
     config = self.config
+    hidden, norms = (carry, None) if norm_weights is None else carry
     normed = _norm(config, 'pre_self_attention_layer_norm')(hidden)
     attended = _attention(
         config, 'self_attention', max_decode_length=self.max_decode_length
     )(normed, normed, self_bias, deterministic=deterministic, decode=decode)
     hidden = hidden + _dropout(config, attended, deterministic)
     normed = _norm(config, 'pre_cross_attention_layer_norm')(hidden)
-    attended = _attention(config, 'encoder_decoder_attention', is_cross=True)(
-        normed, encoded, cross_bias, deterministic=deterministic, decode=decode
+    # A layer known not to count computes no norms; in a scanned stack all
+    # layers are one program.
+    own_weights = None if uses_norms is False else norm_weights
+    attended = _attention(
+        config, 'encoder_decoder_attention', is_cross=True,
+        group_chunk=self.group_chunk,
+    )(
+        normed, encoded, cross_bias, deterministic=deterministic, decode=decode,
+        norm_weights=own_weights, group_mask=group_mask,
     )
+    if own_weights is not None:
+      attended, own_norms = attended
+      norms = norms + jnp.where(uses_norms, own_norms, 0.0)
     hidden = hidden + _dropout(config, attended, deterministic)
     normed = _norm(config, 'pre_mlp_layer_norm')(hidden)
     fed = _mlp(config)(normed, deterministic=deterministic)
     hidden = hidden + _dropout(config, fed, deterministic)
-    return layers.constrain(hidden, 'batch', 'length', 'embed')
+    hidden = layers.constrain(hidden, 'batch', 'length', 'embed')
+    return hidden if norm_weights is None else (hidden, norms)
 
 
 def _relative_bias(config: T5Config, bidirectional: bool):
@@ -201,19 +228,23 @@ class Decoder(nn.Module):
       deterministic: bool = True,
       decode: bool = False,
       max_decode_length: int | None = None,
-  ) -> Array:
+      options: attention.CrossAttentionOptions = attention.CrossAttentionOptions(),
+  ) -> Array | tuple[Array, Array]:
     """Decodes teacher-forced, or one chunk behind the cache.
 
     Args:
-      embedded: [batch, length, embed].
+      embedded: [batch, length, embed]; [batch * groups, ...] with a group mask.
       encoded: [batch, keys, embed]; None once the cache holds its projections.
-      encoded_mask: [batch, keys], true where attendable.
+      encoded_mask: [batch, keys], true where attendable; not read with a group
+        mask.
       deterministic: no dropout.
       decode: append `length` positions to the cache and attend to it.
       max_decode_length: size of the cache, needed with `decode`.
+      options: of the cross-attention.
 
     Returns:
-      [batch, length, embed], normed.
+      [batch, length, embed], normed; with norm weights a pair of it and the
+      summed attention norms, float32 [batch, keys].
     """
     config = self.config
     length = embedded.shape[1]
@@ -232,7 +263,9 @@ class Decoder(nn.Module):
     )
     causal = key_positions[None, :] <= query_positions[:, None]
     self_bias = self_bias + layers.mask_to_bias(causal)[None, None]
-    cross_bias = layers.mask_to_bias(encoded_mask)[:, None, None, :]
+    cross_bias = None
+    if options.group_mask is None:
+      cross_bias = layers.mask_to_bias(encoded_mask)[:, None, None, :]
 
     hidden = _dropout(config, embedded, deterministic)
     run = layers.stack_layers(
@@ -242,13 +275,24 @@ class Decoder(nn.Module):
         remat_policy=config.remat_policy,
         config=config,
         max_decode_length=max_decode_length,
+        group_chunk=options.group_chunk,
     )
-    hidden = run(
-        hidden, encoded, self_bias, cross_bias,
-        deterministic=deterministic, decode=decode,
+    collects = options.norm_weights is not None
+    carry, flags = hidden, None
+    if collects:
+      count = config.num_decoder_layers
+      first = count - (options.norm_layers or count)
+      flags = [i >= first for i in range(count)]
+      carry = (hidden, jnp.zeros(encoded_mask.shape, jnp.float32))
+    carry = run(
+        carry, encoded, self_bias, cross_bias, options.group_mask,
+        options.norm_weights, deterministic=deterministic, decode=decode,
+        flags=flags,
     )
+    hidden, norms = carry if collects else (carry, None)
     hidden = _norm(config, 'decoder_norm')(hidden)
-    return _dropout(config, hidden, deterministic)
+    hidden = _dropout(config, hidden, deterministic)
+    return (hidden, norms) if collects else hidden
 
 
 class T5(nn.Module):
@@ -273,6 +317,7 @@ class T5(nn.Module):
           kernel_axes=('embed', 'vocab'),
           dtype=config.dtype,
           param_dtype=config.param_dtype,
+          output_dtype=jnp.float32,
       )
 
   def encode(
@@ -293,8 +338,7 @@ class T5(nn.Module):
       logits = self.token_embedder.attend(hidden)
     else:
       logits = self.logits_dense(hidden)
-    logits = layers.constrain(logits, 'batch', 'length', 'vocab')
-    return logits.astype(jnp.float32)
+    return layers.constrain(logits, 'batch', 'length', 'vocab')
 
   def decode(
       self,
@@ -305,7 +349,8 @@ class T5(nn.Module):
       deterministic: bool = True,
       decode: bool = False,
       max_decode_length: int | None = None,
-  ) -> Array:
+      options: attention.CrossAttentionOptions = attention.CrossAttentionOptions(),
+  ) -> Array | tuple[Array, Array]:
     """Decoder logits; see `Decoder`.
 
     Args:
@@ -315,9 +360,11 @@ class T5(nn.Module):
       deterministic: no dropout.
       decode: use the `cache` collection.
       max_decode_length: size of the cache.
+      options: of the cross-attention.
 
     Returns:
-      float32 [batch, length, vocab].
+      float32 [batch, length, vocab]; with norm weights a pair of it and the
+      summed attention norms, float32 [batch, keys].
     """
     hidden = self.decoder(
         self.token_embedder(decoder_input_tokens),
@@ -326,8 +373,12 @@ class T5(nn.Module):
         deterministic=deterministic,
         decode=decode,
         max_decode_length=max_decode_length,
+        options=options,
     )
-    return self.logits(hidden)
+    if options.norm_weights is None:
+      return self.logits(hidden)
+    hidden, norms = hidden
+    return self.logits(hidden), norms
 
   def __call__(
       self,

@@ -20,6 +20,33 @@ PyTree = Any
 Optimizers = Mapping[str, optimizers_lib.Optimizer]
 
 
+def trained_params(model: Any, optimizers: Optimizers, params: PyTree) -> PyTree:
+  """The part of the parameters that steps change.
+
+  Args:
+    model: whose `frozen_towers` stay as they are.
+    optimizers: a module without one is frozen.
+    params: of all modules.
+
+  Returns:
+    A tree of the same names without the frozen ones.
+  """
+  return {
+      name: {
+          part: tree for part, tree in params[name].items()
+          if name != 'retriever' or part not in model.frozen_towers
+      }
+      for name in optimizers
+  }
+
+
+def with_trained(params: PyTree, trained: PyTree) -> PyTree:
+  """All parameters, those of `trained_params` replaced."""
+  return {
+      name: {**tree, **trained.get(name, {})} for name, tree in params.items()
+  }
+
+
 @flax.struct.dataclass
 class TrainState:
   """The state of a run.
@@ -27,7 +54,7 @@ class TrainState:
   Attributes:
     step: int32 [], steps taken, skipped ones included.
     params: `{'reader': ..., 'retriever': ...}`, unboxed.
-    opt_state: the same keys as the optimisers.
+    opt_state: the same keys as the optimisers, of `trained_params`.
     rng: key data uint32, folded with the step for dropout.
     skipped_steps: int32 [], steps left out for non-finite gradients.
   """
@@ -39,14 +66,17 @@ class TrainState:
   skipped_steps: jax.Array
 
 
-def create(params: PyTree, optimizers: Optimizers, seed: int) -> TrainState:
+def create(
+    model: Any, params: PyTree, optimizers: Optimizers, seed: int
+) -> TrainState:
   """A state at step 0 from (possibly boxed) parameters."""
   params = nn.meta.unbox(params)
+  trained = trained_params(model, optimizers, params)
   return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
       opt_state={
-          name: optimizer.transformation.init(params[name])
+          name: optimizer.transformation.init(trained[name])
           for name, optimizer in optimizers.items()
       },
       rng=jax.random.key_data(jax.random.key(seed)),
@@ -64,7 +94,9 @@ def shardings(
   """
   boxed = jax.eval_shape(model.init, jax.random.key(0))
   param_shardings = partitioner.param_shardings(boxed)
-  abstract = jax.eval_shape(lambda p: create(p, optimizers, 0), boxed)
+  abstract = jax.eval_shape(lambda p: create(model, p, optimizers, 0), boxed)
+  trained = trained_params(model, optimizers, abstract.params)
+  trained_shardings = trained_params(model, optimizers, param_shardings)
   replicated = partitioner.replicated
 
   def of_optimizer(name: str) -> PyTree:
@@ -74,8 +106,8 @@ def shardings(
             sharding if leaf.shape == param.shape else replicated
         ),
         abstract.opt_state[name],
-        abstract.params[name],
-        param_shardings[name],
+        trained[name],
+        trained_shardings[name],
         transform_non_params=lambda _: replicated,
     )
 
@@ -115,10 +147,10 @@ def initialize(
     )
     params = jax.tree.map(_on_mesh, params, state_shardings.params)
     return partitioner.partition(
-        lambda p: create(p, optimizers, seed), out_shardings=state_shardings
+        lambda p: create(model, p, optimizers, seed), out_shardings=state_shardings
     )(params)
   return partitioner.partition(
-      lambda rng: create(model.init(rng), optimizers, seed),
+      lambda rng: create(model, model.init(rng), optimizers, seed),
       out_shardings=state_shardings,
   )(jax.random.key(seed))
 

@@ -25,6 +25,7 @@ def make_train_step(
     optimizers: train_state_lib.Optimizers,
     *,
     num_microbatches: int = 1,
+    freeze_retriever_steps: int = 0,
 ) -> Callable[[TrainState, retrieval_lm.ReaderBatch], tuple[TrainState, Metrics]]:
   """Builds `train_step(state, batch) -> (state, metrics)`.
 
@@ -37,6 +38,8 @@ def make_train_step(
     model: computes the losses.
     optimizers: per module; a module without one is frozen.
     num_microbatches: parts the batch is processed in, to save memory.
+    freeze_retriever_steps: the first so many steps leave the retriever as it
+      is, and its loss out; its learning-rate schedule goes on.
 
   Returns:
     A pure function; metrics are float32 scalars.
@@ -52,10 +55,13 @@ def make_train_step(
         jax.random.wrap_key_data(state.rng), state.step
     )
     weights = model.loss_weights(batch)
-    trained = {name: state.params[name] for name in optimizers}
-    frozen = {k: v for k, v in state.params.items() if k not in optimizers}
+    trained = train_state_lib.trained_params(model, optimizers, state.params)
+    learns = None
+    if freeze_retriever_steps and model.distils:
+      learns = state.step >= freeze_retriever_steps
     grads, sums = _accumulate(
-        model, trained, frozen, batch, rng, weights, num_microbatches
+        model, trained, state.params, batch, rng, weights, learns,
+        num_microbatches,
     )
 
     metrics = {name: value.mean for name, value in sums.items()}
@@ -67,21 +73,27 @@ def make_train_step(
     for norm in norms.values():
       finite &= jnp.isfinite(norm)
 
-    params, opt_state = dict(state.params), dict(state.opt_state)
+    opt_state = dict(state.opt_state)
     for name, optimizer in optimizers.items():
       grad = grads[name]
       if optimizer.clip_norm is not None:
         scale = jnp.minimum(1.0, optimizer.clip_norm / (norms[name] + 1e-6))
         grad = jax.tree.map(lambda g, s=scale: g * s, grad)
+      old, old_opt_state = trained[name], state.opt_state[name]
       updates, new_opt_state = optimizer.transformation.update(
-          grad, state.opt_state[name], state.params[name]
+          grad, old_opt_state, old
       )
-      new_params = optax.apply_updates(state.params[name], updates)
-      keep = lambda new, old: jnp.where(finite, new, old)
-      params[name] = jax.tree.map(keep, new_params, state.params[name])
-      opt_state[name] = jax.tree.map(keep, new_opt_state, opt_state[name])
+      moves = finite if learns is None or name != 'retriever' else (
+          finite & learns
+      )
+      trained[name] = _choose(moves, optax.apply_updates(old, updates), old)
+      # Frozen steps count for the schedule, skipped ones do not.
+      opt_state[name] = _choose(
+          finite, _with_schedules(_choose(moves, new_opt_state, old_opt_state),
+                                  new_opt_state), old_opt_state)
       metrics[f'learning_rate/{name}'] = jnp.asarray(
-          optimizer.learning_rate_fn(state.step), jnp.float32
+          optimizer.learning_rate_fn(
+              _schedule_count(old_opt_state, state.step)), jnp.float32
       )
       metrics[f'gradient_norm/{name}'] = norms[name]
 
@@ -94,7 +106,7 @@ def make_train_step(
     }
     state = state.replace(
         step=state.step + 1,
-        params=params,
+        params=train_state_lib.with_trained(state.params, trained),
         opt_state=opt_state,
         skipped_steps=skipped,
     )
@@ -109,6 +121,7 @@ def partition_train_step(
     partitioner: partitioning.Partitioner,
     *,
     num_microbatches: int = 1,
+    freeze_retriever_steps: int = 0,
     **jit_kwargs: Any,
 ) -> partitioning.PartitionedFunction:
   """`make_train_step` compiled for a mesh; the given state is donated.
@@ -118,7 +131,10 @@ def partition_train_step(
   would be compiled all over again.
   """
   return partitioner.partition(
-      make_train_step(model, optimizers, num_microbatches=num_microbatches),
+      make_train_step(
+          model, optimizers, num_microbatches=num_microbatches,
+          freeze_retriever_steps=freeze_retriever_steps,
+      ),
       donate_argnums=0,
       out_shardings=(
           train_state_lib.shardings(model, optimizers, partitioner),
@@ -128,13 +144,38 @@ def partition_train_step(
   )
 
 
+def _choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:
+  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), new, old)
+
+
+def _is_schedule(node: Any) -> bool:
+  return isinstance(node, optax.ScaleByScheduleState)
+
+
+def _with_schedules(opt_state: PyTree, source: PyTree) -> PyTree:
+  """`opt_state` with the learning-rate schedules' counts of `source`."""
+  return jax.tree.map(
+      lambda own, other: other if _is_schedule(own) else own,
+      opt_state, source, is_leaf=_is_schedule,
+  )
+
+
+def _schedule_count(opt_state: PyTree, default: Array) -> Array:
+  """How many updates the learning-rate schedule has counted."""
+  for node in jax.tree.leaves(opt_state, is_leaf=_is_schedule):
+    if _is_schedule(node):
+      return node.count
+  return default
+
+
 def _accumulate(
     model: retrieval_lm.RetrievalLM,
     trained: PyTree,
-    frozen: PyTree,
+    params: PyTree,
     batch: retrieval_lm.ReaderBatch,
     rng: Array,
     weights: tuple[Array, Array],
+    learns: Array | None,
     num_microbatches: int,
 ) -> tuple[PyTree, dict[str, WeightedSum]]:
   """Gradients and summed losses over the microbatches.
@@ -145,7 +186,10 @@ def _accumulate(
   reader_weight, retriever_weight = (jnp.maximum(w, 1e-9) for w in weights)
 
   def loss_fn(trained: PyTree, batch: retrieval_lm.ReaderBatch, rng: Array):
-    output = model.loss_fn({**frozen, **trained}, batch, rng)
+    output = model.loss_fn(
+        train_state_lib.with_trained(params, trained), batch, rng,
+        retriever_learns=learns,
+    )
     loss = output.reader.total / reader_weight
     sums = {'loss/reader': output.reader, **output.metrics}
     if model.distils:

@@ -25,7 +25,7 @@ def _gradients(model, batch=BATCH, num_microbatches=1, rng=0):
       for name in ('reader', 'retriever')
   }
   params = tiny_run.make_params(model)
-  state = train_state.create(params, updates, rng)
+  state = train_state.create(model, params, updates, rng)
   step = _jit(train_step.make_train_step(
       model, updates, num_microbatches=num_microbatches
   ))
@@ -168,7 +168,7 @@ def _adamw_step():
 def test_a_step_that_is_not_finite_changes_nothing(broken):
   optimizers = tiny_run.adamw()
   params = jax.tree.map(jnp.asarray, tiny_run.make_params(MODEL))
-  state = train_state.create(params, optimizers, 0)
+  state = train_state.create(MODEL, params, optimizers, 0)
   step = _adamw_step()
   state, metrics = step(state, BATCH)
   assert metrics['skipped_steps'] == 0
@@ -201,7 +201,7 @@ def test_a_module_without_optimizer_stays_bit_for_bit(frozen):
   optimizers = tiny_run.adamw()
   del optimizers[frozen]
   params = tiny_run.make_params(MODEL)
-  state = train_state.create(params, optimizers, 0)
+  state = train_state.create(MODEL, params, optimizers, 0)
   after, metrics = _jit(train_step.make_train_step(MODEL, optimizers))(state, BATCH)
   (trained,) = optimizers
   for new, old in zip(
@@ -229,7 +229,7 @@ def test_clipping_per_module(direct):
   }
   params = tiny_run.make_params(MODEL)
   after, clipped = _jit(train_step.make_train_step(MODEL, optimizers))(
-      train_state.create(params, optimizers, 0), BATCH
+      train_state.create(MODEL, params, optimizers, 0), BATCH
   )
   moved = jax.tree.map(lambda a, b: a - b, params, after.params)
   assert float(optax.tree.norm(moved['reader'])) == pytest.approx(limit, rel=1e-3)
@@ -246,7 +246,7 @@ def test_dropout_differs_from_step_to_step_and_repeats():
       reader=dict(dropout_rate=0.3), retriever=dict(dropout_rate=0.3)
   )
   optimizers = tiny_run.adamw(0.0)
-  state = train_state.create(tiny_run.make_params(model), optimizers, 0)
+  state = train_state.create(model, tiny_run.make_params(model), optimizers, 0)
   step = _jit(train_step.make_train_step(model, optimizers))
   first, metrics = step(state, BATCH)
   _, again = step(state, BATCH)

@@ -99,7 +99,7 @@ def main(name: str) -> None:
           x.shape, x.dtype, sharding=sharding
       ),
       jax.eval_shape(
-          lambda rng: train_state.create(model.init(rng), optimizers, 0),
+          lambda rng: train_state.create(model, model.init(rng), optimizers, 0),
           jax.random.key(0),
       ),
       train_state.shardings(model, optimizers, partitioner),
