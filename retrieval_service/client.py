@@ -1,84 +1,21 @@
 """Talking to the retrieval process: needs NumPy and gRPC, not FAISS."""
 
-import dataclasses
 import json
-import logging
-import random
-import time
 import uuid
 from typing import Any
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import grpc
 import numpy as np
 
 from retrieval_service import protocol
 from retrieval_service import retrieval_pb2
-from retrieval_service import retrieval_pb2_grpc
 from retrieval_service import wire
+from retrieval_service.connection import Connection, RetrievalError
 from retrieval_service.options import IndexOptions
+from retrieval_service.results import EditResult, SearchResult, ServerStatus
 
-logger = logging.getLogger(__name__)
-
-_CHANNEL_OPTIONS = protocol.MESSAGE_OPTIONS + (
-    ('grpc.use_local_subchannel_pool', 1),
-    ('grpc.enable_http_proxy', 0),  # the process is near, a proxy is not meant
-    ('grpc.initial_reconnect_backoff_ms', 100),
-    ('grpc.min_reconnect_backoff_ms', 100),
-    ('grpc.max_reconnect_backoff_ms', 2000),
-    # A host that vanishes without a word is noticed within a build, too.
-    ('grpc.keepalive_time_ms', 30_000),
-    ('grpc.keepalive_timeout_ms', 20_000),
-)
-_FIRST_WAIT_S = 0.1
-_LONGEST_WAIT_S = 5.0
-_RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-
-
-class RetrievalError(ConnectionError):
-  """The retrieval process cannot be reached, or is something else."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchResult:
-  """The best passages of each query, best first.
-
-  Attributes:
-    ids: [batch, k] int64.
-    scores: [batch, k] float32 inner products.
-    generation: Which generation of the index answered.
-    embeddings: [batch, k, dim] float16, or None where not asked for.
-  """
-  ids: np.ndarray
-  scores: np.ndarray
-  generation: int
-  embeddings: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ServerStatus:
-  """What the process serves.
-
-  Attributes:
-    generation: Its number; 0 when the index is empty.
-    count: Passages in it.
-    dim: Their embedding size.
-    options: The index options asked for; None when empty.
-    factory: The FAISS factory string in use.
-    metadata: What the builder said of it.
-    generations: All generations on disk.
-    building: Whether a new one is in the making.
-    index_directory: The folder, on the server's machine.
-  """
-  generation: int
-  count: int
-  dim: int
-  options: IndexOptions | None
-  factory: str
-  metadata: dict[str, Any]
-  generations: tuple[int, ...]
-  building: bool
-  index_directory: str
+__all__ = ['EditResult', 'RetrievalClient', 'RetrievalError', 'SearchResult',
+           'ServerStatus']
 
 
 class RetrievalClient:
@@ -95,19 +32,16 @@ class RetrievalClient:
 
     Args:
       address: 'host:port'.
-      timeout_s: For one try of a call; builds have none.
+      timeout_s: For one try of a call; builds and edits have none.
       retry_for_s: How long an unreachable process is waited for.
 
     Raises:
       ValueError: The address is malformed.
     """
-    protocol.split_address(address)
     self.address = address
-    self._timeout_s = timeout_s
-    self._retry_for_s = retry_for_s
-    self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
-    self._stub = retrieval_pb2_grpc.RetrievalStub(self._channel)
-    self._acquainted = False
+    self._connection = Connection(
+        address, timeout_s=timeout_s, retry_for_s=retry_for_s)
+    self._stub = self._connection.stub
 
   def __enter__(self) -> 'RetrievalClient':
     return self
@@ -116,7 +50,7 @@ class RetrievalClient:
     self.close()
 
   def close(self) -> None:
-    self._channel.close()
+    self._connection.close()
 
   def search(
       self,
@@ -164,15 +98,15 @@ class RetrievalClient:
         np.concatenate([part.scores for part in parts]),
         parts[0].generation,
         np.concatenate([part.embeddings for part in parts])
-        if return_embeddings else None)
+        if return_embeddings else None,
+        min(part.edits for part in parts))
 
   def _search(self, queries, k, return_embeddings, generation) -> SearchResult:
     batch, dim = queries.shape
-    response = self._call('search', self._stub.Search,
-                          retrieval_pb2.SearchRequest(
-                              queries=queries.tobytes(), dim=dim, k=k,
-                              return_embeddings=return_embeddings,
-                              generation=generation))
+    response = self._connection.call(
+        'search', self._stub.Search, retrieval_pb2.SearchRequest(
+            queries=queries.tobytes(), dim=dim, k=k,
+            return_embeddings=return_embeddings, generation=generation))
     embeddings = None
     if return_embeddings:
       embeddings = np.frombuffer(
@@ -180,7 +114,7 @@ class RetrievalClient:
     return SearchResult(
         np.frombuffer(response.ids, '<i8').reshape(batch, k),
         np.frombuffer(response.scores, '<f4').reshape(batch, k),
-        response.generation, embeddings)
+        response.generation, embeddings, response.edits)
 
   def build(
       self,
@@ -189,8 +123,14 @@ class RetrievalClient:
       dim: int,
       options: IndexOptions | None = None,
       metadata: dict[str, Any] | None = None,
+      build_id: str | None = None,
+      edits_applied: int | None = None,
+      forget_edits: bool = False,
   ) -> int:
     """Uploads vectors and builds a generation, which is served from then on.
+
+    Passages that edits deleted stay deleted in it, until their ids are put
+    again; vectors that edits put stay where it has no such id.
 
     Args:
       chunks: Pairs of ids ([rows] int64, or None for row numbers throughout)
@@ -200,6 +140,13 @@ class RetrievalClient:
       dim: Embedding size.
       options: The index to build; None: a flat one.
       metadata: JSON that stays with the generation.
+      build_id: A name of one's own: a whole generation on disk of that name is
+        served again instead, whatever the chunks are.
+      edits_applied: The last edit that the vectors know of (`status().edits`
+        when their making began): later ones hold in place of what the
+        generation has. None: all there are when the upload begins.
+      forget_edits: Those edits do not hold in it, nor in later generations:
+        for another corpus, whose ids mean other passages.
 
     Returns:
       The new generation's number.
@@ -211,61 +158,118 @@ class RetrievalClient:
     """
     options = options or IndexOptions()
     header = retrieval_pb2.BuildHeader(
-        dim=dim, metadata_json=_to_json(metadata), build_id=uuid.uuid4().hex,
+        dim=dim, metadata_json=_to_json(metadata),
+        build_id=build_id or uuid.uuid4().hex, edits_applied=edits_applied,
+        forget_edits=forget_edits,
         options=retrieval_pb2.IndexOptions(**options.to_dict()))
-    return self._upload('build', self._stub.Build, header, chunks)
+    return self._upload('build', self._stub.Build, retrieval_pb2.BuildRequest,
+                        header, chunks).generation
+
+  def compact(self) -> int:
+    """Builds a generation with all edits folded in, trained anew.
+
+    Searches are then as fast as if it had been built so.
+
+    Returns:
+      The new generation's number.
+
+    Raises:
+      ValueError: All passages are deleted.
+      RuntimeError: The index is empty, or the build failed.
+      RetrievalError: The process cannot be reached.
+    """
+    return self._connection.call(
+        'compact', self._stub.Compact,
+        retrieval_pb2.CompactRequest(build_id=uuid.uuid4().hex),
+        timeout_s=None).generation
+
+  def edit(
+      self,
+      ids: np.ndarray | None = None,
+      embeddings: np.ndarray | None = None,
+      *,
+      delete_ids: np.ndarray | Sequence[int] | None = None,
+      metadata: dict[str, Any] | None = None,
+  ) -> EditResult:
+    """Puts and deletes passages by id, without a rebuild: all or nothing.
+
+    When it returns, the edit is on the disk, and every search that starts
+    later sees it, of older generations too. It lasts, through later
+    generations as well (see `build`).
+
+    Args:
+      ids: [rows] int64 to put the vectors under, in place of what is there;
+        None: on from `status().next_id`.
+      embeddings: [rows, dim]; None: nothing is put.
+      delete_ids: [deletes] int64 of passages to delete.
+      metadata: JSON merged over that of the index.
+
+    Raises:
+      ValueError: Vectors or ids that cannot be, or one id in both.
+      LookupError: A passage to delete does not exist.
+      RuntimeError: The index is empty, or the disk is full.
+      RetrievalError: The process cannot be reached.
+      In each case but the last nothing has changed.
+    """
+    return self._edit(ids, embeddings, delete_ids, metadata)
 
   def add(
       self,
       ids: np.ndarray | None,
       embeddings: np.ndarray,
       metadata: dict[str, Any] | None = None,
-  ) -> int:
-    """Adds vectors to the current generation, as a new one.
+  ) -> EditResult:
+    """As `edit`, of ids that the index does not have, or ValueError."""
+    return self._edit(ids, embeddings, None, metadata, only_new_ids=True)
 
-    Args:
-      ids: [rows] int64, none of which the index has; None: on from its count.
-      embeddings: [rows, dim].
-      metadata: Merged over what the index has.
+  def delete(self, ids: np.ndarray | Sequence[int]) -> EditResult:
+    """Deletes passages by id; see `edit`."""
+    return self._edit(None, None, ids, None)
 
-    Returns:
-      The new generation's number.
-
-    Raises:
-      As `build`; RuntimeError where the index is empty.
-    """
+  def _edit(self, ids, embeddings, delete_ids, metadata,
+            only_new_ids: bool = False) -> EditResult:
+    if embeddings is None:
+      if ids is not None and len(ids):
+        raise ValueError(f'{len(ids)} ids came without embeddings; to delete '
+                         'passages give delete_ids')
+      embeddings = np.zeros((0, 1), np.float16)
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2:
       raise ValueError('embeddings must be [rows, dim], found shape '
                        f'{list(embeddings.shape)}')
-    header = retrieval_pb2.BuildHeader(
-        dim=embeddings.shape[1], metadata_json=_to_json(metadata),
-        build_id=uuid.uuid4().hex)
-    return self._upload('add', self._stub.Add, header, [(ids, embeddings)])
+    header = retrieval_pb2.EditHeader(
+        edit_id=uuid.uuid4().hex, dim=embeddings.shape[1],
+        delete_ids=wire.write_ids([] if delete_ids is None else delete_ids),
+        metadata_json=_to_json(metadata), only_new_ids=only_new_ids)
+    response = self._upload('edit', self._stub.Edit, retrieval_pb2.EditRequest,
+                            header, [(ids, embeddings)])
+    return EditResult(response.generation, response.edits, response.count,
+                      wire.read_ids(response.ids))
 
-  def _upload(self, what, method, header, chunks) -> int:
+  def _upload(self, what: str, method: Callable, request: type, header,
+              chunks: Iterable[tuple[np.ndarray | None, np.ndarray]]):
     repeatable = iter(chunks) is not chunks
     if not repeatable:
       self.status()  # waits for the process before the one try there is
     failures = []  # gRPC swallows what a request iterator raises
 
-    def requests() -> Iterator[retrieval_pb2.BuildRequest]:
+    def requests() -> Iterator[wire.Request]:
       try:
-        yield retrieval_pb2.BuildRequest(header=header)
+        yield request(header=header)
         for ids, embeddings in chunks:
-          yield from wire.write_chunks(ids, embeddings, header.dim)
+          for chunk in wire.write_chunks(ids, embeddings, header.dim):
+            yield request(chunk=chunk)
       except Exception as error:  # pylint: disable=broad-except
         failures.append(error)
         raise
 
     try:
-      response = self._call(what, method, requests, timeout_s=None,
-                            retry=repeatable, failures=failures)
+      return self._connection.call(what, method, requests, timeout_s=None,
+                                   retry=repeatable, failures=failures)
     except (RuntimeError, ConnectionError):
       if failures:
         raise failures[0] from None
       raise
-    return response.generation
 
   def status(self) -> ServerStatus:
     """What the process serves.
@@ -273,10 +277,7 @@ class RetrievalClient:
     Raises:
       RetrievalError: It cannot be reached, or speaks another version.
     """
-    response = self._call('status', self._stub.Status,
-                          retrieval_pb2.StatusRequest(
-                              protocol_version=protocol.PROTOCOL_VERSION))
-    return self._read_status(response)
+    return _read_status(self._connection.status())
 
   def pin(self, owner: str, generations: Sequence[int]) -> None:
     """Says which generations `owner` needs from now on; [] for none.
@@ -284,13 +285,20 @@ class RetrievalClient:
     Raises:
       LookupError: One of them does not exist.
     """
-    self._call('pin', self._stub.Pin, retrieval_pb2.PinRequest(
+    self._connection.call('pin', self._stub.Pin, retrieval_pb2.PinRequest(
         owner=owner, generations=generations))
 
   def reload(self) -> int:
-    """Serves what the index folder's CURRENT names now; returns its number."""
-    return self._call('reload', self._stub.Reload,
-                      retrieval_pb2.ReloadRequest()).generation
+    """Serves what the index folder holds now: its CURRENT, and its edits.
+
+    Returns:
+      The number of the generation served.
+
+    Raises:
+      ValueError: It is damaged; the former one stays served.
+    """
+    return self._connection.call(
+        'reload', self._stub.Reload, retrieval_pb2.ReloadRequest()).generation
 
   def wait_until_ready(self, timeout_s: float = 60.0) -> ServerStatus:
     """Waits until the process answers.
@@ -298,117 +306,21 @@ class RetrievalClient:
     Raises:
       RetrievalError: It does not within `timeout_s`.
     """
-    response = self._call(
-        'status', self._stub.Status,
-        retrieval_pb2.StatusRequest(protocol_version=protocol.PROTOCOL_VERSION),
-        retry_for_s=timeout_s)
-    return self._read_status(response)
+    return _read_status(self._connection.status(retry_for_s=timeout_s))
 
-  def _read_status(self, response) -> ServerStatus:
-    if response.service != protocol.SERVICE_NAME:
-      raise RetrievalError(f'{self.address} answers, but is no retrieval '
-                           'process: check the address')
-    if response.protocol_version != protocol.PROTOCOL_VERSION:
-      raise RetrievalError(
-          f'the retrieval process at {self.address} speaks protocol version '
-          f'{response.protocol_version} and this client '
-          f'{protocol.PROTOCOL_VERSION}: run the same release on both sides')
-    options = None
-    if response.generation:
-      options = IndexOptions.from_dict(
-          {field.name: value for field, value in response.options.ListFields()})
-    return ServerStatus(
-        generation=response.generation, count=response.count, dim=response.dim,
-        options=options, factory=response.factory,
-        metadata=json.loads(response.metadata_json or '{}'),
-        generations=tuple(response.generations), building=response.building,
-        index_directory=response.index_directory)
 
-  def _call(
-      self,
-      what: str,
-      method: Callable,
-      request,
-      *,
-      timeout_s: float | None = -1,
-      retry: bool = True,
-      retry_for_s: float | None = None,
-      failures: Sequence[Exception] = (),
-  ):
-    """One call, repeated while the process cannot be reached.
-
-    `request` is a message, or a function that starts a stream of them.
-    """
-    if timeout_s == -1:
-      timeout_s = self._timeout_s
-    if retry_for_s is None:
-      retry_for_s = self._retry_for_s
-    give_up = time.monotonic() + retry_for_s
-    wait_s = _FIRST_WAIT_S
-    warned = False
-    while True:
-      try:
-        if not self._acquainted and what != 'status':
-          self._read_status(self._stub.Status(
-              retrieval_pb2.StatusRequest(
-                  protocol_version=protocol.PROTOCOL_VERSION),
-              timeout=self._timeout_s))
-        response = method(request() if callable(request) else request,
-                          timeout=timeout_s)
-        self._acquainted = True
-        return response
-      except grpc.RpcError as error:
-        if error.code() not in _RETRIED or failures:
-          raise self._explain(what, error) from error
-        self._acquainted = False  # another process may come up there
-        self._refuse_stranger(error)
-        if not retry or time.monotonic() + wait_s > give_up:
-          raise RetrievalError(
-              f'the retrieval process at {self.address} cannot be reached: '
-              f'{what} failed with {error.code().name} ({error.details()})' + (
-                  f', tried for {retry_for_s:.0f} s' if retry else
-                  ' and cannot be repeated') +
-              '. Start it with: python -m retrieval_service.server --index '
-              f'INDEX --address {self.address}') from error
-        if not warned:
-          logger.warning(
-              'waiting for the retrieval process at %s: %s failed with %s; '
-              'trying for %.0f s', self.address, what, error.code().name,
-              retry_for_s)
-          warned = True
-      time.sleep(wait_s * random.uniform(0.8, 1.0))  # hosts spread out
-      wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
-
-  def _explain(self, what: str, error: grpc.RpcError) -> Exception:
-    """The exception for a status that no repetition would change."""
-    code, details = error.code(), error.details()
-    if code == grpc.StatusCode.INVALID_ARGUMENT:
-      return ValueError(details)
-    if code == grpc.StatusCode.NOT_FOUND:
-      return LookupError(details)
-    if code == grpc.StatusCode.FAILED_PRECONDITION:
-      return RuntimeError(details)
-    if code == grpc.StatusCode.UNIMPLEMENTED:
-      return RetrievalError(
-          f'{self.address} answers, but is no retrieval process or an older '
-          f'one ({details}): check the address')
-    if not self._acquainted and code in (grpc.StatusCode.UNKNOWN,
-                                         grpc.StatusCode.INTERNAL):
-      return RetrievalError(f'{self.address} does not answer as a retrieval '
-                            f'process does ({details}): check the address')
-    return RuntimeError(f'{what} failed at the retrieval process at '
-                        f'{self.address}: {details} ({code.name})')
-
-  def _refuse_stranger(self, error: grpc.RpcError) -> None:
-    """Raises if what listens there does not even speak HTTP/2.
-
-    gRPC reports it as unavailable, like a process that is just starting.
-    """
-    opening = protocol.foreign_opening(self.address)
-    if opening is not None:
-      raise RetrievalError(
-          f'what listens at {self.address} is no retrieval process (it opens '
-          f'with {opening!r}): check the address') from error
+def _read_status(response: retrieval_pb2.StatusResponse) -> ServerStatus:
+  options = None
+  if response.generation:
+    options = IndexOptions.from_dict(
+        {field.name: value for field, value in response.options.ListFields()})
+  return ServerStatus(
+      generation=response.generation, count=response.count, dim=response.dim,
+      options=options, factory=response.factory,
+      metadata=json.loads(response.metadata_json or '{}'),
+      generations=tuple(response.generations), building=response.building,
+      index_directory=response.index_directory, edits=response.edits,
+      next_id=response.next_id)
 
 
 def _to_json(metadata: dict[str, Any] | None) -> str:

@@ -4,12 +4,12 @@ import concurrent.futures
 import dataclasses
 import os
 
-import faiss
 import numpy as np
 
 from retrieval_service import faiss_index
 from retrieval_service import manifest as manifests
 from retrieval_service.manifest import Manifest
+from retrieval_service.overlay import Overlay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,9 @@ class Generation:
     self.ids = None
     if manifests.IDS in self.manifest.files:
       self.ids = self._map(manifests.IDS, np.int64)
-    self.index = self.read_index()
+    self.index = faiss_index.read_index(
+        os.path.join(folder, manifests.INDEX))
+    self._id_order: tuple[np.ndarray, np.ndarray | None] | None = None
     options = self.manifest.options
     self._rerank = options.rerank if rerank is None else rerank
     ivf = faiss_index.inverted_lists(self.index)
@@ -113,11 +115,6 @@ class Generation:
   def _map(self, name: str, dtype) -> np.ndarray:
     mapped = np.memmap(os.path.join(self.folder, name), dtype, mode='r')
     return np.asarray(mapped)  # memmap's own class makes each slice slower
-
-  def read_index(self, *, memory_map: bool = True) -> faiss.Index:
-    """Another handle on the FAISS index; unmapped, it may be added to."""
-    return faiss_index.read_index(
-        os.path.join(self.folder, manifests.INDEX), memory_map=memory_map)
 
   @property
   def number(self) -> int:
@@ -135,23 +132,74 @@ class Generation:
     """[count] int64."""
     return np.arange(self.count) if self.ids is None else self.ids
 
+  @property
+  def next_id(self) -> int:
+    """One past the largest id of this and, if recorded, earlier generations."""
+    if self.manifest.next_id:
+      return self.manifest.next_id
+    return self.count if self.ids is None else int(self.ids.max()) + 1
+
+  def rows_of(self, ids: np.ndarray) -> np.ndarray:
+    """The rows of passages, of the shape of `ids`; -1 where there is none.
+
+    The first call sorts the ids, unless they are in order or row numbers.
+    """
+    if self.ids is None:
+      return np.where((ids >= 0) & (ids < self.count), ids, -1)
+    if self._id_order is None:
+      order = None
+      if (self.ids[1:] <= self.ids[:-1]).any():
+        order = np.argsort(self.ids, kind='stable')
+      self._id_order = (
+          self.ids if order is None else self.ids[order], order)
+    rising, order = self._id_order
+    at = np.minimum(np.searchsorted(rising, ids), self.count - 1)
+    rows = at if order is None else order[at]
+    return np.where(rising[at] == ids, rows, -1)
+
   def search(
-      self, queries: np.ndarray, k: int, return_embeddings: bool = False,
+      self,
+      queries: np.ndarray,
+      k: int,
+      return_embeddings: bool = False,
+      overlay: Overlay | None = None,
   ) -> GenerationResult:
     """The k passages of largest inner product for each query.
 
     The index proposes candidates; their scores are computed anew from the
-    stored embeddings in float32, unless re-ranking is off. Equal scores are
-    ordered by id.
+    stored embeddings in float32, unless re-ranking is off. Vectors that edits
+    put on top are searched exactly. Equal scores are ordered by id.
 
     Args:
       queries: [batch, dim] float32.
-      k: From 1 to `count`.
+      k: From 1 to the number of passages.
       return_embeddings: Also gathers the stored embeddings.
+      overlay: The edits that hold; None: there are none.
 
     Raises:
       ValueError: Wrong shape, k out of range, or a value that is not finite.
     """
+    overlay = overlay or Overlay.empty(self.dim)
+    live = self.count - len(overlay.dead_rows)
+    queries = self._checked(queries, k, live + overlay.count)
+    rows, scores = self._candidates(queries, min(k, live), overlay.dead_rows)
+    ids = np.where(rows < 0, -1, rows if self.ids is None else self.ids[rows])
+    if overlay.count:
+      slots, more = overlay.candidates(
+          queries, min(k, overlay.count), self._pool)
+      ids = np.concatenate([ids, overlay.ids[slots]], axis=1)
+      scores = np.concatenate([scores, more], axis=1)
+      rows = np.concatenate([rows, self.count + slots], axis=1)
+    best = np.lexsort((ids, -scores))[:, :k]
+    embeddings = None
+    if return_embeddings:
+      embeddings = self._gather(
+          np.take_along_axis(rows, best, axis=1), overlay)
+    return GenerationResult(np.take_along_axis(ids, best, axis=1),
+                            np.take_along_axis(scores, best, axis=1),
+                            embeddings)
+
+  def _checked(self, queries: np.ndarray, k: int, live: int) -> np.ndarray:
     if queries.ndim != 2 or queries.shape[1] != self.dim:
       raise ValueError(
           f'the queries have dimension {queries.shape[-1]} and generation '
@@ -159,27 +207,40 @@ class Generation:
           'embedded by the encoder that embedded the passages')
     if k < 1:
       raise ValueError(f'k must be at least 1, found {k}')
-    if k > self.count:
+    if k > live:
       raise ValueError(f'k={k} passages wanted and generation {self.number} of '
-                       f'the index holds {self.count}: lower k or add passages')
+                       f'the index holds {live}: lower k or add passages')
     queries = np.ascontiguousarray(queries, np.float32)
     if not np.isfinite(queries).all():
       row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
       raise ValueError(f'query {row} of {len(queries)} holds a value that is '
                        'not finite: check the query encoder')
-    num = faiss_index.num_candidates(self.index, self._rerank, k)
-    scores, rows = faiss_index.find_candidates(self.index, queries, num, k)
+    return queries
+
+  def _candidates(
+      self, queries: np.ndarray, k: int, dead_rows: np.ndarray,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [batch, n] int64 with the live best `k` among them, and scores."""
+    if not k:
+      none = np.zeros((len(queries), 0))
+      return none.astype(np.int64), none.astype(np.float32)
+    num = min(faiss_index.num_candidates(self.index, self._rerank, k),
+              self.count - len(dead_rows))
+    scores, rows = faiss_index.find_live_candidates(
+        self.index, queries, num, k, dead_rows)
     if (rows[:, k - 1] < 0).any():  # a graph index may miss passages
-      _, rows = faiss_index.exact_search(self.embeddings, queries, k)
+      _, rows = faiss_index.exact_search(
+          self.embeddings, queries, k, dead=dead_rows)
       scores = None
     if self._rerank != 0 or scores is None:
       scores = faiss_index.exact_scores(
           self.embeddings, queries, rows, self._pool)
-    ids = rows if self.ids is None else np.where(rows < 0, -1, self.ids[rows])
-    best = np.lexsort((ids, -scores))[:, :k]
-    embeddings = None
-    if return_embeddings:
-      embeddings = self.embeddings[np.take_along_axis(rows, best, axis=1)]
-    return GenerationResult(np.take_along_axis(ids, best, axis=1),
-                            np.take_along_axis(scores, best, axis=1),
-                            embeddings)
+    return rows, scores
+
+  def _gather(self, rows: np.ndarray, overlay: Overlay) -> np.ndarray:
+    """float16 [batch, k, dim]; rows from `count` on are the overlay's slots."""
+    above = rows >= self.count
+    embeddings = self.embeddings[np.where(above, 0, rows)]
+    if above.any():
+      embeddings[above] = overlay.vectors[rows[above] - self.count]
+    return embeddings

@@ -14,16 +14,13 @@ from collections.abc import Callable
 import faiss
 import numpy as np
 
-from retrieval_service import faiss_index
+from retrieval_service import faiss_building
 from retrieval_service import manifest as manifests
-from retrieval_service.generation import Generation
 from retrieval_service.manifest import Manifest
 from retrieval_service.options import IndexOptions
 
 if TYPE_CHECKING:
   from retrieval_service.generations import GenerationStore
-
-_COPY_ROWS = 16384
 
 
 class GenerationWriter:
@@ -44,8 +41,9 @@ class GenerationWriter:
       dim: int,
       metadata: dict[str, Any],
       *,
-      base: Generation | None = None,
       build_id: str = '',
+      edits_applied: int = 0,
+      edits_forgotten: int = 0,
       progress: bool = False,
       check: Callable[[], None] = lambda: None,
   ):
@@ -56,9 +54,9 @@ class GenerationWriter:
       options: The index to build.
       dim: Embedding size.
       metadata: JSON that stays with the generation.
-      base: A generation whose vectors come first and whose trained index is
-        extended; its options hold in place of `options`.
-      build_id: Recorded in the manifest.
+      build_id: Recorded in the manifest, as the next two are.
+      edits_applied: See `Manifest`.
+      edits_forgotten: Likewise.
       progress: Shows a bar on stderr while adding.
       check: Called now and then while building; raises to abandon it.
 
@@ -67,9 +65,6 @@ class GenerationWriter:
     """
     if dim < 1:
       raise ValueError(f'dim must be at least 1, found {dim}')
-    if base is not None and base.dim != dim:
-      raise ValueError(f'the vectors have dimension {dim} and the index has '
-                       f'dimension {base.dim}')
     try:
       self._metadata = json.loads(json.dumps(metadata))
     except (TypeError, ValueError) as error:
@@ -77,16 +72,17 @@ class GenerationWriter:
     if not isinstance(self._metadata, dict):
       raise ValueError(f'metadata must be a dict, found {type(metadata)}')
     self._store = store
-    self._options = base.manifest.options if base is not None else options
+    self._options = options
     self._dim = dim
-    self._base = base
     self._build_id = build_id
+    self._edits_applied = edits_applied
+    self._edits_forgotten = edits_forgotten
     self._progress = progress
     self._check = check
     self._count = 0
     self._ids: list[np.ndarray] = []
-    if base is None and not options.is_friendly:
-      faiss_index.new_index(options.index_type, dim)  # fail before the upload
+    if not options.is_friendly:
+      faiss_building.new_index(options.index_type, dim)  # fail before the upload
     self._open()
 
   def _open(self) -> None:
@@ -98,15 +94,6 @@ class GenerationWriter:
           os.path.join(self._folder, manifests.WRITER_LOCK), 'wb')
       fcntl.flock(self._lock, fcntl.LOCK_EX)
     self._file = manifests.HashingFile(self._path(manifests.EMBEDDINGS))
-    try:
-      if self._base is not None:
-        ids = self._base.all_ids()
-        for begin in range(0, self._base.count, _COPY_ROWS):
-          part = slice(begin, begin + _COPY_ROWS)
-          self.append(ids[part], self._base.embeddings[part])
-    except BaseException:
-      self.abort()
-      raise
 
   def __enter__(self) -> 'GenerationWriter':
     return self
@@ -183,11 +170,12 @@ class GenerationWriter:
     embeddings = np.memmap(self._path(manifests.EMBEDDINGS), np.float16, 'r',
                            shape=(len(ids), self._dim)) if len(ids) else (
                                np.zeros((0, self._dim), np.float16))
-    index, plan = self._build(embeddings)
+    index, plan = faiss_building.build_index(
+        embeddings, self._options, progress=self._progress, check=self._check)
     with self._explained():
       files[manifests.INDEX] = self._write_index(index)
       self._check()
-      return self._publish(plan, files, len(ids), make_current)
+      return self._publish(plan, files, ids, make_current)
 
   def _refuse_duplicates(self, ids: np.ndarray) -> None:
     order = np.argsort(ids, kind='stable')
@@ -195,27 +183,8 @@ class GenerationWriter:
     if not len(repeats):
       return
     duplicate = ids[order[repeats[0]]]
-    if self._base is not None:
-      raise ValueError(f'passage id {duplicate} exists already ({len(repeats)} '
-                       'such in all): give new passages new ids')
     raise ValueError(f'passage id {duplicate} occurs more than once '
                      f'({len(repeats)} repeats in all)')
-
-  def _build(
-      self, embeddings: np.ndarray,
-  ) -> tuple[faiss.Index, faiss_index.IndexPlan]:
-    settings = dict(progress=self._progress, check=self._check)
-    if self._base is None:
-      return faiss_index.build_index(embeddings, self._options, **settings)
-    base = self._base.manifest
-    if base.fallback and not faiss_index.plan_index(
-        self._options, self._dim, len(embeddings)).fallback:
-      return faiss_index.build_index(embeddings, self._options, **settings)
-    # Codebook and lists stay as trained; only the new vectors are encoded.
-    index = self._base.read_index(memory_map=False)
-    faiss_index.add_vectors(
-        index, embeddings, start=self._base.count, **settings)
-    return index, faiss_index.IndexPlan(base.factory, 0, base.fallback)
 
   def _write_index(self, index: faiss.Index) -> manifests.FileRecord:
     file = manifests.HashingFile(self._path(manifests.INDEX))
@@ -227,21 +196,23 @@ class GenerationWriter:
 
   def _publish(
       self,
-      plan: faiss_index.IndexPlan,
+      plan: faiss_building.IndexPlan,
       files: dict[str, manifests.FileRecord],
-      count: int,
+      ids: np.ndarray,
       make_current: bool,
   ) -> int:
     with self._store.lock():
       number = max(self._store.numbers(), default=0) + 1
       manifest = Manifest(
-          generation=number, dim=self._dim, count=count,
+          generation=number, dim=self._dim, count=len(ids),
           options=self._options, factory=plan.factory, fallback=plan.fallback,
           files=files,
           created=datetime.datetime.now(datetime.UTC).isoformat(
               timespec='seconds'),
           metadata=self._metadata, build_id=self._build_id,
-          make_current=make_current)
+          make_current=make_current, edits_applied=self._edits_applied,
+          edits_forgotten=self._edits_forgotten,
+          next_id=max(int(ids.max()) + 1, self._store.next_id()))
       manifests.write_text(
           self._path(manifests.MANIFEST), manifest.to_json())
       os.remove(self._path(manifests.WRITER_LOCK))

@@ -3,6 +3,7 @@
     INDEX/CURRENT                       the name of the generation to serve
     INDEX/generation-00000001/          manifest.json, index.faiss,
                                         embeddings.float16, ids.int64
+    INDEX/edits.log                     live edits: see edits.py
     INDEX/pins/<owner>.json             generations that someone still needs
 
 A generation's number is never used twice. `ids.int64` is left out when row i
@@ -23,8 +24,10 @@ from typing import Any
 from collections.abc import Iterator, Sequence
 
 from retrieval_service import manifest as manifests
+from retrieval_service.edit_log import EditLog
 from retrieval_service.generation import Generation, check_files
 from retrieval_service.generation_writer import GenerationWriter
+from retrieval_service.live import LiveGeneration, LiveView
 from retrieval_service.manifest import Manifest
 from retrieval_service.options import IndexOptions
 
@@ -122,27 +125,92 @@ class GenerationStore:
     number = self.current()
     return None if number is None else self.open(number, **options)
 
+  def open_live(self, number: int | None = None, **options) -> LiveView | None:
+    """A generation with all edits made so far; later ones do not reach it.
+
+    `live_index.LiveIndex` is for those who edit, or follow edits.
+
+    Args:
+      number: Of the generation; None: the current one.
+      **options: As `Generation` takes them.
+
+    Returns:
+      None where the index is empty.
+
+    Raises:
+      LookupError: No generation of that number.
+      ValueError: It is damaged, or the log of edits is.
+    """
+    number = number or self.current()
+    if number is None:
+      return None
+    generation = self.open(number, **options)
+    with self.lock_if_possible():
+      return LiveGeneration(generation, self.edit_log()).view
+
+  def edit_log(self) -> EditLog:
+    """Reads the log of edits.
+
+    Raises:
+      ValueError: It is damaged.
+    """
+    return EditLog(self.directory, floor=max(
+        (manifest.edits_applied for manifest in self._manifests()), default=0))
+
+  def next_id(self) -> int:
+    """One past the largest id that generations were recorded to have had."""
+    return max((manifest.next_id for manifest in self._manifests()), default=0)
+
+  def find_build(self, build_id: str) -> int | None:
+    """The newest whole generation of that build, None where there is none."""
+    for number in reversed(self._whole() if build_id else []):
+      if Manifest.read(self.folder(number)).build_id == build_id:
+        return number
+    return None
+
   def begin(
       self,
       options: IndexOptions,
       dim: int,
       metadata: dict[str, Any] | None = None,
       *,
-      base: Generation | None = None,
+      edits_applied: int | None = None,
+      edits_forgotten: int | None = None,
       **settings,
   ) -> GenerationWriter:
     """Starts a new generation.
 
     Args:
-      options: The index to build; with `base` its own go on holding.
+      options: The index to build.
       dim: Embedding size.
       metadata: JSON that stays with the generation.
-      base: A generation whose vectors the new one starts with.
+      edits_applied: The last edit that the vectors know of, as
+        `edit_log().last` gave it when their making began: what that edit and
+        earlier ones put gives way to them. None: all edits there are.
+      edits_forgotten: This edit and earlier ones, deletes among them, do not
+        hold in the generation at all: for another corpus, whose ids mean other
+        passages. None: those that the current generation forgets.
       **settings: `build_id`, `progress`, `check`: see `GenerationWriter`.
+
+    Raises:
+      ValueError: Edits that have not been made, options that cannot be, or a
+        damaged index.
     """
+    last = self.edit_log().last
+    if edits_applied is None:
+      edits_applied = last
+    if edits_forgotten is None:
+      number = self.current()
+      edits_forgotten = 0 if number is None else min(
+          edits_applied, Manifest.read(self.folder(number)).edits_forgotten)
+    if not 0 <= edits_forgotten <= edits_applied <= last:
+      raise ValueError(
+          f'edits_applied={edits_applied} and edits_forgotten={edits_forgotten} '
+          f'must rise, up to {last}, the last edit of this index')
     os.makedirs(self.directory, exist_ok=True)
-    return GenerationWriter(self, options, dim, metadata or {}, base=base,
-                            **settings)
+    return GenerationWriter(
+        self, options, dim, metadata or {}, edits_applied=edits_applied,
+        edits_forgotten=edits_forgotten, **settings)
 
   def make_current(self, number: int) -> None:
     """Points CURRENT at a generation, whole as far as its sizes tell."""
@@ -205,6 +273,7 @@ class GenerationStore:
     """
     if keep < 1:
       raise ValueError(f'keep must be at least 1, found {keep}')
+    asides = []
     with self.lock():
       needed = {self.current(), *self.numbers()[-keep:]}
       needed.update(*self.pinned().values())
@@ -213,7 +282,9 @@ class GenerationStore:
         # Out of sight in one step: never seen half-deleted.
         aside = tempfile.mkdtemp(prefix='.tmp-removed-', dir=self.directory)
         os.rename(self.folder(number), os.path.join(aside, 'generation'))
-        shutil.rmtree(aside)
+        asides.append(aside)
+    for aside in asides:  # large files: edits need not wait for it
+      shutil.rmtree(aside, ignore_errors=True)
     return removed
 
   @contextlib.contextmanager
@@ -222,6 +293,16 @@ class GenerationStore:
     os.makedirs(self.directory, exist_ok=True)
     with manifests.file_lock(os.path.join(self.directory, _LOCK)):
       yield
+
+  @contextlib.contextmanager
+  def lock_if_possible(self) -> Iterator[bool]:
+    """The lock, or none in a folder that can only be read; says which."""
+    with contextlib.ExitStack() as stack:
+      locked = False
+      with contextlib.suppress(OSError):
+        stack.enter_context(self.lock())
+        locked = True
+      yield locked
 
   def point_at(self, number: int) -> None:
     """Rewrites CURRENT; the caller holds the lock."""
@@ -253,6 +334,12 @@ class GenerationStore:
           logger.warning('CURRENT was never written; serving %s',
                          generation_name(good[-1]))
           self.point_at(good[-1])
+
+  def _manifests(self) -> Iterator[Manifest]:
+    """Of all generations that have a readable one."""
+    for number in self.numbers():
+      with contextlib.suppress(ValueError, OSError):
+        yield Manifest.read(self.folder(number))
 
   def _whole(self, but: int | None = None) -> list[int]:
     """Generations whose files have the sizes of their manifests."""

@@ -49,6 +49,11 @@ class Manifest:
     metadata: The builder's own JSON: corpus, fingerprint, checkpoint...
     build_id: What the builder called this build; a repeat is recognised by it.
     make_current: Whether it was built to be served at once.
+    edits_applied: The last edit its vectors know of: vectors put by this edit
+      or an earlier one give way to those of the generation.
+    edits_forgotten: This edit and earlier ones do not hold in it at all.
+    next_id: One past the largest id of this and earlier generations; 0: not
+      recorded.
   """
   generation: int
   dim: int
@@ -61,6 +66,9 @@ class Manifest:
   metadata: dict[str, Any]
   build_id: str = ''
   make_current: bool = True
+  edits_applied: int = 0
+  edits_forgotten: int = 0
+  next_id: int = 0
   format_version: int = FORMAT_VERSION
 
   def to_json(self) -> str:

@@ -44,9 +44,14 @@ class RetrievalStub:
                 request_serializer=retrieval__service_dot_retrieval__pb2.BuildRequest.SerializeToString,
                 response_deserializer=retrieval__service_dot_retrieval__pb2.GenerationResponse.FromString,
                 _registered_method=True)
-        self.Add = channel.stream_unary(
-                '/retrieval_service.Retrieval/Add',
-                request_serializer=retrieval__service_dot_retrieval__pb2.BuildRequest.SerializeToString,
+        self.Edit = channel.stream_unary(
+                '/retrieval_service.Retrieval/Edit',
+                request_serializer=retrieval__service_dot_retrieval__pb2.EditRequest.SerializeToString,
+                response_deserializer=retrieval__service_dot_retrieval__pb2.EditResponse.FromString,
+                _registered_method=True)
+        self.Compact = channel.unary_unary(
+                '/retrieval_service.Retrieval/Compact',
+                request_serializer=retrieval__service_dot_retrieval__pb2.CompactRequest.SerializeToString,
                 response_deserializer=retrieval__service_dot_retrieval__pb2.GenerationResponse.FromString,
                 _registered_method=True)
         self.Status = channel.unary_unary(
@@ -83,8 +88,16 @@ class RetrievalServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Add(self, request_iterator, context):
-        """The current generation plus new vectors, as a new generation.
+    def Edit(self, request_iterator, context):
+        """Vectors put, replaced and deleted by id, all or none: one header, then
+        chunks. Answered once it is on the disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Compact(self, request, context):
+        """A new generation with the edits folded in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,9 +136,14 @@ def add_RetrievalServicer_to_server(servicer, server):
                     request_deserializer=retrieval__service_dot_retrieval__pb2.BuildRequest.FromString,
                     response_serializer=retrieval__service_dot_retrieval__pb2.GenerationResponse.SerializeToString,
             ),
-            'Add': grpc.stream_unary_rpc_method_handler(
-                    servicer.Add,
-                    request_deserializer=retrieval__service_dot_retrieval__pb2.BuildRequest.FromString,
+            'Edit': grpc.stream_unary_rpc_method_handler(
+                    servicer.Edit,
+                    request_deserializer=retrieval__service_dot_retrieval__pb2.EditRequest.FromString,
+                    response_serializer=retrieval__service_dot_retrieval__pb2.EditResponse.SerializeToString,
+            ),
+            'Compact': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compact,
+                    request_deserializer=retrieval__service_dot_retrieval__pb2.CompactRequest.FromString,
                     response_serializer=retrieval__service_dot_retrieval__pb2.GenerationResponse.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
@@ -209,7 +227,7 @@ class Retrieval:
             _registered_method=True)
 
     @staticmethod
-    def Add(request_iterator,
+    def Edit(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -222,8 +240,35 @@ class Retrieval:
         return grpc.experimental.stream_unary(
             request_iterator,
             target,
-            '/retrieval_service.Retrieval/Add',
-            retrieval__service_dot_retrieval__pb2.BuildRequest.SerializeToString,
+            '/retrieval_service.Retrieval/Edit',
+            retrieval__service_dot_retrieval__pb2.EditRequest.SerializeToString,
+            retrieval__service_dot_retrieval__pb2.EditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/retrieval_service.Retrieval/Compact',
+            retrieval__service_dot_retrieval__pb2.CompactRequest.SerializeToString,
             retrieval__service_dot_retrieval__pb2.GenerationResponse.FromString,
             options,
             channel_credentials,

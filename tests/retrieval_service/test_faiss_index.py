@@ -3,6 +3,7 @@ import logging
 import numpy as np
 import pytest
 
+from retrieval_service import faiss_building
 from retrieval_service import faiss_index
 from retrieval_service.generations import GenerationStore
 from retrieval_service.options import IndexOptions
@@ -86,7 +87,7 @@ def test_without_reranking_scores_are_the_index_s_own(tmp_path, vectors):
     'OPQ4_16,IVF16,PQ4np', 'IVF16,SQ8', 'IVF16,PQ8x4fs'])
 def test_few_visited_lists_still_give_k_passages(tmp_path, vectors, factory):
   data = vectors(800)
-  index = faiss_index.new_index(factory, 32)
+  index = faiss_building.new_index(factory, 32)
   index.train(data[:300])
   index.add(data)
   ivf = faiss_index.inverted_lists(index)
@@ -107,8 +108,39 @@ def test_what_a_graph_misses_is_found_by_exact_search(tmp_path, vectors):
   assert (np.sort(result.ids, axis=1) == np.arange(800)).all()
 
 
+@pytest.mark.parametrize('factory', [
+    'Flat', 'PQ8np', 'IVF16,Flat', 'IVF16,PQ8np', 'SQ8', 'PQ8x4fs'])
+def test_dropped_rows_never_shorten_an_answer(vectors, factory):
+  """All of the best are dead: FAISS has to be asked again and again."""
+  data, queries = vectors(2000), vectors(4, seed=1)
+  index = faiss_building.new_index(factory, 32)
+  index.train(data)
+  index.add(data)
+  if ivf := faiss_index.inverted_lists(index):
+    ivf.nprobe = 1
+  _, ranked = index.search(queries[:1], 2000)
+  for number_dead in (1, 50, 700, 1500, 1990):
+    dead = np.sort(ranked[0, :number_dead])
+    if number_dead > 1000:  # the visited list holds no more
+      dead = np.arange(number_dead)
+    num = min(100, 2000 - number_dead)
+    least = min(10, num)
+    scores, rows = faiss_index.find_live_candidates(
+        index, queries, num, least, dead)
+    assert rows.shape == scores.shape == (4, num)
+    assert (rows[:, :least] >= 0).all()
+    assert not np.isin(rows, dead).any()
+    for row in rows:
+      assert len(set(row[row >= 0])) == (row >= 0).sum()
+    if ivf is None:
+      assert (rows >= 0).all()
+    if factory == 'Flat':
+      _, expected = faiss_index.exact_search(data, queries, num, dead=dead)
+      np.testing.assert_array_equal(rows, expected)
+
+
 def test_plans():
-  plan = faiss_index.plan_index
+  plan = faiss_building.plan_index
   assert plan(IndexOptions('pq'), 768, 10**6).factory == 'PQ64np'
   assert plan(IndexOptions('pq', opq=True), 768, 10**6).factory == (
       'OPQ64_256,PQ64np')
@@ -117,12 +149,12 @@ def test_plans():
   assert million.train_size >= 39 * 4000
   assert plan(IndexOptions('ivf_flat'), 768, 1000).factory == 'IVF25,Flat'
   sampled = plan(IndexOptions('ivf_pq', train_size=3900), 768, 10**6)
-  assert sampled == faiss_index.IndexPlan('IVF100,PQ64np', 3900)
+  assert sampled == faiss_building.IndexPlan('IVF100,PQ64np', 3900)
 
 
 def test_tiny_corpus_falls_back_to_flat_and_says_so(vectors, caplog):
   with caplog.at_level(logging.WARNING):
-    index, plan = faiss_index.build_index(
+    index, plan = faiss_building.build_index(
         vectors(100), IndexOptions('pq', bytes_per_vector=8))
   assert plan.factory == 'Flat' and plan.fallback and index.ntotal == 100
   assert 'needs at least 256 training vectors and has 100' in caplog.text
@@ -136,12 +168,12 @@ def test_tiny_corpus_falls_back_to_flat_and_says_so(vectors, caplog):
 ])
 def test_indexes_that_cannot_be(vectors, options, message):
   with pytest.raises(ValueError, match=message):
-    faiss_index.build_index(vectors(100), options)
+    faiss_building.build_index(vectors(100), options)
 
 
 def test_code_size_must_divide_the_dimension(vectors):
   with pytest.raises(ValueError, match=r'=5 does not divide the dimension 32'):
-    faiss_index.build_index(vectors(300), IndexOptions('pq', bytes_per_vector=5))
+    faiss_building.build_index(vectors(300), IndexOptions('pq', bytes_per_vector=5))
 
 
 @pytest.mark.parametrize('fields,name', [

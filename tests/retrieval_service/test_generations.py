@@ -48,37 +48,6 @@ def test_row_numbers_need_no_id_file(tmp_path, vectors):
   assert not os.path.exists(os.path.join(store.folder(number), manifests.IDS))
 
 
-def test_a_base_is_extended(tmp_path, vectors):
-  store = GenerationStore(tmp_path)
-  data = vectors(300)
-  write(store, data[:200], metadata={'step': 1})
-  base = store.open_current()
-  with store.begin(IndexOptions(), 32, base=base) as writer:
-    writer.append(np.arange(1000, 1100), data[200:])
-    writer.commit()
-  extended = store.open_current()
-  assert extended.count == 300 and base.count == 200
-  assert extended.search(data[200:201], 1).ids.tolist() == [[1000]]
-  with pytest.raises(ValueError, match='passage id 1005 exists already'):
-    with store.begin(IndexOptions(), 32, base=extended) as writer:
-      writer.append(np.array([1005]), data[:1])
-      writer.commit()
-  assert store.numbers() == [1, 2]
-
-
-def test_a_grown_corpus_gets_the_index_it_was_too_small_for(tmp_path, vectors):
-  store = GenerationStore(tmp_path)
-  with store.begin(IndexOptions('pq', bytes_per_vector=8), 32) as writer:
-    writer.append(None, vectors(50))
-    writer.commit()
-  small = store.open_current()
-  assert small.manifest.fallback and small.manifest.factory == 'Flat'
-  with store.begin(IndexOptions(), 32, base=small) as writer:
-    writer.append(None, vectors(300, seed=1))
-    writer.commit()
-  assert store.open_current().manifest.factory == 'PQ8np'
-
-
 @pytest.mark.parametrize('ids,change,message', [
     ([1, 1, 2], None, 'passage id 1 occurs more than once'),
     ([1, -5, 2], None, 'must not be negative, found -5'),

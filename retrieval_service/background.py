@@ -1,0 +1,40 @@
+"""Long work beside searches that must not wait for it."""
+
+import os
+import sys
+import threading
+from typing import TypeVar
+from collections.abc import Callable
+
+Answer = TypeVar('Answer')
+_LOWEST = 19
+
+
+def run(work: Callable[[], Answer], name: str = 'background') -> Answer:
+  """Does the work in a fresh thread of lowest priority and waits for it.
+
+  On Linux a priority belongs to a thread, and threads inherit it from the one
+  that starts them: OpenMP's, which FAISS and its BLAS start at the first
+  parallel loop of a thread, end with it and are lowly too. It can only be
+  raised again by a privileged user, hence a fresh thread. Elsewhere the work
+  is done at the usual priority.
+
+  Raises:
+    BaseException: What the work raises.
+  """
+  answers, errors = [], []
+
+  def target() -> None:
+    try:
+      if sys.platform == 'linux':
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
+      answers.append(work())
+    except BaseException as error:  # pylint: disable=broad-except
+      errors.append(error)
+
+  thread = threading.Thread(target=target, name=name)
+  thread.start()
+  thread.join()
+  if errors:
+    raise errors.pop()
+  return answers[0]

@@ -1,0 +1,307 @@
+"""The log of live edits, INDEX/edits.log: what makes them durable.
+
+One line that names the format, then a record for each edit, in order.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import mmap
+import os
+import tempfile
+from typing import Any, BinaryIO
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from retrieval_service import manifest as manifests
+from retrieval_service.edits import Edit, Record, read_record, write_record
+
+logger = logging.getLogger(__name__)
+
+LOG = 'edits.log'
+_FORMAT = b'ralm-edits 1\n'
+# Below so many bytes a log is not worth rewriting.
+_REWRITE_BYTES = 4 << 20
+# So many last edits are recognised when a client repeats them.
+_RECENT = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class LastEdits:
+  """What last happened to each id ever edited.
+
+  Attributes:
+    ids: [n] int64.
+    sequences: [n] int64, the edit that did it.
+    dims: [n] int64, the size of the vector put; 0: it was deleted.
+  """
+  ids: np.ndarray
+  sequences: np.ndarray
+  dims: np.ndarray
+
+
+class EditLog:
+  """The log of one index folder, and what it comes to for each id.
+
+  Several processes may append, each with the folder's lock held, and having
+  caught up with the others before. Not to be shared among threads unguarded.
+
+  Attributes:
+    path: The file; made by the first edit.
+    next_id: One past the largest id in it.
+    metadata: For each key, the edit that set it last and its value.
+  """
+
+  def __init__(self, directory: str, *, floor: int = 0):
+    """Reads the log, as far as it is whole.
+
+    Args:
+      directory: The index folder.
+      floor: New edits get larger numbers than this, which generations know
+        of though the log may have been removed.
+
+    Raises:
+      ValueError: It is damaged; the message tells where and what to do.
+    """
+    self.path = os.path.join(directory, LOG)
+    self._floor = floor
+    self._file: BinaryIO | None = None
+    self._forget()
+    self.catch_up()
+
+  @property
+  def last(self) -> int:
+    """The last edit's sequence number; 0 where there never was one."""
+    return max(self._last, self._floor)
+
+  def _forget(self) -> None:
+    self._end = 0
+    self._count = 0
+    self._rewrite_at = _REWRITE_BYTES
+    self._last = 0
+    self.next_id = 0
+    self.metadata: dict[str, tuple[int, Any]] = {}
+    # id -> sequence, where its vector lies (0: deleted), dimension.
+    self._operations: dict[int, tuple[int, int, int]] = {}
+    self._needed_bytes = 0
+    self._recent: dict[str, Edit] = {}
+
+  def catch_up(self, *, repair: bool = False) -> list[Edit] | None:
+    """Reads what was appended since.
+
+    Args:
+      repair: Cuts off an incomplete last record; only with the lock held, or
+        it might be one that is being written.
+
+    Returns:
+      The new edits, or None where the whole log had to be read again.
+
+    Raises:
+      ValueError: It is damaged.
+    """
+    try:
+      status = os.stat(self.path)
+    except FileNotFoundError:
+      if self._file is None:
+        return []
+      raise ValueError(f'{self.path} was removed while in use: put it back, or '
+                       'start the process again to go on without') from None
+    anew = (self._file is None or status.st_size < self._end or
+            os.fstat(self._file.fileno()).st_ino != status.st_ino)
+    if anew:
+      self._open()
+    edits = []
+    size = os.fstat(self._file.fileno()).st_size
+    while (record := self._read(self._end, size)) is not None:
+      self._take(record)
+      if not anew:
+        edits.append(record.edit)
+    if repair and self._end < size:
+      logger.warning(
+          '%s ends in an edit that was never completed, and so never '
+          'acknowledged: its %d bytes are cut off', self.path, size - self._end)
+      os.truncate(self.path, self._end)
+    return None if anew else edits
+
+  def find(self, edit_id: str) -> Edit | None:
+    """A recent edit by the name its maker gave it; without its vectors."""
+    return self._recent.get(edit_id) if edit_id else None
+
+  def last_edits(self) -> LastEdits:
+    """What holds for each id; [n] in all three."""
+    count = len(self._operations)
+    ids = np.fromiter(self._operations, np.int64, count)
+    fields = np.array(list(self._operations.values()), np.int64).reshape(-1, 3)
+    return LastEdits(ids, fields[:, 0], fields[:, 2])
+
+  def vectors(self, ids: np.ndarray, dim: int) -> np.ndarray:
+    """The vectors last put under ids: [n, dim] float32, of float16 values."""
+    found = np.empty((len(ids), dim), np.float32)
+    if len(ids):
+      with mmap.mmap(self._file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        for row, passage in enumerate(ids.tolist()):
+          found[row] = np.frombuffer(
+              mapped, '<f2', dim, self._operations[passage][1])
+    return found
+
+  def append(self, edit: Edit) -> Edit:
+    """Writes an edit and waits for the disk; all of it is there or none.
+
+    The caller holds the folder's lock and has caught up.
+
+    Returns:
+      The edit with its sequence number.
+
+    Raises:
+      OSError: The disk is full; the log is as it was.
+    """
+    edit = dataclasses.replace(edit, sequence=self.last + 1)
+    try:
+      if self._file is None:
+        self._write_anew([])
+      with open(self.path, 'r+b', buffering=0) as file:
+        try:
+          file.seek(self._end)
+          _write(file, write_record(edit))
+          os.fsync(file.fileno())
+        except OSError:
+          with contextlib.suppress(OSError):
+            file.truncate(self._end)
+            os.fsync(file.fileno())
+          raise
+    except OSError as error:
+      reason = ('no space left' if error.errno in (errno.ENOSPC, errno.EDQUOT)
+                else error.strerror)
+      raise OSError(
+          error.errno, f'{reason} for an edit of {len(edit.embeddings)} vectors '
+          f'in {self.path}. Nothing of it holds, former edits do: free space '
+          'and edit again') from error
+    self._take(self._read(self._end, os.path.getsize(self.path)))
+    return edit
+
+  def tidy(self) -> bool:
+    """Rewrites the log where later edits made most of it void.
+
+    What every id last underwent stays, and the last edits whole; so the log
+    grows with the number of ids edited, not of edits. The caller holds the
+    folder's lock and has caught up.
+
+    Returns:
+      Whether it was worthwhile.
+    """
+    if self._end < self._rewrite_at or 2 * self._needed_bytes > self._end:
+      return False
+    try:
+      self._write_anew(self._still_needed())
+    except OSError as error:
+      logger.warning('%s cannot be made smaller: %s', self.path, error)
+      self._rewrite_at = 2 * self._end
+      return False
+    self.catch_up()
+    self._rewrite_at = max(_REWRITE_BYTES, 2 * self._end)
+    return True
+
+  def _still_needed(self) -> Iterator[Edit]:
+    """The log's edits, without what later ones made void."""
+    position = len(_FORMAT)
+    for number in range(self._count):
+      record = self._read(position, self._end)
+      position = record.end
+      edit = record.edit
+      if number < self._count - _RECENT:
+        holds = [np.array([self._operations[i][0] == edit.sequence
+                           for i in ids.tolist()], bool)
+                 for ids in (edit.ids, edit.delete_ids)]
+        edit = dataclasses.replace(
+            edit, ids=edit.ids[holds[0]], embeddings=edit.embeddings[holds[0]],
+            delete_ids=edit.delete_ids[holds[1]],
+            metadata={key: value for key, value in edit.metadata.items()
+                      if self.metadata[key][0] == edit.sequence})
+        if not (len(edit.ids) or len(edit.delete_ids) or edit.metadata):
+          continue
+      yield edit
+
+  def _write_anew(self, edits: Iterable[Edit]) -> None:
+    """Replaces the file in one step."""
+    folder = os.path.dirname(self.path)
+    descriptor, aside = tempfile.mkstemp(prefix=f'.tmp-{LOG}-', dir=folder)
+    try:
+      with os.fdopen(descriptor, 'wb') as file:
+        file.write(_FORMAT)
+        for edit in edits:
+          file.write(write_record(edit))
+        manifests.flush_to_disk(file)
+      os.chmod(aside, 0o644)  # mkstemp's 0600 would hide it from other users
+      os.replace(aside, self.path)
+    except BaseException:
+      with contextlib.suppress(FileNotFoundError):
+        os.remove(aside)
+      raise
+    manifests.flush_folder(folder)
+    if self._file is None:
+      self._open()
+
+  def _open(self) -> None:
+    if self._file is not None:
+      self._file.close()
+    self._file = open(self.path, 'rb')
+    self._forget()
+    found = self._file.read(len(_FORMAT))
+    if found != _FORMAT:
+      raise ValueError(f'{self.path} is no log of edits this program reads: it '
+                       f'begins with {found!r}, expected {_FORMAT!r}')
+    self._end = len(_FORMAT)
+
+  def _read(self, position: int, size: int) -> Record | None:
+    """As `read_record`, with an error that tells what to do."""
+    try:
+      record = read_record(self._file, position, size)
+      if record and position >= self._end and (
+          record.edit.sequence <= self._last):
+        raise ValueError(f'edit {record.edit.sequence} comes after edit '
+                         f'{self._last}')
+    except ValueError as error:
+      raise ValueError(
+          f'{self.path} is damaged at byte {position}: {error}. Restore the '
+          'file from a copy; to go on without that edit and all later ones: '
+          f'truncate -s {position} {self.path}') from error
+    return record
+
+  def _take(self, record: Record) -> None:
+    edit = record.edit
+    self._end = record.end
+    self._count += 1
+    self._last = edit.sequence
+    for key, value in edit.metadata.items():
+      self.metadata[key] = (edit.sequence, value)
+    dim = edit.dim
+    for passage in edit.delete_ids.tolist():
+      self._set(passage, (edit.sequence, 0, 0))
+    for row, passage in enumerate(edit.ids.tolist()):
+      self._set(passage, (
+          edit.sequence, record.vectors_at + 2 * dim * row, dim))
+    for ids in (edit.ids, edit.delete_ids):
+      if len(ids):
+        self.next_id = max(self.next_id, int(ids.max()) + 1)
+    if edit.edit_id:
+      self._recent[edit.edit_id] = dataclasses.replace(
+          edit, embeddings=edit.embeddings[:0].copy(), ids=edit.ids.copy(),
+          delete_ids=edit.delete_ids[:0].copy())
+      if len(self._recent) > _RECENT:
+        del self._recent[next(iter(self._recent))]
+
+  def _set(self, passage: int, operation: tuple[int, int, int]) -> None:
+    former = self._operations.get(passage)
+    if former is not None:
+      self._needed_bytes -= 8 + 2 * former[2]
+    self._needed_bytes += 8 + 2 * operation[2]
+    self._operations[passage] = operation
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+  """Writes all of it; an unbuffered file may take a part at a time."""
+  rest = memoryview(data)
+  while len(rest):
+    rest = rest[file.write(rest):]

@@ -1,0 +1,141 @@
+"""New generations of an index that is in use."""
+
+import contextlib
+import logging
+import threading
+from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from retrieval_service.live import LiveView
+from retrieval_service.live_index import LiveIndex
+from retrieval_service.options import IndexOptions
+
+logger = logging.getLogger(__name__)
+
+Chunks = Iterable[tuple[np.ndarray | None, np.ndarray]]
+
+
+class IndexBuilder:
+  """Builds one generation at a time, while searches and edits go on.
+
+  May be shared among threads. Where searches must not be slowed either, call
+  it through `background.run`.
+  """
+
+  def __init__(self, index: LiveIndex, *, keep_generations: int = 2):
+    """Changes nothing.
+
+    Args:
+      index: What turns to each new generation.
+      keep_generations: Older ones than the newest so many are then removed,
+        unless pinned.
+    """
+    self._index = index
+    self._store = index.store
+    self._keep_generations = keep_generations
+    self._lock = threading.Lock()
+
+  @property
+  def building(self) -> bool:
+    """Whether a new generation is in the making."""
+    return self._lock.locked()
+
+  def build(
+      self,
+      chunks: Chunks,
+      dim: int,
+      options: IndexOptions,
+      metadata: dict[str, Any] | None = None,
+      *,
+      build_id: str = '',
+      edits_applied: int | None = None,
+      forget_edits: bool = False,
+      check: Callable[[], None] = lambda: None,
+  ) -> LiveView:
+    """Builds a generation of vectors and turns to it.
+
+    Args:
+      chunks: Ids ([rows] int64, or None for row numbers) and embeddings.
+      dim: Embedding size.
+      options: The index to build.
+      metadata: JSON that stays with the generation.
+      build_id: A whole generation of this id is turned to, not built again.
+      edits_applied: The last edit the vectors know of; None: all by now.
+      forget_edits: Those edits do not hold in it: for another corpus.
+      check: Called now and then; raises to abandon the build.
+
+    Raises:
+      ValueError: Vectors or options that cannot be.
+      OSError: The disk is full.
+    """
+    if edits_applied is None:
+      edits_applied = self._index.edits
+    with self._turn(check):
+      found = self._store.find_build(build_id)
+      if found is not None:  # the answer was lost, not the work
+        return self._turn_to(found)
+      return self._write(
+          chunks, check, dim=dim, options=options, metadata=metadata,
+          build_id=build_id, edits_applied=edits_applied,
+          edits_forgotten=edits_applied if forget_edits else None)
+
+  def compact(
+      self, *, build_id: str = '', check: Callable[[], None] = lambda: None,
+  ) -> LiveView:
+    """Builds a generation of what the current one and its edits come to.
+
+    The options stay, codebooks and lists are trained anew. Edits made
+    meanwhile hold in it as well.
+
+    Args:
+      build_id: As for `build`.
+      check: Likewise.
+
+    Raises:
+      EmptyIndexError: There is nothing yet.
+      ValueError: All passages are deleted.
+      OSError: The disk is full.
+    """
+    with self._turn(check):
+      found = self._store.find_build(build_id)
+      if found is not None:
+        return self._turn_to(found)
+      view = self._index.view()
+      manifest = view.generation.manifest
+      return self._write(
+          view.chunks(), check, dim=view.dim, options=manifest.options,
+          metadata=view.metadata, build_id=build_id, edits_applied=view.edits,
+          edits_forgotten=manifest.edits_forgotten)
+
+  def _write(
+      self, chunks: Chunks, check: Callable[[], None], **settings,
+  ) -> LiveView:
+    with self._store.begin(check=check, **settings) as writer:
+      for ids, embeddings in chunks:
+        check()
+        writer.append(ids, embeddings)
+      check()
+      logger.info('building an index of %d vectors', writer.count)
+      number = writer.commit()
+    # Its bytes have just been written by us: no need to read them again.
+    view = self._index.reload(verify_checksums=False)
+    removed = self._store.prune(self._keep_generations)
+    if removed:
+      logger.info('removed generations %s', removed)
+    logger.info('generation %d is complete', number)
+    return view
+
+  def _turn_to(self, number: int) -> LiveView:
+    self._store.make_current(number)
+    return self._index.reload()
+
+  @contextlib.contextmanager
+  def _turn(self, check: Callable[[], None]) -> Iterator[None]:
+    while not self._lock.acquire(timeout=0.5):
+      check()
+    try:
+      yield
+    finally:
+      self._lock.release()

@@ -1,0 +1,258 @@
+"""An index folder in use: searched, edited and swapped at the same time.
+
+Free of gRPC: the retrieval process serves one, and whoever keeps the vectors
+on other devices can hold one too.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import logging
+import threading
+
+import numpy as np
+
+from retrieval_service.edits import Edit, prepare_edit
+from retrieval_service.generations import GenerationStore
+from retrieval_service.live import LiveGeneration, LiveView
+
+logger = logging.getLogger(__name__)
+
+# Scanning so many takes a search longer than most indexes do.
+_MANY = 16384
+
+
+class EmptyIndexError(RuntimeError):
+  """Nothing has been built yet."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Edited:
+  """An edit that will last.
+
+  Attributes:
+    view: The current generation, which it is part of.
+    sequence: Its number.
+    ids: [rows] int64 of the vectors put.
+  """
+  view: LiveView
+  sequence: int
+  ids: np.ndarray
+
+
+class LiveIndex:
+  """The current generation and some older ones, each with its edits.
+
+  May be shared among threads. Searches take a view, which never changes, and
+  wait for nobody; edits wait for each other. Another process's edits are seen
+  after `reload` or the next edit of one's own, its generations after `reload`.
+
+      index = LiveIndex(GenerationStore(directory))
+      result = index.view().search(queries, k)
+  """
+
+  def __init__(
+      self,
+      store: GenerationStore,
+      *,
+      verify_checksums: bool = True,
+      max_older_open: int = 2,
+      **open_options,
+  ):
+    """Opens the current generation, if there is one.
+
+    Args:
+      store: The index folder.
+      verify_checksums: Reads a generation whole before it is first searched.
+      max_older_open: Older generations kept open for searches by number.
+      **open_options: `nprobe`, `rerank`, `threads`: see `Generation`.
+
+    Raises:
+      ValueError: The generation or the log of edits is damaged.
+    """
+    self.store = store
+    self._verify_checksums = verify_checksums
+    self._max_older_open = max_older_open
+    self._open_options = open_options
+    self._swap_lock = threading.Lock()
+    # Held while the log or any view moves on. The next one is taken within it.
+    self._edit_lock = threading.Lock()
+    self._older_lock = threading.Lock()
+    self._older: collections.OrderedDict[int, LiveGeneration] = (
+        collections.OrderedDict())
+    self._opening: dict[int, concurrent.futures.Future] = {}
+    # Read once a search; replaced whole.
+    self._current: LiveGeneration | None = None
+    self._next_id = 0
+    with store.lock_if_possible():
+      self._log = store.edit_log()
+    self.reload()
+
+  @property
+  def current(self) -> LiveView | None:
+    """What is served now; None: the index is empty."""
+    current = self._current
+    return current.view if current else None
+
+  @property
+  def edits(self) -> int:
+    """The sequence number of the last edit that searches see."""
+    current = self._current
+    return current.view.edits if current else self._log.last
+
+  @property
+  def next_id(self) -> int:
+    """One past the largest id there ever was."""
+    return max(self._log.next_id, self._next_id)
+
+  def view(self, number: int = 0) -> LiveView:
+    """What to search: the current generation, or an older one by its number.
+
+    Raises:
+      EmptyIndexError: There is none yet.
+      LookupError: That generation is no longer on disk.
+      ValueError: It is damaged.
+    """
+    current = self._current
+    if number == 0:
+      if current is None:
+        raise EmptyIndexError(f'the index in {self.store.directory} is empty: '
+                              'build it first, or reload once it is written')
+      return current.view
+    if current is not None and current.generation.number == number:
+      return current.view
+    with self._older_lock:
+      older = self._older.get(number)
+      if older is not None:
+        self._older.move_to_end(number)
+        return older.view
+      future = self._opening.get(number)
+      first = future is None
+      if first:
+        future = self._opening[number] = concurrent.futures.Future()
+    if first:
+      self._open_older(number, future)
+    return future.result().view
+
+  def _open_older(
+      self, number: int, future: concurrent.futures.Future,
+  ) -> None:
+    """Opens a generation for all who asked for it, and nobody else waits."""
+    try:
+      generation = self.store.open(
+          number, verify_checksums=self._verify_checksums,
+          **self._open_options)
+      with self._edit_lock:  # no edit comes between the log's end and its place
+        older = LiveGeneration(generation, self._log)
+        with self._older_lock:
+          self._remember(older)
+          del self._opening[number]
+    except BaseException as error:
+      with self._older_lock:
+        self._opening.pop(number, None)
+      future.set_exception(error)
+    else:
+      future.set_result(older)
+
+  def _remember(self, older: LiveGeneration) -> None:
+    """Keeps an older generation open; the caller holds its lock."""
+    self._older[older.generation.number] = older
+    self._older.move_to_end(older.generation.number)
+    while len(self._older) > self._max_older_open:
+      self._older.popitem(last=False)
+
+  def reload(self, *, verify_checksums: bool | None = None) -> LiveView | None:
+    """Turns to what the folder holds now; on an error the former stays.
+
+    Raises:
+      ValueError: It is damaged.
+    """
+    if verify_checksums is None:
+      verify_checksums = self._verify_checksums
+    with self._swap_lock:
+      with self._edit_lock, self.store.lock_if_possible() as locked:
+        self._follow(repair=locked)
+      number = self.store.current()
+      former = self._current
+      if number is None or (
+          former is not None and former.generation.number == number):
+        return self.current
+      generation = self.store.open(
+          number, verify_checksums=verify_checksums, **self._open_options)
+      next_id = max(generation.next_id, self.store.next_id())
+      with self._edit_lock:
+        current = LiveGeneration(generation, self._log)
+        self._next_id = max(self._next_id, next_id)
+        with self._older_lock:
+          if former is not None:  # for those who still name it
+            self._remember(former)
+        self._current = current
+        with self._older_lock:
+          self._older.pop(number, None)
+      logger.info('serving generation %d, %d vectors', number,
+                  current.view.count)
+      return current.view
+
+  def edit(self, edit: Edit, *, only_new_ids: bool = False) -> Edited:
+    """Puts and deletes vectors; every search that starts later sees it.
+
+    Args:
+      edit: What to do; one whose `edit_id` was done already is answered only.
+      only_new_ids: Whether putting what exists is an error.
+
+    Raises:
+      EmptyIndexError: Nothing has been built yet.
+      ValueError: Vectors or ids that cannot be.
+      LookupError: An id to delete does not exist.
+      OSError: The disk is full.
+      In each case nothing has changed.
+    """
+    with self._edit_lock, self.store.lock():
+      self._follow(repair=True)
+      done = self._log.find(edit.edit_id)
+      if done is None:
+        former = self._log.last
+        done = self._log.append(self._checked(edit, only_new_ids))
+        self._advance(former, [done])
+        if self._log.tidy():
+          logger.info('the log of edits was rewritten without void ones')
+      view = self.view()
+    above = len(view.overlay.ids)
+    if above >= _MANY > above - len(done.ids):
+      logger.warning('%d vectors lie on top of generation %d, and every search '
+                     'scans them: compact the index', above, view.number)
+    return Edited(view, done.sequence, done.ids)
+
+  def _checked(self, edit: Edit, only_new_ids: bool) -> Edit:
+    """The edit in its final form; the caller holds both locks."""
+    view = self.view()
+    edit = prepare_edit(edit, view.dim, self.next_id)
+    if only_new_ids:
+      known = np.setdiff1d(edit.ids, self._current.missing(edit.ids))
+      if len(known):
+        raise ValueError(f'passage id {known[0]} exists already ({len(known)} '
+                         'such in all): give new passages new ids')
+    unknown = self._current.missing(edit.delete_ids)
+    if len(unknown):
+      raise LookupError(f'the index has no passage of id {unknown[0]} '
+                        f'({len(unknown)} such in all): nothing was deleted')
+    return dataclasses.replace(edit, generation=view.number)
+
+  def _follow(self, *, repair: bool) -> None:
+    """Takes in other processes' edits; the caller holds the edit lock."""
+    former = self._log.last
+    self._advance(former, self._log.catch_up(repair=repair))
+
+  def _advance(self, former: int, edits: list[Edit] | None) -> None:
+    """Moves all views on from one edit by those that follow."""
+    for live in self._open_generations():
+      if edits is None or live.view.edits != former:
+        live.rebuild()  # or an earlier edit failed half-way, out of memory
+      else:
+        for edit in edits:
+          live.apply(edit)
+
+  def _open_generations(self) -> list[LiveGeneration]:
+    with self._older_lock:
+      older = list(self._older.values())
+    return older if self._current is None else [self._current, *older]

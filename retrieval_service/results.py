@@ -1,0 +1,72 @@
+"""What the retrieval process answers."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from retrieval_service.options import IndexOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+  """The best passages of each query, best first.
+
+  Attributes:
+    ids: [batch, k] int64.
+    scores: [batch, k] float32 inner products.
+    generation: Which generation of the index answered.
+    embeddings: [batch, k, dim] float16, or None where not asked for.
+    edits: The sequence number of the last edit that the answer has seen.
+  """
+  ids: np.ndarray
+  scores: np.ndarray
+  generation: int
+  embeddings: np.ndarray | None = None
+  edits: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EditResult:
+  """An edit that is on the disk and in every search from now on.
+
+  Attributes:
+    generation: The one served, of which it is a part.
+    edits: Its sequence number.
+    count: Passages there are now.
+    ids: [rows] int64 of the vectors put.
+  """
+  generation: int
+  edits: int
+  count: int
+  ids: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerStatus:
+  """What the process serves.
+
+  Attributes:
+    generation: Its number; 0 when the index is empty.
+    count: Passages in it, with all edits.
+    dim: Their embedding size.
+    options: The index options asked for; None when empty.
+    factory: The FAISS factory string in use.
+    metadata: What the builder said of it.
+    generations: All generations on disk.
+    building: Whether a new one is in the making.
+    index_directory: The folder, on the server's machine.
+    edits: The last edit's sequence number; 0 where there never was one.
+    next_id: One past the largest passage id there ever was.
+  """
+  generation: int
+  count: int
+  dim: int
+  options: IndexOptions | None
+  factory: str
+  metadata: dict[str, Any]
+  generations: tuple[int, ...]
+  building: bool
+  index_directory: str
+  edits: int = 0
+  next_id: int = 0
