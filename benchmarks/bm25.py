@@ -24,6 +24,7 @@ import time
 import numpy as np
 import tqdm
 
+from ralm_jax.data import input_files
 from ralm_jax.data import questions as questions_lib
 from ralm_jax.evaluation import retrieval_metrics
 
@@ -39,7 +40,7 @@ def tokens(text: str) -> list[str]:
 def read_passages(patterns: list[str]) -> tuple[list[str], list[str], list[str]]:
   """Reads the ids, titles and texts of passage jsonl files."""
   ids, titles, texts = [], [], []
-  for path in questions_lib.expand_paths(patterns):
+  for path in input_files.expand_inputs(patterns):
     for line, row in questions_lib.read_json_lines(path):
       for field in ('id', 'text'):
         if not isinstance(row.get(field), str):

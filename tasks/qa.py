@@ -1,8 +1,9 @@
 """Open-domain question answering on the user's own jsonl files."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import functools
+import json
 import os
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from ralm_jax.data import features
 from ralm_jax.data import questions as questions_lib
 from ralm_jax.data import text_config
 from ralm_jax.data import tokenization
@@ -102,7 +104,11 @@ def jsonl_task(
 def output_features(
     tokenizer: tokenization.QueryTokenizer,
 ) -> Mapping[str, seqio.Feature]:
-  """The features of every retrieval-augmented task; already tokenised."""
+  """The features of every retrieval-augmented task; already tokenised.
+
+  What an example says of passages (`features.PASSAGE_FEATURES`) is optional,
+  but the tasks of a mixture have all or none of it.
+  """
 
   def feature(vocabulary: vocabularies.Vocabulary) -> seqio.Feature:
     return seqio.Feature(
@@ -116,6 +122,13 @@ def output_features(
       'query': feature(tokenizer.retriever_vocabulary),
       'reader_query': feature(tokenizer.reader_vocabulary),
       'targets': feature(tokenizer.reader_vocabulary),
+      **{
+          name: seqio.Feature(
+              seqio.PassThroughVocabulary(1), add_eos=False, required=False,
+              dtype=value.dtype, rank=0,
+          )
+          for name, value in features.PASSAGE_FEATURES.items()
+      },
   }
 
 
@@ -143,7 +156,15 @@ def _dataset(
           [[row.target] if row.target else list(row.answers) for row in rows],
           dtype=tf.string,
       ),
+      'exclude_ids': _json_lists(row.exclude_passage_ids for row in rows),
+      'gold_ids': _json_lists(row.gold_passage_ids for row in rows),
+      'max_date': tf.constant([row.max_date for row in rows], tf.int32),
   })
+
+
+def _json_lists(lists: Iterable[tuple[str, ...]]) -> tf.Tensor:
+  """[N] strings; '' for an empty list."""
+  return tf.constant([json.dumps(ids) if ids else '' for ids in lists])
 
 
 @seqio.map_over_dataset(num_seeds=1)
@@ -164,8 +185,8 @@ def tokenize(
 ) -> tf.data.Dataset:
   """`question` and `answer` to `query`, `reader_query` and `targets`.
 
-  A stateless numpy_function, not py_function: the latter cannot be saved with
-  the iterator's position.
+  What an example says of passages stays as it is. A stateless numpy_function,
+  not py_function: the latter cannot be saved with the iterator's position.
   """
 
   def encode(question: bytes, answer: bytes) -> tuple[np.ndarray, ...]:
@@ -186,7 +207,10 @@ def tokenize(
     )
     names = ('query', 'reader_query', 'targets')
     return {
-        name: tf.ensure_shape(ids, (None,)) for name, ids in zip(names, encoded)
+        **{name: tf.ensure_shape(ids, (None,))
+           for name, ids in zip(names, encoded)},
+        **{name: example[name] for name in features.PASSAGE_FEATURES
+           if name in example},
     }
 
   return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)

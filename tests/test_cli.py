@@ -69,7 +69,7 @@ def test_corpus_embed_eval_ask_add(trained, tmp_path, capsys):
   # A passage that is added is found at once, by its own words.
   _run('add', '--checkpoint', trained.run, '--index', index, '--id', 'new',
        '--title', 'Zembla', '--text', 'Zembla is a lake.')
-  assert 'generation 2' in capsys.readouterr().out
+  assert '1 added; 41 passages in generation 1' in capsys.readouterr().out
   _run('ask', 'Zembla is a lake.', '--checkpoint', trained.run,
        '--index', index, '--n_passages', 41)
   assert '[new]' in capsys.readouterr().out
@@ -77,6 +77,19 @@ def test_corpus_embed_eval_ask_add(trained, tmp_path, capsys):
       'add', '--checkpoint', str(trained.run), '--index', str(index), '--id',
       'new', '--text', 'again'])
   assert error == 1 and "'new'" in capsys.readouterr().err
+  # Given another text, then taken out: the same index, edited as it is.
+  _run('replace', '--checkpoint', trained.run, '--index', index, '--id', 'new',
+       '--title', 'Zembla', '--text', 'Zembla is a mountain.')
+  capsys.readouterr()
+  _run('ask', 'Zembla is a lake.', '--checkpoint', trained.run,
+       '--index', index, '--n_passages', 41)
+  shown = capsys.readouterr().out
+  assert 'Zembla is a mountain' in shown and 'Zembla is a lake' not in shown
+  _run('delete', '--index', index, '--id', 'new')
+  capsys.readouterr()
+  _run('ask', 'Zembla is a lake.', '--checkpoint', trained.run,
+       '--index', index, '--n_passages', 40)
+  assert '[new]' not in capsys.readouterr().out
 
 
 def test_served_index_gives_the_same(trained, tmp_path):

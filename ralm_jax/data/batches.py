@@ -40,6 +40,8 @@ class QueryBatch:
       the one it was made of), filled with -1; None if there are none.
     gold_rows: [batch, n] int64, passages known to answer, filled with -1;
       None where the data name none.
+    max_dates: [batch] int32, the latest day, counted from 1970-01-01, that a
+      passage may be of; `dates.NO_DATE_BOUND` for any. None for none at all.
   """
 
   query_tokens: np.ndarray
@@ -48,6 +50,7 @@ class QueryBatch:
   example_index: np.ndarray
   exclude_rows: np.ndarray | None = None
   gold_rows: np.ndarray | None = None
+  max_dates: np.ndarray | None = None
 
   def __post_init__(self):
     sizes = {field.name: len(value) for field in dataclasses.fields(self)

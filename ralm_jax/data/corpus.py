@@ -16,10 +16,12 @@ import numpy as np
 
 from ralm_jax.data import atomic_files
 from ralm_jax.data import corpus_building
-from ralm_jax.data import identifiers
+from ralm_jax.data import dates as dates_lib
+from ralm_jax.data import input_files
 from ralm_jax.data import manifest as manifest_lib
 from ralm_jax.data import passages as passages_lib
 from ralm_jax.data import ragged
+from ralm_jax.data import shard_set
 from ralm_jax.data import shards as shards_lib
 from ralm_jax.data import vocabularies
 
@@ -34,9 +36,10 @@ class StoredPassage(passages_lib.Passage):
 
   Attributes:
     row: in the store; -1 with empty texts where there is no passage.
+    date: 'YYYY-MM-DD', the last day of what was written.
   """
 
-  row: int
+  row: int = dataclasses.field(kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +61,11 @@ class PassageStore:
   def __init__(self, directory: pathlib.Path, manifest: manifest_lib.Manifest):
     """Use `open`."""
     self.directory = directory
-    self._shards: dict[str, shards_lib.Shard] = {}
-    self._set_manifest(manifest)
+    self._manifest = manifest
+    self._history = manifest.history
+    self._has_dates = False
+    self._shards = shard_set.ShardSet(
+        directory, manifest.shards, cut=manifest.settings.max_words is not None)
 
   @classmethod
   def open(cls, directory: Path) -> 'PassageStore':
@@ -81,7 +87,8 @@ class PassageStore:
       raise ValueError(
           f'{self.directory}: the corpus was replaced by another one; open it anew')
     manifest.check_sizes(self.directory)
-    self._set_manifest(manifest)
+    self._manifest, self._history = manifest, manifest.history
+    self._shards = self._shards.grown(manifest.shards)
 
   def verify(self) -> None:
     """Compares every shard with its checksum; ValueError names a bad one."""
@@ -91,15 +98,8 @@ class PassageStore:
             f'{self.directory / entry.file}: damaged: its checksum is not '
             f'{entry.sha256}; build the corpus again or restore the file')
 
-  def _set_manifest(self, manifest: manifest_lib.Manifest) -> None:
-    self._manifest = manifest
-    self._history = manifest.history
-    # first_rows[i] is the row that shard i starts with.
-    self._first_rows = ragged.offsets_of(
-        np.array([entry.rows for entry in manifest.shards], np.int64))
-
   def __len__(self) -> int:
-    return int(self._first_rows[-1])
+    return len(self._shards)
 
   @property
   def fingerprint(self) -> str:
@@ -135,20 +135,14 @@ class PassageStore:
 
   def passages(self, rows: Sequence[int] | np.ndarray) -> list[StoredPassage]:
     """The texts of rows [N] int, in their order."""
-    rows = self._checked_rows(rows)
-    shards = self._shard_indices(rows)
-    result = []
-    for row, index in zip(rows.tolist(), shards.tolist()):
-      if row < 0:
-        texts = dict.fromkeys(shards_lib.TEXT_COLUMNS, '')
-      else:
-        texts = self._shard(index).texts(row - int(self._first_rows[index]))
-      result.append(StoredPassage(row=row, **texts))
-    return result
+    rows = self._shards.checked(rows)
+    nothing = dict.fromkeys(shards_lib.TEXT_COLUMNS, '')
+    return [StoredPassage(**(fields or nothing), row=row) for row, fields
+            in zip(rows.tolist(), self._shards.fields(rows))]
 
   def rows_of(self, ids: Sequence[str],
               unknown: int | None = None) -> np.ndarray:
-    """Rows of the users' own ids.
+    """Rows of the users' own ids; of a replaced passage the newest.
 
     Args:
       ids: N passage ids.
@@ -161,13 +155,7 @@ class PassageStore:
       KeyError: an id is unknown.
     """
     ids = list(ids)
-    hashes = identifiers.hash_ids(ids)
-    rows = np.full(len(ids), -1, np.int64)
-    for index, first_row in enumerate(self._first_rows[:-1]):
-      shard = self._shard(index)
-      for position, row in zip(*shard.find(hashes)):
-        if shard.id_of(int(row)) == ids[position]:
-          rows[position] = first_row + row
+    rows = self._shards.newest_rows(ids)
     absent = np.flatnonzero(rows < 0)
     if len(absent) and unknown is None:
       raise KeyError(
@@ -175,6 +163,65 @@ class PassageStore:
           + (f' (nor {len(absent) - 1} others)' if len(absent) > 1 else ''))
     rows[absent] = -1 if unknown is None else unknown
     return rows
+
+  def find(self, ids: Sequence[str]) -> shard_set.FoundRows:
+    """Every row of the users' own ids: all parts, and all they were before.
+
+    Args:
+      ids: passage ids, each once; what is unknown has no rows.
+    """
+    return self._shards.find(list(ids))
+
+  def superseded(self) -> np.ndarray:
+    """Rows of passages as they were before they were replaced, ascending.
+
+    A live edit deletes them from its index; an index built anew must leave
+    them out.
+    """
+    return self._shards.superseded()
+
+  def sources(self, rows: np.ndarray) -> np.ndarray:
+    """Which passage of the user's rows belong to, parts and versions alike.
+
+    Args:
+      rows: int, of any shape.
+
+    Returns:
+      int64 keys of that shape: equal where the id before cutting is. 0 where
+      a row is -1.
+    """
+    return self._shards.keys(rows, 'source_key')
+
+  def documents(self, rows: np.ndarray) -> np.ndarray:
+    """Which source document rows belong to, see `Passage.source_document`.
+
+    Args:
+      rows: int, of any shape.
+
+    Returns:
+      int64 keys of that shape; 0 where a row is -1.
+    """
+    return self._shards.keys(rows, 'document_key')
+
+  def dates(self, rows: np.ndarray) -> np.ndarray:
+    """Dates of passages, as days since 1970-01-01.
+
+    Args:
+      rows: int, of any shape.
+
+    Returns:
+      int32 of that shape, the last day that a date allows; `dates.NO_DATE`
+      where there is none.
+    """
+    return self._shards.keys(rows, 'date')
+
+  def has_dates(self) -> bool:
+    """Whether any passage is dated."""
+    if not self._has_dates:  # Passages may have been added since.
+      self._has_dates = any(
+          (self._shards.shard(index).key_column('date') != dates_lib.NO_DATE).any()
+          for index in range(len(self._shards.entries)))
+    return self._has_dates
 
   def tokens(self, rows: Sequence[int] | np.ndarray, column: str, *,
              max_length: int | None = None) -> ragged.RaggedTokens:
@@ -197,36 +244,7 @@ class PassageStore:
       raise ValueError(
           f'no token column {column!r}; there are: '
           f'{", ".join(shards_lib.TOKEN_COLUMNS)}')
-    rows = self._checked_rows(rows)
-    shards = self._shard_indices(rows)
-    # Shard after shard, then back into the order asked for.
-    order = np.argsort(shards, kind='stable')
-    indices, counts = np.unique(shards, return_counts=True)
-    pieces, lengths = [], np.zeros(len(rows), np.int64)
-    start = 0
-    for index, count in zip(indices.tolist(), counts.tolist()):
-      if index >= 0:
-        values, offsets = self._shard(index).token_column(column)
-        local = rows[order[start:start + count]] - self._first_rows[index]
-        starts = offsets[local].astype(np.int64)
-        kept = offsets[local + 1] - starts
-        if max_length is not None:
-          kept = np.minimum(kept, max_length)
-        lengths[start:start + count] = kept
-        pieces.append(ragged.gather(values, starts, kept).values)
-      start += count
-    if not pieces:
-      return ragged.RaggedTokens.empty(len(rows))
-    if len(pieces) == 1:
-      # Nothing but missing rows and one shard: already in order.
-      in_order = np.empty_like(lengths)
-      in_order[order] = lengths
-      return ragged.RaggedTokens(pieces[0], ragged.offsets_of(in_order))
-    sorted_tokens = ragged.RaggedTokens(
-        np.concatenate(pieces), ragged.offsets_of(lengths))
-    inverse = np.empty_like(order)
-    inverse[order] = np.arange(len(order))
-    return sorted_tokens.take(inverse)
+    return self._shards.tokens(self._shards.checked(rows), column, max_length)
 
   def iterate(self, columns: Sequence[str], chunk_size: int, *, start: int = 0,
               stop: int | None = None) -> Iterator[PassageChunk]:
@@ -242,27 +260,6 @@ class PassageStore:
     for first in range(start, stop, chunk_size):
       rows = np.arange(first, min(first + chunk_size, stop))
       yield PassageChunk(rows, {name: self.tokens(rows, name) for name in columns})
-
-  def _shard(self, index: int) -> shards_lib.Shard:
-    name = self._manifest.shards[index].file
-    if name not in self._shards:
-      self._shards[name] = shards_lib.Shard(self.directory / name)
-    return self._shards[name]
-
-  def _checked_rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows)
-    if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
-      raise ValueError(f'expected integer rows [N], found {rows.dtype} {rows.shape}')
-    rows = rows.astype(np.int64, copy=False)
-    if rows.size and (rows.min() < -1 or rows.max() >= len(self)):
-      wrong = rows[(rows < -1) | (rows >= len(self))][0]
-      raise IndexError(
-          f'{self.directory}: no row {wrong}; the store has {len(self):,} passages')
-    return rows
-
-  def _shard_indices(self, rows: np.ndarray) -> np.ndarray:
-    """The shard of each row; -1 where there is no passage."""
-    return np.searchsorted(self._first_rows, rows, 'right') - 1
 
 
 def build_corpus(
@@ -306,7 +303,7 @@ def build_corpus(
     n_workers = os.cpu_count() or 1
   if n_workers < 1:
     raise ValueError(f'n_workers must be at least 1, found {n_workers}')
-  paths = passages_lib.expand_inputs(inputs)
+  paths = input_files.expand_inputs(inputs)
   by_role = {
       role: (v if isinstance(v, vocabularies.Vocabulary)
              else vocabularies.load_vocabulary(v))
@@ -324,6 +321,8 @@ def build_corpus(
     before = None
     if (directory / manifest_lib.FILE_NAME).exists():
       before = manifest_lib.Manifest.read(directory)
+      settings = dataclasses.replace(
+          settings, provenance=before.settings.provenance)
     other = FileExistsError(
         f'{directory}: holds a finished corpus of other passages, vocabularies '
         'or options; name another folder, or start over with resume=False')
@@ -354,7 +353,8 @@ def build_corpus(
 
 
 def append_passages(directory: Path,
-                    passages: Iterable[passages_lib.Passage]) -> np.ndarray:
+                    passages: Iterable[passages_lib.Passage], *,
+                    replace: bool = False) -> np.ndarray:
   """Adds passages to a corpus, as one shard; existing rows stay as they are.
 
   Stores that are open see them after `reload`. Each call adds a file, so many
@@ -364,12 +364,14 @@ def append_passages(directory: Path,
   Args:
     directory: the corpus folder.
     passages: what to add.
+    replace: whether an id may be taken: its newest row is then the one that
+      `PassageStore.rows_of` finds.
 
   Returns:
     [N] int64, the new rows.
 
   Raises:
-    ValueError: an id is taken, occurs twice or is empty.
+    ValueError: an id is taken, occurs twice or is empty, or a date is none.
   """
   directory = pathlib.Path(directory)
   with manifest_lib.writing(directory):
@@ -380,17 +382,7 @@ def append_passages(directory: Path,
              for part in passages_lib.split_long(passage, store.max_words)]
     if not parts:
       return np.zeros(0, np.int64)
-    seen = set()
-    taken = store.rows_of([part.id for part in parts], unknown=-1)
-    for part, row in zip(parts, taken.tolist()):
-      if not part.id:
-        raise ValueError(f'a passage without id: {part.text!r:.40}')
-      if row >= 0:
-        raise ValueError(
-            f'{directory}: duplicate id {part.id!r}, already in row {row}')
-      if part.id in seen:
-        raise ValueError(f'duplicate id {part.id!r} among the passages to add')
-      seen.add(part.id)
+    corpus_building.check_new_ids(store._shards, parts, replace)  # pylint: disable=protected-access
     reader, retriever = store.reader_vocabulary, store.retriever_vocabulary
     entry = shards_lib.write_shard(
         corpus_building.shard_path(directory, len(manifest.shards)), parts,

@@ -27,6 +27,7 @@ from ralm_jax.data import atomic_files
 from ralm_jax.data import identifiers
 from ralm_jax.data import manifest as manifest_lib
 from ralm_jax.data import passages as passages_lib
+from ralm_jax.data import shard_set
 from ralm_jax.data import shards as shards_lib
 from ralm_jax.data import vocabularies
 
@@ -121,7 +122,7 @@ def build_shard(directory: pathlib.Path, settings: manifest_lib.Settings,
       shard_path(directory, chunk.index), passages,
       shards_lib.tokenise(passages, reader, retriever),
       {'reader': reader.vocab_size, 'retriever': retriever.vocab_size},
-      chunk.source)
+      chunk.source, settings.provenance)
   receipt = {'settings': settings.fingerprint, 'shard': dataclasses.asdict(entry)}
   atomic_files.write(receipt_path(directory, chunk.index),
                      json.dumps(receipt).encode())
@@ -152,6 +153,37 @@ def is_intact(directory: pathlib.Path, entry: shards_lib.ShardEntry) -> bool:
   path = directory / entry.file
   return (path.exists() and path.stat().st_size == entry.bytes
           and shards_lib.checksum(path) == entry.sha256)
+
+
+def check_new_ids(shards: shard_set.ShardSet,
+                  parts: Sequence[passages_lib.Passage],
+                  replace: bool) -> None:
+  """Raises ValueError if passages to append have ids that they must not have.
+
+  Args:
+    shards: the corpus so far.
+    parts: after `split_long`.
+    replace: whether passages may have the id of one they take the place of.
+  """
+  seen = set()
+  taken = shards.newest_rows([part.id for part in parts])
+  sources = shards.keys(taken, 'source_key')
+  own = shards_lib.keys_of(part.source_id for part in parts)
+  for part, row, same in zip(parts, taken.tolist(), sources == own):
+    if not part.id:
+      raise ValueError(f'a passage without id: {part.text!r:.40}')
+    if part.id in seen:
+      raise ValueError(f'duplicate id {part.id!r} among the passages to add')
+    seen.add(part.id)
+    if row >= 0 and not replace:
+      raise ValueError(
+          f'{shards.directory}: duplicate id {part.id!r}, already in row {row}; '
+          'replace that passage, or choose another id')
+    if row >= 0 and not same:
+      # One of the two is a part of a long passage, the other is not.
+      raise ValueError(
+          f'{shards.directory}: id {part.id!r} belongs to another passage, in '
+          f'row {row}: replace that one as a whole, or choose another id')
 
 
 class DuplicateFinder:

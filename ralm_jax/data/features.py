@@ -6,12 +6,24 @@ from collections.abc import Mapping
 import seqio
 import tensorflow as tf
 
+from ralm_jax.data import dates
+
+# What an example says of passages, as scalars, which nothing can trim: lists
+# of ids as JSON, '' for none, and the bound as in `QueryBatch.max_dates`. They
+# are rows of no corpus yet, so that a task can be cached.
+PASSAGE_FEATURES: Mapping[str, tf.Tensor] = {
+    'exclude_ids': tf.constant(''),
+    'gold_ids': tf.constant(''),
+    'max_date': tf.constant(dates.NO_DATE_BOUND, tf.int32),
+}
+
 
 class RetrievalFeatureConverter(seqio.FeatureConverter):
   """Pads `query`, `reader_query` and `targets`; nothing else is needed.
 
   Passages are no feature: they depend on the retriever's parameters and are
-  found between the iterator and the step.
+  found between the iterator and the step. A task may have `PASSAGE_FEATURES`,
+  too; where it has none, nothing is excluded.
   """
 
   TASK_FEATURES = {
@@ -23,6 +35,10 @@ class RetrievalFeatureConverter(seqio.FeatureConverter):
       'query_tokens': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
       'reader_query_tokens': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
       'target_tokens': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+      **{
+          name: seqio.FeatureConverter.FeatureSpec(dtype=value.dtype, rank=0)
+          for name, value in PASSAGE_FEATURES.items()
+      },
   }
   PACKING_FEATURE_DTYPES = None
   _NAMES = {
@@ -37,7 +53,13 @@ class RetrievalFeatureConverter(seqio.FeatureConverter):
     """Pads to the static lengths and renames."""
     return self._pack_or_pad(ds, task_feature_lengths).map(
         lambda features: {
-            model: features[task] for task, model in self._NAMES.items()
+            **{
+                model: features[task] for task, model in self._NAMES.items()
+            },
+            **{
+                name: features.get(name, default)
+                for name, default in PASSAGE_FEATURES.items()
+            },
         },
         num_parallel_calls=tf.data.AUTOTUNE,
     )
@@ -47,5 +69,9 @@ class RetrievalFeatureConverter(seqio.FeatureConverter):
   ) -> Mapping[str, int]:
     """The lengths under the model's names."""
     return {
-        model: task_feature_lengths[task] for task, model in self._NAMES.items()
+        **{
+            model: task_feature_lengths[task]
+            for task, model in self._NAMES.items()
+        },
+        **dict.fromkeys(PASSAGE_FEATURES, 1),  # Scalars: not looked at.
     }

@@ -56,10 +56,18 @@ class VocabularyEntry:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Everything besides the passages that decides what a shard holds."""
+  """Everything besides the passages that decides what a shard holds.
+
+  Attributes:
+    vocabularies: of `reader` and `retriever`.
+    max_words: longer texts are cut; None for no limit.
+    provenance: whether shards keep documents and dates. False in corpora built
+      before there was such a thing, whose shards are repaired as they were.
+  """
 
   vocabularies: Mapping[str, VocabularyEntry]
   max_words: int | None
+  provenance: bool = True
 
   @property
   def fingerprint(self) -> str:
@@ -69,6 +77,7 @@ class Settings:
         'max_words': self.max_words,
         'vocabularies': {
             role: entry.fingerprint for role, entry in self.vocabularies.items()},
+        **({'provenance': True} if self.provenance else {}),
     })
 
 
@@ -115,6 +124,7 @@ class Manifest:
         'fingerprint': self.fingerprint,
         'passages': self.rows,
         'max_words': self.settings.max_words,
+        'provenance': self.settings.provenance,
         'vocabularies': {role: dataclasses.asdict(entry) for role, entry
                          in self.settings.vocabularies.items()},
         'shards': [dataclasses.asdict(shard) for shard in self.shards],
@@ -141,7 +151,8 @@ class Manifest:
       if version == FORMAT_VERSION:
         settings = Settings(
             {role: VocabularyEntry(**content['vocabularies'][role])
-             for role in ('reader', 'retriever')}, content['max_words'])
+             for role in ('reader', 'retriever')}, content['max_words'],
+            content.get('provenance', False))
         shards = tuple(shards_lib.ShardEntry(**s) for s in content['shards'])
         if shards:
           return cls(settings, shards)

@@ -1,24 +1,27 @@
 """Passages in the files users bring: Atlas jsonl and DPR tsv.
 
 Atlas: one JSON object a line with `id`, `text`, and optionally `title` and
-`section`. DPR (`psgs_w100.tsv`): tab-separated `id`, `text`, `title` under a
-header, quoted as by Python's csv module. Plain or gzipped; contents decide,
-not names. Every complaint names file and line.
+`section`; and, for what an example must not see, `document` (the name of the
+source document, by default the title) and `date` (`dates.py`). DPR
+(`psgs_w100.tsv`): tab-separated `id`, `text`, `title` under a header, quoted
+as by Python's csv module. Plain or gzipped; contents decide, not names. Every
+complaint names file and line.
 """
 
 import csv
 import dataclasses
-import glob
 import gzip
 import json
 import math
 import os
-import pathlib
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-Path = str | pathlib.Path
+from ralm_jax.data import dates
+from ralm_jax.data import input_files
+
+Path = input_files.Path
 
 _GZIP_MAGIC = b'\x1f\x8b'
 _BYTE_ORDER_MARK = b'\xef\xbb\xbf'
@@ -36,12 +39,19 @@ class Passage:
     title: of the document it comes from; may be empty.
     section: heading inside the document; may be empty.
     text: the passage itself.
+    document: names the document it comes from where the title does not.
+    date: 'YYYY', 'YYYY-MM' or 'YYYY-MM-DD'; '' where it is not known.
+    part_of: the id before `split_long` cut it; '' for first parts and what is
+      whole.
   """
 
   id: str
   title: str
   section: str
   text: str
+  document: str = ''
+  date: str = ''
+  part_of: str = ''
 
   @property
   def merged_title(self) -> str:
@@ -49,9 +59,33 @@ class Passage:
     return merge_title(self.title, self.section)
 
   @property
+  def source_id(self) -> str:
+    """The user's own id, which all parts of a long passage share."""
+    return self.part_of or self.id
+
+  @property
   def source_document(self) -> str:
-    """Names the document: passages of one title come from one document."""
-    return self.title
+    """Names the document: `document`, else the title.
+
+    A passage with neither is a document of its own, or else all of these would
+    exclude each other.
+    """
+    # No title begins so, which keeps the two kinds of name apart.
+    return self.document or self.title or f'\0{self.source_id}'
+
+  @property
+  def last_day(self) -> int:
+    """Days from 1970-01-01 to the last day of `date`, or `dates.NO_DATE`.
+
+    Raises:
+      ValueError: `date` is no date.
+    """
+    if not self.date:
+      return dates.NO_DATE
+    try:
+      return dates.last_day(self.date)
+    except ValueError as error:
+      raise ValueError(f'passage {self.id!r}: date {error}') from error
 
 
 def merge_title(title: str, section: str) -> str:
@@ -95,8 +129,8 @@ def parse_jsonl(line: Line) -> Passage:
   """Makes a passage of a line in Atlas's layout.
 
   Raises:
-    ValueError: the line is blank or malformed, `id` or `text` is missing, or
-      a field has the wrong type.
+    ValueError: the line is blank or malformed, `id` or `text` is missing, a
+      field has the wrong type, or the date is none.
   """
   text = line.text()
   if not text.strip():
@@ -111,13 +145,13 @@ def parse_jsonl(line: Line) -> Passage:
     if name not in fields:
       raise line.error(
           f'no {name!r}; found: {", ".join(map(repr, fields)) or "nothing"}')
-  identifier = fields['id']
-  if isinstance(identifier, int) and not isinstance(identifier, bool):
-    identifier = str(identifier)
-  values = {'id': identifier, 'text': fields['text']}
-  for name in ('title', 'section'):
+  values = {'id': fields['id'], 'text': fields['text']}
+  for name in ('title', 'section', 'document', 'date'):
     value = fields.get(name)
     values[name] = '' if value is None else value
+  for name in ('id', 'document', 'date'):  # Numbers, for some.
+    if isinstance(values[name], int) and not isinstance(values[name], bool):
+      values[name] = str(values[name])
   for name, value in values.items():
     if not isinstance(value, str):
       raise line.error(
@@ -128,8 +162,13 @@ def parse_jsonl(line: Line) -> Passage:
         value.encode('utf-8')
       except UnicodeEncodeError as error:
         raise line.error(f'{name!r} is not valid Unicode: {error}') from error
-  if not identifier:
+  if not values['id']:
     raise line.error("'id' is empty")
+  if fields.get('date') is not None:
+    try:
+      dates.last_day(values['date'])
+    except ValueError as error:
+      raise line.error(f"'date': {error}, or leave it out") from error
   return Passage(**values)
 
 
@@ -157,44 +196,6 @@ def _tsv_row(line: Line) -> list[str]:
     return next(csv.reader([line.text()], delimiter='\t'), [])
   except csv.Error as error:
     raise line.error(f'malformed tsv: {error}') from error
-
-
-def expand_inputs(inputs: Path | Iterable[Path]) -> list[str]:
-  """Files named by paths and globs.
-
-  Args:
-    inputs: a path or glob, or several; a glob's files come in sorted order.
-
-  Returns:
-    Paths, each once, in the order given.
-
-  Raises:
-    FileNotFoundError: a glob that matches no file, or a missing file.
-    ValueError: no inputs, or a folder.
-  """
-  if isinstance(inputs, (str, os.PathLike)):
-    inputs = [inputs]
-  paths: dict[str, None] = {}
-  for item in map(os.fspath, inputs):
-    # A file whose name only looks like a glob is a file.
-    if os.path.exists(item):
-      matches = [item]
-    elif glob.has_magic(item):
-      matches = sorted(p for p in glob.glob(item, recursive=True)
-                       if not os.path.isdir(p))
-      if not matches:
-        raise FileNotFoundError(f'{item}: no file matches')
-    else:
-      raise FileNotFoundError(f'{item}: no such file')
-    for path in matches:
-      if os.path.isdir(path):
-        raise ValueError(f'{path}: a folder; write {path}/*.jsonl for its files')
-    paths.update(dict.fromkeys(matches))
-  if not paths:
-    raise ValueError('no passage files given')
-  return list(paths)
-
-
 
 
 class LineReader:
@@ -266,7 +267,7 @@ def iterate_passages(inputs: Path | Iterable[Path], *,
   for corpora that size forbids it.
 
   Args:
-    inputs: files or globs (`expand_inputs`).
+    inputs: files or globs (`input_files.expand_inputs`).
     max_words: cuts longer texts (`split_long`).
 
   Raises:
@@ -274,7 +275,7 @@ def iterate_passages(inputs: Path | Iterable[Path], *,
     ValueError: the corpus is empty, an id occurs twice, or any complaint of
       `parse_jsonl` and `parse_tsv`.
   """
-  paths = expand_inputs(inputs)
+  paths = input_files.expand_inputs(inputs)
   seen: dict[str, tuple[str, int]] = {}
   for path in paths:
     for line in LineReader(path):
@@ -315,8 +316,8 @@ def split_long(passage: Passage, max_words: int | None) -> list[Passage]:
   A text of n > `max_words` words (runs without whitespace) becomes
   ceil(n / max_words) parts, in order, whose sizes differ by at most one word
   and which keep the whitespace inside them. The first part keeps the id, the
-  others are `id#1`, `id#2`, …; all keep title and section. Shorter passages
-  come back as they are. `source_id` leads back to the id.
+  others are `id#1`, `id#2`, …; all keep the other fields. Shorter passages
+  come back as they are. `Passage.source_id` leads back to the id.
 
   Args:
     passage: any passage.
@@ -340,6 +341,7 @@ def split_long(passage: Passage, max_words: int | None) -> list[Passage]:
     parts.append(dataclasses.replace(
         passage,
         id=f'{passage.id}#{index}' if index else passage.id,
+        part_of=passage.source_id if index else passage.part_of,
         text=passage.text[words[first][0]:words[last][1]]))
   return parts
 

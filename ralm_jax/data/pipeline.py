@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import dataclasses
 import glob
 import importlib
+import json
 import os
 import tempfile
 from typing import Any
@@ -14,7 +15,10 @@ import seqio
 import tensorflow as tf
 
 from ralm_jax.data import batches
+from ralm_jax.data import corpus
+from ralm_jax.data import dates
 from ralm_jax.data import features
+from ralm_jax.data import passage_ids
 
 # The accelerators belong to JAX.
 tf.config.set_visible_devices([], 'GPU')
@@ -55,15 +59,45 @@ class DatasetIterator:
 
   def __init__(self, dataset: tf.data.Dataset):
     self._iterator = iter(dataset)
+    self._rows_of: passage_ids.RowsOfIds | None = None
+    self._closed_book = False
+
+  def use_corpus(self, store: corpus.PassageStore | None) -> None:
+    """Says whose rows the passages that examples name are.
+
+    Args:
+      store: the corpus that is searched; None for closed-book.
+    """
+    self._rows_of = None if store is None else passage_ids.RowsOfIds(store)
+    self._closed_book = store is None
 
   def __iter__(self) -> DatasetIterator:
     return self
 
   def __next__(self) -> batches.QueryBatch:
     arrays = {k: v.numpy() for k, v in next(self._iterator).items()}
+    exclude_ids, gold_ids = (
+        [json.loads(ids) if ids else [] for ids in arrays.pop(name)]
+        for name in ('exclude_ids', 'gold_ids')
+    )
+    max_dates = arrays.pop('max_date')
+    if self._rows_of is None:
+      if any(exclude_ids) and not self._closed_book:
+        raise ValueError(
+            'The examples exclude passages, but of which corpus is not known; '
+            'call use_corpus(store) before reading batches.'
+        )
+      exclude_ids, gold_ids = (), ()
+    rows_of = self._rows_of or (lambda ids: None)
     size = len(arrays['target_tokens'])
     return batches.QueryBatch(
-        **arrays, example_index=np.arange(size, dtype=np.int64)
+        **arrays,
+        example_index=np.arange(size, dtype=np.int64),
+        exclude_rows=rows_of(exclude_ids),
+        gold_rows=rows_of(gold_ids),
+        max_dates=(
+            max_dates if np.any(max_dates != dates.NO_DATE_BOUND) else None
+        ),
     )
 
   def state(self) -> dict[str, np.ndarray]:

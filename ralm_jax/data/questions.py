@@ -4,25 +4,28 @@ One JSON object a line:
 
   {"question": "...", "answers": ["...", ...],          # required
    "id": "...", "target": "...",                        # optional
-   "gold_passage_id": "..." or "gold_passage_ids": ["...", ...]}
+   "gold_passage_id": "..." or "gold_passage_ids": ["...", ...],
+   "exclude_passage_ids": ["...", ...],  # never shown, such as its own source
+   "date": "YYYY-MM-DD"}                 # nothing later, or undated, is shown
 
 In place of `answers` the names that other data sets use are read as well:
 `golden_answers` (FlashRAG's copies of DPR's data), `answer` (a string, or a
-list as in NQ-open), or `target` alone (Atlas).
+list as in NQ-open), or `target` alone (Atlas). A date may be a year or a month
+alone, and is then read as its first day (`dates.py`).
 """
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 import dataclasses
-import glob
 import gzip
 import json
 import os
 from typing import Any
 import zlib
 
+from ralm_jax.data import dates
+from ralm_jax.data import input_files
+
 _ANSWER_FIELDS = ('answers', 'golden_answers', 'answer')
 _GZIP_MAGIC = b'\x1f\x8b'
-
-Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Question:
     line: 1-based line in `path`.
     path: the file it came from.
     target: the one answer to train on where the file names it, else None.
+    exclude_passage_ids: ids of passages that must not be shown.
+    date: as written, when the question was asked; None where it is not known.
   """
   id: str
   question: str
@@ -47,10 +52,17 @@ class Question:
   line: int
   path: str = ''
   target: str | None = None
+  exclude_passage_ids: tuple[str, ...] = ()
+  date: str | None = None
+
+  @property
+  def max_date(self) -> int:
+    """The latest day a passage may be of; `dates.NO_DATE_BOUND` for any."""
+    return dates.NO_DATE_BOUND if self.date is None else dates.first_day(self.date)
 
 
 def read_questions(
-    paths: Paths,
+    paths: input_files.Path | Iterable[input_files.Path],
     *,
     require_answers: bool = True,
     duplicate_ids: str = 'error',
@@ -63,7 +75,7 @@ def read_questions(
   the same as long as the file does. Blank answers ('') are dropped.
 
   Args:
-    paths: a file or glob, or several.
+    paths: files or globs (`input_files.expand_inputs`).
     require_answers: whether a question without an answer is an error; if not,
       it is returned with `answers == ()`.
     duplicate_ids: 'error', or 'number' to make the second 'x' into 'x#2'
@@ -82,7 +94,7 @@ def read_questions(
     raise ValueError(
         f"duplicate_ids is {duplicate_ids!r}; it must be 'error' or 'number'"
     )
-  files = expand_paths(paths)
+  files = input_files.expand_inputs(paths)
   names = [os.path.basename(path) for path in files]
   questions: list[Question] = []
   places: dict[str, str] = {}
@@ -111,43 +123,6 @@ def read_questions(
           f'{path}: holds no questions; expected one JSON object a line'
       )
   return questions
-
-
-def expand_paths(paths: Paths) -> list[str]:
-  """Expands files and globs to existing files, each once, in a fixed order.
-
-  Args:
-    paths: a file or glob, or several. A file whose name looks like a glob is
-      taken as the file.
-
-  Returns:
-    The files, those of one glob sorted by name.
-
-  Raises:
-    FileNotFoundError: a file is missing or a glob matches nothing.
-    ValueError: no path is given.
-  """
-  if isinstance(paths, (str, os.PathLike)):
-    paths = [paths]
-  files: dict[str, str] = {}  # By real path: a file counts once.
-  for pattern in map(os.path.expanduser, map(os.fspath, paths)):
-    if os.path.isfile(pattern):
-      found = [pattern]
-    else:
-      found = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
-    if not found:
-      raise FileNotFoundError(
-          f'{pattern}: ' + (
-              f'is a folder; name its files, as in {pattern.rstrip("/")}/*.jsonl'
-              if os.path.isdir(pattern) else
-              'no such file, and as a glob it matches none'
-          )
-      )
-    for path in found:
-      files.setdefault(os.path.realpath(path), path)
-  if not files:
-    raise ValueError('no file was named: give at least one path or glob')
-  return list(files.values())
 
 
 def read_json_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -237,10 +212,12 @@ def _parse(
       else position_id,
       question=question,
       answers=answers,
-      gold_passage_ids=_gold_passage_ids(row, where),
+      gold_passage_ids=_passage_ids(row, where, 'gold_passage_id'),
       line=line,
       path=path,
       target=target,
+      exclude_passage_ids=_passage_ids(row, where, 'exclude_passage_id'),
+      date=_date(row, where),
   )
 
 
@@ -266,22 +243,37 @@ def _answers(
   return () if target is None else (target,)
 
 
-def _gold_passage_ids(row: dict[str, Any], where: str) -> tuple[str, ...]:
+def _passage_ids(
+    row: dict[str, Any], where: str, single: str
+) -> tuple[str, ...]:
+  """The field `single` and its plural, a list."""
   ids: list[str] = []
-  if row.get('gold_passage_id') is not None:
-    ids.append(_id(row['gold_passage_id'], where, 'gold_passage_id'))
-  many = row.get('gold_passage_ids')
+  if row.get(single) is not None:
+    ids.append(_id(row[single], where, single))
+  field = f'{single}s'
+  many = row.get(field)
   if many is not None:
     if not isinstance(many, list):
       raise ValueError(
-          f"{where}: field 'gold_passage_ids' must be a list of ids, found "
-          f"{_kind(many)}; a single id goes into 'gold_passage_id'"
+          f'{where}: field {field!r} must be a list of ids, found '
+          f'{_kind(many)}; a single id goes into {single!r}'
       )
     ids.extend(
-        _id(one, where, f'gold_passage_ids[{index}]')
-        for index, one in enumerate(many)
+        _id(one, where, f'{field}[{index}]') for index, one in enumerate(many)
     )
   return tuple(dict.fromkeys(ids))
+
+
+def _date(row: dict[str, Any], where: str) -> str | None:
+  if row.get('date') is None:
+    return None
+  text = _id(row['date'], where, 'date')
+  try:
+    dates.first_day(text)
+  except ValueError as error:
+    raise ValueError(
+        f"{where}: field 'date': {error}, or leave it out") from error
+  return text
 
 
 def _id(value: Any, where: str, field: str) -> str:

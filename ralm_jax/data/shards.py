@@ -4,8 +4,11 @@ Columns, in row order: `id`, `title`, `section`, `text` (strings), and
 `reader_title`, `reader_text`, `retriever_title`, `retriever_text` (lists of
 uint16 token ids, uint32 for vocabularies of more than 65,536). Two more hold
 the way from id to row: `id_hash`, sorted, and `id_row`, the row in the shard
-that each hash belongs to. A shard is one record batch, so that a column is one
-piece of memory.
+that each hash belongs to. Provenance decides what an example must not see:
+`document` (string, as the user wrote it), `date` (int32, `Passage.last_day`),
+and int64 hashes of the ids before long passages were cut (`source_key`) and of
+the source documents (`document_key`). Shards of older corpora have none of the
+four. A shard is one record batch, so that a column is one piece of memory.
 """
 
 import dataclasses
@@ -13,12 +16,13 @@ import functools
 import hashlib
 import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from ralm_jax.data import atomic_files
+from ralm_jax.data import dates
 from ralm_jax.data import identifiers
 from ralm_jax.data import passages as passages_lib
 from ralm_jax.data import ragged
@@ -27,6 +31,7 @@ from ralm_jax.data import vocabularies
 TOKEN_COLUMNS = (
     'reader_title', 'reader_text', 'retriever_title', 'retriever_text')
 TEXT_COLUMNS = ('id', 'title', 'section', 'text')
+KEY_COLUMNS = ('source_key', 'document_key', 'date')
 
 # Arrow's lists and strings count in 32 bits.
 _COLUMN_LIMIT = 2**31 - 1
@@ -81,7 +86,8 @@ def token_type(vocab_size: int) -> type[np.unsignedinteger]:
 
 def write_shard(path: pathlib.Path, passages: Sequence[passages_lib.Passage],
                 tokens: Mapping[str, ragged.RaggedTokens],
-                vocab_sizes: Mapping[str, int], source: str = '') -> ShardEntry:
+                vocab_sizes: Mapping[str, int], source: str = '',
+                provenance: bool = True) -> ShardEntry:
   """Writes a shard; the same passages give the same bytes.
 
   Args:
@@ -90,12 +96,13 @@ def write_shard(path: pathlib.Path, passages: Sequence[passages_lib.Passage],
     tokens: `TOKEN_COLUMNS` of the passages.
     vocab_sizes: of `reader` and `retriever`.
     source: checksum of the lines the passages come from.
+    provenance: write those columns, too.
 
   Raises:
-    ValueError: a column passes Arrow's 2 GB.
+    ValueError: a column passes Arrow's 2 GB, or a date is none.
   """
   columns: dict[str, pa.Array] = {}
-  for name in TEXT_COLUMNS:
+  for name in (*TEXT_COLUMNS, 'document') if provenance else TEXT_COLUMNS:
     values = [getattr(passage, name) for passage in passages]
     column = pa.array(values, pa.string())
     if isinstance(column, pa.ChunkedArray):
@@ -113,6 +120,13 @@ def write_shard(path: pathlib.Path, passages: Sequence[passages_lib.Passage],
   order = np.argsort(hashes, kind='stable')
   columns['id_hash'] = pa.array(hashes[order])
   columns['id_row'] = pa.array(order.astype(np.uint32))
+  if provenance:
+    keys = {
+        'source_key': keys_of(p.source_id for p in passages),
+        'document_key': keys_of(p.source_document for p in passages),
+        'date': np.array([p.last_day for p in passages], np.int32),
+    }
+    columns.update({name: pa.array(keys[name]) for name in KEY_COLUMNS})
   batch = pa.record_batch(list(columns.values()), names=list(columns))
   with atomic_files.replacing(path) as aside:
     with pa.OSFile(str(aside), 'wb') as file:
@@ -121,6 +135,11 @@ def write_shard(path: pathlib.Path, passages: Sequence[passages_lib.Passage],
     entry = ShardEntry(path.name, len(passages), aside.stat().st_size,
                        checksum(aside), source)
   return entry
+
+
+def keys_of(names: Iterable[str]) -> np.ndarray:
+  """[N] int64 hashes of ids or documents, as the key columns hold them."""
+  return identifiers.hash_ids(names).view(np.int64)
 
 
 def _too_large(path: pathlib.Path, column: str) -> ValueError:
@@ -138,13 +157,18 @@ def checksum(path: pathlib.Path) -> str:
 class Shard:
   """Reads a shard through a memory map; opening it reads a few kilobytes."""
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(self, path: pathlib.Path, *, cut: bool = False):
     """Maps a shard.
+
+    Args:
+      path: the file.
+      cut: whether its corpus cuts long passages, so that `id#1` may be a part.
 
     Raises:
       ValueError: the file is no shard.
     """
     self.path = path
+    self._cut = cut
     try:
       mapped = pa.memory_map(str(path))
       self._batch = pa.ipc.open_file(mapped).get_batch(0)
@@ -154,6 +178,7 @@ class Shard:
     # The map lives on without its file descriptor, of which there may be
     # fewer than shards.
     mapped.close()
+    self._has_provenance = KEY_COLUMNS[0] in self._batch.schema.names
 
   def __len__(self) -> int:
     return self._batch.num_rows
@@ -168,9 +193,39 @@ class Shard:
     return {name: (column.values.to_numpy(), column.offsets.to_numpy())
             for name, column in columns.items()}
 
-  def texts(self, row: int) -> dict[str, str]:
-    """`TEXT_COLUMNS` of a row."""
-    return {name: self._batch.column(name)[row].as_py() for name in TEXT_COLUMNS}
+  def key_column(self, name: str) -> np.ndarray:
+    """[rows] of `KEY_COLUMNS`: int64 keys or int32 dates."""
+    return self._key_columns[name]
+
+  @functools.cached_property
+  def _key_columns(self) -> dict[str, np.ndarray]:
+    if self._has_provenance:
+      return {name: self._batch.column(name).to_numpy() for name in KEY_COLUMNS}
+    # An older corpus: made once, of ids and titles, and kept in memory.
+    passages = [
+        passages_lib.Passage(
+            id_, title, '', '',
+            part_of=passages_lib.source_id(id_) if self._cut else '')
+        for id_, title in zip(self.ids(), self._batch.column('title').to_pylist())]
+    return {
+        'source_key': keys_of(p.source_id for p in passages),
+        'document_key': keys_of(p.source_document for p in passages),
+        'date': np.full(len(self), dates.NO_DATE, np.int32),
+    }
+
+  def fields(self, row: int) -> dict[str, str]:
+    """The fields of the `Passage` in a row; its date is the last day."""
+    names = (*TEXT_COLUMNS, 'document') if self._has_provenance else TEXT_COLUMNS
+    result = {name: self._batch.column(name)[row].as_py() for name in names}
+    if self._has_provenance:
+      result['date'] = dates.text_of(int(self.key_column('date')[row]))
+      if keys_of([result['id']])[0] != self.key_column('source_key')[row]:
+        result['part_of'] = passages_lib.source_id(result['id'])
+    elif self._cut:
+      result['part_of'] = passages_lib.source_id(result['id'])
+    if result.get('part_of') == result['id']:
+      del result['part_of']
+    return result
 
   def ids(self) -> list[str]:
     """Every id, in row order."""

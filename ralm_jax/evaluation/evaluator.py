@@ -14,7 +14,8 @@ import numpy as np
 from ralm_jax import progress as progress_lib
 from ralm_jax import specification
 from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import passages as passages_lib
+from ralm_jax.data import dates
+from ralm_jax.data import passage_ids
 from ralm_jax.data import questions as questions_lib
 from ralm_jax.evaluation import metrics as metrics_lib
 from ralm_jax.evaluation import retrieval_metrics
@@ -50,11 +51,13 @@ class Answer:
     prediction: the answer's text.
     log_probability: of the answer's tokens.
     passages: best first; () closed-book.
+    n_passages: asked for, of which filters may have left fewer; 0 closed-book.
   """
 
   prediction: str
   log_probability: float
   passages: tuple[AnsweredPassage, ...]
+  n_passages: int = 0
 
 
 class Evaluator:
@@ -99,6 +102,7 @@ class Evaluator:
     self._batch_size = batch_size
     self._agreement = multihost.Agreement()
     store = None if self._retriever is None else self._retriever.store
+    self._rows_of = None if store is None else passage_ids.RowsOfIds(store)
     self._assembler = assembler_lib.Assembler(spec.tokenizer, store)
     self._encode = partitioner.partition_rows(spec.model.encode_queries)
     self._predict = partitioner.partition_rows(
@@ -108,32 +112,47 @@ class Evaluator:
     )
 
   def retrieve(
-      self, params: PyTree, questions: Sequence[str]
+      self, params: PyTree, questions: Sequence[questions_lib.Question | str]
   ) -> retriever_lib.Retrieved:
     """Passages of at most `batch_size / process_count` questions.
 
+    What a Question excludes, or dates later than its own, is not retrieved.
     Rows beyond the questions are those of padding.
     """
     tokenizer = self._spec.tokenizer
     size = self._batch_size // jax.process_count()
     if self._retriever is None:
       return retriever_lib.Retrieved.none(size)
-    queries = tokenizer.batch(questions, size=size)
+    queries = tokenizer.batch(list(map(_text, questions)), size=size)
     mask = queries.query_tokens != tokenizer.retriever_vocabulary.pad_id
     batch = self._partitioner.put_batch((queries.query_tokens, mask))
     embeddings = partitioning.local_rows(self._encode(params, *batch))
     # A search that fails on one host must not leave the others waiting.
     with self._agreement.together():
-      return self._retriever.search(embeddings)
+      return self._retriever.search(embeddings, *self._hidden(questions, size))
 
-  def answer(self, params: PyTree, questions: Sequence[str]) -> list[Answer]:
+  def _hidden(
+      self, questions: Sequence[questions_lib.Question | str], size: int
+  ) -> tuple[np.ndarray | None, np.ndarray]:
+    """`exclude_rows` and `max_dates` of questions and padding."""
+    exclude_ids: list[Sequence[str]] = [()] * size
+    max_dates = np.full(size, dates.NO_DATE_BOUND, np.int32)
+    for i, question in enumerate(questions):
+      if not isinstance(question, str):
+        exclude_ids[i] = question.exclude_passage_ids
+        max_dates[i] = question.max_date
+    return self._rows_of(exclude_ids), max_dates
+
+  def answer(
+      self, params: PyTree, questions: Sequence[questions_lib.Question | str]
+  ) -> list[Answer]:
     """Answers at most `batch_size / process_count` questions.
 
     Every process calls this with its own questions, as many times.
     """
     tokenizer = self._spec.tokenizer
     size = self._batch_size // jax.process_count()
-    queries = tokenizer.batch(questions, size=size)
+    queries = tokenizer.batch(list(map(_text, questions)), size=size)
     retrieved = self.retrieve(params, questions)
     batch = self._assembler.reader_batch(
         queries, retrieved.rows, with_retriever=False
@@ -142,11 +161,12 @@ class Evaluator:
     tokens = partitioning.local_rows(output.tokens)
     log_probs = partitioning.local_rows(output.log_probs)
     if self._retriever is None:
-      passages = [()] * len(questions)
+      passages, n_passages = [()] * len(questions), 0
     else:
       passages = self._passages(retrieved, len(questions))
+      n_passages = retrieved.rows.shape[1]
     return [
-        Answer(tokenizer.answer(row), float(log_prob), shown)
+        Answer(tokenizer.answer(row), float(log_prob), shown, n_passages)
         for row, log_prob, shown in zip(tokens, log_probs, passages)
     ]
 
@@ -187,7 +207,7 @@ class Evaluator:
     ):
       first = start + index * size
       mine = questions[first : min(first + size, start + self._batch_size)]
-      answers = self.answer(params, [q.question for q in mine])
+      answers = self.answer(params, mine)
       for question, answer in zip(mine, answers):
         yield prediction_record(question, answer)
 
@@ -207,15 +227,13 @@ class Evaluator:
     size = self._batch_size
     for first in range(0, len(questions), size):
       part = questions[first : first + size]
-      retrieved = self.retrieve(params, [q.question for q in part])
+      retrieved = self.retrieve(params, part)
       for question, rows in zip(part, retrieved.rows):
         if not question.gold_passage_ids:
           continue
         shown = self._retriever.store.passages(rows[:k])
         found = retrieval_metrics.gold_hits(
-            [passages_lib.source_id(p.id) for p in shown],
-            [passages_lib.source_id(id_) for id_ in question.gold_passage_ids],
-        )
+            _known_as(shown, question), question.gold_passage_ids)
         hits.append(bool(found.any()))
     if not hits:
       raise ValueError(
@@ -305,19 +323,37 @@ def answer_metrics(
     result['exact_match'] = metrics_lib.exact_match(
         answer.prediction, question.answers)
     result['f1'] = metrics_lib.f1(answer.prediction, question.answers)
-  if answer.passages:
+  if answer.n_passages:
     shown = [item.passage for item in answer.passages]
     ranks = retrieval_metrics.rank_passages(
         [f'{p.title} {p.text}' for p in shown],
-        # A long passage was cut into `id`, `id#1`, ...: any part is gold.
-        [passages_lib.source_id(p.id) for p in shown],
+        _known_as(shown, question),
         question.answers,
-        [passages_lib.source_id(id_) for id_ in question.gold_passage_ids],
+        question.gold_passage_ids,
     )
     for kind, rank in (('answer', ranks.answer), ('gold', ranks.gold)):
       result |= retrieval_metrics.rank_metrics(
-          rank, len(shown), RECALL_AT, kind)
+          rank, answer.n_passages, RECALL_AT, kind)
   return result
+
+
+def _text(question: questions_lib.Question | str) -> str:
+  return question if isinstance(question, str) else question.question
+
+
+def _known_as(
+    passages: Sequence[corpus_lib.StoredPassage],
+    question: questions_lib.Question,
+) -> list[str]:
+  """Ids as the question may name them.
+
+  Any part of a long passage is gold where the passage is, but only one where
+  the question names this very part.
+  """
+  return [
+      p.id if p.id in question.gold_passage_ids else p.source_id
+      for p in passages
+  ]
 
 
 def _mean_over_processes(

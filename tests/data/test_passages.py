@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from ralm_jax.data import input_files
 from ralm_jax.data import passages
 
 GOOD = '{"id": "a", "title": "T", "section": "S", "text": "one two"}'
@@ -58,7 +59,7 @@ def test_gzip_and_globs(tmp_path):
 def test_a_file_whose_name_looks_like_a_glob(tmp_path):
   path = tmp_path / 'part[1].jsonl'
   path.write_text(GOOD)
-  assert passages.expand_inputs(path) == [str(path)]
+  assert input_files.expand_inputs(path) == [str(path)]
 
 
 @pytest.mark.parametrize('line, message', [
@@ -129,7 +130,7 @@ def test_nothing_to_read(tmp_path):
     read(tmp_path / 'p.jsonl')
   with pytest.raises(ValueError, match='a folder'):
     read(tmp_path)
-  with pytest.raises(ValueError, match='no passage files given'):
+  with pytest.raises(ValueError, match='no file was named'):
     read()
   for name, content in (('e.jsonl', ''), ('e.tsv', 'id\ttext\ttitle\n')):
     (tmp_path / name).write_text(content)

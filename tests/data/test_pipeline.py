@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import tiny
 
+from ralm_jax.data import corpus
+from ralm_jax.data import dates
 from ralm_jax.data import pipeline
 from ralm_jax.data import tokenization
 from ralm_jax.data import vocabularies
@@ -200,3 +202,138 @@ def test_file_whose_questions_have_no_answers(data, tmp_path):
   path = tiny.write_jsonl(tmp_path / 'q.jsonl', [{'question': 'why?'}])
   with pytest.raises(ValueError, match='no question with an answer'):
     _task(data, 'answerless', train=str(path), require_answers=False)
+
+
+def _hiding(tmp_path, n=4, **fields):
+  """Questions of which every other one excludes, knows or dates something."""
+  rows = []
+  for i, question in enumerate(tiny.questions()[:n]):
+    question.pop('gold_passage_id')
+    rows.append(question | (fields if i % 2 else {}))
+  return str(tiny.write_jsonl(tmp_path / 'hiding.jsonl', rows))
+
+
+def _plain_iterator(task, **config):
+  return pipeline.get_dataset_iterator(
+      pipeline.DatasetConfig(
+          task, **{'batch_size': 4, 'shuffle': False, **config}),
+      {'query': 40, 'reader_query': 24, 'targets': 8})
+
+
+def test_passages_that_examples_name(data, tmp_path):
+  store = corpus.PassageStore.open(data.corpus)
+  path = _hiding(
+      tmp_path, exclude_passage_ids=['p7', 'nobody', 'p3'],
+      gold_passage_id='p5', date='2019')
+  iterator = _plain_iterator(_task(data, 'hiding_qa', train=path))
+  with pytest.raises(ValueError, match='exclude passages, but of which corpus'):
+    next(iterator)
+  iterator.use_corpus(store)
+  batch = next(iterator)
+  assert batch.exclude_rows.tolist() == [[-1, -1], [7, 3], [-1, -1], [7, 3]]
+  assert batch.gold_rows.tolist() == [[-1], [5], [-1], [5]]
+  assert batch.max_dates.dtype == np.int32
+  assert batch.max_dates.tolist() == [
+      dates.NO_DATE_BOUND, dates.first_day('2019-01-01')] * 2
+  # Read by nobody, closed-book.
+  iterator.use_corpus(None)
+  batch = next(iterator)
+  assert batch.exclude_rows is None and batch.gold_rows is None
+
+
+def test_examples_that_name_no_passages(data, tmp_path):
+  iterator = _plain_iterator(
+      _task(data, 'nothing_qa', train=_hiding(tmp_path)))
+  batch = next(iterator)  # of no corpus: nothing is asked of one
+  assert batch.exclude_rows is None and batch.max_dates is None
+  iterator.use_corpus(corpus.PassageStore.open(data.corpus))
+  batch = next(iterator)
+  assert batch.exclude_rows is None and batch.gold_rows is None
+  assert batch.max_dates is None
+
+
+def test_rows_belong_to_their_examples(data, tmp_path):
+  """Shuffled, in shards, restored: each example keeps what it excludes."""
+  rows = [
+      q | {'exclude_passage_ids': [f'p{i}', f'p{(i + 1) % 40}'][: 1 + i % 2]}
+      for i, q in enumerate(tiny.questions())
+  ]
+  task = _task(data, 'kept_qa', train=str(
+      tiny.write_jsonl(tmp_path / 'q.jsonl', rows)))
+  tokenizer = tokenization.QueryTokenizer(
+      tiny.make_text(), vocabularies.load_vocabulary(data.reader_vocabulary),
+      vocabularies.load_vocabulary(data.retriever_vocabulary))
+  example_of = {
+      tuple(tokens): i for i, tokens in enumerate(
+          tokenizer.batch([q['question'] for q in rows]).query_tokens)
+  }
+  store = corpus.PassageStore.open(data.corpus)
+  iterator = _plain_iterator(task, shuffle=True)
+  iterator.use_corpus(store)
+  _take(iterator, 3)
+  state = iterator.state()
+  other = _plain_iterator(task, shuffle=True)
+  other.restore(state)
+  other.use_corpus(store)
+  for batch, same in zip(_take(iterator, 12), _take(other, 12)):
+    np.testing.assert_array_equal(batch.query_tokens, same.query_tokens)
+    np.testing.assert_array_equal(batch.gold_rows, same.gold_rows)
+    np.testing.assert_array_equal(batch.exclude_rows, same.exclude_rows)
+    for tokens, gold, excluded in zip(
+        batch.query_tokens, batch.gold_rows, batch.exclude_rows):
+      example = example_of[tuple(tokens)]
+      assert gold.tolist() == [example]
+      assert [row for row in excluded if row >= 0] == [
+          example, (example + 1) % 40][: 1 + example % 2]
+
+
+def test_long_lists_are_not_trimmed(data, tmp_path):
+  """However many passages are excluded, and however few tokens are read."""
+  many = [f'p{i}' for i in range(40)]
+  path = _hiding(tmp_path, exclude_passage_ids=many)
+  iterator = _plain_iterator(_task(data, 'long_qa', train=path))
+  iterator.use_corpus(corpus.PassageStore.open(data.corpus))
+  assert next(iterator).exclude_rows[1].tolist() == list(range(40))
+
+
+def test_tasks_that_say_nothing_of_passages(data):
+  """Those that users have registered with the three features only."""
+  import functools
+
+  import seqio
+  import tensorflow as tf
+
+  tokenizer = tokenization.QueryTokenizer(
+      tiny.make_text(), vocabularies.load_vocabulary(data.reader_vocabulary),
+      vocabularies.load_vocabulary(data.retriever_vocabulary))
+  seqio.TaskRegistry.remove('bare_qa')
+  seqio.TaskRegistry.add(
+      'bare_qa',
+      source=seqio.FunctionDataSource(
+          lambda split, shuffle_files=False, seed=None:
+          tf.data.Dataset.from_tensor_slices(
+              {'question': ['who?'] * 4, 'answer': ['me'] * 4}),
+          splits=['train']),
+      preprocessors=[functools.partial(qa.tokenize, tokenizer=tokenizer)],
+      output_features=qa.output_features(tokenizer))
+  batch = next(_plain_iterator('bare_qa'))
+  assert batch.query_tokens.shape == (4, 40)
+  assert batch.exclude_rows is None and batch.max_dates is None
+
+
+def test_mixtures(data, tmp_path):
+  """Tasks with and without excluded passages, in one mixture."""
+  import seqio
+
+  hiding = _task(data, 'mixed_hiding', train=_hiding(
+      tmp_path, exclude_passage_ids=['p7', 'p3', 'p1']))
+  plain = _task(data, 'mixed_plain')
+  seqio.MixtureRegistry.remove('mixed_qa')
+  seqio.MixtureRegistry.add('mixed_qa', [(hiding, 1.0), (plain, 1.0)])
+  iterator = _plain_iterator('mixed_qa')
+  iterator.use_corpus(corpus.PassageStore.open(data.corpus))
+  excluded = [
+      tuple(row[row >= 0]) for batch in _take(iterator, 10)
+      if batch.exclude_rows is not None for row in batch.exclude_rows
+  ]
+  assert set(excluded) == {(), (7, 3, 1)}

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from ralm_jax.data import dates
 from ralm_jax.data import questions as questions_lib
 
 GOOD = {'question': 'who?', 'answers': ['I'], 'id': 'q1'}
@@ -54,6 +55,29 @@ def test_answer_fields(tmp_path, fields, answers):
 ])
 def test_gold_passages(tmp_path, fields, ids):
   assert read_one(tmp_path, {**GOOD, **fields}).gold_passage_ids == ids
+
+
+@pytest.mark.parametrize('fields, ids', [
+    ({}, ()),
+    ({'exclude_passage_ids': None}, ()),
+    ({'exclude_passage_ids': ['p', 3, 'p']}, ('p', '3')),
+    ({'exclude_passage_id': 'p', 'exclude_passage_ids': ['r', 'p']}, ('p', 'r')),
+])
+def test_excluded_passages(tmp_path, fields, ids):
+  assert read_one(tmp_path, {**GOOD, **fields}).exclude_passage_ids == ids
+
+
+@pytest.mark.parametrize('written, read, first_day', [
+    (None, None, '9999-99-99'),
+    ('2019-05-17', '2019-05-17', '2019-05-17'),
+    ('2019-05', '2019-05', '2019-05-01'),
+    (2019, '2019', '2019-01-01'),
+])
+def test_date_of_a_question(tmp_path, written, read, first_day):
+  question = read_one(tmp_path, {**GOOD, 'date': written})
+  assert question.date == read
+  assert question.max_date == (
+      dates.NO_DATE_BOUND if read is None else dates.first_day(first_day))
 
 
 def test_missing_ids_come_from_the_position(tmp_path):
@@ -167,9 +191,9 @@ def test_duplicate_ids(tmp_path):
 def test_file_faults(tmp_path):
   with pytest.raises(FileNotFoundError, match='gone.jsonl: no such file'):
     questions_lib.read_questions(tmp_path / 'gone.jsonl')
-  with pytest.raises(FileNotFoundError, match='matches none'):
+  with pytest.raises(FileNotFoundError, match='no file matches'):
     questions_lib.read_questions(str(tmp_path / '*.nothing'))
-  with pytest.raises(FileNotFoundError, match='is a folder'):
+  with pytest.raises(ValueError, match='a folder; write .*jsonl'):
     questions_lib.read_questions(tmp_path)
   with pytest.raises(ValueError, match='no file was named'):
     questions_lib.read_questions([])

@@ -22,7 +22,8 @@ class Search:
   def status(self):
     metadata = {'corpus_fingerprint': self._store.fingerprint}
     return type('Status', (), {
-        'metadata': metadata, 'count': len(self._store), 'dim': self._dim})
+        'metadata': metadata, 'count': len(self._store), 'dim': self._dim,
+        'next_id': len(self._store)})
 
   def search(self, query_embeddings, k, generation=None):
     shape = (len(query_embeddings), k)
@@ -109,6 +110,75 @@ def test_gold_passage_that_was_split(opened, trained, tmp_path):
   metrics = record['metrics']
   assert metrics['recall@1_gold'] == 0 and metrics['mrr_gold'] == 0.5
   assert metrics['recall@1_answer'] == 0 and metrics['mrr_answer'] == 0.5
+
+
+def test_ids_that_only_look_like_parts(opened, trained, tmp_path):
+  """Where nothing was cut, `doc#1` is not found by finding `doc#2`."""
+  passages = tiny.write_jsonl(tmp_path / 'p.jsonl', [
+      {'id': f'doc#{i}', 'title': 't', 'text': 'x'} for i in range(4)])
+  store = corpus_lib.build_corpus(
+      passages, tmp_path / 'corpus', trained.data.reader_vocabulary,
+      trained.data.retriever_vocabulary, n_workers=1, progress=False)
+  evaluator = evaluator_lib.Evaluator(
+      opened.spec, opened.partitioner,
+      retriever_lib.PassageRetriever(Search([2, 1, 0], store), store, 3),
+      batch_size=8)
+  rows = [{'question': 'which?', 'answers': ['x'], 'gold_passage_id': f'doc#{i}'}
+          for i in (1, 3)]
+  questions = questions_lib.read_questions(
+      tiny.write_jsonl(tmp_path / 'q.jsonl', rows))
+  metrics = [record['metrics'] for record in
+             evaluator.predictions(opened.params, questions)]
+  assert [m['mrr_gold'] for m in metrics] == [0.5, 0]
+  assert evaluator.retrieval_recall(opened.params, questions, k=3) == 0.5
+
+
+def test_questions_that_exclude_and_have_dates(trained, opened, tmp_path):
+  """What a question must not see is not among what it was answered from."""
+  rows = [q | {'exclude_passage_ids': [q['gold_passage_id'], 'unknown']}
+          for q in tiny.questions()[:10]]
+  path = tiny.write_jsonl(tmp_path / 'q.jsonl', rows)
+  plain = questions_lib.read_questions(trained.data.questions)[:10]
+  with runs.open_evaluator(
+      opened, index=trained.index, batch_size=8, n_passages=10) as evaluator:
+    before = list(evaluator.predictions(opened.params, plain))
+    after = list(evaluator.predictions(
+        opened.params, questions_lib.read_questions(path)))
+    # The corpus has no dates, so that nothing could be shown.
+    (dated,) = questions_lib.read_questions(tiny.write_jsonl(
+        tmp_path / 'dated.jsonl', [rows[0] | {'date': '2019'}]))
+    with pytest.raises(ValueError, match='questions have dates, but no passage'):
+      list(evaluator.predictions(opened.params, [dated]))
+    assert evaluator.retrieval_recall(
+        opened.params, questions_lib.read_questions(path), k=10) == 0
+  found = 0
+  for question, one, other in zip(rows, before, after):
+    gold = question['gold_passage_id']
+    ids = [p['id'] for p in one['passages']]
+    found += gold in ids
+    kept = [id_ for id_ in ids if id_ != gold]
+    assert [p['id'] for p in other['passages']][: len(kept)] == kept
+    assert len(other['passages']) == 10
+    assert other['metrics']['mrr_gold'] == 0
+  assert found
+
+
+def test_metrics_of_what_filters_left(trained, opened, tmp_path):
+  """Empty slots are misses: the question is not left out of the averages."""
+  names = [f'p{i}' for i in range(tiny.COUNT)]
+  rows = [tiny.questions()[0] | {'exclude_passage_ids': names[: tiny.COUNT - left]}
+          for left in (0, 2)]
+  for i, row in enumerate(rows):
+    row['id'] = f'q{i}'
+  questions = questions_lib.read_questions(
+      tiny.write_jsonl(tmp_path / 'q.jsonl', rows))
+  with runs.open_evaluator(
+      opened, index=trained.index, batch_size=8, n_passages=5) as evaluator:
+    records = list(evaluator.predictions(opened.params, questions))
+  assert [len(record['passages']) for record in records] == [0, 2]
+  for record in records:
+    assert record['metrics']['recall@5_gold'] == 0
+    assert record['metrics']['mrr_answer'] is not None
 
 
 def test_too_few_passages_after_filtering(opened, trained):

@@ -1,0 +1,74 @@
+"""Calendar dates as days, where a year or a month alone may be known.
+
+A date is 'YYYY', 'YYYY-MM' or 'YYYY-MM-DD'. What it leaves open is read so
+that nothing of the future leaks into an answer: a *passage* of 2019 may have
+been written in December and counts as of its last day, a *question* of 2019
+may be asked in January and sees what was known on its first. So a question
+dated '2019' sees passages dated '2018' and '2019-01-01', but none that is
+dated '2019'; whoever means the whole year writes '2019-12-31'.
+"""
+
+import calendar
+import datetime
+import re
+
+import numpy as np
+
+# Later than any bound, so that one comparison drops undated passages, too.
+NO_DATE = int(np.iinfo(np.int32).max)
+# As a bound: everything may be seen, even what has no date.
+NO_DATE_BOUND = NO_DATE
+
+_EPOCH = datetime.date(1970, 1, 1).toordinal()
+_LAYOUT = re.compile(r'([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?')
+
+
+def first_day(text: str) -> int:
+  """Days from 1970-01-01 to the first day that a date allows.
+
+  Raises:
+    ValueError: it is no date.
+  """
+  year, month, day = _parse(text)
+  return _days(text, year, 1 if month is None else month, 1 if day is None else day)
+
+
+def last_day(text: str) -> int:
+  """Days from 1970-01-01 to the last day that a date allows.
+
+  Raises:
+    ValueError: it is no date.
+  """
+  year, month, day = _parse(text)
+  if day is not None:
+    return _days(text, year, month, day)
+  if month is None or month == 12:
+    return _days(text, year, 12, 31)
+  return _days(text, year, month, 1) + calendar.monthrange(year, month)[1] - 1
+
+
+def text_of(days: int) -> str:
+  """The day as 'YYYY-MM-DD'; '' for `NO_DATE`."""
+  if days == NO_DATE:
+    return ''
+  return datetime.date.fromordinal(days + _EPOCH).isoformat()
+
+
+def _parse(text: str) -> tuple[int, int | None, int | None]:
+  match = _LAYOUT.fullmatch(text)
+  if not match:
+    raise _error(text)
+  year, month, day = (part and int(part) for part in match.groups())
+  return year, month, day
+
+
+def _days(text: str, year: int, month: int, day: int) -> int:
+  try:
+    return datetime.date(year, month, day).toordinal() - _EPOCH
+  except ValueError as error:
+    raise _error(text) from error
+
+
+def _error(text: str) -> ValueError:
+  return ValueError(
+      f"{text!r} is no date; write 'YYYY', 'YYYY-MM' or 'YYYY-MM-DD'")

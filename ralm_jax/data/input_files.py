@@ -1,0 +1,46 @@
+"""The files that users name: paths and globs."""
+
+import glob
+import os
+import pathlib
+from collections.abc import Iterable
+
+Path = str | pathlib.Path | os.PathLike
+
+
+def expand_inputs(inputs: Path | Iterable[Path]) -> list[str]:
+  """Files named by paths and globs.
+
+  Args:
+    inputs: a path or glob, or several; `~` is the home folder. A file whose
+      name only looks like a glob is a file.
+
+  Returns:
+    Paths in the order given, a glob's sorted by name; a file that is named
+    twice, be it by a link, comes once.
+
+  Raises:
+    FileNotFoundError: a glob that matches no file, or a missing file.
+    ValueError: no inputs, or a folder.
+  """
+  if isinstance(inputs, (str, os.PathLike)):
+    inputs = [inputs]
+  paths: dict[str, str] = {}  # By real path.
+  for item in map(os.path.expanduser, map(os.fspath, inputs)):
+    if os.path.isdir(item):
+      raise ValueError(
+          f'{item}: a folder; write {item.rstrip("/")}/*.jsonl for its files')
+    if os.path.exists(item):
+      matches = [item]
+    elif glob.has_magic(item):
+      matches = sorted(p for p in glob.glob(item, recursive=True)
+                       if not os.path.isdir(p))
+      if not matches:
+        raise FileNotFoundError(f'{item}: no file matches')
+    else:
+      raise FileNotFoundError(f'{item}: no such file')
+    for path in matches:
+      paths.setdefault(os.path.realpath(path), path)
+  if not paths:
+    raise ValueError('no file was named: give at least one path or glob')
+  return list(paths.values())

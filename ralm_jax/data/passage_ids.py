@@ -1,0 +1,64 @@
+"""Passage ids of examples to rows of the corpus, many examples at a time."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from ralm_jax.data import corpus
+
+NO_PASSAGE = -1
+
+
+class RowsOfIds:
+  """Finds the rows of the passages that examples name, and remembers them."""
+
+  def __init__(self, store: corpus.PassageStore):
+    """Looks up nothing yet.
+
+    Args:
+      store: the corpus; it may grow meanwhile (`PassageStore.reload`).
+    """
+    self._store = store
+    self._fingerprint = store.fingerprint
+    self._known: dict[str, tuple[int, ...]] = {}
+    self._warned = False
+
+  def __call__(self, ids: Sequence[Sequence[str]]) -> np.ndarray | None:
+    """Every part of the passages that each example names, as they are now.
+
+    An id that the corpus does not have stands for no passage; the first time
+    that is said in the log, since ids of another corpus would go unnoticed.
+
+    Args:
+      ids: passage ids of `batch` examples.
+
+    Returns:
+      [batch, n] int64 rows, filled with -1; None where no example names any.
+    """
+    if not any(len(some) for some in ids):
+      return None
+    if self._fingerprint != self._store.fingerprint:
+      self._known, self._fingerprint = {}, self._store.fingerprint
+    new = dict.fromkeys(one for some in ids for one in some if one not in self._known)
+    self._look_up(list(new))
+    rows = [[row for one in some for row in self._known[one]] for some in ids]
+    result = np.full((len(ids), max(map(len, rows))), NO_PASSAGE, np.int64)
+    for i, some in enumerate(rows):
+      result[i, : len(some)] = some
+    return result
+
+  def _look_up(self, ids: list[str]) -> None:
+    found = self._store.find(ids)
+    rows: list[list[int]] = [[] for _ in ids]
+    for position, row in zip(found.positions[found.is_newest].tolist(),
+                             found.rows[found.is_newest].tolist()):
+      rows[position].append(row)
+    self._known.update(zip(ids, map(tuple, rows)))
+    unknown = [one for one, some in zip(ids, rows) if not some]
+    if unknown and not self._warned:
+      self._warned = True
+      logging.warning(
+          'The examples name passages that the corpus %s does not have, such as '
+          '%r; nothing is excluded or gold for these.',
+          self._store.directory, unknown[0])

@@ -1,0 +1,249 @@
+"""Live edits: passages added to, replaced in and deleted from a served index.
+
+New passages are appended to the corpus first, then one edit of the index puts
+their embeddings in and takes out what they replace: a search sees all of an
+edit or nothing. Where a command is interrupted between the two, the passages
+are stored but not yet found, and the same command completes it.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+
+from ralm_jax import runs
+from ralm_jax.data import corpus as corpus_lib
+from ralm_jax.data import passages as passages_lib
+from ralm_jax.data import shard_set
+from ralm_jax.retrieval import assembler as assembler_lib
+from ralm_jax.retrieval import connection as connection_lib
+from ralm_jax.retrieval import embedding
+from ralm_jax.retrieval import retriever as retriever_lib
+
+_CHUNK = 8192  # Passages tokenised and embedded at a time.
+
+
+@dataclasses.dataclass(frozen=True)
+class Edited:
+  """What an edit did.
+
+  Attributes:
+    put: int64 rows of the corpus that the index has since.
+    deleted: int64 rows that it had.
+    generation: of the index; an edit makes no new one.
+    count: passages that it holds now.
+  """
+
+  put: np.ndarray
+  deleted: np.ndarray
+  generation: int
+  count: int
+
+
+def put(
+    passages: Sequence[passages_lib.Passage],
+    *,
+    checkpoint: str,
+    index: str | None = None,
+    retrieval_address: str | None = None,
+    corpus: str | None = None,
+    retry_for_s: float = 30.0,
+    replace: bool = False,
+    known: bool = False,
+) -> Edited:
+  """Puts passages into the corpus and the index.
+
+  A passage that is stored already, word for word, is put into the index again:
+  after an interruption, or where it was deleted.
+
+  Args:
+    passages: long ones are cut as those of the corpus were.
+    checkpoint: whose passage encoder the index was made with.
+    index: INDEX folder.
+    retrieval_address: of a running process instead.
+    corpus: None takes the one the index names.
+    retry_for_s: how long an unreachable process is waited for.
+    replace: whether a passage may take the place of another of its id.
+    known: whether each id must be one that the corpus has.
+
+  Raises:
+    ValueError: no passages, an id that is taken by another passage, or an
+      index of another corpus.
+    KeyError: an id is unknown, with `known`.
+  """
+  passages = list(passages)
+  if not passages:
+    raise ValueError('No passages were given.')
+  opened = runs.open_checkpoint(checkpoint)
+  with _connected(index, retrieval_address, corpus, retry_for_s) as connected:
+    status = connected.client.status()
+    runs.check_dimension(opened.spec, status.dim)
+    runs.warn_if_stale(opened, status.metadata)
+    store = connected.store
+    ids = [passage.id for passage in passages]
+    if known:
+      store.rows_of(ids)
+    new = _not_yet_stored(passages, store)
+    if new:
+      corpus_lib.append_passages(store.directory, new, replace=replace)
+      store.reload()
+    found = store.find(ids)
+    rows = np.sort(found.rows[found.is_newest])
+    embedder = embedding.PassageEmbedder(
+        opened.spec.model, opened.partitioner,
+        assembler_lib.Assembler(opened.spec.tokenizer, store),
+        batch_size=max(8, opened.partitioner.mesh.size),
+    )
+    return _edit(
+        connected.client, found, np.ones(len(ids), np.int64), ids=rows,
+        embeddings=_embed(embedder, opened.params, rows),
+        metadata={'corpus_fingerprint': store.fingerprint},
+    )
+
+
+def delete(
+    ids: Sequence[str],
+    *,
+    index: str | None = None,
+    retrieval_address: str | None = None,
+    corpus: str | None = None,
+    retry_for_s: float = 30.0,
+) -> Edited:
+  """Deletes passages from an index, with all their parts; all or none.
+
+  They stay in the corpus, and out of every generation of the index until they
+  are added again.
+
+  Args:
+    ids: of the passages.
+    index: INDEX folder.
+    retrieval_address: of a running process instead.
+    corpus: None takes the one the index names.
+    retry_for_s: how long an unreachable process is waited for.
+
+  Raises:
+    ValueError: no ids, or an index of another corpus.
+    LookupError: the corpus or the index does not have a passage.
+  """
+  ids = list(dict.fromkeys(ids))
+  if not ids:
+    raise ValueError('No passage ids were given.')
+  with _connected(index, retrieval_address, corpus, retry_for_s) as connected:
+    connected.store.rows_of(ids)  # names an unknown one
+    return _edit(
+        connected.client, connected.store.find(ids),
+        np.zeros(len(ids), np.int64), names=ids)
+
+
+@contextlib.contextmanager
+def _connected(
+    index: str | None, address: str | None, corpus: str | None,
+    retry_for_s: float,
+) -> Iterator[connection_lib.Connection]:
+  """A connection whose index is of its corpus."""
+  with connection_lib.connect(
+      index=index, address=address, corpus=corpus, retry_for_s=retry_for_s
+  ) as connected:
+    status = connected.client.status()
+    retriever_lib.check_index_of_corpus(
+        status.metadata, status.next_id, connected.store)
+    yield connected
+
+
+def _not_yet_stored(
+    passages: Sequence[passages_lib.Passage], store: corpus_lib.PassageStore
+) -> list[passages_lib.Passage]:
+  """Leaves out passages that are stored already, word for word."""
+  found = store.find([passage.id for passage in passages])
+  stored: list[list[tuple]] = [[] for _ in passages]
+  rows = found.rows[found.is_newest]
+  for position, part in zip(
+      found.positions[found.is_newest].tolist(), store.passages(rows)
+  ):
+    stored[position].append(_content(part))
+  return [
+      passage for passage, parts in zip(passages, stored)
+      if sorted(parts) != sorted(
+          map(_content, passages_lib.split_long(passage, store.max_words)))
+  ]
+
+
+def _content(passage: passages_lib.Passage) -> tuple[str | int, ...]:
+  return (passage.id, passage.title, passage.section, passage.text,
+          passage.document, passage.last_day)
+
+
+def _embed(
+    embedder: embedding.PassageEmbedder, params: Any, rows: np.ndarray
+) -> np.ndarray:
+  """float16 [n, dim], as the index stores them."""
+  chunks = [rows[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK)]
+  return np.concatenate([
+      embedding.as_stored(embedder.embed(params, chunk), chunk)
+      for chunk in chunks
+  ])
+
+
+def _edit(
+    client: Any,
+    found: shard_set.FoundRows,
+    versions: np.ndarray,
+    *,
+    names: Sequence[str] | None = None,
+    **put_options: Any,
+) -> Edited:
+  """One edit, which deletes the version of each passage that the index has.
+
+  A version that it has not, since a command was interrupted or the passage
+  deleted, leaves the one before it: no more than one is ever in an index.
+
+  Args:
+    client: of the retrieval process.
+    found: the passages' rows.
+    versions: [passages] int64, the version that the index should have.
+    names: ids of the passages, where each must be deleted.
+    **put_options: what is put, as for `RetrievalClient.edit`.
+
+  Raises:
+    LookupError: the index has no version of a passage that must be deleted.
+  """
+  absent = np.zeros(len(found.rows), bool)
+  while True:
+    chosen = ~absent & (found.versions == versions[found.positions])
+    rows = np.unique(found.rows[chosen])
+    try:
+      result = client.edit(
+          delete_ids=rows if len(rows) else None, **put_options)
+    except LookupError as error:
+      named = re.search(r'\bid (\d+)', str(error))
+      is_named = chosen & (found.rows == int(named[1]) if named else False)
+      if not np.any(is_named):
+        raise
+      absent |= is_named
+      _step_back(found, versions, absent, names)
+      continue
+    return Edited(
+        put_options.get('ids', rows[:0]), rows, result.generation, result.count)
+
+
+def _step_back(
+    found: shard_set.FoundRows, versions: np.ndarray, absent: np.ndarray,
+    names: Sequence[str] | None,
+) -> None:
+  """Turns to older versions, in place, where all rows of one are absent."""
+  present = ~absent & (found.versions == versions[found.positions])
+  short = np.setdiff1d(found.positions[absent], found.positions[present])
+  for position in short.tolist():
+    left = ~absent & (found.positions == position)
+    left = found.versions[left & (found.versions > versions[position])]
+    if len(left):
+      versions[position] = left.min()
+    elif names is not None:
+      raise LookupError(
+          f'The index has no passage {names[position]!r} any more (nor any '
+          'other version of it); nothing was deleted.'
+      )

@@ -1,0 +1,114 @@
+"""What an example must not see, among the passages that a search finds."""
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+
+import numpy as np
+
+from ralm_jax.data import corpus
+from ralm_jax.data import dates
+
+_KeysOf = Callable[[np.ndarray], np.ndarray]
+_FILTERS = ('passage', 'document', 'none')
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchFilter:
+  """What an example must not see, and how the search gets around it.
+
+  Filtering needs more passages than are wanted; a search that was left short
+  is repeated for the examples concerned, twice as deep each time.
+
+  Attributes:
+    by: 'passage' drops the passages an example excludes, with all their parts
+      and versions; 'document' also every other passage of the same source
+      document, for tasks made of passages, whose neighbours would give the
+      answer away; 'none' drops nothing, not even by date.
+    overretrieve_ratio: passages asked for at first, as a multiple of those
+      wanted.
+    max_candidates: the deepest a search goes; what is still missing then is
+      left empty, and the log says so once. None for the whole index.
+  """
+
+  by: str = 'passage'
+  overretrieve_ratio: float = 2.0
+  max_candidates: int | None = 65_536
+
+  def __post_init__(self):
+    if self.by not in _FILTERS:
+      raise ValueError(
+          f'SearchFilter.by {self.by!r} must be one of {", ".join(_FILTERS)}.'
+      )
+    if self.overretrieve_ratio < 1:
+      raise ValueError(
+          'SearchFilter.overretrieve_ratio must be at least 1, not '
+          f'{self.overretrieve_ratio}.'
+      )
+
+  def hidden(
+      self,
+      store: corpus.PassageStore,
+      exclude_rows: np.ndarray | None,
+      max_dates: np.ndarray | None,
+  ) -> Hidden | None:
+    """What a batch must not see; None where nothing is hidden from it.
+
+    Args:
+      store: the corpus.
+      exclude_rows: int64 [batch, n], filled with -1.
+      max_dates: int32 [batch], as for `PassageRetriever.search`.
+
+    Raises:
+      ValueError: bounds for a corpus without dates.
+    """
+    if self.by == 'none':
+      return None
+    if exclude_rows is not None and not np.any(exclude_rows >= 0):
+      exclude_rows = None
+    if max_dates is not None and np.all(max_dates == dates.NO_DATE_BOUND):
+      max_dates = None
+    if exclude_rows is None and max_dates is None:
+      return None
+    if max_dates is not None and not store.has_dates():
+      raise ValueError(
+          'The questions have dates, but no passage of the corpus '
+          f"{store.directory} has one: none could be shown. Add 'date' to the "
+          'passages and build the corpus anew, or bind '
+          "SearchFilter.by = 'none'."
+      )
+    return Hidden(
+        store, exclude_rows, max_dates, documents=self.by == 'document')
+
+
+class Hidden:
+  """What the examples of a batch must not see."""
+
+  def __init__(
+      self,
+      store: corpus.PassageStore,
+      exclude_rows: np.ndarray | None,
+      max_dates: np.ndarray | None,
+      *,
+      documents: bool,
+  ):
+    self._store = store
+    self._max_dates = max_dates
+    self._excluded: list[tuple[_KeysOf, np.ndarray]] = []
+    if exclude_rows is not None:
+      # Keys, not rows: a passage may have been replaced in the index since.
+      for keys_of in (store.sources, store.documents)[:1 + documents]:
+        self._excluded.append((keys_of, keys_of(exclude_rows)))
+
+  def among(self, rows: np.ndarray, examples: np.ndarray) -> np.ndarray:
+    """bool [n, k]: which of rows [n, k] examples [n] must not see."""
+    result = np.zeros(rows.shape, bool)
+    for keys_of, excluded in self._excluded:
+      keys = keys_of(rows)
+      # A loop over few, since [n, k, excluded] may be much.
+      for column in excluded[examples].T:
+        result |= keys == column[:, None]
+    if self._max_dates is not None:
+      # What has no date counts as later than any bound.
+      result |= self._store.dates(rows) > self._max_dates[examples, None]
+    return result
