@@ -20,6 +20,8 @@ def ask(
     corpus: str | None = None,
     n_passages: int | None = None,
     retry_for_s: float = 30.0,
+    backend: str = 'process',
+    device_dtype: str = 'bfloat16',
 ) -> evaluator_lib.Answer:
   """Answers a question; arguments as for `eval.evaluate`."""
   if not question.strip():
@@ -28,7 +30,7 @@ def ask(
   with runs.open_evaluator(
       opened, index=index, retrieval_address=retrieval_address, corpus=corpus,
       n_passages=n_passages, batch_size=opened.partitioner.mesh.size,
-      retry_for_s=retry_for_s,
+      retry_for_s=retry_for_s, backend=backend, device_dtype=device_dtype,
   ) as evaluator:
     return evaluator.answer(opened.params, [question])[0]
 

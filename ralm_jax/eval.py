@@ -7,6 +7,8 @@ import sys
 
 from ralm_jax import runs
 from ralm_jax.data import questions as questions_lib
+from ralm_jax.retrieval import connection as connection_lib
+from ralm_jax.retrieval import device_search
 
 
 def evaluate(
@@ -19,6 +21,8 @@ def evaluate(
     corpus: str | None = None,
     n_passages: int | None = None,
     retry_for_s: float = 30.0,
+    backend: str = 'process',
+    device_dtype: str = 'bfloat16',
     batch_size: int = 32,
     require_answers: bool = True,
 ) -> dict[str, float | int | None]:
@@ -33,6 +37,8 @@ def evaluate(
     corpus: None takes the one the index names.
     n_passages: None takes the model's own number.
     retry_for_s: how long an unreachable retrieval process is waited for.
+    backend: 'process', or 'device' for exact search on this program's devices.
+    device_dtype: of the embeddings on the devices.
     batch_size: questions at a time.
     require_answers: whether a question without answers is an error.
   """
@@ -43,6 +49,7 @@ def evaluate(
   with runs.open_evaluator(
       opened, index=index, retrieval_address=retrieval_address, corpus=corpus,
       n_passages=n_passages, batch_size=batch_size, retry_for_s=retry_for_s,
+      backend=backend, device_dtype=device_dtype,
   ) as evaluator:
     return evaluator.evaluate(
         opened.params, rows, output=output, progress=True
@@ -73,6 +80,13 @@ def add_retrieval_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
       '--retry_for_s', type=float, default=30.0, metavar='SECONDS',
       help='how long an unreachable retrieval process is waited for')
+  parser.add_argument(
+      '--backend', choices=connection_lib.BACKENDS, default='process',
+      help='what searches: a process with the index (FAISS), or this program\'s '
+           'devices, exactly')
+  parser.add_argument(
+      '--device_dtype', choices=device_search.DTYPES, default='bfloat16',
+      help='of the embeddings on the devices; float16 is what is stored')
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:

@@ -80,6 +80,7 @@ def open_evaluator(
     corpus: str | os.PathLike[str] | None = None,
     n_passages: int | None = None,
     batch_size: int = 32,
+    backend: str = 'process',
     **connection: Any,
 ) -> Iterator[evaluator_lib.Evaluator]:
   """An evaluator of a checkpoint with its index.
@@ -91,7 +92,8 @@ def open_evaluator(
     corpus: None takes the one the index names.
     n_passages: retrieved for a question; None for the model's own number.
     batch_size: questions at a time.
-    **connection: `nprobe`, `rerank`, `threads`, `retry_for_s`.
+    backend: 'process', or 'device' for an index on the checkpoint's mesh.
+    **connection: see `connection.connect`.
   """
   spec = opened.spec
   if spec.text.closed_book:
@@ -100,7 +102,8 @@ def open_evaluator(
     )
     return
   with connection_lib.connect(
-      index=index, address=retrieval_address, corpus=corpus, **connection
+      index=index, address=retrieval_address, corpus=corpus, backend=backend,
+      partitioner=opened.partitioner, **connection
   ) as connected:
     warn_if_stale(opened, connected.client.status().metadata)
     retriever = retriever_lib.PassageRetriever(

@@ -1,4 +1,4 @@
-"""Opening an index: a remote retrieval process, or one of our own."""
+"""Opening an index: a retrieval process, remote or our own, or the devices."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -9,15 +9,19 @@ import os
 import threading
 
 from ralm_jax.data import corpus as corpus_lib
+from ralm_jax.retrieval import device_index
+from ralm_jax.training import partitioning
 from retrieval_service import client as client_lib
 from retrieval_service import local
+
+BACKENDS = ('process', 'device')
 
 
 @dataclasses.dataclass(frozen=True)
 class Connection:
-  """A client of a retrieval process and the corpus its ids belong to."""
+  """What searches an index, and the corpus its ids belong to."""
 
-  client: client_lib.RetrievalClient
+  client: client_lib.RetrievalClient | device_index.DeviceIndex
   store: corpus_lib.PassageStore
 
 
@@ -31,11 +35,16 @@ def connect(
     nprobe: int | None = None,
     rerank: int | None = None,
     threads: int | None = None,
+    backend: str = 'process',
+    partitioner: partitioning.Partitioner | None = None,
+    device_dtype: str = 'bfloat16',
+    approximate: bool = False,
 ) -> Iterator[Connection]:
   """Connects to `address`, or starts a process for `index` on loopback.
 
   A process of our own is supervised: it is started again when it dies, and
-  ends with this program even if that is killed.
+  ends with this program even if that is killed. With the backend 'device' there
+  is none: the index lies on the devices of this program.
 
   Args:
     index: the INDEX folder; not with `address`.
@@ -45,9 +54,15 @@ def connect(
     nprobe: inverted lists visited, of our own process.
     rerank: candidates re-ranked, of our own process.
     threads: FAISS threads, of our own process.
+    backend: 'process' or 'device'.
+    partitioner: of the mesh whose devices hold the index, all of this program's
+      by default; of the backend 'device', as is what follows.
+    device_dtype: 'bfloat16', 'float16' or 'float32'.
+    approximate: approximate top-k, which a TPU is faster at.
 
   Raises:
-    ValueError: both or neither of `index` and `address`.
+    ValueError: both or neither of `index` and `address`; an unknown backend, or
+      one that does not go with the address.
     FileNotFoundError: there is no such index or corpus.
     retrieval_service.client.RetrievalError: the process cannot be reached.
   """
@@ -56,24 +71,60 @@ def connect(
         'Give either an index folder (--index) or the address of a running '
         'retrieval process (--retrieval_address).'
     )
+  check_backend(backend, address)
   with contextlib.ExitStack() as stack:
-    if address is None:
+    if index is not None:
       check_index_folder(index)
-      server = stack.enter_context(
-          local.LocalRetrievalServer(
-              index, nprobe=nprobe, rerank=rerank, threads=threads
-          )
+    if backend == 'device':
+      client = device_index.DeviceIndex(
+          index, partitioner or partitioning.Partitioner(), dtype=device_dtype,
+          approximate=approximate,
       )
-      stack.enter_context(_supervised(server))
-      address = server.address
-    client = stack.enter_context(
-        client_lib.RetrievalClient(address, retry_for_s=retry_for_s)
-    )
+    else:
+      if address is None:
+        server = stack.enter_context(
+            local.LocalRetrievalServer(
+                index, nprobe=nprobe, rerank=rerank, threads=threads
+            )
+        )
+        stack.enter_context(_supervised(server))
+        address = server.address
+      client = client_lib.RetrievalClient(address, retry_for_s=retry_for_s)
+    stack.enter_context(client)
     metadata = client.status().metadata
     store = corpus_lib.PassageStore.open(
         corpus or find_corpus(metadata, index)
     )
     yield Connection(client, store)
+
+
+def check_backend(backend: str, address: str | None) -> None:
+  """Raises ValueError for a backend that cannot be."""
+  if backend not in BACKENDS:
+    raise ValueError(
+        f'The retrieval backend is one of {", ".join(BACKENDS)}, not '
+        f'{backend!r}.'
+    )
+  if backend == 'device' and address is not None:
+    raise ValueError(
+        "The backend 'device' searches an index folder on this program's own "
+        'devices; give the folder (--index) in place of the address '
+        f'{address}.'
+    )
+
+
+def check_lookahead(client: object, retrieval_lookahead: int) -> None:
+  """Raises ValueError where searching during a step could end in a deadlock.
+
+  See `DeviceIndex.needs_strict_order`.
+  """
+  if retrieval_lookahead and getattr(client, 'needs_strict_order', False):
+    raise ValueError(
+        "The backend 'device' on several processes searches with all devices "
+        'together, and a search during the train step could come before it on '
+        'one host and after it on another; set retrieval_lookahead to 0 (gin: '
+        'train.retrieval_lookahead = 0).'
+    )
 
 
 def check_index_folder(index: str | os.PathLike[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import logging
+import threading
 from typing import Any
 
 from flax import linen as nn
@@ -228,6 +229,9 @@ class Partitioner:
     return jax.tree.map(put, batch)
 
 
+_DISPATCH = threading.RLock()
+
+
 @dataclasses.dataclass(frozen=True)
 class PartitionedFunction:
   """A jitted function that is traced and run under its partitioner's mesh.
@@ -240,7 +244,9 @@ class PartitionedFunction:
   jitted: Any
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
-    with jax.set_mesh(self.partitioner.mesh), nn.logical_axis_rules(
+    # A program is queued device by device: two threads that dispatch at once
+    # could leave its collectives in another order on another device.
+    with _DISPATCH, jax.set_mesh(self.partitioner.mesh), nn.logical_axis_rules(
         self.partitioner.rules
     ):
       return self.jitted(*args, **kwargs)

@@ -1,0 +1,397 @@
+"""DeviceIndex: exact search on the mesh behind RetrievalClient's interface.
+
+For those who have the memory: the embeddings of a generation lie on all devices
+of the mesh together, and a search needs no other process. Generations and edits
+are kept in the INDEX folder exactly as the retrieval process keeps them; either
+can serve a folder that the other has written.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+import os
+import threading
+from typing import Any
+
+import jax
+import numpy as np
+
+from ralm_jax.retrieval import device_lead
+from ralm_jax.retrieval import device_residency
+from ralm_jax.retrieval import device_search
+from ralm_jax.retrieval import device_view
+from ralm_jax.training import partitioning
+from retrieval_service import edits as edits_lib
+from retrieval_service import generations
+from retrieval_service import index_builder
+from retrieval_service import live as live_lib
+from retrieval_service import live_index
+from retrieval_service import options as options_lib
+from retrieval_service import results
+
+
+class DeviceIndex:
+  """Searches an INDEX folder on the devices; may be shared among threads.
+
+  A search is answered by exactly one generation in exactly one state of its
+  edits. A generation is put on the devices when it is first searched, and at
+  most two stay there, those searched last; see `resident`.
+
+  Programs are compiled for a batch size, a k, and a number of rows. The first
+  two are rounded up to powers of two and the room for added vectors doubles, so
+  that a run needs a handful; another generation of as many vectors needs none.
+
+  On a mesh of several processes a search is an act of all: every process makes
+  the same searches in the same order, with as many queries each, and gets the
+  answers to its own. The first process alone builds and edits, in a folder that
+  all can read, and the others follow it at the next search. An error of one
+  stops them all. See `needs_strict_order`.
+
+  Attributes:
+    address: what this is, for messages.
+  """
+
+  def __init__(
+      self,
+      directory: str | os.PathLike[str],
+      partitioner: partitioning.Partitioner,
+      *,
+      dtype: str = 'bfloat16',
+      approximate: bool = False,
+      recall_target: float = 0.95,
+      block_rows: int = 16384,
+      spare_rows: int = 1024,
+      resident: int | None = None,
+      keep_generations: int = 2,
+      verify_checksums: bool = True,
+  ):
+    """Opens the folder; nothing is put on the devices yet.
+
+    Args:
+      directory: the INDEX folder; may be empty or missing.
+      partitioner: of the mesh, both axes of which the rows are spread over.
+      dtype: of the embeddings on the devices. Scores are exact inner products
+        of float32 queries with embeddings of this dtype. 'float16' is what is
+        stored, and takes no more memory than 'bfloat16', which accelerators
+        multiply faster; its rounding reorders passages of much the same score.
+      approximate: use `jax.lax.approx_max_k`, which a TPU is faster at.
+      recall_target: expected share of the true k in an approximate answer.
+      block_rows: rows that a device scores at once.
+      spare_rows: room for added vectors, over all devices; it doubles when it
+        runs out, for which a new program is compiled.
+      resident: generations on the devices at a time. With 1 the former one is
+        freed before the next is put there, and searches wait meanwhile; with 2
+        the swap is seamless and takes twice the memory. None: 2 where the
+        devices report that much free memory, at this program's peak.
+      keep_generations: as many stay on disk after a build, beside pinned ones.
+      verify_checksums: reads every byte of a generation before its first use.
+
+    Raises:
+      ValueError: arguments that cannot be, or a damaged folder.
+    """
+    self._search = device_search.DeviceSearch(
+        partitioner, dtype=dtype, block_rows=block_rows,
+        recall_target=recall_target,
+    )
+    for name, value in (('spare_rows', spare_rows), ('resident', resident)):
+      if value is not None and value < 1:
+        raise ValueError(f'{name} must be at least 1, not {value}.')
+    self._approximate = approximate
+    self._lead = device_lead.Lead() if self.needs_strict_order else None
+    self._index = live_index.LiveIndex(
+        generations.GenerationStore(directory),
+        verify_checksums=verify_checksums and self._leads,
+    )
+    self._builder = index_builder.IndexBuilder(
+        self._index, keep_generations=keep_generations)
+    self._store = self._index.store
+    self.address = f'the devices, of {self._store.directory}'
+    self._residency = device_residency.Residency(
+        self._search, spare_rows=spare_rows, limit=resident)
+    self._turning = threading.Lock()
+    current = self._index.current
+    self._current = current.number if current else 0
+
+  def __enter__(self) -> DeviceIndex:
+    return self
+
+  def __exit__(self, *unused_exception) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Frees the devices' memory; a later search takes it again."""
+    self._residency.free()
+
+  @property
+  def needs_strict_order(self) -> bool:
+    """Whether searches must not overlap other work of the devices.
+
+    On several processes a search is a collective program. Dispatched by a
+    thread of its own, beside the train step's, it could come before the step on
+    one host and after it on another, and both would wait forever. Retrieve
+    without look-ahead then (`retrieval_lookahead=0`). Within one process
+    threads may search, as long as `Partitioner.partition` made the programs
+    that they dispatch meanwhile.
+    """
+    return self._search.spans_processes
+
+  @property
+  def _leads(self) -> bool:
+    return self._lead is None or self._lead.leads
+
+  def search(
+      self,
+      query_embeddings: np.ndarray,
+      k: int,
+      *,
+      return_embeddings: bool = False,
+      generation: int | None = None,
+  ) -> results.SearchResult:
+    """The k passages of largest inner product for each query.
+
+    Equal scores are ordered by id. Of many that tie for the last places, those
+    that come first in the index are taken.
+
+    Args:
+      query_embeddings: [batch, dim], converted to float32.
+      k: passages for each query.
+      return_embeddings: also brings the stored float16 embeddings.
+      generation: an older generation's number; it is put on the devices for
+        this search and those that follow. None: the current one.
+
+    Raises:
+      ValueError: wrong shape or dimension, values that are not finite, or more
+        passages than there are.
+      LookupError: the generation does not exist any more.
+      RuntimeError: the index is empty.
+    """
+    queries = np.ascontiguousarray(query_embeddings, np.float32)
+    if self._lead is None:
+      device_view.check_queries(queries, k)
+    else:
+      generation = self._prepare_together(queries, k, generation)
+    padded = device_view.pad_batch(queries)
+    live = self._live(generation)
+    started = self._residency.start(live, padded, k, self._approximate)
+    if self._approximate and not started.is_full(k):
+      # Few live rows, several of them in one bin of the approximation.
+      started = self._residency.start(live, padded, k, False)
+    return started.result(len(queries), k, return_embeddings)
+
+  def _live(self, number: int | None) -> live_lib.LiveView:
+    """A generation by its number, or the current one."""
+    while True:
+      wanted = number or self._current
+      try:
+        return self._index.view(wanted)
+      except LookupError:
+        if wanted != self._current and not number:
+          continue  # removed since it was the current one
+        raise
+
+  def _prepare_together(
+      self, queries: np.ndarray, k: int, generation: int | None
+  ) -> int:
+    """Makes sure that no process is left alone in the search to come.
+
+    Returns:
+      The generation to search: the first process's.
+    """
+    with self._lead.agreement.together():
+      wanted = self._lead.follow(device_lead.State(
+          generation or self._current, self._index.edits))
+      device_view.check_queries(queries, k)
+      if self._index.edits != wanted.edits:
+        self._index.reload()
+      if self._index.edits != wanted.edits:
+        raise RuntimeError(
+            f'the first process has seen edit {wanted.edits} of '
+            f'{self._store.directory} and process {jax.process_index()} edit '
+            f'{self._index.edits}: let the first process alone edit it, or '
+            'reload it on all')
+      if generation is None:
+        self._current = wanted.generation
+      view = self._residency.put(self._index.view(wanted.generation))
+    view.check(queries, k)  # fails on all alike, and may be tried again
+    return wanted.generation
+
+  def build(
+      self,
+      chunks: Iterable[tuple[np.ndarray | None, np.ndarray]],
+      *,
+      dim: int,
+      options: options_lib.IndexOptions | None = None,
+      metadata: dict[str, Any] | None = None,
+      build_id: str | None = None,
+      edits_applied: int | None = None,
+      forget_edits: bool = False,
+  ) -> int:
+    """Writes a generation, which is searched from then on.
+
+    Edits hold in it as `RetrievalClient.build` says.
+
+    Args:
+      chunks: pairs of ids ([rows] int64, or None for row numbers throughout)
+        and embeddings ([rows, dim]).
+      dim: embedding size.
+      options: of the FAISS index that comes with a generation, so that the
+        retrieval process can serve it; this class has no use for it. None: a
+        flat one, which is held in memory while it is written ('pq' takes less
+        than a twentieth).
+      metadata: JSON that stays with the generation.
+      build_id: names the build; a complete generation of this name is searched
+        instead of being made again.
+      edits_applied: the last edit that the vectors know of; None: all by now.
+      forget_edits: those edits do not hold in it: for another corpus.
+
+    Returns:
+      The new generation's number.
+
+    Raises:
+      ValueError: vectors or options that cannot be.
+      OSError: the disk is full.
+      RuntimeError: not the first process.
+    """
+    self._check_leads('build')
+    built = self._builder.build(
+        chunks, dim, options or options_lib.IndexOptions(), metadata,
+        build_id=build_id or '', edits_applied=edits_applied,
+        forget_edits=forget_edits)
+    self._turn()
+    return built.number
+
+  def compact(self) -> int:
+    """Writes a generation with the edits folded in; returns its number."""
+    self._check_leads('compact')
+    built = self._builder.compact()
+    self._turn()
+    return built.number
+
+  def reload(self) -> int:
+    """Turns to what the folder holds now, edits of other programs included.
+
+    Returns:
+      The current generation's number; 0 where there is none.
+    """
+    self._index.reload()
+    return self._turn()
+
+  def _turn(self) -> int:
+    """Searches the folder's generation, put on the devices first if it can be."""
+    with self._turning:
+      live = self._index.current
+      if live is None:
+        return 0
+      in_use = self._current in self._residency.numbers
+      if in_use and self._residency.room(live) > 1:
+        self._residency.put(live)  # the former one is searched meanwhile
+      self._current = live.number
+      return live.number
+
+  def edit(
+      self,
+      ids: np.ndarray | None = None,
+      embeddings: np.ndarray | None = None,
+      *,
+      delete_ids: np.ndarray | Sequence[int] | None = None,
+      metadata: dict[str, Any] | None = None,
+  ) -> results.EditResult:
+    """Puts and deletes passages by id, without a rebuild: all or nothing.
+
+    When it returns, the edit is on the disk, and every search that starts later
+    sees it, of older generations too.
+
+    Args:
+      ids: [rows] int64 to put the vectors under, in place of what is there;
+        None: on from `status().next_id`.
+      embeddings: [rows, dim]; None: nothing is put.
+      delete_ids: [deletes] int64 of passages to delete.
+      metadata: JSON merged over that of the index.
+
+    Raises:
+      ValueError: vectors or ids that cannot be, or one id in both.
+      LookupError: a passage to delete does not exist.
+      OSError: the disk is full.
+      RuntimeError: the index is empty, or this is not the first process.
+      In each case nothing has changed.
+    """
+    return self._edit(ids, embeddings, delete_ids, metadata)
+
+  def add(
+      self,
+      ids: np.ndarray | None,
+      embeddings: np.ndarray,
+      metadata: dict[str, Any] | None = None,
+  ) -> results.EditResult:
+    """As `edit`, of ids that the index does not have, or ValueError."""
+    return self._edit(ids, embeddings, None, metadata, only_new_ids=True)
+
+  def delete(self, ids: np.ndarray | Sequence[int]) -> results.EditResult:
+    """Deletes passages by id; see `edit`."""
+    return self._edit(None, None, ids, None)
+
+  def _edit(
+      self, ids, embeddings, delete_ids, metadata, only_new_ids: bool = False
+  ) -> results.EditResult:
+    self._check_leads('edit')
+    if embeddings is None:
+      if ids is not None and len(ids):
+        raise ValueError(f'{len(ids)} ids came without embeddings; to delete '
+                         'passages give delete_ids')
+      embeddings = np.zeros((0, 0), np.float16)
+    edited = self._index.edit(
+        edits_lib.Edit(
+            ids, np.asarray(embeddings),
+            np.asarray([] if delete_ids is None else delete_ids, np.int64),
+            metadata or {}),
+        only_new_ids=only_new_ids)
+    return results.EditResult(
+        edited.view.number, edited.sequence, edited.view.count, edited.ids)
+
+  def status(self) -> results.ServerStatus:
+    """What is searched; `dim` and the like are empty where nothing is."""
+    live = self._live(None) if self._current else None
+    manifest = live.generation.manifest if live else None
+    return results.ServerStatus(
+        generation=live.number if live else 0,
+        count=live.count if live else 0,
+        dim=live.dim if live else 0,
+        options=manifest.options if manifest else None,
+        factory=manifest.factory if manifest else '',
+        metadata=dict(live.metadata) if live else {},
+        generations=tuple(self._store.numbers()),
+        building=self._builder.building,
+        index_directory=self._store.directory,
+        edits=self._index.edits,
+        next_id=self._index.next_id,
+    )
+
+  def cache_size(self) -> int:
+    """How many programs have been compiled."""
+    return self._search.search.cache_size()
+
+  @property
+  def resident_generations(self) -> tuple[int, ...]:
+    """What is on the devices, the one searched last at the end."""
+    return self._residency.numbers
+
+  def pin(self, owner: str, generations: Sequence[int]) -> None:
+    """Says which generations `owner` needs from now on; [] for none.
+
+    Raises:
+      LookupError: one of them does not exist.
+    """
+    if self._leads:
+      self._store.pin(owner, generations)
+
+  def wait_until_ready(
+      self, timeout_s: float = 60.0
+  ) -> results.ServerStatus:
+    """The status; there is nothing to wait for."""
+    del timeout_s
+    return self.status()
+
+  def _check_leads(self, what: str) -> None:
+    if not self._leads:
+      raise RuntimeError(
+          f'{what}: the first process alone writes {self._store.directory}; '
+          'the others follow it')

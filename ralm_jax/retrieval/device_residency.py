@@ -1,0 +1,127 @@
+"""Which generations are on the devices, while several threads search them."""
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+
+import jax
+import numpy as np
+
+from ralm_jax.retrieval import device_search
+from ralm_jax.retrieval import device_view
+from retrieval_service import live as live_lib
+
+logger = logging.getLogger(__name__)
+
+
+class Residency:
+  """Puts generations on the devices when they are searched, and frees them.
+
+  May be shared among threads.
+  """
+
+  def __init__(
+      self,
+      search: device_search.DeviceSearch,
+      *,
+      spare_rows: int,
+      limit: int | None,
+  ):
+    """Puts nothing there yet.
+
+    Args:
+      search: knows the devices.
+      spare_rows: room for added vectors at first.
+      limit: generations at a time; None: two where the devices report the
+        memory, else one.
+    """
+    self._search = search
+    self._spare_rows = spare_rows
+    self._limit = limit
+    # Held while something is put on the devices or freed. The second one is
+    # taken within it, and held to dispatch a search, never to wait for one.
+    self._changing = threading.RLock()
+    self._dispatching = threading.Lock()
+    self._views: collections.OrderedDict[int, device_view.DeviceView] = (
+        collections.OrderedDict())
+    self._running: device_search.Best | None = None
+
+  @property
+  def numbers(self) -> tuple[int, ...]:
+    """Of the generations there, the one searched last at the end."""
+    with self._dispatching:
+      return tuple(self._views)
+
+  def start(
+      self,
+      live: live_lib.LiveView,
+      queries: np.ndarray,
+      k: int,
+      approximate: bool,
+  ) -> device_view.StartedSearch:
+    """Dispatches a search of this state of a generation, or a later one.
+
+    Args:
+      live: what to search.
+      queries: float32 [batch, dim].
+      k: passages wanted.
+      approximate: see `device_search.search`.
+
+    Raises:
+      ValueError: a search that cannot be answered.
+    """
+
+    def dispatch(view: device_view.DeviceView) -> device_view.StartedSearch:
+      started = view.search(self._search, queries, k, approximate)
+      self._running = started.best
+      return started
+
+    with self._dispatching:
+      view = self._views.get(live.number)
+      if view is not None and view.live.edits >= live.edits:
+        self._views.move_to_end(live.number)
+        return dispatch(view)
+    # Nothing can be freed between the two.
+    with self._changing:
+      view = self.put(live)
+      with self._dispatching:
+        return dispatch(view)
+
+  def put(self, live: live_lib.LiveView) -> device_view.DeviceView:
+    """Puts a generation and its edits on the devices, as far as they are not."""
+    with self._changing:
+      view = self._views.get(live.number)
+      if view is not None and view.live.edits >= live.edits:
+        return view
+      if view is not None:
+        view = view.moved_to(self._search, live, self._spare_rows)
+      else:
+        self.free(keep=self.room(live) - 1)
+        logger.info('putting generation %d on the devices: %d vectors of %d',
+                    live.number, live.generation.count, live.dim)
+        view = device_view.DeviceView.load(
+            self._search, live, self._spare_rows)
+      with self._dispatching:
+        self._views[live.number] = view
+      return view
+
+  def room(self, live: live_lib.LiveView) -> int:
+    """How many generations may be on the devices, this one among them."""
+    if self._limit is not None:
+      return self._limit
+    needed = self._search.shard_bytes(live.generation.count, live.dim)
+    return 2 if self._search.has_room(needed) else 1
+
+  def free(self, keep: int = 0) -> None:
+    """Frees all but the generations searched last, once they are searched."""
+    with self._changing:
+      with self._dispatching:
+        leaving = [
+            self._views.popitem(last=False)[1]
+            for _ in range(len(self._views) - keep)
+        ]
+        if leaving and self._running is not None:
+          jax.block_until_ready(self._running)
+      for view in leaving:
+        view.delete()

@@ -1,0 +1,389 @@
+"""Exact inner-product search over rows spread on all devices of a mesh.
+
+One program: every device scores its own rows, a block at a time, keeps its best
+k, and only those are gathered for the final top-k. The embeddings never move.
+
+Shapes are static, so a new program is compiled for each batch size, k, number
+of rows and dimension; `device_index` rounds the first two up.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from ralm_jax.training import partitioning
+
+AXES = (partitioning.DATA, partitioning.MODEL)
+DTYPES = ('bfloat16', 'float16', 'float32')
+# Rows of a tile of bfloat16 on a TPU: cut between tiles, blocks are no copies.
+_TILE = 16
+_MAX_ROWS = 2**31 - 1
+
+
+class Rows(NamedTuple):
+  """Embeddings on the devices.
+
+  Attributes:
+    embeddings: [rows, dim], rows over all devices; the last ones are padding.
+    live: bool [rows], sharded alike; rows that are not are never found.
+  """
+
+  embeddings: jax.Array
+  live: jax.Array
+
+
+class Best(NamedTuple):
+  """The best rows of each query, best first.
+
+  Attributes:
+    scores: float32 [batch, k]; -inf where there are fewer live rows.
+    rows: int32 [batch, k]; in `added` from the number of rows of `base` on.
+  """
+
+  scores: jax.Array
+  rows: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How many rows each device holds, in how many blocks.
+
+  Attributes:
+    shards: devices.
+    blocks: of each device.
+    block: rows of a block.
+  """
+
+  shards: int
+  blocks: int
+  block: int
+
+  @classmethod
+  def of(cls, count: int, shards: int, block_rows: int) -> Layout:
+    """The least padding for `count` rows in blocks of at most `block_rows`."""
+    per_shard = max(1, -(-count // shards))
+    blocks = -(-per_shard // block_rows)
+    block = -(-per_shard // blocks)
+    block = -(-block // _TILE) * _TILE
+    layout = cls(shards, -(-per_shard // block), block)
+    if layout.rows > _MAX_ROWS:
+      raise ValueError(
+          f'{count} vectors exceed the {_MAX_ROWS} rows that a device index '
+          'numbers; use the retrieval process.'
+      )
+    return layout
+
+  @property
+  def rows(self) -> int:
+    return self.shards * self.blocks * self.block
+
+
+class DeviceSearch:
+  """Puts rows on a mesh and searches them."""
+
+  def __init__(
+      self,
+      partitioner: partitioning.Partitioner,
+      *,
+      dtype: str = 'bfloat16',
+      block_rows: int = 16384,
+      recall_target: float = 0.95,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      partitioner: of the mesh.
+      dtype: of the embeddings: 'bfloat16', 'float16' or 'float32'. Queries
+        stay float32, products are accumulated in float32.
+      block_rows: rows a device scores at once: bounds its scores to
+        [batch, block_rows] float32.
+      recall_target: of an approximate search.
+
+    Raises:
+      ValueError: for arguments that cannot be.
+    """
+    if dtype not in DTYPES:
+      raise ValueError(
+          f'The dtype of a device index is one of {", ".join(DTYPES)}, '
+          f'not {dtype!r}.'
+      )
+    if not 0 < recall_target <= 1:
+      raise ValueError(
+          f'recall_target must be above 0 and at most 1, not {recall_target}.'
+      )
+    if block_rows < 1:
+      raise ValueError(f'block_rows must be at least 1, not {block_rows}.')
+    self.dtype = jnp.dtype(dtype)
+    self._block_rows = block_rows
+    self._mesh = partitioner.mesh
+    self._sharding = NamedSharding(self._mesh, PartitionSpec(AXES))
+    self._processes = len(
+        {device.process_index for device in self._mesh.devices.flat}
+    )
+    # Processors have no bfloat16 units to gain from; see `_scores`.
+    on_cpu = self._mesh.devices.flat[0].platform == 'cpu'
+    self.search = partitioner.partition(
+        functools.partial(
+            search,
+            mesh=self._mesh,
+            recall_target=recall_target,
+            split_queries=dtype == 'bfloat16' and not on_cpu,
+        ),
+        static_argnames=('k', 'blocks', 'approximate'),
+    )
+
+  @property
+  def spans_processes(self) -> bool:
+    """Whether a search is a collective act of several processes."""
+    return self._processes > 1
+
+  def layout(self, count: int) -> Layout:
+    """How `count` rows would lie."""
+    return Layout.of(count, self._mesh.size, self._block_rows)
+
+  def shard_bytes(self, count: int, dim: int) -> int:
+    """Memory that `count` rows take on each device."""
+    layout = self.layout(count)
+    return layout.blocks * layout.block * (dim * self.dtype.itemsize + 1)
+
+  def has_room(self, needed: int) -> bool:
+    """Whether all devices of this process have so many bytes to spare.
+
+    What the program has taken at its peak counts as taken. Devices that do not
+    say, processors among them, are believed to have room.
+    """
+    for device in self._mesh.local_devices:
+      stats = device.memory_stats() or {}
+      taken = stats.get('peak_bytes_in_use', stats.get('bytes_in_use', 0))
+      if 'bytes_limit' in stats and stats['bytes_limit'] - taken < needed:
+        return False
+    return True
+
+  def put(
+      self, layout: Layout, vectors: np.ndarray, live: np.ndarray | None = None
+  ) -> Rows:
+    """Puts vectors on the devices, one device after the other.
+
+    The host holds no more than one device's rows at a time, and a process puts
+    only the rows of its own devices.
+
+    Args:
+      layout: for at least as many rows.
+      vectors: [count, dim], may be memory-mapped.
+      live: bool [count]; None for all.
+
+    Returns:
+      The rows, padded as `layout` says.
+    """
+    count, dim = vectors.shape
+
+    def shard(rows: slice) -> np.ndarray:
+      part = vectors[rows.start : rows.stop]
+      size = rows.stop - rows.start
+      if len(part) == size:
+        return part.astype(self.dtype)
+      made = np.zeros((size, dim), self.dtype)
+      made[: len(part)] = part
+      return made
+
+    embeddings = self._put((layout.rows, dim), shard)
+    mask = np.arange(layout.rows) < count
+    if live is not None:
+      mask[:count] &= live
+    return Rows(embeddings, self.put_mask(mask))
+
+  def put_mask(self, mask: np.ndarray) -> jax.Array:
+    """bool [rows] of a layout, to where the rows are."""
+    return self._put(mask.shape, lambda rows: mask[rows])
+
+  def _put(
+      self, shape: tuple[int, ...], shard: Callable[[slice], np.ndarray]
+  ) -> jax.Array:
+    indices = self._sharding.addressable_devices_indices_map(shape)
+    pieces = []
+    for device, index in indices.items():
+      start, stop, _ = index[0].indices(shape[0])
+      piece = jax.device_put(shard(slice(start, stop)), device)
+      pieces.append(piece.block_until_ready())
+    return jax.make_array_from_single_device_arrays(
+        shape, self._sharding, pieces
+    )
+
+  def put_queries(self, queries: np.ndarray) -> tuple[jax.Array, slice | np.ndarray]:
+    """Gives every device all queries, or its share where processes differ.
+
+    Args:
+      queries: float32 [batch, dim] of this process; every process has as many.
+
+    Returns:
+      The global array [batch * processes (or more, repeated), dim], and which
+      of its rows are this process's, in their order.
+    """
+    if self._processes == 1:
+      everywhere = NamedSharding(self._mesh, PartitionSpec())
+      return jax.device_put(queries, everywhere), slice(0, len(queries))
+    devices = self._mesh.size // self._processes
+    padded = np.resize(
+        queries, (-(-len(queries) // devices) * devices, queries.shape[1])
+    )
+    shape = (len(padded) * self._processes, queries.shape[1])
+    array = jax.make_array_from_process_local_data(
+        self._sharding, padded, shape
+    )
+    starts = sorted(
+        index[0].indices(shape[0])[:2]
+        for index in self._sharding.addressable_devices_indices_map(
+            shape).values()
+    )
+    own = np.concatenate([np.arange(*bounds) for bounds in starts])
+    return array, own[: len(queries)]
+
+
+def search(
+    queries: jax.Array,
+    base: Rows,
+    added: Rows,
+    *,
+    k: int,
+    blocks: tuple[int, int],
+    approximate: bool,
+    mesh: jax.sharding.Mesh,
+    recall_target: float,
+    split_queries: bool,
+) -> Best:
+  """The k live rows of largest inner product with each query.
+
+  Rows of equal score come in the order of their numbers, in exact search.
+
+  Args:
+    queries: float32 [batch, dim].
+    base: rows, over all devices.
+    added: more rows, over all devices; numbered on from those of `base`.
+    k: how many.
+    blocks: of a device's share of `base`, and of `added`.
+    approximate: use `jax.lax.approx_max_k`, which only a TPU is faster at; it
+      may miss rows, and hand back -inf though there are k live rows.
+    mesh: of axes `data` and `model`.
+    recall_target: of the approximation, for the whole search.
+    split_queries: see `_scores`.
+  """
+  total = base.live.size + added.live.size
+  top = jax.lax.top_k
+  if approximate:
+    top = functools.partial(
+        jax.lax.approx_max_k, recall_target=recall_target,
+        reduction_input_size_override=total,
+    )
+
+  def local(queries: jax.Array, base: Rows, added: Rows) -> Best:
+    parts = _split(queries) if split_queries else queries
+    shard = jax.lax.axis_index(AXES)
+    start = Best(
+        jnp.full((queries.shape[0], k), -jnp.inf, jnp.float32),
+        jnp.zeros((queries.shape[0], k), jnp.int32),
+    )
+    best = jax.tree.map(lambda x: jax.lax.pcast(x, AXES, to='varying'), start)
+    offset = 0
+    for rows, count in zip((base, added), blocks):
+      first = offset + shard * rows.live.size
+      best = _scan_blocks(parts, rows, count, first, best, top)
+      offset += rows.live.size * mesh.size
+    # [shards, batch, k] -> [batch, shards * k], shards in the order of rows.
+    gathered = jax.tree.map(
+        lambda x: jnp.swapaxes(
+            jax.lax.all_gather(x, AXES, to='invarying'), 0, 1
+        ).reshape(x.shape[0], -1),
+        best,
+    )
+    return _best(gathered, k)
+
+  spec = PartitionSpec(AXES)
+  return jax.shard_map(
+      local, mesh=mesh,
+      in_specs=(PartitionSpec(), Rows(spec, spec), Rows(spec, spec)),
+      out_specs=Best(PartitionSpec(), PartitionSpec()),
+  )(queries, base, added)
+
+
+def _scan_blocks(
+    queries: jax.Array,
+    rows: Rows,
+    blocks: int,
+    first: jax.Array,
+    best: Best,
+    top: Callable[..., tuple[jax.Array, jax.Array]],
+) -> Best:
+  """Merges the best of one device's rows into `best`.
+
+  Args:
+    queries: float32 [batch, dim], or bfloat16 [3, batch, dim].
+    rows: of this device.
+    blocks: that they are scored in.
+    first: number of the first row.
+    best: of the rows before.
+    top: (scores, k) -> values, positions.
+  """
+  batch, k = best.scores.shape
+  block = rows.live.size // blocks
+
+  def step(best: Best, inputs: tuple[jax.Array, Rows]) -> tuple[Best, None]:
+    start, part = inputs
+    scores = jnp.where(part.live, _scores(queries, part.embeddings), -jnp.inf)
+    found, positions = top(scores, min(k, block))
+    # Those before have lower numbers and stand first, so that ties keep order.
+    merged = Best(
+        jnp.concatenate([best.scores, found], axis=1),
+        jnp.concatenate([best.rows, start + positions.astype(jnp.int32)], axis=1),
+    )
+    return _best(merged, k), None
+
+  split = jax.tree.map(lambda x: x.reshape(blocks, block, *x.shape[1:]), rows)
+  starts = first + block * jnp.arange(blocks, dtype=jnp.int32)
+  best, _ = jax.lax.scan(step, best, (starts, split))
+  return best
+
+
+def _best(candidates: Best, k: int) -> Best:
+  """[batch, n] -> [batch, k]; the first of equal ones comes first."""
+  scores, chosen = jax.lax.top_k(candidates.scores, k)
+  return Best(scores, jnp.take_along_axis(candidates.rows, chosen, axis=1))
+
+
+def _scores(queries: jax.Array, embeddings: jax.Array) -> jax.Array:
+  """Inner products in float32, [batch, rows].
+
+  A float32 query is the sum of three bfloat16 parts. Matrix units that multiply
+  bfloat16 and add up in float32 thus give its products with bfloat16 embeddings
+  in full precision, without a float32 copy of the embeddings.
+
+  Args:
+    queries: float32 [batch, dim], or bfloat16 [3, batch, dim] of `_split`.
+    embeddings: [rows, dim].
+  """
+  if queries.ndim == 2:
+    return jnp.einsum(
+        'bd,rd->br', queries, embeddings.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+  parts = jnp.einsum(
+      'pbd,rd->pbr', queries, embeddings, preferred_element_type=jnp.float32
+  )
+  return parts[0] + (parts[1] + parts[2])
+
+
+def _split(queries: jax.Array) -> jax.Array:
+  """float32 [batch, dim] -> bfloat16 [3, batch, dim] that sum to it."""
+  parts = []
+  for _ in range(3):
+    # A mere cast there and back may be optimised away.
+    part = jax.lax.reduce_precision(queries, exponent_bits=8, mantissa_bits=7)
+    parts.append(part.astype(jnp.bfloat16))
+    queries = queries - part
+  return jnp.stack(parts)

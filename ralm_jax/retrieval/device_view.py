@@ -1,0 +1,238 @@
+"""One generation of the index with its edits, on the devices of a mesh."""
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from ralm_jax.retrieval import device_search
+from retrieval_service import live as live_lib
+from retrieval_service import results
+
+_LEAST_BATCH = 8
+_LEAST_K = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceView:
+  """What a search is answered from; it never changes.
+
+  Attributes:
+    live: on the host: the generation, its stored embeddings, and the edits.
+    base: the generation's rows.
+    added: spare rows with the vectors that came by edits.
+    blocks: that each device scores of `base` and of `added`.
+  """
+
+  live: live_lib.LiveView
+  base: device_search.Rows
+  added: device_search.Rows
+  blocks: tuple[int, int]
+
+  @classmethod
+  def load(
+      cls,
+      search: device_search.DeviceSearch,
+      live: live_lib.LiveView,
+      spare_rows: int,
+  ) -> DeviceView:
+    """Puts a generation on the devices, one device's share after the other.
+
+    Args:
+      search: knows the devices.
+      live: what to put.
+      spare_rows: room for added vectors, doubled until they fit.
+    """
+    stored = live.generation.embeddings
+    layout = search.layout(len(stored))
+    base = search.put(
+        layout, stored, _living(len(stored), live.overlay.dead_rows)
+    )
+    added, blocks = _put_added(search, live, spare_rows)
+    return cls(live, base, added, (layout.blocks, blocks))
+
+  def moved_to(
+      self,
+      search: device_search.DeviceSearch,
+      live: live_lib.LiveView,
+      spare_rows: int,
+  ) -> DeviceView:
+    """The same generation, its embeddings not copied, after other edits."""
+    mask = self.base.live
+    dead = live.overlay.dead_rows
+    if not np.array_equal(dead, self.live.overlay.dead_rows):
+      living = np.zeros(mask.shape, bool)
+      count = live.generation.count
+      living[:count] = _living(count, dead)
+      mask = search.put_mask(living)
+    added, blocks = _put_added(search, live, spare_rows)
+    return DeviceView(
+        live, device_search.Rows(self.base.embeddings, mask), added,
+        (self.blocks[0], blocks),
+    )
+
+  def delete(self) -> None:
+    """Frees the devices' memory."""
+    for array in (*self.base, *self.added):
+      array.delete()
+
+  def check(self, queries: np.ndarray, k: int) -> None:
+    """Raises ValueError for a search that cannot be answered."""
+    live = self.live
+    if queries.shape[1] != live.dim:
+      raise ValueError(
+          f'the queries have dimension {queries.shape[1]} and generation '
+          f'{live.number} of the index has dimension {live.dim}: they must be '
+          'embedded by the encoder that embedded the passages'
+      )
+    if k > live.count:
+      raise ValueError(
+          f'k={k} passages wanted and generation {live.number} of the index '
+          f'holds {live.count}: lower k or add passages'
+      )
+
+  def search(
+      self,
+      search: device_search.DeviceSearch,
+      queries: np.ndarray,
+      k: int,
+      approximate: bool,
+  ) -> StartedSearch:
+    """Dispatches a search, without waiting for it.
+
+    Args:
+      search: compiles it.
+      queries: float32 [batch, dim], of this process.
+      k: passages wanted; some more are searched.
+      approximate: see `device_search.search`.
+    """
+    self.check(queries, k)
+    array, own = search.put_queries(queries)
+    best = search.search(
+        array, self.base, self.added, k=round_k(k), blocks=self.blocks,
+        approximate=approximate,
+    )
+    return StartedSearch(self, best, own)
+
+  def ids(self, rows: np.ndarray) -> np.ndarray:
+    """Rows of the devices to ids, int64."""
+    base, added, is_added = self._split(rows)
+    stored = self.live.generation.ids
+    ids = base if stored is None else stored[base]
+    if is_added.any():
+      ids = np.where(is_added, self.live.overlay.ids[added], ids)
+    return ids.astype(np.int64)
+
+  def embeddings(self, rows: np.ndarray) -> np.ndarray:
+    """Rows of the devices [...] to what is stored, float16 [..., dim]."""
+    base, added, is_added = self._split(rows)
+    found = self.live.generation.embeddings[base]
+    found[is_added] = self.live.overlay.vectors[added[is_added]]
+    return found
+
+  def _split(
+      self, rows: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows in `base` and in `added`, 0 where it is the other, and which."""
+    first_added = self.base.live.size
+    is_added = rows >= first_added
+    return (
+        np.where(is_added, 0, rows), np.where(is_added, rows - first_added, 0),
+        is_added,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class StartedSearch:
+  """A search under way.
+
+  Attributes:
+    view: that answers it.
+    best: what is found for the queries of all processes.
+    own: which of them are this process's.
+  """
+
+  view: DeviceView
+  best: device_search.Best
+  own: slice | np.ndarray
+
+  def is_full(self, k: int) -> bool:
+    """Waits; whether k rows were found for every query of every process."""
+    return bool(np.isfinite(np.asarray(self.best.scores)[:, :k]).all())
+
+  def result(
+      self, batch: int, k: int, return_embeddings: bool
+  ) -> results.SearchResult:
+    """Waits; the answers to the first `batch` queries of this process.
+
+    Raises:
+      ValueError: scores that are not finite.
+    """
+    scores = np.asarray(self.best.scores)[self.own][:batch]
+    rows = np.asarray(self.best.rows)[self.own][:batch].astype(np.int64)
+    found = np.isfinite(scores)
+    if not found[:, :k].all():
+      raise ValueError(
+          'a score is beyond what float32 can hold: check the query encoder')
+    rows[~found] = 0  # padding, beyond k
+    ids = self.view.ids(rows)
+    best = np.lexsort((ids, -scores))[:, :k]
+    rows = np.take_along_axis(rows, best, axis=1)
+    return results.SearchResult(
+        ids=np.take_along_axis(ids, best, axis=1),
+        scores=np.take_along_axis(scores, best, axis=1),
+        generation=self.view.live.number,
+        embeddings=self.view.embeddings(rows) if return_embeddings else None,
+        edits=self.view.live.edits,
+    )
+
+
+def check_queries(queries: np.ndarray, k: int) -> None:
+  """Raises ValueError for queries that no index can answer."""
+  if queries.ndim != 2:
+    raise ValueError('query_embeddings must be [batch, dim], found shape '
+                     f'{list(queries.shape)}')
+  if k < 1:
+    raise ValueError(f'k must be at least 1, found {k}')
+  finite = np.isfinite(queries).all(axis=1)
+  if not finite.all():
+    row = np.flatnonzero(~finite)[0]
+    raise ValueError(
+        f'query {row} of {len(queries)} holds a value that is not finite: '
+        'check the query encoder')
+
+
+def pad_batch(queries: np.ndarray) -> np.ndarray:
+  """Repeats rows up to a power of two, so that few programs are compiled."""
+  size = max(_LEAST_BATCH, 1 << (len(queries) - 1).bit_length())
+  return np.resize(queries, (size, queries.shape[1]))
+
+
+def round_k(k: int) -> int:
+  """The next power of two, likewise.
+
+  What is found beyond k also orders by id most of those that tie for the last
+  place.
+  """
+  return max(_LEAST_K, 1 << (k - 1).bit_length())
+
+
+def _living(count: int, dead: np.ndarray) -> np.ndarray:
+  living = np.ones(count, bool)
+  living[dead] = False
+  return living
+
+
+def _put_added(
+    search: device_search.DeviceSearch, live: live_lib.LiveView, spare_rows: int
+) -> tuple[device_search.Rows, int]:
+  """The rows, and their blocks.
+
+  Room doubles when it runs out, so that few programs are compiled.
+  """
+  overlay = live.overlay
+  while spare_rows < len(overlay.ids):
+    spare_rows *= 2
+  layout = search.layout(spare_rows)
+  living = _living(len(overlay.ids), overlay.dead_slots)
+  return search.put(layout, overlay.vectors, living), layout.blocks
