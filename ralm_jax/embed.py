@@ -40,7 +40,7 @@ def embed(
   )
   return embedding.build_generation(
       embedder, opened.params, store, output, options, checkpoint=opened.name,
-      progress=progress,
+      run=opened.directory, step=opened.step, progress=progress,
   )
 
 

@@ -13,67 +13,30 @@ import jax
 
 from ralm_jax import gin_utils
 from ralm_jax import launch
+from ralm_jax import run_config
+from ralm_jax import run_retrieval
 from ralm_jax import runs
 from ralm_jax import specification
-from ralm_jax.data import corpus as corpus_lib
 from ralm_jax.data import questions as questions_lib
 from ralm_jax.data import text_config
 from ralm_jax.data import tokenization
 from ralm_jax.data import vocabularies
 from ralm_jax.evaluation import evaluator as evaluator_lib
+from ralm_jax.models import dual_encoder
 from ralm_jax.models import retrieval_lm
 from ralm_jax.retrieval import assembler as assembler_lib
 from ralm_jax.retrieval import augmenter as augmenter_lib
 from ralm_jax.retrieval import connection as connection_lib
-from ralm_jax.retrieval import embedding
-from ralm_jax.retrieval import retriever as retriever_lib
 from ralm_jax.training import checkpoints as checkpoints_lib
 from ralm_jax.training import multihost
 from ralm_jax.training import optimizers as optimizers_lib
 from ralm_jax.training import partitioning
-from ralm_jax.training import pinning
 from ralm_jax.training import reporting
-from ralm_jax.training import train_state
 from ralm_jax.training import trainer as trainer_lib
-from retrieval_service import options as options_lib
 
 
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-  """When to save and what to keep.
-
-  Attributes:
-    period: steps between checkpoints.
-    keep: newest ones to keep; None keeps all.
-    keep_period: also keep every multiple of it.
-    asynchronous: write while training goes on.
-  """
-
-  period: int = 1000
-  keep: int | None = 3
-  keep_period: int | None = None
-  asynchronous: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class RetrievalConfig:
-  """Where passages come from.
-
-  Attributes:
-    corpus: CORPUS folder; None takes the one the index names.
-    index: INDEX folder; built with the starting parameters if it is empty.
-    address: 'host:port' of a running retrieval process instead.
-    options: how a missing index is built.
-    retry_for_s: how long a search waits for a dead process.
-    embed_batch_size: passages at a time when building.
-  """
-
-  corpus: str | None = None
-  index: str | None = None
-  address: str | None = None
-  options: options_lib.IndexOptions = options_lib.IndexOptions()
-  retry_for_s: float = 300.0
-  embed_batch_size: int = 256
+CheckpointConfig = run_config.CheckpointConfig
+RetrievalConfig = run_config.RetrievalConfig
 
 
 def train(
@@ -93,6 +56,7 @@ def train(
     initial_checkpoint_path: str | None = None,
     initial_params: Callable[[], Any] | None = None,
     num_microbatches: int = 1,
+    freeze_retriever_steps: int = 0,
     retrieval_lookahead: int = 1,
     augmentation: augmenter_lib.Augmentation | None = None,
     recall_skip: int = 1,
@@ -121,6 +85,8 @@ def train(
     initial_checkpoint_path: parameters to start from.
     initial_params: or a function that loads them, e.g. of Hugging Face folders.
     num_microbatches: gradient accumulation.
+    freeze_retriever_steps: the first so many steps leave the retriever as it
+      is.
     retrieval_lookahead: 1 retrieves the next batch during a step.
     augmentation: changes what training examples show.
     recall_skip: leading target tokens (a sentinel) the batch's recall ignores.
@@ -164,6 +130,9 @@ def train(
       )
     if model.distils and 'retriever' not in optimizers:
       model = dataclasses.replace(model, train_retriever=False)
+      spec = dataclasses.replace(spec, model=model)
+    if retrieval_cfg is not None:
+      retrieval_cfg.check(model, text)
     if not text.closed_book and retrieval_cfg is None:
       raise ValueError(
           'The reader format shows passages; give a RetrievalConfig with an '
@@ -192,28 +161,54 @@ def train(
   )
 
   def starting_params() -> Any:
+    params = None
     if initial_checkpoint_path:
       opened = runs.open_checkpoint(initial_checkpoint_path, partitioner)
       spec.check_same_vocabularies(opened.directory)
-      return opened.params
-    return initial_params() if initial_params is not None else None
+      params = opened.params
+    elif initial_params is not None:
+      params = initial_params()
+    if params is not None and not model.tied_retriever:
+      # Of one tower (a warm start), two that begin alike.
+      params = {
+          **params, 'retriever': dual_encoder.untie(params['retriever'])
+      }
+    return params
 
   def run(
-      retriever: retriever_lib.PassageRetriever | None,
-      store: corpus_lib.PassageStore | None,
+      retrieval: run_retrieval.RunRetrieval | None,
       state: trainer_lib.TrainState | None,
   ) -> trainer_lib.TrainState:
-    assembler = assembler_lib.Assembler(tokenizer, store)
-    augmenter = augmenter_lib.RetrievalAugmenter(
-        model, partitioner, assembler, retriever,
-        augmentation=augmentation, recall_skip=recall_skip,
-    )
+    if retrieval is None:
+      evaluation_retriever = None
+      iterator.use_corpus(None)
+      augmenter = augmenter_lib.RetrievalAugmenter(
+          model, partitioner, assembler_lib.Assembler(tokenizer, None), None,
+          augmentation=augmentation,
+      )
+    else:
+      evaluation_retriever = retrieval.evaluation_retriever
+      iterator.use_corpus(retrieval.assembler.store)
+      augmenter = augmenter_lib.RetrievalAugmenter(
+          model, partitioner, retrieval.assembler, retrieval.retriever,
+          augmentation=augmentation, recall_skip=recall_skip,
+          n_passages=text.n_passages,
+          generation_steps=(
+              retrieval.generation_steps if model.moves_passages else None
+          ),
+          before_search=retrieval.before_search,
+      )
+    reranks = retrieval is not None and retrieval_cfg.n_candidates is not None
     trainer = trainer_lib.Trainer(
         model, optimizers, partitioner, augmenter, checkpoints,
         num_microbatches=num_microbatches,
+        freeze_retriever_steps=freeze_retriever_steps,
+        rerank_to=text.n_passages if reranks else None,
+        rerank_chunk=retrieval_cfg.rerank_chunk if reranks else None,
+        index_refresh=retrieval and retrieval.index_refresh,
         retrieval_lookahead=retrieval_lookahead,
         checkpoint_period=checkpoint_cfg.period,
-        on_checkpoint=pinning.pinner(checkpoints, retriever, model_dir),
+        on_checkpoint=retrieval and retrieval.on_checkpoint,
         metadata={'seed': random_seed, 'batch_size': train_dataset_cfg.batch_size},
     )
     generation = None
@@ -229,9 +224,8 @@ def train(
     else:
       state = state or trainer.initialize(random_seed, starting_params())
       progress = trainer_lib.Progress(state)
-    if retriever is not None:
-      with agreement.together():
-        pinning.stay_with_generation(retriever, generation, model_dir)
+    if retrieval is not None:
+      retrieval.begin(generation, progress.state.params)
     reporter = reporting.Reporter(
         total_steps, directory=os.path.join(model_dir, 'train'),
         period=stats_period,
@@ -239,7 +233,7 @@ def train(
     evaluate = None
     if questions is not None:
       evaluator = evaluator_lib.Evaluator(
-          spec, partitioner, retriever, batch_size=eval_batch_size
+          spec, partitioner, evaluation_retriever, batch_size=eval_batch_size
       )
 
       def evaluate(state: trainer_lib.TrainState) -> None:
@@ -254,73 +248,39 @@ def train(
             f'{k} {v:.4g}' for k, v in scalars.items()))
 
     try:
-      return trainer.train(
+      state = trainer.train(
           progress, iterator, total_steps,
           reporter=reporter, eval_period=eval_period, evaluate=evaluate,
       )
     finally:
       augmenter.close()
+    if retrieval is not None:
+      retrieval.end()
+    return state
 
   try:
     if text.closed_book:
-      return run(None, None, None)
+      return run(None, None)
+    state = None
+    with agreement.together():
+      if retrieval_cfg.index_is_missing:
+        state = run_retrieval.build_missing_index(
+            retrieval_cfg, spec, optimizers, partitioner, starting_params(),
+            run=model_dir, seed=random_seed,
+        )
     with contextlib.ExitStack() as stack:
       with agreement.together():
-        state = None
-        if retrieval_cfg.index and not os.path.exists(
-            os.path.join(retrieval_cfg.index, 'CURRENT')
-        ):
-          state = _build_missing_index(
-              retrieval_cfg, model, optimizers, partitioner, tokenizer,
-              starting_params(), random_seed,
-          )
-        connected = stack.enter_context(connection_lib.connect(
-            index=retrieval_cfg.index,
-            address=retrieval_cfg.address,
-            corpus=retrieval_cfg.corpus,
-            retry_for_s=retrieval_cfg.retry_for_s,
-        ))
-        retriever = retriever_lib.PassageRetriever(
-            connected.client, connected.store, text.n_passages
+        connected = stack.enter_context(
+            connection_lib.connect(**retrieval_cfg.connection(partitioner))
         )
-        runs.check_dimension(spec, retriever.embedding_dim)
-      return run(retriever, connected.store, state)
+        connection_lib.check_lookahead(connected.client, retrieval_lookahead)
+        retrieval = run_retrieval.RunRetrieval(
+            retrieval_cfg, connected, spec, partitioner, checkpoints,
+            freeze_retriever_steps=freeze_retriever_steps,
+        )
+      return run(retrieval, state)
   finally:
     checkpoints.close()
-
-
-def _build_missing_index(
-    retrieval_cfg: RetrievalConfig,
-    model: retrieval_lm.RetrievalLM,
-    optimizers: train_state.Optimizers,
-    partitioner: partitioning.Partitioner,
-    tokenizer: tokenization.QueryTokenizer,
-    params: Any,
-    seed: int,
-) -> trainer_lib.TrainState:
-  """Embeds the corpus with the parameters the run starts from."""
-  if retrieval_cfg.corpus is None:
-    raise ValueError(
-        f'{retrieval_cfg.index} holds no index yet; bind '
-        'RetrievalConfig.corpus (gin: CORPUS) to build one.'
-    )
-  if jax.process_count() > 1:
-    raise ValueError(
-        f'{retrieval_cfg.index} holds no index yet; on several processes build '
-        'it first with `ralm embed`.'
-    )
-  store = corpus_lib.PassageStore.open(retrieval_cfg.corpus)
-  state = train_state.initialize(model, optimizers, partitioner, seed, params)
-  embedder = embedding.PassageEmbedder(
-      model, partitioner, assembler_lib.Assembler(tokenizer, store),
-      batch_size=retrieval_cfg.embed_batch_size,
-  )
-  logging.info('Building %s of %d passages.', retrieval_cfg.index, len(store))
-  embedding.build_generation(
-      embedder, state.params, store, retrieval_cfg.index,
-      retrieval_cfg.options, checkpoint='the start of training',
-  )
-  return state
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:

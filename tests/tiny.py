@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import types
 from typing import Any
 
@@ -358,7 +359,8 @@ def main(path: str) -> int:
   The file is a list of jobs. `data` and `model_dir` are folders; `process` may
   hold the arguments of `jax.distributed.initialize`; `compilation_cache` is a
   folder; `kills` a list of moments at which the run is killed, to be started
-  again; all else goes to `train`. Returns the last job's exit status.
+  again; `pauses` a folder, see `pause_in_refreshes`; all else goes to `train`.
+  Returns the last job's exit status.
   """
   with open(path, encoding='utf-8') as file:
     jobs = json.load(file)
@@ -388,8 +390,12 @@ def _fork(job: dict[str, Any]) -> int:
   status = 1
   try:
     status = _run(dict(job))
+  except BaseException:
+    traceback.print_exc()
+    raise
   finally:
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(status)  # pylint: disable=protected-access
 
 
@@ -413,6 +419,8 @@ def _run(job: dict[str, Any]) -> int:
   def run(argv: list[str], prog: str) -> None:
     del argv, prog
     use_compilation_cache(job.pop('compilation_cache'))
+    if 'pauses' in job:
+      pause_in_refreshes(pathlib.Path(job.pop('pauses')))
     if 'process' in job:
       jax.distributed.initialize(**job.pop('process'))
     train(Data(pathlib.Path(job.pop('data'))), job.pop('model_dir'), **job)
@@ -423,6 +431,58 @@ def _run(job: dict[str, Any]) -> int:
     return cli.main(['job'])
   finally:
     atexit._run_exitfuncs()  # a fork that ends by os._exit runs none
+
+
+def pause_in_refreshes(folder: pathlib.Path) -> None:
+  """Leaves files that say how far a refresh is, and pauses at each.
+
+  `embedding_<step>` when a part of the corpus is embedded, `uploading_<step>`
+  when a part is sent, `acknowledged_<step>` when the generation is served. Only
+  the first time: a file that is there is passed by.
+  """
+  from ralm_jax.retrieval import embedding
+  from ralm_jax.retrieval import refresh
+  from retrieval_service import client as client_lib
+
+  folder.mkdir(exist_ok=True)
+  at: list[int] = []
+
+  def pause(name: str) -> None:
+    path = folder / f'{name}_{at[-1]}'
+    if not path.exists():
+      path.touch()
+      time.sleep(2.0)
+
+  publish = refresh.IndexPublisher.publish
+  embed = embedding.PassageEmbedder.embed
+  build = client_lib.RetrievalClient.build
+
+  def publish_at(self, params, key, **description):
+    at.append(description['step'])
+    try:
+      return publish(self, params, key, **description)
+    finally:
+      at.pop()
+
+  def embed_and_pause(self, params, rows):
+    result = embed(self, params, rows)
+    if at:
+      pause('embedding')
+    return result
+
+  def build_and_pause(self, chunks, **options):
+    def sent():
+      for chunk in chunks:
+        yield chunk
+        pause('uploading')
+
+    number = build(self, sent(), **options)
+    pause('acknowledged')
+    return number
+
+  refresh.IndexPublisher.publish = publish_at
+  embedding.PassageEmbedder.embed = embed_and_pause
+  client_lib.RetrievalClient.build = build_and_pause
 
 
 def use_compilation_cache(folder: str | pathlib.Path) -> None:

@@ -1,8 +1,6 @@
 """From a QueryBatch and retrieved rows to the arrays of a train step."""
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from ralm_jax.data import batches
@@ -56,6 +54,7 @@ class Assembler:
       rows: np.ndarray,
       *,
       with_retriever: bool = True,
+      with_passages: bool = True,
       titles: ragged.RaggedTokens | None = None,
   ) -> retrieval_lm.ReaderBatch:
     """Host arrays of one batch.
@@ -64,6 +63,8 @@ class Assembler:
       queries: [batch] examples; padding rows have no target.
       rows: int64 [batch, n_passages] of the corpus, -1 for none.
       with_retriever: also the arrays that train the retriever.
+      with_passages: the passages' among them; not where the index's embeddings
+        stand in for them.
       titles: batch * n_passages titles the reader sees instead of the
         passages' own; the retriever sees their own.
     """
@@ -84,16 +85,18 @@ class Assembler:
     )
     if not with_retriever or self.store is None:
       return batch
+    batch = batch.replace(
+        query_tokens=queries.query_tokens,
+        query_mask=queries.query_tokens != tokenizer.retriever_vocabulary.pad_id,
+    )
+    if not with_passages:
+      return batch
     passages = batches.assemble_retriever_inputs(
         rows, self.store, self._retriever_template,
         text.retriever_passage_length,
     )
-    return dataclasses.replace(
-        batch,
-        query_tokens=queries.query_tokens,
-        query_mask=queries.query_tokens != tokenizer.retriever_vocabulary.pad_id,
-        retriever_tokens=passages.tokens,
-        retriever_mask=passages.mask,
+    return batch.replace(
+        retriever_tokens=passages.tokens, retriever_mask=passages.mask
     )
 
   def passage_inputs(self, rows: np.ndarray) -> batches.PassageInputs:
@@ -114,20 +117,23 @@ def answer_recall(batch: retrieval_lm.ReaderBatch, skip: int = 0) -> float:
     batch: host arrays.
     skip: leading target tokens to leave out, such as a sentinel.
   """
-  lengths = batch.target_mask.sum(-1)
-  hits = examples = 0
-  for tokens, target, length, mask in zip(
-      batch.reader_tokens, batch.target_tokens, lengths, batch.passage_mask
-  ):
-    # The last target token is the end of sequence.
-    answer = target[skip : length - 1]
-    if not len(answer) or not mask.any():
-      continue
-    examples += 1
-    if len(answer) > tokens.shape[-1]:
-      continue  # longer than any passage shown
-    windows = np.lib.stride_tricks.sliding_window_view(
-        tokens[mask], len(answer), axis=-1
+  tokens, target = np.asarray(batch.reader_tokens), batch.target_tokens
+  # The last target token is the end of sequence.
+  lengths = np.asarray(batch.target_mask).sum(-1) - 1 - skip
+  asked = (lengths > 0) & np.any(batch.passage_mask, axis=-1)
+  if not asked.any():
+    return float('nan')
+  answers = np.asarray(target)[:, skip:]
+  # Where an answer's first token stands; few, and fewer with each one more.
+  example, passage, position = np.nonzero(
+      (tokens == answers[:, :1, None])
+      & (np.asarray(batch.passage_mask) & asked[:, None])[..., None]
+  )
+  for i in range(1, int(lengths.max())):
+    at = np.minimum(position + i, tokens.shape[-1] - 1)
+    left = lengths[example] <= i
+    left |= (tokens[example, passage, at] == answers[example, i]) & (
+        position + i < tokens.shape[-1]
     )
-    hits += bool(np.any(np.all(windows == answer, axis=-1)))
-  return hits / examples if examples else float('nan')
+    example, passage, position = example[left], passage[left], position[left]
+  return len(np.unique(example)) / int(asked.sum())

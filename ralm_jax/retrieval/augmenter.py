@@ -21,6 +21,7 @@ from ralm_jax.data import ragged
 from ralm_jax.models import retrieval_lm
 from ralm_jax.retrieval import assembler as assembler_lib
 from ralm_jax.retrieval import retriever as retriever_lib
+from ralm_jax.retrieval import staleness
 from ralm_jax.training import partitioning
 
 PyTree = Any
@@ -53,13 +54,16 @@ class PreparedBatch:
     queries: the examples.
     retrieved: what was found for them.
     reader_batch: host arrays of the step.
-    metrics: of retrieval: recall, search seconds, generation.
+    metrics: of retrieval: recall, search seconds, generation, staleness.
+    generation_step: the step whose parameters embedded the generation; None if
+      that is not known.
   """
 
   queries: batches.QueryBatch
   retrieved: retriever_lib.Retrieved
   reader_batch: retrieval_lm.ReaderBatch
   metrics: dict[str, float]
+  generation_step: int | None = None
 
 
 class PendingBatch:
@@ -82,7 +86,12 @@ class PendingBatch:
     }
     arrays['rows'] = prepared.retrieved.rows
     arrays['scores'] = prepared.retrieved.scores
+    if prepared.retrieved.embeddings is not None:
+      arrays['embeddings'] = prepared.retrieved.embeddings
     arrays['generation'] = np.asarray(prepared.retrieved.generation, np.int64)
+    if prepared.generation_step is not None:
+      arrays['generation_step'] = np.asarray(
+          prepared.generation_step, np.int64)
     return arrays
 
 
@@ -98,6 +107,9 @@ class RetrievalAugmenter:
       *,
       augmentation: Augmentation | None = None,
       recall_skip: int = 0,
+      n_passages: int | None = None,
+      generation_steps: staleness.GenerationSteps | None = None,
+      before_search: Callable[[], None] | None = None,
   ):
     """Compiles nothing yet.
 
@@ -105,9 +117,13 @@ class RetrievalAugmenter:
       model: encodes the queries.
       partitioner: of the mesh.
       assembler: builds the arrays.
-      retriever: searches; None is closed-book.
+      retriever: searches; None is closed-book. What it finds beyond
+        `n_passages` are candidates to be re-ranked.
       augmentation: changes what a training example shows.
       recall_skip: leading target tokens left out of the batch's recall.
+      n_passages: passages a step trains on; None for all that are retrieved.
+      generation_steps: tells how stale a generation is.
+      before_search: called before each search.
     """
     self._model = model
     self._partitioner = partitioner
@@ -115,6 +131,14 @@ class RetrievalAugmenter:
     self._retriever = retriever
     self._augmentation = augmentation
     self._recall_skip = recall_skip
+    self._n_passages = n_passages
+    self._generation_steps = generation_steps
+    self._before_search = before_search
+    reranks = (
+        retriever is not None and n_passages is not None
+        and retriever.n_passages > n_passages
+    )
+    self._with_retriever = model.distils or reranks
     self._encode = partitioner.partition_rows(model.encode_queries)
     # One thread keeps searches in order, which keeps a run reproducible.
     self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix='retrieval')
@@ -146,9 +170,25 @@ class RetrievalAugmenter:
         for name, value in arrays.items()
         if name.startswith('queries/')
     })
+    width = arrays['rows'].shape[1]
+    if self._retriever is not None:
+      width = self._retriever.n_passages
     retrieved = retriever_lib.Retrieved(
-        arrays['rows'], arrays['scores'], int(arrays['generation'])
+        _widened(arrays['rows'], width, batches.NO_PASSAGE),
+        _widened(arrays['scores'], width, -np.inf),
+        int(arrays['generation']),
+        _widened(arrays['embeddings'], width, 0)
+        if 'embeddings' in arrays else None,
     )
+    if self._model.uses_stored_embeddings and retrieved.embeddings is None:
+      raise ValueError(
+          'The checkpoint holds no stored embeddings for its next batch, which '
+          "query_side = 'stored' trains on; start another MODEL_DIR from its "
+          'parameters (INITIAL_CHECKPOINT_PATH).'
+      )
+    if self._generation_steps is not None and 'generation_step' in arrays:
+      self._generation_steps.tell(
+          retrieved.generation, int(arrays['generation_step']))
     return PendingBatch(
         self._pool.submit(self._assemble, queries, retrieved, step, 0.0)
     )
@@ -164,7 +204,14 @@ class RetrievalAugmenter:
       return self._assemble(queries, retrieved, step, 0.0)
     local = partitioning.local_rows(embeddings)
     start = time.monotonic()
-    retrieved = self._retriever.search(local, queries.exclude_rows)
+    if self._before_search is not None:
+      self._before_search()
+    retrieved = self._retriever.search(
+        local, queries.exclude_rows, queries.max_dates
+    )
+    store = self._retriever.store
+    if np.max(retrieved.rows, initial=-1) >= len(store):
+      store.reload()  # a passage that was added to corpus and index just now
     return self._assemble(queries, retrieved, step, time.monotonic() - start)
 
   def _assemble(
@@ -177,16 +224,60 @@ class RetrievalAugmenter:
     shown = Shown(queries, retrieved.rows)
     if self._augmentation is not None:
       shown = self._augmentation(queries, retrieved.rows, step)
-    reader_batch = self._assembler.reader_batch(
-        shown.queries, shown.rows, titles=shown.titles,
-        with_retriever=self._model.distils,
-    )
-    metrics = {}
+    if self._model.uses_stored_embeddings:
+      reader_batch = self._with_stored_embeddings(shown, retrieved)
+    else:
+      reader_batch = self._assembler.reader_batch(
+          shown.queries, shown.rows, titles=shown.titles,
+          with_retriever=self._with_retriever,
+      )
+    generation_step, metrics = None, {}
     if self._retriever is not None:
       metrics = {
-          'retrieval/recall': assembler_lib.answer_recall(
-              reader_batch, self._recall_skip),
+          **self._recall(reader_batch),
           'retrieval/search_seconds': search_seconds,
           'retrieval/generation': float(retrieved.generation),
       }
-    return PreparedBatch(queries, retrieved, reader_batch, metrics)
+      if self._generation_steps is not None:
+        generation_step = self._generation_steps.step_of(retrieved.generation)
+      if generation_step is not None:
+        metrics['retrieval/staleness'] = float(step - generation_step)
+    return PreparedBatch(
+        queries, retrieved, reader_batch, metrics, generation_step
+    )
+
+  def _with_stored_embeddings(
+      self, shown: Shown, retrieved: retriever_lib.Retrieved
+  ) -> retrieval_lm.ReaderBatch:
+    """The passages' embeddings as the index holds them, not their tokens."""
+    if not np.array_equal(shown.rows, retrieved.rows):
+      raise ValueError(
+          'The augmentation shows other passages than were retrieved, whose '
+          "embeddings query_side = 'stored' does not have; use query_side = "
+          "'frozen'."
+      )
+    batch = self._assembler.reader_batch(
+        shown.queries, shown.rows, titles=shown.titles, with_passages=False
+    )
+    return batch.replace(passage_embeddings=retrieved.embeddings)
+
+  def _recall(self, batch: retrieval_lm.ReaderBatch) -> dict[str, float]:
+    """Of the passages that would be trained on, and of all candidates."""
+    skip, n_passages = self._recall_skip, self._n_passages
+    if n_passages is None or n_passages >= batch.reader_tokens.shape[1]:
+      return {'retrieval/recall': assembler_lib.answer_recall(batch, skip)}
+    first = batch.replace(
+        reader_tokens=batch.reader_tokens[:, :n_passages],
+        passage_mask=batch.passage_mask[:, :n_passages],
+    )
+    return {
+        'retrieval/recall': assembler_lib.answer_recall(first, skip),
+        'retrieval/candidate_recall': assembler_lib.answer_recall(batch, skip),
+    }
+
+
+def _widened(array: np.ndarray, width: int, fill: float) -> np.ndarray:
+  """[batch, n, ...] -> [batch, width, ...]: a resumed run may retrieve more."""
+  missing = max(0, width - array.shape[1])
+  padding = [(0, 0), (0, missing), *[(0, 0)] * (array.ndim - 2)]
+  return np.pad(array[:, :width], padding, constant_values=fill)

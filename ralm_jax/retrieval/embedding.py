@@ -1,14 +1,18 @@
 """Embedding a corpus: every passage once, resumable, into a new generation."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+import collections
+from collections.abc import Iterable, Iterator
+from concurrent import futures
 import hashlib
 import json
 import os
+import threading
 import time
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from ralm_jax import progress as progress_lib
@@ -47,6 +51,9 @@ class PassageEmbedder:
     self._batch_size = batch_size
     self._partitioner = partitioner
     self._encode = partitioner.partition_rows(model.encode_passages)
+    # Two threads must not dispatch to several devices at once: what reaches
+    # one device first could come last on another.
+    self._dispatching = threading.Lock()
     limit = assembler.tokenizer.text.retriever_passage_length
     lengths = [limit]
     while lengths[0] > 32:
@@ -69,7 +76,11 @@ class PassageEmbedder:
       batch = self._partitioner.put_batch(
           (tokens[padded, :length], mask[padded, :length])
       )
-      pending.append((chosen, self._encode(params, *batch)))
+      with self._dispatching:
+        embeddings = self._encode(params, *batch)
+      # On its way to the host as soon as it is there.
+      embeddings.copy_to_host_async()
+      pending.append((chosen, embeddings))
     for chosen, embeddings in pending:
       host = partitioning.local_rows(embeddings)[: len(chosen)]
       if result is None:
@@ -77,6 +88,38 @@ class PassageEmbedder:
       result[chosen] = host
     assert result is not None
     return result
+
+  def stream(
+      self, params: PyTree, parts: Iterable[np.ndarray]
+  ) -> Iterator[np.ndarray]:
+    """`embed` of one part after another, without a pause of the devices.
+
+    While they work on a part, the host assembles the next, and the caller does
+    what it will with the one before.
+
+    Args:
+      params: of the model.
+      parts: int64 [n] rows each, taken as they are needed.
+
+    Yields:
+      float32 [n, dim], in the order of the parts.
+    """
+    pool = futures.ThreadPoolExecutor(2, thread_name_prefix='embedding')
+    under_way: collections.deque[futures.Future[np.ndarray]] = (
+        collections.deque()
+    )
+    try:
+      for number, part in enumerate(parts):
+        under_way.append(pool.submit(self.embed, params, part))
+        if not number:
+          # Alone, so that two threads do not compile the same program.
+          futures.wait(under_way)
+        if len(under_way) > 2:
+          yield under_way.popleft().result()
+      while under_way:
+        yield under_way.popleft().result()
+    finally:
+      pool.shutdown(wait=True, cancel_futures=True)
 
 
 def build_generation(
@@ -87,6 +130,8 @@ def build_generation(
     options: options_lib.IndexOptions,
     *,
     checkpoint: str = '',
+    run: str | os.PathLike[str] | None = None,
+    step: int | None = None,
     chunk_size: int = 8192,
     progress: bool = True,
 ) -> int:
@@ -102,6 +147,8 @@ def build_generation(
     index: the INDEX folder, created where missing.
     options: of the FAISS index.
     checkpoint: where the parameters come from, for the record.
+    run: the MODEL_DIR of the run they are of.
+    step: of that run.
     chunk_size: passages between two marks of progress.
     progress: show a progress bar.
 
@@ -109,14 +156,17 @@ def build_generation(
     The generation's number.
   """
   fingerprint = retriever_fingerprint(params)
+  folder = generations.GenerationStore(index)
   os.makedirs(index, exist_ok=True)
+  edits = folder.edit_log().last
   key = {'corpus_fingerprint': store.fingerprint, 'encoder': fingerprint}
+  rows = live_rows(store)
   partial = os.path.join(index, _PARTIAL)
   mark = os.path.join(index, _PROGRESS)
   done, dim = _progress(mark, partial, key)
   start, first_done = time.monotonic(), done
   with progress_lib.bar(
-      total=len(store), initial=done, unit=' passages', desc='embedding',
+      total=len(rows), initial=done, unit=' passages', desc='embedding',
       show=progress,
   ) as bar:
     mode = 'r+b' if done else 'wb'
@@ -124,41 +174,96 @@ def build_generation(
       if done:
         file.truncate(done * dim * 2)
         file.seek(0, os.SEEK_END)
-      while done < len(store):
-        rows = np.arange(done, min(done + chunk_size, len(store)))
-        embeddings = embedder.embed(params, rows).astype(np.float16)
-        if not np.all(np.isfinite(embeddings)):
-          raise ValueError(
-              f'The passage encoder gives values beyond float16 for rows '
-              f'{rows[0]} to {rows[-1]}; is the checkpoint a retriever?'
-          )
+      parts = list(_chunks(rows[done:], chunk_size))
+      for part, chunk in zip(parts, embedder.stream(params, parts)):
+        embeddings = as_stored(chunk, part)
         dim = embeddings.shape[1]
         file.write(embeddings.tobytes())
         file.flush()
         os.fsync(file.fileno())
-        done = int(rows[-1]) + 1
+        done += len(part)
         _write_json(mark, {**key, 'rows': done, 'dim': dim})
-        bar.update(len(rows))
+        bar.update(len(part))
   seconds = max(time.monotonic() - start, 1e-9)
   metadata = {
-      'corpus': os.path.abspath(store.directory),
-      'corpus_relative': os.path.relpath(store.directory, index),
-      'corpus_fingerprint': store.fingerprint,
-      'checkpoint': checkpoint,
-      'encoder_fingerprint': fingerprint,
-      'passages_per_second': round((len(store) - first_done) / seconds, 1),
+      **describe(
+          store, fingerprint, index=index, checkpoint=checkpoint, run=run,
+          step=step,
+      ),
+      'passages_per_second': round((len(rows) - first_done) / seconds, 1),
   }
-  embeddings = np.memmap(partial, np.float16, 'r', shape=(len(store), dim))
-  with generations.GenerationStore(index).begin(
-      options, dim, metadata
+  embeddings = np.memmap(partial, np.float16, 'r', shape=(len(rows), dim))
+  with folder.begin(
+      options, dim, metadata, edits_applied=edits
   ) as writer:
-    for chunk in _chunks(embeddings, 65536):
-      writer.append(None, chunk)
+    for part, chunk in zip(_chunks(rows, 65536), _chunks(embeddings, 65536)):
+      writer.append(ids_of(part, rows), chunk)
     number = writer.commit()
   del embeddings
   os.remove(partial)
   os.remove(mark)
   return number
+
+
+def live_rows(store: corpus_lib.PassageStore) -> np.ndarray:
+  """int64 [n], rows of the corpus that belong into an index, ascending."""
+  return np.setdiff1d(
+      np.arange(len(store), dtype=np.int64), store.superseded(),
+      assume_unique=True,
+  )
+
+
+def ids_of(part: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
+  """The ids of a part of `rows`; None where ids are row numbers throughout."""
+  return None if not len(rows) or rows[-1] == len(rows) - 1 else part
+
+
+def as_stored(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  """float [n, dim] of these rows -> float16, as an index keeps them.
+
+  Raises:
+    ValueError: float16 cannot hold them.
+  """
+  with np.errstate(over='ignore'):
+    stored = embeddings.astype(np.float16)
+  if not np.all(np.isfinite(stored)):
+    raise ValueError(
+        f'The passage encoder gives values beyond float16 for rows {rows[0]} '
+        f'to {rows[-1]}; is the checkpoint a retriever?'
+    )
+  return stored
+
+
+def describe(
+    store: corpus_lib.PassageStore,
+    fingerprint: str,
+    *,
+    index: str | os.PathLike[str] | None = None,
+    checkpoint: str = '',
+    run: str | os.PathLike[str] | None = None,
+    step: int | None = None,
+) -> dict[str, Any]:
+  """What an index says of how it was embedded.
+
+  Args:
+    store: the corpus.
+    fingerprint: of the encoder.
+    index: the INDEX folder, where it is on this machine.
+    checkpoint: where the parameters come from.
+    run: the MODEL_DIR of the run they are of.
+    step: of that run.
+  """
+  metadata: dict[str, Any] = {
+      'corpus': os.path.abspath(store.directory),
+      'corpus_fingerprint': store.fingerprint,
+      'encoder_fingerprint': fingerprint,
+      'checkpoint': checkpoint,
+  }
+  if index is not None:
+    metadata['corpus_relative'] = os.path.relpath(store.directory, index)
+  if run is not None:
+    metadata |= {'run': os.path.realpath(run), 'step': step}
+  return metadata
 
 
 def _chunks(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -183,6 +288,24 @@ def _write_json(path: str, value: dict[str, Any]) -> None:
   with open(path + '.tmp', 'w', encoding='utf-8') as file:
     json.dump(value, file)
   os.replace(path + '.tmp', path)
+
+
+def is_of(
+    metadata: dict[str, Any], store: corpus_lib.PassageStore, params: PyTree
+) -> bool:
+  """Whether an index says it is of this corpus and this passage encoder."""
+  return (
+      metadata.get('corpus_fingerprint') == store.fingerprint
+      and metadata.get('encoder_fingerprint') == retriever_fingerprint(params)
+  )
+
+
+def gathered_retriever(params: PyTree) -> PyTree:
+  """`{'retriever': ...}`, whole on every process; all of them call it."""
+  params = {'retriever': params['retriever']}
+  if jax.process_count() == 1:
+    return params
+  return multihost_utils.process_allgather(params, tiled=True)
 
 
 def retriever_fingerprint(params: PyTree) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 _CONSOLE = (
     'loss/reader', 'loss/retriever', 'accuracy', 'retrieval/recall',
+    'retrieval/rerank_overlap', 'retrieval/staleness',
     'gradient_norm/reader', 'gradient_norm/retriever', 'skipped_steps',
 )
 

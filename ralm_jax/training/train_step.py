@@ -26,6 +26,7 @@ def make_train_step(
     *,
     num_microbatches: int = 1,
     freeze_retriever_steps: int = 0,
+    global_clip_norm: float | None = None,
 ) -> Callable[[TrainState, retrieval_lm.ReaderBatch], tuple[TrainState, Metrics]]:
   """Builds `train_step(state, batch) -> (state, metrics)`.
 
@@ -40,6 +41,9 @@ def make_train_step(
     num_microbatches: parts the batch is processed in, to save memory.
     freeze_retriever_steps: the first so many steps leave the retriever as it
       is, and its loss out; its learning-rate schedule goes on.
+    global_clip_norm: gradients of all modules are scaled down together to this
+      norm, in place of each optimiser's own clipping (as the released code
+      does on one device); None clips each module by itself.
 
   Returns:
     A pure function; metrics are float32 scalars.
@@ -74,10 +78,13 @@ def make_train_step(
       finite &= jnp.isfinite(norm)
 
     opt_state = dict(state.opt_state)
+    all_norms = jnp.sqrt(sum(jnp.square(norm) for norm in norms.values()))
     for name, optimizer in optimizers.items():
-      grad = grads[name]
-      if optimizer.clip_norm is not None:
-        scale = jnp.minimum(1.0, optimizer.clip_norm / (norms[name] + 1e-6))
+      grad, norm, limit = grads[name], norms[name], optimizer.clip_norm
+      if global_clip_norm is not None:
+        norm, limit = all_norms, global_clip_norm
+      if limit is not None:
+        scale = jnp.minimum(1.0, limit / (norm + 1e-6))
         grad = jax.tree.map(lambda g, s=scale: g * s, grad)
       old, old_opt_state = trained[name], state.opt_state[name]
       updates, new_opt_state = optimizer.transformation.update(
@@ -122,6 +129,7 @@ def partition_train_step(
     *,
     num_microbatches: int = 1,
     freeze_retriever_steps: int = 0,
+    global_clip_norm: float | None = None,
     **jit_kwargs: Any,
 ) -> partitioning.PartitionedFunction:
   """`make_train_step` compiled for a mesh; the given state is donated.
@@ -134,6 +142,7 @@ def partition_train_step(
       make_train_step(
           model, optimizers, num_microbatches=num_microbatches,
           freeze_retriever_steps=freeze_retriever_steps,
+          global_clip_norm=global_clip_norm,
       ),
       donate_argnums=0,
       out_shardings=(

@@ -2,7 +2,8 @@
 
 With look-ahead, the queries of batch t+1 are encoded before step t is
 dispatched, so that search and assembly overlap it; only the candidates are one
-update old, the scores in the loss are always computed anew.
+update old, the scores in the loss are always computed anew. Where the index is
+refreshed before step t+1, its batch is retrieved after that instead.
 """
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from ralm_jax.training import checkpoints as checkpoints_lib
 from ralm_jax.training import multihost
 from ralm_jax.training import partitioning
 from ralm_jax.training import reporting
+from ralm_jax.training import reranking
 from ralm_jax.training import train_state as train_state_lib
 from ralm_jax.training import train_step as train_step_lib
 
@@ -41,6 +43,16 @@ class BatchIterator(Protocol):
 
   def restore(self, state: Mapping[str, np.ndarray]) -> None:
     """Goes to a saved position."""
+
+
+class IndexRefresh(Protocol):
+  """Renews what is searched; `refreshing.ScheduledRefresh` is one."""
+
+  def due(self, step: int) -> bool:
+    """Whether to refresh when so many steps have been taken."""
+
+  def refresh(self, params: PyTree, step: int) -> dict[str, float]:
+    """Refreshes with these parameters; returns metrics."""
 
 
 @dataclasses.dataclass
@@ -67,6 +79,10 @@ class Trainer:
       checkpoints: checkpoints_lib.Checkpoints | None = None,
       *,
       num_microbatches: int = 1,
+      freeze_retriever_steps: int = 0,
+      rerank_to: int | None = None,
+      rerank_chunk: int | None = None,
+      index_refresh: IndexRefresh | None = None,
       retrieval_lookahead: int = 1,
       checkpoint_period: int = 1000,
       on_checkpoint: Callable[[int, int], None] | None = None,
@@ -81,11 +97,18 @@ class Trainer:
       augmenter: retrieves and assembles batches.
       checkpoints: of the run; None saves nothing.
       num_microbatches: parts a batch is processed in.
+      freeze_retriever_steps: the first so many steps leave the retriever as it
+        is.
+      rerank_to: passages to keep of a batch's candidates, by the encoders of
+        the step; None keeps all.
+      rerank_chunk: candidates encoded at a time; None encodes all.
+      index_refresh: renews the index between steps; None never does.
       retrieval_lookahead: 1 retrieves the next batch during a step, 0 after it.
       checkpoint_period: steps between checkpoints.
       on_checkpoint: called with (step, index generation) of each new one, by
         every process.
-      metadata: JSON values to save with every checkpoint.
+      metadata: JSON values to save with every checkpoint; a run that goes on
+        from one must have the same.
     """
     if retrieval_lookahead not in (0, 1):
       raise ValueError(
@@ -100,13 +123,20 @@ class Trainer:
     self._checkpoint_period = checkpoint_period
     self._on_checkpoint = on_checkpoint
     self._metadata = dict(metadata or {})
+    self._index_refresh = index_refresh
     self._agreement = multihost.Agreement()
     self._state_shardings = train_state_lib.shardings(
         model, optimizers, partitioner
     )
     self.step_fn = train_step_lib.partition_train_step(
-        model, optimizers, partitioner, num_microbatches=num_microbatches
+        model, optimizers, partitioner, num_microbatches=num_microbatches,
+        freeze_retriever_steps=freeze_retriever_steps,
     )
+    self.rerank_fn = None
+    if rerank_to is not None:
+      self.rerank_fn = reranking.partition_rerank(
+          model, partitioner, rerank_to, chunk=rerank_chunk
+      )
 
   def initialize(
       self, seed: int = 0, params: PyTree | None = None
@@ -120,14 +150,19 @@ class Trainer:
     """The newest checkpoint's progress; None if there is no checkpoint.
 
     Moves `iterator` to its saved position. What had been retrieved for the
-    next batch belongs to the checkpoint and is not searched again.
+    next batch belongs to the checkpoint and is not searched again; a refresh
+    that was due there is in it.
+
+    Raises:
+      ValueError: the checkpoint cannot be restored, or was made with other
+        `metadata`.
     """
     if self._checkpoints is None or self._checkpoints.latest_step() is None:
       return None
     step = self._checkpoints.latest_step()
     abstract = jax.eval_shape(
         lambda rng: train_state_lib.create(
-            self._model.init(rng), self._optimizers, 0
+            self._model, self._model.init(rng), self._optimizers, 0
         ),
         jax.random.key(0),
     )
@@ -135,12 +170,25 @@ class Trainer:
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         abstract, self._state_shardings,
     )
+    self._check_metadata(step)
     restored = self._checkpoints.restore(step, abstract)
     host = restored.host
     iterator.restore(_take(host, 'iterator/'))
     pending = self._augmenter.resume(_take(host, 'pending/'), step)
     logging.info('Resumed from checkpoint_%d.', step)
     return Progress(restored.state, pending)
+
+  def _check_metadata(self, step: int) -> None:
+    """Raises ValueError where the run's settings differ from a checkpoint's."""
+    saved = self._checkpoints.metadata(step)
+    for name, value in self._metadata.items():
+      if saved.get(name, value) != value:
+        raise ValueError(
+            f'{self._checkpoints.directory}/checkpoint_{step} was trained with '
+            f'{name} {saved[name]}, this run has {value}: its position in the '
+            'data would mean other examples. Go on with the same, or start '
+            'another MODEL_DIR from its parameters (INITIAL_CHECKPOINT_PATH).'
+        )
 
   def train(
       self,
@@ -168,6 +216,8 @@ class Trainer:
     state, pending = progress.state, progress.pending
     step = progress.step
     finished: _Finished | None = None
+    if pending is None:
+      self._refresh_if_due(state, step, reporter)
     while step < total_steps:
       if pending is None:
         pending = self._augmenter.submit(state.params, next(iterator), step)
@@ -175,22 +225,29 @@ class Trainer:
       waited = finished.seconds_since() if finished is not None else 0.0
       # The next batch's queries are encoded with the parameters of now.
       next_pending = None
-      if self._lookahead and step + 1 <= total_steps:
+      if self._lookahead and not self._is_due(step + 1):
         next_pending = self._augmenter.submit(
             state.params, next(iterator), step + 1
         )
       device_batch = self._partitioner.put_batch(prepared.reader_batch)
+      extra = {}
+      if self.rerank_fn is not None:
+        reranked, overlap = self.rerank_fn(state.params, device_batch)
+        device_batch = reranked.batch
+        extra['retrieval/rerank_overlap'] = overlap
       state, metrics = self.step_fn(state, device_batch)
       finished = _Finished(metrics['loss'])
       step += 1
       pending = next_pending
       if reporter is not None:
         examples = len(prepared.queries) * jax.process_count()
-        reporter.add(step, metrics, {
+        reporter.add(step, {**metrics, **extra}, {
             **prepared.metrics,
             'retrieval/wait_seconds': waited,
             'examples': float(examples),
         })
+      if self._refresh_if_due(state, step, reporter):
+        finished = None
       due = self._checkpoint_period and step % self._checkpoint_period == 0
       if self._checkpoints is not None and (due or step == total_steps):
         if pending is None:
@@ -208,6 +265,22 @@ class Trainer:
     if self._checkpoints is not None:
       self._checkpoints.wait()
     return state
+
+  def _is_due(self, step: int) -> bool:
+    return self._index_refresh is not None and self._index_refresh.due(step)
+
+  def _refresh_if_due(
+      self, state: TrainState, step: int, reporter: reporting.Reporter | None
+  ) -> bool:
+    """Refreshes the index before anything is retrieved for this step."""
+    if not self._is_due(step):
+      return False
+    refreshing = time.monotonic()
+    metrics = self._index_refresh.refresh(state.params, step)
+    if reporter is not None:
+      reporter.leave_out(time.monotonic() - refreshing)
+      reporter.write(step, metrics)
+    return True
 
   def _agreed(
       self, pending: augmenter_lib.PendingBatch

@@ -1,6 +1,7 @@
 """Two processes over jax.distributed: one failure stops both, nothing hangs."""
 import glob
 import re
+import shutil
 import time
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import tiny
 
 from ralm_jax.training import multihost
+from retrieval_service import generations
 from retrieval_service import local
 
 STEPS = 6
@@ -91,6 +93,29 @@ def test_resumes_on_two_processes(data, cache, two_processes, tmp_path):
       np.concatenate([_losses(first[0]), _losses(rest[0])]), _losses(outputs[0]))
   assert not tiny.differing(*(
       tiny.load_checkpoint(f / 'run', STEPS) for f in (folder, tmp_path)))
+
+
+@pytest.mark.slow
+def test_refresh_on_two_processes(data, cache, one_process, tmp_path):
+  """Each embeds its part of every chunk, the first one uploads them."""
+  numbers, embeddings, losses = [], [], []
+  for count in (1, 2):
+    folder = tmp_path / str(count)
+    shutil.copytree(data.folder / 'index', folder / 'index')
+    outputs = [p.finish() for p in _start(
+        folder, data, cache, count, retrieval={
+            'index': str(folder / 'index'), 'refresh_index': '1-100:3',
+            # Chunks of 32 passages, and one of 8.
+            'embed_batch_size': 1})]
+    assert 'Refreshed the index at step 1' in outputs[0]
+    store = generations.GenerationStore(folder / 'index')
+    numbers.append(store.numbers())
+    embeddings.append(np.asarray(store.open_current().embeddings))
+    losses.append(_losses(outputs[0]))
+  assert numbers[0] == numbers[1] and numbers[0][-1] == 3
+  assert embeddings[0].shape == (tiny.COUNT, 16)
+  np.testing.assert_allclose(*embeddings, atol=2e-3)
+  np.testing.assert_allclose(*losses, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

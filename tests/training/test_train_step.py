@@ -241,6 +241,23 @@ def test_clipping_per_module(direct):
       metrics['gradient_norm/reader'], rel=1e-5)
 
 
+def test_clipping_all_modules_together(direct):
+  grads, metrics = direct
+  norms = [metrics[f'gradient_norm/{name}'] for name in ('reader', 'retriever')]
+  limit = 0.5 * float(np.hypot(*norms))
+  optimizers = {
+      name: optimizers_lib.Optimizer(optax.sgd(1.0), lambda _: 1.0, 1e-6)
+      for name in ('reader', 'retriever')
+  }
+  params = tiny_run.make_params(MODEL)
+  after, _ = _jit(train_step.make_train_step(
+      MODEL, optimizers, global_clip_norm=limit
+  ))(train_state.create(MODEL, params, optimizers, 0), BATCH)
+  moved = jax.tree.map(lambda a, b: a - b, params, after.params)
+  assert float(optax.tree.norm(moved)) == pytest.approx(limit, rel=1e-3)
+  _assert_close(moved, jax.tree.map(lambda g: g * 0.5, grads))
+
+
 def test_dropout_differs_from_step_to_step_and_repeats():
   model = tiny_run.make_model(
       reader=dict(dropout_rate=0.3), retriever=dict(dropout_rate=0.3)

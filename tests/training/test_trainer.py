@@ -51,7 +51,23 @@ class Recorder(augmenter_lib.RetrievalAugmenter):
     return super().submit(params, queries, step)
 
 
-def _trainer(lookahead, folder=None, events=None, period=2):
+class Refresh:
+  """Due at given steps; writes down when it happens."""
+
+  def __init__(self, steps, events):
+    self._steps, self._events = steps, events
+
+  def due(self, step):
+    return step in self._steps
+
+  def refresh(self, params, step):
+    assert params.keys() == {'reader', 'retriever'}
+    self._events.append(f'refresh {step}')
+    return {}
+
+
+def _trainer(
+    lookahead, folder=None, events=None, period=2, refresh=None, **options):
   model, partitioner = tiny_run.make_model(), tiny_run.one_device()
   events = [] if events is None else events
   trainer = trainer_lib.Trainer(
@@ -59,7 +75,8 @@ def _trainer(lookahead, folder=None, events=None, period=2):
       folder and checkpoints_lib.Checkpoints(folder),
       retrieval_lookahead=lookahead, checkpoint_period=period,
       on_checkpoint=lambda step, generation: events.append(
-          f'saved {step} of generation {generation}'))
+          f'saved {step} of generation {generation}'),
+      index_refresh=refresh and Refresh(refresh, events), **options)
   step_fn = trainer.step_fn
 
   def step(state, batch):
@@ -102,6 +119,51 @@ def test_order_and_resume(lookahead, tmp_path):
   trainer.train(progress, iterator, 4)
   assert 'retrieve 4 = batch 5' in events
   assert not any(event.endswith('batch 4') for event in events)
+
+
+REFRESHED = {
+    0: ['refresh 0', 'retrieve 0 = batch 1', 'step 0',
+        'retrieve 1 = batch 2', 'step 1', 'refresh 2',
+        'retrieve 2 = batch 3', 'saved 2 of generation 0', 'step 2',
+        'refresh 3', 'retrieve 3 = batch 4', 'step 3', 'refresh 4',
+        'retrieve 4 = batch 5', 'saved 4 of generation 0'],
+    # Nothing is retrieved ahead across a refresh.
+    1: ['refresh 0', 'retrieve 0 = batch 1', 'retrieve 1 = batch 2', 'step 0',
+        'step 1', 'refresh 2', 'retrieve 2 = batch 3',
+        'saved 2 of generation 0', 'step 2', 'refresh 3',
+        'retrieve 3 = batch 4', 'step 3', 'refresh 4', 'retrieve 4 = batch 5',
+        'saved 4 of generation 0'],
+}
+
+
+@pytest.mark.parametrize('lookahead', [0, 1])
+def test_order_of_refreshes(lookahead, tmp_path):
+  trainer, events = _trainer(lookahead, tmp_path, refresh=(0, 2, 3, 4))
+  trainer.train(
+      trainer_lib.Progress(trainer.initialize(1)), Counter(), 4,
+      eval_period=4, evaluate=lambda s: events.append('evaluate'))
+  assert events == [*REFRESHED[lookahead], 'evaluate']
+
+  # The last checkpoint holds the refresh of its step: none at the start.
+  events.clear()
+  iterator = Counter()
+  trainer.train(trainer.resume(iterator), iterator, 5)
+  assert not any(event.startswith('refresh') for event in events)
+  assert 'retrieve 4 = batch 5' not in events
+
+
+def test_other_settings_are_refused(tmp_path):
+  trainer, _ = _trainer(1, tmp_path, metadata={'seed': 1, 'batch_size': 8})
+  trainer.train(trainer_lib.Progress(trainer.initialize(1)), Counter(), 2)
+  for name, metadata in (
+      ('batch_size 8', {'seed': 1, 'batch_size': 16}),
+      ('seed 1', {'seed': 2, 'batch_size': 8})):
+    other, _ = _trainer(1, tmp_path, metadata=metadata)
+    with pytest.raises(ValueError, match=f'checkpoint_2 .*{name}.*INITIAL'):
+      other.resume(Counter())
+  # What a checkpoint of before does not say, cannot differ.
+  again, _ = _trainer(1, tmp_path, metadata={'seed': 1, 'something': 3})
+  assert again.resume(Counter()).step == 2
 
 
 def test_nothing_to_resume(tmp_path):

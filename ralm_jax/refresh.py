@@ -1,0 +1,400 @@
+"""Refresh: follow a run's checkpoints and publish its index anew from each.
+
+A second job beside `ralm train` with RetrievalConfig.follow_current = True
+(gin: FOLLOW_CURRENT), on devices of its own.
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import contextlib
+import logging
+import os
+import sys
+import time
+from typing import Any, Protocol
+
+from flax import linen as nn
+import jax
+import orbax.checkpoint as ocp
+
+from ralm_jax import runs
+from ralm_jax import specification
+from ralm_jax.data import corpus as corpus_lib
+from ralm_jax.retrieval import assembler as assembler_lib
+from ralm_jax.retrieval import connection as connection_lib
+from ralm_jax.retrieval import embedding
+from ralm_jax.retrieval import refresh as refresh_lib
+from ralm_jax.retrieval import retriever as retriever_lib
+from ralm_jax.training import checkpoints as checkpoints_lib
+from ralm_jax.training import partitioning
+from retrieval_service import client as client_lib
+from retrieval_service import generations
+from retrieval_service import live
+
+PyTree = Any
+_MAX_FAILURES = 3
+
+
+def refresh(
+    *,
+    model_dir: str,
+    index: str | None = None,
+    retrieval_address: str | None = None,
+    corpus: str | None = None,
+    every_steps: int = 1,
+    poll_s: float = 10.0,
+    once: bool = False,
+    stop_after_steps: int | None = None,
+    batch_size: int = 256,
+    keep_generations: int = 2,
+    retry_for_s: float = 300.0,
+    partitioner: partitioning.Partitioner | None = None,
+    progress: bool = True,
+) -> int:
+  """Embeds the corpus with each new checkpoint's encoder and publishes it.
+
+  Stopped at any moment, it goes on when called again: a checkpoint whose
+  encoder is served already is passed over. Where checkpoints come faster than a
+  corpus is embedded, it takes the newest each time.
+
+  Args:
+    model_dir: MODEL_DIR of the run to follow; it need not have begun.
+    index: INDEX folder to publish in; a process that serves the folder notices
+      when its run follows what is current. It holds an index already.
+    retrieval_address: of a running retrieval process instead.
+    corpus: None takes the one the index names.
+    every_steps: publish when the run is so many steps further.
+    poll_s: seconds between looks for a new checkpoint.
+    once: publish the newest checkpoint and stop.
+    stop_after_steps: stop when a checkpoint of this step is published.
+    batch_size: passages at a time, over all devices.
+    keep_generations: as many stay in `index`, beside pinned ones.
+    retry_for_s: how long an unreachable retrieval process is waited for.
+    partitioner: of the mesh; None takes all devices.
+    progress: show a progress bar.
+
+  Returns:
+    How many generations were published.
+
+  Raises:
+    ValueError: arguments, index and run that do not fit together, or a
+      checkpoint that stays unreadable.
+    FileNotFoundError: there is no such index or corpus, or no checkpoint to
+      publish `once`.
+    ConnectionError: there is no retrieval process at the address.
+  """
+  if (index is None) == (retrieval_address is None):
+    raise ValueError(
+        'Give either the INDEX folder (--index) or the address of the '
+        'retrieval process that serves it (--retrieval_address).'
+    )
+  if once:
+    checkpoints_lib.find(model_dir)
+  with contextlib.ExitStack() as stack:
+    if index is not None:
+      connection_lib.check_index_folder(index)
+      target: _Target = _IndexFolder(
+          index, corpus, batch_size=batch_size, keep=keep_generations,
+          progress=progress,
+      )
+    else:
+      client = stack.enter_context(client_lib.RetrievalClient(
+          retrieval_address, retry_for_s=retry_for_s))
+      target = _ServedIndex(
+          client, corpus, batch_size=batch_size, progress=progress)
+    follower = _Follower(
+        model_dir, target, partitioner or partitioning.Partitioner(),
+        every_steps=every_steps, stop_after_steps=stop_after_steps,
+    )
+    while True:
+      published = follower.look(at_once=once)
+      if once and published or follower.finished:
+        return follower.published
+      if not published:
+        time.sleep(poll_s)
+
+
+class _Target(Protocol):
+  """Where new generations go."""
+
+  def metadata(self) -> dict[str, Any]:
+    """Of what is current."""
+
+  def publish(
+      self, spec: specification.Specification,
+      partitioner: partitioning.Partitioner, params: PyTree, run: str, step: int,
+  ) -> refresh_lib.Refreshed:
+    """Embeds with `{'retriever': ...}`, unless it is current already."""
+
+
+class _ServedIndex:
+  """A retrieval process at an address."""
+
+  def __init__(
+      self, client: client_lib.RetrievalClient, corpus: str | None, *,
+      batch_size: int, progress: bool,
+  ):
+    self._client = client
+    metadata = client.status().metadata
+    self._store = corpus_lib.PassageStore.open(
+        corpus or connection_lib.find_corpus(metadata))
+    self._settings = {'batch_size': batch_size, 'progress': progress}
+    self._publisher: refresh_lib.IndexPublisher | None = None
+
+  def metadata(self) -> dict[str, Any]:
+    status = self._client.status()
+    self._store.reload()
+    retriever_lib.check_index_of_corpus(
+        status.metadata, status.next_id, self._store)
+    return status.metadata
+
+  def publish(self, spec, partitioner, params, run, step):
+    if self._publisher is None:
+      runs.check_dimension(spec, self._client.status().dim)
+      self._publisher = refresh_lib.IndexPublisher(
+          self._client, spec.model, partitioner,
+          assembler_lib.Assembler(spec.tokenizer, self._store),
+          **self._settings,
+      )
+    return self._publisher.publish(
+        params, f'{run} {step}', checkpoint=f'{run}/checkpoint_{step}',
+        run=run, step=step,
+    )
+
+
+class _IndexFolder:
+  """An INDEX folder, whoever serves it."""
+
+  def __init__(
+      self, index: str, corpus: str | None, *, batch_size: int, keep: int,
+      progress: bool,
+  ):
+    self._index = index
+    self._folder = generations.GenerationStore(index)
+    self._store = corpus_lib.PassageStore.open(
+        corpus or connection_lib.find_corpus(self._current().metadata, index))
+    self._batch_size = batch_size
+    self._keep = keep
+    self._progress = progress
+    self._embedder: embedding.PassageEmbedder | None = None
+
+  def _current(self) -> live.LiveView:
+    return self._folder.open_live(verify_checksums=False)
+
+  def metadata(self) -> dict[str, Any]:
+    current = self._current()
+    self._store.reload()
+    retriever_lib.check_index_of_corpus(
+        current.metadata, self._folder.next_id(), self._store)
+    return current.metadata
+
+  def publish(self, spec, partitioner, params, run, step):
+    current = self._current()
+    if self._embedder is None:
+      runs.check_dimension(spec, current.dim)
+      self._embedder = embedding.PassageEmbedder(
+          spec.model, partitioner,
+          assembler_lib.Assembler(spec.tokenizer, self._store),
+          batch_size=self._batch_size,
+      )
+    start = time.monotonic()
+    passages = 0
+    number = current.number
+    self._store.reload()
+    if not embedding.is_of(current.metadata, self._store, params):
+      # Interrupted, it goes on where it was.
+      number = embedding.build_generation(
+          self._embedder, params, self._store, self._index,
+          current.generation.manifest.options,
+          checkpoint=f'{run}/checkpoint_{step}', run=run, step=step,
+          progress=self._progress,
+      )
+      passages = len(self._store)
+      self._folder.prune(self._keep)
+    return refresh_lib.Refreshed(number, passages, time.monotonic() - start)
+
+
+class _Follower:
+  """Publishes the newest checkpoint of a run, time and again."""
+
+  def __init__(
+      self, model_dir: str, target: _Target,
+      partitioner: partitioning.Partitioner, *, every_steps: int,
+      stop_after_steps: int | None,
+  ):
+    if every_steps < 1:
+      raise ValueError(f'every_steps must be at least 1, not {every_steps}.')
+    self._run = os.path.realpath(model_dir)
+    self._target = target
+    self._partitioner = partitioner
+    self._every_steps = every_steps
+    self._stop_after_steps = stop_after_steps
+    metadata = target.metadata()
+    own = metadata.get('run') == self._run
+    self._last: int | None = metadata.get('step') if own else None
+    self._failures = 0
+    self._said = ''
+    self.published = 0
+
+  @property
+  def finished(self) -> bool:
+    """Whether there is nothing more to wait for."""
+    return (
+        self._stop_after_steps is not None and self._last is not None
+        and self._last >= self._stop_after_steps
+    )
+
+  def look(self, *, at_once: bool = False) -> bool:
+    """Publishes the newest checkpoint if it is due; False to look again later.
+
+    Args:
+      at_once: it is due whatever is published.
+
+    Raises:
+      ValueError: a checkpoint stays unreadable, or does not fit the index.
+    """
+    step = self._newest()
+    if not (at_once and step is not None) and not self._is_due(step):
+      self._say_what_is_missing(step)
+      return False
+    try:
+      spec = specification.Specification.load(self._run)
+      params = load_retriever(self._run, step, spec.model, self._partitioner)
+    except Exception as error:  # pylint: disable=broad-except
+      # The run removes old checkpoints, maybe while one is read.
+      self._failures += 1
+      if self._failures >= _MAX_FAILURES and step == self._newest():
+        reason = (str(error).splitlines() or [''])[0][:200]
+        raise ValueError(
+            f'{self._run}/checkpoint_{step} cannot be read '
+            f'({type(error).__name__}: {reason}). It is damaged, or of another '
+            'model; remove it, and an older one is taken.'
+        ) from error
+      logging.info(
+          'checkpoint_%d cannot be read (%s); looking again.', step,
+          type(error).__name__,
+      )
+      return False
+    self._failures = 0
+    try:
+      done = self._target.publish(
+          spec, self._partitioner, params, self._run, step)
+    except ConnectionError as error:
+      logging.warning('checkpoint_%d is not published yet: %s', step, error)
+      return False
+    self._last = step
+    self._said = ''
+    if done.passages:
+      self.published += 1
+      logging.info(
+          'checkpoint_%d is generation %d: %d passages in %.1f s '
+          '(%.0f passages/s).', step, done.generation, done.passages,
+          done.seconds, done.passages / done.seconds,
+      )
+    else:
+      logging.info(
+          'checkpoint_%d has the encoder that is served, generation %d.',
+          step, done.generation,
+      )
+    return True
+
+  def _newest(self) -> int | None:
+    try:
+      return checkpoints_lib.find(self._run)[1]
+    except FileNotFoundError:
+      return None
+
+  def _is_due(self, step: int | None) -> bool:
+    if step is None or step == self._last:
+      return False
+    if self._last is None or step < self._last:  # the run began anew
+      return True
+    last = self._stop_after_steps
+    return step - self._last >= self._every_steps or (
+        last is not None and step >= last
+    )
+
+  def _say_what_is_missing(self, step: int | None) -> None:
+    """Once, until something has changed."""
+    if step is None:
+      message = f'Waiting for a first checkpoint in {self._run}.'
+    else:
+      message = (
+          f'checkpoint_{self._last} is published; waiting for one of step '
+          f'{self._last + self._every_steps} or later in {self._run}.'
+      )
+    if message != self._said:
+      logging.info('%s', message)
+      self._said = message
+
+
+def load_retriever(
+    directory: str, step: int, model: Any,
+    partitioner: partitioning.Partitioner,
+) -> PyTree:
+  """`{'retriever': ...}` of a checkpoint; the reader is not read.
+
+  Raises:
+    FileNotFoundError: the checkpoint is being removed.
+  """
+  path = os.path.join(directory, f'checkpoint_{step}', 'state')
+  files = _count_files(path)
+  boxed = jax.eval_shape(model.init, jax.random.key(0))['retriever']
+  abstract = {'params': {'retriever': jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      nn.meta.unbox(boxed), partitioner.param_shardings(boxed),
+  )}}
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    restored = checkpointer.restore(path, args=ocp.args.PyTreeRestore(
+        item=abstract,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+        partial_restore=True,
+    ))
+  # Whether all was there while it was read.
+  if not files or _count_files(path) != files:
+    raise FileNotFoundError(f'{path} is being removed.')
+  return restored['params']
+
+
+def _count_files(path: str) -> int:
+  return sum(len(files) for _, _, files in os.walk(path))
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+  """Refreshes from command-line flags."""
+  parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+  parser.add_argument('--model_dir', required=True, metavar='RUN')
+  parser.add_argument(
+      '--index', metavar='INDEX', help='index folder to publish in')
+  parser.add_argument(
+      '--retrieval_address', metavar='HOST:PORT',
+      help='a running retrieval process, instead of --index')
+  parser.add_argument(
+      '--corpus', metavar='CORPUS', help='where the index\'s corpus is now')
+  parser.add_argument(
+      '--every_steps', type=int, default=1, metavar='N',
+      help='publish when the run is so many steps further (default: every '
+      'checkpoint)')
+  parser.add_argument('--poll_s', type=float, default=10.0, metavar='SECONDS')
+  parser.add_argument(
+      '--once', action='store_true',
+      help='publish the newest checkpoint and stop')
+  parser.add_argument(
+      '--stop_after_steps', type=int, metavar='TOTAL',
+      help='stop when a checkpoint of this step is published')
+  parser.add_argument('--batch_size', type=int, default=256)
+  parser.add_argument(
+      '--keep_generations', type=int, default=2,
+      help='newest generations kept in INDEX, besides pinned ones')
+  parser.add_argument(
+      '--retry_for_s', type=float, default=300.0, metavar='SECONDS',
+      help='how long an unreachable retrieval process is waited for')
+  published = refresh(**vars(parser.parse_args(argv)))
+  print(f'{published} generations published')
+
+
+if __name__ == '__main__':
+  from ralm_jax import cli
+
+  sys.exit(cli.main(['refresh', *sys.argv[1:]]))

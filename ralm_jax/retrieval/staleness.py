@@ -1,0 +1,69 @@
+"""Which generation an index serves, and how stale its embeddings are."""
+from __future__ import annotations
+
+from collections.abc import Callable
+import os
+from typing import Any
+
+from retrieval_service import results
+
+
+class GenerationSteps:
+  """Which step's parameters embedded a generation; asked once a generation."""
+
+  def __init__(
+      self,
+      client: Any,
+      run: str | os.PathLike[str],
+      *,
+      check: Callable[[results.ServerStatus], None] = lambda status: None,
+  ):
+    """Asks nothing yet.
+
+    Args:
+      client: of the index.
+      run: the MODEL_DIR whose steps count.
+      check: sees what is served when it has changed; raises if it does not fit.
+    """
+    self._client = client
+    self._run = os.path.realpath(run)
+    self._check = check
+    self._steps: dict[int, int | None] = {}
+
+  def tell(self, generation: int, step: int | None) -> None:
+    """For generations that are known to come of a step of this run."""
+    if step is not None:
+      self._steps[generation] = step
+
+  def step_of(self, generation: int) -> int | None:
+    """None where another run, or nobody knows what, embedded it."""
+    if generation not in self._steps:
+      status = self._client.status()
+      if status.generation not in self._steps:
+        self._check(status)
+        own = status.metadata.get('run') == self._run
+        self._steps[status.generation] = (
+            status.metadata.get('step') if own else None
+        )
+      self._steps.setdefault(generation, None)
+    return self._steps[generation]
+
+
+class CurrentFollower:
+  """Has a retrieval process of our own serve what others publish in its folder."""
+
+  def __init__(self, client: Any, index: str | os.PathLike[str]):
+    self._client = client
+    self._path = os.path.join(index, 'CURRENT')
+    self._mark = self._look()
+
+  def _look(self) -> tuple[int, int]:
+    status = os.stat(self._path)
+    return status.st_mtime_ns, status.st_ino
+
+  def __call__(self) -> None:
+    """Looks whether another generation has become current; to call often."""
+    mark = self._look()
+    if mark != self._mark:
+      self._client.reload()
+      self._mark = mark

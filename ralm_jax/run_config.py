@@ -1,0 +1,124 @@
+"""What a training run is told of its checkpoints and its index."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import os
+from typing import Any
+
+from ralm_jax.data import text_config
+from ralm_jax.models import retrieval_lm
+from ralm_jax.retrieval import connection as connection_lib
+from ralm_jax.retrieval import refresh as refresh_lib
+from ralm_jax.retrieval import retriever as retriever_lib
+from retrieval_service import options as options_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """When to save and what to keep.
+
+  Attributes:
+    period: steps between checkpoints.
+    keep: newest ones to keep; None keeps all.
+    keep_period: also keep every multiple of it.
+    asynchronous: write while training goes on.
+  """
+
+  period: int = 1000
+  keep: int | None = 3
+  keep_period: int | None = None
+  asynchronous: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalConfig:
+  """Where passages come from, and how the index is kept fresh.
+
+  Attributes:
+    corpus: CORPUS folder; None takes the one the index names.
+    index: INDEX folder; built with the starting parameters if it is empty.
+    address: 'host:port' of a running retrieval process instead.
+    backend: 'process' searches by a retrieval process, 'device' exactly, on the
+      devices that train.
+    device_dtype: of the embeddings on the devices.
+    approximate: approximate top-k on the devices, which a TPU is faster at.
+    options: how a missing index is built.
+    retry_for_s: how long a search waits for a dead process.
+    embed_batch_size: passages at a time when building or refreshing.
+    search_filter: what an example must not see.
+    n_candidates: passages to fetch from the index, of which the passage encoder
+      of now keeps TextConfig.n_passages; None does not re-rank.
+    rerank_chunk: candidates a query encoded at a time; None encodes all.
+    refresh_index: when training stops for the index to be refreshed:
+      'START-END:RATE,…', a number of steps, or None for never.
+    follow_current: search whatever generation is current, which a second job
+      publishes (`ralm refresh`); else the run keeps to its own.
+  """
+
+  corpus: str | None = None
+  index: str | None = None
+  address: str | None = None
+  backend: str = 'process'
+  device_dtype: str = 'bfloat16'
+  approximate: bool = False
+  options: options_lib.IndexOptions = options_lib.IndexOptions()
+  retry_for_s: float = 300.0
+  embed_batch_size: int = 256
+  search_filter: retriever_lib.SearchFilter = retriever_lib.SearchFilter()
+  n_candidates: int | None = None
+  rerank_chunk: int | None = None
+  refresh_index: str | int | None = None
+  follow_current: bool = False
+
+  @property
+  def schedule(self) -> refresh_lib.RefreshSchedule:
+    return refresh_lib.RefreshSchedule.parse(self.refresh_index)
+
+  @property
+  def index_is_missing(self) -> bool:
+    return self.index is not None and not os.path.exists(
+        os.path.join(self.index, 'CURRENT')
+    )
+
+  def check(
+      self, model: retrieval_lm.RetrievalLM, text: text_config.TextConfig
+  ) -> None:
+    """Raises ValueError where it contradicts itself, model or texts."""
+    connection_lib.check_backend(self.backend, self.address)
+    if self.schedule and not model.moves_passages:
+      raise ValueError(
+          f'RetrievalConfig.refresh_index is {self.refresh_index!r}, but '
+          'nothing trains the passage encoder (fixed retriever, or query_side '
+          f'= {model.query_side!r}), so the index never gets stale. Set it to '
+          'None (gin: REFRESH_INDEX).'
+      )
+    if self.schedule and self.follow_current:
+      raise ValueError(
+          'RetrievalConfig has both refresh_index and follow_current: either '
+          'the run refreshes its index, or a second job does (gin: '
+          'REFRESH_INDEX = None, or FOLLOW_CURRENT = False).'
+      )
+    if self.n_candidates is None:
+      return
+    if self.n_candidates < text.n_passages:
+      raise ValueError(
+          f'RetrievalConfig.n_candidates {self.n_candidates} is fewer than the '
+          f'{text.n_passages} passages to keep of them (gin: N_CANDIDATES, '
+          'N_PASSAGES).'
+      )
+    if model.uses_stored_embeddings:
+      raise ValueError(
+          "RetrievalConfig.n_candidates re-encodes candidates, query_side = "
+          "'stored' takes them as the index has them: set one of the two to "
+          'None (gin: N_CANDIDATES, QUERY_SIDE).'
+      )
+
+  def connection(self, partitioner: Any) -> Mapping[str, Any]:
+    """The arguments of `connection.connect`."""
+    return {
+        'index': self.index, 'address': self.address, 'corpus': self.corpus,
+        'retry_for_s': self.retry_for_s, 'backend': self.backend,
+        'partitioner': partitioner, 'device_dtype': self.device_dtype,
+        'approximate': self.approximate,
+    }

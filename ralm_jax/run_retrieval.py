@@ -1,0 +1,173 @@
+"""All that a training run has to do with its index."""
+from __future__ import annotations
+
+from collections.abc import Callable
+import logging
+from typing import Any
+
+import jax
+
+from ralm_jax import run_config
+from ralm_jax import runs
+from ralm_jax import specification
+from ralm_jax.data import corpus as corpus_lib
+from ralm_jax.retrieval import assembler as assembler_lib
+from ralm_jax.retrieval import connection as connection_lib
+from ralm_jax.retrieval import embedding
+from ralm_jax.retrieval import refresh as refresh_lib
+from ralm_jax.retrieval import retriever as retriever_lib
+from ralm_jax.retrieval import staleness
+from ralm_jax.training import checkpoints as checkpoints_lib
+from ralm_jax.training import multihost
+from ralm_jax.training import partitioning
+from ralm_jax.training import pinning
+from ralm_jax.training import refreshing
+from ralm_jax.training import train_state
+
+PyTree = Any
+
+
+class RunRetrieval:
+  """Searches the index of a run, keeps its generations and renews it.
+
+  Attributes:
+    assembler: of its corpus.
+    retriever: of the batches: as many passages as there are candidates.
+    evaluation_retriever: as many as the reader reads.
+    generation_steps: how stale each generation is.
+    index_refresh: None for an index that is not refreshed by the run.
+    before_search: to be called before each search; may be None.
+  """
+
+  def __init__(
+      self,
+      cfg: run_config.RetrievalConfig,
+      connected: connection_lib.Connection,
+      spec: specification.Specification,
+      partitioner: partitioning.Partitioner,
+      checkpoints: checkpoints_lib.Checkpoints,
+      *,
+      freeze_retriever_steps: int = 0,
+  ):
+    """Checks that index, corpus and model belong together."""
+    client, store = connected.client, connected.store
+    self._client = client
+    self._model = spec.model
+    n_passages = spec.text.n_passages
+
+    self.retriever = retriever_lib.PassageRetriever(
+        client, store, cfg.n_candidates or n_passages,
+        search_filter=cfg.search_filter,
+        return_embeddings=spec.model.uses_stored_embeddings,
+    )
+    self.evaluation_retriever = retriever_lib.PassageRetriever(
+        client, store, n_passages
+    )
+    runs.check_dimension(spec, self.retriever.embedding_dim)
+    self.assembler = assembler_lib.Assembler(spec.tokenizer, store)
+    run = checkpoints.directory
+
+    def check(status: Any) -> None:
+      store.reload()
+      retriever_lib.check_index_of_corpus(
+          status.metadata, status.next_id, store)
+
+    self.generation_steps = staleness.GenerationSteps(client, run, check=check)
+    self._owner = run
+    self._agreement = multihost.Agreement()
+    self._pins = None
+    self.index_refresh = self.before_search = None
+    if cfg.follow_current:
+      if cfg.index is not None:
+        self.before_search = staleness.CurrentFollower(client, cfg.index)
+      return
+    self._pins = pinning.Pins(client, checkpoints, run)
+    if cfg.schedule:
+      self.index_refresh = refreshing.ScheduledRefresh(
+          cfg.schedule,
+          refresh_lib.IndexPublisher(
+              client, spec.model, partitioner, self.assembler,
+              index=cfg.index, batch_size=cfg.embed_batch_size,
+          ),
+          [self.retriever, self.evaluation_retriever], self._pins,
+          self.generation_steps, run=run,
+          freeze_retriever_steps=freeze_retriever_steps,
+      )
+
+  @property
+  def on_checkpoint(self) -> Callable[[int, int], None] | None:
+    return self._pins and self._pins.at_checkpoint
+
+  def begin(self, generation: int | None, params: PyTree) -> None:
+    """Chooses the generation to search; every process calls it.
+
+    Args:
+      generation: that of the checkpoint the run goes on from; None begins.
+      params: the run's.
+
+    Raises:
+      LookupError: the generation is not on disk any more.
+    """
+    if self._pins is None:
+      with self._agreement.together():
+        if jax.process_index() == 0:
+          self._client.pin(self._owner, [])  # of an earlier start without
+      return
+    searched = self._pins.begin(generation)
+    for retriever in (self.retriever, self.evaluation_retriever):
+      retriever.generation = searched
+    if generation is None and self._model.moves_passages:
+      self._recognise_start(searched, params)
+
+  def _recognise_start(self, generation: int, params: PyTree) -> None:
+    """Tells whether the index is of the parameters the run starts with."""
+    fingerprint = embedding.retriever_fingerprint(
+        embedding.gathered_retriever(params))
+    with self._agreement.together():
+      status = self._client.status()
+    if status.generation == generation and (
+        status.metadata.get('encoder_fingerprint') == fingerprint
+    ):
+      self.generation_steps.tell(generation, 0)
+
+  def end(self) -> None:
+    """The last checkpoint is on disk."""
+    if self._pins is not None:
+      self._pins.end()
+
+
+def build_missing_index(
+    cfg: run_config.RetrievalConfig,
+    spec: specification.Specification,
+    optimizers: train_state.Optimizers,
+    partitioner: partitioning.Partitioner,
+    params: PyTree,
+    *,
+    run: str,
+    seed: int,
+) -> train_state.TrainState:
+  """Embeds the corpus with the parameters a run starts from; returns those."""
+  if cfg.corpus is None:
+    raise ValueError(
+        f'{cfg.index} holds no index yet; bind RetrievalConfig.corpus (gin: '
+        'CORPUS) to build one.'
+    )
+  if jax.process_count() > 1:
+    raise ValueError(
+        f'{cfg.index} holds no index yet; on several processes build it first '
+        'with `ralm embed`.'
+    )
+  store = corpus_lib.PassageStore.open(cfg.corpus)
+  state = train_state.initialize(
+      spec.model, optimizers, partitioner, seed, params
+  )
+  embedder = embedding.PassageEmbedder(
+      spec.model, partitioner, assembler_lib.Assembler(spec.tokenizer, store),
+      batch_size=cfg.embed_batch_size,
+  )
+  logging.info('Building %s of %d passages.', cfg.index, len(store))
+  embedding.build_generation(
+      embedder, state.params, store, cfg.index, cfg.options,
+      checkpoint='the start of training', run=run, step=0,
+  )
+  return state

@@ -1,0 +1,89 @@
+"""Refreshing the index at step boundaries of a training run."""
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+from ralm_jax.retrieval import refresh as refresh_lib
+from ralm_jax.retrieval import retriever as retriever_lib
+from ralm_jax.retrieval import staleness
+from ralm_jax.training import pinning
+
+PyTree = Any
+
+
+class ScheduledRefresh:
+  """Publishes the index anew when it is due, and searches what it published."""
+
+  def __init__(
+      self,
+      schedule: refresh_lib.RefreshSchedule,
+      publisher: refresh_lib.IndexPublisher,
+      retrievers: list[retriever_lib.PassageRetriever],
+      pins: pinning.Pins,
+      steps: staleness.GenerationSteps,
+      *,
+      run: str | os.PathLike[str],
+      freeze_retriever_steps: int = 0,
+  ):
+    """Does nothing yet.
+
+    Args:
+      schedule: when.
+      publisher: embeds and builds.
+      retrievers: search the new generation from then on.
+      pins: keep it on disk.
+      steps: learns how old it is.
+      run: the MODEL_DIR.
+      freeze_retriever_steps: the encoder does not change in that many steps,
+        so nothing but step 0 is due in them.
+    """
+    self._schedule = schedule
+    self._publisher = publisher
+    self._retrievers = retrievers
+    self._pins = pins
+    self._steps = steps
+    self._run = os.path.realpath(run)
+    self._frozen = freeze_retriever_steps
+    self._start, self._spent = time.monotonic(), 0.0
+
+  def due(self, step: int) -> bool:
+    """Whether to refresh when so many steps have been taken."""
+    if 0 < step <= self._frozen:
+      return False
+    return self._schedule.fires(step)
+
+  def refresh(self, params: PyTree, step: int) -> dict[str, float]:
+    """Refreshes with the parameters after `step` steps.
+
+    Every process calls it, with no search under way.
+
+    Returns:
+      Metrics; `refresh/share` is the part of all time spent refreshing.
+    """
+    done = self._publisher.publish(
+        params, f'{self._run} {step}',
+        checkpoint=f'{self._run} at step {step}', run=self._run, step=step,
+        **{pinning.STARTED_WITH: self._pins.started_with},
+    )
+    self._pins.add(done.generation)
+    self._steps.tell(done.generation, step)
+    for retriever in self._retrievers:
+      retriever.generation = done.generation
+    self._spent += done.seconds
+    share = self._spent / (time.monotonic() - self._start)
+    if done.passages:
+      logging.info(
+          'Refreshed the index at step %d: generation %d, %d passages in '
+          '%.1f s (%.0f passages/s; %.1f %% of all time so far).', step,
+          done.generation, done.passages, done.seconds,
+          done.passages / done.seconds, 100 * share,
+      )
+    else:
+      logging.info(
+          'Step %d searches generation %d, which is of its encoder already.',
+          step, done.generation,
+      )
+    return {**done.metrics, 'refresh/share': share}
