@@ -11,11 +11,12 @@ a seed begin with the same parameters and see the same examples in the same
 order; the index is refreshed on the same schedule.
 
 On the documentation of Python (the quickstart's corpus) the reader has learnt
-to copy from a passage before; on your own questions it begins from scratch.
-Nothing helps either: no gold passage is put among those retrieved, no titles are
-reassigned, and a question whose passage was not found trains as it is. A cell
-once computed is kept in --output, and the command may be stopped and repeated.
-The peer is the fixed retriever.
+to copy from a passage before, and is kept as it is: trained on passages that do
+not hold the answer it unlearns reading. On your own questions it begins from
+scratch (--reader_learning_rate 2e-3). Nothing helps either: no gold passage is
+put among those retrieved, no titles are reassigned, and a question whose passage
+was not found trains as it is. A cell once computed is kept in --output, and the
+command may be stopped and repeated. The peer is the fixed retriever.
 """
 from __future__ import annotations
 
@@ -72,9 +73,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument('--batch_size', type=int, default=32)
   parser.add_argument('--n_passages', type=int, default=10)
   parser.add_argument('--n_context', type=int, default=1)
-  parser.add_argument('--refresh', default='50', help='a refresh schedule')
+  parser.add_argument('--refresh', default='50',
+                      help="a refresh schedule; 'never' keeps the index")
   parser.add_argument('--retriever_learning_rate', type=float, default=1e-4)
-  parser.add_argument('--reader_learning_rate', type=float, default=1e-4,
+  parser.add_argument('--reader_learning_rate', type=float, default=0.0,
                       help='0 keeps the reader as it is')
   parser.add_argument('--attention_temperature', type=float, default=0.01)
   parser.add_argument('--eval_questions', type=int, default=600)
@@ -192,14 +194,18 @@ class Study:
         f'study_{self.seed}_{name}', train=self.train_questions, text=text,
         reader_vocabulary=self.vocabularies[0],
         retriever_vocabulary=self.vocabularies[1], require_answers=False)
+    # A closed-book reader has nothing but what it learns here.
+    reader_rate = flags.reader_learning_rate or (1e-3 if closed else None)
     schedule = lambda rate: schedules.create_learning_rate_scheduler(
         'constant * linear_warmup', rate, 20, total_steps=flags.steps)
     retrieval_cfg = None
     if not closed:
+      refreshes = learns and flags.refresh != 'never'
+      # A refresh changes the index; without one all cells can share it.
+      index = f'index_{name}' if refreshes else f'{os.path.basename(initial)}_index'
       retrieval_cfg = train_lib.RetrievalConfig(
-          corpus=str(self.store.directory),
-          index=self.index(initial, f'index_{name}'),
-          refresh_index=flags.refresh if learns else None)
+          corpus=str(self.store.directory), index=self.index(initial, index),
+          refresh_index=flags.refresh if refreshes else None)
     train_lib.train(
         model=model, text=text, model_dir=self.path(name),
         total_steps=flags.steps,
@@ -208,8 +214,8 @@ class Study:
         reader_vocabulary=self.vocabularies[0],
         retriever_vocabulary=self.vocabularies[1],
         reader_optimizer=optimizers.adamw(
-            schedule(flags.reader_learning_rate), weight_decay=0.0,
-        ) if flags.reader_learning_rate or closed else None,
+            schedule(reader_rate), weight_decay=0.0,
+        ) if reader_rate else None,
         retriever_optimizer=optimizers.adamw(
             schedule(flags.retriever_learning_rate), weight_decay=0.0,
         ) if learns else None,

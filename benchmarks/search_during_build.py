@@ -114,7 +114,7 @@ def measure(directory: str, flags: argparse.Namespace) -> dict:
     builder = multiprocessing.get_context('spawn').Process(
         target=upload_humbly, args=(server.address, path, options))
     builder.start()
-    search(lambda: not client.status().building)
+    search(lambda: builder.is_alive() and not client.status().building)
     begin = time.monotonic()
     during = search(builder.is_alive)
     seconds = time.monotonic() - begin

@@ -9,6 +9,7 @@ from ralm_jax import runs
 from ralm_jax.data import questions as questions_lib
 from ralm_jax.retrieval import connection as connection_lib
 from ralm_jax.retrieval import device_search
+from ralm_jax.retrieval import search_filter as search_filter_lib
 
 
 def evaluate(
@@ -23,6 +24,7 @@ def evaluate(
     retry_for_s: float = 30.0,
     backend: str = 'process',
     device_dtype: str = 'bfloat16',
+    search_filter: str = 'passage',
     batch_size: int = 32,
     require_answers: bool = True,
 ) -> dict[str, float | int | None]:
@@ -39,6 +41,8 @@ def evaluate(
     retry_for_s: how long an unreachable retrieval process is waited for.
     backend: 'process', or 'device' for exact search on this program's devices.
     device_dtype: of the embeddings on the devices.
+    search_filter: what a question's exclusions drop: 'passage', 'document' or
+      'none', which ignores dates too.
     batch_size: questions at a time.
     require_answers: whether a question without answers is an error.
   """
@@ -49,7 +53,7 @@ def evaluate(
   with runs.open_evaluator(
       opened, index=index, retrieval_address=retrieval_address, corpus=corpus,
       n_passages=n_passages, batch_size=batch_size, retry_for_s=retry_for_s,
-      backend=backend, device_dtype=device_dtype,
+      backend=backend, device_dtype=device_dtype, search_filter=search_filter,
   ) as evaluator:
     return evaluator.evaluate(
         opened.params, rows, output=output, progress=True
@@ -63,6 +67,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
       '--questions', required=True, nargs='+', metavar='FILE',
       help='jsonl of {question, answers, id?, gold_passage_id?}; globs allowed')
   add_retrieval_flags(parser)
+  parser.add_argument(
+      '--search_filter', choices=search_filter_lib.FILTERS, default='passage',
+      help='what the exclusions of a question drop; none ignores dates too')
   parser.add_argument('--output', required=True, metavar='DIR')
   parser.add_argument('--batch_size', type=int, default=32)
 

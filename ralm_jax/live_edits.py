@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
-import re
 from typing import Any
 
 import numpy as np
@@ -99,7 +98,7 @@ def put(
         batch_size=max(8, opened.partitioner.mesh.size),
     )
     return _edit(
-        connected.client, found, np.ones(len(ids), np.int64), ids=rows,
+        connected.client, found, ids=rows,
         embeddings=_embed(embedder, opened.params, rows),
         metadata={'corpus_fingerprint': store.fingerprint},
     )
@@ -135,8 +134,7 @@ def delete(
   with _connected(index, retrieval_address, corpus, retry_for_s) as connected:
     connected.store.rows_of(ids)  # names an unknown one
     return _edit(
-        connected.client, connected.store.find(ids),
-        np.zeros(len(ids), np.int64), names=ids)
+        connected.client, connected.store.find(ids), names=ids)
 
 
 @contextlib.contextmanager
@@ -191,59 +189,38 @@ def _embed(
 def _edit(
     client: Any,
     found: shard_set.FoundRows,
-    versions: np.ndarray,
     *,
     names: Sequence[str] | None = None,
     **put_options: Any,
 ) -> Edited:
-  """One edit, which deletes the version of each passage that the index has.
+  """One edit, which deletes every version of each passage but what is put.
 
-  A version that it has not, since a command was interrupted or the passage
-  deleted, leaves the one before it: no more than one is ever in an index.
+  The index has no more than one of them, and after an interruption not always
+  the newest; but older generations may have others, and one built later would
+  have the newest. They all are deleted, there or not.
 
   Args:
     client: of the retrieval process.
     found: the passages' rows.
-    versions: [passages] int64, the version that the index should have.
-    names: ids of the passages, where each must be deleted.
+    names: ids of the passages, where each must be in the index.
     **put_options: what is put, as for `RetrievalClient.edit`.
 
   Raises:
-    LookupError: the index has no version of a passage that must be deleted.
+    LookupError: the index has no version of a passage that must be deleted;
+      nothing has changed.
   """
-  absent = np.zeros(len(found.rows), bool)
-  while True:
-    chosen = ~absent & (found.versions == versions[found.positions])
-    rows = np.unique(found.rows[chosen])
-    try:
-      result = client.edit(
-          delete_ids=rows if len(rows) else None, **put_options)
-    except LookupError as error:
-      named = re.search(r'\bid (\d+)', str(error))
-      is_named = chosen & (found.rows == int(named[1]) if named else False)
-      if not np.any(is_named):
-        raise
-      absent |= is_named
-      _step_back(found, versions, absent, names)
-      continue
-    return Edited(
-        put_options.get('ids', rows[:0]), rows, result.generation, result.count)
-
-
-def _step_back(
-    found: shard_set.FoundRows, versions: np.ndarray, absent: np.ndarray,
-    names: Sequence[str] | None,
-) -> None:
-  """Turns to older versions, in place, where all rows of one are absent."""
-  present = ~absent & (found.versions == versions[found.positions])
-  short = np.setdiff1d(found.positions[absent], found.positions[present])
-  for position in short.tolist():
-    left = ~absent & (found.positions == position)
-    left = found.versions[left & (found.versions > versions[position])]
-    if len(left):
-      versions[position] = left.min()
-    elif names is not None:
+  put_rows = put_options.get('ids', np.zeros(0, np.int64))
+  rows = np.setdiff1d(found.rows, put_rows)
+  if names is not None:
+    present = ~np.isin(found.rows, client.missing(rows))
+    absent = np.setdiff1d(np.arange(len(names)), found.positions[present])
+    if len(absent):
       raise LookupError(
-          f'The index has no passage {names[position]!r} any more (nor any '
+          f'The index has no passage {names[absent[0]]!r} any more (nor any '
           'other version of it); nothing was deleted.'
       )
+  result = client.edit(
+      delete_ids=rows if len(rows) else None, delete_absent=True, **put_options)
+  return Edited(
+      put_rows, np.setdiff1d(rows, result.absent_ids), result.generation,
+      result.count)

@@ -61,7 +61,7 @@ class RunRetrieval:
         return_embeddings=spec.model.uses_stored_embeddings,
     )
     self.evaluation_retriever = retriever_lib.PassageRetriever(
-        client, store, n_passages
+        client, store, n_passages, search_filter=cfg.search_filter
     )
     runs.check_dimension(spec, self.retriever.embedding_dim)
     self.assembler = assembler_lib.Assembler(spec.tokenizer, store)
@@ -116,7 +116,7 @@ class RunRetrieval:
     searched = self._pins.begin(generation)
     for retriever in (self.retriever, self.evaluation_retriever):
       retriever.generation = searched
-    if generation is None and self._model.moves_passages:
+    if generation is None and self._model.distils:
       self._recognise_start(searched, params)
 
   def _recognise_start(self, generation: int, params: PyTree) -> None:
@@ -129,6 +129,12 @@ class RunRetrieval:
         status.metadata.get('encoder_fingerprint') == fingerprint
     ):
       self.generation_steps.tell(generation, 0)
+    elif self._model.query_side in ('stored', 'frozen'):
+      logging.warning(
+          'The index was embedded by other parameters (%s) than those of the '
+          'passage encoder that query-side training keeps; embed the corpus '
+          'with the starting checkpoint first (`ralm embed`).',
+          status.metadata.get('checkpoint') or 'of an unknown checkpoint')
 
   def end(self) -> None:
     """The last checkpoint is on disk."""

@@ -81,6 +81,7 @@ def open_evaluator(
     n_passages: int | None = None,
     batch_size: int = 32,
     backend: str = 'process',
+    search_filter: str = 'passage',
     **connection: Any,
 ) -> Iterator[evaluator_lib.Evaluator]:
   """An evaluator of a checkpoint with its index.
@@ -93,6 +94,7 @@ def open_evaluator(
     n_passages: retrieved for a question; None for the model's own number.
     batch_size: questions at a time.
     backend: 'process', or 'device' for an index on the checkpoint's mesh.
+    search_filter: of what a question excludes: 'passage', 'document', 'none'.
     **connection: see `connection.connect`.
   """
   spec = opened.spec
@@ -107,7 +109,8 @@ def open_evaluator(
   ) as connected:
     warn_if_stale(opened, connected.client.status().metadata)
     retriever = retriever_lib.PassageRetriever(
-        connected.client, connected.store, n_passages or spec.text.n_passages
+        connected.client, connected.store, n_passages or spec.text.n_passages,
+        search_filter=retriever_lib.SearchFilter(by=search_filter),
     )
     check_dimension(spec, retriever.embedding_dim)
     yield evaluator_lib.Evaluator(

@@ -57,6 +57,7 @@ def train(
     initial_params: Callable[[], Any] | None = None,
     num_microbatches: int = 1,
     freeze_retriever_steps: int = 0,
+    global_clip_norm: float | None = None,
     retrieval_lookahead: int = 1,
     augmentation: augmenter_lib.Augmentation | None = None,
     recall_skip: int = 1,
@@ -87,6 +88,8 @@ def train(
     num_microbatches: gradient accumulation.
     freeze_retriever_steps: the first so many steps leave the retriever as it
       is.
+    global_clip_norm: clips the gradients of both modules together, in place of
+      each optimiser's own clipping.
     retrieval_lookahead: 1 retrieves the next batch during a step.
     augmentation: changes what training examples show.
     recall_skip: leading target tokens (a sentinel) the batch's recall ignores.
@@ -198,11 +201,13 @@ def train(
           ),
           before_search=retrieval.before_search,
       )
-    reranks = retrieval is not None and retrieval_cfg.n_candidates is not None
+    reranks = retrieval is not None and (
+        (retrieval_cfg.n_candidates or 0) > text.n_passages)
     trainer = trainer_lib.Trainer(
         model, optimizers, partitioner, augmenter, checkpoints,
         num_microbatches=num_microbatches,
         freeze_retriever_steps=freeze_retriever_steps,
+        global_clip_norm=global_clip_norm,
         rerank_to=text.n_passages if reranks else None,
         rerank_chunk=retrieval_cfg.rerank_chunk if reranks else None,
         index_refresh=retrieval and retrieval.index_refresh,

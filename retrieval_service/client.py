@@ -190,6 +190,7 @@ class RetrievalClient:
       *,
       delete_ids: np.ndarray | Sequence[int] | None = None,
       metadata: dict[str, Any] | None = None,
+      delete_absent: bool = False,
   ) -> EditResult:
     """Puts and deletes passages by id, without a rebuild: all or nothing.
 
@@ -203,15 +204,26 @@ class RetrievalClient:
       embeddings: [rows, dim]; None: nothing is put.
       delete_ids: [deletes] int64 of passages to delete.
       metadata: JSON merged over that of the index.
+      delete_absent: Whether passages may be deleted that the served generation
+        has not; they are then out of all others, and of those built later.
 
     Raises:
       ValueError: Vectors or ids that cannot be, or one id in both.
-      LookupError: A passage to delete does not exist.
+      LookupError: A passage to delete does not exist, without `delete_absent`.
       RuntimeError: The index is empty, or the disk is full.
       RetrievalError: The process cannot be reached.
       In each case but the last nothing has changed.
     """
-    return self._edit(ids, embeddings, delete_ids, metadata)
+    return self._edit(
+        ids, embeddings, delete_ids, metadata, delete_absent=delete_absent)
+
+  def missing(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+    """Those of `ids`, [n] int64, that the served generation has not."""
+    header = retrieval_pb2.EditHeader(
+        dim=1, delete_ids=wire.write_ids(ids), check_only=True)
+    response = self._upload(
+        'edit', self._stub.Edit, retrieval_pb2.EditRequest, header, [])
+    return wire.read_ids(response.absent_ids)
 
   def add(
       self,
@@ -227,7 +239,8 @@ class RetrievalClient:
     return self._edit(None, None, ids, None)
 
   def _edit(self, ids, embeddings, delete_ids, metadata,
-            only_new_ids: bool = False) -> EditResult:
+            only_new_ids: bool = False,
+            delete_absent: bool = False) -> EditResult:
     if embeddings is None:
       if ids is not None and len(ids):
         raise ValueError(f'{len(ids)} ids came without embeddings; to delete '
@@ -240,11 +253,13 @@ class RetrievalClient:
     header = retrieval_pb2.EditHeader(
         edit_id=uuid.uuid4().hex, dim=embeddings.shape[1],
         delete_ids=wire.write_ids([] if delete_ids is None else delete_ids),
-        metadata_json=_to_json(metadata), only_new_ids=only_new_ids)
+        metadata_json=_to_json(metadata), only_new_ids=only_new_ids,
+        delete_absent=delete_absent)
     response = self._upload('edit', self._stub.Edit, retrieval_pb2.EditRequest,
                             header, [(ids, embeddings)])
     return EditResult(response.generation, response.edits, response.count,
-                      wire.read_ids(response.ids))
+                      wire.read_ids(response.ids),
+                      wire.read_ids(response.absent_ids))
 
   def _upload(self, what: str, method: Callable, request: type, header,
               chunks: Iterable[tuple[np.ndarray | None, np.ndarray]]):
@@ -297,8 +312,10 @@ class RetrievalClient:
     Raises:
       ValueError: It is damaged; the former one stays served.
     """
+    # A generation is read whole before it is served: it takes what it takes.
     return self._connection.call(
-        'reload', self._stub.Reload, retrieval_pb2.ReloadRequest()).generation
+        'reload', self._stub.Reload, retrieval_pb2.ReloadRequest(),
+        timeout_s=None).generation
 
   def wait_until_ready(self, timeout_s: float = 60.0) -> ServerStatus:
     """Waits until the process answers.

@@ -78,6 +78,7 @@ class EditLog:
 
   def _forget(self) -> None:
     self._end = 0
+    self._seen = (0, 0)  # inode and size
     self._count = 0
     self._rewrite_at = _REWRITE_BYTES
     self._last = 0
@@ -113,7 +114,8 @@ class EditLog:
     if anew:
       self._open()
     edits = []
-    size = os.fstat(self._file.fileno()).st_size
+    found = os.fstat(self._file.fileno())
+    size = found.st_size
     while (record := self._read(self._end, size)) is not None:
       self._take(record)
       if not anew:
@@ -123,7 +125,16 @@ class EditLog:
           '%s ends in an edit that was never completed, and so never '
           'acknowledged: its %d bytes are cut off', self.path, size - self._end)
       os.truncate(self.path, self._end)
+    self._seen = (found.st_ino, size)
     return None if anew else edits
+
+  def has_more(self) -> bool:
+    """Whether the file is not what was last read of it; cheap, for any thread."""
+    try:
+      status = os.stat(self.path)
+    except FileNotFoundError:
+      return False
+    return (status.st_ino, status.st_size) != self._seen
 
   def find(self, edit_id: str) -> Edit | None:
     """A recent edit by the name its maker gave it; without its vectors."""
@@ -179,6 +190,7 @@ class EditLog:
           f'in {self.path}. Nothing of it holds, former edits do: free space '
           'and edit again') from error
     self._take(self._read(self._end, os.path.getsize(self.path)))
+    self._seen = (self._seen[0], self._end)
     return edit
 
   def tidy(self) -> bool:

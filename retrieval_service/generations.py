@@ -98,7 +98,7 @@ class GenerationStore:
                        f'{generation_name(1)}, found {text[:60]!r}.'
                        f'{self._way_out()}')
     number = int(match[1])
-    if number not in numbers:
+    if not os.path.isdir(self.folder(number)):  # it may be newer than `numbers`
       raise ValueError(f'{path} names {generation_name(number)}, which does not '
                        f'exist.{self._way_out()}')
     return number

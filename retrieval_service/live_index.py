@@ -34,10 +34,12 @@ class Edited:
     view: The current generation, which it is part of.
     sequence: Its number.
     ids: [rows] int64 of the vectors put.
+    absent_ids: int64, those to be deleted that no search could find anyway.
   """
   view: LiveView
   sequence: int
   ids: np.ndarray
+  absent_ids: np.ndarray
 
 
 class LiveIndex:
@@ -45,7 +47,7 @@ class LiveIndex:
 
   May be shared among threads. Searches take a view, which never changes, and
   wait for nobody; edits wait for each other. Another process's edits are seen
-  after `reload` or the next edit of one's own, its generations after `reload`.
+  by the searches that start after them, its generations after `reload`.
 
       index = LiveIndex(GenerationStore(directory))
       result = index.view().search(queries, k)
@@ -76,7 +78,7 @@ class LiveIndex:
     self._open_options = open_options
     self._swap_lock = threading.Lock()
     # Held while the log or any view moves on. The next one is taken within it.
-    self._edit_lock = threading.Lock()
+    self._edit_lock = threading.RLock()
     self._older_lock = threading.Lock()
     self._older: collections.OrderedDict[int, LiveGeneration] = (
         collections.OrderedDict())
@@ -113,6 +115,9 @@ class LiveIndex:
       LookupError: That generation is no longer on disk.
       ValueError: It is damaged.
     """
+    if self._log.has_more():  # another process has edited the same folder
+      with self._edit_lock:
+        self._follow(repair=False)
     current = self._current
     if number == 0:
       if current is None:
@@ -193,12 +198,27 @@ class LiveIndex:
                   current.view.count)
       return current.view
 
-  def edit(self, edit: Edit, *, only_new_ids: bool = False) -> Edited:
+  def missing(self, ids: np.ndarray) -> np.ndarray:
+    """Those of `ids` that no search of the current generation can find.
+
+    Raises:
+      EmptyIndexError: Nothing has been built yet.
+    """
+    self.view()
+    with self._edit_lock:
+      return self._current.missing(np.asarray(ids, np.int64))
+
+  def edit(
+      self, edit: Edit, *, only_new_ids: bool = False,
+      delete_absent: bool = False,
+  ) -> Edited:
     """Puts and deletes vectors; every search that starts later sees it.
 
     Args:
       edit: What to do; one whose `edit_id` was done already is answered only.
       only_new_ids: Whether putting what exists is an error.
+      delete_absent: Whether what the current generation has not may be deleted:
+        it is then out of all others too, and of those built later.
 
     Raises:
       EmptyIndexError: Nothing has been built yet.
@@ -210,9 +230,11 @@ class LiveIndex:
     with self._edit_lock, self.store.lock():
       self._follow(repair=True)
       done = self._log.find(edit.edit_id)
+      absent = np.zeros(0, np.int64)
       if done is None:
         former = self._log.last
-        done = self._log.append(self._checked(edit, only_new_ids))
+        edit, absent = self._checked(edit, only_new_ids, delete_absent)
+        done = self._log.append(edit)
         self._advance(former, [done])
         if self._log.tidy():
           logger.info('the log of edits was rewritten without void ones')
@@ -221,10 +243,15 @@ class LiveIndex:
     if above >= _MANY > above - len(done.ids):
       logger.warning('%d vectors lie on top of generation %d, and every search '
                      'scans them: compact the index', above, view.number)
-    return Edited(view, done.sequence, done.ids)
+    return Edited(view, done.sequence, done.ids, absent)
 
-  def _checked(self, edit: Edit, only_new_ids: bool) -> Edit:
-    """The edit in its final form; the caller holds both locks."""
+  def _checked(
+      self, edit: Edit, only_new_ids: bool, delete_absent: bool,
+  ) -> tuple[Edit, np.ndarray]:
+    """The edit in its final form, and what of its deletes is absent.
+
+    The caller holds both locks.
+    """
     view = self.view()
     edit = prepare_edit(edit, view.dim, self.next_id)
     if only_new_ids:
@@ -233,10 +260,10 @@ class LiveIndex:
         raise ValueError(f'passage id {known[0]} exists already ({len(known)} '
                          'such in all): give new passages new ids')
     unknown = self._current.missing(edit.delete_ids)
-    if len(unknown):
+    if len(unknown) and not delete_absent:
       raise LookupError(f'the index has no passage of id {unknown[0]} '
                         f'({len(unknown)} such in all): nothing was deleted')
-    return dataclasses.replace(edit, generation=view.number)
+    return dataclasses.replace(edit, generation=view.number), unknown
 
   def _follow(self, *, repair: bool) -> None:
     """Takes in other processes' edits; the caller holds the edit lock."""

@@ -35,11 +35,13 @@ class EditResult:
     edits: Its sequence number.
     count: Passages there are now.
     ids: [rows] int64 of the vectors put.
+    absent_ids: int64, those deleted that the served generation had not.
   """
   generation: int
   edits: int
   count: int
   ids: np.ndarray
+  absent_ids: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

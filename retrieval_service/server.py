@@ -64,7 +64,8 @@ class RetrievalServer:
       nprobe: Inverted lists a query visits, in place of the index's option.
       rerank: Candidates scored exactly, likewise.
       threads: Threads a search uses in FAISS and re-ranking. None: all cores.
-      build_threads: Threads a build uses. None: as many.
+      build_threads: Threads a build uses. None: one fewer, which keeps searches
+        meanwhile as quick as ever.
       verify_checksums: Reads a generation whole before it is first served.
       keep_generations: After a build, older generations than the newest so
         many are removed, unless pinned.
@@ -145,7 +146,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--threads', type=int,
                       help='threads a search uses (default: all cores)')
   parser.add_argument('--build_threads', type=int,
-                      help='threads a build uses (default: as --threads)')
+                      help='threads a build uses (default: one fewer than '
+                      '--threads)')
   parser.add_argument('--verify_checksums', default=True,
                       action=argparse.BooleanOptionalAction,
                       help='read an index whole before it is first served')

@@ -49,7 +49,8 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
   ):
     """Opens the current generation, if there is one; see `RetrievalServer`."""
     self._threads = threads or faiss.omp_get_max_threads()
-    self._build_threads = build_threads or self._threads
+    # The core left over is where the threads that answer wake without waiting.
+    self._build_threads = build_threads or max(1, self._threads - 1)
     self._store = store
     self._index = LiveIndex(
         store, verify_checksums=verify_checksums, max_older_open=max_older_open,
@@ -108,11 +109,17 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
           request_iterator, header.dim), header.dim)
       edit = Edit(ids, embeddings, wire.read_ids(header.delete_ids),
                   json.loads(header.metadata_json or '{}'), header.edit_id)
-      edited = self._index.edit(edit, only_new_ids=header.only_new_ids)
+      if header.check_only:
+        absent = self._index.missing(edit.delete_ids)
+        return retrieval_pb2.EditResponse(absent_ids=wire.write_ids(absent))
+      edited = self._index.edit(
+          edit, only_new_ids=header.only_new_ids,
+          delete_absent=header.delete_absent)
       return retrieval_pb2.EditResponse(
           generation=edited.view.number, edits=edited.sequence,
           count=edited.view.count,
-          ids=edited.ids.astype('<i8', copy=False).tobytes())
+          ids=wire.write_ids(edited.ids),
+          absent_ids=wire.write_ids(edited.absent_ids))
 
   def Status(self, request, context):
     with _errors_as_status(context):

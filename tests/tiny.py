@@ -6,6 +6,7 @@ of its own, so that a test can kill it; see `main`.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -366,6 +367,7 @@ def main(path: str) -> int:
     jobs = json.load(file)
   logging.basicConfig(level=logging.INFO, stream=sys.stderr)
   import_all()
+  _let_threads_rest()
   status = 1
   for job in jobs:
     for moment in job.pop('kills', []):
@@ -381,6 +383,25 @@ def main(path: str) -> int:
     if status:
       break
   return status
+
+
+def _let_threads_rest() -> None:
+  """Waits until the threads that imports have started all sleep.
+
+  A lock that one of them holds when the process forks is never released in the
+  child: TensorFlow's, of thread names, is held while a thread starts.
+  """
+  quiet = 0
+  for _ in range(200):
+    states = []
+    for path in glob.glob('/proc/self/task/*/stat'):
+      with contextlib.suppress(OSError), open(path, encoding='utf-8') as file:
+        states.append(file.read().rpartition(')')[2].split()[0])
+    # This thread is the one that runs.
+    quiet = quiet + 1 if states.count('S') >= len(states) - 1 else 0
+    if quiet == 3:
+      return
+    time.sleep(0.02)
 
 
 def _fork(job: dict[str, Any]) -> int:

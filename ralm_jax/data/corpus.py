@@ -87,8 +87,9 @@ class PassageStore:
       raise ValueError(
           f'{self.directory}: the corpus was replaced by another one; open it anew')
     manifest.check_sizes(self.directory)
-    self._manifest, self._history = manifest, manifest.history
+    # The fingerprint last: who sees it finds the passages too.
     self._shards = self._shards.grown(manifest.shards)
+    self._manifest, self._history = manifest, manifest.history
 
   def verify(self) -> None:
     """Compares every shard with its checksum; ValueError names a bad one."""

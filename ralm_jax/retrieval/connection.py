@@ -123,7 +123,7 @@ def check_lookahead(client: object, retrieval_lookahead: int) -> None:
         "The backend 'device' on several processes searches with all devices "
         'together, and a search during the train step could come before it on '
         'one host and after it on another; set retrieval_lookahead to 0 (gin: '
-        'train.retrieval_lookahead = 0).'
+        'RETRIEVAL_LOOKAHEAD = 0).'
     )
 
 

@@ -294,6 +294,7 @@ class DeviceIndex:
       *,
       delete_ids: np.ndarray | Sequence[int] | None = None,
       metadata: dict[str, Any] | None = None,
+      delete_absent: bool = False,
   ) -> results.EditResult:
     """Puts and deletes passages by id, without a rebuild: all or nothing.
 
@@ -306,15 +307,21 @@ class DeviceIndex:
       embeddings: [rows, dim]; None: nothing is put.
       delete_ids: [deletes] int64 of passages to delete.
       metadata: JSON merged over that of the index.
+      delete_absent: whether passages may be deleted that are not searched.
 
     Raises:
       ValueError: vectors or ids that cannot be, or one id in both.
-      LookupError: a passage to delete does not exist.
+      LookupError: a passage to delete does not exist, without `delete_absent`.
       OSError: the disk is full.
       RuntimeError: the index is empty, or this is not the first process.
       In each case nothing has changed.
     """
-    return self._edit(ids, embeddings, delete_ids, metadata)
+    return self._edit(
+        ids, embeddings, delete_ids, metadata, delete_absent=delete_absent)
+
+  def missing(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+    """Those of `ids`, [n] int64, that the current generation has not."""
+    return self._index.missing(np.asarray(ids, np.int64))
 
   def add(
       self,
@@ -330,7 +337,8 @@ class DeviceIndex:
     return self._edit(None, None, ids, None)
 
   def _edit(
-      self, ids, embeddings, delete_ids, metadata, only_new_ids: bool = False
+      self, ids, embeddings, delete_ids, metadata, only_new_ids: bool = False,
+      delete_absent: bool = False,
   ) -> results.EditResult:
     self._check_leads('edit')
     if embeddings is None:
@@ -343,9 +351,10 @@ class DeviceIndex:
             ids, np.asarray(embeddings),
             np.asarray([] if delete_ids is None else delete_ids, np.int64),
             metadata or {}),
-        only_new_ids=only_new_ids)
+        only_new_ids=only_new_ids, delete_absent=delete_absent)
     return results.EditResult(
-        edited.view.number, edited.sequence, edited.view.count, edited.ids)
+        edited.view.number, edited.sequence, edited.view.count, edited.ids,
+        edited.absent_ids)
 
   def status(self) -> results.ServerStatus:
     """What is searched; `dim` and the like are empty where nothing is."""

@@ -154,11 +154,17 @@ def build_generation(
 
   Returns:
     The generation's number.
+
+  Raises:
+    ValueError: the index is of another corpus.
   """
-  fingerprint = retriever_fingerprint(params)
   folder = generations.GenerationStore(index)
   os.makedirs(index, exist_ok=True)
+  # The edits first: whatever they put is in the corpus that is read next.
   edits = folder.edit_log().last
+  store.reload()
+  _check_same_corpus(folder, store)
+  fingerprint = retriever_fingerprint(params)
   key = {'corpus_fingerprint': store.fingerprint, 'encoder': fingerprint}
   rows = live_rows(store)
   partial = os.path.join(index, _PARTIAL)
@@ -203,6 +209,24 @@ def build_generation(
   os.remove(partial)
   os.remove(mark)
   return number
+
+
+def _check_same_corpus(
+    folder: generations.GenerationStore, store: corpus_lib.PassageStore
+) -> None:
+  """Raises ValueError where the index holds rows of another corpus.
+
+  Edits and older generations, which a run may still search, name passages by
+  their rows.
+  """
+  served = folder.open_current(verify_checksums=False)
+  fingerprint = served and served.manifest.metadata.get('corpus_fingerprint')
+  if fingerprint and store.rows_at(fingerprint) is None:
+    raise ValueError(
+        f'{folder.directory} is an index of another corpus '
+        f'({served.manifest.metadata.get("corpus")}) than {store.directory}; '
+        'choose another folder for it, or remove that index first.'
+    )
 
 
 def live_rows(store: corpus_lib.PassageStore) -> np.ndarray:

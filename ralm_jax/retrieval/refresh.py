@@ -25,6 +25,7 @@ from ralm_jax.training import pinning
 from retrieval_service import results
 
 PyTree = Any
+_BUILD_TIMEOUT_S = 48 * 3600.0
 _ATTEMPTS = 5
 
 
@@ -175,7 +176,8 @@ class IndexPublisher:
     self._dim = model.retriever.embedding_dim
     self._chunk_size = chunk_size or 32 * batch_size
     self._progress = progress and jax.process_index() == 0
-    self._agreement = multihost.Agreement()
+    # The others wait for a build, which trains and adds at lowest priority.
+    self._agreement = multihost.Agreement(timeout_s=_BUILD_TIMEOUT_S)
 
   def publish(self, params: PyTree, key: str, **description: Any) -> Refreshed:
     """Embeds and builds; every process calls it, and none returns before it is
@@ -199,10 +201,10 @@ class IndexPublisher:
       params = jax.device_put(params, self._partitioner.replicated)
     status = None
     with self._agreement.together():
-      # Passages added to the corpus meanwhile are embedded, too.
-      self._store.reload()
+      # The edits first: whatever they put is in the corpus that is read next.
       if jax.process_index() == 0:
         status = self._client.status()
+      self._store.reload()
       rows = embedding.live_rows(self._store)
     _check_agreed(len(rows))
     generation = _agreed_number(
@@ -313,8 +315,9 @@ class IndexPublisher:
           embedded = embedded.astype(np.float16)
         stop = stopping.is_set()
         if processes > 1:
-          embedded, stops = multihost_utils.process_allgather(
-              (embedded, np.asarray(stop)))
+          with partitioning.dispatching():
+            embedded, stops = multihost_utils.process_allgather(
+                (embedded, np.asarray(stop)))
           embedded = embedded.reshape(-1, embedded.shape[-1])[: len(part)]
           stop = bool(np.any(stops))
         if stop:

@@ -171,11 +171,14 @@ class PassageRetriever:
       best = np.argsort(~keep, axis=-1, kind='stable')[:, :wanted]
       width = best.shape[1]
       kept = np.take_along_axis(keep, best, -1)
+      # An answer may be narrower than the one before, after deletions.
+      rows[asking, width:], scores[asking, width:] = NO_PASSAGE, -np.inf
       rows[asking, :width] = np.where(
           kept, np.take_along_axis(found.ids, best, -1), NO_PASSAGE)
       scores[asking, :width] = np.where(
           kept, np.take_along_axis(found.scores, best, -1), -np.inf)
       if embeddings is not None:
+        embeddings[asking, width:] = 0
         embeddings[asking, :width] = np.where(
             kept[..., None],
             np.take_along_axis(found.embeddings, best[..., None], 1), 0)
@@ -211,7 +214,7 @@ class PassageRetriever:
     error = None
     try:
       yield
-    except ValueError as e:
+    except Exception as e:  # pylint: disable=broad-except
       error = e
     if self._largest(error is not None):
       raise error or RuntimeError('The search of another process has failed.')
@@ -298,10 +301,13 @@ def check_index_of_corpus(
         'The index does not say of which corpus it is; build it with '
         '`ralm embed`.'
     )
-  if store.rows_at(fingerprint) is None:
+  # Rows never change, so that an index of an earlier state of the corpus fits,
+  # and one that was added to by several at once names any of their states.
+  fits = lambda: (
+      store.rows_at(fingerprint) is not None and next_id <= len(store))
+  if not fits():
     store.reload()
-  rows = store.rows_at(fingerprint)
-  if rows is None or next_id > rows:
+  if not fits():
     raise ValueError(
         f'The index was built of another corpus ({metadata.get("corpus")}) '
         f'than {store.directory}; use the corpus it was built of, or embed '

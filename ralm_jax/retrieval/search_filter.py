@@ -10,7 +10,7 @@ from ralm_jax.data import corpus
 from ralm_jax.data import dates
 
 _KeysOf = Callable[[np.ndarray], np.ndarray]
-_FILTERS = ('passage', 'document', 'none')
+FILTERS = ('passage', 'document', 'none')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,9 @@ class SearchFilter:
   max_candidates: int | None = 65_536
 
   def __post_init__(self):
-    if self.by not in _FILTERS:
+    if self.by not in FILTERS:
       raise ValueError(
-          f'SearchFilter.by {self.by!r} must be one of {", ".join(_FILTERS)}.'
+          f'SearchFilter.by {self.by!r} must be one of {", ".join(FILTERS)}.'
       )
     if self.overretrieve_ratio < 1:
       raise ValueError(

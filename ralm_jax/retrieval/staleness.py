@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import logging
 import os
+import threading
 from typing import Any
 
 from retrieval_service import results
@@ -55,15 +57,35 @@ class CurrentFollower:
   def __init__(self, client: Any, index: str | os.PathLike[str]):
     self._client = client
     self._path = os.path.join(index, 'CURRENT')
-    self._mark = self._look()
+    # Whether it had been published when the process opened it, nobody knows.
+    self._mark: tuple[int, int] | None = None
+    self._reloading = threading.Lock()
 
   def _look(self) -> tuple[int, int]:
     status = os.stat(self._path)
     return status.st_mtime_ns, status.st_ino
 
   def __call__(self) -> None:
-    """Looks whether another generation has become current; to call often."""
+    """Looks whether another generation has become current; to call often.
+
+    The process reads it while searches go on in the one before; only the first
+    call waits for that.
+    """
     mark = self._look()
-    if mark != self._mark:
-      self._client.reload()
-      self._mark = mark
+    if mark == self._mark or self._reloading.locked():
+      return
+    if self._mark is None:
+      self._reload(mark)
+    else:
+      threading.Thread(target=self._reload, args=(mark,), daemon=True).start()
+
+  def _reload(self, mark: tuple[int, int]) -> None:
+    with self._reloading:
+      try:
+        self._client.reload()
+        self._mark = mark
+      except (ValueError, RuntimeError, ConnectionError) as e:
+        if self._mark is None:
+          raise
+        # The search that comes next says what is wrong, if it still is.
+        logging.warning('The new generation is not served yet: %s', e)

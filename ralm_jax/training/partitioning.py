@@ -232,6 +232,15 @@ class Partitioner:
 _DISPATCH = threading.RLock()
 
 
+def dispatching() -> threading.RLock:
+  """To hold while handing the devices a program from more than one thread.
+
+  A program is queued device by device: two threads that do so at once could
+  leave its collectives in another order on another device.
+  """
+  return _DISPATCH
+
+
 @dataclasses.dataclass(frozen=True)
 class PartitionedFunction:
   """A jitted function that is traced and run under its partitioner's mesh.
@@ -244,9 +253,7 @@ class PartitionedFunction:
   jitted: Any
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
-    # A program is queued device by device: two threads that dispatch at once
-    # could leave its collectives in another order on another device.
-    with _DISPATCH, jax.set_mesh(self.partitioner.mesh), nn.logical_axis_rules(
+    with dispatching(), jax.set_mesh(self.partitioner.mesh), nn.logical_axis_rules(
         self.partitioner.rules
     ):
       return self.jitted(*args, **kwargs)

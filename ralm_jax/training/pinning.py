@@ -121,4 +121,8 @@ class Pins:
           self._of_step[step] = metadata['generation']
       wanted = {self._of_step[step] for step in kept}.union(*self._recent)
       if jax.process_index() == 0:
-        self._client.pin(self._owner, sorted(wanted))
+        # A run that followed others' generations pinned none: those of its
+        # older checkpoints may be gone.
+        gone = wanted.difference(self._client.status().generations)
+        self._client.pin(
+            self._owner, sorted(wanted - gone.difference(*self._recent)))

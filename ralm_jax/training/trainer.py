@@ -80,6 +80,7 @@ class Trainer:
       *,
       num_microbatches: int = 1,
       freeze_retriever_steps: int = 0,
+      global_clip_norm: float | None = None,
       rerank_to: int | None = None,
       rerank_chunk: int | None = None,
       index_refresh: IndexRefresh | None = None,
@@ -99,6 +100,7 @@ class Trainer:
       num_microbatches: parts a batch is processed in.
       freeze_retriever_steps: the first so many steps leave the retriever as it
         is.
+      global_clip_norm: clips the gradients of all modules together.
       rerank_to: passages to keep of a batch's candidates, by the encoders of
         the step; None keeps all.
       rerank_chunk: candidates encoded at a time; None encodes all.
@@ -131,6 +133,7 @@ class Trainer:
     self.step_fn = train_step_lib.partition_train_step(
         model, optimizers, partitioner, num_microbatches=num_microbatches,
         freeze_retriever_steps=freeze_retriever_steps,
+        global_clip_norm=global_clip_norm,
     )
     self.rerank_fn = None
     if rerank_to is not None:

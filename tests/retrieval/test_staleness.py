@@ -1,4 +1,6 @@
 """What is known of the generations that answer."""
+import time
+
 import numpy as np
 import pytest
 import tiny
@@ -90,8 +92,12 @@ def test_what_others_publish_in_a_folder(served, tmp_path):
     writer.append(None, _embeddings(1))
     writer.commit()
   assert served.status().generation == 1
-  follower()
-  assert served.status().generation == 2
+  # The process reads it while searches go on in the one before.
+  deadline = time.monotonic() + 60
+  while served.status().generation != 2:
+    assert time.monotonic() < deadline
+    follower()
+    time.sleep(0.01)
   np.testing.assert_array_equal(
       served.search(_embeddings(1)[:1], 1, return_embeddings=True).embeddings[0],
       _embeddings(1)[served.search(_embeddings(1)[:1], 1).ids[0]])

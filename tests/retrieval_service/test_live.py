@@ -354,10 +354,30 @@ def test_other_processes_edits_are_seen(tmp_path, vectors):
   one.edit(delete([3]))
   other.edit(put([20], data[20:21]))  # with its own edit it sees the first
   assert other.view().count == 20 and other.edits == 2
-  assert one.view().count == 19
-  one.reload()
+  # A search that starts after another's edit sees it, unasked.
   assert one.view().count == 20
+  other.edit(delete([4]))
+  assert one.view().count == 19 and 4 not in one.view().search(data[4:5], 19).ids
   assert one.view().search(data[20:21], 1).ids.tolist() == [[20]]
+
+
+def test_absent_passages_are_deleted_where_they_are(tmp_path, vectors):
+  """One that is in an older generation alone, and one that is yet to come."""
+  data = vectors(30, DIM)
+  index = live(tmp_path, None, data[:20])
+  builder = IndexBuilder(index)
+  builder.build([(np.arange(1, 20), data[1:20])], DIM, IndexOptions())
+  assert index.missing(np.array([0, 5, 25])).tolist() == [0, 25]
+  with pytest.raises(LookupError, match='no passage of id 0'):
+    index.edit(delete([0, 5, 25]))
+  edited = index.edit(delete([0, 5, 25]), delete_absent=True)
+  assert edited.absent_ids.tolist() == [0, 25]
+  assert index.view().count == 18 and index.view(1).count == 18
+  assert 0 not in index.view(1).search(data[:1], 18).ids
+  builder.build([(None, data)], DIM, IndexOptions(), edits_applied=0)
+  assert index.view().count == 27
+  for passage in (0, 5, 25):
+    assert passage not in index.view().search(data[passage:passage + 1], 27).ids
 
 
 def test_a_view_never_changes(tmp_path, vectors):

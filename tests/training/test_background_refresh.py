@@ -1,4 +1,5 @@
 """A second job that publishes the index of each checkpoint of a run."""
+import gc
 import os
 import shutil
 import signal
@@ -204,6 +205,7 @@ def test_a_checkpoint_is_removed_while_it_is_read(
   assert seen == [2, 4]
   assert 'checkpoint_2 cannot be read' in caplog.text
   _assert_is_of(index, run / 'checkpoint_4')
+  gc.collect()
 
 
 @_UNCLOSED
@@ -213,6 +215,8 @@ def test_a_damaged_checkpoint_ends_it(trained, index, tmp_path):
   with pytest.raises(ValueError, match='checkpoint_2 cannot be read') as raised:
     _refresh(run, index=str(index), stop_after_steps=4)
   assert len(str(raised.value)) < 500  # not TensorStore's pages
+  del raised
+  gc.collect()
   assert generations.GenerationStore(index).current() == 1
 
 
