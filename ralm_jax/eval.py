@@ -25,6 +25,8 @@ def evaluate(
     backend: str = 'process',
     device_dtype: str = 'bfloat16',
     search_filter: str = 'passage',
+    n_candidates: int | None = None,
+    rerank_chunk: int | None = None,
     batch_size: int = 32,
     require_answers: bool = True,
 ) -> dict[str, float | int | None]:
@@ -43,6 +45,9 @@ def evaluate(
     device_dtype: of the embeddings on the devices.
     search_filter: what a question's exclusions drop: 'passage', 'document' or
       'none', which ignores dates too.
+    n_candidates: fetched from a stale index, of which the checkpoint's own
+      encoders keep `n_passages`; None does not re-rank.
+    rerank_chunk: candidates encoded at a time; None encodes all.
     batch_size: questions at a time.
     require_answers: whether a question without answers is an error.
   """
@@ -54,6 +59,7 @@ def evaluate(
       opened, index=index, retrieval_address=retrieval_address, corpus=corpus,
       n_passages=n_passages, batch_size=batch_size, retry_for_s=retry_for_s,
       backend=backend, device_dtype=device_dtype, search_filter=search_filter,
+      n_candidates=n_candidates, rerank_chunk=rerank_chunk,
   ) as evaluator:
     return evaluator.evaluate(
         opened.params, rows, output=output, progress=True
@@ -70,6 +76,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
       '--search_filter', choices=search_filter_lib.FILTERS, default='passage',
       help='what the exclusions of a question drop; none ignores dates too')
+  parser.add_argument(
+      '--n_candidates', type=int,
+      help='fetch so many from a stale index and keep the --n_passages that '
+           'the checkpoint\'s own encoders find best')
+  parser.add_argument(
+      '--rerank_chunk', type=int, help='candidates encoded at a time')
   parser.add_argument('--output', required=True, metavar='DIR')
   parser.add_argument('--batch_size', type=int, default=32)
 

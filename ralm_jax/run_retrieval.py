@@ -33,7 +33,7 @@ class RunRetrieval:
   Attributes:
     assembler: of its corpus.
     retriever: of the batches: as many passages as there are candidates.
-    evaluation_retriever: as many as the reader reads.
+    evaluation_retriever: as many, without their embeddings.
     generation_steps: how stale each generation is.
     index_refresh: None for an index that is not refreshed by the run.
     before_search: to be called before each search; may be None.
@@ -61,7 +61,8 @@ class RunRetrieval:
         return_embeddings=spec.model.uses_stored_embeddings,
     )
     self.evaluation_retriever = retriever_lib.PassageRetriever(
-        client, store, n_passages, search_filter=cfg.search_filter
+        client, store, cfg.n_candidates or n_passages,
+        search_filter=cfg.search_filter,
     )
     runs.check_dimension(spec, self.retriever.embedding_dim)
     self.assembler = assembler_lib.Assembler(spec.tokenizer, store)

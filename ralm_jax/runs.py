@@ -82,6 +82,8 @@ def open_evaluator(
     batch_size: int = 32,
     backend: str = 'process',
     search_filter: str = 'passage',
+    n_candidates: int | None = None,
+    rerank_chunk: int | None = None,
     **connection: Any,
 ) -> Iterator[evaluator_lib.Evaluator]:
   """An evaluator of a checkpoint with its index.
@@ -95,6 +97,9 @@ def open_evaluator(
     batch_size: questions at a time.
     backend: 'process', or 'device' for an index on the checkpoint's mesh.
     search_filter: of what a question excludes: 'passage', 'document', 'none'.
+    n_candidates: fetched from the index, of which the checkpoint's encoders
+      keep `n_passages`; None does not re-rank.
+    rerank_chunk: candidates encoded at a time; None encodes all.
     **connection: see `connection.connect`.
   """
   spec = opened.spec
@@ -108,13 +113,16 @@ def open_evaluator(
       partitioner=opened.partitioner, **connection
   ) as connected:
     warn_if_stale(opened, connected.client.status().metadata)
+    n_passages = n_passages or spec.text.n_passages
     retriever = retriever_lib.PassageRetriever(
-        connected.client, connected.store, n_passages or spec.text.n_passages,
+        connected.client, connected.store, n_candidates or n_passages,
         search_filter=retriever_lib.SearchFilter(by=search_filter),
     )
     check_dimension(spec, retriever.embedding_dim)
     yield evaluator_lib.Evaluator(
-        spec, opened.partitioner, retriever, batch_size=batch_size
+        spec, opened.partitioner, retriever, batch_size=batch_size,
+        rerank_to=n_passages if n_candidates else None,
+        rerank_chunk=rerank_chunk,
     )
 
 

@@ -238,7 +238,9 @@ def train(
     evaluate = None
     if questions is not None:
       evaluator = evaluator_lib.Evaluator(
-          spec, partitioner, evaluation_retriever, batch_size=eval_batch_size
+          spec, partitioner, evaluation_retriever, batch_size=eval_batch_size,
+          rerank_to=text.n_passages if reranks else None,
+          rerank_chunk=retrieval_cfg.rerank_chunk if reranks else None,
       )
 
       def evaluate(state: trainer_lib.TrainState) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ralm_jax import progress as progress_lib
 from ralm_jax import specification
+from ralm_jax.data import batches
 from ralm_jax.data import corpus as corpus_lib
 from ralm_jax.data import dates
 from ralm_jax.data import passage_ids
@@ -70,6 +71,8 @@ class Evaluator:
       retriever: retriever_lib.PassageRetriever | None,
       *,
       batch_size: int = 32,
+      rerank_to: int | None = None,
+      rerank_chunk: int | None = None,
   ):
     """Compiles nothing yet.
 
@@ -78,6 +81,9 @@ class Evaluator:
       partitioner: of the mesh.
       retriever: None for closed-book.
       batch_size: questions at a time, over all processes.
+      rerank_to: passages to keep of those the retriever finds, by the encoders
+        of the parameters given; None keeps all, as the index has them.
+      rerank_chunk: candidates encoded at a time; None encodes all.
     """
     if batch_size % jax.process_count():
       raise ValueError(
@@ -105,10 +111,36 @@ class Evaluator:
     self._rows_of = None if store is None else passage_ids.RowsOfIds(store)
     self._assembler = assembler_lib.Assembler(spec.tokenizer, store)
     self._encode = partitioner.partition_rows(spec.model.encode_queries)
+    self._rerank = None
+    if rerank_to is not None and self._retriever is not None:
+
+      def rerank(params, candidates):
+        reranked = spec.model.rerank(
+            params, candidates, rerank_to, chunk=rerank_chunk)
+        return reranked.chosen, reranked.scores
+
+      self._rerank = partitioner.partition_rows(rerank)
     self._predict = partitioner.partition_rows(
         functools.partial(
             spec.model.predict, max_length=spec.text.target_length
         )
+    )
+
+  def _choose(
+      self,
+      params: PyTree,
+      queries: batches.QueryBatch,
+      retrieved: retriever_lib.Retrieved,
+  ) -> retriever_lib.Retrieved:
+    """The candidates that are best by the encoders of now."""
+    candidates = self._assembler.reader_batch(queries, retrieved.rows)
+    chosen, scores = (
+        partitioning.local_rows(array) for array in
+        self._rerank(params, self._partitioner.put_batch(candidates))
+    )
+    return retriever_lib.Retrieved(
+        np.take_along_axis(retrieved.rows, chosen, axis=1), scores,
+        retrieved.generation,
     )
 
   def retrieve(
@@ -129,7 +161,11 @@ class Evaluator:
     embeddings = partitioning.local_rows(self._encode(params, *batch))
     # A search that fails on one host must not leave the others waiting.
     with self._agreement.together():
-      return self._retriever.search(embeddings, *self._hidden(questions, size))
+      retrieved = self._retriever.search(
+          embeddings, *self._hidden(questions, size))
+    if self._rerank is None:
+      return retrieved
+    return self._choose(params, queries, retrieved)
 
   def _hidden(
       self, questions: Sequence[questions_lib.Question | str], size: int

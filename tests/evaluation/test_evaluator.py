@@ -2,6 +2,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -10,6 +11,7 @@ from ralm_jax import runs
 from ralm_jax.data import corpus as corpus_lib
 from ralm_jax.data import questions as questions_lib
 from ralm_jax.evaluation import evaluator as evaluator_lib
+from ralm_jax.retrieval import assembler as assembler_lib
 from ralm_jax.retrieval import retriever as retriever_lib
 
 
@@ -220,3 +222,34 @@ def test_closed_book(closed_book, questions, tmp_path):
 def test_reader_of_passages_needs_an_index(opened):
   with pytest.raises(ValueError, match='give an index'):
     evaluator_lib.Evaluator(opened.spec, opened.partitioner, None)
+
+
+def test_reranking_a_stale_index(trained, opened, questions):
+  """With every passage a candidate it is exact search by the parameters of now."""
+  rng = np.random.default_rng(0)
+  params = {**opened.params, 'retriever': jax.tree.map(
+      lambda x: x + 0.3 * rng.standard_normal(x.shape).astype(x.dtype),
+      opened.params['retriever'])}
+  store = corpus_lib.PassageStore.open(trained.data.corpus)
+  asked = questions[:8]
+  found = {}
+  for candidates in (None, len(store)):
+    with runs.open_evaluator(
+        opened, index=trained.index, batch_size=8, n_candidates=candidates,
+        rerank_chunk=None if candidates is None else 8,
+    ) as evaluator:
+      found[candidates] = evaluator.retrieve(params, asked)
+  inputs = assembler_lib.Assembler(opened.spec.tokenizer, store).passage_inputs(
+      np.arange(len(store)))
+  passages = opened.spec.model.encode_passages(
+      params, inputs.tokens[:, 0], inputs.mask[:, 0])
+  queries = opened.spec.tokenizer.batch([q.question for q in asked], size=8)
+  embedded = opened.spec.model.encode_queries(
+      params, queries.query_tokens, queries.query_tokens != 0)
+  exact = np.asarray(embedded) @ np.asarray(passages).T
+  reranked = found[len(store)]
+  best = -np.sort(-exact, axis=-1)[:, :reranked.rows.shape[1]]
+  np.testing.assert_allclose(reranked.scores, best, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(
+      np.take_along_axis(exact, reranked.rows, 1), best, rtol=1e-4, atol=1e-4)
+  assert np.any(found[None].rows != reranked.rows)
