@@ -20,7 +20,7 @@ GOLD_ENCODERS = ('separate', 'shared')
 QUERY_SIDES = (None, 'stored', 'frozen', 'released')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RetrieverObjective:
   """The retriever's loss and which of its parameters it trains.
 
