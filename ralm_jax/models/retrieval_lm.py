@@ -150,7 +150,8 @@ class RetrievalLM(retriever_objective.RetrieverObjective):
       batch: the arrays.
       dropout_rng: None for no dropout.
       retriever_learns: bool [], false leaves the retriever's loss out, and what
-        it costs; None is true.
+        it costs but for the attention norms of the reader's own pass; None is
+        true.
 
     Returns:
       The losses as sums with weights: reader tokens, retriever examples.

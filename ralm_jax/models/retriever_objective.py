@@ -146,14 +146,16 @@ class RetrieverObjective:
     ):
       encoded = passes.encoded()
     result: dict[str, Array] = {}
-    if {'perplexity', 'emdr2'} & set(wanted):
+    # The released EMDR² alone divides the reader's logits.
+    released = self.emdr2_level == 'token'
+    if 'perplexity' in wanted or ('emdr2' in wanted and not released):
       log_probs = passes.log_probs_of_each(encoded)
     if 'perplexity' in wanted:
       result['perplexity'] = gold_scores_lib.perplexity(
           log_probs, batch.target_mask, reduction=self.gold_reduction
       )
     if 'emdr2' in wanted:
-      if self.emdr2_level == 'token':
+      if released:
         log_probs = passes.log_probs_of_each(
             encoded, temperature=self.temperature_gold
         )

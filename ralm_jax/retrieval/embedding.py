@@ -7,7 +7,6 @@ from concurrent import futures
 import hashlib
 import json
 import os
-import threading
 import time
 from typing import Any
 
@@ -51,9 +50,6 @@ class PassageEmbedder:
     self._batch_size = batch_size
     self._partitioner = partitioner
     self._encode = partitioner.partition_rows(model.encode_passages)
-    # Two threads must not dispatch to several devices at once: what reaches
-    # one device first could come last on another.
-    self._dispatching = threading.Lock()
     limit = assembler.tokenizer.text.retriever_passage_length
     lengths = [limit]
     while lengths[0] > 32:
@@ -76,8 +72,7 @@ class PassageEmbedder:
       batch = self._partitioner.put_batch(
           (tokens[padded, :length], mask[padded, :length])
       )
-      with self._dispatching:
-        embeddings = self._encode(params, *batch)
+      embeddings = self._encode(params, *batch)
       # On its way to the host as soon as it is there.
       embeddings.copy_to_host_async()
       pending.append((chosen, embeddings))
