@@ -61,14 +61,18 @@ setuptools.setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11,<3.14',
-    packages=setuptools.find_packages(
-        include=['ralm_jax', 'ralm_jax.*', 'retrieval_service',
-                 'retrieval_service.*', 'tasks', 'tasks.*', 'gin_configs',
-                 'gin_configs.*']
-    ),
+    packages=[
+        *setuptools.find_packages(
+            include=['ralm_jax', 'ralm_jax.*', 'retrieval_service']),
+        'ralm_jax.tasks', 'ralm_jax.gin_configs',
+    ],
+    # Beside the package in the checkout, inside it where it is installed: a file
+    # tasks.py of the user's own is another module.
+    package_dir={'ralm_jax.tasks': 'tasks', 'ralm_jax.gin_configs': 'gin_configs'},
     package_data={
-        'gin_configs': ['**/*.gin'],
-        'retrieval_service': ['*.proto'],
+        'ralm_jax': ['py.typed'],
+        'ralm_jax.gin_configs': ['**/*.gin'],
+        'retrieval_service': ['*.proto', 'py.typed'],
     },
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -21,9 +21,9 @@ import numpy as np
 import sentencepiece
 
 from ralm_jax.data import batches
-from ralm_jax.data import corpus
-from ralm_jax.data import ragged
-from ralm_jax.data import templates
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.ragged import RaggedTokens
+from ralm_jax.data.text.templates import TokenTemplate
 
 
 def tokenise_joined(processor: sentencepiece.SentencePieceProcessor,
@@ -71,7 +71,7 @@ def main() -> None:
   questions = list(itertools.islice(itertools.cycle(questions), n_examples))
   with tempfile.TemporaryDirectory() as directory:
     start = time.perf_counter()
-    store = corpus.build_corpus(
+    store = passage_store.build_corpus(
         args.passages, directory, args.reader_vocabulary,
         args.retriever_vocabulary, max_words=args.max_words)
     build_seconds = time.perf_counter() - start
@@ -79,8 +79,8 @@ def main() -> None:
     rng = np.random.default_rng(0)
     rows = rng.integers(
         0, len(store), (args.n_batches, args.batch_size, args.n_passages))
-    reader_template = templates.TokenTemplate.for_reader(store.reader_vocabulary)
-    retriever_template = templates.TokenTemplate.for_retriever(
+    reader_template = TokenTemplate.for_reader(store.reader_vocabulary)
+    retriever_template = TokenTemplate.for_retriever(
         store.retriever_vocabulary)
     processor = sentencepiece.SentencePieceProcessor(
         model_file=args.reader_vocabulary)
@@ -88,7 +88,7 @@ def main() -> None:
     ours, retriever, peer = [], [], []
     for batch in range(args.n_batches):
       texts = questions[batch * args.batch_size:(batch + 1) * args.batch_size]
-      queries = ragged.RaggedTokens.from_lists(
+      queries = RaggedTokens.from_lists(
           store.reader_vocabulary.encode_batch(texts))
       ours.append((queries, rows[batch], store, reader_template, args.length))
       retriever.append((rows[batch], store, retriever_template, args.length))

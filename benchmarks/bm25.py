@@ -24,10 +24,9 @@ import time
 import numpy as np
 import tqdm
 
-from ralm_jax.data import input_files
-from ralm_jax.data import json_records
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.evaluation import retrieval_metrics
+from ralm_jax.data.questions import reading
+from ralm_jax.evaluation.scores import retrieval
+from ralm_jax.files import input_files, json_records
 
 KS = (1, 5, 20)
 _WORD = re.compile(r'\w+')
@@ -115,7 +114,7 @@ def main() -> None:
     raise SystemExit('this benchmark needs bm25s: pip install bm25s') from error
 
   # Ids of questions do not matter here, and some data repeat them.
-  questions = questions_lib.read_questions(
+  questions = reading.read_questions(
       arguments.questions, require_answers=False, duplicate_ids='number')
   ids, titles, texts = read_passages(arguments.passages)
   if len(ids) < max(KS):
@@ -138,7 +137,7 @@ def main() -> None:
     scores = (index.get_scores(words) if words  # bm25s takes no empty query.
               else np.zeros(len(ids), np.float32))
     answer_ranks.append(
-        retrieval_metrics.first_hit(retrieval_metrics.answer_hits(
+        retrieval.first_hit(retrieval.answer_hits(
             [texts[row] for row in best_rows(scores, max(KS))],
             question.answers)) if question.answers else None)
     if question.gold_passage_ids:
@@ -148,7 +147,7 @@ def main() -> None:
                           if rows else np.zeros([3, len(KS)]))
   seconds = time.perf_counter() - started
 
-  by_answer = retrieval_metrics.summarize_ranks(answer_ranks, KS)
+  by_answer = retrieval.summarize_ranks(answer_ranks, KS)
   fields = dict(
       passages=len(ids), passage_files=_names(arguments.passages),
       questions=len(questions), question_files=_names(arguments.questions),

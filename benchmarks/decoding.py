@@ -57,8 +57,8 @@ class OurReader:
 
   def __init__(self, folder: str, flags: argparse.Namespace):
     import jax  # pylint: disable=g-import-not-at-top
-    from ralm_jax.interop import huggingface
-    from ralm_jax.interop import initial_weights
+
+    from ralm_jax.interop import huggingface, initial_weights
     from ralm_jax.models import fid
     from ralm_jax.training import partitioning
 

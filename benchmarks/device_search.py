@@ -23,14 +23,13 @@ import jax
 import numpy as np
 
 from benchmarks import reporting
-from benchmarks.search import clustered_vectors
-from benchmarks.search import recall
-from ralm_jax.retrieval import device_index
-from ralm_jax.retrieval import device_search
-from ralm_jax.training import partitioning
+from benchmarks.search import clustered_vectors, recall
+from ralm_jax.retrieval.device import search
+from ralm_jax.retrieval.device.index import DeviceIndex
+from ralm_jax.training.partitioning import Partitioner
 
 
-def compare(peer: faiss.Index, index: device_index.DeviceIndex,
+def compare(peer: faiss.Index, index: DeviceIndex,
             queries: np.ndarray, k: int, repeats: int) -> dict[str, float]:
   """Times both in turn, so that a busy moment hits both."""
   times = {'faiss': [], 'device': []}
@@ -52,8 +51,8 @@ def measure(directory: str, vectors: np.ndarray, peer: faiss.Index, dtype: str,
   """Times searches, and putting a generation on the devices."""
   queries = clustered_vectors(64, flags.dim, seed=2).astype(np.float32)
   _, true = peer.search(queries, flags.k)
-  partitioner = partitioning.Partitioner(num_partitions=flags.num_partitions)
-  with device_index.DeviceIndex(
+  partitioner = Partitioner(num_partitions=flags.num_partitions)
+  with DeviceIndex(
       directory, partitioner, dtype=dtype, approximate=flags.approximate,
       block_rows=flags.block_rows, verify_checksums=False) as index:
     if not index.status().generation:
@@ -81,8 +80,8 @@ def main() -> None:
   parser.add_argument('--count', type=int, default=100_000)
   parser.add_argument('--dim', type=int, default=768)
   parser.add_argument('--k', type=int, default=100)
-  parser.add_argument('--dtypes', nargs='+', default=list(device_search.DTYPES),
-                      choices=device_search.DTYPES)
+  parser.add_argument('--dtypes', nargs='+', default=list(search.DTYPES),
+                      choices=search.DTYPES)
   parser.add_argument('--approximate', action='store_true')
   parser.add_argument('--block_rows', type=int, default=16384)
   parser.add_argument('--num_partitions', type=int, default=1)

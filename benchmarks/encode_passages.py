@@ -41,6 +41,7 @@ class OurEncoder:
 
   def __init__(self, folder: str, flags: argparse.Namespace):
     import jax  # pylint: disable=g-import-not-at-top
+
     from ralm_jax.interop import huggingface
     from ralm_jax.models import dual_encoder
     from ralm_jax.training import partitioning

@@ -25,23 +25,24 @@ timing.use_cores(1)  # Before TensorFlow starts its threads.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-import numpy as np  # noqa: E402
-import sentencepiece  # noqa: E402
-import tokenizers  # noqa: E402
+import numpy as np
+import sentencepiece
+import tokenizers
 
-from ralm_jax.data import corpus as corpus_lib  # noqa: E402
-from ralm_jax.data import noise  # noqa: E402
-from ralm_jax.data import pipeline  # noqa: E402
-from ralm_jax.data import pretext  # noqa: E402
-from ralm_jax.data import text_config  # noqa: E402
-from tasks import language_modeling  # noqa: E402
-from tasks import qa  # noqa: E402
+from ralm_jax.data import pipeline
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.pipeline import DatasetConfig
+from ralm_jax.data.pretext import noise, objectives
+from ralm_jax.data.pretext.noise import NoiseConfig
+from ralm_jax.data.pretext.objectives import MaskedSpans, PrefixLM, SalientSpans, TitleSection
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.tasks import language_modeling, qa
 
 
 def stream(task: str, store, lengths, batch_size: int):
   """Batches of a task, forever."""
   iterator = pipeline.get_dataset_iterator(
-      pipeline.DatasetConfig(task, batch_size=batch_size), lengths)
+      DatasetConfig(task, batch_size=batch_size), lengths)
   iterator.use_corpus(store)
   return iterator
 
@@ -69,7 +70,7 @@ class TokenisingPeer:
         model_file=args.reader_vocabulary)
     self.retriever = tokenizers.BertWordPieceTokenizer(
         args.retriever_vocabulary, lowercase=True)
-    self.config = noise.NoiseConfig()
+    self.config = NoiseConfig()
     self.sentinels = np.arange(32099, 31999, -1)
 
   def encode(self, text: str) -> list[int]:
@@ -161,24 +162,24 @@ def main() -> None:
   parser.add_argument('--n_examples', type=int, default=6400)
   args = parser.parse_args()
 
-  text = text_config.TextConfig(
+  text = TextConfig(
       query_length=256, reader_query_length=256, target_length=64)
   lengths = {'query': 256, 'reader_query': 256, 'targets': 64}
   with tempfile.TemporaryDirectory() as folder:
-    store = corpus_lib.build_corpus(
+    store = passage_store.build_corpus(
         args.passages, folder, args.reader_vocabulary,
         args.retriever_vocabulary, max_words=args.max_words, n_workers=1,
         progress=False)
     tasks = {}
     for name, objective in (
-        ('masked_spans', pretext.MaskedSpans()),
-        ('prefix_lm', pretext.PrefixLM(0.25, 0.75)),
-        ('title_section', pretext.TitleSection()),
-        ('salient_spans', pretext.SalientSpans())):
+        ('masked_spans', MaskedSpans()),
+        ('prefix_lm', PrefixLM(0.25, 0.75)),
+        ('title_section', TitleSection()),
+        ('salient_spans', SalientSpans())):
       tasks[name] = language_modeling.passage_task(
           f'pipeline_{name}', corpus=store, objective=objective, text=text)
     questions = qa.jsonl_task(
-        'pipeline_questions', train=args.questions, text=text_config.TextConfig(),
+        'pipeline_questions', train=args.questions, text=TextConfig(),
         reader_vocabulary=store.reader_vocabulary,
         retriever_vocabulary=store.retriever_vocabulary, require_answers=False)
     result = {}
@@ -194,12 +195,12 @@ def main() -> None:
     report('questions', result['questions'])
 
     texts = [p.text for p in store.passages(np.arange(len(store)))
-             if pretext.word_count(p.text) >= 10]
+             if objectives.word_count(p.text) >= 10]
     with open(args.questions, encoding='utf-8') as file:
       rows = [json.loads(line) for line in file]
     pairs = [(row['question'], row['answers'][0]) for row in rows if row['answers']]
     peer, short_peer = (
-        TokenisingPeer(args, config) for config in (text, text_config.TextConfig()))
+        TokenisingPeer(args, config) for config in (text, TextConfig()))
     peers = {
         'masked_spans': peer.batches('masked_spans', texts, args.batch_size),
         'prefix_lm': peer.batches('prefix_lm', texts, args.batch_size),

@@ -20,16 +20,16 @@ import jax
 import numpy as np
 import tqdm
 
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.data import text_config
-from ralm_jax.data import tokenization
-from ralm_jax.evaluation import retrieval_metrics
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.questions import reading
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.evaluation.scores import retrieval
 from ralm_jax.interop import huggingface
-from ralm_jax.models import retrieval_lm
-from ralm_jax.retrieval import assembler as assembler_lib
-from ralm_jax.retrieval import embedding
-from ralm_jax.training import partitioning
+from ralm_jax.models.retrieval_lm import RetrievalLM
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.training.partitioning import Partitioner
 
 KS = (1, 5, 20)
 
@@ -69,19 +69,19 @@ def main() -> None:
   arguments = parser.parse_args()
 
   loaded = huggingface.load_sentence_transformer(arguments.model)
-  model = retrieval_lm.RetrievalLM(
+  model = RetrievalLM(
       retriever_config=loaded.config, pooling=loaded.pooling,
       normalize_embeddings=loaded.normalize)
   params = {'retriever': loaded.params}
-  store = corpus_lib.PassageStore.open(arguments.corpus)
-  tokenizer = tokenization.QueryTokenizer(
-      text_config.TextConfig(
+  store = PassageStore.open(arguments.corpus)
+  tokenizer = QueryTokenizer(
+      TextConfig(
           question_format='{question}', query_length=64,
           retriever_passage_length=arguments.passage_length),
       store.reader_vocabulary, store.retriever_vocabulary)
-  assembler = assembler_lib.Assembler(tokenizer, store)
-  partitioner = partitioning.Partitioner()
-  embedder = embedding.PassageEmbedder(
+  assembler = Assembler(tokenizer, store)
+  partitioner = Partitioner()
+  embedder = PassageEmbedder(
       model, partitioner, assembler, batch_size=arguments.batch_size)
 
   inputs = assembler.passage_inputs(np.arange(16))
@@ -94,7 +94,7 @@ def main() -> None:
   if difference > 1e-4:
     raise SystemExit('the embeddings differ from those of PyTorch')
 
-  questions = questions_lib.read_questions(
+  questions = reading.read_questions(
       arguments.questions, require_answers=False, duplicate_ids='number')
   count = min(len(store), arguments.max_passages or len(store))
   started = time.perf_counter()
@@ -116,7 +116,7 @@ def main() -> None:
     _, rows = index.search(embeddings[: len(some)], max(KS))
     for question, found in zip(some, rows):
       passages = store.passages(found)
-      rank = retrieval_metrics.rank_passages(
+      rank = retrieval.rank_passages(
           [f'{p.title} {p.text}' for p in passages],
           [p.id if p.id in question.gold_passage_ids else p.source_id
            for p in passages],
@@ -132,7 +132,7 @@ def main() -> None:
       question_files=[os.path.basename(p) for p in arguments.questions],
       embed_seconds=round(embed_seconds, 1), device=str(jax.devices()[0].platform))
   for kind, values in ranks.items():
-    summary = retrieval_metrics.summarize_ranks(values, KS)
+    summary = retrieval.summarize_ranks(values, KS)
     if summary.count:
       fields |= {f'recall@{k}_{kind}': round(summary.recall[k], 4) for k in KS}
       print(f'by {kind:<7}' + ''.join(

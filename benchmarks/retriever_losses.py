@@ -60,12 +60,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def make_steps(flags: argparse.Namespace, passages: int):
   """Gradient functions by name, 'none' being the peer's."""
+  from flax import linen as nn
   import jax
   import jax.numpy as jnp
-  from flax import linen as nn
-  from ralm_jax.models import bert
-  from ralm_jax.models import retrieval_lm
-  from ralm_jax.models import t5
+
+  from ralm_jax.models import bert, retrieval_lm, t5
 
   class WithoutGoldScores(retrieval_lm.RetrievalLM):
     """The peer: every passage is as good as any other."""

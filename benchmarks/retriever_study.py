@@ -31,27 +31,26 @@ import jax
 import numpy as np
 import reporting
 
-from ralm_jax import embed
-from ralm_jax import quiet
-from ralm_jax import runs
-from ralm_jax import specification
-from ralm_jax import train as train_lib
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import crops
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.data import text_config
-from ralm_jax.data import tokenization
-from ralm_jax.models import bert
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.checkpoints.store import Checkpoints
+from ralm_jax.commands import embed
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.pretext.crops import CropConfig
+from ralm_jax.data.questions import reading
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.files import quiet
 from ralm_jax.models import copying_init
-from ralm_jax.models import retrieval_lm
-from ralm_jax.models import t5
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.retrieval_lm import RetrievalLM
+from ralm_jax.models.t5 import T5Config
 from ralm_jax.quickstart import main as quickstart_lib
-from ralm_jax.quickstart import recipe as recipe_lib
-from ralm_jax.training import checkpoints as checkpoints_lib
-from ralm_jax.training import optimizers
-from ralm_jax.training import schedules
-from ralm_jax.training import train_state
-from ralm_jax.training import warm_start as warm_start_lib
+from ralm_jax.quickstart.main import Quickstart
+from ralm_jax.quickstart.recipe import Recipe
+from ralm_jax.runs import opening, training
+from ralm_jax.runs.training import CheckpointConfig, RetrievalConfig
+from ralm_jax.training import crop_training, optimizers, schedules, train_state
+from ralm_jax.training.crop_training import CropSampler, WarmStartConfig
 
 LOSSES = ('perplexity', 'attention', 'leave_one_out', 'emdr2')
 # Gold scores of attention are means of probabilities times norms: small.
@@ -100,10 +99,10 @@ class Study:
   def path(self, *names: str) -> str:
     return os.path.join(self.folder, *names)
 
-  def text(self) -> text_config.TextConfig:
+  def text(self) -> TextConfig:
     raise NotImplementedError
 
-  def model(self) -> retrieval_lm.RetrievalLM:
+  def model(self) -> RetrievalLM:
     raise NotImplementedError
 
   def done(self, name: str, steps: int = 0) -> bool:
@@ -111,13 +110,13 @@ class Study:
 
   def save(self, name: str, params) -> None:
     """A checkpoint of parameters alone."""
-    spec = specification.Specification(
-        self.model(), tokenization.QueryTokenizer(
+    spec = Specification(
+        self.model(), QueryTokenizer(
             self.text(), self.store.reader_vocabulary,
             self.store.retriever_vocabulary))
     os.makedirs(self.path(name), exist_ok=True)
     spec.save(self.path(name))
-    checkpoints = checkpoints_lib.Checkpoints(self.path(name))
+    checkpoints = Checkpoints(self.path(name))
     checkpoints.save(0, {'params': params}, {}, {})
     checkpoints.wait()
     checkpoints.close()
@@ -134,12 +133,12 @@ class Study:
                          ('warm', self.flags.warm_steps)):
       if start not in self.flags.starts or self.done(start):
         continue
-      opened = runs.open_checkpoint(self.reader(), self.partitioner)
+      opened = opening.open_checkpoint(self.reader(), self.partitioner)
       config = dataclasses.replace(
           self.warm_start, steps=steps, seed=self.seed)
-      params = warm_start_lib.warm_start(
+      params = crop_training.warm_start(
           self.model(), opened.params,
-          warm_start_lib.CropSampler(self.store, config),
+          CropSampler(self.store, config),
           optimizers.adamw(schedules.create_learning_rate_scheduler(
               'constant * linear_warmup * cosine_decay', 1e-2,
               min(30, steps // 4), total_steps=steps), weight_decay=0.0),
@@ -178,7 +177,7 @@ class Study:
     flags = self.flags
     with quiet.withheld_stderr():
       from ralm_jax.data import pipeline
-      from tasks import qa
+      from ralm_jax.tasks import qa
     closed = loss == 'closed_book'
     learns = loss in LOSSES
     text = self.text()
@@ -203,10 +202,10 @@ class Study:
       refreshes = learns and flags.refresh != 'never'
       # A refresh changes the index; without one all cells can share it.
       index = f'index_{name}' if refreshes else f'{os.path.basename(initial)}_index'
-      retrieval_cfg = train_lib.RetrievalConfig(
+      retrieval_cfg = RetrievalConfig(
           corpus=str(self.store.directory), index=self.index(initial, index),
           refresh_index=flags.refresh if refreshes else None)
-    train_lib.train(
+    training.train(
         model=model, text=text, model_dir=self.path(name),
         total_steps=flags.steps,
         train_dataset_cfg=pipeline.DatasetConfig(
@@ -220,25 +219,25 @@ class Study:
             schedule(flags.retriever_learning_rate), weight_decay=0.0,
         ) if learns else None,
         retrieval_cfg=retrieval_cfg,
-        checkpoint_cfg=train_lib.CheckpointConfig(period=100_000, keep=1),
+        checkpoint_cfg=CheckpointConfig(period=100_000, keep=1),
         partitioner=self.partitioner, initial_checkpoint_path=initial,
         recall_skip=0, stats_period=50, random_seed=self.seed)
     # Evaluated as the study says, whatever the run was trained with.
-    specification.Specification(
-        model, tokenization.QueryTokenizer(
+    Specification(
+        model, QueryTokenizer(
             text, self.store.reader_vocabulary, self.store.retriever_vocabulary),
     ).save(self.path(name))
 
   def evaluate(self, checkpoint: str, name: str, retrieves: bool) -> dict[str, float]:
-    questions = questions_lib.read_questions(
+    questions = reading.read_questions(
         self.test_questions, duplicate_ids='number')
     # Evenly drawn, the same for every cell.
     count = min(self.flags.eval_questions, len(questions))
     questions = [questions[i] for i in np.linspace(
         0, len(questions) - 1, count).astype(int)]
-    opened = runs.open_checkpoint(checkpoint, self.partitioner)
+    opened = opening.open_checkpoint(checkpoint, self.partitioner)
     index = self.index(checkpoint, f'final_index_{name}') if retrieves else None
-    with runs.open_evaluator(
+    with opening.open_evaluator(
         opened, index=index, n_passages=20 if retrieves else None, batch_size=50,
     ) as evaluator:
       means = evaluator.evaluate(opened.params, questions)
@@ -250,12 +249,12 @@ class DocumentationStudy(Study):
 
   def __init__(self, flags: argparse.Namespace, seed: int):
     super().__init__(flags, seed)
-    recipe = recipe_lib.Recipe(seed=seed, n_context=flags.n_context)
+    recipe = Recipe(seed=seed, n_context=flags.n_context)
     self.recipe = dataclasses.replace(recipe, phases=(
         recipe.phases[0],
         dataclasses.replace(recipe.phases[1], steps=flags.reader_steps),
     ))
-    self.quickstart = quickstart_lib.Quickstart(
+    self.quickstart = Quickstart(
         self.path('quickstart'), self.recipe)
     self.store = self.quickstart.corpus()
     self.vocabularies = (str(self.store.reader_vocabulary.path),) * 2
@@ -263,10 +262,10 @@ class DocumentationStudy(Study):
     self.test_questions = self.quickstart.path('test.jsonl')
     self.warm_start = recipe.warm_start
 
-  def text(self) -> text_config.TextConfig:
+  def text(self) -> TextConfig:
     return self.quickstart.text(n_passages=self.flags.n_passages)
 
-  def model(self) -> retrieval_lm.RetrievalLM:
+  def model(self) -> RetrievalLM:
     return self.recipe.model(self.store.reader_vocabulary.vocab_size)
 
   def train_reader(self) -> None:
@@ -282,9 +281,9 @@ class DocumentationStudy(Study):
   def reader(self) -> str:
     """The reader that copies, with an untrained retriever."""
     if not self.done('copying'):
-      opened = runs.open_checkpoint(
+      opened = opening.open_checkpoint(
           self.quickstart.path('reader_and_retriever'), self.partitioner)
-      fresh = runs.open_checkpoint(self.path('untrained'), self.partitioner)
+      fresh = opening.open_checkpoint(self.path('untrained'), self.partitioner)
       self.save('copying', {'reader': opened.params['reader'],
                             'retriever': fresh.params['retriever']})
     return self.path('copying')
@@ -293,35 +292,35 @@ class DocumentationStudy(Study):
 class QuestionStudy(Study):
   """A corpus and questions of the user's."""
 
-  warm_start = warm_start_lib.WarmStartConfig(
+  warm_start = WarmStartConfig(
       batch_size=256, query_length=18, passage_length=130, symmetric=True,
       temperature=0.1 / 256**0.5,
-      query_crops=crops.CropConfig(0.02, 0.15, 0.1, 4, 16),
-      passage_crops=crops.CropConfig(0.5, 1.0, 0.1, 16, 128),
+      query_crops=CropConfig(0.02, 0.15, 0.1, 4, 16),
+      passage_crops=CropConfig(0.5, 1.0, 0.1, 16, 128),
   )
 
   def __init__(self, flags: argparse.Namespace, seed: int):
     super().__init__(flags, seed)
     if not (flags.train and flags.questions):
       raise SystemExit('--corpus needs --train and --questions')
-    self.store = corpus_lib.PassageStore.open(flags.corpus)
+    self.store = PassageStore.open(flags.corpus)
     self.vocabularies = (str(self.store.reader_vocabulary.path),
                          str(self.store.retriever_vocabulary.path))
     self.train_questions, self.test_questions = flags.train, flags.questions
 
-  def text(self) -> text_config.TextConfig:
-    return text_config.TextConfig(
+  def text(self) -> TextConfig:
+    return TextConfig(
         question_format='{question}', query_length=32, reader_query_length=32,
         passage_length=128, retriever_passage_length=256, target_length=16,
         n_passages=self.flags.n_passages)
 
-  def model(self) -> retrieval_lm.RetrievalLM:
-    return retrieval_lm.RetrievalLM(
-        reader_config=t5.T5Config(
+  def model(self) -> RetrievalLM:
+    return RetrievalLM(
+        reader_config=T5Config(
             vocab_size=self.store.reader_vocabulary.vocab_size, emb_dim=128,
             num_heads=4, head_dim=32, mlp_dim=256, num_encoder_layers=2,
             num_decoder_layers=1, logits_via_embedding=True),
-        retriever_config=bert.BertConfig(
+        retriever_config=BertConfig(
             vocab_size=self.store.retriever_vocabulary.vocab_size, emb_dim=256,
             num_heads=4, num_layers=0, mlp_dim=512, max_positions=512),
         n_context=self.flags.n_context,

@@ -25,9 +25,9 @@ import numpy as np
 
 from benchmarks import reporting
 from retrieval_service import faiss_index
-from retrieval_service import generations
 from retrieval_service.client import RetrievalClient
 from retrieval_service.generation import Generation
+from retrieval_service.generations import GenerationStore
 from retrieval_service.local import LocalRetrievalServer
 from retrieval_service.options import IndexOptions
 
@@ -80,7 +80,7 @@ def build(directory: str, vectors: np.ndarray, options: IndexOptions,
           threads: int) -> tuple[Generation, float]:
   """A generation on disk and the seconds it took."""
   begin = time.perf_counter()
-  store = generations.GenerationStore(directory)
+  store = GenerationStore(directory)
   with store.begin(options, vectors.shape[1], progress=True) as writer:
     for start in range(0, len(vectors), _CHUNK):
       writer.append(None, vectors[start:start + _CHUNK])

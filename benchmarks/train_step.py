@@ -77,12 +77,10 @@ class OurTrainStep:
       self, reader_folder: str, retriever_folder: str, flags: argparse.Namespace
   ):
     import jax  # pylint: disable=g-import-not-at-top
+
     from ralm_jax.interop import huggingface
     from ralm_jax.models import retrieval_lm
-    from ralm_jax.training import optimizers
-    from ralm_jax.training import partitioning
-    from ralm_jax.training import train_state
-    from ralm_jax.training import train_step
+    from ralm_jax.training import optimizers, partitioning, train_state, train_step
 
     self.jax = jax
     overrides = dict(

@@ -1,10 +1,10 @@
 """Long work beside searches that must not wait for it."""
 
+from collections.abc import Callable
 import os
 import sys
 import threading
 from typing import TypeVar
-from collections.abc import Callable
 
 Answer = TypeVar('Answer')
 _LOWEST = 19

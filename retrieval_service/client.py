@@ -1,21 +1,25 @@
 """Talking to the retrieval process: needs NumPy and gRPC, not FAISS."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
 import json
 import os
-import uuid
 from typing import Any
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import uuid
 
 import numpy as np
 
-from retrieval_service import protocol
-from retrieval_service import retrieval_pb2
-from retrieval_service import wire
+from retrieval_service import protocol, retrieval_pb2, wire
 from retrieval_service.connection import Connection, RetrievalError
 from retrieval_service.options import IndexOptions
 from retrieval_service.results import (
-    EditResult, IndexSwappedError, SearchResult, ServerStatus, SwapResult)
+  EditResult,
+  IndexSwappedError,
+  SearchResult,
+  ServerStatus,
+  SwapResult,
+)
+from retrieval_service.wire import Request
 
 __all__ = ['EditResult', 'IndexSwappedError', 'RetrievalClient',
            'RetrievalError', 'SearchResult', 'ServerStatus', 'SwapResult']
@@ -306,7 +310,7 @@ class RetrievalClient:
       self.status()  # waits for the process before the one try there is
     failures = []  # gRPC swallows what a request iterator raises
 
-    def requests() -> Iterator[wire.Request]:
+    def requests() -> Iterator[Request]:
       try:
         yield request(header=header)
         for ids, embeddings in chunks:

@@ -1,15 +1,13 @@
 """A channel to the retrieval process: calls, repeated while it is away."""
 
+from collections.abc import Callable, Sequence
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
 
 import grpc
 
-from retrieval_service import protocol
-from retrieval_service import retrieval_pb2
-from retrieval_service import retrieval_pb2_grpc
+from retrieval_service import protocol, retrieval_pb2, retrieval_pb2_grpc
 from retrieval_service.results import IndexSwappedError
 
 logger = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 One line that names the format, then a record for each edit, in order.
 """
 
+from collections.abc import Iterable, Iterator
 import contextlib
 import dataclasses
 import errno
@@ -11,11 +12,10 @@ import mmap
 import os
 import tempfile
 from typing import Any, BinaryIO
-from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from retrieval_service import manifest as manifests
+from retrieval_service import manifest
 from retrieval_service.edits import Edit, Record, read_record, write_record
 
 logger = logging.getLogger(__name__)
@@ -244,14 +244,14 @@ class EditLog:
         file.write(_FORMAT)
         for edit in edits:
           file.write(write_record(edit))
-        manifests.flush_to_disk(file)
+        manifest.flush_to_disk(file)
       os.chmod(aside, 0o644)  # mkstemp's 0600 would hide it from other users
       os.replace(aside, self.path)
     except BaseException:
       with contextlib.suppress(FileNotFoundError):
         os.remove(aside)
       raise
-    manifests.flush_folder(folder)
+    manifest.flush_folder(folder)
     if self._file is None:
       self._open()
 

@@ -14,8 +14,8 @@ import hashlib
 import json
 import os
 import struct
-import zlib
 from typing import Any, BinaryIO
+import zlib
 
 import numpy as np
 

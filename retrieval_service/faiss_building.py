@@ -3,12 +3,12 @@
 Everything here works on plain arrays. An index holds row numbers 0..n-1.
 """
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import logging
 import math
 import sys
-from collections.abc import Callable
 
 import faiss
 import numpy as np

@@ -6,8 +6,7 @@ import os
 
 import numpy as np
 
-from retrieval_service import faiss_index
-from retrieval_service import manifest as manifests
+from retrieval_service import faiss_index, manifest as manifests
 from retrieval_service.manifest import Manifest
 from retrieval_service.overlay import Overlay
 

@@ -1,5 +1,6 @@
 """Writing a new generation aside, and committing it in one step."""
 
+from collections.abc import Callable
 import contextlib
 import datetime
 import errno
@@ -9,14 +10,13 @@ import os
 import shutil
 import tempfile
 from typing import TYPE_CHECKING, Any
-from collections.abc import Callable
 
 import faiss
 import numpy as np
 
-from retrieval_service import faiss_building
-from retrieval_service import manifest as manifests
-from retrieval_service.manifest import Manifest
+from retrieval_service import faiss_building, manifest as manifests
+from retrieval_service.faiss_building import IndexPlan
+from retrieval_service.manifest import FileRecord, HashingFile, Manifest
 from retrieval_service.options import IndexOptions
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class GenerationWriter:
       self._lock = open(
           os.path.join(self._folder, manifests.WRITER_LOCK), 'wb')
       fcntl.flock(self._lock, fcntl.LOCK_EX)
-    self._file = manifests.HashingFile(self._path(manifests.EMBEDDINGS))
+    self._file = HashingFile(self._path(manifests.EMBEDDINGS))
 
   def __enter__(self) -> 'GenerationWriter':
     return self
@@ -164,7 +164,7 @@ class GenerationWriter:
     with self._explained():
       files = {manifests.EMBEDDINGS: self._file.finish()}
       if not ids_are_rows:
-        file = manifests.HashingFile(self._path(manifests.IDS))
+        file = HashingFile(self._path(manifests.IDS))
         file.write(ids)
         files[manifests.IDS] = file.finish()
     embeddings = np.memmap(self._path(manifests.EMBEDDINGS), np.float16, 'r',
@@ -186,8 +186,8 @@ class GenerationWriter:
     raise ValueError(f'passage id {duplicate} occurs more than once '
                      f'({len(repeats)} repeats in all)')
 
-  def _write_index(self, index: faiss.Index) -> manifests.FileRecord:
-    file = manifests.HashingFile(self._path(manifests.INDEX))
+  def _write_index(self, index: faiss.Index) -> FileRecord:
+    file = HashingFile(self._path(manifests.INDEX))
     try:
       faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
       return file.finish()
@@ -196,8 +196,8 @@ class GenerationWriter:
 
   def _publish(
       self,
-      plan: faiss_building.IndexPlan,
-      files: dict[str, manifests.FileRecord],
+      plan: IndexPlan,
+      files: dict[str, FileRecord],
       ids: np.ndarray,
       make_current: bool,
   ) -> int:

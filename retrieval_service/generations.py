@@ -11,6 +11,7 @@ A generation's number is never used twice. `ids.int64` is left out when row i
 has id i.
 """
 
+from collections.abc import Iterator, Sequence
 import contextlib
 import fcntl
 import glob
@@ -22,10 +23,8 @@ import re
 import shutil
 import tempfile
 from typing import Any
-from collections.abc import Iterator, Sequence
 
-from retrieval_service import index_id
-from retrieval_service import manifest as manifests
+from retrieval_service import index_id, manifest as manifests
 from retrieval_service.edit_log import EditLog
 from retrieval_service.generation import Generation, check_files
 from retrieval_service.generation_writer import GenerationWriter

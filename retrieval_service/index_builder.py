@@ -1,10 +1,10 @@
 """New generations of an index that is in use."""
 
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import logging
 import threading
 from typing import Any
-from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 

@@ -9,15 +9,15 @@ index is copied to several hosts that each serve their own, start a process
 (or open the folder) once with write access first, or each copy makes up an id.
 """
 
+from collections.abc import Iterable
 import contextlib
 import hashlib
 import logging
 import os
 import re
 import uuid
-from collections.abc import Iterable
 
-from retrieval_service import manifest as manifests
+from retrieval_service import manifest
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def ensure(directory: str, wanted: str = '') -> str:
   found = read(directory)
   if not found:
     found = wanted or uuid.uuid4().hex
-    manifests.write_text(os.path.join(directory, _FILE), found + '\n')
+    manifest.write_text(os.path.join(directory, _FILE), found + '\n')
   return found
 
 
@@ -83,7 +83,7 @@ def derive(folders: Iterable[str]) -> str:
 
 def fingerprint(folder: str) -> str:
   """Of a generation's manifest; '' where there is none."""
-  path = os.path.join(folder, manifests.MANIFEST)
+  path = os.path.join(folder, manifest.MANIFEST)
   with contextlib.suppress(OSError), open(path, 'rb') as file:
     return hashlib.blake2b(file.read(), digest_size=16).hexdigest()
   return ''

@@ -1,9 +1,9 @@
 """A generation together with the edits made since: what searches see."""
 
+from collections.abc import Iterator
 import dataclasses
 import logging
 from typing import Any
-from collections.abc import Iterator
 
 import numpy as np
 

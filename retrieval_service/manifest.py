@@ -4,6 +4,7 @@ Everything is written aside, flushed to the disk and renamed, so that a reader
 finds a thing complete or not at all.
 """
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import fcntl
@@ -12,7 +13,6 @@ import json
 import os
 import tempfile
 from typing import Any, BinaryIO
-from collections.abc import Iterator
 
 from retrieval_service.options import IndexOptions
 

@@ -6,6 +6,7 @@ Prints one line on stdout once it answers, everything else on stderr.
 """
 
 import argparse
+from collections.abc import Callable, Sequence
 import concurrent.futures
 import logging
 import os
@@ -13,16 +14,11 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
 
 import grpc
-from grpc_health.v1 import health
-from grpc_health.v1 import health_pb2
-from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from retrieval_service import protocol
-from retrieval_service import retrieval_pb2
-from retrieval_service import retrieval_pb2_grpc
+from retrieval_service import protocol, retrieval_pb2, retrieval_pb2_grpc
 
 logger = logging.getLogger(__name__)
 

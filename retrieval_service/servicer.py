@@ -1,21 +1,17 @@
 """What the retrieval process does on each call; `server.py` runs it."""
 
+from collections.abc import Callable, Iterator
 import contextlib
 import json
 import logging
 import os
 from typing import TypeVar
-from collections.abc import Callable, Iterator
 
 import faiss
 import grpc
 import numpy as np
 
-from retrieval_service import background
-from retrieval_service import protocol
-from retrieval_service import retrieval_pb2
-from retrieval_service import retrieval_pb2_grpc
-from retrieval_service import wire
+from retrieval_service import background, protocol, retrieval_pb2, retrieval_pb2_grpc, wire
 from retrieval_service.edits import Edit
 from retrieval_service.live import LiveView
 from retrieval_service.live_index import EmptyIndexError

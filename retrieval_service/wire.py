@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from retrieval_service import protocol
-from retrieval_service import retrieval_pb2
+from retrieval_service import protocol, retrieval_pb2
 
 Request = retrieval_pb2.BuildRequest | retrieval_pb2.EditRequest
 Header = retrieval_pb2.BuildHeader | retrieval_pb2.EditHeader

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks import qa
+from ralm_jax.tasks import qa
 
 
 def fever(name: str = 'fever', **task: Any) -> str:

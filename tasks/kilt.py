@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks import qa
+from ralm_jax.tasks import qa
 
 
 def kilt(dataset: str, name: str | None = None, **task: Any) -> str:

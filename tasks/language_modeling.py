@@ -21,17 +21,23 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from ralm_jax.data import atomic_files
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.data import pretext
-from ralm_jax.data import text_config
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
 from ralm_jax.data import wikitext
-from tasks import pretext_pipeline
-from tasks import registration
-from tasks import tfds_tasks
+from ralm_jax.data.corpus import passages
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.corpus.passages import Passage
+from ralm_jax.data.pretext.objectives import (
+  MaskedSpans,
+  Objective,
+  PretextTokenizer,
+  Source,
+  TitleSection,
+)
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text.vocabularies import SentencePieceVocabulary, Vocabulary
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.files import atomic_files
+from ralm_jax.tasks import pretext_pipeline, registration, tfds_tasks
+from ralm_jax.tasks.pretext_pipeline import ExampleMaker, PassageRows, Passages
 
 Path = str | os.PathLike[str]
 
@@ -39,9 +45,9 @@ Path = str | os.PathLike[str]
 def passage_task(
     name: str = 'passages',
     *,
-    corpus: Path | corpus_lib.PassageStore,
-    objective: pretext.Objective = pretext.MaskedSpans(),
-    text: text_config.TextConfig | None = None,
+    corpus: Path | PassageStore,
+    objective: Objective = MaskedSpans(),
+    text: TextConfig | None = None,
     min_words: int = 10,
     shots: int | None = None,
     shots_list: str | None = None,
@@ -70,11 +76,11 @@ def passage_task(
         'chosen of questions; pre-training takes every passage of the corpus. '
         'Leave them at None, or build a smaller CORPUS.')
   store = corpus
-  if not isinstance(store, corpus_lib.PassageStore):
-    store = corpus_lib.PassageStore.open(os.fspath(corpus))
+  if not isinstance(store, PassageStore):
+    store = PassageStore.open(os.fspath(corpus))
   tokenizer = registration.make_tokenizer(
       text, store.reader_vocabulary, store.retriever_vocabulary)
-  source = pretext_pipeline.PassageRows(store)
+  source = PassageRows(store)
   maker = _maker_of_store(store, objective, tokenizer, min_words)
   if not any(len(maker.prepare(_of_store(store, rows))[0])
              for rows in source.chunks()):
@@ -142,13 +148,13 @@ def tfds_text_task(
     name: str = 'tfds_text',
     *,
     tfds_name: str,
-    reader_vocabulary: Path | vocabularies.Vocabulary,
-    retriever_vocabulary: Path | vocabularies.Vocabulary,
+    reader_vocabulary: Path | Vocabulary,
+    retriever_vocabulary: Path | Vocabulary,
     tfds_data_dir: Path | None = None,
     splits: Sequence[str] | Mapping[str, str] | None = None,
     fields: TextFields | None = None,
-    objective: pretext.Objective = pretext.MaskedSpans(),
-    text: text_config.TextConfig | None = None,
+    objective: Objective = MaskedSpans(),
+    text: TextConfig | None = None,
     min_words: int = 10,
     max_words: int | None = 100,
 ) -> str:
@@ -181,7 +187,7 @@ def tfds_text_task(
           f'{", ".join(sorted(KNOWN_FIELDS))} alone; give `fields` '
           '(language_modeling.TextFields).')
     fields = KNOWN_FIELDS[kind]
-  if isinstance(objective, pretext.TitleSection) and fields.layout == 'plain':
+  if isinstance(objective, TitleSection) and fields.layout == 'plain':
     raise ValueError(
         f'TitleSection needs sections, which {tfds_name!r} does not have.')
   if not fields.excludes:
@@ -193,8 +199,8 @@ def tfds_text_task(
   tokenizer = registration.make_tokenizer(
       text, reader_vocabulary, retriever_vocabulary)
   source = tfds_tasks.tfds_source(tfds_name, tfds_data_dir, splits)
-  maker = pretext_pipeline.ExampleMaker(
-      objective, pretext.PretextTokenizer(tokenizer), min_words,
+  maker = ExampleMaker(
+      objective, PretextTokenizer(tokenizer), min_words,
       f'{source.tfds_dataset.name} {splits} {fields} {max_words}')
   return registration.register(
       name,
@@ -216,9 +222,9 @@ def tfds_text_task(
 def write_questions(
     output: Path,
     *,
-    corpus: Path | corpus_lib.PassageStore,
-    objective: pretext.Objective = pretext.MaskedSpans(),
-    text: text_config.TextConfig | None = None,
+    corpus: Path | PassageStore,
+    objective: Objective = MaskedSpans(),
+    text: TextConfig | None = None,
     min_words: int = 10,
     count: int | None = None,
     seed: int = 0,
@@ -247,12 +253,12 @@ def write_questions(
     ValueError: no passage makes an example.
   """
   store = corpus
-  if not isinstance(store, corpus_lib.PassageStore):
-    store = corpus_lib.PassageStore.open(os.fspath(corpus))
+  if not isinstance(store, PassageStore):
+    store = PassageStore.open(os.fspath(corpus))
   tokenizer = registration.make_tokenizer(
       text, store.reader_vocabulary, store.retriever_vocabulary)
   maker = _maker_of_store(store, objective, tokenizer, min_words)
-  rows = pretext_pipeline.PassageRows(store).rows(None)
+  rows = PassageRows(store).rows(None)
   if count is not None:
     rows = rows[_spread(len(rows), 16 * count)]
   columns = maker.prepare(_of_store(store, rows))
@@ -264,7 +270,7 @@ def write_questions(
   _, queries, targets = maker.make(columns, seeds)
   vocabulary = store.reader_vocabulary
   with_sentinels = vocabulary.decode
-  if isinstance(vocabulary, vocabularies.SentencePieceVocabulary):
+  if isinstance(vocabulary, SentencePieceVocabulary):
     with_sentinels = functools.partial(vocabulary.decode, keep_sentinels=True)
   lines = []
   for excluded, query, target in zip(
@@ -286,28 +292,28 @@ def _spread(size: int, count: int) -> np.ndarray:
 
 
 def _maker_of_store(
-    store: corpus_lib.PassageStore,
-    objective: pretext.Objective,
-    tokenizer: tokenization.QueryTokenizer,
+    store: PassageStore,
+    objective: Objective,
+    tokenizer: QueryTokenizer,
     min_words: int,
-) -> pretext_pipeline.ExampleMaker:
-  return pretext_pipeline.ExampleMaker(
-      objective, pretext.PretextTokenizer(tokenizer), min_words,
+) -> ExampleMaker:
+  return ExampleMaker(
+      objective, PretextTokenizer(tokenizer), min_words,
       store.fingerprint)
 
 
-def _of_store(store: corpus_lib.PassageStore, rows: np.ndarray) -> pretext_pipeline.Passages:
+def _of_store(store: PassageStore, rows: np.ndarray) -> Passages:
   stored = store.passages(rows)
-  return pretext_pipeline.Passages(
+  return Passages(
       [passage.id for passage in stored],
-      [pretext.Source(passage.title, passage.section, passage.text)
+      [Source(passage.title, passage.section, passage.text)
        for passage in stored],
       store.tokens(rows, 'reader_text'))
 
 
 def _of_documents(
     columns: Sequence[np.ndarray], layout: str, max_words: int | None
-) -> pretext_pipeline.Passages:
+) -> Passages:
   """Cuts `text`, `title`, `id` and `document` of documents into passages."""
   excluded, documents, sources = [], [], []
   for row in zip(*columns):
@@ -316,13 +322,13 @@ def _of_documents(
     if layout == 'wiki40b':
       sections = wikitext.wiki40b_sections(text)
     for section in sections:
-      for part in passages_lib.split_long(
-          passages_lib.Passage('', **section), max_words):
-        sources.append(pretext.Source(part.title, part.section, part.text))
+      for part in passages.split_long(
+          Passage('', **section), max_words):
+        sources.append(Source(part.title, part.section, part.text))
         excluded.append(name)
         inside = part.title if layout == 'wiki40b' else ''
         documents.append(document or inside)
-  return pretext_pipeline.Passages(excluded, sources, documents=documents)
+  return Passages(excluded, sources, documents=documents)
 
 
 @seqio.map_over_dataset

@@ -11,13 +11,13 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from ralm_jax.data import choice_tokens
-from ralm_jax.data import multiple_choice
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.data import text_config
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
-from tasks import registration
+from ralm_jax.data.questions import multiple_choice
+from ralm_jax.data.questions.choice_tokens import PromptTokenizer
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text.vocabularies import Vocabulary
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.tasks import registration
 
 # Of an example, beside its prompt and answers; see `registration`.
 _STRINGS = ('id', 'exclude_ids', 'gold_ids')
@@ -29,9 +29,9 @@ def mmlu_task(
     validation: Any = None,
     test: Any = None,
     *,
-    text: text_config.TextConfig | None = None,
-    reader_vocabulary: str | os.PathLike[str] | vocabularies.Vocabulary,
-    retriever_vocabulary: str | os.PathLike[str] | vocabularies.Vocabulary,
+    text: TextConfig | None = None,
+    reader_vocabulary: str | os.PathLike[str] | Vocabulary,
+    retriever_vocabulary: str | os.PathLike[str] | Vocabulary,
     permutations: str = 'all',
     validation_permutations: str = 'single',
     subjects: Sequence[str] | None = None,
@@ -117,14 +117,14 @@ def mmlu_task(
 
 
 def shots_of_each_subject(
-    questions: Sequence[questions_lib.Question], shots: int, seed: int = 0
-) -> list[questions_lib.Question]:
+    questions: Sequence[Question], shots: int, seed: int = 0
+) -> list[Question]:
   """So many questions of each subject, chosen by hash.
 
   Raises:
     ValueError: a subject has fewer.
   """
-  subjects: dict[str, list[questions_lib.Question]] = {}
+  subjects: dict[str, list[Question]] = {}
   for question in questions:
     subjects.setdefault(question.group, []).append(question)
   return [
@@ -134,10 +134,10 @@ def shots_of_each_subject(
 
 
 def _of_subjects(
-    questions: Sequence[questions_lib.Question],
+    questions: Sequence[Question],
     subjects: Sequence[str] | None,
     split: str,
-) -> list[questions_lib.Question]:
+) -> list[Question]:
   if subjects is None:
     return list(questions)
   if isinstance(subjects, str):
@@ -161,9 +161,9 @@ class _Permuted:
 
   def __init__(
       self,
-      questions: Sequence[questions_lib.Question],
+      questions: Sequence[Question],
       permutations: str,
-      tokenizer: tokenization.QueryTokenizer,
+      tokenizer: QueryTokenizer,
       max_question_tokens: int | None,
       mixed: bool,
   ):
@@ -178,7 +178,7 @@ class _Permuted:
         shuffle within a window alone, and files are sorted by subject.
     """
     self._questions = list(questions)
-    self._prompts = choice_tokens.PromptTokenizer(
+    self._prompts = PromptTokenizer(
         self._questions, tokenizer, max_question_tokens)
     orders = {
         n: multiple_choice.orderings(n, permutations)

@@ -17,10 +17,11 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from ralm_jax.data import corpus as corpus_lib
 from ralm_jax.data import features
-from ralm_jax.data import pretext
-from ralm_jax.data import ragged
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.pretext import objectives
+from ralm_jax.data.pretext.objectives import Objective, PretextTokenizer, Source
+from ralm_jax.data.ragged import RaggedTokens
 
 # Rows that a call into Python does at once.
 BATCH = 64
@@ -40,7 +41,7 @@ class PassageRows(seqio.DataSource):
   """
 
   def __init__(
-      self, store: corpus_lib.PassageStore, rows_per_shard: int = 65_536
+      self, store: PassageStore, rows_per_shard: int = 65_536
   ):
     """Reads which passages were replaced since.
 
@@ -120,8 +121,8 @@ class Passages:
   """
 
   excluded: Sequence[str]
-  sources: Sequence[pretext.Source]
-  tokens: ragged.RaggedTokens | None = None
+  sources: Sequence[Source]
+  tokens: RaggedTokens | None = None
   documents: Sequence[str] | None = None
 
 
@@ -130,8 +131,8 @@ class ExampleMaker:
 
   def __init__(
       self,
-      objective: pretext.Objective,
-      tokenizer: pretext.PretextTokenizer,
+      objective: Objective,
+      tokenizer: PretextTokenizer,
       min_words: int,
       origin: str,
   ):
@@ -163,7 +164,7 @@ class ExampleMaker:
     """
     kept = []
     for index, source in enumerate(passages.sources):
-      if pretext.word_count(source.text) < self._min_words:
+      if objectives.word_count(source.text) < self._min_words:
         continue
       prepared = self._objective.prepare(
           source, self._tokenizer,
@@ -183,7 +184,7 @@ class ExampleMaker:
 
   def make(
       self, columns: Sequence[np.ndarray], seeds: np.ndarray
-  ) -> tuple[ragged.RaggedTokens, ...]:
+  ) -> tuple[RaggedTokens, ...]:
     """`query`, `reader_query` and `targets` of n examples.
 
     Args:
@@ -203,11 +204,11 @@ class ExampleMaker:
     keys = seeds.astype(np.int64).astype(np.uint64)
     for key, (title, section, text, prepared) in zip(keys, zip(*columns[2:-1])):
       examples.append(self._objective.example(
-          pretext.Source(title.decode(), section.decode(), text.decode()),
+          Source(title.decode(), section.decode(), text.decode()),
           np.frombuffer(prepared, _INT32), self._tokenizer,
           np.random.Generator(np.random.Philox(key=key))))
     return tuple(
-        ragged.RaggedTokens.from_lists([getattr(e, name) for e in examples])
+        RaggedTokens.from_lists([getattr(e, name) for e in examples])
         for name in ('query', 'reader_query', 'target'))
 
 

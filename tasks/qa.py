@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ralm_jax.data import text_config
-from ralm_jax.data import vocabularies
-from tasks import registration
+from ralm_jax.data.text.vocabularies import Vocabulary
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.tasks import registration
 
 
 def jsonl_task(
@@ -14,9 +14,9 @@ def jsonl_task(
     validation: Any = None,
     test: Any = None,
     *,
-    text: text_config.TextConfig | None = None,
-    reader_vocabulary: str | vocabularies.Vocabulary,
-    retriever_vocabulary: str | vocabularies.Vocabulary,
+    text: TextConfig | None = None,
+    reader_vocabulary: str | Vocabulary,
+    retriever_vocabulary: str | Vocabulary,
     require_answers: bool = True,
     duplicate_ids: str = 'number',
     record_format: str = 'qa',

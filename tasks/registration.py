@@ -13,13 +13,14 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from ralm_jax.data import answer_patterns
 from ralm_jax.data import features
-from ralm_jax.data import few_shot
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.data import text_config
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
+from ralm_jax.data.features import TokenIds
+from ralm_jax.data.questions import answer_patterns, few_shot, reading
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text.vocabularies import Vocabulary
+from ralm_jax.data.text_config import TextConfig
 
 
 def read_splits(
@@ -32,7 +33,7 @@ def read_splits(
     shots: int | None = None,
     shots_seed: int = 0,
     shots_list: str | None = None,
-) -> dict[str, list[questions_lib.Question]]:
+) -> dict[str, list[Question]]:
   """Reads the files of each split; a bad line is reported before anything runs.
 
   Of a question whose answers are patterns and that has no target, the target is
@@ -62,7 +63,7 @@ def read_splits(
   loaded = {
       split: [
           question
-          for question in _with_targets(questions_lib.read_questions(
+          for question in _with_targets(reading.read_questions(
               paths, require_answers=require_answers,
               duplicate_ids=duplicate_ids, record_format=record_format,
               on_error=on_error,
@@ -84,15 +85,15 @@ def read_splits(
           for split, rows in loaded.items()}
 
 
-def _is_answered(question: questions_lib.Question) -> bool:
+def _is_answered(question: Question) -> bool:
   """Whether there is a text to train on."""
   return bool(question.answers) and (
       not question.patterns or question.target is not None)
 
 
 def _with_targets(
-    questions: Iterable[questions_lib.Question],
-) -> list[questions_lib.Question]:
+    questions: Iterable[Question],
+) -> list[Question]:
   """Questions whose patterns have an example of them as target, if there is one."""
   result = [
       dataclasses.replace(
@@ -110,11 +111,11 @@ def _with_targets(
 
 
 def choose_shots(
-    questions: Sequence[questions_lib.Question],
+    questions: Sequence[Question],
     shots: int | None = None,
     shots_seed: int = 0,
     shots_list: str | None = None,
-) -> list[questions_lib.Question]:
+) -> list[Question]:
   """The questions of a few-shot run; all of them where none are asked for.
 
   Raises:
@@ -132,14 +133,14 @@ def choose_shots(
 
 
 def make_tokenizer(
-    text: text_config.TextConfig | None,
-    reader_vocabulary: str | os.PathLike[str] | vocabularies.Vocabulary,
-    retriever_vocabulary: str | os.PathLike[str] | vocabularies.Vocabulary,
-) -> tokenization.QueryTokenizer:
+    text: TextConfig | None,
+    reader_vocabulary: str | os.PathLike[str] | Vocabulary,
+    retriever_vocabulary: str | os.PathLike[str] | Vocabulary,
+) -> QueryTokenizer:
   """Of formats (None for the default ones) and of vocabularies or their files."""
-  return tokenization.QueryTokenizer(
-      text or text_config.TextConfig(),
-      *(one if isinstance(one, vocabularies.Vocabulary)
+  return QueryTokenizer(
+      text or TextConfig(),
+      *(one if isinstance(one, Vocabulary)
         else vocabularies.load_vocabulary(one)
         for one in (reader_vocabulary, retriever_vocabulary)),
   )
@@ -147,8 +148,8 @@ def make_tokenizer(
 
 def register_questions(
     name: str,
-    splits: Mapping[str, Sequence[questions_lib.Question]],
-    tokenizer: tokenization.QueryTokenizer,
+    splits: Mapping[str, Sequence[Question]],
+    tokenizer: QueryTokenizer,
 ) -> str:
   """Registers a task of questions in memory and returns its name."""
   return register(
@@ -173,7 +174,7 @@ def register(
     name: str,
     source: seqio.DataSource,
     preprocessors: Sequence[Any],
-    tokenizer: tokenization.QueryTokenizer,
+    tokenizer: QueryTokenizer,
 ) -> str:
   """Registers a task, in place of one that has its name, and returns its name."""
   if name in seqio.TaskRegistry.names():
@@ -186,7 +187,7 @@ def register(
 
 
 def output_features(
-    tokenizer: tokenization.QueryTokenizer,
+    tokenizer: QueryTokenizer,
 ) -> Mapping[str, seqio.Feature]:
   """The features of every retrieval-augmented task; already tokenised.
 
@@ -194,9 +195,9 @@ def output_features(
   but the tasks of a mixture have all or none of it.
   """
 
-  def feature(vocabulary: vocabularies.Vocabulary) -> seqio.Feature:
+  def feature(vocabulary: Vocabulary) -> seqio.Feature:
     return seqio.Feature(
-        features.TokenIds(
+        TokenIds(
             vocabulary.vocab_size, vocabulary.eos_id, vocabulary.pad_id
         ),
         add_eos=False,
@@ -217,7 +218,7 @@ def output_features(
 
 
 def _dataset(
-    loaded: Mapping[str, Sequence[questions_lib.Question]],
+    loaded: Mapping[str, Sequence[Question]],
     split: str,
     shuffle_files: bool = False,
     seed: int | None = None,
@@ -257,7 +258,7 @@ def choose_answer(
 
 
 def tokenize(
-    dataset: tf.data.Dataset, tokenizer: tokenization.QueryTokenizer
+    dataset: tf.data.Dataset, tokenizer: QueryTokenizer
 ) -> tf.data.Dataset:
   """`question` and `answer` to `query`, `reader_query` and `targets`.
 
@@ -267,7 +268,7 @@ def tokenize(
 
 
 def tokenize_queries(
-    dataset: tf.data.Dataset, tokenizer: tokenization.QueryTokenizer
+    dataset: tf.data.Dataset, tokenizer: QueryTokenizer
 ) -> tf.data.Dataset:
   """`question` to `query` and `reader_query`; the rest stays as it is."""
 
@@ -280,7 +281,7 @@ def tokenize_queries(
 
 
 def tokenize_targets(
-    dataset: tf.data.Dataset, tokenizer: tokenization.QueryTokenizer
+    dataset: tf.data.Dataset, tokenizer: QueryTokenizer
 ) -> tf.data.Dataset:
   """`answer` to `targets`; the rest stays as it is."""
 

@@ -17,9 +17,9 @@ import seqio
 import tensorflow as tf
 
 from ralm_jax.data import dates
-from ralm_jax.data import text_config
-from ralm_jax.data import vocabularies
-from tasks import registration
+from ralm_jax.data.text.vocabularies import Vocabulary
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.tasks import registration
 
 Example = Mapping[str, Any]
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
@@ -69,11 +69,11 @@ def tfds_task(
     *,
     tfds_name: str,
     convert: Callable[[Example], Example],
-    reader_vocabulary: str | vocabularies.Vocabulary,
-    retriever_vocabulary: str | vocabularies.Vocabulary,
+    reader_vocabulary: str | Vocabulary,
+    retriever_vocabulary: str | Vocabulary,
     tfds_data_dir: str | os.PathLike[str] | None = None,
     splits: Sequence[str] | Mapping[str, str] | None = None,
-    text: text_config.TextConfig | None = None,
+    text: TextConfig | None = None,
 ) -> str:
   """Registers a question task on a data set of TensorFlow Datasets.
 

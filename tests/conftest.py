@@ -10,7 +10,7 @@ if 'xla_force_host_platform_device_count' not in _FLAGS:
       _FLAGS + ' --xla_force_host_platform_device_count=8'
   ).strip()
 
-import pytest  # noqa: E402
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / 'shared' / 'data'
@@ -28,7 +28,8 @@ def shared_data() -> pathlib.Path:
 def compilation_cache(tmp_path_factory):
   """For modules whose tests compile the same programs over and over."""
   import jax
-  import tiny
+
+  from tests import tiny
 
   names = ('jax_compilation_cache_dir',
            'jax_persistent_cache_min_compile_time_secs',

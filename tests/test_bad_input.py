@@ -8,12 +8,13 @@ import threading
 
 import numpy as np
 import pytest
-import tiny
 
 from ralm_jax import cli
-from ralm_jax.data import corpus as corpus_lib
-from retrieval_service import generations
-from retrieval_service import options as options_lib
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.corpus.passage_store import PassageStore
+from retrieval_service.generations import GenerationStore
+from retrieval_service.options import IndexOptions
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -153,11 +154,11 @@ def test_fewer_passages_than_asked_for(trained, fails):
 
 def _index_like(trained, folder, dim=16, corpus=None, **metadata):
   """An index of forty random embeddings that names the trained corpus."""
-  store = corpus or corpus_lib.PassageStore.open(trained.data.corpus)
+  store = corpus or PassageStore.open(trained.data.corpus)
   metadata = {'corpus': str(store.directory),
               'corpus_fingerprint': store.fingerprint, **metadata}
-  with generations.GenerationStore(folder).begin(
-      options_lib.IndexOptions(), dim, metadata) as writer:
+  with GenerationStore(folder).begin(
+      IndexOptions(), dim, metadata) as writer:
     writer.append(None, np.random.default_rng(0).standard_normal(
         (len(store), dim)).astype(np.float16))
     writer.commit()
@@ -191,7 +192,7 @@ def test_corpus_of_another_vocabulary(trained, fails, tmp_path):
   vocabulary = tmp_path / 'vocab.txt'
   vocabulary.write_text(
       trained.data.retriever_vocabulary.read_text() + 'another\n')
-  store = corpus_lib.build_corpus(
+  store = passage_store.build_corpus(
       trained.data.passages, tmp_path / 'corpus', trained.data.reader_vocabulary,
       vocabulary, n_workers=1, progress=False)
   index = _index_like(trained, tmp_path / 'index', corpus=store)
@@ -336,11 +337,11 @@ def test_resumed_with_another_vocabulary(trained, run_copy, tmp_path):
   with open(data.retriever_vocabulary, 'a', encoding='utf-8') as file:
     file.write('another\n')
   shutil.rmtree(data.corpus)
-  corpus_lib.build_corpus(
+  passage_store.build_corpus(
       data.passages, data.corpus, data.reader_vocabulary,
       data.retriever_vocabulary, n_workers=1, progress=False)
   index = _index_like(
-      trained, tmp_path / 'index', corpus=corpus_lib.PassageStore.open(data.corpus))
+      trained, tmp_path / 'index', corpus=PassageStore.open(data.corpus))
   with pytest.raises(ValueError, match='another retriever vocabulary'):
     tiny.train(data, run_copy, steps=6, retrieval={'index': str(index)})
 

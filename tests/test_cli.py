@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-import tiny
 
 from ralm_jax import cli
-from ralm_jax import gin_utils
-from retrieval_service import local
+from ralm_jax.runs import gin_config
+from retrieval_service.local import LocalRetrievalServer
+from tests import tiny
 
 FIELDS = {'id', 'query', 'answers', 'prediction', 'passages', 'metrics'}
 PASSAGE_FIELDS = {'id', 'title', 'text', 'score', 'probability'}
@@ -97,7 +97,7 @@ def test_served_index_gives_the_same(trained, tmp_path):
   argv = ('eval', '--questions', trained.data.questions,
           '--checkpoint', trained.run / 'checkpoint_4')
   _run(*argv, '--index', trained.index, '--output', tmp_path / 'own')
-  with local.LocalRetrievalServer(trained.index, threads=1) as server:
+  with LocalRetrievalServer(trained.index, threads=1) as server:
     _run(*argv, '--retrieval_address', server.address,
          '--output', tmp_path / 'served')
   files = [tmp_path / name / 'predictions.jsonl' for name in ('own', 'served')]
@@ -193,7 +193,7 @@ def test_help(command, capsys):
 
 
 def test_gin_arguments():
-  rest, bindings = gin_utils.split_gin_arguments([
+  rest, bindings = gin_config.split_gin_arguments([
       '--gin.MODEL_DIR=/tmp/run', '--gin.TRAIN_STEPS=10', '--dry_run',
       "--gin.NAME='quoted'", '--gin.RATE=1e-3', '--gin.X=None',
       '--gin.TASK=@qa.jsonl_task()', '--gin.MACRO=%OTHER', '--gin.DATE=2024/run',

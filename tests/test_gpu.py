@@ -6,13 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from ralm_jax.models import bert
-from ralm_jax.models import retrieval_lm
-from ralm_jax.models import t5
-from ralm_jax.training import optimizers
-from ralm_jax.training import partitioning
-from ralm_jax.training import train_state
-from ralm_jax.training import train_step
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.retrieval_lm import ReaderBatch, RetrievalLM
+from ralm_jax.models.t5 import T5Config
+from ralm_jax.training import optimizers, train_state, train_step
+from ralm_jax.training.partitioning import Partitioner
 
 pytestmark = pytest.mark.gpu
 
@@ -28,21 +26,21 @@ def _batch():
   rng = np.random.default_rng(0)
   tokens = lambda *shape: rng.integers(3, 90, shape).astype(np.int32)
   mask = lambda *shape: np.arange(shape[-1]) < rng.integers(2, shape[-1], shape[:-1] + (1,))
-  return retrieval_lm.ReaderBatch(
+  return ReaderBatch(
       tokens(4, 3, 16), mask(4, 3, 16), np.ones((4, 3), bool), tokens(4, 8),
       mask(4, 8), tokens(4, 12), mask(4, 12), tokens(4, 3, 16), mask(4, 3, 16))
 
 
 def _losses(devices, dtype):
-  model = retrieval_lm.RetrievalLM(
-      t5.T5Config(vocab_size=128, emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128,
+  model = RetrievalLM(
+      T5Config(vocab_size=128, emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128,
                   num_encoder_layers=2, num_decoder_layers=2, dtype=dtype),
-      bert.BertConfig(vocab_size=128, emb_dim=64, num_heads=4, num_layers=2,
+      BertConfig(vocab_size=128, emb_dim=64, num_heads=4, num_layers=2,
                       mlp_dim=128, max_positions=32, dtype=dtype))
   # Random numbers must not depend on the device.
   params = jax.tree.map(np.asarray, jax.device_get(train_state.initialize(
-      model, {}, partitioning.Partitioner(devices=_devices('cpu'))).params))
-  partitioner = partitioning.Partitioner(devices=devices)
+      model, {}, Partitioner(devices=_devices('cpu'))).params))
+  partitioner = Partitioner(devices=devices)
   optimizer = optimizers.adamw(1e-3)
   rules = {'reader': optimizer, 'retriever': optimizer}
   state = train_state.initialize(model, rules, partitioner, params=params)

@@ -106,7 +106,7 @@ def make_data(folder: pathlib.Path) -> Data:
   """Writes passages, questions, both vocabularies and the corpus."""
   import sentencepiece
 
-  from ralm_jax.data import corpus as corpus_lib
+  from ralm_jax.data.corpus import passage_store as corpus_lib
 
   data = Data(folder)
   write_jsonl(data.passages, passages())
@@ -149,9 +149,7 @@ def make_model(
     **changes: Any,
 ) -> Any:
   """A RetrievalLM with dropout, so that the random state matters."""
-  from ralm_jax.models import bert
-  from ralm_jax.models import retrieval_lm
-  from ralm_jax.models import t5
+  from ralm_jax.models import bert, retrieval_lm, t5
 
   return retrieval_lm.RetrievalLM(
       reader_config=t5.T5Config(**{
@@ -180,11 +178,10 @@ def train(
   """
   import jax
 
-  from ralm_jax import train as train_lib
   from ralm_jax.data import pipeline
-  from ralm_jax.training import optimizers
-  from ralm_jax.training import partitioning
-  from tasks import qa
+  from ralm_jax.runs import training as train_lib
+  from ralm_jax.tasks import qa
+  from ralm_jax.training import optimizers, partitioning
 
   text = make_text(**options.pop('text', {}))
   closed_book = options.pop('closed_book', False)
@@ -461,8 +458,7 @@ def pause_in_refreshes(folder: pathlib.Path) -> None:
   when a part is sent, `acknowledged_<step>` when the generation is served. Only
   the first time: a file that is there is passed by.
   """
-  from ralm_jax.retrieval import embedding
-  from ralm_jax.retrieval import refresh
+  from ralm_jax.retrieval import embedding, publisher as refresh
   from retrieval_service import client as client_lib
 
   folder.mkdir(exist_ok=True)
@@ -518,9 +514,10 @@ def use_compilation_cache(folder: str | pathlib.Path) -> None:
 def import_all() -> None:
   """Imports what training needs, before a process forks."""
   from clu import metric_writers as _  # noqa: F401
-  from ralm_jax import train as _  # noqa: F401,F811
+
   from ralm_jax.data import pipeline as _  # noqa: F401,F811
-  from tasks import qa as _  # noqa: F401,F811
+  from ralm_jax.runs import training as _  # noqa: F401,F811
+  from ralm_jax.tasks import qa as _  # noqa: F401,F811
 
 
 if __name__ == '__main__':

@@ -10,19 +10,18 @@ import json
 import os
 from typing import Any
 
-from ralm_jax.data import templates
-from ralm_jax.data import text_config
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
-from ralm_jax.models import bart
-from ralm_jax.models import bert
-from ralm_jax.models import retrieval_lm
-from ralm_jax.models import t5
+from ralm_jax.data.text import templates, vocabularies
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.models.bart import BartConfig
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.retrieval_lm import RetrievalLM
+from ralm_jax.models.t5 import T5Config
 
 FILE = 'model.json'
 _FORMAT = 1
 # What model.json calls the reader's architecture; absent means T5.
-_READERS = {'t5': t5.T5Config, 'bart': bart.BartConfig}
+_READERS = {'t5': T5Config, 'bart': BartConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +33,11 @@ class Specification:
     tokenizer: formats, lengths and both vocabularies.
   """
 
-  model: retrieval_lm.RetrievalLM
-  tokenizer: tokenization.QueryTokenizer
+  model: RetrievalLM
+  tokenizer: QueryTokenizer
 
   @property
-  def text(self) -> text_config.TextConfig:
+  def text(self) -> TextConfig:
     return self.tokenizer.text
 
   def check(self) -> None:
@@ -151,10 +150,10 @@ class Specification:
       reader_class = _READERS[content.get('reader', 't5')]
       model_fields['reader_config'] = reader_class(
           **model_fields['reader_config'])
-      model_fields['retriever_config'] = bert.BertConfig(
+      model_fields['retriever_config'] = BertConfig(
           **model_fields['retriever_config'])
-      model = retrieval_lm.RetrievalLM(**model_fields)
-      text = text_config.TextConfig(**content['text'])
+      model = RetrievalLM(**model_fields)
+      text = TextConfig(**content['text'])
       files = content['vocabularies']
     except FileNotFoundError:
       raise FileNotFoundError(
@@ -178,7 +177,7 @@ class Specification:
       loaded[side] = vocabulary
     return cls(
         model,
-        tokenization.QueryTokenizer(text, loaded['reader'], loaded['retriever']),
+        QueryTokenizer(text, loaded['reader'], loaded['retriever']),
     )
 
 

@@ -5,16 +5,17 @@ import argparse
 from collections.abc import Sequence
 import hashlib
 import os
-import sys
 
-from ralm_jax import live_edits
-from ralm_jax.data import passages as passages_lib
+from ralm_jax.data.corpus import passages as passages_lib
+from ralm_jax.data.corpus.passages import Passage
+from ralm_jax.runs import live_edits
+from ralm_jax.runs.live_edits import Edited
 
 
 def add(
-    passages: Sequence[passages_lib.Passage], *, replace: bool = False,
+    passages: Sequence[Passage], *, replace: bool = False,
     **options: str | float | None,
-) -> live_edits.Edited:
+) -> Edited:
   """Adds passages to a corpus and its served index; see `live_edits.put`.
 
   Args:
@@ -58,7 +59,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def read_passages(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace
-) -> list[passages_lib.Passage]:
+) -> list[Passage]:
   """The passages that flags describe."""
   if bool(arguments.input) == bool(arguments.text):
     parser.error('give either --text (with --title) or --input')
@@ -66,7 +67,7 @@ def read_passages(
     return list(passages_lib.iterate_passages(arguments.input))
   title = arguments.title or ''
   digest = hashlib.sha256(f'{title}\n{arguments.text}'.encode()).hexdigest()
-  passage = passages_lib.Passage(
+  passage = Passage(
       arguments.id or f'added-{digest[:12]}', title, arguments.section,
       arguments.text, document=arguments.document, date=arguments.date,
   )
@@ -84,7 +85,7 @@ def index_options(arguments: argparse.Namespace) -> dict[str, str | float | None
 
 def report(
     arguments: argparse.Namespace, count: int, done: str,
-    edited: live_edits.Edited,
+    edited: Edited,
 ) -> None:
   """Prints what happened to `count` passages."""
   where = arguments.retrieval_address or os.path.normpath(arguments.index)
@@ -109,9 +110,3 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   report(
       arguments, len(passages),
       'added or replaced' if arguments.replace else 'added', edited)
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['add', *sys.argv[1:]]))

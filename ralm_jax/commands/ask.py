@@ -12,10 +12,11 @@ import sys
 import textwrap
 from typing import Any
 
-from ralm_jax import eval_flags
-from ralm_jax import runs
+from ralm_jax.commands import flags
 from ralm_jax.evaluation import answering as answering_lib
-from ralm_jax.evaluation import records as records_lib
+from ralm_jax.evaluation.answering import AnswerOptions
+from ralm_jax.evaluation.records import Answer
+from ralm_jax.runs import opening
 
 
 @contextlib.contextmanager
@@ -30,15 +31,15 @@ def open_session(
     backend: str = 'process',
     device_dtype: str = 'bfloat16',
     **answering: Any,
-) -> Iterator[Callable[[str], records_lib.Answer]]:
+) -> Iterator[Callable[[str], Answer]]:
   """Gives a function from a question to its answer.
 
   Arguments are as for `eval.evaluate`. Whatever the retrieval process serves
   when a question is asked, it is answered from that.
   """
-  options = answering_lib.AnswerOptions.make(**answering)
-  opened = runs.open_checkpoint(checkpoint)
-  with runs.open_evaluator(
+  options = AnswerOptions.make(**answering)
+  opened = opening.open_checkpoint(checkpoint)
+  with opening.open_evaluator(
       opened, index=index, retrieval_address=retrieval_address, corpus=corpus,
       n_passages=n_passages, batch_size=opened.partitioner.mesh.size,
       retry_for_s=retry_for_s, backend=backend, device_dtype=device_dtype,
@@ -47,7 +48,7 @@ def open_session(
     yield lambda question: evaluator.answer(opened.params, [question])[0]
 
 
-def ask(question: str, **session: Any) -> records_lib.Answer:
+def ask(question: str, **session: Any) -> Answer:
   """Answers one question; arguments as for `open_session`."""
   if not question.strip():
     raise ValueError('The question is empty; write it as an argument.')
@@ -95,7 +96,7 @@ def _prompt() -> None:
     print('question> ', end='', file=sys.stderr, flush=True)
 
 
-def format_answer(answer: records_lib.Answer) -> str:
+def format_answer(answer: Answer) -> str:
   """The answer and its passages, best first, for a terminal."""
   lines = [f'answer: {answer.prediction}']
   lines += [f'    or: {text}' for text, _ in answer.alternatives]
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
       'question', nargs='?',
       help='without it, questions are read from standard input, one a line')
   parser.add_argument('--checkpoint', required=True, metavar='CKPT')
-  eval_flags.add_retrieval_flags(parser)
+  flags.add_retrieval_flags(parser)
   answering_lib.add_flags(parser)
   arguments = answering_lib.with_choices(vars(parser.parse_args(argv)))
   question = arguments.pop('question')
@@ -128,9 +129,3 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     ask_lines(sys.stdin, **arguments)
   else:
     print(format_answer(ask(question, **arguments)))
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['ask', *sys.argv[1:]]))

@@ -17,20 +17,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 import dataclasses
-import sys
 from typing import Any
 
-from ralm_jax import embed
-from ralm_jax import specification
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.commands import embed
 from ralm_jax.data import text_config
-from ralm_jax.data import vocabularies
-from ralm_jax.interop import checksums
-from ralm_jax.interop import conversion
-from ralm_jax.interop import conversion_report
-from ralm_jax.interop import conversion_writers
-from ralm_jax.interop import huggingface_export
-from ralm_jax.interop import new_folder
-from ralm_jax.interop import recognition
+from ralm_jax.data.text.vocabularies import Vocabulary
+from ralm_jax.files import checksums, new_folder
+from ralm_jax.interop import (
+  conversion_report,
+  conversion_writers,
+  convert as conversion,
+  huggingface_export,
+  recognition,
+)
 
 _INDEXES = ('atlas_index', 'embeddings')
 FORMATS = ('run', 'huggingface')
@@ -131,14 +131,14 @@ def convert(
         gathered, allow_unused=allow_unused,
         allow_missing=allow_missing and to_format == 'run')
 
-  def make_specification() -> specification.Specification:
+  def make_specification() -> Specification:
     model = conversion.make_model(
         gathered, reading, allow_missing=allow_missing)
     return conversion.make_specification(
         gathered, model, conversion.make_text(gathered, text or {}),
         **vocabulary_files)
 
-  def find_vocabularies() -> dict[str, vocabularies.Vocabulary | None]:
+  def find_vocabularies() -> dict[str, Vocabulary | None]:
     return {
         module: conversion.find_vocabulary(
             gathered, module, vocabulary_files[f'{module}_vocabulary'])
@@ -326,9 +326,3 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     print(line)
   if report.failure is not None:
     raise ValueError(f'this conversion would fail: {report.failure}')
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['convert', *sys.argv[1:]]))

@@ -3,9 +3,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-import sys
 
-from ralm_jax.data import corpus
+from ralm_jax.data.corpus import passage_store
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -31,15 +30,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
       '--restart', action='store_true',
       help='discard what the folder holds')
   arguments = parser.parse_args(argv)
-  store = corpus.build_corpus(
+  store = passage_store.build_corpus(
       arguments.input, arguments.output, arguments.reader_vocabulary,
       arguments.retriever_vocabulary, max_words=arguments.max_words,
       n_workers=arguments.workers, resume=not arguments.restart,
   )
   print(f'{arguments.output}: {len(store):,} passages')
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['corpus', *sys.argv[1:]]))

@@ -3,10 +3,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-import sys
 
-from ralm_jax import add as add_lib
-from ralm_jax import live_edits
+from ralm_jax.commands import add
+from ralm_jax.runs import live_edits
 
 
 def read_ids(path: str) -> list[str]:
@@ -33,17 +32,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
       help='of a passage; may be repeated')
   parser.add_argument(
       '--input', metavar='FILE', help='a file of ids, one a line')
-  add_lib.add_index_flags(parser)
+  add.add_index_flags(parser)
   arguments = parser.parse_args(argv)
   if not arguments.id and not arguments.input:
     parser.error('give --id or --input')
   ids = arguments.id + (read_ids(arguments.input) if arguments.input else [])
   ids = list(dict.fromkeys(ids))
-  edited = live_edits.delete(ids, **add_lib.index_options(arguments))
-  add_lib.report(arguments, len(ids), 'deleted', edited)
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['delete', *sys.argv[1:]]))
+  edited = live_edits.delete(ids, **add.index_options(arguments))
+  add.report(arguments, len(ids), 'deleted', edited)

@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-import sys
 
-from ralm_jax import runs
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.retrieval import assembler as assembler_lib
+from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval import embedding
-from retrieval_service import options as options_lib
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.runs import opening
+from retrieval_service.options import IndexOptions
 
 
 def embed(
@@ -17,7 +17,7 @@ def embed(
     checkpoint: str,
     corpus: str,
     output: str,
-    options: options_lib.IndexOptions = options_lib.IndexOptions(),
+    options: IndexOptions = IndexOptions(),
     batch_size: int = 256,
     progress: bool = True,
 ) -> int:
@@ -31,11 +31,11 @@ def embed(
     batch_size: passages at a time.
     progress: show a progress bar.
   """
-  store = corpus_lib.PassageStore.open(corpus)
-  opened = runs.open_checkpoint(checkpoint)
-  embedder = embedding.PassageEmbedder(
+  store = PassageStore.open(corpus)
+  opened = opening.open_checkpoint(checkpoint)
+  embedder = PassageEmbedder(
       opened.spec.model, opened.partitioner,
-      assembler_lib.Assembler(opened.spec.tokenizer, store),
+      Assembler(opened.spec.tokenizer, store),
       batch_size=batch_size,
   )
   return embedding.build_generation(
@@ -60,9 +60,9 @@ def add_index_flags(parser: argparse.ArgumentParser) -> None:
       '--rerank', type=int, help='candidates re-ranked exactly')
 
 
-def index_options(arguments: argparse.Namespace) -> options_lib.IndexOptions:
+def index_options(arguments: argparse.Namespace) -> IndexOptions:
   """The options that `add_index_flags` read."""
-  return options_lib.IndexOptions(
+  return IndexOptions(
       index_type=arguments.index_type,
       bytes_per_vector=arguments.bytes_per_vector,
       nlist=arguments.nlist, nprobe=arguments.nprobe,
@@ -85,9 +85,3 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
       batch_size=arguments.batch_size,
   )
   print(f'{arguments.output}: generation {number}')
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['embed', *sys.argv[1:]]))

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 import sys
 from typing import Any
 
-from ralm_jax import eval as eval_lib
-from ralm_jax import jobs
-from ralm_jax import launch
-from ralm_jax.data import multiple_choice
-from ralm_jax.data import question_formats
+from ralm_jax.commands import launch
 from ralm_jax.data import text_config
-from ralm_jax.evaluation import answering as answering_lib
-from ralm_jax.evaluation import passage_sources
-from ralm_jax.evaluation import task_metrics
-from ralm_jax.retrieval import connection as connection_lib
-from ralm_jax.retrieval import device_search
-from ralm_jax.retrieval import search_filter as search_filter_lib
+from ralm_jax.data.questions import multiple_choice
+from ralm_jax.data.questions.formats import catalogue
+from ralm_jax.evaluation import answering, passage_sources
+from ralm_jax.evaluation.answering import AnswerOptions
+from ralm_jax.evaluation.scores import by_task
+from ralm_jax.jobs import runner
+from ralm_jax.jobs.runner import Index, JobOptions, Task
+from ralm_jax.retrieval import connect, search_filter
+from ralm_jax.retrieval.device import search
+from ralm_jax.runs import evaluation
 
 _OF_WATCHING = ('watch', 'until_step', 'idle_s')
 _OF_INDEX = ('index', 'retrieval_address', 'corpus', 'backend', 'device_dtype',
@@ -42,7 +42,7 @@ def run(
   argv = list(sys.argv[1:] if argv is None else argv)
   if any(argument.startswith('--gin') for argument in argv):
     launch.run_from_gin(
-        jobs.run, argv, prog=prog, description=description,
+        runner.run, argv, prog=prog, description=description,
         arguments_of=None if require_answers else {'require_answers': False})
     return
   parser = argparse.ArgumentParser(
@@ -51,7 +51,7 @@ def run(
              'on many tasks with many indexes; see '
              'gin_configs/runs/evaluation.gin')
   add_flags(parser)
-  arguments = answering_lib.with_choices(vars(parser.parse_args(argv)))
+  arguments = answering.with_choices(vars(parser.parse_args(argv)))
   arguments['require_answers'] = require_answers
   arguments['text'] = text_config.parse_fields(arguments['text'])
   watching = {name: arguments.pop(name) for name in _OF_WATCHING}
@@ -66,7 +66,7 @@ def run(
   if watching['watch'] is not None:
     _watch(arguments, **watching)
     return
-  metrics = eval_lib.evaluate(**arguments)
+  metrics = evaluation.evaluate(**arguments)
   if require_answers:
     for name, value in metrics.items():
       if isinstance(value, (int, float)):
@@ -88,7 +88,7 @@ def _watch(
       arguments.pop(name) for name in ('output', 'batch_size', 'retry_for_s'))
   for name in ('checkpoint', 'resume'):
     del arguments[name]
-  task = {name: arguments.pop(name) for name in jobs.Task.__dataclass_fields__
+  task = {name: arguments.pop(name) for name in Task.__dataclass_fields__
           if name in arguments}
   indexes = []
   if of_index['path'] or of_index['retrieval_address']:
@@ -96,13 +96,13 @@ def _watch(
       raise ValueError(
           f'Passages come from {task["passages_from"]!r}: leave --index and '
           '--retrieval_address out.')
-    indexes = [jobs.Index(**of_index)]
-  jobs.run(
-      tasks=[jobs.Task(
+    indexes = [Index(**of_index)]
+  runner.run(
+      tasks=[Task(
           name='questions', **task,
-          answering=answering_lib.AnswerOptions.make(**arguments))],
+          answering=AnswerOptions.make(**arguments))],
       indexes=indexes, output=output, watch=watch, until_step=until_step,
-      idle_s=idle_s, options=jobs.JobOptions(
+      idle_s=idle_s, options=JobOptions(
           batch_size=batch_size, retry_for_s=retry_for_s))
 
 
@@ -123,11 +123,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
       '--questions', required=True, nargs='+', metavar='FILE',
       help='jsonl of {question, answers, id?, gold_passage_id?}; globs allowed')
   parser.add_argument(
-      '--record_format', choices=question_formats.RECORD_FORMATS, default='qa',
+      '--record_format', choices=catalogue.RECORD_FORMATS, default='qa',
       help='layout of the questions; qa is our own, the others are those in '
            'which benchmarks are published')
   parser.add_argument(
-      '--metrics', choices=task_metrics.FAMILIES,
+      '--metrics', choices=by_task.FAMILIES,
       help='what answers are scored by (default: that of the record format)')
   parser.add_argument(
       '--on_error', choices=('raise', 'skip'), default='raise',
@@ -162,7 +162,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
       '--with_loss', action='store_true',
       help="also the negative log-likelihood of a target's tokens")
   parser.add_argument(
-      '--search_filter', choices=search_filter_lib.FILTERS, default='passage',
+      '--search_filter', choices=search_filter.FILTERS, default='passage',
       help='what the exclusions of a question drop; none ignores dates too')
   parser.add_argument(
       '--n_candidates', type=int,
@@ -175,7 +175,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
       '--no_resume', dest='resume', action='store_false',
       help='begin anew instead of behind the predictions of an interrupted call')
-  answering_lib.add_flags(parser)
+  answering.add_flags(parser)
 
 
 def add_retrieval_flags(parser: argparse.ArgumentParser) -> None:
@@ -192,9 +192,9 @@ def add_retrieval_flags(parser: argparse.ArgumentParser) -> None:
       '--retry_for_s', type=float, default=30.0, metavar='SECONDS',
       help='how long an unreachable retrieval process is waited for')
   parser.add_argument(
-      '--backend', choices=connection_lib.BACKENDS, default='process',
+      '--backend', choices=connect.BACKENDS, default='process',
       help='what searches: a process with the index (FAISS), or this program\'s '
            'devices, exactly')
   parser.add_argument(
-      '--device_dtype', choices=device_search.DTYPES, default='bfloat16',
+      '--device_dtype', choices=search.DTYPES, default='bfloat16',
       help='of the embeddings on the devices; float16 is what is stored')

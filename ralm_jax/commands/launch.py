@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
-from ralm_jax import gin_utils
-from ralm_jax import quiet
-from ralm_jax.training import multihost
+from ralm_jax.files import quiet
+from ralm_jax.runs import gin_config
+from ralm_jax.training.multihost import Agreement
 
 
 def run_from_gin(
@@ -37,11 +37,11 @@ def run_from_gin(
   """
   import gin
 
-  argv, bindings = gin_utils.split_gin_arguments(
+  argv, bindings = gin_config.split_gin_arguments(
       sys.argv[1:] if argv is None else argv
   )
   parser = argparse.ArgumentParser(prog=prog, description=description)
-  gin_utils.add_flags(parser)
+  gin_config.add_flags(parser)
   parser.add_argument(
       '--dry_run', action='store_true',
       help='parse the configuration, print it and stop')
@@ -56,10 +56,10 @@ def run_from_gin(
   if instead is not None and instead(arguments, bindings):
     return
   initialize_processes(arguments)
-  with multihost.Agreement().together():
+  with Agreement().together():
     with quiet.withheld_stderr():
-      gin_utils.import_tensorflow()
-    gin_utils.parse(
+      gin_config.import_tensorflow()
+    gin_config.parse(
         arguments.gin_file,
         [*arguments.gin_bindings, *bindings],
         arguments.gin_search_paths.split(','),

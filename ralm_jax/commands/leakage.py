@@ -7,20 +7,18 @@ import dataclasses
 import json
 import os
 import pathlib
-import sys
 import time
 from typing import Any
 
 import numpy as np
 
-from ralm_jax import progress as progress_lib
-from ralm_jax.data import atomic_files
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import input_files
-from ralm_jax.data import json_records
-from ralm_jax.data import question_formats
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.evaluation import leakage
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.questions import reading
+from ralm_jax.data.questions.formats import catalogue
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.evaluation import overlap
+from ralm_jax.evaluation.overlap import CorpusMatch, CorpusScan, Settings
+from ralm_jax.files import atomic_files, input_files, json_records, progress as progress_lib
 
 _SAVE_PERIOD_S = 30.0
 
@@ -74,7 +72,7 @@ def report(
   if not training and not corpus:
     raise ValueError(
         'name what the questions are compared with: --training, --corpus, or both')
-  settings = leakage.Settings(word_overlap, span_share, min_words)
+  settings = Settings(word_overlap, span_share, min_words)
   output = pathlib.Path(output)
   _refuse_replacing(_written(output), [
       *input_files.expand_inputs(questions),
@@ -83,7 +81,7 @@ def report(
   rows = _read(questions, record_format, on_error)
   trained = scan = None
   if training:
-    trained = leakage.training_matches(
+    trained = overlap.training_matches(
         rows,
         progress_lib.bar(
             _read(training, training_format or record_format, on_error),
@@ -92,10 +90,10 @@ def report(
   if corpus:
     scan = _scan(rows, settings, corpus, chunk_size,
                  _written(output)[1], progress)
-  found = leakage.report_rows(rows, trained, scan)
-  summary = leakage.summarize(found)
+  found = overlap.report_rows(rows, trained, scan)
+  summary = overlap.summarize(found)
   if predictions:
-    summary['scores'] = leakage.scores_by_cleanness(
+    summary['scores'] = overlap.scores_by_cleanness(
         found, _predictions(predictions))
   summary['settings'] = dataclasses.asdict(settings)
   output.parent.mkdir(parents=True, exist_ok=True)
@@ -151,28 +149,28 @@ def _predictions(path: str) -> Iterator[Mapping[str, Any]]:
 
 def _read(
     paths: str | Sequence[str], record_format: str, on_error: str
-) -> list[questions_lib.Question]:
+) -> list[Question]:
   # As eval reads them, whose predictions name questions by these ids.
-  return questions_lib.read_questions(
+  return reading.read_questions(
       paths, require_answers=False, duplicate_ids='number',
       record_format=record_format, on_error=on_error)
 
 
 def _scan(
-    questions: Sequence[questions_lib.Question],
-    settings: leakage.Settings,
+    questions: Sequence[Question],
+    settings: Settings,
     corpus: str,
     chunk_size: int,
     partial: pathlib.Path,
     progress: bool,
-) -> leakage.CorpusScan:
+) -> CorpusScan:
   """Goes through a corpus, from where an interrupted scan of it was."""
   if chunk_size < 1:
     raise ValueError(f'chunk_size is {chunk_size}; it must be at least 1')
-  store = corpus_lib.PassageStore.open(corpus)
-  scan = leakage.CorpusScan(questions, settings)
+  store = PassageStore.open(corpus)
+  scan = CorpusScan(questions, settings)
   identity = {'corpus': store.fingerprint,
-              'questions': leakage.digest(questions, settings)}
+              'questions': overlap.digest(questions, settings)}
   start = _resume(scan, partial, identity)
   saved = time.monotonic()
   with progress_lib.bar(
@@ -190,7 +188,7 @@ def _scan(
 
 
 def _save(
-    scan: leakage.CorpusScan, partial: pathlib.Path, identity: dict[str, str],
+    scan: CorpusScan, partial: pathlib.Path, identity: dict[str, str],
     rows: int,
 ) -> None:
   partial.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +200,7 @@ def _save(
 
 
 def _resume(
-    scan: leakage.CorpusScan, partial: pathlib.Path, identity: dict[str, str]
+    scan: CorpusScan, partial: pathlib.Path, identity: dict[str, str]
 ) -> int:
   """Takes over what an interrupted scan found; returns its next row."""
   try:
@@ -211,7 +209,7 @@ def _resume(
     return 0
   if {name: state.get(name) for name in identity} != identity:
     return 0  # Of other questions, settings or passages.
-  scan.matches = {int(number): leakage.CorpusMatch(**match)
+  scan.matches = {int(number): CorpusMatch(**match)
                   for number, match in state['matches'].items()}
   return state['rows']
 
@@ -223,11 +221,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
       '--questions', required=True, nargs='+', metavar='FILE',
       help='the evaluation set; globs allowed')
   parser.add_argument(
-      '--record_format', choices=question_formats.RECORD_FORMATS, default='qa')
+      '--record_format', choices=catalogue.RECORD_FORMATS, default='qa')
   parser.add_argument(
       '--training', nargs='+', metavar='FILE', help='training questions')
   parser.add_argument(
-      '--training_format', choices=question_formats.RECORD_FORMATS,
+      '--training_format', choices=catalogue.RECORD_FORMATS,
       help='of the training questions; default that of the questions')
   parser.add_argument('--corpus', metavar='CORPUS', help='folder of a corpus')
   parser.add_argument(
@@ -261,9 +259,3 @@ def _print(summary: dict[str, Any]) -> None:
         f'{name} {value:.4f}' for name, value in scores.items()
         if isinstance(value, float))
     print(f'{part:<22}{scores["count"]:>9,}  {shown}')
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['leakage', *sys.argv[1:]]))

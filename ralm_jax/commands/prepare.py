@@ -24,15 +24,24 @@ import shutil
 import sys
 from typing import Any
 
-from ralm_jax.preparation import catalogue
-from ralm_jax.preparation import download as download_lib
-from ralm_jax.preparation import fetched
-from ralm_jax.preparation import inputs as inputs_lib
-from ralm_jax.preparation import output_folder
-from ralm_jax.preparation import producing
-from ralm_jax.preparation import protocols
-from ralm_jax.preparation import reading
-from ralm_jax.preparation import writing
+from ralm_jax.preparation import (
+  catalogue,
+  download as download_lib,
+  fetched,
+  inputs,
+  output_folder,
+  producing,
+  protocols,
+  writing,
+)
+from ralm_jax.preparation.catalogue import Benchmark
+from ralm_jax.preparation.download import Patience
+from ralm_jax.preparation.fetched import Download
+from ralm_jax.preparation.inputs import Found
+from ralm_jax.preparation.protocols import Inputs, Options
+from ralm_jax.preparation.reading import Reader
+from ralm_jax.preparation.writing import Written
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -67,7 +76,7 @@ def prepare(
     downloads: str | None = None,
     sha256: Mapping[str, str] | None = None,
     addresses: Mapping[str, str] | None = None,
-    patience: download_lib.Patience = download_lib.Patience(),
+    patience: Patience = Patience(),
     overwrite: bool = False,
     progress: bool = True,
 ) -> Report:
@@ -109,13 +118,13 @@ def prepare(
     raise ValueError(f'{known.title} has no training questions to choose shots of')
   if shots is not None and shots_list:
     raise ValueError('give shots or shots_list, not both')
-  reader = reading.Reader(on_error, progress=progress)
+  reader = Reader(on_error, progress=progress)
   output_folder.recover(output)
   paths, checksums = list(sources), {}
   downloads = downloads or f'{output.rstrip("/")}.downloads'
   ours = (output, downloads)
   if download:
-    there = inputs_lib.find(known, sources, ours) if sources else None
+    there = inputs.find(known, sources, ours) if sources else None
     for file in _fetch(known, there, downloads, sha256 or {}, addresses or {},
                        patience, progress):
       paths.append(file.path)
@@ -126,7 +135,7 @@ def prepare(
     raise ValueError(
         f'name the files of {known.title} with --from, or give --download. '
         + known.by_hand())
-  found = inputs_lib.find(known, paths, ours)
+  found = inputs.find(known, paths, ours)
   manifest = {
       'format': writing.FORMAT,
       'benchmark': known.name,
@@ -154,10 +163,10 @@ def prepare(
         f'{difference}. Give another folder, or --overwrite.')
   with output_folder.creating(output, overwrite) as folder:
     unpacked = os.path.join(folder, '.unpacked')
-    files = inputs_lib.unpack(known, found, unpacked, progress=progress)
+    files = inputs.unpack(known, found, unpacked, progress=progress)
     written = producing.write(
         folder,
-        protocols.PROTOCOLS[known.protocol](protocols.Inputs(
+        protocols.PROTOCOLS[known.protocol](Inputs(
             known, files, reader, options, on_error == 'skip', found.guessed)),
         shots, shots_seed, shots_list, progress)
     shutil.rmtree(unpacked, ignore_errors=True)
@@ -175,7 +184,7 @@ def prepare(
   return Report(manifest, True, _lines(output, manifest))
 
 
-def _options(known: catalogue.Benchmark, **given: Any) -> protocols.Options:
+def _options(known: Benchmark, **given: Any) -> Options:
   """The options that were given; ones that mean nothing here are errors."""
   chosen = {name: value for name, value in given.items() if value is not None}
   for name in chosen:
@@ -185,14 +194,14 @@ def _options(known: catalogue.Benchmark, **given: Any) -> protocols.Options:
           + (', '.join(f'--{option}' for option in known.options) or 'no options'))
   if 'years' in chosen:
     chosen['years'] = tuple(str(year) for year in chosen['years'])
-  return protocols.Options(**chosen)
+  return Options(**chosen)
 
 
 def _fetch(
-    known: catalogue.Benchmark, there: inputs_lib.Found | None, folder: str,
+    known: Benchmark, there: Found | None, folder: str,
     sha256: Mapping[str, str], addresses: Mapping[str, str],
-    patience: download_lib.Patience, progress: bool,
-) -> Iterable[fetched.Download]:
+    patience: Patience, progress: bool,
+) -> Iterable[Download]:
   """Files of the publisher, but for those that are there."""
   if not known.sources:
     raise ValueError(
@@ -203,7 +212,7 @@ def _fetch(
       raise ValueError(
           f'{name!r} is no file of {known.title}; they are {", ".join(names)}')
   for source in known.sources:
-    if there and inputs_lib.has(known, there, source.name):
+    if there and inputs.has(known, there, source.name):
       if source.name in (*sha256, *addresses):
         raise ValueError(
             f'{source.name} is not fetched, --from gives it already: leave out '
@@ -232,7 +241,7 @@ def _version() -> str:
 
 
 def _sources(
-    found: inputs_lib.Found, checksums: Mapping[str, str],
+    found: Found, checksums: Mapping[str, str],
     shots_list: str | None, progress: bool,
 ) -> list[dict[str, Any]]:
   roles = {path: role for role, paths in found.files.items() for path in paths}
@@ -246,8 +255,8 @@ def _sources(
 
 
 def _absent(
-    known: catalogue.Benchmark, files: Mapping[str, Any],
-    written: Sequence[writing.Written],
+    known: Benchmark, files: Mapping[str, Any],
+    written: Sequence[Written],
 ) -> list[str]:
   """Parts that one might miss; a set of KILT's without any file is not.
 
@@ -353,9 +362,3 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   arguments['addresses'] = _pairs(arguments.pop('address'), '--address')
   for line in prepare(arguments.pop('benchmark'), **arguments).lines:
     print(line)
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['prepare', *sys.argv[1:]]))

@@ -13,11 +13,9 @@ import json
 import os
 import pathlib
 import re
-import sys
 
-from ralm_jax.evaluation import job_results
-from ralm_jax.evaluation import statistics
-from ralm_jax.evaluation import tables
+from ralm_jax.evaluation.scores import statistics
+from ralm_jax.jobs import markdown, results as job_results
 
 _SEED = re.compile(r'seed_\d+')
 _STEP = re.compile(r'step_(\d+)')
@@ -59,7 +57,7 @@ def collect(directory: str | os.PathLike[str]) -> list[Result]:
     return [found]
   seeds = sorted(
       (path for path in root.glob('seed_*') if _SEED.fullmatch(path.name)),
-      key=lambda path: tables.natural(path.name))
+      key=lambda path: markdown.natural(path.name))
   results = [result for result in map(_of_folder, seeds) if result is not None]
   if not results:
     raise FileNotFoundError(
@@ -79,7 +77,7 @@ def render(
     results: of `collect`, of any number of folders.
     metrics: names of those to show; None for all.
   """
-  groups = tables.grouped(results, lambda result: result.group)
+  groups = markdown.grouped(results, lambda result: result.group)
   known = list(dict.fromkeys(
       name for result in results for name in result.metrics))
   names = known if metrics is None else list(metrics)
@@ -96,7 +94,7 @@ def render(
                 if name in result.metrics]
       row.append(_spread(values))
     rows.append(row)
-  text = tables.table(['results', 'seeds', *names], rows)
+  text = markdown.table(['results', 'seeds', *names], rows)
   if any(len(members) > 1 for members in groups.values()):
     text += '\nMean ± standard deviation over seeds (n - 1).\n'
   for group, members in groups.items():
@@ -114,7 +112,7 @@ def render(
 def as_json(results: Sequence[Result]) -> list[dict]:
   """Each group with its seeds, their mean and deviation."""
   rows = []
-  for group, members in tables.grouped(
+  for group, members in markdown.grouped(
       results, lambda result: result.group).items():
     names = dict.fromkeys(
         name for result in members for name in result.metrics)
@@ -131,10 +129,10 @@ def as_json(results: Sequence[Result]) -> list[dict]:
 
 def _spread(values: Sequence[float]) -> str:
   if not values:
-    return tables.NOTHING
+    return markdown.NOTHING
   spread = statistics.spread(values)
   if spread.deviation is None:
-    return tables.number(spread.mean)
+    return markdown.number(spread.mean)
   return f'{spread.mean:.4f} ± {spread.deviation:.4f}'
 
 
@@ -219,9 +217,3 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     print(json.dumps(as_json(results), indent=2))
   else:
     print(render(results, arguments.metrics), end='')
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['report', *sys.argv[1:]]))

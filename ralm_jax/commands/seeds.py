@@ -13,9 +13,10 @@ import sys
 import threading
 from typing import Any
 
-from ralm_jax import gin_utils
-from ralm_jax import report
-from ralm_jax.data import atomic_files
+from ralm_jax.commands import report
+from ralm_jax.commands.report import Result
+from ralm_jax.files import atomic_files
+from ralm_jax.runs import gin_config
 
 FINISHED = 'finished.json'
 _SEED, _DIRECTORY, _STEPS = 'RANDOM_SEED', 'MODEL_DIR', 'TRAIN_STEPS'
@@ -35,7 +36,7 @@ def train_seeds(
     flags: Sequence[str] = (),
     metrics: Sequence[str] | None = None,
     show: bool = True,
-) -> list[report.Result]:
+) -> list[Result]:
   """Trains with each seed into MODEL_DIR/seed_N, one after another.
 
   Each run is a process of its own. Started again, it goes on with the run that
@@ -240,8 +241,8 @@ def _parse(
     gin_files: Sequence[str], bindings: Sequence[str],
     search_paths: Sequence[str],
 ) -> None:
-  gin_utils.import_tensorflow()
-  gin_utils.parse(gin_files, bindings, search_paths)
+  gin_config.import_tensorflow()
+  gin_config.parse(gin_files, bindings, search_paths)
 
 
 def _is_finished(folder: str, description: dict[str, Any]) -> bool:

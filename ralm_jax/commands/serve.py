@@ -15,9 +15,3 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   status = server.run(parser.parse_args(argv))
   if status:
     sys.exit(status)
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['serve', *sys.argv[1:]]))

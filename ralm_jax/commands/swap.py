@@ -10,15 +10,14 @@ import argparse
 from collections.abc import Sequence
 import logging
 import os
-import sys
 
-from retrieval_service import client as client_lib
-from retrieval_service import results
+from retrieval_service.client import RetrievalClient
+from retrieval_service.results import SwapResult
 
 
 def swap(
     index: str, *, retrieval_address: str, retry_for_s: float = 30.0
-) -> results.SwapResult:
+) -> SwapResult:
   """Has the process at an address serve another INDEX folder.
 
   Args:
@@ -31,7 +30,7 @@ def swap(
       former one stays served.
     retrieval_service.client.RetrievalError: the process cannot be reached.
   """
-  with client_lib.RetrievalClient(
+  with RetrievalClient(
       retrieval_address, retry_for_s=retry_for_s) as client:
     done = client.swap(os.path.abspath(index))
   if done.pinned_by:
@@ -68,9 +67,3 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     return
   print(f'{address} served  {done.former_directory} (index '
         f'{done.former_index_id})\n{" " * len(address)} serves  {now}')
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['swap', *sys.argv[1:]]))

@@ -9,8 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from ralm_jax.data import ragged
-from ralm_jax.data import templates
+from ralm_jax.data.ragged import RaggedTokens
+from ralm_jax.data.text import templates
+from ralm_jax.data.text.templates import TokenTemplate
 
 NO_PASSAGE = -1  # As a row: there is no such passage.
 
@@ -19,7 +20,7 @@ class TokenSource(Protocol):
   """What assembly needs of a `corpus.PassageStore`."""
 
   def tokens(self, rows: np.ndarray, column: str, *,
-             max_length: int | None = None) -> ragged.RaggedTokens:
+             max_length: int | None = None) -> RaggedTokens:
     """Tokens of `rows` [N] int; none where a row is -1."""
 
 
@@ -88,9 +89,9 @@ class PassageInputs:
 
 
 def assemble_reader_inputs(
-    queries: ragged.RaggedTokens | np.ndarray, rows: np.ndarray,
-    store: TokenSource | None, template: templates.TokenTemplate, length: int,
-    *, titles: ragged.RaggedTokens | None = None) -> PassageInputs:
+    queries: RaggedTokens | np.ndarray, rows: np.ndarray,
+    store: TokenSource | None, template: TokenTemplate, length: int,
+    *, titles: RaggedTokens | None = None) -> PassageInputs:
   """Puts queries and passages together for the reader.
 
   As in Atlas, one text a passage is truncated on the right and ends with eos;
@@ -126,8 +127,8 @@ def assemble_reader_inputs(
   rows = _checked_rows(rows)
   if titles is not None and len(titles) != rows.size:
     raise ValueError(f'{len(titles)} titles for {rows.size} passages')
-  if not isinstance(queries, ragged.RaggedTokens):
-    queries = ragged.RaggedTokens.from_padded(queries, template.pad_id)
+  if not isinstance(queries, RaggedTokens):
+    queries = RaggedTokens.from_padded(queries, template.pad_id)
   if len(queries) != len(rows):
     raise ValueError(f'{len(queries)} queries, but rows for {len(rows)}')
   fields = _passage_fields(store, 'reader', template, rows, length)
@@ -145,7 +146,7 @@ def assemble_reader_inputs(
 
 
 def assemble_retriever_inputs(
-    rows: np.ndarray, store: TokenSource, template: templates.TokenTemplate,
+    rows: np.ndarray, store: TokenSource, template: TokenTemplate,
     length: int) -> PassageInputs:
   """Passages as the passage encoder reads them.
 
@@ -178,8 +179,8 @@ def _checked_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def _passage_fields(
-    store: TokenSource | None, model: str, template: templates.TokenTemplate,
-    rows: np.ndarray, length: int) -> dict[str, ragged.RaggedTokens]:
+    store: TokenSource | None, model: str, template: TokenTemplate,
+    rows: np.ndarray, length: int) -> dict[str, RaggedTokens]:
   """Tokens of the template's passage fields, `batch * n_passages` each."""
   fields = {}
   for name in template.fields:
@@ -194,8 +195,8 @@ def _passage_fields(
   return fields
 
 
-def _assemble(template: templates.TokenTemplate,
-              fields: dict[str, ragged.RaggedTokens], rows: np.ndarray,
+def _assemble(template: TokenTemplate,
+              fields: dict[str, RaggedTokens], rows: np.ndarray,
               length: int) -> PassageInputs:
   passage_mask = rows >= 0
   shows_passages = set(template.fields) != {'query'}

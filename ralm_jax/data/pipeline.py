@@ -15,11 +15,12 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from ralm_jax.data import batches
-from ralm_jax.data import corpus
-from ralm_jax.data import dates
-from ralm_jax.data import features
-from ralm_jax.data import passage_ids
+from ralm_jax.data import dates, features
+from ralm_jax.data.batches import QueryBatch
+from ralm_jax.data.corpus import passage_ids
+from ralm_jax.data.corpus.passage_ids import RowsOfIds
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.features import RetrievalFeatureConverter
 
 # The accelerators belong to JAX.
 tf.config.set_visible_devices([], 'GPU')
@@ -60,22 +61,22 @@ class DatasetIterator:
 
   def __init__(self, dataset: tf.data.Dataset):
     self._iterator = iter(dataset)
-    self._rows_of: passage_ids.RowsOfIds | None = None
+    self._rows_of: RowsOfIds | None = None
     self._closed_book = False
 
-  def use_corpus(self, store: corpus.PassageStore | None) -> None:
+  def use_corpus(self, store: PassageStore | None) -> None:
     """Says whose rows the passages that examples name are.
 
     Args:
       store: the corpus that is searched; None for closed-book.
     """
-    self._rows_of = None if store is None else passage_ids.RowsOfIds(store)
+    self._rows_of = None if store is None else RowsOfIds(store)
     self._closed_book = store is None
 
   def __iter__(self) -> DatasetIterator:
     return self
 
-  def __next__(self) -> batches.QueryBatch:
+  def __next__(self) -> QueryBatch:
     """The next batch.
 
     Raises:
@@ -107,7 +108,7 @@ class DatasetIterator:
       exclude_documents = ()
     rows_of = self._rows_of or (lambda ids: None)
     size = len(arrays['target_tokens'])
-    return batches.QueryBatch(
+    return QueryBatch(
         **arrays,
         example_index=np.arange(size, dtype=np.int64),
         exclude_rows=rows_of(exclude_ids),
@@ -186,7 +187,7 @@ def get_dataset_iterator(
         f'{sorted(task.splits)}.'
     )
   lengths = dict(config.task_feature_lengths or feature_lengths)
-  converter = features.RetrievalFeatureConverter(pad_ids={
+  converter = RetrievalFeatureConverter(pad_ids={
       **{
           name: feature.vocabulary.pad_id
           for name, feature in task.output_features.items()

@@ -1,7 +1,7 @@
 """Ragged token sequences in two flat NumPy arrays."""
 
-import dataclasses
 from collections.abc import Iterable, Sequence
+import dataclasses
 
 import numpy as np
 

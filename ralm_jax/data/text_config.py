@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-from ralm_jax.data import templates
+from ralm_jax.data.text import templates
 
 
 @dataclasses.dataclass(frozen=True)

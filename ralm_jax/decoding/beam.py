@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ralm_jax.decoding import constraints as constraints_lib
-from ralm_jax.decoding import options as options_lib
-from ralm_jax.decoding import stepper as stepper_lib
 from ralm_jax.decoding import top_k
+from ralm_jax.decoding.constraints import Constraints
+from ralm_jax.decoding.options import DecodingOptions
+from ralm_jax.decoding.stepper import Cache, Decoded, Stepper
 
 Array = jax.Array
 # Finite, so that sequences pushed down by it keep their order among them.
@@ -71,14 +71,14 @@ class _Search:
   finished: _Sequences
   improvable: Array
   going_on: Array
-  cache: stepper_lib.Cache
+  cache: Cache
 
 
 def beam_search(
-    stepper: stepper_lib.Stepper,
-    options: options_lib.DecodingOptions,
-    constraints: constraints_lib.Constraints,
-) -> stepper_lib.Decoded:
+    stepper: Stepper,
+    options: DecodingOptions,
+    constraints: Constraints,
+) -> Decoded:
   """The `options.num_return` best sequences that a search finds.
 
   Args:
@@ -109,13 +109,13 @@ def beam_search(
 
   end = jax.lax.while_loop(lambda search: search.going_on, advance, search)
   kept = jax.tree.map(lambda x: x[:, :options.num_return], end.finished)
-  return stepper_lib.Decoded(kept.tokens, kept.log_probs, kept.scores)
+  return Decoded(kept.tokens, kept.log_probs, kept.scores)
 
 
 def _nothing(
     batch: int,
-    options: options_lib.DecodingOptions,
-    constraints: constraints_lib.Constraints,
+    options: DecodingOptions,
+    constraints: Constraints,
 ) -> _Search:
   """The state before the first token; its cache is not in it yet."""
   shape = (batch, options.num_beams)
@@ -146,8 +146,8 @@ def _nothing(
 def _extend(
     search: _Search,
     logits: Array,
-    options: options_lib.DecodingOptions,
-    constraints: constraints_lib.Constraints,
+    options: DecodingOptions,
+    constraints: Constraints,
 ) -> _Search:
   """Continues every beam by a token and decides whether to go on.
 
@@ -203,7 +203,7 @@ def _candidates(
     running: _Sequences,
     logits: Array,
     step: Array,
-    constraints: constraints_lib.Constraints,
+    constraints: Constraints,
 ) -> tuple[_Sequences, Array]:
   """The best continuations of all beams together, twice as many as beams.
 
@@ -250,7 +250,7 @@ def _may_improve(
     finished: _Sequences,
     step: Array,
     penalties: Array,
-    options: options_lib.DecodingOptions,
+    options: DecodingOptions,
 ) -> Array:
   """Whether the best running beam might pass the worst finished one: [batch].
 

@@ -3,18 +3,15 @@ from __future__ import annotations
 
 import jax
 
-from ralm_jax.decoding import beam
-from ralm_jax.decoding import constraints as constraints_lib
-from ralm_jax.decoding import greedy
-from ralm_jax.decoding import options as options_lib
-from ralm_jax.decoding import rows
-from ralm_jax.decoding import sampling
-from ralm_jax.decoding import stepper as stepper_lib
+from ralm_jax.decoding import beam, greedy, rows, sampling
+from ralm_jax.decoding.constraints import Constraints
+from ralm_jax.decoding.options import DecodingOptions
+from ralm_jax.decoding.stepper import Decoded, Stepper
 
 
 def decode(
-    stepper: stepper_lib.Stepper,
-    options: options_lib.DecodingOptions = options_lib.DecodingOptions(),
+    stepper: Stepper,
+    options: DecodingOptions = DecodingOptions(),
     *,
     max_length: int,
     eos_id: int,
@@ -22,7 +19,7 @@ def decode(
     forced_first_id: int | None = None,
     forced_last_id: int | None = None,
     rng: jax.Array | None = None,
-) -> stepper_lib.Decoded:
+) -> Decoded:
   """Produces sequences as `options` say; to be called under `jax.jit`.
 
   Every example of the batch is decoded as if it were alone, and the loop ends
@@ -46,7 +43,7 @@ def decode(
     ValueError: `min_length` above `max_length`, an id outside the vocabulary,
       or sampling without a key.
   """
-  constraints = constraints_lib.Constraints(
+  constraints = Constraints(
       max_length=max_length,
       eos_id=eos_id,
       pad_id=pad_id,

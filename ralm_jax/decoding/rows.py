@@ -7,8 +7,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from ralm_jax.decoding import constraints as constraints_lib
-from ralm_jax.decoding import stepper as stepper_lib
+from ralm_jax.decoding.constraints import Constraints
+from ralm_jax.decoding.stepper import Cache, Decoded, Stepper
 
 Array = jax.Array
 # (float32 [batch, rows, vocab], int32 [] step) -> int32 [batch, rows].
@@ -22,16 +22,16 @@ class _Loop:
   tokens: Array  # [batch, rows, max_length]
   log_probs: Array  # [batch, rows]
   ended: Array  # bool [batch, rows]
-  cache: stepper_lib.Cache
+  cache: Cache
 
 
 def decode_rows(
-    stepper: stepper_lib.Stepper,
+    stepper: Stepper,
     choose: Choose,
-    constraints: constraints_lib.Constraints,
+    constraints: Constraints,
     *,
     num_rows: int,
-) -> stepper_lib.Decoded:
+) -> Decoded:
   """Continues `num_rows` rows an example until all of them have ended.
 
   Args:
@@ -45,7 +45,7 @@ def decode_rows(
   constraints.check_vocabulary(vocab)
   shape = (batch, num_rows)
 
-  def advance(loop: _Loop, logits: Array, cache: stepper_lib.Cache) -> _Loop:
+  def advance(loop: _Loop, logits: Array, cache: Cache) -> _Loop:
     logits = logits.astype(jnp.float32)
     token = choose(constraints.apply(logits, loop.step), loop.step)
     token = jnp.where(loop.ended, constraints.pad_id, token).astype(jnp.int32)
@@ -86,4 +86,4 @@ def decode_rows(
       lambda loop: advance(loop, *stepper.step(loop.token, loop.cache)),
       first,
   )
-  return stepper_lib.Decoded(end.tokens, end.log_probs, end.log_probs)
+  return Decoded(end.tokens, end.log_probs, end.log_probs)

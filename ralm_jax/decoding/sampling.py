@@ -10,8 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ralm_jax.decoding import options as options_lib
-from ralm_jax.decoding import rows
+from ralm_jax.decoding.options import DecodingOptions
+from ralm_jax.decoding.rows import Choose
 
 Array = jax.Array
 
@@ -83,7 +83,7 @@ def _keep_highest(scores: Array, enough: Callable[[Array], Array]) -> Array:
   return jnp.where(ordered >= lowest[..., None], scores, -jnp.inf)
 
 
-def warp(scores: Array, options: options_lib.DecodingOptions) -> Array:
+def warp(scores: Array, options: DecodingOptions) -> Array:
   """The logits that are sampled from: float32 [..., vocab] -> the same."""
   if options.temperature != 1.0:
     scores = scores / options.temperature
@@ -94,7 +94,7 @@ def warp(scores: Array, options: options_lib.DecodingOptions) -> Array:
   return scores
 
 
-def draw(options: options_lib.DecodingOptions, rng: Array) -> rows.Choose:
+def draw(options: DecodingOptions, rng: Array) -> Choose:
   """Draws every token by a key of its step, rows independently of each other.
 
   Args:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ralm_jax.data import tokenization
-from ralm_jax.decoding import options as options_lib
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.decoding.options import DecodingOptions
 from ralm_jax.models import prediction
 
 
@@ -30,7 +30,7 @@ class AnswerOptions:
     seed: of the draws.
   """
 
-  decoding: options_lib.DecodingOptions = options_lib.DecodingOptions()
+  decoding: DecodingOptions = DecodingOptions()
   rag_decoding: str = 'thorough'
   candidate_chunk: int | None = None
   max_length: int | None = None
@@ -64,7 +64,7 @@ class AnswerOptions:
       TypeError: an unknown name.
     """
     own = {field.name for field in dataclasses.fields(cls)}
-    decoding = options_lib.DecodingOptions(
+    decoding = DecodingOptions(
         **{name: value for name, value in values.items() if name not in own})
     rest = {name: value for name, value in values.items() if name in own}
     return cls(decoding=decoding, **rest)
@@ -85,7 +85,7 @@ class AnswerOptions:
       self,
       questions: Sequence[str],
       size: int,
-      tokenizer: tokenization.QueryTokenizer,
+      tokenizer: QueryTokenizer,
   ) -> tuple[np.ndarray, np.ndarray] | None:
     """Prefixes of questions and of padding rows.
 

@@ -15,15 +15,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from ralm_jax import progress as progress_lib
-from ralm_jax.data import multiple_choice
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.data import tokenization
-from ralm_jax.evaluation import evaluator as evaluator_lib
-from ralm_jax.evaluation import prediction_files
-from ralm_jax.evaluation import records as records_lib
-from ralm_jax.models import choices as choices_lib
+from ralm_jax.data.questions import multiple_choice
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.evaluation import prediction_files, records
+from ralm_jax.evaluation.evaluator import Evaluator
+from ralm_jax.evaluation.records import Answer
+from ralm_jax.files import progress as progress_lib
+from ralm_jax.models import choices
+from ralm_jax.models.choices import ChoiceTokens
 from ralm_jax.training import partitioning
+from ralm_jax.training.partitioning import PartitionedFunction
 
 PyTree = Any
 Order = tuple[int, ...]
@@ -47,7 +49,7 @@ class ChoiceResult:
   first_choices: tuple[int, ...]
 
   def metrics(
-      self, question: questions_lib.Question
+      self, question: Question
   ) -> dict[str, float | None]:
     """`accuracy` in the original order, of all orders, and de-biased.
 
@@ -100,7 +102,7 @@ class ChoiceEvaluator:
 
   def __init__(
       self,
-      evaluator: evaluator_lib.Evaluator,
+      evaluator: Evaluator,
       *,
       permutations: str = 'single',
   ):
@@ -119,13 +121,13 @@ class ChoiceEvaluator:
     self._batch_size, self._size = evaluator.batch_size, evaluator.size
     self._permutations = permutations
     self._max_question_tokens = evaluator.spec.tokenizer.text.choice_prompt_length
-    self._tokens: choices_lib.ChoiceTokens | None = None
-    self._score: partitioning.PartitionedFunction | None = None
+    self._tokens: ChoiceTokens | None = None
+    self._score: PartitionedFunction | None = None
 
   def predictions(
       self,
       params: PyTree,
-      questions: Sequence[questions_lib.Question],
+      questions: Sequence[Question],
       *,
       done: int = 0,
       progress: bool = False,
@@ -180,7 +182,7 @@ class ChoiceEvaluator:
   def evaluate(
       self,
       params: PyTree,
-      questions: Sequence[questions_lib.Question],
+      questions: Sequence[Question],
       *,
       output: str | os.PathLike[str] | None = None,
       progress: bool = False,
@@ -190,21 +192,21 @@ class ChoiceEvaluator:
         functools.partial(self.predictions, params, questions, progress=progress),
         output, metrics=METRICS)
 
-  def _orders(self, question: questions_lib.Question) -> list[Order]:
+  def _orders(self, question: Question) -> list[Order]:
     return multiple_choice.orderings(len(question.options), self._permutations)
 
   def _use_letters(self, n_options: int) -> None:
     if self._tokens is not None and len(self._tokens.tokens) == n_options:
       return
-    self._tokens = choices_lib.ChoiceTokens.make(list(map(
+    self._tokens = ChoiceTokens.make(list(map(
         self._spec.tokenizer.target, multiple_choice.LETTERS[:n_options])))
     self._score = self._partitioner.partition_rows(functools.partial(
-        choices_lib.choice_logits, self._spec.model, choices=self._tokens))
+        choices.choice_logits, self._spec.model, choices=self._tokens))
 
   def _answers(
       self,
       params: PyTree,
-      batch: Sequence[tuple[questions_lib.Question, Order]],
+      batch: Sequence[tuple[Question, Order]],
   ) -> list[_OrderAnswer]:
     """Answers at most a batch of questions, each in one order."""
     shown = [
@@ -225,7 +227,7 @@ class ChoiceEvaluator:
     ]
 
   def _preferred(
-      self, questions: Sequence[questions_lib.Question], logits: np.ndarray
+      self, questions: Sequence[Question], logits: np.ndarray
   ) -> np.ndarray:
     """Tokens [size, length] of the letter with the largest logit."""
     best = np.zeros(self._size, int)
@@ -235,8 +237,8 @@ class ChoiceEvaluator:
     return np.where(self._tokens.mask, self._tokens.tokens, pad_id)[best]
 
   def _share(
-      self, questions: Sequence[questions_lib.Question], process: int, done: int
-  ) -> list[questions_lib.Question]:
+      self, questions: Sequence[Question], process: int, done: int
+  ) -> list[Question]:
     """What a process answers; as `Evaluator.mine`, batch by batch."""
     starts = range(done * self._batch_size, len(questions), self._batch_size)
     first = process * self._size
@@ -249,9 +251,9 @@ class ChoiceEvaluator:
 
 def check(
     metrics: str,
-    questions: Sequence[questions_lib.Question],
+    questions: Sequence[Question],
     permutations: str,
-    tokenizer: tokenization.QueryTokenizer | None = None,
+    tokenizer: QueryTokenizer | None = None,
 ) -> None:
   """Raises ValueError where questions cannot be answered by choosing.
 
@@ -284,18 +286,18 @@ class _OrderAnswer:
 
   order: Order
   logits: np.ndarray
-  found: records_lib.Answer
+  found: Answer
 
 
 def _record(
-    question: questions_lib.Question, answers: Sequence[_OrderAnswer]
+    question: Question, answers: Sequence[_OrderAnswer]
 ) -> dict[str, Any]:
   """The object of one line of `predictions.jsonl`."""
   letters = multiple_choice.LETTERS
   result = combine(
       question.options, [answer.order for answer in answers],
       np.stack([answer.logits for answer in answers]))
-  record = records_lib.prediction_record(question, answers[0].found, METRICS)
+  record = records.prediction_record(question, answers[0].found, METRICS)
   metrics = record.pop('metrics')  # Of the passages alone.
   return {
       **record,

@@ -10,19 +10,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from ralm_jax import progress as progress_lib
-from ralm_jax import specification
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.evaluation import answering as answering_lib
-from ralm_jax.evaluation import passage_sources
-from ralm_jax.evaluation import prediction_files
-from ralm_jax.evaluation import records as records_lib
-from ralm_jax.evaluation import retrieval_metrics
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.evaluation import passage_sources, prediction_files, records
+from ralm_jax.evaluation.answering import AnswerOptions
+from ralm_jax.evaluation.passage_sources import FileSource, IndexSource, NoPassages
+from ralm_jax.evaluation.records import Answer, AnsweredPassage
+from ralm_jax.evaluation.scores import retrieval
+from ralm_jax.files import progress as progress_lib
 from ralm_jax.models import passage_effects as effects_lib
-from ralm_jax.models import prediction
-from ralm_jax.models import reader_batch
-from ralm_jax.retrieval import retriever as retriever_lib
+from ralm_jax.models.prediction import Decoded
+from ralm_jax.models.reader_batch import ReaderBatch
+from ralm_jax.retrieval.retriever import PassageRetriever, Retrieved
 from ralm_jax.training import partitioning
+from ralm_jax.training.partitioning import Partitioner
 
 PyTree = Any
 
@@ -38,14 +39,14 @@ class Evaluator:
 
   def __init__(
       self,
-      spec: specification.Specification,
-      partitioner: partitioning.Partitioner,
-      retriever: retriever_lib.PassageRetriever | None,
+      spec: Specification,
+      partitioner: Partitioner,
+      retriever: PassageRetriever | None,
       *,
       batch_size: int = 32,
       rerank_to: int | None = None,
       rerank_chunk: int | None = None,
-      answering: answering_lib.AnswerOptions = answering_lib.AnswerOptions(),
+      answering: AnswerOptions = AnswerOptions(),
       file_passages: int | None = None,
       search_filter: str = 'passage',
       reads: bool = True,
@@ -94,13 +95,13 @@ class Evaluator:
     self.batch_size, self.size = batch_size, size
     self._closed_book = spec.text.closed_book
     if self._closed_book:
-      self._source = passage_sources.NoPassages(spec, size)
+      self._source = NoPassages(spec, size)
     elif file_passages is not None:
-      self._source = passage_sources.FileSource(
+      self._source = FileSource(
           spec, partitioner, size, file_passages,
           excludes=search_filter != 'none')
     else:
-      self._source = passage_sources.IndexSource(
+      self._source = IndexSource(
           spec, partitioner, retriever, size, rerank_to=rerank_to,
           rerank_chunk=rerank_chunk)
     answering.check_reading(spec.model.reading)
@@ -127,8 +128,8 @@ class Evaluator:
     return self._source.name
 
   def _decode(
-      self, params: PyTree, batch: reader_batch.ReaderBatch, key: jax.Array
-  ) -> prediction.Decoded:
+      self, params: PyTree, batch: ReaderBatch, key: jax.Array
+  ) -> Decoded:
     chosen, model = self._answering, self.spec.model
     return model.predict(
         params, batch,
@@ -140,8 +141,8 @@ class Evaluator:
     )
 
   def retrieve(
-      self, params: PyTree, questions: Sequence[questions_lib.Question | str]
-  ) -> retriever_lib.Retrieved:
+      self, params: PyTree, questions: Sequence[Question | str]
+  ) -> Retrieved:
     """Passages of at most `size` questions, without what these exclude.
 
     Rows beyond the questions are those of padding.
@@ -149,8 +150,8 @@ class Evaluator:
     return self._source.retrieve(params, questions)
 
   def answer(
-      self, params: PyTree, questions: Sequence[questions_lib.Question | str]
-  ) -> list[records_lib.Answer]:
+      self, params: PyTree, questions: Sequence[Question | str]
+  ) -> list[Answer]:
     """Answers at most `size` questions.
 
     Every process calls this with its own questions, as many times.
@@ -176,17 +177,17 @@ class Evaluator:
     return self.with_likelihoods(params, batch, questions, tokens[:, 0], answers)
 
   def find(
-      self, params: PyTree, questions: Sequence[questions_lib.Question | str]
-  ) -> tuple[retriever_lib.Retrieved, list[records_lib.Answer]]:
+      self, params: PyTree, questions: Sequence[Question | str]
+  ) -> tuple[Retrieved, list[Answer]]:
     """Passages of a batch, also as answers that have no prediction yet."""
     retrieved = self.retrieve(params, questions)
-    passages: list[tuple[records_lib.AnsweredPassage, ...]] = [()] * len(questions)
+    passages: list[tuple[AnsweredPassage, ...]] = [()] * len(questions)
     n_passages = 0
     if not self._closed_book:
       passages = self._passages(retrieved, len(questions))
       n_passages = retrieved.rows.shape[1]
     return retrieved, [
-        records_lib.Answer(
+        Answer(
             None, None, shown, n_passages, retrieved.index_id,
             retrieved.generation)
         for shown in passages
@@ -194,10 +195,10 @@ class Evaluator:
 
   def reader_batch(
       self,
-      questions: Sequence[questions_lib.Question | str],
-      retrieved: retriever_lib.Retrieved,
+      questions: Sequence[Question | str],
+      retrieved: Retrieved,
       targets: Sequence[str] | None = None,
-  ) -> reader_batch.ReaderBatch:
+  ) -> ReaderBatch:
     """Host arrays for the reader.
 
     Args:
@@ -219,11 +220,11 @@ class Evaluator:
   def with_likelihoods(
       self,
       params: PyTree,
-      batch: reader_batch.ReaderBatch,
-      questions: Sequence[questions_lib.Question | str],
+      batch: ReaderBatch,
+      questions: Sequence[Question | str],
       tokens: np.ndarray,
-      answers: list[records_lib.Answer],
-  ) -> list[records_lib.Answer]:
+      answers: list[Answer],
+  ) -> list[Answer]:
     """Adds losses of targets and effects of passages where they are asked for.
 
     Args:
@@ -242,10 +243,10 @@ class Evaluator:
   def _with_losses(
       self,
       params: PyTree,
-      batch: reader_batch.ReaderBatch,
-      questions: Sequence[questions_lib.Question | str],
-      answers: list[records_lib.Answer],
-  ) -> list[records_lib.Answer]:
+      batch: ReaderBatch,
+      questions: Sequence[Question | str],
+      answers: list[Answer],
+  ) -> list[Answer]:
     """Adds the mean negative log-likelihood of a target's tokens."""
     targets = [getattr(q, 'target', None) or next(iter(getattr(q, 'answers', ())), '')
                for q in questions]
@@ -266,10 +267,10 @@ class Evaluator:
   def _with_effects(
       self,
       params: PyTree,
-      batch: reader_batch.ReaderBatch,
+      batch: ReaderBatch,
       tokens: np.ndarray,
-      answers: list[records_lib.Answer],
-  ) -> list[records_lib.Answer]:
+      answers: list[Answer],
+  ) -> list[Answer]:
     """Adds each passage's effect on the likelihood of the answer decoded."""
     mask = tokens != self.spec.tokenizer.reader_vocabulary.pad_id
     mask[len(answers):] = False
@@ -284,14 +285,14 @@ class Evaluator:
     ]
 
   def _passages(
-      self, retrieved: retriever_lib.Retrieved, count: int
-  ) -> list[tuple[records_lib.AnsweredPassage, ...]]:
+      self, retrieved: Retrieved, count: int
+  ) -> list[tuple[AnsweredPassage, ...]]:
     probabilities = retrieved.probabilities(self.spec.model.score_divisor)
     stored = self._source.store.passages(retrieved.rows[:count].ravel())
     k = retrieved.rows.shape[1]
     return [
         tuple(
-            records_lib.AnsweredPassage(
+            AnsweredPassage(
                 stored[i * k + j],
                 float(retrieved.scores[i, j]),
                 float(probabilities[i, j]),
@@ -305,7 +306,7 @@ class Evaluator:
   def predictions(
       self,
       params: PyTree,
-      questions: Sequence[questions_lib.Question],
+      questions: Sequence[Question],
       *,
       done: int = 0,
       progress: bool = False,
@@ -326,11 +327,11 @@ class Evaluator:
       mine = self.mine(questions, start)
       answers = self.answer(params, mine)
       for question, answer in zip(mine, answers):
-        yield records_lib.prediction_record(question, answer, self._metrics)
+        yield records.prediction_record(question, answer, self._metrics)
 
   def mine(
-      self, questions: Sequence[questions_lib.Question], start: int
-  ) -> Sequence[questions_lib.Question]:
+      self, questions: Sequence[Question], start: int
+  ) -> Sequence[Question]:
     """This process's part of the batch that begins at a question."""
     first = start + jax.process_index() * self.size
     return questions[first : min(first + self.size, start + self.batch_size)]
@@ -338,7 +339,7 @@ class Evaluator:
   def retrieval_recall(
       self,
       params: PyTree,
-      questions: Sequence[questions_lib.Question],
+      questions: Sequence[Question],
       *,
       k: int,
   ) -> float:
@@ -356,8 +357,8 @@ class Evaluator:
         if not question.gold_passage_ids:
           continue
         shown = self._source.store.passages(rows[:k])
-        found = retrieval_metrics.gold_hits(
-            records_lib.known_as(shown, question), question.gold_passage_ids)
+        found = retrieval.gold_hits(
+            records.known_as(shown, question), question.gold_passage_ids)
         hits.append(bool(found.any()))
     if not hits:
       raise ValueError(
@@ -369,7 +370,7 @@ class Evaluator:
   def evaluate(
       self,
       params: PyTree,
-      questions: Sequence[questions_lib.Question],
+      questions: Sequence[Question],
       *,
       output: str | os.PathLike[str] | None = None,
       progress: bool = False,

@@ -15,10 +15,9 @@ import os
 import sys
 from typing import Any
 
-from ralm_jax.data import atomic_files
-from ralm_jax.data import json_records
-from ralm_jax.data import kilt_format
-from ralm_jax.data import passages as passages_lib
+from ralm_jax.data.corpus import passages as passages_lib
+from ralm_jax.data.questions.formats import kilt
+from ralm_jax.files import atomic_files, json_records
 
 PAGE_FIELDS = ('auto', 'document', 'id', 'title')
 SEPARATORS = '_#-:'
@@ -97,10 +96,10 @@ def write(
       prediction at all, a malformed one, an id twice, or passages none of which
       names a page.
   """
-  if record_format not in kilt_format.EXPECTED:
+  if record_format not in kilt.EXPECTED:
     raise ValueError(
         f'record_format is {record_format!r}; KILT\'s are '
-        f'{", ".join(kilt_format.EXPECTED)}')
+        f'{", ".join(kilt.EXPECTED)}')
   if os.path.realpath(output) == os.path.realpath(predictions):
     raise ValueError(
         f'{os.fspath(output)}: the output would replace the predictions that it '
@@ -118,7 +117,7 @@ def write(
         seen[record['id']] = line
         provenance = list(_provenance(
             record.get('passages') or [], where, page_field, separators, with_text))
-        answer = kilt_format.published_answer(
+        answer = kilt.published_answer(
             record['prediction'].strip(), record_format)
         row = {'id': record['id'],
                'output': [{'answer': answer, 'provenance': provenance}]}
@@ -183,7 +182,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   parser = argparse.ArgumentParser(prog=prog, description=__doc__.split('\n', 1)[0])
   parser.add_argument('--predictions', required=True, metavar='predictions.jsonl')
   parser.add_argument(
-      '--record_format', required=True, choices=kilt_format.EXPECTED)
+      '--record_format', required=True, choices=kilt.EXPECTED)
   parser.add_argument('--output', required=True, metavar='FILE')
   parser.add_argument(
       '--page_field', choices=PAGE_FIELDS, default='auto',

@@ -30,11 +30,11 @@ import json
 import math
 from typing import Any
 
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.evaluation import metrics
-from ralm_jax.evaluation import retrieval_metrics
-from ralm_jax.evaluation import word_spans
+from ralm_jax.data.corpus.passages import Passage
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.evaluation import metrics, word_spans
+from ralm_jax.evaluation.scores import retrieval
+from ralm_jax.evaluation.word_spans import SpanFinder
 
 # Lewis et al.'s three kinds of question.
 CATEGORIES = ('question_overlap', 'answer_overlap', 'no_overlap')
@@ -111,7 +111,7 @@ class CorpusMatch:
   passages: int = 1
 
 
-def answer_texts(question: questions_lib.Question) -> list[str]:
+def answer_texts(question: Question) -> list[str]:
   """The answers as texts: an option's for its letter, none for patterns."""
   if question.patterns:
     return []
@@ -121,8 +121,8 @@ def answer_texts(question: questions_lib.Question) -> list[str]:
 
 
 def training_matches(
-    questions: Sequence[questions_lib.Question],
-    training: Iterable[questions_lib.Question],
+    questions: Sequence[Question],
+    training: Iterable[Question],
     settings: Settings = Settings(),
 ) -> list[TrainingMatch]:
   """Compares every question with every training question.
@@ -161,7 +161,7 @@ def training_matches(
   return matches
 
 
-def _normalized(question: questions_lib.Question) -> str:
+def _normalized(question: Question) -> str:
   return metrics.normalize_answer(question.question) or question.question.strip()
 
 
@@ -209,12 +209,12 @@ class CorpusScan:
   """
 
   def __init__(
-      self, questions: Sequence[questions_lib.Question],
+      self, questions: Sequence[Question],
       settings: Settings = Settings()):
     """Indexes the questions."""
     self._questions = questions
     self._answers = [answer_texts(question) for question in questions]
-    self._finder = word_spans.SpanFinder(
+    self._finder = SpanFinder(
         [question.question for question in questions], settings.span_share,
         settings.min_words)
     self.matches: dict[int, CorpusMatch] = {}
@@ -223,7 +223,7 @@ class CorpusScan:
     """Whether a question has enough words to be looked for."""
     return self._finder.is_searched(number)
 
-  def add(self, passages: Sequence[passages_lib.Passage]) -> None:
+  def add(self, passages: Sequence[Passage]) -> None:
     """Looks at a chunk of passages; those a question excludes do not count."""
     texts = [f'{passage.merged_title} {passage.text}' for passage in passages]
     for span in self._finder.find(texts):
@@ -235,7 +235,7 @@ class CorpusScan:
           title=passage.merged_title,
           span=self._finder.span_text(span),
           share=span.length / self._finder.n_words(span.question),
-          has_answer=retrieval_metrics.has_answer(
+          has_answer=retrieval.has_answer(
               texts[span.passage], self._answers[span.question]),
       )
       known = self.matches.get(span.question)
@@ -245,7 +245,7 @@ class CorpusScan:
       self.matches[span.question] = match
 
 
-def digest(questions: Sequence[questions_lib.Question], settings: Settings) -> str:
+def digest(questions: Sequence[Question], settings: Settings) -> str:
   """Identifies what a scan looks for, so that one can be continued."""
   content = [dataclasses.astuple(settings)] + [
       (q.id, q.question, answer_texts(q), q.exclude_passage_ids) for q in questions]
@@ -253,7 +253,7 @@ def digest(questions: Sequence[questions_lib.Question], settings: Settings) -> s
 
 
 def report_rows(
-    questions: Sequence[questions_lib.Question],
+    questions: Sequence[Question],
     training: Sequence[TrainingMatch] | None,
     corpus: CorpusScan | None,
 ) -> list[dict[str, Any]]:

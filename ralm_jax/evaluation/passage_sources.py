@@ -8,16 +8,17 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from ralm_jax import specification
-from ralm_jax.data import batches
-from ralm_jax.data import file_passages
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.evaluation import searched_corpus
-from ralm_jax.retrieval import assembler as assembler_lib
-from ralm_jax.retrieval import retriever as retriever_lib
-from ralm_jax.training import multihost
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.data.batches import QueryBatch
+from ralm_jax.data.questions.file_passages import FilePassages
+from ralm_jax.data.questions.reading import FilePassage, Question
+from ralm_jax.evaluation.searched_corpus import SearchedCorpus
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.retriever import PassageRetriever, Retrieved
 from ralm_jax.training import partitioning
-from retrieval_service import results
+from ralm_jax.training.multihost import Agreement
+from ralm_jax.training.partitioning import Partitioner
+from retrieval_service.results import IndexSwappedError
 
 PyTree = Any
 SOURCES = ('index', 'file', 'none')
@@ -35,11 +36,11 @@ class PassageSource(Protocol):
 
   name: str
   store: Any
-  assembler: assembler_lib.Assembler
+  assembler: Assembler
 
   def retrieve(
-      self, params: PyTree, questions: Sequence[questions_lib.Question | str]
-  ) -> retriever_lib.Retrieved:
+      self, params: PyTree, questions: Sequence[Question | str]
+  ) -> Retrieved:
     """Passages of a batch; rows beyond the questions are those of padding."""
 
 
@@ -49,16 +50,16 @@ class NoPassages:
   name = 'none'
   store = None
 
-  def __init__(self, spec: specification.Specification, size: int):
-    self.assembler = assembler_lib.Assembler(spec.tokenizer, None)
+  def __init__(self, spec: Specification, size: int):
+    self.assembler = Assembler(spec.tokenizer, None)
     self._size = size
 
   def retrieve(
-      self, params: PyTree, questions: Sequence[questions_lib.Question | str]
-  ) -> retriever_lib.Retrieved:
+      self, params: PyTree, questions: Sequence[Question | str]
+  ) -> Retrieved:
     """One empty slot a question."""
     del params, questions
-    return retriever_lib.Retrieved.none(self._size)
+    return Retrieved.none(self._size)
 
 
 class FileSource:
@@ -73,8 +74,8 @@ class FileSource:
 
   def __init__(
       self,
-      spec: specification.Specification,
-      partitioner: partitioning.Partitioner,
+      spec: Specification,
+      partitioner: Partitioner,
       size: int,
       n_passages: int,
       *,
@@ -96,18 +97,18 @@ class FileSource:
     self._score = partitioner.partition_rows(spec.model.retriever_scores)
     self._use([])
 
-  def _use(self, passages: Sequence[questions_lib.FilePassage]) -> None:
+  def _use(self, passages: Sequence[FilePassage]) -> None:
     tokenizer = self._spec.tokenizer
-    self.store = file_passages.FilePassages(
+    self.store = FilePassages(
         passages, tokenizer.reader_vocabulary, tokenizer.retriever_vocabulary)
-    self.assembler = assembler_lib.Assembler(tokenizer, self.store)
+    self.assembler = Assembler(tokenizer, self.store)
 
   def retrieve(
-      self, params: PyTree, questions: Sequence[questions_lib.Question | str]
-  ) -> retriever_lib.Retrieved:
+      self, params: PyTree, questions: Sequence[Question | str]
+  ) -> Retrieved:
     """The first passages of each question."""
     rows = np.full((self._size, self._n_passages), -1, np.int64)
-    passages: list[questions_lib.FilePassage] = []
+    passages: list[FilePassage] = []
     for i, question in enumerate(questions):
       shown = [
           passage for passage in getattr(question, 'passages', ())
@@ -125,7 +126,7 @@ class FileSource:
     # As a search's inner products are: before any scaling.
     model = self._spec.model
     scores = scores * (model.score_divisor / model.temperature_score)
-    return retriever_lib.Retrieved(
+    return Retrieved(
         rows, np.where(rows >= 0, scores, -np.inf).astype(np.float32), 0)
 
 
@@ -134,9 +135,9 @@ class IndexSource:
 
   def __init__(
       self,
-      spec: specification.Specification,
-      partitioner: partitioning.Partitioner,
-      retriever: retriever_lib.PassageRetriever,
+      spec: Specification,
+      partitioner: Partitioner,
+      retriever: PassageRetriever,
       size: int,
       *,
       rerank_to: int | None = None,
@@ -147,8 +148,8 @@ class IndexSource:
     self._partitioner = partitioner
     self._retriever = retriever
     self._size = size
-    self._agreement = multihost.Agreement()
-    self._searched = searched_corpus.SearchedCorpus(
+    self._agreement = Agreement()
+    self._searched = SearchedCorpus(
         spec.tokenizer, retriever.store)
     self._encode = partitioner.partition_rows(spec.model.encode_queries)
     self._rerank = None
@@ -173,12 +174,12 @@ class IndexSource:
     return self._searched.store
 
   @property
-  def assembler(self) -> assembler_lib.Assembler:
+  def assembler(self) -> Assembler:
     return self._searched.assembler
 
   def retrieve(
-      self, params: PyTree, questions: Sequence[questions_lib.Question | str]
-  ) -> retriever_lib.Retrieved:
+      self, params: PyTree, questions: Sequence[Question | str]
+  ) -> Retrieved:
     """The best passages that each question may see."""
     tokenizer = self._spec.tokenizer
     queries = tokenizer.batch(
@@ -196,19 +197,19 @@ class IndexSource:
   def _search(
       self,
       embeddings: np.ndarray,
-      questions: Sequence[questions_lib.Question | str],
-  ) -> retriever_lib.Retrieved:
+      questions: Sequence[Question | str],
+  ) -> Retrieved:
     """Searches the index that is served, from the beginning where it changes."""
     for attempt in range(_SEARCH_ATTEMPTS):
       # Also where another evaluator has had the retriever follow.
       if self._searched.store is not self._retriever.store:
-        self._searched = searched_corpus.SearchedCorpus(
+        self._searched = SearchedCorpus(
             self._spec.tokenizer, self._retriever.store)
       bounds = self._searched.bounds(questions, len(embeddings))
       try:
         return self._retriever.search(
             embeddings, bounds.exclude_rows, bounds.max_dates)
-      except results.IndexSwappedError:
+      except IndexSwappedError:
         if not self._retriever.follows or attempt == _SEARCH_ATTEMPTS - 1:
           raise
         self._retriever.follow()
@@ -217,9 +218,9 @@ class IndexSource:
   def _choose(
       self,
       params: PyTree,
-      queries: batches.QueryBatch,
-      retrieved: retriever_lib.Retrieved,
-  ) -> retriever_lib.Retrieved:
+      queries: QueryBatch,
+      retrieved: Retrieved,
+  ) -> Retrieved:
     """The candidates that are best by the encoders of now."""
     candidates = self.assembler.reader_batch(queries, retrieved.rows)
     chosen, scores = (
@@ -232,12 +233,12 @@ class IndexSource:
     )
 
 
-def question_text(question: questions_lib.Question | str) -> str:
+def question_text(question: Question | str) -> str:
   """What is asked."""
   return question if isinstance(question, str) else question.question
 
 
-def per_process(batch_size: int, partitioner: partitioning.Partitioner) -> int:
+def per_process(batch_size: int, partitioner: Partitioner) -> int:
   """Questions of a batch that each process answers.
 
   Raises:

@@ -10,10 +10,8 @@ from typing import Any
 
 import jax
 
-from ralm_jax.data import atomic_files
-from ralm_jax.data import json_records
-from ralm_jax.evaluation import gathering
-from ralm_jax.evaluation import summary
+from ralm_jax.evaluation import gathering, summary
+from ralm_jax.files import atomic_files, json_records
 
 Record = dict[str, Any]
 METRICS = 'metrics.json'

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.evaluation import retrieval_metrics
-from ralm_jax.evaluation import task_metrics
+from ralm_jax.data.corpus.passage_store import StoredPassage
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.evaluation.scores import by_task, retrieval
 
 RECALL_AT = (1, 5, 20)
 
@@ -25,7 +24,7 @@ class AnsweredPassage:
       None where not asked for.
   """
 
-  passage: corpus_lib.StoredPassage
+  passage: StoredPassage
   score: float
   probability: float
   effect: float | None = None
@@ -58,7 +57,7 @@ class Answer:
 
 
 def prediction_record(
-    question: questions_lib.Question, answer: Answer, metrics: str = 'qa'
+    question: Question, answer: Answer, metrics: str = 'qa'
 ) -> dict[str, Any]:
   """The object of one line of `predictions.jsonl`.
 
@@ -91,7 +90,7 @@ def prediction_record(
   }
 
 
-def about(question: questions_lib.Question) -> dict[str, Any]:
+def about(question: Question) -> dict[str, Any]:
   """What a question's record carries along, where there is any."""
   fields = {
       'group': question.group,
@@ -116,35 +115,35 @@ def _passage_record(shown: AnsweredPassage) -> dict[str, Any]:
 
 
 def answer_metrics(
-    question: questions_lib.Question, answer: Answer, metrics: str = 'qa'
+    question: Question, answer: Answer, metrics: str = 'qa'
 ) -> dict[str, float | None]:
   """Metrics of one answer; retrieval by answer string and by gold passage."""
   result: dict[str, float | None] = {}
   if question.answers and answer.prediction is not None:
-    result |= task_metrics.question_metrics(metrics, question, answer.prediction)
+    result |= by_task.question_metrics(metrics, question, answer.prediction)
   if answer.loss is not None:
     result['loss'] = answer.loss
   if not answer.n_passages:
     return result
   shown = [item.passage for item in answer.passages]
-  ranks = retrieval_metrics.rank_passages(
+  ranks = retrieval.rank_passages(
       [f'{p.title} {p.text}' for p in shown],
       known_as(shown, question),
-      task_metrics.answer_strings(metrics, question),
+      by_task.answer_strings(metrics, question),
       question.gold_passage_ids,
   )
   for kind, rank in (('answer', ranks.answer), ('gold', ranks.gold)):
-    result |= retrieval_metrics.rank_metrics(
+    result |= retrieval.rank_metrics(
         rank, answer.n_passages, RECALL_AT, kind)
   if question.provenance:
-    result |= task_metrics.evidence_metrics(
+    result |= by_task.evidence_metrics(
         question, shown, result)
   return result
 
 
 def known_as(
-    passages: Sequence[corpus_lib.StoredPassage],
-    question: questions_lib.Question,
+    passages: Sequence[StoredPassage],
+    question: Question,
 ) -> list[str]:
   """Ids as the question may name them.
 

@@ -6,12 +6,12 @@ import dataclasses
 
 import numpy as np
 
-from ralm_jax.data import corpus as corpus_lib
 from ralm_jax.data import dates
-from ralm_jax.data import passage_ids
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.data import tokenization
-from ralm_jax.retrieval import assembler as assembler_lib
+from ralm_jax.data.corpus.passage_ids import RowsOfIds
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.retrieval.assembler import Assembler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,8 @@ class SearchedCorpus:
 
   def __init__(
       self,
-      tokenizer: tokenization.QueryTokenizer,
-      store: corpus_lib.PassageStore | None,
+      tokenizer: QueryTokenizer,
+      store: PassageStore | None,
   ):
     """Looks nothing up yet.
 
@@ -50,11 +50,11 @@ class SearchedCorpus:
       ValueError: the corpus was tokenised with other vocabularies.
     """
     self.store = store
-    self.assembler = assembler_lib.Assembler(tokenizer, store)
-    self._rows_of = None if store is None else passage_ids.RowsOfIds(store)
+    self.assembler = Assembler(tokenizer, store)
+    self._rows_of = None if store is None else RowsOfIds(store)
 
   def bounds(
-      self, questions: Sequence[questions_lib.Question | str], size: int
+      self, questions: Sequence[Question | str], size: int
   ) -> Bounds:
     """Of questions, and of padding up to `size`."""
     exclude_ids: list[Sequence[str]] = [()] * size

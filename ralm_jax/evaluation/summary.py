@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ralm_jax.evaluation import metrics as metrics_lib
-from ralm_jax.evaluation import task_metrics
+from ralm_jax.evaluation.scores import by_task
 
 _COUNTED = ('id', 'prediction', 'answers', 'group', 'metrics')
 
@@ -37,13 +37,13 @@ def summarize(
       if record.get('group'):
         by_group[record['group']].append(record)
     result['groups'] = {name: _of(rows, metrics) for name, rows in by_group.items()}
-    result |= task_metrics.category_metrics(metrics, records)
+    result |= by_task.category_metrics(metrics, records)
   return result
 
 
 def _of(records: Sequence[Mapping[str, Any]], metrics: str) -> dict[str, Any]:
   return {
       **metrics_lib.mean_metrics([record['metrics'] for record in records]),
-      **task_metrics.corpus_metrics(metrics, records),
+      **by_task.corpus_metrics(metrics, records),
       'count': len(records),
   }

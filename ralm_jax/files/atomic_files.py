@@ -1,10 +1,10 @@
 """Files that are either whole or not there."""
 
+from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
 import secrets
-from collections.abc import Iterator
 
 # Unfinished files are named so, with the writer's process id and random letters
 # behind: hosts, containers and threads that share a folder may share an id.

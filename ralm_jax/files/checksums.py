@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 
-from ralm_jax import progress as progress_lib
+from ralm_jax.files import progress as progress_lib
 
 _SHA256 = re.compile(r'[0-9a-f]{64}')
 _LISTS = ('SHA256SUMS', 'SHA256SUMS.txt', 'sha256sums.txt')

@@ -1,9 +1,9 @@
 """The files that users name: paths and globs."""
 
+from collections.abc import Iterable
 import glob
 import os
 import pathlib
-from collections.abc import Iterable
 
 Path = str | pathlib.Path | os.PathLike
 

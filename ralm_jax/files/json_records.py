@@ -1,7 +1,7 @@
 """JSON files record by record: lines, or one value too large to load whole."""
 
-from collections.abc import Callable, Iterator
 import codecs
+from collections.abc import Callable, Iterator
 import contextlib
 import gzip
 import json

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from ralm_jax.interop import tensor_maps
-from ralm_jax.interop import torch_archive
-from ralm_jax.interop.tensor_source import TensorInfo, TensorSource
-from ralm_jax.models import bert
-from ralm_jax.models import t5
+from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
+from ralm_jax.interop.files.torch_archive import StoredTensor, TorchArchive
+from ralm_jax.interop.tensor_maps import Entry
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.t5 import T5Config
 
 PathLike = str | os.PathLike[str]
 
@@ -49,8 +50,8 @@ class AtlasModel:
     tied: one tower for queries and passages.
   """
 
-  reader_config: t5.T5Config
-  retriever_config: bert.BertConfig | None
+  reader_config: T5Config
+  retriever_config: BertConfig | None
   tied: bool
 
 
@@ -60,7 +61,7 @@ class AtlasSource(TensorSource):
   def __init__(self, path: str):
     """Use `open_checkpoint`."""
     self.description = path
-    self._archive = torch_archive.TorchArchive(path)
+    self._archive = TorchArchive(path)
     value = self._archive.value
     model = value.get('model') if isinstance(value, dict) else None
     if not isinstance(model, dict):
@@ -70,9 +71,9 @@ class AtlasSource(TensorSource):
           f'{path} is no checkpoint of Atlas: expected the tensors under '
           f"'model', found {found}."
       )
-    self._tensors: dict[str, torch_archive.StoredTensor] = {}
+    self._tensors: dict[str, StoredTensor] = {}
     for name, tensor in model.items():
-      if not isinstance(tensor, torch_archive.StoredTensor):
+      if not isinstance(tensor, StoredTensor):
         continue
       name = re.sub(r'(^|\.)module\.', r'\1', name)
       if name in self._tensors:
@@ -199,7 +200,7 @@ def describe(
 
 def entries(
     source: TensorSource, model: AtlasModel
-) -> list[tuple[str, tensor_maps.Entry]]:
+) -> list[tuple[str, Entry]]:
   """Which tensors are which parameters.
 
   Args:
@@ -280,7 +281,7 @@ def _depth(source: TensorSource, prefix: str) -> int:
 
 def _t5_config(
     source: TensorSource, prefix: str, overrides: dict[str, Any]
-) -> t5.T5Config:
+) -> T5Config:
   vocab_size, emb_dim = _shape(source, f'{prefix}shared.weight')
   block = f'{prefix}encoder.block.0.layer'
   buckets, num_heads = _shape(
@@ -299,7 +300,7 @@ def _t5_config(
       not gated and source.info(head) == source.info(embedding)
       and np.array_equal(source[head], source[embedding])
   )
-  return t5.T5Config(**{
+  return T5Config(**{
       **dict(
           vocab_size=vocab_size,
           emb_dim=emb_dim,
@@ -318,7 +319,7 @@ def _t5_config(
 
 def _bert_config(
     source: TensorSource, prefix: str, second_moment: bool, heads: int | None
-) -> bert.BertConfig:
+) -> BertConfig:
   embeddings = f'{prefix}embeddings'
   vocab_size, emb_dim = _shape(source, f'{embeddings}.word_embeddings.weight')
   if heads is None:
@@ -329,7 +330,7 @@ def _bert_config(
           'given (retriever_heads).'
       )
     heads = emb_dim // _HEAD_DIM
-  return bert.BertConfig(
+  return BertConfig(
       vocab_size=vocab_size,
       emb_dim=emb_dim,
       num_heads=heads,

@@ -14,15 +14,15 @@ import os
 import pathlib
 from typing import Any
 
-from ralm_jax import progress as progress_lib
-from ralm_jax.data import atomic_files
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import corpus_building
-from ralm_jax.data import manifest as manifest_lib
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.data import shards as shards_lib
-from ralm_jax.data import vocabularies
-from ralm_jax.interop import restricted_pickle
+from ralm_jax.data.corpus import building, corpus_manifest, passage_store, passages as passages_lib
+from ralm_jax.data.corpus.building import Chunk, DuplicateFinder, Segment
+from ralm_jax.data.corpus.corpus_manifest import Manifest, Settings, VocabularyEntry
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.corpus.shards import ShardEntry
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.vocabularies import Vocabulary
+from ralm_jax.files import atomic_files, progress as progress_lib
+from ralm_jax.interop.files import restricted_pickle
 
 PathLike = str | os.PathLike[str]
 _FIELDS = ('title', 'section', 'text', 'document', 'date')
@@ -44,14 +44,14 @@ class Shard:
 def build_corpus(
     shards: Sequence[Shard],
     output: PathLike,
-    reader_vocabulary: PathLike | vocabularies.Vocabulary,
-    retriever_vocabulary: PathLike | vocabularies.Vocabulary,
+    reader_vocabulary: PathLike | Vocabulary,
+    retriever_vocabulary: PathLike | Vocabulary,
     *,
     own_ids: bool = True,
     n_workers: int | None = None,
-    shard_size: int = corpus_lib.DEFAULT_SHARD_SIZE,
+    shard_size: int = passage_store.DEFAULT_SHARD_SIZE,
     progress: bool = True,
-) -> corpus_lib.PassageStore:
+) -> PassageStore:
   """Builds a corpus folder, in the order of the passages.
 
   Started again after an interruption it keeps every shard of the corpus that
@@ -74,20 +74,20 @@ def build_corpus(
       passage, or an id that repeats.
   """
   loaded = {
-      role: v if isinstance(v, vocabularies.Vocabulary)
+      role: v if isinstance(v, Vocabulary)
       else vocabularies.load_vocabulary(v)
       for role, v in (('reader', reader_vocabulary),
                       ('retriever', retriever_vocabulary))}
-  settings = manifest_lib.Settings(
-      {role: manifest_lib.VocabularyEntry.of(role, v)
+  settings = Settings(
+      {role: VocabularyEntry.of(role, v)
        for role, v in loaded.items()}, max_words=None)
   directory = pathlib.Path(output)
   directory.mkdir(parents=True, exist_ok=True)
-  with manifest_lib.writing(directory):
+  with corpus_manifest.writing(directory):
     atomic_files.remove_unfinished(directory)
     before = None
-    if (directory / manifest_lib.FILE_NAME).exists():
-      before = manifest_lib.Manifest.read(directory)
+    if (directory / corpus_manifest.FILE_NAME).exists():
+      before = Manifest.read(directory)
     other = FileExistsError(
         f'{directory}: holds a finished corpus of other passages, vocabularies '
         'or options; name another folder, or remove it first.')
@@ -96,9 +96,9 @@ def build_corpus(
     for role, entry in settings.vocabularies.items():
       loaded[role].save(directory, pathlib.Path(entry.file).stem)
 
-    def known_entry(index: int, source: str) -> shards_lib.ShardEntry | None:
+    def known_entry(index: int, source: str) -> ShardEntry | None:
       if before is None:
-        found = corpus_building.read_receipt(directory, settings, index)
+        found = building.read_receipt(directory, settings, index)
         return found if found and found.source == source else None
       if index >= len(before.shards) or before.shards[index].source != source:
         raise other
@@ -110,25 +110,25 @@ def build_corpus(
         progress=progress)
     if before and len(entries) != len(before.shards):
       raise other
-    manifest = manifest_lib.Manifest(settings, tuple(entries))
+    manifest = Manifest(settings, tuple(entries))
     if manifest != before:
       manifest.write(directory)
-    corpus_building.remove_leftovers(directory, manifest)
-  return corpus_lib.PassageStore.open(directory)
+    building.remove_leftovers(directory, manifest)
+  return PassageStore.open(directory)
 
 
 def _build_shards(
     shards: Sequence[Shard], directory: pathlib.Path,
-    settings: manifest_lib.Settings, known_entry: Any, *, own_ids: bool,
+    settings: Settings, known_entry: Any, *, own_ids: bool,
     n_workers: int, shard_size: int, progress: bool,
-) -> list[shards_lib.ShardEntry]:
-  duplicates = corpus_building.DuplicateFinder(directory)
-  entries: dict[int, shards_lib.ShardEntry] = {}
+) -> list[ShardEntry]:
+  duplicates = DuplicateFinder(directory)
+  entries: dict[int, ShardEntry] = {}
   bar = progress_lib.bar(
       total=sum(shard.rows for shard in shards), unit=' passages',
       desc='corpus', show=progress)
 
-  def finish(chunk: corpus_building.Chunk, entry: shards_lib.ShardEntry) -> None:
+  def finish(chunk: Chunk, entry: ShardEntry) -> None:
     repeated = duplicates.add(chunk.index)
     if repeated is not None:
       raise ValueError(
@@ -139,18 +139,18 @@ def _build_shards(
     entries[chunk.index] = entry
     bar.update(entry.rows)
 
-  def missing() -> Iterator[corpus_building.Chunk]:
+  def missing() -> Iterator[Chunk]:
     for chunk in _read_chunks(shards, shard_size, own_ids):
       entry = known_entry(chunk.index, chunk.source)
-      if entry is not None and corpus_building.is_intact(directory, entry):
+      if entry is not None and building.is_intact(directory, entry):
         finish(chunk, entry)
       else:
         yield chunk
 
   with bar:
-    build = functools.partial(corpus_building.build_shard, directory, settings)
+    build = functools.partial(building.build_shard, directory, settings)
     # pylint: disable-next=protected-access
-    for chunk, entry in corpus_building._parallel_map(
+    for chunk, entry in building._parallel_map(
         build, missing(), n_workers):
       finish(chunk, entry)
   if not entries:
@@ -160,7 +160,7 @@ def _build_shards(
 
 def _read_chunks(
     shards: Sequence[Shard], shard_size: int, own_ids: bool
-) -> Iterator[corpus_building.Chunk]:
+) -> Iterator[Chunk]:
   """What becomes one shard of the corpus each; none spans two files."""
   index = row = 0
   for shard in shards:
@@ -183,9 +183,9 @@ def _read_chunks(
           for i, passage in enumerate(passages[start : start + shard_size])
       ]
       digest = hashlib.sha256(b''.join(contents)).hexdigest()
-      yield corpus_building.Chunk(
+      yield Chunk(
           index,
-          [corpus_building.Segment(
+          [Segment(
               shard.path, start + 1, contents, passages_lib.parse_jsonl)],
           digest, 0)
       index += 1

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ralm_jax.interop import conversion
-from ralm_jax.interop import conversion_writers
-from ralm_jax.interop import tensor_maps
+from ralm_jax.interop import conversion_writers, convert
+from ralm_jax.interop.convert import Gathered
+from ralm_jax.interop.tensor_maps import Entry
 
 # What a tower is for, and so is not to be used for while it is random.
 _USES = {
@@ -15,7 +15,7 @@ _USES = {
 
 
 def report(
-    gathered: conversion.Gathered, to_format: str, *, every_tensor: bool
+    gathered: Gathered, to_format: str, *, every_tensor: bool
 ) -> Iterator[str]:
   """Lines that say what maps where and what does not.
 
@@ -28,7 +28,7 @@ def report(
     yield f'{path}: {found.format} ({", ".join(found.parts)})'
   theirs = _foreign(gathered) if to_format == 'huggingface' else {}
   count = missing = 0
-  for target in conversion.targets(gathered):
+  for target in convert.targets(gathered):
     count += 1
     where = target.path + ('' if target.row is None else f'[{target.row}]')
     shape, transposed = target.entry.shape, target.entry.transpose
@@ -66,7 +66,7 @@ def report(
   )
 
 
-def _piece(entry: tensor_maps.Entry) -> str:
+def _piece(entry: Entry) -> str:
   if entry.part is None:
     return ''
   axis, index = entry.part
@@ -74,8 +74,8 @@ def _piece(entry: tensor_maps.Entry) -> str:
 
 
 def _foreign(
-    gathered: conversion.Gathered,
-) -> dict[tuple[str, str], tensor_maps.Entry]:
+    gathered: Gathered,
+) -> dict[tuple[str, str], Entry]:
   """Hugging Face's entries by side and our path; none of what it has not."""
   found = {}
   for side, part in gathered.parts.items():

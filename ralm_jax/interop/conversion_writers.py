@@ -5,22 +5,27 @@ from collections.abc import Callable, Iterator
 import os
 from typing import Any
 
-import flax.traverse_util
 from flax import linen as nn
+import flax.traverse_util
 import jax
 import numpy as np
 
-from ralm_jax import progress as progress_lib
-from ralm_jax import specification
-from ralm_jax.data import vocabularies
-from ralm_jax.interop import conversion
-from ralm_jax.interop import huggingface_configs as configs
-from ralm_jax.interop import huggingface_export
-from ralm_jax.interop import new_folder
-from ralm_jax.interop import streaming
-from ralm_jax.interop import tensor_maps
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.data.text.vocabularies import Vocabulary
+from ralm_jax.files import new_folder, progress as progress_lib
+from ralm_jax.interop import (
+  convert,
+  huggingface_configs,
+  huggingface_export,
+  streaming,
+  tensor_maps,
+)
+from ralm_jax.interop.convert import Gathered, Target
+from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
+from ralm_jax.interop.huggingface_configs import Json
 from ralm_jax.interop.part import Part
-from ralm_jax.interop.tensor_source import TensorInfo, TensorSource
+from ralm_jax.interop.streaming import LazyParameter
+from ralm_jax.interop.tensor_maps import Entry
 
 # What transformers calls the files.
 _VOCABULARY_STEMS = {'.model': 'spiece', '.txt': 'vocab', '.json': 'tokenizer'}
@@ -28,8 +33,8 @@ _VOCABULARY_STEMS = {'.model': 'spiece', '.txt': 'vocab', '.json': 'tokenizer'}
 
 def write_run(
     directory: str,
-    gathered: conversion.Gathered,
-    spec: specification.Specification,
+    gathered: Gathered,
+    spec: Specification,
     *,
     seed: int = 0,
     progress: bool = True,
@@ -47,7 +52,7 @@ def write_run(
     FileExistsError: there is something in the directory.
     ValueError: a tensor cannot be read, or the parts are not all of the model.
   """
-  abstract = conversion.abstract_params(spec.model)
+  abstract = convert.abstract_params(spec.model)
   targets = _by_path(gathered)
   # A side that no checkpoint brings is missing whole; that was allowed.
   absent = {path for path in abstract if path not in targets}
@@ -62,7 +67,7 @@ def write_run(
       total=sum(_nbytes(leaf) for leaf in abstract.values()),
   ) as bar:
     params = {
-        tuple(path.split('/')): streaming.LazyParameter(
+        tuple(path.split('/')): LazyParameter(
             tuple(leaf.shape), np.dtype(leaf.dtype),
             _pieces(targets.get(path), leaf, initial.get(path), bar.update))
         for path, leaf in abstract.items()
@@ -74,23 +79,23 @@ def write_run(
 
 
 def check_complete(
-    gathered: conversion.Gathered, spec: specification.Specification
+    gathered: Gathered, spec: Specification
 ) -> None:
   """Raises ValueError where the parts are not parameters of the model."""
-  _check_complete(_by_path(gathered), conversion.abstract_params(spec.model))
+  _check_complete(_by_path(gathered), convert.abstract_params(spec.model))
 
 
 def _by_path(
-    gathered: conversion.Gathered,
-) -> dict[str, dict[int | None, conversion.Target]]:
-  targets: dict[str, dict[int | None, conversion.Target]] = {}
-  for target in conversion.targets(gathered):
+    gathered: Gathered,
+) -> dict[str, dict[int | None, Target]]:
+  targets: dict[str, dict[int | None, Target]] = {}
+  for target in convert.targets(gathered):
     targets.setdefault(target.path, {})[target.row] = target
   return targets
 
 
 def _check_complete(
-    targets: dict[str, dict[int | None, conversion.Target]],
+    targets: dict[str, dict[int | None, Target]],
     abstract: dict[str, jax.ShapeDtypeStruct],
 ) -> None:
   """Raises ValueError where maps and model disagree."""
@@ -129,7 +134,7 @@ def _initialise(model: Any, paths: set[str], seed: int) -> dict[str, np.ndarray]
 
 
 def _pieces(
-    rows: dict[int | None, conversion.Target] | None,
+    rows: dict[int | None, Target] | None,
     leaf: jax.ShapeDtypeStruct,
     initial: np.ndarray | None,
     done: Callable[[int], Any],
@@ -176,8 +181,8 @@ class PartSource(TensorSource):
 
 def write_huggingface(
     directory: str,
-    gathered: conversion.Gathered,
-    found_vocabularies: dict[str, vocabularies.Vocabulary | None],
+    gathered: Gathered,
+    found_vocabularies: dict[str, Vocabulary | None],
     *,
     max_shard_bytes: int = huggingface_export.MAX_SHARD_BYTES,
     progress: bool = True,
@@ -226,20 +231,20 @@ def write_huggingface(
 
 
 def export_maps(
-    gathered: conversion.Gathered,
-) -> dict[str, tuple[configs.Json, list[tensor_maps.Entry]]]:
+    gathered: Gathered,
+) -> dict[str, tuple[Json, list[Entry]]]:
   """`export_map` by side; ValueError where Hugging Face has no such model."""
   return {side: export_map(side, part) for side, part in gathered.parts.items()}
 
 
 def export_map(
     side: str, part: Part
-) -> tuple[configs.Json, list[tensor_maps.Entry]]:
+) -> tuple[Json, list[Entry]]:
   """config.json and map of a part as a Hugging Face folder."""
   if part.kind == 't5':
-    return configs.t5_json(part.config), tensor_maps.t5_entries(part.config)
+    return huggingface_configs.t5_json(part.config), tensor_maps.t5_entries(part.config)
   if part.kind == 'bart':
-    return configs.bart_json(part.config), tensor_maps.bart_entries(part.config)
+    return huggingface_configs.bart_json(part.config), tensor_maps.bart_entries(part.config)
   if part.normalize:
     return huggingface_export.bert_map(part.config)
   if part.pooling == 'cls' or part.config.projection_dim:

@@ -10,17 +10,17 @@ from typing import Any
 from flax import linen as nn
 import jax
 
-from ralm_jax import specification
-from ralm_jax.data import templates
-from ralm_jax.data import text_config
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
-from ralm_jax.interop import part as part_lib
-from ralm_jax.interop import recognition
-from ralm_jax.interop import tensor_maps
-from ralm_jax.interop.part import Part
-from ralm_jax.models import bart
-from ralm_jax.models import retrieval_lm
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.data.text import templates, vocabularies
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text.vocabularies import Vocabulary
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.interop import part as part_lib, recognition, tensor_maps
+from ralm_jax.interop.part import Leftover, Part
+from ralm_jax.interop.recognition import Recognised
+from ralm_jax.interop.tensor_maps import Entry
+from ralm_jax.models.bart import BartConfig
+from ralm_jax.models.retrieval_lm import RetrievalLM
 
 _VOCABULARY_FILES = {
     't5': ('spiece.model',),
@@ -43,9 +43,9 @@ class Gathered:
   """
 
   parts: dict[str, Part]
-  sources: list[tuple[str, recognition.Recognised]]
-  leftovers: list[tuple[str, part_lib.Leftover]]
-  spec: specification.Specification | None
+  sources: list[tuple[str, Recognised]]
+  leftovers: list[tuple[str, Leftover]]
+  spec: Specification | None
   model_fields: dict[str, Any]
   foreign: frozenset[str] = frozenset()
 
@@ -103,7 +103,7 @@ def gather(
         f'{", ".join(one.format for one in found)}. Leave it out.'
     )
   found = list(zip((path for _, path in sources), found))
-  leftovers: list[tuple[str, part_lib.Leftover]] = []
+  leftovers: list[tuple[str, Leftover]] = []
   spec, fields, run_source = None, {}, None
   # Whole models first, so that what is named replaces their parts.
   for (side, path), (_, one) in sorted(
@@ -167,7 +167,7 @@ def make_model(
     reading: str | None = None,
     *,
     allow_missing: bool = False,
-) -> retrieval_lm.RetrievalLM:
+) -> RetrievalLM:
   """The model of the parts.
 
   Args:
@@ -214,7 +214,7 @@ def make_model(
     if gathered.tied != gathered.spec.model.tied_retriever:
       fields['query_side'] = None
     return dataclasses.replace(gathered.spec.model, **fields)
-  return retrieval_lm.RetrievalLM(**fields)
+  return RetrievalLM(**fields)
 
 
 def _check_alike(first: Part, other: Part) -> None:
@@ -245,7 +245,7 @@ def _check_alike(first: Part, other: Part) -> None:
 
 def make_text(
     gathered: Gathered, overrides: dict[str, Any]
-) -> text_config.TextConfig:
+) -> TextConfig:
   """Formats and lengths that the parts were trained with, where that is known."""
   reader, encoders = gathered.parts['reader'], gathered.encoders
   fields: dict[str, Any] = {}
@@ -257,13 +257,13 @@ def make_text(
   # What the run says of one tower wins over what a new one brings.
   for side in sorted(encoders, key=lambda side: side not in gathered.foreign):
     fields |= encoders[side].text
-  return text_config.TextConfig(**{**fields, **reader.text, **overrides})
+  return TextConfig(**{**fields, **reader.text, **overrides})
 
 
 def _drop_formats(gathered: Gathered, fields: dict[str, Any]) -> None:
   """Leaves out formats of a run that belong to what has been replaced."""
   before = 'bart' if isinstance(
-      gathered.spec.model.reader_config, bart.BartConfig) else 't5'
+      gathered.spec.model.reader_config, BartConfig) else 't5'
   if gathered.parts['reader'].kind != before:
     for name in ('question_format', 'target_format', 'reader_format'):
       del fields[name]
@@ -275,7 +275,7 @@ def _drop_formats(gathered: Gathered, fields: dict[str, Any]) -> None:
 
 def find_vocabulary(
     gathered: Gathered, module: str, path: str | None = None
-) -> vocabularies.Vocabulary | None:
+) -> Vocabulary | None:
   """The vocabulary of the reader or the retriever; None where none is found.
 
   Args:
@@ -302,11 +302,11 @@ def find_vocabulary(
 
 def make_specification(
     gathered: Gathered,
-    model: retrieval_lm.RetrievalLM,
-    text: text_config.TextConfig,
+    model: RetrievalLM,
+    text: TextConfig,
     reader_vocabulary: str | None = None,
     retriever_vocabulary: str | None = None,
-) -> specification.Specification:
+) -> Specification:
   """The whole of a run folder but its weights.
 
   Raises:
@@ -323,7 +323,7 @@ def make_specification(
           f'file with --{module}_vocabulary.'
       )
     found[module] = vocabulary
-  spec = specification.Specification(model, tokenization.QueryTokenizer(
+  spec = Specification(model, QueryTokenizer(
       text, found['reader'], found['retriever']))
   spec.check()
   return spec
@@ -343,7 +343,7 @@ class Target:
 
   side: str
   part: Part
-  entry: tensor_maps.Entry
+  entry: Entry
   path: str
   row: int | None
 
@@ -410,7 +410,7 @@ def _some(items: Sequence[str], count: int = 4) -> str:
   return '; '.join(items[:count]) + more
 
 
-def abstract_params(model: retrieval_lm.RetrievalLM) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_params(model: RetrievalLM) -> dict[str, jax.ShapeDtypeStruct]:
   """Shape and dtype of every parameter of a model by its path."""
   tree = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0)))
   return {

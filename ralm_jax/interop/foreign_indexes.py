@@ -15,17 +15,19 @@ import os
 
 import numpy as np
 
-from ralm_jax import progress as progress_lib
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import input_files
-from ralm_jax.data import vocabularies
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.text.vocabularies import Vocabulary
+from ralm_jax.files import input_files, progress as progress_lib
 from ralm_jax.interop import atlas_passages
-from ralm_jax.interop import embedding_files
-from ralm_jax.interop import torch_archive
+from ralm_jax.interop.atlas_passages import Shard
+from ralm_jax.interop.files import embedding_files
+from ralm_jax.interop.files.embedding_files import RowFinder
+from ralm_jax.interop.files.torch_archive import StoredTensor, TorchArchive
 from ralm_jax.retrieval import embedding
-from retrieval_service import generation_writer
-from retrieval_service import generations
-from retrieval_service import options as options_lib
+from retrieval_service.generation_writer import GenerationWriter
+from retrieval_service.generations import GenerationStore
+from retrieval_service.options import IndexOptions
 
 PathLike = str | os.PathLike[str]
 
@@ -49,13 +51,13 @@ def convert_atlas_index(
     directory: PathLike,
     corpus_directory: PathLike,
     index_directory: PathLike,
-    reader_vocabulary: PathLike | vocabularies.Vocabulary,
-    retriever_vocabulary: PathLike | vocabularies.Vocabulary,
-    options: options_lib.IndexOptions = options_lib.IndexOptions(),
+    reader_vocabulary: PathLike | Vocabulary,
+    retriever_vocabulary: PathLike | Vocabulary,
+    options: IndexOptions = IndexOptions(),
     *,
     own_ids: bool = True,
     n_workers: int | None = None,
-    shard_size: int = corpus_lib.DEFAULT_SHARD_SIZE,
+    shard_size: int = passage_store.DEFAULT_SHARD_SIZE,
     progress: bool = True,
 ) -> ConvertedIndex:
   """Makes a corpus and an index of an Atlas index folder.
@@ -89,7 +91,7 @@ def convert_atlas_index(
   shards = _atlas_shards(os.fspath(directory))
   _check_empty(index_directory)
   store = atlas_passages.build_corpus(
-      [atlas_passages.Shard(s.passages, s.rows) for s in shards],
+      [Shard(s.passages, s.rows) for s in shards],
       corpus_directory, reader_vocabulary, retriever_vocabulary,
       own_ids=own_ids, n_workers=n_workers, shard_size=shard_size,
       progress=progress)
@@ -107,7 +109,7 @@ def convert_embeddings(
     files: PathLike | Iterable[PathLike],
     corpus: PathLike,
     index_directory: PathLike,
-    options: options_lib.IndexOptions = options_lib.IndexOptions(),
+    options: IndexOptions = IndexOptions(),
     *,
     id_prefix: str = '',
     allow_missing: bool = False,
@@ -141,8 +143,8 @@ def convert_embeddings(
   """
   paths = input_files.expand_inputs(files)
   _check_empty(index_directory)
-  store = corpus_lib.PassageStore.open(corpus)
-  finder = embedding_files.RowFinder(store, id_prefix, allow_unused)
+  store = PassageStore.open(corpus)
+  finder = RowFinder(store, id_prefix, allow_unused)
 
   def embeddings() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     yield from embedding_files.read_files(paths, finder)
@@ -156,7 +158,7 @@ def convert_embeddings(
 
 
 def _check_empty(index: PathLike) -> None:
-  numbers = generations.GenerationStore(index).numbers()
+  numbers = GenerationStore(index).numbers()
   if numbers:
     raise FileExistsError(
         f'{os.fspath(index)} holds an index already (generation {numbers[-1]}); '
@@ -166,9 +168,9 @@ def _check_empty(index: PathLike) -> None:
 
 def _write_index(
     parts: Iterator[tuple[str, np.ndarray, np.ndarray | None]],
-    store: corpus_lib.PassageStore,
+    store: PassageStore,
     index: PathLike,
-    options: options_lib.IndexOptions,
+    options: IndexOptions,
     *,
     count: int,
     source: str,
@@ -176,7 +178,7 @@ def _write_index(
 ) -> ConvertedIndex:
   """Writes (file, embeddings [n, dim], rows or None) as the first generation."""
   os.makedirs(index, exist_ok=True)
-  folder = generations.GenerationStore(index)
+  folder = GenerationStore(index)
   metadata = embedding.describe(
       store, '', index=index, checkpoint=f'made by another program: {source}')
   writer, dim = None, 0
@@ -206,7 +208,7 @@ def _write_index(
 
 
 def _append(
-    writer: generation_writer.GenerationWriter, file: str,
+    writer: GenerationWriter, file: str,
     embeddings: np.ndarray, rows: np.ndarray | None
 ) -> None:
   try:
@@ -267,9 +269,9 @@ def _atlas_shards(directory: str) -> list[_AtlasShard]:
   return shards
 
 
-def _header(path: str) -> torch_archive.StoredTensor:
-  value = torch_archive.TorchArchive(path).value
-  if not isinstance(value, torch_archive.StoredTensor):
+def _header(path: str) -> StoredTensor:
+  value = TorchArchive(path).value
+  if not isinstance(value, StoredTensor):
     raise ValueError(
         f'{path} holds a {type(value).__name__}, expected one tensor '
         '[dim, passages].'
@@ -282,7 +284,7 @@ def _header(path: str) -> torch_archive.StoredTensor:
 
 def _read_embeddings(shard: _AtlasShard) -> np.ndarray:
   """[n, dim], a view of what the file has."""
-  archive = torch_archive.TorchArchive(shard.embeddings)
+  archive = TorchArchive(shard.embeddings)
   tensor = archive.read(archive.value)
   if tensor.size and not tensor.any():
     raise ValueError(

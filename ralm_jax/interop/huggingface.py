@@ -11,22 +11,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ralm_jax.interop import config_fields
-from ralm_jax.interop import huggingface_configs as configs
-from ralm_jax.interop import part as part_lib
-from ralm_jax.interop import tensor_maps
-from ralm_jax.interop import weight_files
+from ralm_jax.interop import config_fields, huggingface_configs, part as part_lib, tensor_maps
+from ralm_jax.interop.files import weight_files
+from ralm_jax.interop.files.tensor_source import SupplementedSource, TensorSource
+from ralm_jax.interop.files.weight_files import WeightFiles
+from ralm_jax.interop.huggingface_configs import Json
 from ralm_jax.interop.part import Part
-from ralm_jax.interop.tensor_source import SupplementedSource, TensorSource
-from ralm_jax.models import bart
-from ralm_jax.models import bert
-from ralm_jax.models import t5
+from ralm_jax.models.bart import BartConfig
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.t5 import T5Config
 
 Params = dict[str, Any]
 PathLike = str | os.PathLike[str]
 
 
-def load_t5(directory: PathLike, **overrides: Any) -> tuple[t5.T5Config, Params]:
+def load_t5(directory: PathLike, **overrides: Any) -> tuple[T5Config, Params]:
   """Loads T5 1.0, 1.1, lm-adapt or Flan weights.
 
   Args:
@@ -48,7 +47,7 @@ def load_t5(directory: PathLike, **overrides: Any) -> tuple[t5.T5Config, Params]
 
 def load_bart(
     directory: PathLike, **overrides: Any
-) -> tuple[bart.BartConfig, Params]:
+) -> tuple[BartConfig, Params]:
   """Loads BART weights; arguments, results and errors as `load_t5`."""
   part = open_bart(directory, **overrides)
   return part.config, part.read()
@@ -56,7 +55,7 @@ def load_bart(
 
 def load_bert(
     directory: PathLike, **overrides: Any
-) -> tuple[bert.BertConfig, Params]:
+) -> tuple[BertConfig, Params]:
   """Loads BERT or Contriever weights; the pooler is left out.
 
   Returns:
@@ -72,7 +71,7 @@ def load_bert(
 
 def load_dpr(
     directory: PathLike, **overrides: Any
-) -> tuple[bert.BertConfig, Params]:
+) -> tuple[BertConfig, Params]:
   """Loads one tower of DPR, a question or a context encoder.
 
   Its embedding is that of the first token (`pooling='cls'`), behind the
@@ -98,7 +97,7 @@ class SentenceTransformer(NamedTuple):
     normalize: embeddings are scaled to unit length.
   """
 
-  config: bert.BertConfig
+  config: BertConfig
   params: Params
   pooling: str
   normalize: bool
@@ -135,9 +134,9 @@ class RagCheckpoint:
     n_passages: retrieved for a question.
   """
 
-  reader_config: t5.T5Config | bart.BartConfig
+  reader_config: T5Config | BartConfig
   reader_params: Params
-  retriever_config: bert.BertConfig
+  retriever_config: BertConfig
   query_encoder_params: Params
   passage_encoder_params: Params | None
   marginalization: str | None
@@ -170,14 +169,14 @@ def load_rag(directory: PathLike, **overrides: Any) -> RagCheckpoint:
 
 def open_t5(directory: PathLike, **overrides: Any) -> Part:
   """As `load_t5`, without reading the weights."""
-  raw = configs.read_config(directory, ('t5',))
+  raw = huggingface_configs.read_config(directory, ('t5',))
   return _t5_part(
-      raw, _config_path(directory), weight_files.WeightFiles(directory), '',
+      raw, _config_path(directory), WeightFiles(directory), '',
       (os.fspath(directory),), overrides)
 
 
 def _t5_part(
-    raw: configs.Json, where: str, source: TensorSource, prefix: str,
+    raw: Json, where: str, source: TensorSource, prefix: str,
     vocabulary_directories: tuple[str, ...], overrides: dict[str, Any],
 ) -> Part:
   head, embedding = f'{prefix}lm_head.weight', f'{prefix}shared.weight'
@@ -187,7 +186,7 @@ def _t5_part(
       raw.get('tie_word_embeddings', True) and embedding in source
       and np.array_equal(source[head], source[embedding])
   )
-  config = configs.t5_config(raw, where, tied=tied, **overrides)
+  config = huggingface_configs.t5_config(raw, where, tied=tied, **overrides)
   wi = f'{prefix}encoder.block.0.layer.1.DenseReluDense.wi'
   for gated, weight in ((True, f'{wi}_0.weight'), (False, f'{wi}.weight')):
     if weight in source and gated != (len(config.mlp_activations) > 1):
@@ -204,20 +203,20 @@ def _t5_part(
 
 def open_bart(directory: PathLike, **overrides: Any) -> Part:
   """As `load_bart`, without reading the weights."""
-  raw = configs.read_config(directory, ('bart',))
+  raw = huggingface_configs.read_config(directory, ('bart',))
   generation = os.path.join(directory, 'generation_config.json')
   return _bart_part(
-      raw, _config_path(directory), weight_files.WeightFiles(directory), '',
+      raw, _config_path(directory), WeightFiles(directory), '',
       (os.fspath(directory),), overrides,
       weight_files.read_json(generation) if os.path.exists(generation) else None)
 
 
 def _bart_part(
-    raw: configs.Json, where: str, source: TensorSource, prefix: str,
+    raw: Json, where: str, source: TensorSource, prefix: str,
     vocabulary_directories: tuple[str, ...], overrides: dict[str, Any],
-    generation: configs.Json | None = None,
+    generation: Json | None = None,
 ) -> Part:
-  config = configs.bart_config(raw, where, generation, **overrides)
+  config = huggingface_configs.bart_config(raw, where, generation, **overrides)
   # The bare BartModel has neither prefix nor bias.
   bare = f'{prefix}shared.weight' in source
   bias = f'{prefix}final_logits_bias'
@@ -232,10 +231,10 @@ def _bart_part(
 
 def open_bert(directory: PathLike, **overrides: Any) -> Part:
   """As `load_bert`, without reading the weights."""
-  raw = configs.read_config(directory, ('bert', 'contriever'))
-  source = weight_files.WeightFiles(directory)
+  raw = huggingface_configs.read_config(directory, ('bert', 'contriever'))
+  source = WeightFiles(directory)
   prefix = 'bert.' if 'bert.embeddings.word_embeddings.weight' in source else ''
-  config = configs.bert_config(raw, _config_path(directory), **overrides)
+  config = huggingface_configs.bert_config(raw, _config_path(directory), **overrides)
   # Contriever's own class says what it is; facebook/contriever's config says
   # model_type bert.
   named = [raw.get('model_type', ''), *(raw.get('architectures') or [])]
@@ -248,8 +247,8 @@ def open_bert(directory: PathLike, **overrides: Any) -> Part:
 
 def open_dpr(directory: PathLike, **overrides: Any) -> Part:
   """As `load_dpr`, without reading the weights."""
-  raw = configs.read_config(directory, ('dpr',))
-  source = weight_files.WeightFiles(directory)
+  raw = huggingface_configs.read_config(directory, ('dpr',))
+  source = WeightFiles(directory)
   for prefix, side in (
       ('question_encoder.', 'query_encoder'), ('ctx_encoder.', 'passage_encoder')
   ):
@@ -264,10 +263,10 @@ def open_dpr(directory: PathLike, **overrides: Any) -> Part:
 
 
 def _dpr_part(
-    raw: configs.Json, where: str, source: TensorSource, prefix: str, side: str,
+    raw: Json, where: str, source: TensorSource, prefix: str, side: str,
     vocabulary_directories: tuple[str, ...], overrides: dict[str, Any],
 ) -> Part:
-  config = configs.bert_config(raw, where, **overrides)
+  config = huggingface_configs.bert_config(raw, where, **overrides)
   entries = tensor_maps.bert_entries(
       config, f'{prefix}bert_model.', f'{prefix}encode_proj')
   return Part(
@@ -341,16 +340,16 @@ class OpenedRag:
 
 def open_rag(directory: PathLike, **overrides: Any) -> OpenedRag:
   """As `load_rag`, without reading the weights."""
-  raw = configs.read_config(directory, ('rag',))
+  raw = huggingface_configs.read_config(directory, ('rag',))
   where = _config_path(directory)
-  source = weight_files.WeightFiles(directory)
+  source = WeightFiles(directory)
   prefix = 'rag.' if any(name.startswith('rag.') for name in source) else ''
   folder = os.fspath(directory)
   parts: dict[str, Part] = {}
 
   generator = config_fields.nested(raw, 'generator', where)
   name = f'{where} (generator)'
-  configs.check_type(generator, ('bart', 't5'), name)
+  huggingface_configs.check_type(generator, ('bart', 't5'), name)
   opener = _bart_part if generator['model_type'] == 'bart' else _t5_part
   parts['reader'] = opener(
       generator, name, source, f'{prefix}generator.',
@@ -361,7 +360,7 @@ def open_rag(directory: PathLike, **overrides: Any) -> OpenedRag:
 
   question_encoder = config_fields.nested(raw, 'question_encoder', where)
   name = f'{where} (question_encoder)'
-  configs.check_type(question_encoder, ('dpr',), name)
+  huggingface_configs.check_type(question_encoder, ('dpr',), name)
   folders = (os.path.join(folder, 'question_encoder_tokenizer'), folder)
   for side, theirs in (
       ('query_encoder', 'question_encoder.question_encoder.'),
@@ -381,7 +380,7 @@ def open_rag(directory: PathLike, **overrides: Any) -> OpenedRag:
   return OpenedRag(parts, marginalization, n_passages)
 
 
-def _rag_text(raw: configs.Json, where: str) -> dict[str, Any]:
+def _rag_text(raw: Json, where: str) -> dict[str, Any]:
   """How the generator reads a passage, as RagConfig says."""
   pieces = ['{title}']
   for name, default, field in (

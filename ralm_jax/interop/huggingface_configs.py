@@ -4,11 +4,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ralm_jax.interop import config_fields as fields
-from ralm_jax.interop import weight_files
-from ralm_jax.models import bart
-from ralm_jax.models import bert
-from ralm_jax.models import t5
+from ralm_jax.interop import config_fields
+from ralm_jax.interop.files import weight_files
+from ralm_jax.models.bart import BartConfig
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.t5 import T5Config
 
 PathLike = str | os.PathLike[str]
 Json = dict[str, Any]
@@ -48,7 +48,7 @@ def _known(value: Any, table: dict[Any, Any], field: str, where: str) -> Any:
 
 def t5_config(
     raw: Json, where: str, *, tied: bool, **overrides: Any
-) -> t5.T5Config:
+) -> T5Config:
   """Args: raw: a config.json; where: names it in errors; tied: the head is
   the embedding, by the weights."""
   scale = raw.get('scale_decoder_outputs')
@@ -56,16 +56,16 @@ def t5_config(
     # transformers 5 writes tie_word_embeddings=true for every T5 and keeps the
     # original meaning in scale_decoder_outputs.
     scale = raw.get('tie_word_embeddings', True)
-  n_layers = fields.whole_number(raw, 'num_layers', where)
-  return t5.T5Config(**{
+  n_layers = config_fields.whole_number(raw, 'num_layers', where)
+  return T5Config(**{
       **dict(
-          vocab_size=fields.whole_number(raw, 'vocab_size', where),
-          emb_dim=fields.whole_number(raw, 'd_model', where),
-          num_heads=fields.whole_number(raw, 'num_heads', where),
-          head_dim=fields.whole_number(raw, 'd_kv', where),
-          mlp_dim=fields.whole_number(raw, 'd_ff', where),
+          vocab_size=config_fields.whole_number(raw, 'vocab_size', where),
+          emb_dim=config_fields.whole_number(raw, 'd_model', where),
+          num_heads=config_fields.whole_number(raw, 'num_heads', where),
+          head_dim=config_fields.whole_number(raw, 'd_kv', where),
+          mlp_dim=config_fields.whole_number(raw, 'd_ff', where),
           num_encoder_layers=n_layers,
-          num_decoder_layers=fields.whole_number(
+          num_decoder_layers=config_fields.whole_number(
               raw, 'num_decoder_layers', where, n_layers),
           mlp_activations=_known(
               raw.get('feed_forward_proj', 'relu'), _T5_ACTIVATIONS,
@@ -73,22 +73,22 @@ def t5_config(
           dropout_rate=0.0,
           logits_via_embedding=tied,
           scale_decoder_outputs=bool(scale),
-          relative_attention_num_buckets=fields.whole_number(
+          relative_attention_num_buckets=config_fields.whole_number(
               raw, 'relative_attention_num_buckets', where, 32),
-          relative_attention_max_distance=fields.whole_number(
+          relative_attention_max_distance=config_fields.whole_number(
               raw, 'relative_attention_max_distance', where, 128),
-          layer_norm_epsilon=fields.positive(
+          layer_norm_epsilon=config_fields.positive(
               raw, 'layer_norm_epsilon', where, 1e-6),
-          pad_id=fields.token_id(raw, 'pad_token_id', where, 0),
-          eos_id=fields.token_id(raw, 'eos_token_id', where, 1),
-          decoder_start_id=fields.token_id(
+          pad_id=config_fields.token_id(raw, 'pad_token_id', where, 0),
+          eos_id=config_fields.token_id(raw, 'eos_token_id', where, 1),
+          decoder_start_id=config_fields.token_id(
               raw, 'decoder_start_token_id', where, 0),
       ),
       **overrides,
   })
 
 
-def t5_json(config: t5.T5Config) -> Json:
+def t5_json(config: T5Config) -> Json:
   """The config.json of a T5Config."""
   return {
       'architectures': ['T5ForConditionalGeneration'],
@@ -120,36 +120,36 @@ def t5_json(config: t5.T5Config) -> Json:
 
 def bert_config(
     raw: Json, where: str, **overrides: Any
-) -> bert.BertConfig:
+) -> BertConfig:
   """Of BERT, Contriever or one tower of DPR; arguments as `t5_config`."""
   if raw.get('position_embedding_type', 'absolute') != 'absolute':
     raise ValueError(
         f'{where}: position_embedding_type {raw["position_embedding_type"]!r} '
         "is not supported; only 'absolute' is."
     )
-  return bert.BertConfig(**{
+  return BertConfig(**{
       **dict(
-          vocab_size=fields.whole_number(raw, 'vocab_size', where),
-          emb_dim=fields.whole_number(raw, 'hidden_size', where),
-          num_heads=fields.whole_number(raw, 'num_attention_heads', where),
-          num_layers=fields.whole_number(raw, 'num_hidden_layers', where),
-          mlp_dim=fields.whole_number(raw, 'intermediate_size', where),
+          vocab_size=config_fields.whole_number(raw, 'vocab_size', where),
+          emb_dim=config_fields.whole_number(raw, 'hidden_size', where),
+          num_heads=config_fields.whole_number(raw, 'num_attention_heads', where),
+          num_layers=config_fields.whole_number(raw, 'num_hidden_layers', where),
+          mlp_dim=config_fields.whole_number(raw, 'intermediate_size', where),
           mlp_activation=_known(
               raw.get('hidden_act', 'gelu'), _ACTIVATIONS, 'hidden_act', where),
-          max_positions=fields.whole_number(raw, 'max_position_embeddings', where),
-          type_vocab_size=fields.whole_number(
+          max_positions=config_fields.whole_number(raw, 'max_position_embeddings', where),
+          type_vocab_size=config_fields.whole_number(
               raw, 'type_vocab_size', where, 2),
-          layer_norm_epsilon=fields.positive(
+          layer_norm_epsilon=config_fields.positive(
               raw, 'layer_norm_eps', where, 1e-12),
-          projection_dim=fields.whole_number(
+          projection_dim=config_fields.whole_number(
               raw, 'projection_dim', where, 0, least=0),
-          pad_id=fields.token_id(raw, 'pad_token_id', where, 0),
+          pad_id=config_fields.token_id(raw, 'pad_token_id', where, 0),
       ),
       **overrides,
   })
 
 
-def bert_json(config: bert.BertConfig) -> Json:
+def bert_json(config: BertConfig) -> Json:
   """The config.json of a BertConfig, as BERT; DPR changes two fields."""
   return {
       'architectures': ['BertModel'],
@@ -174,7 +174,7 @@ def bert_json(config: bert.BertConfig) -> Json:
 
 def bart_config(
     raw: Json, where: str, generation: Json | None = None, **overrides: Any
-) -> bart.BartConfig:
+) -> BartConfig:
   """Of BART; arguments as `t5_config`.
 
   Args:
@@ -195,7 +195,7 @@ def bart_config(
           f'{where}: {field} {raw[field]!r} is not supported; a BART has '
           f'{needed}.'
       )
-  heads = fields.whole_number(raw, 'encoder_attention_heads', where)
+  heads = config_fields.whole_number(raw, 'encoder_attention_heads', where)
   if raw.get('decoder_attention_heads', heads) != heads:
     raise ValueError(
         f'{where}: {heads} encoder and {raw["decoder_attention_heads"]} decoder '
@@ -206,37 +206,37 @@ def bart_config(
         f'{where}: tie_word_embeddings is false; a BART has a tied head.'
     )
   # Absent from the first checkpoints, whose class made it the end of sequence.
-  eos_id = fields.token_id(raw, 'eos_token_id', where, 2)
+  eos_id = config_fields.token_id(raw, 'eos_token_id', where, 2)
   forced = {'forced_eos_token_id': eos_id, 'forced_bos_token_id': None}
   for name in forced:
     if name in raw:
-      forced[name] = fields.optional_number(raw, name, where)
+      forced[name] = config_fields.optional_number(raw, name, where)
   if raw.get('force_bos_token_to_be_generated'):
-    forced['forced_bos_token_id'] = fields.token_id(raw, 'bos_token_id', where, 0)
+    forced['forced_bos_token_id'] = config_fields.token_id(raw, 'bos_token_id', where, 0)
   for name in forced:
     if generation is not None and name in generation:
-      forced[name] = fields.optional_number(
+      forced[name] = config_fields.optional_number(
           generation, name, f'generation_config.json beside {where}')
-  return bart.BartConfig(**{
+  return BartConfig(**{
       **dict(
-          vocab_size=fields.whole_number(raw, 'vocab_size', where),
-          emb_dim=fields.whole_number(raw, 'd_model', where),
+          vocab_size=config_fields.whole_number(raw, 'vocab_size', where),
+          emb_dim=config_fields.whole_number(raw, 'd_model', where),
           num_heads=heads,
-          num_encoder_layers=fields.whole_number(raw, 'encoder_layers', where),
-          num_decoder_layers=fields.whole_number(raw, 'decoder_layers', where),
-          encoder_mlp_dim=fields.whole_number(raw, 'encoder_ffn_dim', where),
-          decoder_mlp_dim=fields.whole_number(raw, 'decoder_ffn_dim', where),
+          num_encoder_layers=config_fields.whole_number(raw, 'encoder_layers', where),
+          num_decoder_layers=config_fields.whole_number(raw, 'decoder_layers', where),
+          encoder_mlp_dim=config_fields.whole_number(raw, 'encoder_ffn_dim', where),
+          decoder_mlp_dim=config_fields.whole_number(raw, 'decoder_ffn_dim', where),
           mlp_activation=_known(
               raw.get('activation_function', 'gelu'), _ACTIVATIONS,
               'activation_function', where),
-          max_positions=fields.whole_number(
+          max_positions=config_fields.whole_number(
               raw, 'max_position_embeddings', where, 1024),
           scale_embedding=bool(raw.get('scale_embedding', False)),
           dropout_rate=0.0,
-          pad_id=fields.token_id(raw, 'pad_token_id', where, 1),
-          bos_id=fields.token_id(raw, 'bos_token_id', where, 0),
+          pad_id=config_fields.token_id(raw, 'pad_token_id', where, 1),
+          bos_id=config_fields.token_id(raw, 'bos_token_id', where, 0),
           eos_id=eos_id,
-          decoder_start_id=fields.token_id(
+          decoder_start_id=config_fields.token_id(
               raw, 'decoder_start_token_id', where, 2),
           forced_first_id=forced['forced_bos_token_id'],
           forced_last_id=forced['forced_eos_token_id'],
@@ -245,7 +245,7 @@ def bart_config(
   })
 
 
-def bart_json(config: bart.BartConfig) -> Json:
+def bart_json(config: BartConfig) -> Json:
   """The config.json of a BartConfig."""
   return {
       'architectures': ['BartForConditionalGeneration'],

@@ -13,15 +13,16 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from ralm_jax.interop import huggingface_configs as configs
-from ralm_jax.interop import new_folder
-from ralm_jax.interop import safetensors_file
-from ralm_jax.interop import tensor_maps
-from ralm_jax.interop.tensor_source import ArraySource, TensorInfo, TensorSource
-from ralm_jax.interop.weight_files import SAFETENSORS
-from ralm_jax.models import bart
-from ralm_jax.models import bert
-from ralm_jax.models import t5
+from ralm_jax.files import new_folder
+from ralm_jax.interop import huggingface_configs, tensor_maps
+from ralm_jax.interop.files import safetensors_file
+from ralm_jax.interop.files.tensor_source import ArraySource, TensorInfo, TensorSource
+from ralm_jax.interop.files.weight_files import SAFETENSORS
+from ralm_jax.interop.huggingface_configs import Json
+from ralm_jax.interop.tensor_maps import Entry
+from ralm_jax.models.bart import BartConfig
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.t5 import T5Config
 
 Params = Mapping[str, Any]
 PathLike = str | os.PathLike[str]
@@ -34,7 +35,7 @@ _DPR_SIDES = {
 
 
 def save_t5(
-    directory: PathLike, config: t5.T5Config, params: Params, *,
+    directory: PathLike, config: T5Config, params: Params, *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
   """Writes a folder that T5ForConditionalGeneration loads.
@@ -50,21 +51,21 @@ def save_t5(
     ValueError: the parameters do not fit the configuration, or Hugging Face
       has no such model.
   """
-  write(directory, configs.t5_json(config), tensor_maps.t5_entries(config),
+  write(directory, huggingface_configs.t5_json(config), tensor_maps.t5_entries(config),
         source_of(params), max_shard_bytes=max_shard_bytes)
 
 
 def save_bart(
-    directory: PathLike, config: bart.BartConfig, params: Params, *,
+    directory: PathLike, config: BartConfig, params: Params, *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
   """Writes a folder that BartForConditionalGeneration loads; see `save_t5`."""
-  write(directory, configs.bart_json(config), tensor_maps.bart_entries(config),
+  write(directory, huggingface_configs.bart_json(config), tensor_maps.bart_entries(config),
         source_of(params), max_shard_bytes=max_shard_bytes)
 
 
 def save_bert(
-    directory: PathLike, config: bert.BertConfig, params: Params, *,
+    directory: PathLike, config: BertConfig, params: Params, *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
   """Writes a folder that BertModel loads (without pooler); see `save_t5`.
@@ -79,8 +80,8 @@ def save_bert(
 
 
 def bert_map(
-    config: bert.BertConfig,
-) -> tuple[configs.Json, list[tensor_maps.Entry]]:
+    config: BertConfig,
+) -> tuple[Json, list[Entry]]:
   """config.json and map of a BERT folder; ValueError as `save_bert`."""
   _check_layer_norm(config)
   if config.projection_dim:
@@ -88,11 +89,11 @@ def bert_map(
         'A BERT folder has no projection (BertConfig.projection_dim '
         f'{config.projection_dim}); write it as DPR (save_dpr).'
     )
-  return configs.bert_json(config), tensor_maps.bert_entries(config)
+  return huggingface_configs.bert_json(config), tensor_maps.bert_entries(config)
 
 
 def write_modules(
-    directory: PathLike, config: bert.BertConfig, pooling: str
+    directory: PathLike, config: BertConfig, pooling: str
 ) -> None:
   """Adds to a BERT folder what makes it sentence-transformers' normalised one.
 
@@ -128,7 +129,7 @@ def write_modules(
 
 
 def save_dpr(
-    directory: PathLike, config: bert.BertConfig, params: Params, *,
+    directory: PathLike, config: BertConfig, params: Params, *,
     side: str = 'query_encoder', max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
   """Writes a folder that DPRQuestionEncoder or DPRContextEncoder loads.
@@ -149,14 +150,14 @@ def save_dpr(
 
 
 def dpr_map(
-    config: bert.BertConfig, side: str
-) -> tuple[configs.Json, list[tensor_maps.Entry]]:
+    config: BertConfig, side: str
+) -> tuple[Json, list[Entry]]:
   """config.json and map of a DPR folder; ValueError as `save_dpr`."""
   _check_layer_norm(config)
   if side not in _DPR_SIDES:
     raise ValueError(f'side {side!r} is unknown; choose one of {list(_DPR_SIDES)}.')
   prefix, architecture = _DPR_SIDES[side]
-  raw = configs.bert_json(config) | {
+  raw = huggingface_configs.bert_json(config) | {
       'model_type': 'dpr', 'architectures': [architecture],
       'projection_dim': config.projection_dim,
   }
@@ -164,7 +165,7 @@ def dpr_map(
       config, f'{prefix}bert_model.', f'{prefix}encode_proj')
 
 
-def _check_layer_norm(config: bert.BertConfig) -> None:
+def _check_layer_norm(config: BertConfig) -> None:
   if config.second_moment_layer_norm:
     raise ValueError(
         "This retriever has the released Atlas code's LayerNorm "
@@ -232,8 +233,8 @@ class UnscannedSource(TensorSource):
 
 def write(
     directory: PathLike,
-    config: configs.Json,
-    entries: Sequence[tensor_maps.Entry],
+    config: Json,
+    entries: Sequence[Entry],
     source: TensorSource,
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -283,10 +284,10 @@ def write(
 
 
 def _foreign_tensors(
-    entries: Sequence[tensor_maps.Entry], source: TensorSource
-) -> dict[str, tuple[TensorInfo, list[tensor_maps.Entry]]]:
+    entries: Sequence[Entry], source: TensorSource
+) -> dict[str, tuple[TensorInfo, list[Entry]]]:
   """Foreign names with what they are made of, all shapes checked."""
-  groups: dict[str, list[tensor_maps.Entry]] = {}
+  groups: dict[str, list[Entry]] = {}
   for entry in entries:
     if entry.path not in source:
       raise ValueError(
@@ -319,7 +320,7 @@ def _foreign_tensors(
 
 
 def _foreign(
-    source: TensorSource, group: Sequence[tensor_maps.Entry], info: TensorInfo
+    source: TensorSource, group: Sequence[Entry], info: TensorInfo
 ) -> np.ndarray:
   pieces = [
       source[e.path].T if e.transpose else source[e.path] for e in group

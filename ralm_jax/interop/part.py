@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ralm_jax.data import templates
-from ralm_jax.data import vocabularies
+from ralm_jax.data.text import templates
+from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.interop import tensor_maps
-from ralm_jax.interop.tensor_source import TensorSource
-
+from ralm_jax.interop.files.tensor_source import TensorSource
+from ralm_jax.interop.tensor_maps import Entry, Params
 
 # What parts were trained with: RAG's BART, DPR, and Atlas' reader.
 BART_TEXT = dict(
@@ -46,15 +46,15 @@ class Part:
   kind: str
   config: Any
   source: TensorSource
-  entries: Sequence[tensor_maps.Entry]
+  entries: Sequence[Entry]
   pooling: str | None = None
   normalize: bool = False
   vocabulary_directories: tuple[str, ...] = ()
-  vocabulary: vocabularies.Vocabulary | None = None
+  vocabulary: Vocabulary | None = None
   side: str | None = None
   text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-  def read(self) -> tensor_maps.Params:
+  def read(self) -> Params:
     """All parameters, float32; ValueError where one is missing or misshapen."""
     return tensor_maps.read_all(self.source, self.entries)
 

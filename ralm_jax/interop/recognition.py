@@ -6,14 +6,14 @@ import os
 import re
 from typing import Any
 
-from ralm_jax import specification
-from ralm_jax.interop import huggingface
-from ralm_jax.interop import part as part_lib
-from ralm_jax.interop import tensor_maps
-from ralm_jax.interop import weight_files
+from ralm_jax.checkpoints import specification
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.interop import huggingface, part as part_lib
+from ralm_jax.interop.files import weight_files
 from ralm_jax.interop.part import Part
 from ralm_jax.interop.run_source import RunSource
-from ralm_jax.models import bart
+from ralm_jax.interop.tensor_maps import Entry
+from ralm_jax.models.bart import BartConfig
 
 SIDES = ('reader', 'retriever', 'query_encoder', 'passage_encoder')
 ENCODERS = SIDES[1:]
@@ -53,7 +53,7 @@ class Recognised:
   parts: dict[str, Part]
   whole: bool = False
   claimed: tuple[Part, ...] = ()
-  spec: specification.Specification | None = None
+  spec: Specification | None = None
   model_fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -145,9 +145,9 @@ def is_run(path: str) -> bool:
 
 def _run(path: str) -> Recognised:
   source = RunSource(path)
-  spec = specification.Specification.load(source.directory)
+  spec = Specification.load(source.directory)
   model = spec.model
-  kind = 'bart' if isinstance(model.reader_config, bart.BartConfig) else 't5'
+  kind = 'bart' if isinstance(model.reader_config, BartConfig) else 't5'
   text = dataclasses.asdict(spec.text)
   parts = {'reader': Part(
       kind, model.reader_config, source, _run_entries(source, 'reader/'),
@@ -168,7 +168,7 @@ def _run(path: str) -> Recognised:
       model_fields={'reading': model.reading})
 
 
-def _run_entries(source: RunSource, prefix: str) -> list[tensor_maps.Entry]:
+def _run_entries(source: RunSource, prefix: str) -> list[Entry]:
   """Our own tree below a prefix, layer by layer."""
   entries = []
   for name in source:
@@ -176,10 +176,10 @@ def _run_entries(source: RunSource, prefix: str) -> list[tensor_maps.Entry]:
       continue
     path, shape = name.removeprefix(prefix), source.info(name).shape
     if '/layers/' not in f'/{path}':
-      entries.append(tensor_maps.Entry(path, name, shape))
+      entries.append(Entry(path, name, shape))
       continue
     for row in range(shape[0]):
-      entries.append(tensor_maps.Entry(
+      entries.append(Entry(
           f'/{path}'.replace('/layers/', f'/layers_{row}/', 1)[1:], name,
           shape[1:], part=(0, row)))
   return entries
@@ -217,7 +217,7 @@ def _atlas(path: str, retriever_heads: int | None) -> Recognised:
   source = atlas.open_checkpoint(path)
   # Its LayerNorm is the original's unless told otherwise.
   model = atlas.describe(source, retriever_heads=retriever_heads)
-  entries: dict[str, list[tensor_maps.Entry]] = {}
+  entries: dict[str, list[Entry]] = {}
   for side, entry in atlas.entries(source, model):
     entries.setdefault(side, []).append(entry)
   parts = {

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import tensorstore
 
-from ralm_jax.interop.tensor_source import TensorInfo, TensorSource
-from ralm_jax.training import checkpoints
+from ralm_jax.checkpoints import store as checkpoints
+from ralm_jax.checkpoints.store import Checkpoints
+from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
 
 PathLike = str | os.PathLike[str]
 
@@ -30,7 +31,7 @@ class RunSource(TensorSource):
     self.directory, self.step = checkpoints.find(path)
     self.description = os.path.join(self.directory, f'checkpoint_{self.step}')
     self._state = os.path.join(self.description, 'state')
-    store = checkpoints.Checkpoints(self.directory, read_only=True)
+    store = Checkpoints(self.directory, read_only=True)
     try:
       shapes = store.param_shapes(self.step)
     finally:

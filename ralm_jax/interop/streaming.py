@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from ralm_jax.training import checkpoints
+from ralm_jax.checkpoints.store import HostArraysHandler, HostArraysSave
 
 # Chunks of this size let every host read little more than its shards.
 CHUNK_BYTES = 64 << 20
@@ -118,7 +118,7 @@ def save(
       os.path.abspath(os.fspath(model_dir)),
       item_handlers={
           'state': ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
-          'host': checkpoints.HostArraysHandler(),
+          'host': HostArraysHandler(),
           'metadata': ocp.JsonCheckpointHandler(),
       },
       options=ocp.CheckpointManagerOptions(
@@ -127,7 +127,7 @@ def save(
   try:
     manager.save(step, args=ocp.args.Composite(
         state=ocp.args.PyTreeSave({'params': params}),
-        host=checkpoints.HostArraysSave({}),
+        host=HostArraysSave({}),
         metadata=ocp.args.JsonSave(dict(metadata)),
     ), force=True)
   except Exception as e:

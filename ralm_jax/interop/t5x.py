@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from ralm_jax.interop import msgpack_tensors
-from ralm_jax.interop import t5x_source
 from ralm_jax.interop import tensor_maps
-from ralm_jax.interop.tensor_source import TensorSource
-from ralm_jax.models import t5
+from ralm_jax.interop.files.msgpack_tensors import MsgpackFile, Span
+from ralm_jax.interop.files.tensor_source import TensorSource
+from ralm_jax.interop.t5x_source import Stored, T5XSource
+from ralm_jax.interop.tensor_maps import Entry
+from ralm_jax.models.t5 import T5Config
 
 PathLike = str | os.PathLike[str]
 
@@ -35,7 +36,7 @@ _ARRAYS = ('jax.Array', 'np.ndarray', 'scalar')
 _OWN_TABLES = ('relpos_bias', 'relative_posemb')
 
 
-def open_checkpoint(path: PathLike) -> t5x_source.T5XSource | None:
+def open_checkpoint(path: PathLike) -> T5XSource | None:
   """Opens a T5X or Orbax checkpoint; reads no tensor.
 
   Args:
@@ -93,8 +94,8 @@ def _refuse_tensorflow(path: str) -> None:
       )
 
 
-def _open_msgpack(path: str) -> t5x_source.T5XSource:
-  file = msgpack_tensors.MsgpackFile(path)
+def _open_msgpack(path: str) -> T5XSource:
+  file = MsgpackFile(path)
   if not isinstance(file.tree, dict):
     raise ValueError(
         f'{path} holds a {type(file.tree).__name__}, expected the tree of a '
@@ -105,7 +106,7 @@ def _open_msgpack(path: str) -> t5x_source.T5XSource:
     raise ValueError(f'{path} is of T5X\'s version {version}; 2 and 3 are read.')
   leaves: dict[tuple[str, ...], Any] = {}
   _flatten(file.tree, (), leaves, path)
-  return t5x_source.T5XSource(path, _parameters(leaves, path), file)
+  return T5XSource(path, _parameters(leaves, path), file)
 
 
 def _flatten(
@@ -113,13 +114,13 @@ def _flatten(
 ) -> None:
   if isinstance(tree, dict):
     if {'driver', 'kvstore'} <= tree.keys():
-      leaves[at] = t5x_source.Stored(_relative(_folder_of(tree), path))
+      leaves[at] = Stored(_relative(_folder_of(tree), path))
     else:
       for key, child in tree.items():
         _flatten(child, (*at, str(key)), leaves, path)
   elif isinstance(tree, str) and tree.startswith(_PLACEHOLDER):
-    leaves[at] = t5x_source.Stored(_relative(tree.removeprefix(_PLACEHOLDER), path))
-  elif isinstance(tree, msgpack_tensors.Span):
+    leaves[at] = Stored(_relative(tree.removeprefix(_PLACEHOLDER), path))
+  elif isinstance(tree, Span):
     leaves[at] = tree
 
 
@@ -138,7 +139,7 @@ def _relative(name: Any, path: str) -> str:
   return clean
 
 
-def _open_orbax(folder: str) -> t5x_source.T5XSource:
+def _open_orbax(folder: str) -> T5XSource:
   path = os.path.join(folder, _METADATA)
   try:
     with open(path, encoding='utf-8') as file:
@@ -148,19 +149,19 @@ def _open_orbax(folder: str) -> t5x_source.T5XSource:
       keys = tuple(str(key['key']) for key in entry['key_metadata'])
       # Empty containers and strings are no arrays.
       if entry['value_metadata']['value_type'] in _ARRAYS:
-        leaves[keys] = t5x_source.Stored(_relative('.'.join(keys), path))
+        leaves[keys] = Stored(_relative('.'.join(keys), path))
   except (ValueError, KeyError, TypeError, AttributeError) as e:
     if isinstance(e, ValueError) and 'expected a folder' in str(e):
       raise
     raise ValueError(
         f'{path} is damaged ({type(e).__name__}: {e}); fetch it again.') from e
   driver = 'zarr3' if metadata.get('use_zarr3') else 'zarr'
-  return t5x_source.T5XSource(folder, _parameters(leaves, folder), None, driver)
+  return T5XSource(folder, _parameters(leaves, folder), None, driver)
 
 
 def _parameters(
     leaves: dict[tuple[str, ...], Any], path: str
-) -> dict[str, msgpack_tensors.Span | t5x_source.Stored]:
+) -> dict[str, Span | Stored]:
   """The parameters among the leaves of a training state, by path."""
   for root in (
       ('optimizer', 'target'), ('target',), ('state', 'target'), ('params',),
@@ -182,7 +183,7 @@ def _parameters(
   )
 
 
-def t5_config(source: TensorSource, **overrides: Any) -> t5.T5Config:
+def t5_config(source: TensorSource, **overrides: Any) -> T5Config:
   """The configuration that the tensors tell.
 
   T5X keeps it in gin files, so some of it is assumed: one activation means
@@ -219,7 +220,7 @@ def t5_config(source: TensorSource, **overrides: Any) -> t5.T5Config:
     )
   gated = encoder.name(0, 'mlp/wi_0/kernel') in source
   wi = encoder.name(0, f'mlp/{"wi_0" if gated else "wi"}/kernel')
-  return t5.T5Config(**{
+  return T5Config(**{
       **dict(
           vocab_size=vocab_size,
           emb_dim=emb_dim,
@@ -237,8 +238,8 @@ def t5_config(source: TensorSource, **overrides: Any) -> t5.T5Config:
 
 
 def t5_entries(
-    source: TensorSource, config: t5.T5Config
-) -> list[tensor_maps.Entry]:
+    source: TensorSource, config: T5Config
+) -> list[Entry]:
   """The map from a checkpoint's tensors to our (unscanned) parameters.
 
   Args:
@@ -264,7 +265,7 @@ def t5_entries(
       name = tables[layers.stack]
       if layers.axis is not None and '/layers/' in name:
         part = (layers.axis, 0)
-    entries.append(tensor_maps.Entry(entry.path, name, entry.shape, part=part))
+    entries.append(Entry(entry.path, name, entry.shape, part=part))
   return entries
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ralm_jax.interop import msgpack_tensors
-from ralm_jax.interop.tensor_source import TensorInfo, TensorSource
+from ralm_jax.interop.files.msgpack_tensors import MsgpackFile, Span
+from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,8 @@ class T5XSource(TensorSource):
   def __init__(
       self,
       path: str,
-      leaves: dict[str, msgpack_tensors.Span | Stored],
-      file: msgpack_tensors.MsgpackFile | None,
+      leaves: dict[str, Span | Stored],
+      file: MsgpackFile | None,
       zarr_driver: str = 'zarr',
   ):
     """Use `open_checkpoint`."""
@@ -46,21 +46,21 @@ class T5XSource(TensorSource):
 
   def info(self, name: str) -> TensorInfo:
     leaf = self._leaves[name]
-    if isinstance(leaf, msgpack_tensors.Span):
+    if isinstance(leaf, Span):
       return TensorInfo(leaf.shape, leaf.dtype)
     array = self._open(leaf)
     return TensorInfo(tuple(array.shape), _real_dtype(array.dtype.numpy_dtype))
 
   def __getitem__(self, name: str) -> np.ndarray:
     leaf = self._leaves[name]
-    if isinstance(leaf, msgpack_tensors.Span):
+    if isinstance(leaf, Span):
       assert self._file is not None
       return self._file.read(leaf)
     return self._read(leaf, ())
 
   def part(self, name: str, axis: int, index: int) -> np.ndarray:
     leaf = self._leaves[name]
-    if isinstance(leaf, msgpack_tensors.Span):
+    if isinstance(leaf, Span):
       assert self._file is not None
       return self._file.read_part(leaf, axis, index)
     return self._read(leaf, (slice(None),) * axis + (index,))

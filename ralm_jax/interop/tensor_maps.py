@@ -14,10 +14,11 @@ import flax.traverse_util
 import ml_dtypes
 import numpy as np
 
-from ralm_jax.interop.tensor_source import TensorSource
+from ralm_jax.interop.files.tensor_source import TensorSource
 from ralm_jax.models import bart
-from ralm_jax.models import bert
-from ralm_jax.models import t5
+from ralm_jax.models.bart import BartConfig
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.t5 import T5Config
 
 Params = dict[str, Any]
 
@@ -154,7 +155,7 @@ class _Map:
       self.add(f'{path}/bias', f'{name}.bias', (size,))
 
 
-def t5_entries(config: t5.T5Config, prefix: str = '') -> list[Entry]:
+def t5_entries(config: T5Config, prefix: str = '') -> list[Entry]:
   """The map of a T5 (1.0, 1.1, lm-adapt, Flan).
 
   Args:
@@ -208,7 +209,7 @@ def t5_entries(config: t5.T5Config, prefix: str = '') -> list[Entry]:
 
 
 def bert_entries(
-    config: bert.BertConfig, prefix: str = '', projection: str = 'encode_proj'
+    config: BertConfig, prefix: str = '', projection: str = 'encode_proj'
 ) -> list[Entry]:
   """The map of a BERT encoder without its pooler.
 
@@ -246,7 +247,7 @@ def bert_entries(
 
 
 def bart_entries(
-    config: bart.BartConfig, prefix: str = '', model_prefix: str = 'model.'
+    config: BartConfig, prefix: str = '', model_prefix: str = 'model.'
 ) -> list[Entry]:
   """The map of a BART.
 

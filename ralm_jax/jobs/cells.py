@@ -28,7 +28,7 @@ import tempfile
 import threading
 from typing import Any
 
-from ralm_jax.data import atomic_files
+from ralm_jax.files import atomic_files
 
 MANIFEST = 'manifest.json'
 PREDICTIONS = 'predictions.jsonl'

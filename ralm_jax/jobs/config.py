@@ -9,10 +9,10 @@ import os
 import re
 from typing import Any
 
-from ralm_jax.evaluation import answering as answering_lib
-from ralm_jax.evaluation import cells as cells_lib
-from ralm_jax.retrieval import connection as connection_lib
-from ralm_jax.training import checkpoints as checkpoints_lib
+from ralm_jax.checkpoints import store
+from ralm_jax.evaluation.answering import AnswerOptions
+from ralm_jax.jobs import cells
+from ralm_jax.retrieval import connect
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Task:
   shots_seed: int = 0
   require_answers: bool = True
   on_error: str = 'raise'
-  answering: answering_lib.AnswerOptions = answering_lib.AnswerOptions()
+  answering: AnswerOptions = AnswerOptions()
 
   def arguments(self) -> dict[str, Any]:
     """Of `eval.evaluate`."""
@@ -128,7 +128,7 @@ class Index:
           'An Index has either a path or a retrieval_address; got '
           f'{self.path!r} and {self.retrieval_address!r}.'
       )
-    connection_lib.check_backend(self.backend, self.retrieval_address)
+    connect.check_backend(self.backend, self.retrieval_address)
 
   @property
   def label(self) -> str:
@@ -193,7 +193,7 @@ def find_checkpoints(
       if not paths:
         raise FileNotFoundError(f'{path}: no checkpoint matches')
     for each in paths:
-      directory, step = checkpoints_lib.find(each)
+      directory, step = store.find(each)
       name = f'{os.path.basename(directory)}-{step}'
       if item.name is not None:
         name = item.name if len(paths) == 1 else f'{item.name}-{name}'
@@ -201,7 +201,7 @@ def find_checkpoints(
       found.setdefault(FoundCheckpoint(name, directory, step, item.index))
   by_name: dict[str, FoundCheckpoint] = {}
   for one in found:
-    other = by_name.setdefault(cells_lib.file_name(one.name), one)
+    other = by_name.setdefault(cells.file_name(one.name), one)
     if other.path != one.path:
       raise ValueError(
           f'{other.path} and {one.path} are both called {one.name}; name them '
@@ -215,7 +215,7 @@ def _holds_checkpoint(path: str) -> bool:
     return os.path.isdir(path)
   with contextlib.suppress(OSError):
     return not os.path.basename(path).startswith('checkpoint_') and bool(
-        checkpoints_lib.find(path))
+        store.find(path))
   return False
 
 
@@ -249,7 +249,7 @@ def check_names(what: str, names: Sequence[str]) -> None:
   """Raises ValueError where two names would be one folder's."""
   seen: dict[str, str] = {}
   for name in names:
-    other = seen.setdefault(cells_lib.file_name(name), name)
+    other = seen.setdefault(cells.file_name(name), name)
     if other is not name:
       raise ValueError(
           f'Two {what} have names that make one folder, {other!r} and '

@@ -10,13 +10,14 @@ import os
 import pathlib
 from typing import Any
 
-from ralm_jax import job_config
-from ralm_jax import specification
-from ralm_jax.data import input_files
-from ralm_jax.retrieval import connection as connection_lib
-from retrieval_service import client as client_lib
-from retrieval_service import generations
+from ralm_jax.checkpoints import specification
+from ralm_jax.files import input_files
+from ralm_jax.jobs.config import FoundCheckpoint, Index, Task
+from ralm_jax.retrieval import connect
 from retrieval_service import manifest as index_manifest
+from retrieval_service.client import RetrievalClient
+from retrieval_service.generations import GenerationStore
+from retrieval_service.manifest import Manifest
 
 _PACKAGES = (
     'ralm_jax', 'jax', 'jaxlib', 'flax', 'numpy', 'orbax-checkpoint',
@@ -46,7 +47,7 @@ class IndexState:
 
   @classmethod
   def of(
-      cls, index: job_config.Index, retry_for_s: float = 30.0
+      cls, index: Index, retry_for_s: float = 30.0
   ) -> IndexState:
     """Read from its folder, without serving it, or asked of its process.
 
@@ -55,13 +56,13 @@ class IndexState:
       retrieval_service.client.RetrievalError: the process is not reached.
     """
     if index.path is not None:
-      connection_lib.check_index_folder(index.path)
-      store = generations.GenerationStore(index.path)
+      connect.check_index_folder(index.path)
+      store = GenerationStore(index.path)
       number = index.generation or store.current()
-      manifest = index_manifest.Manifest.read(store.folder(number))
+      manifest = Manifest.read(store.folder(number))
       return cls(store.index_id(), number, store.edit_log().last,
                  manifest.count, store.directory)
-    with client_lib.RetrievalClient(
+    with RetrievalClient(
         index.retrieval_address, retry_for_s=retry_for_s) as client:
       status = client.status()
     number = index.generation or status.generation
@@ -69,11 +70,11 @@ class IndexState:
                status.count if number == status.generation else None,
                status.index_directory)
 
-  def memory_bytes(self, index: job_config.Index) -> int | None:
+  def memory_bytes(self, index: Index) -> int | None:
     """What searching it takes; None where its folder is out of reach."""
     try:
-      store = generations.GenerationStore(self.directory)
-      manifest = index_manifest.Manifest.read(store.folder(self.generation))
+      store = GenerationStore(self.directory)
+      manifest = Manifest.read(store.folder(self.generation))
     except (OSError, ValueError):
       return None
     if index.backend == 'device':
@@ -122,7 +123,7 @@ class Fingerprints:
 
 
 def checkpoint_inputs(
-    checkpoint: job_config.FoundCheckpoint, fingerprints: Fingerprints
+    checkpoint: FoundCheckpoint, fingerprints: Fingerprints
 ) -> dict[str, Any]:
   """What a checkpoint is, wherever it lies, as JSON values.
 
@@ -142,8 +143,8 @@ def checkpoint_inputs(
 
 
 def task_inputs(
-    task: job_config.Task,
-    index: job_config.Index | None,
+    task: Task,
+    index: Index | None,
     state: IndexState | None,
     fingerprints: Fingerprints,
     batch_size: int,

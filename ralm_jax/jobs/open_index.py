@@ -6,22 +6,23 @@ import contextlib
 import logging
 from typing import Any
 
-from ralm_jax import job_config
-from ralm_jax import job_inputs
-from ralm_jax import runs
-from ralm_jax.evaluation import search_time
-from ralm_jax.retrieval import connection as connection_lib
+from ralm_jax.jobs import search_time
+from ralm_jax.jobs.config import Index, JobOptions
+from ralm_jax.jobs.inputs import IndexState
+from ralm_jax.retrieval import connect
+from ralm_jax.retrieval.connect import Connection
+from ralm_jax.runs.opening import OpenedCheckpoint
 
 
 class OpenIndex:
   """Stays open until another index is asked for, or the folder has moved on."""
 
-  def __init__(self, options: job_config.JobOptions):
+  def __init__(self, options: JobOptions):
     """Opens nothing yet."""
     self._options = options
     self._stack = contextlib.ExitStack()
     self._key: Any = None
-    self._connected: connection_lib.Connection | None = None
+    self._connected: Connection | None = None
 
   def close(self) -> None:
     self._key = self._connected = None
@@ -29,8 +30,8 @@ class OpenIndex:
 
   def arguments(
       self,
-      index: job_config.Index | None,
-      state: job_inputs.IndexState | None,
+      index: Index | None,
+      state: IndexState | None,
   ) -> dict[str, Any]:
     """Those of `eval.evaluate` that name an index in a state.
 
@@ -52,9 +53,9 @@ class OpenIndex:
 
   def milliseconds_a_query(
       self,
-      opened: runs.OpenedCheckpoint,
-      index: job_config.Index | None,
-      state: job_inputs.IndexState | None,
+      opened: OpenedCheckpoint,
+      index: Index | None,
+      state: IndexState | None,
       questions: Sequence[str],
       k: int,
   ) -> float | None:
@@ -80,8 +81,8 @@ class OpenIndex:
       return None
 
   def _connect(
-      self, index: job_config.Index, state: job_inputs.IndexState
-  ) -> connection_lib.Connection:
+      self, index: Index, state: IndexState
+  ) -> Connection:
     key = (index,) if index.path is None else (
         index, state.id, state.generation)
     if self._connected is None or self._key != key:
@@ -89,7 +90,7 @@ class OpenIndex:
       own = {} if index.path is None else {
           'nprobe': index.nprobe, 'rerank': index.rerank,
           'threads': index.threads}
-      self._connected = self._stack.enter_context(connection_lib.connect(
+      self._connected = self._stack.enter_context(connect.connect(
           index=index.path, address=index.retrieval_address,
           corpus=index.corpus, retry_for_s=self._options.retry_for_s,
           follow_swaps=True, **own))
@@ -98,7 +99,7 @@ class OpenIndex:
 
 
 def searched_generation(
-    index: job_config.Index, state: job_inputs.IndexState
+    index: Index, state: IndexState
 ) -> int | None:
   """The one that is asked for by its number; None asks for whatever is current.
 
@@ -110,9 +111,9 @@ def searched_generation(
 
 def check_answers(
     records: Sequence[Mapping[str, Any]],
-    index: job_config.Index,
-    state: job_inputs.IndexState,
-    now: job_inputs.IndexState,
+    index: Index,
+    state: IndexState,
+    now: IndexState,
 ) -> None:
   """Raises RuntimeError where answers are of another state of the index.
 

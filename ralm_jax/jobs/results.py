@@ -16,11 +16,11 @@ import os
 import pathlib
 from typing import Any
 
-from ralm_jax.data import atomic_files
-from ralm_jax.evaluation import cells as cells_lib
 from ralm_jax.evaluation import prediction_files
-from ralm_jax.evaluation import statistics
-from ralm_jax.evaluation import tables
+from ralm_jax.evaluation.scores import statistics
+from ralm_jax.files import atomic_files
+from ralm_jax.jobs import cells, markdown
+from ralm_jax.jobs.cells import Cell
 
 CELLS = 'cells'
 RESULTS = 'results.jsonl'
@@ -101,7 +101,7 @@ class Wanted:
       inputs['checkpoint'] = former
       wanted = {
           **wanted, 'checkpoint': self.checkpoints[names['checkpoint']]}
-    return cells_lib.differences(
+    return cells.differences(
         inputs, wanted, self.ignore.get(names['index'], ()))
 
 
@@ -110,7 +110,7 @@ def cell_folder(
 ) -> pathlib.Path:
   """Where a cell's results are."""
   return pathlib.Path(output, CELLS, *map(
-      cells_lib.file_name, (checkpoint, task, index)))
+      cells.file_name, (checkpoint, task, index)))
 
 
 def question_metrics(
@@ -170,12 +170,12 @@ def read_cells(
     Rows of JSON values.
   """
   rows = []
-  for path in pathlib.Path(output, CELLS).glob(f'*/*/*/{cells_lib.MANIFEST}'):
+  for path in pathlib.Path(output, CELLS).glob(f'*/*/*/{cells.MANIFEST}'):
     row = _read_cell(path.parent, output, wanted, options)
     if row is not None:
       rows.append(row)
   return sorted(rows, key=lambda row: tuple(
-      map(tables.natural, (row['checkpoint'], row['task'], row['index']))))
+      map(markdown.natural, (row['checkpoint'], row['task'], row['index']))))
 
 
 def _read_cell(
@@ -183,17 +183,17 @@ def _read_cell(
     wanted: Wanted | None, options: TableOptions | None,
 ) -> Row | None:
   """None where it is not finished, or is just being replaced."""
-  cell = cells_lib.Cell(folder)
+  cell = Cell(folder)
   for _ in range(_READ_ATTEMPTS):
     manifest = cell.manifest()
     if manifest is None:
       return None
     ends, made_with = manifest.get('intervals', {}), manifest.get('of_intervals')
     try:
-      metrics = json.loads((folder / cells_lib.METRICS).read_text('utf-8'))
+      metrics = json.loads((folder / cells.METRICS).read_text('utf-8'))
       if options is not None and made_with != options.of_intervals:
         made_with = options.of_intervals
-        ends = intervals(folder / cells_lib.PREDICTIONS, options)
+        ends = intervals(folder / cells.PREDICTIONS, options)
     except FileNotFoundError:
       continue
     if cell.manifest() == manifest:

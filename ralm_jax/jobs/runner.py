@@ -11,18 +11,15 @@ from typing import Any
 
 import jax
 
-from ralm_jax import job_config
-from ralm_jax import job_worker
-from ralm_jax.evaluation import job_results
-from ralm_jax.evaluation import job_tables
-from ralm_jax.evaluation import watch as watch_lib
+from ralm_jax.jobs import config, results, tables, watch as watch_lib
+from ralm_jax.jobs.worker import Worker
 
 # What configurations name.
-Checkpoint = job_config.Checkpoint
-Task = job_config.Task
-Index = job_config.Index
-JobOptions = job_config.JobOptions
-TableOptions = job_results.TableOptions
+Checkpoint = config.Checkpoint
+Task = config.Task
+Index = config.Index
+JobOptions = config.JobOptions
+TableOptions = results.TableOptions
 
 
 def run(
@@ -84,10 +81,10 @@ def run(
     tasks = [dataclasses.replace(task, require_answers=require_answers)
              for task in tasks]
   if watch is None and table.baseline is not None:
-    job_tables.check_baseline(table, list(dict.fromkeys([
-        *(found.name for found in job_config.find_checkpoints(checkpoints)),
-        *(row['checkpoint'] for row in job_results.read_cells(output))])))
-  with job_worker.Worker(
+    tables.check_baseline(table, list(dict.fromkeys([
+        *(found.name for found in config.find_checkpoints(checkpoints)),
+        *(row['checkpoint'] for row in results.read_cells(output))])))
+  with Worker(
       tasks, indexes, output, options=options, table=table) as worker:
     if checkpoints:
       worker.work(checkpoints, shard)
@@ -96,14 +93,14 @@ def run(
           watch, until_step=until_step, idle_s=idle_s, poll_s=poll_s):
         worker.work([Checkpoint(found.path)], shard, passing=True)
   try:
-    rows = job_results.write_results(output, worker.wanted(), table)
-    text = job_tables.write_table(
+    rows = results.write_results(output, worker.wanted(), table)
+    text = tables.write_table(
         output, table, rows, pending=worker.is_partial)
   except Exception:
     worker.check()  # what happened to the cells tells more
     raise
   if show:
     print(text)
-    print(f'written to {output}/{job_results.RESULTS} and {job_tables.TABLE}')
+    print(f'written to {output}/{results.RESULTS} and {tables.TABLE}')
   worker.check()
   return rows

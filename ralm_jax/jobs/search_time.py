@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from ralm_jax import specification
+from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.training import partitioning
+from ralm_jax.training.partitioning import Partitioner
 
 _LEAST_SEARCHES = 5
 _ENOUGH_S = 2.0
 
 
 def milliseconds_a_query(
-    spec: specification.Specification,
-    partitioner: partitioning.Partitioner,
+    spec: Specification,
+    partitioner: Partitioner,
     params: Any,
     client: Any,
     questions: Sequence[str],

@@ -7,11 +7,10 @@ import logging
 import os
 import pathlib
 
-from ralm_jax.data import atomic_files
-from ralm_jax.evaluation import cells as cells_lib
-from ralm_jax.evaluation import job_results
-from ralm_jax.evaluation import statistics
-from ralm_jax.evaluation import tables
+from ralm_jax.evaluation.scores import statistics
+from ralm_jax.evaluation.scores.statistics import Comparison
+from ralm_jax.files import atomic_files
+from ralm_jax.jobs import cells as cells_lib, markdown, results
 
 TABLE = 'table.md'
 # Shown when nothing else was measured.
@@ -19,8 +18,8 @@ _RETRIEVAL = ('recall@', 'mrr', 'precision@', 'success_rate@')
 _ALL_PAIRS_UP_TO = 8
 _OUTDATED = ' †'
 
-Row = job_results.Row
-TableOptions = job_results.TableOptions
+Row = results.Row
+TableOptions = results.TableOptions
 
 
 def write_table(
@@ -42,7 +41,7 @@ def write_table(
     ValueError: as `render`.
   """
   if rows is None:
-    rows = job_results.write_results(output, options=options)
+    rows = results.write_results(output, options=options)
   text = render(output, rows, options, pending=pending)
   atomic_files.write(os.path.join(output, TABLE), text.encode('utf-8'))
   return text
@@ -67,7 +66,7 @@ def render(
   if not rows:
     return 'No cell is finished yet.\n'
   parts = [*_missing(rows, options, pending), _scores(rows, options)]
-  indexed = [row for row in rows if row['index'] != job_results.NO_INDEX]
+  indexed = [row for row in rows if row['index'] != results.NO_INDEX]
   several = len({row['index'] for row in indexed}) > 1
   if several:
     parts += [_matrices(indexed, options), _indexes(indexed, options)]
@@ -123,15 +122,15 @@ def _scores(rows: Sequence[Row], options: TableOptions) -> str:
   text = ''
   for name in _metrics(rows, options):
     having = [row for row in rows if name in row['metrics']]
-    text += f'## {name}\n\n' + tables.pivot(
+    text += f'## {name}\n\n' + markdown.pivot(
         having, lambda row: row['checkpoint'], column,
-        lambda row, name=name: tables.interval(
+        lambda row, name=name: markdown.interval(
             row['metrics'][name], ends(row).get(name)) + _mark(row),
         corner='checkpoint') + '\n'
-  counts = tables.table(
+  counts = markdown.table(
       ['task', 'questions'],
       sorted({(row['task'], str(row['count']) + _mark(row)) for row in rows},
-             key=lambda pair: tables.natural(pair[0])))
+             key=lambda pair: markdown.natural(pair[0])))
   return text + (
       f'In brackets: {options.confidence:.0%} bootstrap intervals over '
       f'questions ({options.resamples:,} resamples).\n\n{counts}')
@@ -140,18 +139,18 @@ def _scores(rows: Sequence[Row], options: TableOptions) -> str:
 def _matrices(rows: Sequence[Row], options: TableOptions) -> str:
   """Checkpoints by indexes, for each task and metric: train by index year."""
   text = ''
-  for task, of_task in tables.grouped(rows, lambda row: row['task']).items():
+  for task, of_task in markdown.grouped(rows, lambda row: row['task']).items():
     if not _is_crossed(of_task):
       continue
     for name in _metrics(of_task, options):
-      text += f'## {task}: {name}, checkpoint × index\n\n' + tables.pivot(
+      text += f'## {task}: {name}, checkpoint × index\n\n' + markdown.pivot(
           of_task, lambda row: row['checkpoint'], lambda row: row['index'],
-          lambda row, name=name: tables.number(
+          lambda row, name=name: markdown.number(
               row['metrics'].get(name)) + _mark(row),
           corner='checkpoint') + '\n'
       groups = {group for row in of_task for group in row.get('groups', ())}
-      for group in sorted(groups, key=tables.natural) if options.by_group else ():
-        text += f'### {group}\n\n' + tables.pivot(
+      for group in sorted(groups, key=markdown.natural) if options.by_group else ():
+        text += f'### {group}\n\n' + markdown.pivot(
             of_task, lambda row: row['checkpoint'], lambda row: row['index'],
             lambda row, name=name, group=group: _of_group(row, group, name),
             corner='checkpoint') + '\n'
@@ -161,11 +160,11 @@ def _matrices(rows: Sequence[Row], options: TableOptions) -> str:
 def _groups(rows: Sequence[Row], options: TableOptions) -> str:
   """Groups by checkpoints, of tasks that have no matrix."""
   text = ''
-  for task, of_task in tables.grouped(rows, lambda row: row['task']).items():
-    indexed = [row for row in of_task if row['index'] != job_results.NO_INDEX]
+  for task, of_task in markdown.grouped(rows, lambda row: row['task']).items():
+    indexed = [row for row in of_task if row['index'] != results.NO_INDEX]
     crossed = _is_crossed(indexed)
     of_task = [row for row in of_task if row.get('groups') and not (
-        crossed and row['index'] != job_results.NO_INDEX)]
+        crossed and row['index'] != results.NO_INDEX)]
     several = len({row['index'] for row in of_task}) > 1
 
     def column(row: Row, several: bool = several) -> str:
@@ -173,7 +172,7 @@ def _groups(rows: Sequence[Row], options: TableOptions) -> str:
 
     cells = [(row, group) for row in of_task for group in row['groups']]
     for name in _metrics(of_task, options):
-      text += f'## {task}: {name} by group\n\n' + tables.pivot(
+      text += f'## {task}: {name} by group\n\n' + markdown.pivot(
           cells, lambda cell: cell[1], lambda cell: column(cell[0]),
           lambda cell, name=name: _of_group(*cell, name), corner='group') + '\n'
   return text
@@ -182,16 +181,16 @@ def _groups(rows: Sequence[Row], options: TableOptions) -> str:
 def _indexes(rows: Sequence[Row], options: TableOptions) -> str:
   """What each index costs and what it gives."""
   text = ''
-  for task, of_task in tables.grouped(rows, lambda row: row['task']).items():
+  for task, of_task in markdown.grouped(rows, lambda row: row['task']).items():
     names = _metrics(of_task, options)
-    text += f'## {task}: indexes\n\n' + tables.table(
+    text += f'## {task}: indexes\n\n' + markdown.table(
         ['checkpoint, index', *names, 'passages', 'index memory',
          'search, ms a query'],
         [[f'{row["checkpoint"]}, {row["index"]}{_mark(row)}',
-          *(tables.number(row['metrics'].get(name)) for name in names),
-          tables.NOTHING if row['index_passages'] is None
-          else f'{row["index_passages"]:,}', tables.size(row['index_bytes']),
-          tables.NOTHING if row['search_ms'] is None
+          *(markdown.number(row['metrics'].get(name)) for name in names),
+          markdown.NOTHING if row['index_passages'] is None
+          else f'{row["index_passages"]:,}', markdown.size(row['index_bytes']),
+          markdown.NOTHING if row['search_ms'] is None
           else f'{row["search_ms"]:.3f}'] for row in of_task]) + '\n'
   return text
 
@@ -203,11 +202,11 @@ def _pairs(
 
   Where each checkpoint has an index of its own, across these.
   """
-  indexes = tables.grouped(rows, lambda row: (row['task'], row['checkpoint']))
+  indexes = markdown.grouped(rows, lambda row: (row['task'], row['checkpoint']))
   several = {task for (task, _), cells in indexes.items() if len(cells) > 1}
   lines = []
   against_one, apart = '', []
-  for (task, index), cells in tables.grouped(rows, lambda row: (
+  for (task, index), cells in markdown.grouped(rows, lambda row: (
       row['task'], row['index'] if row['task'] in several else None)).items():
     index = index or ', '.join(dict.fromkeys(cell['index'] for cell in cells))
     if len(cells) < 2:
@@ -242,14 +241,14 @@ def _pairs(
             f'{other["checkpoint"]}{_mark(other)}', task, index, name,
             f'{compared.difference:+.4f} '
             f'[{compared.low:+.4f}, {compared.high:+.4f}]',
-            tables.p_value(compared.bootstrap_p),
-            tables.p_value(compared.permutation_p)
+            markdown.p_value(compared.bootstrap_p),
+            markdown.p_value(compared.permutation_p)
             + ('' if compared.exact else ' *'),
             str(compared.count)])
   text = ''
   if lines:
     text = (
-        '## Paired tests between checkpoints\n\n' + tables.table(
+        '## Paired tests between checkpoints\n\n' + markdown.table(
             ['checkpoints', 'task', 'index', 'metric', 'difference',
              'bootstrap p', 'sign-flip p', 'questions'], lines) +
         '\nTwo-sided, on the questions both have; not corrected for the number '
@@ -277,7 +276,7 @@ def _by_question(
 ) -> list[dict[str, float | None]] | None:
   """Metrics of each question; None where the cell is just being replaced."""
   try:
-    return job_results.question_metrics(
+    return results.question_metrics(
         pathlib.Path(output, row['folder'], cells_lib.PREDICTIONS))
   except FileNotFoundError:
     return None
@@ -287,7 +286,7 @@ def _compare(
     both: Sequence[tuple[dict[str, float | None], dict[str, float | None]]],
     name: str,
     options: TableOptions,
-) -> statistics.Comparison | None:
+) -> Comparison | None:
   """On the questions for which both have the metric; None without any."""
   pairs = [
       (first[name], second[name]) for first, second in both
@@ -317,7 +316,7 @@ def _is_crossed(rows: Sequence[Row]) -> bool:
 
 
 def _of_group(row: Row, group: str, metric: str) -> str:
-  return tables.number(
+  return markdown.number(
       row.get('groups', {}).get(group, {}).get(metric)) + _mark(row)
 
 

@@ -16,16 +16,17 @@ from typing import Any
 import gin
 import jax
 
-from ralm_jax import eval as eval_lib
-from ralm_jax import job_config
-from ralm_jax import job_inputs
-from ralm_jax import job_retrieval
-from ralm_jax import runs
-from ralm_jax import specification
-from ralm_jax.data import input_files
-from ralm_jax.evaluation import cells as cells_lib
-from ralm_jax.evaluation import job_results
+from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.evaluation import prediction_files
+from ralm_jax.files import input_files
+from ralm_jax.jobs import cells, config, inputs as job_inputs, open_index, results
+from ralm_jax.jobs.cells import Cell, Claim, LostClaimError
+from ralm_jax.jobs.config import Checkpoint, FoundCheckpoint, Index, JobOptions, Task
+from ralm_jax.jobs.inputs import Fingerprints, IndexState
+from ralm_jax.jobs.open_index import OpenIndex
+from ralm_jax.jobs.results import TableOptions, Wanted
+from ralm_jax.runs import evaluation, opening
+from ralm_jax.runs.opening import OpenedCheckpoint
 
 # What of an index changes when it is refreshed.
 _REFRESHED = ('index.generation', 'index.edits')
@@ -34,9 +35,9 @@ _INDEX_STATE = ('index',)
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-  checkpoint: job_config.FoundCheckpoint
-  task: job_config.Task
-  index: job_config.Index | None
+  checkpoint: FoundCheckpoint
+  task: Task
+  index: Index | None
 
   @property
   def names(self) -> dict[str, str]:
@@ -54,28 +55,28 @@ class Worker:
 
   def __init__(
       self,
-      tasks: job_config.Task | Sequence[job_config.Task],
-      indexes: str | job_config.Index | Sequence[str | job_config.Index],
+      tasks: Task | Sequence[Task],
+      indexes: str | Index | Sequence[str | Index],
       output: str | os.PathLike[str],
       *,
-      options: job_config.JobOptions = job_config.JobOptions(),
-      table: job_results.TableOptions = job_results.TableOptions(),
+      options: JobOptions = JobOptions(),
+      table: TableOptions = TableOptions(),
   ):
     """Checks names; opens nothing yet.
 
     Raises:
       ValueError: no tasks, two things of one name, or what is no index.
     """
-    self._tasks = [tasks] if isinstance(tasks, job_config.Task) else list(tasks)
+    self._tasks = [tasks] if isinstance(tasks, Task) else list(tasks)
     if not self._tasks:
       raise ValueError('There are no tasks to evaluate on.')
     for task in self._tasks:
-      if not isinstance(task, job_config.Task):
+      if not isinstance(task, Task):
         raise ValueError(f'tasks holds {task!r}, which is no Task.')
-    self._indexes = job_config.listed('indexes', indexes, job_config.Index)
-    job_config.check_names('tasks', [task.name for task in self._tasks])
-    job_config.check_names('indexes', [
-        job_results.NO_INDEX, *(index.label for index in self._indexes)])
+    self._indexes = config.listed('indexes', indexes, Index)
+    config.check_names('tasks', [task.name for task in self._tasks])
+    config.check_names('indexes', [
+        results.NO_INDEX, *(index.label for index in self._indexes)])
     self._output = os.fspath(output)
     self._options = options
     self._table = table
@@ -83,13 +84,13 @@ class Worker:
     self._elsewhere = 0
     self._count = 0
     self._sharded = False
-    self._fingerprints = job_inputs.Fingerprints()
-    self._opened: tuple[str, runs.OpenedCheckpoint] | None = None
-    self._index = job_retrieval.OpenIndex(options)
+    self._fingerprints = Fingerprints()
+    self._opened: tuple[str, OpenedCheckpoint] | None = None
+    self._index = OpenIndex(options)
     # What cells should be of: as far as has been seen.
-    self._found: dict[str, job_config.FoundCheckpoint] = {}
+    self._found: dict[str, FoundCheckpoint] = {}
     self._checkpoints: dict[str, dict[str, Any]] = {}
-    self._states: dict[str, job_inputs.IndexState] = {}
+    self._states: dict[str, IndexState] = {}
 
   def __enter__(self) -> Worker:
     return self
@@ -105,8 +106,8 @@ class Worker:
 
   def work(
       self,
-      checkpoints: str | job_config.Checkpoint | Sequence[
-          str | job_config.Checkpoint],
+      checkpoints: str | Checkpoint | Sequence[
+          str | Checkpoint],
       shard: str = '0/1',
       *,
       passing: bool = False,
@@ -120,7 +121,7 @@ class Worker:
         turn; that is no error.
     """
     try:
-      found = job_config.find_checkpoints(checkpoints)
+      found = config.find_checkpoints(checkpoints)
     except FileNotFoundError as error:
       if not passing:
         raise
@@ -141,7 +142,7 @@ class Worker:
       start = time.monotonic()
       try:
         done = self._do(job)
-      except cells_lib.LostClaimError as error:
+      except LostClaimError as error:
         logging.warning('%s', error)
         self._elsewhere += 1
         continue
@@ -169,7 +170,7 @@ class Worker:
           f'{len(self._failures)} of {self._count} cells failed; the same '
           'command tries those again:\n' + '\n'.join(self._failures))
 
-  def wanted(self, *, whole: bool = True) -> job_results.Wanted:
+  def wanted(self, *, whole: bool = True) -> Wanted:
     """What finished cells should be of, as things are now.
 
     Args:
@@ -207,16 +208,16 @@ class Worker:
       # What the run has removed counts no more.
       if name in self._checkpoints and os.path.isdir(found.path):
         checkpoints[name] = self._checkpoints[name]
-    return job_results.Wanted(tasks, checkpoints, ignore)
+    return Wanted(tasks, checkpoints, ignore)
 
   def _write_results(self) -> None:
     """After each cell, so that what is finished can be looked at."""
     try:
-      job_results.write_results(self._output, self.wanted(whole=False))
+      results.write_results(self._output, self.wanted(whole=False))
     except OSError as error:  # at the end it is tried again
-      logging.warning('%s is not written: %s', job_results.RESULTS, error)
+      logging.warning('%s is not written: %s', results.RESULTS, error)
 
-  def _jobs(self, checkpoints: Sequence[job_config.FoundCheckpoint]) -> list[_Job]:
+  def _jobs(self, checkpoints: Sequence[FoundCheckpoint]) -> list[_Job]:
     """Cells in an order that opens each index once and checkpoints seldom."""
     known = [index.label for index in self._indexes]
     closed_book = {}
@@ -228,7 +229,7 @@ class Worker:
       if found.directory not in closed_book:
         closed_book[found.directory] = _is_closed_book(found.directory)
 
-    def reads_index(found: job_config.FoundCheckpoint, task: job_config.Task) -> bool:
+    def reads_index(found: FoundCheckpoint, task: Task) -> bool:
       if task.passages_from != 'index' or closed_book[found.directory]:
         return False
       if not self._indexes:
@@ -249,7 +250,7 @@ class Worker:
 
   def _do(self, job: _Job) -> bool:
     """Evaluates a cell if need be; says whether it did."""
-    cell = cells_lib.Cell(job_results.cell_folder(self._output, **job.names))
+    cell = Cell(results.cell_folder(self._output, **job.names))
     self._checkpoints[job.checkpoint.name] = job_inputs.checkpoint_inputs(
         job.checkpoint, self._fingerprints)
     state = self._index_state(job.index)
@@ -282,19 +283,19 @@ class Worker:
     return True
 
   def _evaluate(
-      self, job: _Job, cell: cells_lib.Cell, claim: cells_lib.Claim,
-      inputs: dict[str, Any], state: job_inputs.IndexState | None,
+      self, job: _Job, cell: Cell, claim: Claim,
+      inputs: dict[str, Any], state: IndexState | None,
   ) -> None:
     start = time.monotonic()
     work = cell.begin(claim, inputs)
     opened = self._open(job.checkpoint)
-    eval_lib.evaluate(
+    evaluation.evaluate(
         checkpoint=opened, output=str(work), **job.task.arguments(),
         **self._index.arguments(job.index, state),
         batch_size=self._options.batch_size,
         retry_for_s=self._options.retry_for_s, progress=self._options.progress,
     )
-    predictions = work / cells_lib.PREDICTIONS
+    predictions = work / cells.PREDICTIONS
     records = prediction_files.read(predictions)
     search_ms = self._index.milliseconds_a_query(
         opened, job.index, state,
@@ -302,7 +303,7 @@ class Worker:
         job.task.n_candidates or job.task.n_passages
         or opened.spec.text.n_passages)
     if job.index is not None and not self._options.follow_index:
-      job_retrieval.check_answers(
+      open_index.check_answers(
           records, job.index, state, self._index_state(job.index))
     cell.publish(claim, work, inputs, {
         'names': job.names,
@@ -313,7 +314,7 @@ class Worker:
         'index_passages': state and state.count,
         'index_bytes': state and state.memory_bytes(job.index),
         'search_ms': search_ms,
-        'intervals': job_results.intervals(predictions, self._table),
+        'intervals': results.intervals(predictions, self._table),
         'of_intervals': self._table.of_intervals,
         'seconds': round(time.monotonic() - start, 1),
         'date': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
@@ -324,29 +325,29 @@ class Worker:
         'gin': gin.operative_config_str(),
     })
 
-  def _open(self, found: job_config.FoundCheckpoint) -> runs.OpenedCheckpoint:
+  def _open(self, found: FoundCheckpoint) -> OpenedCheckpoint:
     if self._opened is None or self._opened[0] != found.path:
       self._opened = None  # frees the memory first
-      self._opened = (found.path, runs.open_checkpoint(found.path))
+      self._opened = (found.path, opening.open_checkpoint(found.path))
     return self._opened[1]
 
   def _index_state(
-      self, index: job_config.Index | None
-  ) -> job_inputs.IndexState | None:
+      self, index: Index | None
+  ) -> IndexState | None:
     if index is None:
       return None
-    state = job_inputs.IndexState.of(index, self._options.retry_for_s)
+    state = IndexState.of(index, self._options.retry_for_s)
     self._states[index.label] = state
     return state
 
 
-def _label(index: job_config.Index | None) -> str:
-  return index.label if index else job_results.NO_INDEX
+def _label(index: Index | None) -> str:
+  return index.label if index else results.NO_INDEX
 
 
 def _is_closed_book(directory: str) -> bool:
   try:
-    return specification.Specification.load(directory).text.closed_book
+    return Specification.load(directory).text.closed_book
   except (ValueError, OSError):
     return False  # its cells will say what is wrong
 

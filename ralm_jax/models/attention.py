@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ralm_jax.models import layers
+from ralm_jax.models.layers import Dense
 
 Array = jax.Array
 Dtype = Any
@@ -296,7 +297,7 @@ class MultiHeadAttention(nn.Module):
       float32 [batch, key_length].
     """
     project = functools.partial(
-        layers.Dense,
+        Dense,
         self.num_heads * self.head_dim,
         kernel_axes=('embed', 'joined_kv'),
         use_bias=self.use_bias,
@@ -346,7 +347,7 @@ class MultiHeadAttention(nn.Module):
     attended = attended.reshape(
         attended.shape[:-2] + (self.num_heads * self.head_dim,)
     )
-    outputs = layers.Dense(
+    outputs = Dense(
         query_inputs.shape[-1],
         kernel_axes=('joined_kv', 'embed'),
         use_bias=self.use_bias,

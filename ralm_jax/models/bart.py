@@ -12,9 +12,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from ralm_jax.models import attention
-from ralm_jax.models import decoder_stack
-from ralm_jax.models import layers
+from ralm_jax.models import decoder_stack, layers
+from ralm_jax.models.attention import CrossAttentionOptions, MultiHeadAttention
+from ralm_jax.models.layers import Embed, LayerNorm, MlpBlock
 
 Array = jax.Array
 
@@ -62,8 +62,8 @@ class BartConfig:
       )
 
 
-def _norm(config: BartConfig, name: str) -> layers.LayerNorm:
-  return layers.LayerNorm(
+def _norm(config: BartConfig, name: str) -> LayerNorm:
+  return LayerNorm(
       epsilon=config.layer_norm_epsilon,
       dtype=config.dtype,
       param_dtype=config.param_dtype,
@@ -73,9 +73,9 @@ def _norm(config: BartConfig, name: str) -> layers.LayerNorm:
 
 def _attention(
     config: BartConfig, name: str, **kwargs: Any
-) -> attention.MultiHeadAttention:
+) -> MultiHeadAttention:
   head_dim = config.emb_dim // config.num_heads
-  return attention.MultiHeadAttention(
+  return MultiHeadAttention(
       num_heads=config.num_heads,
       head_dim=head_dim,
       use_bias=True,
@@ -96,7 +96,7 @@ def _dropout(config: BartConfig, hidden: Array, deterministic: bool) -> Array:
 def _feed_forward(
     config: BartConfig, mlp_dim: int, hidden: Array, deterministic: bool
 ) -> Array:
-  fed = layers.MlpBlock(
+  fed = MlpBlock(
       mlp_dim=mlp_dim,
       activations=(config.mlp_activation,),
       use_bias=True,
@@ -172,7 +172,7 @@ def _with_positions(
     config: BartConfig, embedded: Array, positions: Array, deterministic: bool
 ) -> Array:
   """Adds learned positions, int [length] or [rows, length], and norms."""
-  table = layers.Embed(
+  table = Embed(
       config.max_positions + POSITION_OFFSET,
       config.emb_dim,
       embedding_axes=(None, 'embed'),
@@ -228,7 +228,7 @@ class Decoder(nn.Module):
       decode: bool = False,
       max_decode_length: int | None = None,
       left_padding: Array | None = None,
-      options: attention.CrossAttentionOptions = attention.CrossAttentionOptions(),
+      options: CrossAttentionOptions = CrossAttentionOptions(),
   ) -> tuple[Array, Array | None]:
     """As `t5.Decoder`, but always a pair; no norms are None."""
     config = self.config
@@ -255,7 +255,7 @@ class Bart(nn.Module):
 
   def setup(self):
     config = self.config
-    self.token_embedder = layers.Embed(
+    self.token_embedder = Embed(
         config.vocab_size,
         config.emb_dim,
         embedding_init=nn.initializers.normal(config.embedding_init_stddev),
@@ -315,7 +315,7 @@ class Bart(nn.Module):
       max_decode_length: int | None = None,
       left_padding: Array | None = None,
       last_only: bool = False,
-      options: attention.CrossAttentionOptions = attention.CrossAttentionOptions(),
+      options: CrossAttentionOptions = CrossAttentionOptions(),
   ) -> Array | tuple[Array, Array]:
     """Decoder logits; arguments and results as those of `t5.T5.decode`.
 

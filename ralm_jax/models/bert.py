@@ -8,8 +8,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from ralm_jax.models import attention
 from ralm_jax.models import layers
+from ralm_jax.models.attention import MultiHeadAttention
+from ralm_jax.models.layers import Embed, LayerNorm, MlpBlock
 
 Array = jax.Array
 
@@ -47,8 +48,8 @@ class BertConfig:
       )
 
 
-def _norm(config: BertConfig, name: str) -> layers.LayerNorm:
-  return layers.LayerNorm(
+def _norm(config: BertConfig, name: str) -> LayerNorm:
+  return LayerNorm(
       epsilon=config.layer_norm_epsilon,
       second_moment=config.second_moment_layer_norm,
       dtype=config.dtype,
@@ -69,7 +70,7 @@ class BertLayer(nn.Module):
     config = self.config
     head_dim = config.emb_dim // config.num_heads
     init = nn.initializers.normal(0.02)
-    attended = attention.MultiHeadAttention(
+    attended = MultiHeadAttention(
         num_heads=config.num_heads,
         head_dim=head_dim,
         use_bias=True,
@@ -84,7 +85,7 @@ class BertLayer(nn.Module):
     hidden = _norm(config, 'attention_layer_norm')(
         hidden + dropout(attended, deterministic=deterministic)
     )
-    fed = layers.MlpBlock(
+    fed = MlpBlock(
         mlp_dim=config.mlp_dim,
         activations=(config.mlp_activation,),
         use_bias=True,
@@ -128,8 +129,8 @@ class Bert(nn.Module):
           f'{config.max_positions}; shorten the query or passage length.'
       )
 
-    def embed(name: str, rows: int, first_axis: str | None) -> layers.Embed:
-      return layers.Embed(
+    def embed(name: str, rows: int, first_axis: str | None) -> Embed:
+      return Embed(
           rows,
           config.emb_dim,
           embedding_axes=(first_axis, 'embed'),

@@ -11,11 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ralm_jax.losses import sequence
-from ralm_jax.models import decoder_stack
-from ralm_jax.models import layers
-from ralm_jax.models import rag
-from ralm_jax.models import retrieval_lm
+from ralm_jax.models import decoder_stack, layers, rag
 from ralm_jax.models.reader_batch import ReaderBatch
+from ralm_jax.models.retrieval_lm import RetrievalLM
 
 Array = jax.Array
 Params = Any
@@ -63,7 +61,7 @@ class ChoiceTokens:
 
 
 def choice_logits(
-    model: retrieval_lm.RetrievalLM,
+    model: RetrievalLM,
     params: Params,
     batch: ReaderBatch,
     choices: ChoiceTokens,
@@ -111,7 +109,7 @@ def choice_logits(
 
 
 def _marginal(
-    model: retrieval_lm.RetrievalLM,
+    model: RetrievalLM,
     params: Params,
     batch: ReaderBatch,
     choices: ChoiceTokens,
@@ -151,7 +149,7 @@ def _marginal(
 
 
 def _inputs(
-    model: retrieval_lm.RetrievalLM, target: Array | np.ndarray, batch: int
+    model: RetrievalLM, target: Array | np.ndarray, batch: int
 ) -> Array:
   """[T] -> decoder inputs [batch, T]."""
   target = jnp.asarray(target)

@@ -8,8 +8,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from ralm_jax.models import attention
 from ralm_jax.models import layers
+from ralm_jax.models.attention import CrossAttentionOptions
 
 Array = jax.Array
 
@@ -74,7 +74,7 @@ def run_decoder_layers(
     deterministic: bool,
     decode: bool,
     max_decode_length: int | None,
-    options: attention.CrossAttentionOptions,
+    options: CrossAttentionOptions,
 ) -> tuple[Array, Array | None]:
   """Runs a stack of decoder layers.
 

@@ -7,14 +7,15 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from ralm_jax.models import bert
 from ralm_jax.models import layers
+from ralm_jax.models.bert import Bert, BertConfig
+from ralm_jax.models.layers import Dense
 
 Array = jax.Array
 POOLINGS = ('mean', 'cls')
 
 
-class Tower(bert.Bert):
+class Tower(Bert):
   """A BERT encoder with pooling and an optional projection."""
 
   pooling: str = 'mean'
@@ -25,7 +26,7 @@ class Tower(bert.Bert):
       self, tokens: Array, mask: Array, *, deterministic: bool = True
   ) -> Array:
     """tokens, mask: [batch, length] -> float32 [batch, dim]."""
-    hidden = bert.Bert.__call__(
+    hidden = Bert.__call__(
         self, tokens, mask, deterministic=deterministic
     ).astype(jnp.float32)
     if self.pooling == 'mean':
@@ -36,7 +37,7 @@ class Tower(bert.Bert):
     else:
       pooled = hidden[..., 0, :]
     if self.config.projection_dim:
-      pooled = layers.Dense(
+      pooled = Dense(
           self.config.projection_dim,
           kernel_axes=('embed', 'joined_kv'),
           use_bias=True,
@@ -65,7 +66,7 @@ class DualEncoder(nn.Module):
       inner products (DPR, RAG).
   """
 
-  config: bert.BertConfig
+  config: BertConfig
   pooling: str = 'mean'
   tied: bool = True
   normalize: bool = False

@@ -5,11 +5,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from ralm_jax.models import attention
-from ralm_jax.models import bart
-from ralm_jax.models import decoder_stack
-from ralm_jax.models import layers
-from ralm_jax.models import t5
+from ralm_jax.models import decoder_stack, layers, t5
+from ralm_jax.models.attention import CrossAttentionOptions
+from ralm_jax.models.bart import Bart, BartConfig
+from ralm_jax.models.t5 import T5Config
 
 Array = jax.Array
 
@@ -82,7 +81,7 @@ class PassageReader(nn.Module):
         passage_mask.reshape(batch, n_passages * length),
         decoder_input_tokens,
         deterministic=deterministic,
-        options=attention.CrossAttentionOptions(
+        options=CrossAttentionOptions(
             norm_weights=norm_weights, norm_layers=norm_layers
         ),
     )
@@ -156,7 +155,7 @@ class PassageReader(nn.Module):
         encoded.reshape(batch, n_passages * length, embed),
         passage_mask.reshape(batch, n_passages * length),
         tokens.reshape(batch * n_passages, target_length),
-        options=attention.CrossAttentionOptions(
+        options=CrossAttentionOptions(
             group_mask=group_mask.reshape(batch, n_passages, -1),
             group_chunk=chunk,
         ),
@@ -187,16 +186,16 @@ class FusionInDecoder(PassageReader, t5.T5):
   """A T5 whose decoder attends to all passages of an example at once."""
 
 
-class BartFusionInDecoder(PassageReader, bart.Bart):
+class BartFusionInDecoder(PassageReader, Bart):
   """A BART whose decoder attends to all passages of an example at once."""
 
 
-ReaderConfig = t5.T5Config | bart.BartConfig
+ReaderConfig = T5Config | BartConfig
 
 
 def make_reader(config: ReaderConfig) -> FusionInDecoder | BartFusionInDecoder:
   """The reader of a configuration."""
-  if isinstance(config, bart.BartConfig):
+  if isinstance(config, BartConfig):
     return BartFusionInDecoder(config)
   return FusionInDecoder(config)
 

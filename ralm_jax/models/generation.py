@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from ralm_jax.losses import sequence
-from ralm_jax.models import attention
-from ralm_jax.models import fid
-from ralm_jax.models import layers
-from ralm_jax.models import rag
+from ralm_jax.models import layers, rag
+from ralm_jax.models.attention import CrossAttentionOptions
+from ralm_jax.models.fid import PassageReader
 
 Array = jax.Array
 Cache = Any
@@ -50,7 +49,7 @@ class CachedReader:
     prefill_chunk: positions of the prefix that are computed at a time.
   """
 
-  reader: fid.PassageReader
+  reader: PassageReader
   params: Params
   encoded: Array
   encoded_mask: Array
@@ -95,10 +94,10 @@ class CachedReader:
       last_only: bool = True,
   ) -> tuple[Array, Cache]:
     """tokens: [batch * K * n, length] -> logits [rows, length or 1, vocab]."""
-    options = attention.CrossAttentionOptions()
+    options = CrossAttentionOptions()
     if n > 1:
       mask = self.encoded_mask.astype(bool)[:, None]
-      options = attention.CrossAttentionOptions(
+      options = CrossAttentionOptions(
           group_mask=jnp.broadcast_to(
               mask, (mask.shape[0], n, mask.shape[-1])))
     tokens = layers.constrain(tokens, 'batch', 'length')

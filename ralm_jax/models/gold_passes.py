@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from ralm_jax.losses import sequence
-from ralm_jax.models import decoder_stack
-from ralm_jax.models import fid
-from ralm_jax.models import layers
+from ralm_jax.models import decoder_stack, layers
+from ralm_jax.models.fid import FusionInDecoder
 
 Array = jax.Array
 Params = Any
@@ -35,7 +34,7 @@ class GoldPasses:
     chunk: passages at a time, to bound memory; None takes all at once.
   """
 
-  reader: fid.FusionInDecoder
+  reader: FusionInDecoder
   params: Params
   reader_tokens: Array
   reader_mask: Array

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from ralm_jax.models import gold_passes
-from ralm_jax.models import rag
-from ralm_jax.models import rag_loss
+from ralm_jax.models import rag, rag_loss
+from ralm_jax.models.gold_passes import GoldPasses
 from ralm_jax.models.reader_batch import ReaderBatch
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def passage_effects(
     n_read = n_passages
   else:
     n_read = min(model.n_context or n_passages, n_passages)
-    passes = gold_passes.GoldPasses(
+    passes = GoldPasses(
         model.reader, params['reader'], batch.reader_tokens[:, :n_read],
         batch.reader_mask[:, :n_read], batch.target_tokens,
         chunk=model.gold_chunk)

@@ -7,14 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ralm_jax.decoding import decode as decode_lib
-from ralm_jax.decoding import options as options_lib
-from ralm_jax.decoding import stepper as stepper_lib
-from ralm_jax.decoding import top_k as top_k_lib
-from ralm_jax.models import fid
-from ralm_jax.models import generation
-from ralm_jax.models import layers
-from ralm_jax.models import rag
+from ralm_jax.decoding import decode, options as options_lib, stepper as stepper_lib, top_k
+from ralm_jax.models import layers, rag
+from ralm_jax.models.fid import PassageReader
+from ralm_jax.models.generation import CachedReader, Prefix
 
 Array = jax.Array
 Params = Any
@@ -25,7 +21,7 @@ RAG_DECODINGS = ('thorough', 'fast')
 
 
 def predict(
-    reader: fid.PassageReader,
+    reader: PassageReader,
     params: Params,
     tokens: Array,
     mask: Array,
@@ -36,7 +32,7 @@ def predict(
     options: DecodingOptions,
     rag_decoding: str = 'thorough',
     candidate_chunk: int | None = None,
-    prefix: generation.Prefix | None = None,
+    prefix: Prefix | None = None,
     prefill_chunk: int = 128,
     rng: Array | None = None,
 ) -> Decoded:
@@ -75,12 +71,12 @@ def predict(
       prefill_chunk=prefill_chunk,
   )
   if reading == 'fusion':
-    stepper = generation.CachedReader(
+    stepper = CachedReader(
         encoded=encoded.reshape(batch, n_passages * length, -1),
         encoded_mask=mask.reshape(batch, -1), **shared,
     )
     return _decode(stepper, options, rng)
-  each = generation.CachedReader(
+  each = CachedReader(
       encoded=encoded.reshape(batch * n_passages, length, -1),
       encoded_mask=mask.reshape(batch * n_passages, length),
       log_prior=log_prior, **shared,
@@ -94,7 +90,7 @@ def predict(
 
 
 def _decode(
-    stepper: generation.CachedReader,
+    stepper: CachedReader,
     options: DecodingOptions,
     rng: Array | None,
 ) -> Decoded:
@@ -102,7 +98,7 @@ def _decode(
   # As in Hugging Face, what is forced first is what follows the bare start.
   first = None if stepper.prefix is not None else getattr(
       config, 'forced_first_id', None)
-  return decode_lib.decode(
+  return decode.decode(
       stepper, options, max_length=stepper.max_length, eos_id=config.eos_id,
       pad_id=config.pad_id, forced_first_id=first,
       forced_last_id=getattr(config, 'forced_last_id', None), rng=rng,
@@ -110,7 +106,7 @@ def _decode(
 
 
 def _sequence(
-    each: generation.CachedReader,
+    each: CachedReader,
     options: DecodingOptions,
     rng: Array | None,
     rag_decoding: str,
@@ -130,7 +126,7 @@ def _sequence(
   prior = each.log_prior
   batch, n_passages = prior.shape
   count = options.num_return if options.sample else options.num_beams
-  alone = generation.CachedReader(
+  alone = CachedReader(
       each.reader, each.params, each.encoded, each.encoded_mask,
       each.max_length, prefix=_for_each_passage(each.prefix, n_passages),
       prefill_chunk=each.prefill_chunk,
@@ -164,24 +160,24 @@ def _sequence(
   same &= ~absent[:, None]
   repeated = jnp.any(jnp.tril(same, -1), axis=-1)
   ranked = jnp.where(repeated | absent, -jnp.inf, scores)
-  scores, best = top_k_lib.top_k(ranked, options.num_return)
+  scores, best = top_k.top_k(ranked, options.num_return)
   tokens = jnp.take_along_axis(candidates, best[..., None], axis=1)
   return Decoded(tokens, scores, scores)
 
 
 def _for_each_passage(
-    prefix: generation.Prefix | None, n_passages: int
-) -> generation.Prefix | None:
+    prefix: Prefix | None, n_passages: int
+) -> Prefix | None:
   if prefix is None:
     return None
-  return generation.Prefix(
+  return Prefix(
       jnp.repeat(prefix.tokens, n_passages, axis=0),
       jnp.repeat(prefix.lengths, n_passages, axis=0),
   )
 
 
 def _marginal(
-    each: generation.CachedReader, candidates: Array, chunk: int
+    each: CachedReader, candidates: Array, chunk: int
 ) -> Array:
   """log p(candidate | x) of RAG-Sequence: [batch, n, length] -> [batch, n]."""
   batch, n, length = candidates.shape

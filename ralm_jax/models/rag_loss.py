@@ -6,13 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ralm_jax.losses import retriever as retriever_losses
-from ralm_jax.losses import sequence
+from ralm_jax.losses import retriever, sequence
 from ralm_jax.losses.sequence import WeightedSum
-from ralm_jax.models import decoder_stack
-from ralm_jax.models import fid
-from ralm_jax.models import layers
-from ralm_jax.models import rag
+from ralm_jax.models import decoder_stack, layers, rag
+from ralm_jax.models.fid import PassageReader
 from ralm_jax.models.reader_batch import ReaderBatch
 
 Array = jax.Array
@@ -20,7 +17,7 @@ Params = Any
 
 
 def token_log_probs(
-    reader: fid.PassageReader,
+    reader: PassageReader,
     params: Params,
     batch: ReaderBatch,
     *,
@@ -108,8 +105,8 @@ def marginal_loss(
   best = lambda logits: jnp.argmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
   return WeightedSum(total, jnp.sum(examples)), {
       'nll_per_token': WeightedSum(jax.lax.stop_gradient(total), tokens),
-      'retriever/entropy': mean(retriever_losses.entropy(prior, mask)),
+      'retriever/entropy': mean(retriever.entropy(prior, mask)),
       'retriever/posterior_entropy': mean(
-          retriever_losses.entropy(posterior, mask)),
+          retriever.entropy(posterior, mask)),
       'retriever/posterior_agreement': mean(best(prior) == best(posterior)),
   }

@@ -16,26 +16,24 @@ import jax.numpy as jnp
 
 from ralm_jax.losses import sequence
 from ralm_jax.losses.sequence import WeightedSum
-from ralm_jax.models import bert
-from ralm_jax.models import decoder_stack
-from ralm_jax.models import dual_encoder
-from ralm_jax.models import fid
-from ralm_jax.models import generation
-from ralm_jax.models import gold_passes
-from ralm_jax.models import prediction
-from ralm_jax.models import rag
-from ralm_jax.models import rag_loss
-from ralm_jax.models import reranking
-from ralm_jax.models import retriever_objective
-from ralm_jax.models import t5
+from ralm_jax.models import decoder_stack, dual_encoder, fid, prediction, rag, rag_loss, reranking
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.dual_encoder import DualEncoder
+from ralm_jax.models.fid import PassageReader, ReaderConfig
+from ralm_jax.models.generation import Prefix
+from ralm_jax.models.gold_passes import GoldPasses
+from ralm_jax.models.prediction import Decoded, DecodingOptions
 from ralm_jax.models.reader_batch import LossOutput, ReaderBatch
+from ralm_jax.models.reranking import Reranked
+from ralm_jax.models.retriever_objective import RetrieverObjective
+from ralm_jax.models.t5 import T5Config
 
 Array = jax.Array
 Params = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class RetrievalLM(retriever_objective.RetrieverObjective):
+class RetrievalLM(RetrieverObjective):
   """A reader with a dual-encoder retriever.
 
   Attributes, beside those of `RetrieverObjective`:
@@ -53,8 +51,8 @@ class RetrievalLM(retriever_objective.RetrieverObjective):
     z_loss: of the reader's loss.
   """
 
-  reader_config: fid.ReaderConfig = t5.T5Config()
-  retriever_config: bert.BertConfig = bert.BertConfig()
+  reader_config: ReaderConfig = T5Config()
+  retriever_config: BertConfig = BertConfig()
   pooling: str = 'mean'
   tied_retriever: bool = True
   normalize_embeddings: bool = False
@@ -100,12 +98,12 @@ class RetrievalLM(retriever_objective.RetrieverObjective):
       )
 
   @property
-  def reader(self) -> fid.PassageReader:
+  def reader(self) -> PassageReader:
     return fid.make_reader(self.reader_config)
 
   @property
-  def retriever(self) -> dual_encoder.DualEncoder:
-    return dual_encoder.DualEncoder(
+  def retriever(self) -> DualEncoder:
+    return DualEncoder(
         self.retriever_config,
         pooling=self.pooling,
         tied=self.tied_retriever,
@@ -251,7 +249,7 @@ class RetrievalLM(retriever_objective.RetrieverObjective):
       params: Params,
       batch: ReaderBatch,
       encoded_context: Array | None = None,
-  ) -> gold_passes.GoldPasses:
+  ) -> GoldPasses:
     """The passes behind the gold scores.
 
     Args:
@@ -260,7 +258,7 @@ class RetrievalLM(retriever_objective.RetrieverObjective):
       encoded_context: [B, n, L, embed], encoder states of the first n passages
         to reuse.
     """
-    return gold_passes.GoldPasses(
+    return GoldPasses(
         self.reader, params['reader'], batch.reader_tokens, batch.reader_mask,
         batch.target_tokens, encoded_context, self.gold_chunk,
     )
@@ -308,7 +306,7 @@ class RetrievalLM(retriever_objective.RetrieverObjective):
       n_passages: int,
       *,
       chunk: int | None = None,
-  ) -> reranking.Reranked:
+  ) -> Reranked:
     """Keeps the best of a stale index's candidates; see `reranking.rerank`."""
     return reranking.rerank(
         self.encode_queries, self.encode_passages, params, batch, n_passages,
@@ -337,10 +335,10 @@ class RetrievalLM(retriever_objective.RetrieverObjective):
       batch: ReaderBatch,
       *,
       max_length: int,
-      options: prediction.DecodingOptions = prediction.DecodingOptions(),
+      options: DecodingOptions = DecodingOptions(),
       rng: Array | None = None,
       **kwargs: Any,
-  ) -> prediction.Decoded:
+  ) -> Decoded:
     """Answers; only the reader's fields of `batch` are read.
 
     Args:
@@ -357,7 +355,7 @@ class RetrievalLM(retriever_objective.RetrieverObjective):
     n_context = self.n_context or batch.reader_tokens.shape[1]
     prefix = None
     if batch.prefix_tokens is not None:
-      prefix = generation.Prefix(batch.prefix_tokens, batch.prefix_lengths)
+      prefix = Prefix(batch.prefix_tokens, batch.prefix_lengths)
     return prediction.predict(
         self.reader, params['reader'],
         batch.reader_tokens[:, :n_context], batch.reader_mask[:, :n_context],

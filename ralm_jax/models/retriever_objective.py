@@ -6,11 +6,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from ralm_jax.losses import gold_scores as gold_scores_lib
-from ralm_jax.losses import retriever as retriever_losses
-from ralm_jax.losses import statistics
+from ralm_jax.losses import diagnostics, gold_scores as gold_scores_lib, retriever
 from ralm_jax.losses.sequence import WeightedSum
-from ralm_jax.models import gold_passes
+from ralm_jax.models.gold_passes import GoldPasses
 from ralm_jax.models.reader_batch import ReaderBatch
 
 Array = jax.Array
@@ -83,8 +81,8 @@ class RetrieverObjective:
         ('gold_reduction', gold_scores_lib.REDUCTIONS),
         ('gold_normalization', gold_scores_lib.NORMALIZATIONS),
         ('gold_encoder', GOLD_ENCODERS),
-        ('emdr2_level', retriever_losses.EMDR2_LEVELS),
-        ('kl_reduction', retriever_losses.KL_REDUCTIONS),
+        ('emdr2_level', retriever.EMDR2_LEVELS),
+        ('kl_reduction', retriever.KL_REDUCTIONS),
         ('query_side', QUERY_SIDES),
     ):
       if getattr(self, name) not in known:
@@ -151,7 +149,7 @@ class RetrieverObjective:
       targets = jnp.any(batch.target_mask, axis=-1).astype(jnp.float32)
       return jnp.sum(targets), jnp.zeros((), jnp.float32)
     level = self.emdr2_level if self.gold_score == 'emdr2' else 'sequence'
-    examples = retriever_losses.emdr2_weights(
+    examples = retriever.emdr2_weights(
         batch.target_mask, level=level, passage_mask=batch.passage_mask,
         example_mask=jnp.any(batch.target_mask, axis=-1),
     )
@@ -161,7 +159,7 @@ class RetrieverObjective:
 
   def gold_scores(
       self,
-      passes: gold_passes.GoldPasses,
+      passes: GoldPasses,
       batch: ReaderBatch,
       attention_norms: Array | None = None,
   ) -> dict[str, Array]:
@@ -231,7 +229,7 @@ class RetrieverObjective:
     logits = scores / self.temperature_score
     own = gold[self.gold_score]
     if self.gold_score == 'emdr2':
-      loss = retriever_losses.emdr2_weighted_sum(
+      loss = retriever.emdr2_weighted_sum(
           scores, gold['token_log_probs'], batch.target_mask,
           temperature_score=self.temperature_score, level=self.emdr2_level,
           passage_mask=mask, example_mask=examples,
@@ -239,7 +237,7 @@ class RetrieverObjective:
       # Its gradient pulls the retriever to the posterior over passages.
       target_logits = logits + own
     else:
-      loss = retriever_losses.kl_weighted_sum(
+      loss = retriever.kl_weighted_sum(
           scores, own,
           temperature_score=self.temperature_score,
           temperature_gold=self.temperature_gold,
@@ -253,16 +251,16 @@ class RetrieverObjective:
       values = jax.lax.stop_gradient(values).astype(jnp.float32)
       return WeightedSum(jnp.sum(values * weights), jnp.sum(weights))
 
-    entropy = retriever_losses.entropy
+    entropy = retriever.entropy
     metrics = {
         'retriever/entropy': mean(entropy(logits, mask)),
         'retriever/gold_entropy': mean(entropy(target_logits, mask)),
         'retriever/gold_agreement': mean(
-            statistics.same_best(scores, own, mask)),
+            diagnostics.same_best(scores, own, mask)),
         'retriever/rank_correlation': mean(
-            statistics.spearman(scores, own, mask)),
+            diagnostics.spearman(scores, own, mask)),
     }
     for name in self.compared_gold_scores:
       metrics[f'gold_correlation/{self.gold_score}-{name}'] = mean(
-          statistics.pearson(own, gold[name], mask))
+          diagnostics.pearson(own, gold[name], mask))
     return loss, metrics

@@ -13,9 +13,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from ralm_jax.models import attention
-from ralm_jax.models import decoder_stack
-from ralm_jax.models import layers
+from ralm_jax.models import decoder_stack, layers
+from ralm_jax.models.attention import (
+  CrossAttentionOptions,
+  MultiHeadAttention,
+  RelativePositionBias,
+)
+from ralm_jax.models.layers import Dense, Embed, MlpBlock, RMSNorm
 
 Array = jax.Array
 
@@ -59,12 +63,12 @@ class T5Config:
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
 
 
-def _attention(config: T5Config, name: str, **kwargs) -> attention.MultiHeadAttention:
+def _attention(config: T5Config, name: str, **kwargs) -> MultiHeadAttention:
   # T5 has no 1/sqrt(d_kv) in its scores; the query's initialisation has it.
   scaled = nn.initializers.variance_scaling(
       1.0 / config.head_dim, 'fan_in', 'normal'
   )
-  return attention.MultiHeadAttention(
+  return MultiHeadAttention(
       num_heads=config.num_heads,
       head_dim=config.head_dim,
       query_init=scaled,
@@ -76,8 +80,8 @@ def _attention(config: T5Config, name: str, **kwargs) -> attention.MultiHeadAtte
   )
 
 
-def _norm(config: T5Config, name: str) -> layers.RMSNorm:
-  return layers.RMSNorm(
+def _norm(config: T5Config, name: str) -> RMSNorm:
+  return RMSNorm(
       epsilon=config.layer_norm_epsilon,
       dtype=config.dtype,
       param_dtype=config.param_dtype,
@@ -85,8 +89,8 @@ def _norm(config: T5Config, name: str) -> layers.RMSNorm:
   )
 
 
-def _mlp(config: T5Config) -> layers.MlpBlock:
-  return layers.MlpBlock(
+def _mlp(config: T5Config) -> MlpBlock:
+  return MlpBlock(
       mlp_dim=config.mlp_dim,
       activations=config.mlp_activations,
       dropout_rate=config.dropout_rate,
@@ -177,7 +181,7 @@ class DecoderLayer(nn.Module):
 
 
 def _relative_bias(config: T5Config, bidirectional: bool):
-  return attention.RelativePositionBias(
+  return RelativePositionBias(
       num_heads=config.num_heads,
       bidirectional=bidirectional,
       num_buckets=config.relative_attention_num_buckets,
@@ -230,7 +234,7 @@ class Decoder(nn.Module):
       decode: bool = False,
       max_decode_length: int | None = None,
       left_padding: Array | None = None,
-      options: attention.CrossAttentionOptions = attention.CrossAttentionOptions(),
+      options: CrossAttentionOptions = CrossAttentionOptions(),
   ) -> tuple[Array, Array | None]:
     """Decodes teacher-forced, or one chunk behind the cache.
 
@@ -274,7 +278,7 @@ class T5(nn.Module):
 
   def setup(self):
     config = self.config
-    self.token_embedder = layers.Embed(
+    self.token_embedder = Embed(
         config.vocab_size,
         config.emb_dim,
         embedding_init=nn.initializers.normal(config.embedding_init_stddev),
@@ -284,7 +288,7 @@ class T5(nn.Module):
     self.encoder = Encoder(config)
     self.decoder = Decoder(config)
     if not config.logits_via_embedding:
-      self.logits_dense = layers.Dense(
+      self.logits_dense = Dense(
           config.vocab_size,
           kernel_axes=('embed', 'vocab'),
           dtype=config.dtype,
@@ -323,7 +327,7 @@ class T5(nn.Module):
       max_decode_length: int | None = None,
       left_padding: Array | None = None,
       last_only: bool = False,
-      options: attention.CrossAttentionOptions = attention.CrossAttentionOptions(),
+      options: CrossAttentionOptions = CrossAttentionOptions(),
   ) -> Array | tuple[Array, Array]:
     """Decoder logits; see `Decoder`.
 

@@ -20,7 +20,7 @@ from typing import BinaryIO
 import zipfile
 import zlib
 
-from ralm_jax import progress as progress_lib
+from ralm_jax.files import progress as progress_lib
 
 # Far above any benchmark's, far below what an archive can be made to claim.
 MAX_BYTES = 64 << 30

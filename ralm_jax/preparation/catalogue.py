@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import dataclasses
 
 from ralm_jax.preparation import addresses
+from ralm_jax.preparation.addresses import Source
 
 # What copies are called.
 _TRAIN, _DEV, _TEST = ('*train*',), ('*dev*', '*val*'), ('*test*',)
@@ -52,7 +53,7 @@ class Benchmark:
   variant: str
   parts: tuple[Part, ...]
   protocol: str
-  sources: tuple[addresses.Source, ...]
+  sources: tuple[Source, ...]
   home: str
   options: tuple[str, ...] = ()
 
@@ -120,7 +121,7 @@ TRIVIAQA_QUESTIONS = 'triviaqa_questions'
 
 def _kilt(variant: str, sets: Sequence[str]) -> Benchmark:
   parts: list[Part] = []
-  sources: dict[str, addresses.Source] = {}
+  sources: dict[str, Source] = {}
   for name in sets:
     theirs = KILT_SETS[name]
     for split, spellings in (

@@ -21,9 +21,9 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from ralm_jax import progress as progress_lib
-from ralm_jax.data import atomic_files
+from ralm_jax.files import atomic_files, progress as progress_lib
 from ralm_jax.preparation import fetched
+from ralm_jax.preparation.fetched import Download
 
 PARTIAL = '.partial'
 _CHUNK = 1 << 18
@@ -61,7 +61,7 @@ def fetch(
     by_hand: str = '',
     patience: Patience = Patience(),
     progress: bool = True,
-) -> fetched.Download:
+) -> Download:
   """Makes sure that a file is there and is what it should be.
 
   Args:
@@ -121,14 +121,14 @@ def fetch(
 def _existing(
     path: str, sha256: str | None, origin: str, known: dict[str, Any],
     progress: bool,
-) -> fetched.Download:
+) -> Download:
   found = fetched.file_sha256(path, show=progress)
   if sha256 is not None and found != sha256:
     raise ValueError(
         f'{path} has the SHA-256 {found}, expected {sha256} by {origin}; remove '
         'it to fetch it again, or give --sha256 '
         f'{os.path.basename(path)}={found} if you trust it.')
-  file = fetched.Download(path, found, os.path.getsize(path), known.get('address', ''))
+  file = Download(path, found, os.path.getsize(path), known.get('address', ''))
   if known.get('sha256') != found:
     fetched.note(file)
   return file
@@ -137,7 +137,7 @@ def _existing(
 def _fetch(
     address: str, path: str, sha256: str | None, size: int | None,
     patience: Patience, origin: str, progress: bool,
-) -> fetched.Download:
+) -> Download:
   """One address, as often as it takes."""
   partial = path + PARTIAL
   failures = 0
@@ -175,7 +175,7 @@ def _fetch(
         'anew', address)
   with open(partial, 'rb') as file:
     os.fsync(file.fileno())
-  result = fetched.Download(
+  result = Download(
       path, found, _length(partial), address, fetched=True,
       resumed_at=resumed_at)
   fetched.note(result)

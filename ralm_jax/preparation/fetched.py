@@ -11,8 +11,7 @@ import os
 import re
 from typing import Any
 
-from ralm_jax import progress as progress_lib
-from ralm_jax.data import atomic_files
+from ralm_jax.files import atomic_files, progress
 
 CHECKSUMS = 'checksums.json'
 _SHA256 = re.compile(r'[0-9a-f]{64}')
@@ -112,7 +111,7 @@ def only_process(path: str) -> Iterator[None]:
 def file_sha256(path: str, *, show: bool = False) -> str:
   """SHA-256 of a file's bytes, hexadecimal; `show` shows a bar."""
   digest = hashlib.sha256()
-  with open(path, 'rb') as file, progress_lib.bar(
+  with open(path, 'rb') as file, progress.bar(
       desc=f'checking {os.path.basename(path)}', unit='B', unit_scale=True,
       total=os.path.getsize(path), show=show) as bar:
     while chunk := file.read(1 << 22):

@@ -6,12 +6,9 @@ import dataclasses
 import fnmatch
 import os
 
-from ralm_jax.data import atomic_files
-from ralm_jax.data import input_files
-from ralm_jax.preparation import archives
-from ralm_jax.preparation import catalogue
-from ralm_jax.preparation import download
-from ralm_jax.preparation import writing
+from ralm_jax.files import atomic_files, input_files
+from ralm_jax.preparation import archives, download, writing
+from ralm_jax.preparation.catalogue import Benchmark, Part
 
 _COMPRESSED = ('.gz', '.bz2')
 _ENDINGS = ('.json', '.jsonl', '.tsv', '.csv', '.txt')
@@ -40,7 +37,7 @@ class Found:
 
 
 def find(
-    benchmark: catalogue.Benchmark, sources: Sequence[str],
+    benchmark: Benchmark, sources: Sequence[str],
     passing: Collection[str] = (),
 ) -> Found:
   """Sorts files by their role.
@@ -103,7 +100,7 @@ def find(
   return Found(files, list(dict.fromkeys(held)), frozenset(named), frozenset(guessed))
 
 
-def has(benchmark: catalogue.Benchmark, found: Found, name: str) -> bool:
+def has(benchmark: Benchmark, found: Found, name: str) -> bool:
   """Whether there is an archive of this name, or the part that a file would be."""
   if archives.is_archive(name):
     return any(os.path.basename(p).lower() == name.lower() for p in found.archives)
@@ -112,7 +109,7 @@ def has(benchmark: catalogue.Benchmark, found: Found, name: str) -> bool:
 
 
 def unpack(
-    benchmark: catalogue.Benchmark, found: Found, folder: str, *,
+    benchmark: Benchmark, found: Found, folder: str, *,
     progress: bool = True,
 ) -> dict[str, list[str]]:
   """Files by role, those in archives included.
@@ -155,7 +152,7 @@ def unpack(
 
 
 def sort(
-    benchmark: catalogue.Benchmark, paths: Sequence[str],
+    benchmark: Benchmark, paths: Sequence[str],
     named: dict[str, list[str]],
 ) -> dict[str, list[str]]:
   """Gives each file its role.
@@ -199,7 +196,7 @@ def sort(
 
 
 def _merged(
-    part: catalogue.Part, loose: list[str], unpacked: list[str]) -> list[str]:
+    part: Part, loose: list[str], unpacked: list[str]) -> list[str]:
   """Files of a part, of which some lie in archives."""
   there = {_plain(path)[-1] for path in loose}
   more = [path for path in unpacked if _plain(path)[-1] not in there]
@@ -211,15 +208,15 @@ def _merged(
   return sorted(loose + more, key=lambda path: (os.path.basename(path), path))
 
 
-def _ambiguous(part: catalogue.Part, paths: Sequence[str]) -> ValueError:
+def _ambiguous(part: Part, paths: Sequence[str]) -> ValueError:
   return ValueError(
       f'{" and ".join(paths[:3])} are both {part.role!r} by their names; say '
       f'which one is: --from {part.role}=FILE')
 
 
 def _part(
-    benchmark: catalogue.Benchmark, path: str
-) -> tuple[catalogue.Part, int] | None:
+    benchmark: Benchmark, path: str
+) -> tuple[Part, int] | None:
   """The part that a file is by name, and how far down its patterns."""
   match = _exact(benchmark, path)
   if match is not None:
@@ -235,8 +232,8 @@ def _part(
 
 
 def _exact(
-    benchmark: catalogue.Benchmark, path: str
-) -> tuple[catalogue.Part, int] | None:
+    benchmark: Benchmark, path: str
+) -> tuple[Part, int] | None:
   parts = _plain(path)
   if parts[-1].startswith('.'):
     return None  # macOS leaves such companions in archives.

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 
-from ralm_jax.interop import new_folder
+from ralm_jax.files import new_folder
 from ralm_jax.preparation import writing
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 import os
 
-from ralm_jax.data import few_shot
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.preparation import protocols
+from ralm_jax.data.questions import few_shot
+from ralm_jax.data.questions.reading import Question
 from ralm_jax.preparation import writing
+from ralm_jax.preparation.protocols import Split
+from ralm_jax.preparation.writing import Written
 
 # Questions to keep at once while the shots are chosen.
 _CHUNK = 50_000
 
 
 def write(
-    folder: str, splits: Iterable[protocols.Split], shots: int | None,
+    folder: str, splits: Iterable[Split], shots: int | None,
     shots_seed: int, shots_list: str | None, progress: bool,
-) -> list[writing.Written]:
+) -> list[Written]:
   """Writes splits, and a few-shot file beside each training split."""
   written = []
   for split in splits:
@@ -44,11 +45,11 @@ class _Shots:
   def __init__(self, shots: int | None = None, seed: int = 0,
                listed: str | None = None):
     self._shots, self._seed, self._list = shots, seed, listed
-    self._kept: list[questions_lib.Question] = []
+    self._kept: list[Question] = []
 
   def watching(
-      self, questions: Iterable[questions_lib.Question]
-  ) -> Iterable[questions_lib.Question]:
+      self, questions: Iterable[Question]
+  ) -> Iterable[Question]:
     for question in questions:
       if self._shots or self._list:
         self._kept.append(question)
@@ -58,8 +59,8 @@ class _Shots:
       yield question
 
   def chosen(
-      self, original: list[questions_lib.Question] | None
-  ) -> tuple[list[questions_lib.Question], str]:
+      self, original: list[Question] | None
+  ) -> tuple[list[Question], str]:
     """The shots and how they were chosen.
 
     A list is of places in the published file, which `original` holds.

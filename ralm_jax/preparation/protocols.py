@@ -7,12 +7,11 @@ import functools
 import os
 from typing import Any
 
-from ralm_jax.data import kilt_format
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.data import temporal_formats
-from ralm_jax.preparation import catalogue
-from ralm_jax.preparation import reading
-from ralm_jax.preparation import splits
+from ralm_jax.data.questions import reading as questions_lib
+from ralm_jax.data.questions.formats import kilt, temporal
+from ralm_jax.preparation import catalogue, splits
+from ralm_jax.preparation.catalogue import Benchmark, Part
+from ralm_jax.preparation.reading import Reader, Records
 
 Question = questions_lib.Question
 
@@ -59,8 +58,8 @@ class Inputs:
   """A benchmark's files, ready to be read."""
 
   def __init__(
-      self, benchmark: catalogue.Benchmark, files: dict[str, list[str]],
-      reader: reading.Reader, options: Options, skips: bool,
+      self, benchmark: Benchmark, files: dict[str, list[str]],
+      reader: Reader, options: Options, skips: bool,
       guessed: Collection[str] = (),
   ):
     self.benchmark = benchmark
@@ -72,7 +71,7 @@ class Inputs:
     self._parts = {part.role: part for part in benchmark.parts}
 
   def questions(
-      self, role: str, records: reading.Records | None = None
+      self, role: str, records: Records | None = None
   ) -> Iterator[Question]:
     """The questions of a part that there is."""
     part = self._parts[role]
@@ -177,7 +176,7 @@ def _templama(inputs: Inputs) -> Iterator[Split]:
     if not inputs.options.years:
       yield Split(role, inputs.questions(role), how=inputs.how(role))
       continue
-    by_year = temporal_formats.disjoint_years(
+    by_year = temporal.disjoint_years(
         inputs.questions(role), inputs.options.years)
     for year, questions in by_year.items():
       yield Split(f'{role}.{year}', questions, how=inputs.how(
@@ -190,7 +189,7 @@ def _kilt(inputs: Inputs) -> Iterator[Split]:
     inputs.need(inputs.benchmark.example())
   triviaqa: dict[str, str] = {}
   if any(role.startswith('triviaqa/') for role in inputs.files):
-    triviaqa = kilt_format.triviaqa_questions(
+    triviaqa = kilt.triviaqa_questions(
         inputs.files.get(catalogue.TRIVIAQA_QUESTIONS, []))
   parts = {part.role: part for part in inputs.benchmark.parts}
   for role in inputs.files:
@@ -204,9 +203,9 @@ def _kilt(inputs: Inputs) -> Iterator[Split]:
 
 
 def _triviaqa_records(
-    part: catalogue.Part, questions: dict[str, str], path: str, on_error: Any
+    part: Part, questions: dict[str, str], path: str, on_error: Any
 ) -> Iterable[Any]:
-  return kilt_format.records(
+  return kilt.records(
       path, part.record_format, part.answers, on_error, questions=questions)
 
 

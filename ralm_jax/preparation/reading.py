@@ -8,11 +8,11 @@ import os
 import re
 from typing import Any
 
-from ralm_jax import progress as progress_lib
-from ralm_jax.data import published_records
-from ralm_jax.data import question_formats
-from ralm_jax.data import question_rows
-from ralm_jax.data import questions as questions_lib
+from ralm_jax.data.questions import rows
+from ralm_jax.data.questions.formats import catalogue
+from ralm_jax.data.questions.formats.records import OnError, Record
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.files import progress as progress_lib
 
 _MAX_REASONS = 50
 _REASON_LENGTH = 120
@@ -20,7 +20,7 @@ _EXAMPLES = 5
 
 # (path, on_error) to the records of a file.
 Records = Callable[
-    [str, published_records.OnError], Iterable[published_records.Record]]
+    [str, OnError], Iterable[Record]]
 
 
 @dataclasses.dataclass
@@ -89,7 +89,7 @@ class Reader:
       record_format: str,
       require_answers: bool = True,
       records: Records | None = None,
-  ) -> Iterator[questions_lib.Question]:
+  ) -> Iterator[Question]:
     """Questions of one part.
 
     An id that occurs again becomes 'id#2', as published files have them. A
@@ -110,9 +110,9 @@ class Reader:
     ids: set[str] = set()
 
     def default(
-        path: str, on_error: published_records.OnError
-    ) -> Iterable[published_records.Record]:
-      return question_formats.read_records(
+        path: str, on_error: OnError
+    ) -> Iterable[Record]:
+      return catalogue.read_records(
           path, record_format, require_answers, on_error=on_error)
 
     with progress_lib.bar(
@@ -124,11 +124,11 @@ class Reader:
 
         for record in (records or default)(path, skip if self._skips else None):
           try:
-            question = questions_lib.Question(
-                line=record.number, path=path, **question_rows.parse(
+            question = Question(
+                line=record.number, path=path, **rows.parse(
                     record.row, record.where,
                     f'{os.path.basename(path)}:{record.number}', require_answers,
-                    question_formats.METRICS.get(record_format, '')))
+                    catalogue.METRICS.get(record_format, '')))
           except ValueError as error:
             if not self._skips:
               raise
@@ -145,8 +145,8 @@ class Reader:
 
   @staticmethod
   def _unique(
-      question: questions_lib.Question, ids: set[str], tally: Tally
-  ) -> questions_lib.Question:
+      question: Question, ids: set[str], tally: Tally
+  ) -> Question:
     name, number = question.id, 1
     while name in ids:
       number += 1

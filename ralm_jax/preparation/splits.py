@@ -6,9 +6,9 @@ import hashlib
 import json
 import random
 
-from ralm_jax.data import questions as questions_lib
+from ralm_jax.data.questions import reading
 
-Question = questions_lib.Question
+Question = reading.Question
 # Of the combined auxiliary training questions of MMLU, as Atlas.
 AUXILIARY_SEED = 10
 

@@ -8,8 +8,8 @@ import json
 import os
 from typing import Any
 
-from ralm_jax import progress as progress_lib
-from ralm_jax.data import questions as questions_lib
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.files import progress as progress_lib
 
 MANIFEST = 'manifest.json'
 FORMAT = 1
@@ -32,7 +32,7 @@ class Written:
   how: str = ''
 
 
-def row(question: questions_lib.Question) -> dict[str, Any]:
+def row(question: Question) -> dict[str, Any]:
   """A question as a line of a 'qa' file, which reads as the same question.
 
   An id that was only made of file and line is left out: it would name a place

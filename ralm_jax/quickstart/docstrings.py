@@ -13,21 +13,21 @@ always the same, in the same order.
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import json
 import os
+from pathlib import Path
 import re
 import string
 import sys
 import sysconfig
 import types
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 # Test suites, demos and vendored code say little about the library; `ntpath`
 # repeats `posixpath`; `readline` writes to the terminal when it is imported.

@@ -13,39 +13,35 @@ import dataclasses
 import json
 import logging
 import os
-import sys
 import time
 from typing import Any
 
 import jax
 import optax
 
-from ralm_jax import add
-from ralm_jax import ask
-from ralm_jax import embed
-from ralm_jax import quiet
-from ralm_jax import runs
-from ralm_jax import specification
-from ralm_jax import train as train_lib
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.data import text_config
-from ralm_jax.data import tokenization
+from ralm_jax.checkpoints import store as checkpoints_lib
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.checkpoints.store import Checkpoints
+from ralm_jax.commands import add, ask, embed
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.corpus.passages import Passage
+from ralm_jax.data.questions import reading
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.files import quiet
 from ralm_jax.models import copying_init
-from ralm_jax.quickstart import docstrings as docstrings_lib
-from ralm_jax.quickstart import reassignment
-from ralm_jax.quickstart import recipe as recipe_lib
-from ralm_jax.quickstart import vocabulary as vocabulary_lib
-from ralm_jax.training import checkpoints as checkpoints_lib
-from ralm_jax.training import optimizers
-from ralm_jax.training import partitioning
-from ralm_jax.training import schedules
-from ralm_jax.training import train_state
-from ralm_jax.training import warm_start as warm_start_lib
+from ralm_jax.quickstart import docstrings, recipe as recipe_lib, vocabulary as vocabulary_lib
+from ralm_jax.quickstart.reassignment import TitleReassignment
+from ralm_jax.quickstart.recipe import Phase, Recipe
+from ralm_jax.runs import opening, training
+from ralm_jax.runs.training import CheckpointConfig, RetrievalConfig
+from ralm_jax.training import crop_training, optimizers, schedules, train_state
+from ralm_jax.training.crop_training import CropSampler
+from ralm_jax.training.partitioning import Partitioner
 
 # Not in any documentation: only the index can know it.
-NEW_PASSAGE = passages_lib.Passage(
+NEW_PASSAGE = Passage(
     'added-moonphase', 'calendar.moonphase', '',
     'Return the phase of the moon on a given day as seen from a city. The '
     'phase is a number from zero, the new moon, to one, the full moon.',
@@ -56,10 +52,10 @@ NEW_QUESTION = 'Return the phase of the moon on a given day as seen from a city.
 class Quickstart:
   """The steps; each leaves files behind and is skipped when they are whole."""
 
-  def __init__(self, output: str, recipe: recipe_lib.Recipe):
+  def __init__(self, output: str, recipe: Recipe):
     self.output = os.path.abspath(output)
     self.recipe = recipe
-    self.partitioner = partitioning.Partitioner(devices=jax.devices()[:1])
+    self.partitioner = Partitioner(devices=jax.devices()[:1])
     os.makedirs(self.output, exist_ok=True)
     self._check_recipe()
 
@@ -81,11 +77,11 @@ class Quickstart:
   def path(self, *names: str) -> str:
     return os.path.join(self.output, *names)
 
-  def text(self, **changes: Any) -> text_config.TextConfig:
+  def text(self, **changes: Any) -> TextConfig:
     """Formats of the quickstart: bare questions and answers."""
     recipe = self.recipe
     return dataclasses.replace(
-        text_config.TextConfig(
+        TextConfig(
             question_format='{question}',
             target_format='{answer}',
             query_length=32,
@@ -99,28 +95,28 @@ class Quickstart:
         **changes,
     )
 
-  def corpus(self) -> corpus_lib.PassageStore:
+  def corpus(self) -> PassageStore:
     """Docstrings to passages, questions and a tokenised corpus."""
     if not os.path.exists(self.path('corpus', 'manifest.json')):
-      found = docstrings_lib.collect_docstrings()[: self.recipe.max_docstrings]
-      docstrings_lib.write_corpus(self.output, found, seed=self.recipe.seed)
+      found = docstrings.collect_docstrings()[: self.recipe.max_docstrings]
+      docstrings.write_corpus(self.output, found, seed=self.recipe.seed)
       vocabulary = vocabulary_lib.train_vocabulary(
           self.path('passages.jsonl'), self.path('vocabulary'),
           self.recipe.vocabulary_size,
       )
-      corpus_lib.build_corpus(
+      passage_store.build_corpus(
           self.path('passages.jsonl'), self.path('corpus'),
           vocabulary, vocabulary, progress=False, resume=False,
       )
-    return corpus_lib.PassageStore.open(self.path('corpus'))
+    return PassageStore.open(self.path('corpus'))
 
   def specification(
-      self, store: corpus_lib.PassageStore, text: text_config.TextConfig
-  ) -> specification.Specification:
+      self, store: PassageStore, text: TextConfig
+  ) -> Specification:
     vocabulary = store.reader_vocabulary
-    return specification.Specification(
+    return Specification(
         self.recipe.model(vocabulary.vocab_size),
-        tokenization.QueryTokenizer(
+        QueryTokenizer(
             text, vocabulary, store.retriever_vocabulary
         ),
     )
@@ -129,12 +125,12 @@ class Quickstart:
     """A checkpoint of parameters alone."""
     os.makedirs(self.path(name), exist_ok=True)
     spec.save(self.path(name))
-    checkpoints = checkpoints_lib.Checkpoints(self.path(name))
+    checkpoints = Checkpoints(self.path(name))
     checkpoints.save(0, {'params': params}, {}, {})
     checkpoints.wait()
     checkpoints.close()
 
-  def untrained(self, store: corpus_lib.PassageStore) -> None:
+  def untrained(self, store: PassageStore) -> None:
     """Random parameters, saved as a checkpoint to compare with."""
     if _finished(self.path('untrained'), 0):
       return
@@ -147,16 +143,16 @@ class Quickstart:
     )
     self._save_params('untrained', spec, {**params, 'reader': reader})
 
-  def warm_start(self, store: corpus_lib.PassageStore) -> None:
+  def warm_start(self, store: PassageStore) -> None:
     """A retriever from unlabelled crops."""
     recipe = self.recipe
     if _finished(self.path('warm_start'), 0):
       return
-    opened = runs.open_checkpoint(self.path('untrained'), self.partitioner)
+    opened = opening.open_checkpoint(self.path('untrained'), self.partitioner)
     steps = recipe.warm_start.steps
-    params = warm_start_lib.warm_start(
+    params = crop_training.warm_start(
         opened.spec.model, opened.params,
-        warm_start_lib.CropSampler(store, recipe.warm_start),
+        CropSampler(store, recipe.warm_start),
         optimizers.adamw(
             schedules.create_learning_rate_scheduler(
                 'constant * linear_warmup * cosine_decay',
@@ -178,11 +174,11 @@ class Quickstart:
       )
     return path
 
-  def train(self, store: corpus_lib.PassageStore, index: str) -> str:
+  def train(self, store: PassageStore, index: str) -> str:
     """The reader in phases, then reader and retriever together."""
     recipe, start = self.recipe, 'warm_start'
     allowed = store.rows_of(
-        [q.id for q in questions_lib.read_questions(self.path('train.jsonl'))]
+        [q.id for q in reading.read_questions(self.path('train.jsonl'))]
     )
     for number, phase in enumerate(recipe.phases, 1):
       last = number == len(recipe.phases)
@@ -196,22 +192,22 @@ class Quickstart:
       self._train_phase(
           name, phase, text,
           initial=self.path(start),
-          retrieval_cfg=train_lib.RetrievalConfig(
+          retrieval_cfg=RetrievalConfig(
               corpus=self.path('corpus'), index=index),
-          augmentation=reassignment.TitleReassignment(
+          augmentation=TitleReassignment(
               store, title_rows=allowed, random_titles=phase.random_titles,
               max_title_length=phase.title_length, seed=recipe.seed),
       )
       start = name
     # At evaluation the model reads what this recipe says, not the last phase.
-    specification.Specification(
-        specification.Specification.load(self.path(start)).model,
-        tokenization.QueryTokenizer(
+    Specification(
+        Specification.load(self.path(start)).model,
+        QueryTokenizer(
             self.text(), store.reader_vocabulary, store.retriever_vocabulary),
     ).save(self.path(start))
     return self.path(start)
 
-  def train_closed_book(self, store: corpus_lib.PassageStore) -> str:
+  def train_closed_book(self, store: PassageStore) -> str:
     """The same reader with the same steps and examples, without passages."""
     phases = self.recipe.phases
     steps = sum(phase.steps for phase in phases)
@@ -230,20 +226,20 @@ class Quickstart:
   def _train_phase(
       self,
       name: str,
-      phase: recipe_lib.Phase,
-      text: text_config.TextConfig,
+      phase: Phase,
+      text: TextConfig,
       *,
       initial: str,
-      retrieval_cfg: train_lib.RetrievalConfig | None,
+      retrieval_cfg: RetrievalConfig | None,
       augmentation: Any,
   ) -> None:
     if _finished(self.path(name), phase.steps):
       return
     with quiet.withheld_stderr():
       from ralm_jax.data import pipeline
-      from tasks import qa
+      from ralm_jax.tasks import qa
 
-    store = corpus_lib.PassageStore.open(self.path('corpus'))
+    store = PassageStore.open(self.path('corpus'))
     vocabulary = str(store.reader_vocabulary.path)
     model = self.recipe.model(store.reader_vocabulary.vocab_size)
     distils = phase.n_passages > 0
@@ -265,7 +261,7 @@ class Quickstart:
           [warmup, phase.steps // 2],
       )
 
-    train_lib.train(
+    training.train(
         model=model,
         text=text,
         model_dir=self.path(name),
@@ -280,7 +276,7 @@ class Quickstart:
             schedule(self.recipe.retriever_learning_rate), weight_decay=0.0,
         ) if distils else None,
         retrieval_cfg=retrieval_cfg,
-        checkpoint_cfg=train_lib.CheckpointConfig(period=200, keep=1),
+        checkpoint_cfg=CheckpointConfig(period=200, keep=1),
         partitioner=self.partitioner,
         initial_checkpoint_path=initial,
         augmentation=augmentation,
@@ -294,10 +290,10 @@ class Quickstart:
       n_passages: int | None = None,
   ) -> dict[str, Any]:
     """Answers the test questions; writes `name/`."""
-    questions = questions_lib.read_questions(self.path('test.jsonl'))
+    questions = reading.read_questions(self.path('test.jsonl'))
     questions = questions[: self.recipe.test_questions]
-    opened = runs.open_checkpoint(checkpoint, self.partitioner)
-    with runs.open_evaluator(
+    opened = opening.open_checkpoint(checkpoint, self.partitioner)
+    with opening.open_evaluator(
         opened, index=index, n_passages=n_passages, batch_size=64
     ) as evaluator:
       return evaluator.evaluate(
@@ -306,10 +302,10 @@ class Quickstart:
 
   def recall(self, checkpoint: str, index: str) -> float:
     """Recall@5 of the answer's passage over the test questions."""
-    questions = questions_lib.read_questions(self.path('test.jsonl'))
+    questions = reading.read_questions(self.path('test.jsonl'))
     questions = questions[: self.recipe.test_questions]
-    opened = runs.open_checkpoint(checkpoint, self.partitioner)
-    with runs.open_evaluator(
+    opened = opening.open_checkpoint(checkpoint, self.partitioner)
+    with opening.open_evaluator(
         opened, index=index, n_passages=5, batch_size=64
     ) as evaluator:
       return evaluator.retrieval_recall(opened.params, questions, k=5)
@@ -320,8 +316,8 @@ class Quickstart:
     say = lambda text: print(f'[{time.monotonic() - start:4.0f} s] {text}', flush=True)
 
     store = self.corpus()
-    train = questions_lib.read_questions(self.path('train.jsonl'))
-    test = questions_lib.read_questions(self.path('test.jsonl'))
+    train = reading.read_questions(self.path('train.jsonl'))
+    test = reading.read_questions(self.path('test.jsonl'))
     say(f'corpus: {len(store):,} docstrings, {len(train):,} training questions, '
         f'{len(test):,} about unseen objects')
 
@@ -384,7 +380,7 @@ class Quickstart:
           NEW_QUESTION, checkpoint=checkpoint, index=index
       ).prediction
 
-    store = corpus_lib.PassageStore.open(self.path('corpus'))
+    store = PassageStore.open(self.path('corpus'))
     known = store.rows_of([NEW_PASSAGE.id], unknown=-1)[0] >= 0
     before = None if known else answer()
     add.add([NEW_PASSAGE], checkpoint=checkpoint, index=index)
@@ -429,11 +425,5 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   arguments = parser.parse_args(argv)
   if not arguments.verbose:
     logging.getLogger().setLevel(logging.WARNING)
-  recipe = recipe_lib.SMOKE if arguments.smoke else recipe_lib.Recipe()
+  recipe = recipe_lib.SMOKE if arguments.smoke else Recipe()
   Quickstart(arguments.output, recipe).run()
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['quickstart', *sys.argv[1:]]))

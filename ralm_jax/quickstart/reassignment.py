@@ -11,10 +11,11 @@ import dataclasses
 
 import numpy as np
 
-from ralm_jax.data import batches
-from ralm_jax.data import corpus
 from ralm_jax.data import ragged
-from ralm_jax.retrieval import augmenter
+from ralm_jax.data.batches import QueryBatch
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.ragged import RaggedTokens
+from ralm_jax.retrieval.augmenter import Shown
 
 
 class TitleReassignment:
@@ -22,7 +23,7 @@ class TitleReassignment:
 
   def __init__(
       self,
-      store: corpus.PassageStore,
+      store: PassageStore,
       *,
       title_rows: np.ndarray | None = None,
       random_titles: float = 0.0,
@@ -60,15 +61,15 @@ class TitleReassignment:
       found[i] = self._row_of_title.get(answer.astype(np.int32).tobytes(), -1)
     return found
 
-  def _draw(self, count: int, generator: np.random.Generator) -> ragged.RaggedTokens:
+  def _draw(self, count: int, generator: np.random.Generator) -> RaggedTokens:
     """`count` titles, some of them of random pieces."""
     drawn = self._titles.take(generator.integers(0, len(self._titles), count))
     if not self._random_titles:
       return drawn
     lengths = generator.integers(3, min(13, self._max_length + 1), count)
     pieces = generator.choice(self._titles.values, int(lengths.sum()))
-    invented = ragged.RaggedTokens(pieces, ragged.offsets_of(lengths))
-    both = ragged.RaggedTokens(
+    invented = RaggedTokens(pieces, ragged.offsets_of(lengths))
+    both = RaggedTokens(
         np.concatenate([drawn.values, invented.values]),
         np.concatenate([
             drawn.offsets, drawn.offsets[-1] + invented.offsets[1:]
@@ -78,8 +79,8 @@ class TitleReassignment:
     return both.take(np.arange(count) + count * random)
 
   def __call__(
-      self, queries: batches.QueryBatch, rows: np.ndarray, step: int
-  ) -> augmenter.Shown:
+      self, queries: QueryBatch, rows: np.ndarray, step: int
+  ) -> Shown:
     """The gold passage comes first; every passage has a title drawn anew.
 
     An example whose answer is no title of the corpus is left out (it has no
@@ -100,6 +101,6 @@ class TitleReassignment:
       target = np.append(titles[i * rows.shape[1]], self._eos)
       target = target[: targets.shape[1]]
       targets[i, : len(target)] = target
-    return augmenter.Shown(
+    return Shown(
         dataclasses.replace(queries, target_tokens=targets), rows, titles
     )

@@ -3,12 +3,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from ralm_jax.data import crops
-from ralm_jax.models import bert
-from ralm_jax.models import retrieval_lm
-from ralm_jax.models import t5
-from ralm_jax.training import warm_start
-
+from ralm_jax.data.pretext.crops import CropConfig
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.retrieval_lm import RetrievalLM
+from ralm_jax.models.t5 import T5Config
+from ralm_jax.training import crop_training as warm_start
 
 READER_FORMAT = '{query} title: {title} context: {text}'
 # Pieces of their own: the parts of qualified names, and the format's words.
@@ -82,8 +81,8 @@ class Recipe:
       steps=700, batch_size=128, query_length=17, passage_length=41,
       # 0.1 on the plain inner product of 128 dimensions.
       temperature=0.1 / 128**0.5, symmetric=True,
-      query_crops=crops.CropConfig(0.1, 0.6, 0.1, 4, 16),
-      passage_crops=crops.CropConfig(0.5, 1.0, 0.1, 16, 40),
+      query_crops=CropConfig(0.1, 0.6, 0.1, 4, 16),
+      passage_crops=CropConfig(0.5, 1.0, 0.1, 16, 40),
   )
   warm_start_learning_rate: float = 1e-2
   phases: tuple[Phase, ...] = (
@@ -102,10 +101,10 @@ class Recipe:
   test_questions: int = 600
   seed: int = 0
 
-  def model(self, vocab_size: int) -> retrieval_lm.RetrievalLM:
+  def model(self, vocab_size: int) -> RetrievalLM:
     """The model of this recipe for a vocabulary."""
-    return retrieval_lm.RetrievalLM(
-        reader_config=t5.T5Config(
+    return RetrievalLM(
+        reader_config=T5Config(
             vocab_size=vocab_size,
             emb_dim=self.emb_dim,
             num_heads=self.num_heads,
@@ -115,7 +114,7 @@ class Recipe:
             num_decoder_layers=self.num_decoder_layers,
             logits_via_embedding=True,
         ),
-        retriever_config=bert.BertConfig(
+        retriever_config=BertConfig(
             vocab_size=vocab_size,
             emb_dim=self.emb_dim,
             num_heads=4,

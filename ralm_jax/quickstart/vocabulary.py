@@ -5,7 +5,7 @@ import json
 
 import sentencepiece
 
-from ralm_jax.quickstart import recipe as recipe_lib
+from ralm_jax.quickstart import recipe
 
 
 def train_vocabulary(passages: str, prefix: str, size: int) -> str:
@@ -16,7 +16,7 @@ def train_vocabulary(passages: str, prefix: str, size: int) -> str:
   sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(texts), model_prefix=prefix, vocab_size=size,
       model_type='unigram', pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-      user_defined_symbols=list(recipe_lib.SYMBOLS),
+      user_defined_symbols=list(recipe.SYMBOLS),
       character_coverage=1.0, hard_vocab_limit=False, minloglevel=2,
       # One thread: the same corpus gives the same vocabulary.
       num_threads=1,

@@ -4,11 +4,13 @@ from __future__ import annotations
 import numpy as np
 
 from ralm_jax.data import batches
-from ralm_jax.data import corpus
-from ralm_jax.data import ragged
-from ralm_jax.data import templates
-from ralm_jax.data import tokenization
-from ralm_jax.models import retrieval_lm
+from ralm_jax.data.batches import PassageInputs, QueryBatch
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.ragged import RaggedTokens
+from ralm_jax.data.text import templates
+from ralm_jax.data.text.templates import TokenTemplate
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.models.retrieval_lm import ReaderBatch
 
 
 class Assembler:
@@ -16,8 +18,8 @@ class Assembler:
 
   def __init__(
       self,
-      tokenizer: tokenization.QueryTokenizer,
-      store: corpus.PassageStore | None,
+      tokenizer: QueryTokenizer,
+      store: PassageStore | None,
   ):
     """Prepares the templates.
 
@@ -42,10 +44,10 @@ class Assembler:
               f'vocabulary ({theirs.path}) than the model uses ({ours.path}); '
               'build it again with `ralm corpus` and the model\'s vocabularies.'
           )
-    self._reader_template = templates.TokenTemplate.for_reader(
+    self._reader_template = TokenTemplate.for_reader(
         tokenizer.reader_vocabulary, text.reader_format
     )
-    self._retriever_template = templates.TokenTemplate.for_retriever(
+    self._retriever_template = TokenTemplate.for_retriever(
         tokenizer.retriever_vocabulary, text.retriever_format
     )
     for side, template in (
@@ -56,13 +58,13 @@ class Assembler:
 
   def reader_batch(
       self,
-      queries: batches.QueryBatch,
+      queries: QueryBatch,
       rows: np.ndarray,
       *,
       with_retriever: bool = True,
       with_passages: bool = True,
-      titles: ragged.RaggedTokens | None = None,
-  ) -> retrieval_lm.ReaderBatch:
+      titles: RaggedTokens | None = None,
+  ) -> ReaderBatch:
     """Host arrays of one batch.
 
     Args:
@@ -80,7 +82,7 @@ class Assembler:
         text.passage_length, titles=titles,
     )
     real = queries.is_example[:, None]
-    batch = retrieval_lm.ReaderBatch(
+    batch = ReaderBatch(
         reader_tokens=reader_inputs.tokens,
         reader_mask=reader_inputs.mask,
         passage_mask=reader_inputs.passage_mask & real,
@@ -106,7 +108,7 @@ class Assembler:
     )
 
   def answer_recall(
-      self, batch: retrieval_lm.ReaderBatch, skip: int = 0
+      self, batch: ReaderBatch, skip: int = 0
   ) -> float:
     """`answer_recall` of a batch, whatever a target begins with.
 
@@ -134,7 +136,7 @@ class Assembler:
             target_tokens=targets, target_mask=targets != vocabulary.pad_id)
     )
 
-  def passage_inputs(self, rows: np.ndarray) -> batches.PassageInputs:
+  def passage_inputs(self, rows: np.ndarray) -> PassageInputs:
     """The passage encoder's inputs for rows [n]: tokens [n, 1, length]."""
     return batches.assemble_retriever_inputs(
         rows[:, None], self.store, self._retriever_template,
@@ -142,7 +144,7 @@ class Assembler:
     )
 
 
-def answer_recall(batch: retrieval_lm.ReaderBatch, skip: int = 0) -> float:
+def answer_recall(batch: ReaderBatch, skip: int = 0) -> float:
   """Share of examples whose target tokens stand in a retrieved passage.
 
   Compared token by token, so it is cheap and slightly stricter than comparing

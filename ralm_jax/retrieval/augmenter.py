@@ -17,12 +17,14 @@ import jax
 import numpy as np
 
 from ralm_jax.data import batches
-from ralm_jax.data import ragged
-from ralm_jax.models import retrieval_lm
-from ralm_jax.retrieval import assembler as assembler_lib
-from ralm_jax.retrieval import retriever as retriever_lib
-from ralm_jax.retrieval import staleness
+from ralm_jax.data.batches import QueryBatch
+from ralm_jax.data.ragged import RaggedTokens
+from ralm_jax.models.retrieval_lm import ReaderBatch, RetrievalLM
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.retriever import PassageRetriever, Retrieved
+from ralm_jax.retrieval.staleness import GenerationSteps
 from ralm_jax.training import partitioning
+from ralm_jax.training.partitioning import Partitioner
 
 PyTree = Any
 
@@ -37,13 +39,13 @@ class Shown:
     titles: batch * n_passages titles for the reader; None for the own ones.
   """
 
-  queries: batches.QueryBatch
+  queries: QueryBatch
   rows: np.ndarray
-  titles: ragged.RaggedTokens | None = None
+  titles: RaggedTokens | None = None
 
 
 # (queries, rows, step) -> what is shown; the same for the same arguments.
-Augmentation = Callable[[batches.QueryBatch, np.ndarray, int], Shown]
+Augmentation = Callable[[QueryBatch, np.ndarray, int], Shown]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +61,9 @@ class PreparedBatch:
       that is not known.
   """
 
-  queries: batches.QueryBatch
-  retrieved: retriever_lib.Retrieved
-  reader_batch: retrieval_lm.ReaderBatch
+  queries: QueryBatch
+  retrieved: Retrieved
+  reader_batch: ReaderBatch
   metrics: dict[str, float]
   generation_step: int | None = None
 
@@ -100,15 +102,15 @@ class RetrievalAugmenter:
 
   def __init__(
       self,
-      model: retrieval_lm.RetrievalLM,
-      partitioner: partitioning.Partitioner,
-      assembler: assembler_lib.Assembler,
-      retriever: retriever_lib.PassageRetriever | None,
+      model: RetrievalLM,
+      partitioner: Partitioner,
+      assembler: Assembler,
+      retriever: PassageRetriever | None,
       *,
       augmentation: Augmentation | None = None,
       recall_skip: int = 0,
       n_passages: int | None = None,
-      generation_steps: staleness.GenerationSteps | None = None,
+      generation_steps: GenerationSteps | None = None,
       before_search: Callable[[], None] | None = None,
   ):
     """Compiles nothing yet.
@@ -144,7 +146,7 @@ class RetrievalAugmenter:
     self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix='retrieval')
 
   def submit(
-      self, params: PyTree, queries: batches.QueryBatch, step: int
+      self, params: PyTree, queries: QueryBatch, step: int
   ) -> PendingBatch:
     """Starts retrieval for a batch that step `step` will train on.
 
@@ -165,7 +167,7 @@ class RetrievalAugmenter:
 
   def resume(self, arrays: dict[str, np.ndarray], step: int) -> PendingBatch:
     """The pending batch of a snapshot: nothing is searched again."""
-    queries = batches.QueryBatch(**{
+    queries = QueryBatch(**{
         name.split('/', 1)[1]: value
         for name, value in arrays.items()
         if name.startswith('queries/')
@@ -173,7 +175,7 @@ class RetrievalAugmenter:
     width = arrays['rows'].shape[1]
     if self._retriever is not None:
       width = self._retriever.n_passages
-    retrieved = retriever_lib.Retrieved(
+    retrieved = Retrieved(
         _widened(arrays['rows'], width, batches.NO_PASSAGE),
         _widened(arrays['scores'], width, -np.inf),
         int(arrays['generation']),
@@ -198,10 +200,10 @@ class RetrievalAugmenter:
     self._pool.shutdown(wait=False, cancel_futures=True)
 
   def _search_and_assemble(
-      self, embeddings: jax.Array | None, queries: batches.QueryBatch, step: int
+      self, embeddings: jax.Array | None, queries: QueryBatch, step: int
   ) -> PreparedBatch:
     if embeddings is None:
-      retrieved = retriever_lib.Retrieved.none(len(queries))
+      retrieved = Retrieved.none(len(queries))
       return self._assemble(queries, retrieved, step, 0.0)
     local = partitioning.local_rows(embeddings)
     start = time.monotonic()
@@ -218,8 +220,8 @@ class RetrievalAugmenter:
 
   def _assemble(
       self,
-      queries: batches.QueryBatch,
-      retrieved: retriever_lib.Retrieved,
+      queries: QueryBatch,
+      retrieved: Retrieved,
       step: int,
       search_seconds: float,
   ) -> PreparedBatch:
@@ -249,8 +251,8 @@ class RetrievalAugmenter:
     )
 
   def _with_stored_embeddings(
-      self, shown: Shown, retrieved: retriever_lib.Retrieved
-  ) -> retrieval_lm.ReaderBatch:
+      self, shown: Shown, retrieved: Retrieved
+  ) -> ReaderBatch:
     """The passages' embeddings as the index holds them, not their tokens."""
     if not np.array_equal(shown.rows, retrieved.rows):
       raise ValueError(
@@ -263,7 +265,7 @@ class RetrievalAugmenter:
     )
     return batch.replace(passage_embeddings=retrieved.embeddings)
 
-  def _recall(self, batch: retrieval_lm.ReaderBatch) -> dict[str, float]:
+  def _recall(self, batch: ReaderBatch) -> dict[str, float]:
     """Of the passages that would be trained on, and of all candidates."""
     skip, n_passages = self._recall_skip, self._n_passages
     if n_passages is None or n_passages >= batch.reader_tokens.shape[1]:

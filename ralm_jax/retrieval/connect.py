@@ -8,13 +8,13 @@ import logging
 import os
 import threading
 
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.retrieval import device_index
-from ralm_jax.retrieval import retriever as retriever_lib
-from ralm_jax.training import partitioning
-from retrieval_service import client as client_lib
-from retrieval_service import local
-from retrieval_service import results
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.retrieval import retriever
+from ralm_jax.retrieval.device.index import DeviceIndex
+from ralm_jax.training.partitioning import Partitioner
+from retrieval_service.client import RetrievalClient
+from retrieval_service.local import LocalRetrievalServer
+from retrieval_service.results import ServerStatus
 
 BACKENDS = ('process', 'device')
 
@@ -29,13 +29,13 @@ class Connection:
     corpus: the folder that was asked for; None took the one the index names.
   """
 
-  client: client_lib.RetrievalClient | device_index.DeviceIndex
-  store: corpus_lib.PassageStore
+  client: RetrievalClient | DeviceIndex
+  store: PassageStore
   corpus: str | os.PathLike[str] | None = None
 
   def open_corpus(
-      self, status: results.ServerStatus, former: corpus_lib.PassageStore
-  ) -> corpus_lib.PassageStore:
+      self, status: ServerStatus, former: PassageStore
+  ) -> PassageStore:
     """The corpus of an index that took another's place.
 
     Args:
@@ -46,13 +46,13 @@ class Connection:
       ValueError: the index names none.
       FileNotFoundError: it is not where the index says.
     """
-    if self.corpus is not None and retriever_lib.is_index_of_corpus(
+    if self.corpus is not None and retriever.is_index_of_corpus(
         status.metadata, status.next_id, self.store):
       return self.store
     path = find_corpus(status.metadata, status.index_directory)
     if os.path.realpath(path) == os.path.realpath(former.directory):
       return former
-    return corpus_lib.PassageStore.open(path)
+    return PassageStore.open(path)
 
 
 @contextlib.contextmanager
@@ -66,7 +66,7 @@ def connect(
     rerank: int | None = None,
     threads: int | None = None,
     backend: str = 'process',
-    partitioner: partitioning.Partitioner | None = None,
+    partitioner: Partitioner | None = None,
     device_dtype: str = 'bfloat16',
     approximate: bool = False,
     follow_swaps: bool = False,
@@ -110,25 +110,25 @@ def connect(
     if index is not None:
       check_index_folder(index)
     if backend == 'device':
-      client = device_index.DeviceIndex(
-          index, partitioner or partitioning.Partitioner(), dtype=device_dtype,
+      client = DeviceIndex(
+          index, partitioner or Partitioner(), dtype=device_dtype,
           approximate=approximate,
       )
     else:
       if address is None:
         server = stack.enter_context(
-            local.LocalRetrievalServer(
+            LocalRetrievalServer(
                 index, nprobe=nprobe, rerank=rerank, threads=threads
             )
         )
         stack.enter_context(_supervised(server))
         address = server.address
-      client = client_lib.RetrievalClient(address, retry_for_s=retry_for_s)
+      client = RetrievalClient(address, retry_for_s=retry_for_s)
     stack.enter_context(client)
     status = client.status()
     if backend == 'process' and not follow_swaps:
       client.stay_with(status.index_id)
-    store = corpus_lib.PassageStore.open(
+    store = PassageStore.open(
         corpus or find_corpus(status.metadata, index)
     )
     yield Connection(client, store, corpus)
@@ -201,7 +201,7 @@ def find_corpus(
 
 @contextlib.contextmanager
 def _supervised(
-    server: local.LocalRetrievalServer, period_s: float = 1.0
+    server: LocalRetrievalServer, period_s: float = 1.0
 ) -> Iterator[None]:
   """Restarts the process while the context lasts, should it die."""
   stopping = threading.Event()

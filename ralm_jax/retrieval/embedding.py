@@ -14,13 +14,14 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from ralm_jax import progress as progress_lib
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.models import retrieval_lm
-from ralm_jax.retrieval import assembler as assembler_lib
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.files import progress as progress_lib
+from ralm_jax.models.retrieval_lm import RetrievalLM
+from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.training import partitioning
-from retrieval_service import generations
-from retrieval_service import options as options_lib
+from ralm_jax.training.partitioning import Partitioner
+from retrieval_service.generations import GenerationStore
+from retrieval_service.options import IndexOptions
 
 PyTree = Any
 _PROGRESS = 'embedding.json'
@@ -32,9 +33,9 @@ class PassageEmbedder:
 
   def __init__(
       self,
-      model: retrieval_lm.RetrievalLM,
-      partitioner: partitioning.Partitioner,
-      assembler: assembler_lib.Assembler,
+      model: RetrievalLM,
+      partitioner: Partitioner,
+      assembler: Assembler,
       *,
       batch_size: int = 256,
   ):
@@ -120,9 +121,9 @@ class PassageEmbedder:
 def build_generation(
     embedder: PassageEmbedder,
     params: PyTree,
-    store: corpus_lib.PassageStore,
+    store: PassageStore,
     index: str | os.PathLike[str],
-    options: options_lib.IndexOptions,
+    options: IndexOptions,
     *,
     checkpoint: str = '',
     run: str | os.PathLike[str] | None = None,
@@ -153,7 +154,7 @@ def build_generation(
   Raises:
     ValueError: the index is of another corpus.
   """
-  folder = generations.GenerationStore(index)
+  folder = GenerationStore(index)
   os.makedirs(index, exist_ok=True)
   # The edits first: whatever they put is in the corpus that is read next.
   edits = folder.edit_log().last
@@ -207,7 +208,7 @@ def build_generation(
 
 
 def _check_same_corpus(
-    folder: generations.GenerationStore, store: corpus_lib.PassageStore
+    folder: GenerationStore, store: PassageStore
 ) -> None:
   """Raises ValueError where the index holds rows of another corpus.
 
@@ -224,7 +225,7 @@ def _check_same_corpus(
     )
 
 
-def live_rows(store: corpus_lib.PassageStore) -> np.ndarray:
+def live_rows(store: PassageStore) -> np.ndarray:
   """int64 [n], rows of the corpus that belong into an index, ascending."""
   return np.setdiff1d(
       np.arange(len(store), dtype=np.int64), store.superseded(),
@@ -254,7 +255,7 @@ def as_stored(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def describe(
-    store: corpus_lib.PassageStore,
+    store: PassageStore,
     fingerprint: str,
     *,
     index: str | os.PathLike[str] | None = None,
@@ -310,7 +311,7 @@ def _write_json(path: str, value: dict[str, Any]) -> None:
 
 
 def is_of(
-    metadata: dict[str, Any], store: corpus_lib.PassageStore, params: PyTree
+    metadata: dict[str, Any], store: PassageStore, params: PyTree
 ) -> bool:
   """Whether an index says it is of this corpus and this passage encoder."""
   return (

@@ -15,14 +15,16 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from ralm_jax import progress as progress_lib
-from ralm_jax.models import retrieval_lm
-from ralm_jax.retrieval import assembler as assembler_lib
+from ralm_jax.files import progress as progress_lib
+from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.retrieval import embedding
-from ralm_jax.training import multihost
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.runs import pinning
 from ralm_jax.training import partitioning
-from ralm_jax.training import pinning
-from retrieval_service import results
+from ralm_jax.training.multihost import Agreement
+from ralm_jax.training.partitioning import Partitioner
+from retrieval_service.results import ServerStatus
 
 PyTree = Any
 _BUILD_TIMEOUT_S = 48 * 3600.0
@@ -136,9 +138,9 @@ class IndexPublisher:
   def __init__(
       self,
       client: Any,
-      model: retrieval_lm.RetrievalLM,
-      partitioner: partitioning.Partitioner,
-      assembler: assembler_lib.Assembler,
+      model: RetrievalLM,
+      partitioner: Partitioner,
+      assembler: Assembler,
       *,
       index: str | os.PathLike[str] | None = None,
       batch_size: int = 256,
@@ -169,7 +171,7 @@ class IndexPublisher:
       ]
       partitioner = dataclasses.replace(partitioner, devices=own)
     self._partitioner = partitioner
-    self._embedder = embedding.PassageEmbedder(
+    self._embedder = PassageEmbedder(
         model, partitioner, assembler,
         batch_size=max(1, batch_size // processes),
     )
@@ -177,7 +179,7 @@ class IndexPublisher:
     self._chunk_size = chunk_size or 32 * batch_size
     self._progress = progress and jax.process_index() == 0
     # The others wait for a build, which trains and adds at lowest priority.
-    self._agreement = multihost.Agreement(timeout_s=_BUILD_TIMEOUT_S)
+    self._agreement = Agreement(timeout_s=_BUILD_TIMEOUT_S)
 
   def publish(self, params: PyTree, key: str, **description: Any) -> Refreshed:
     """Embeds and builds; every process calls it, and none returns before it is
@@ -224,7 +226,7 @@ class IndexPublisher:
     return Refreshed(generation, passages, time.monotonic() - start)
 
   def _is_of(
-      self, status: results.ServerStatus, fingerprint: str
+      self, status: ServerStatus, fingerprint: str
   ) -> bool:
     metadata = status.metadata
     return (
@@ -234,7 +236,7 @@ class IndexPublisher:
 
   def _header(
       self,
-      status: results.ServerStatus,
+      status: ServerStatus,
       fingerprint: str,
       key: str,
       description: Mapping[str, Any],

@@ -10,16 +10,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ralm_jax.data import corpus
 from ralm_jax.data import dates
+from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval import search_filter as search_filter_lib
+from ralm_jax.retrieval.search_filter import Hidden
 
 NO_PASSAGE = -1
 NO_DATE_BOUND = dates.NO_DATE_BOUND
 SearchFilter = search_filter_lib.SearchFilter
 _ATTEMPTS = 5
 # (status of the index, corpus of the one before) -> corpus of the index.
-OpenCorpus = Callable[[Any, corpus.PassageStore], corpus.PassageStore]
+OpenCorpus = Callable[[Any, PassageStore], PassageStore]
 
 
 class SearchClient(Protocol):
@@ -89,7 +90,7 @@ class PassageRetriever:
   def __init__(
       self,
       client: SearchClient,
-      store: corpus.PassageStore,
+      store: PassageStore,
       n_passages: int,
       *,
       generation: int | None = None,
@@ -135,7 +136,7 @@ class PassageRetriever:
     # equally deep and with as many queries each.
     self._together = bool(getattr(client, 'needs_strict_order', False))
 
-  def _check(self, status: Any, store: corpus.PassageStore) -> None:
+  def _check(self, status: Any, store: PassageStore) -> None:
     """Raises ValueError unless an index can be searched."""
     check_index_of_corpus(status.metadata, status.next_id, store)
     if status.count < self.n_passages:
@@ -212,7 +213,7 @@ class PassageRetriever:
     return self._search(queries, hidden)
 
   def _search(
-      self, queries: np.ndarray, hidden: search_filter_lib.Hidden | None
+      self, queries: np.ndarray, hidden: Hidden | None
   ) -> Retrieved:
     """Searches, deeper and deeper for the examples that are left short."""
     batch, wanted = len(queries), self.n_passages
@@ -359,7 +360,7 @@ class _GenerationGone(LookupError):
 
 
 def is_index_of_corpus(
-    metadata: dict, next_id: int, store: corpus.PassageStore
+    metadata: dict, next_id: int, store: PassageStore
 ) -> bool:
   """Whether the index's ids are rows of this corpus; see the check below."""
   fingerprint = metadata.get('corpus_fingerprint')
@@ -373,7 +374,7 @@ def is_index_of_corpus(
 
 
 def check_index_of_corpus(
-    metadata: dict, next_id: int, store: corpus.PassageStore
+    metadata: dict, next_id: int, store: PassageStore
 ) -> None:
   """Raises ValueError unless the index's ids are rows of this corpus.
 

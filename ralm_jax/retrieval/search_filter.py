@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from ralm_jax.data import corpus
 from ralm_jax.data import dates
+from ralm_jax.data.corpus.passage_store import PassageStore
 
 _KeysOf = Callable[[np.ndarray], np.ndarray]
 FILTERS = ('passage', 'document', 'none')
@@ -49,7 +49,7 @@ class SearchFilter:
 
   def hidden(
       self,
-      store: corpus.PassageStore,
+      store: PassageStore,
       exclude_rows: np.ndarray | None,
       max_dates: np.ndarray | None,
       exclude_document_keys: np.ndarray | None = None,
@@ -93,7 +93,7 @@ class Hidden:
 
   def __init__(
       self,
-      store: corpus.PassageStore,
+      store: PassageStore,
       exclude_rows: np.ndarray | None,
       max_dates: np.ndarray | None,
       exclude_document_keys: np.ndarray | None,

@@ -7,7 +7,7 @@ import os
 import threading
 from typing import Any
 
-from retrieval_service import results
+from retrieval_service.results import ServerStatus
 
 
 class GenerationSteps:
@@ -18,7 +18,7 @@ class GenerationSteps:
       client: Any,
       run: str | os.PathLike[str],
       *,
-      check: Callable[[results.ServerStatus], None] = lambda status: None,
+      check: Callable[[ServerStatus], None] = lambda status: None,
   ):
     """Asks nothing yet.
 

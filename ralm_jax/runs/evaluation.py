@@ -7,23 +7,23 @@ import functools
 import hashlib
 import json
 import os
-import sys
 from typing import Any
 
-from ralm_jax import runs
-from ralm_jax import specification
-from ralm_jax.data import few_shot
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.evaluation import answering as answering_lib
-from ralm_jax.evaluation import evaluator as evaluator_lib
-from ralm_jax.evaluation import multiple_choice as multiple_choice_lib
-from ralm_jax.evaluation import prediction_files
-from ralm_jax.evaluation import task_metrics
+from ralm_jax.checkpoints import specification
+from ralm_jax.data.questions import few_shot, reading
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.evaluation import choice_evaluator, prediction_files
+from ralm_jax.evaluation.answering import AnswerOptions
+from ralm_jax.evaluation.choice_evaluator import ChoiceEvaluator
+from ralm_jax.evaluation.evaluator import Evaluator
+from ralm_jax.evaluation.scores import by_task
+from ralm_jax.runs import opening
+from ralm_jax.runs.opening import OpenedCheckpoint
 
 
 def evaluate(
     *,
-    checkpoint: str | runs.OpenedCheckpoint,
+    checkpoint: str | OpenedCheckpoint,
     questions: str | Sequence[str],
     output: str,
     index: str | None = None,
@@ -102,29 +102,29 @@ def evaluate(
   choices = {name: value for name, value in locals().items() if name not in (
       'checkpoint', 'output', 'progress', 'resume', 'retry_for_s',
       'retrieval_address')}
-  options = answering_lib.AnswerOptions.make(**answering)
+  options = AnswerOptions.make(**answering)
   _check(choices, options)
-  rows = questions_lib.read_questions(
+  rows = reading.read_questions(
       questions, require_answers=require_answers, duplicate_ids='number',
       record_format=record_format, on_error=on_error,
   )
   if shots is not None:
     rows = few_shot.choose(rows, shots, shots_seed)
   rows = rows[:num_examples]
-  metrics = metrics or task_metrics.family_of(rows)
-  task_metrics.check(metrics)
-  multiple_choice_lib.check(metrics, rows, permutations)
-  if metrics == 'multiple_choice' and options != answering_lib.AnswerOptions():
+  metrics = metrics or by_task.family_of(rows)
+  by_task.check(metrics)
+  choice_evaluator.check(metrics, rows, permutations)
+  if metrics == 'multiple_choice' and options != AnswerOptions():
     raise ValueError(
         'Of a multiple choice the options\' letters are scored, not decoded: '
         'leave the decoding options out.')
   opened = (
-      checkpoint if isinstance(checkpoint, runs.OpenedCheckpoint)
-      else runs.open_checkpoint(checkpoint))
+      checkpoint if isinstance(checkpoint, OpenedCheckpoint)
+      else opening.open_checkpoint(checkpoint))
   if text:
     opened = dataclasses.replace(
         opened, spec=specification.with_text(opened.spec, **text))
-  with runs.open_evaluator(
+  with opening.open_evaluator(
       opened, index=index, retrieval_address=retrieval_address,
       generation=generation, corpus=corpus, n_passages=n_passages,
       batch_size=batch_size, retry_for_s=retry_for_s,
@@ -142,7 +142,7 @@ def evaluate(
           "'passages'); take them from an index.")
     answers = evaluator
     if metrics == 'multiple_choice' and not retrieve_only:
-      answers = multiple_choice_lib.ChoiceEvaluator(
+      answers = ChoiceEvaluator(
           evaluator, permutations=permutations)
     predict = functools.partial(
         answers.predictions, opened.params, rows, progress=progress)
@@ -152,7 +152,7 @@ def evaluate(
 
 
 def _check(
-    choices: Mapping[str, Any], options: answering_lib.AnswerOptions
+    choices: Mapping[str, Any], options: AnswerOptions
 ) -> None:
   """Raises ValueError for a choice that cannot be, or has no effect."""
   for name in ('batch_size', 'n_passages', 'n_candidates', 'rerank_chunk',
@@ -175,16 +175,16 @@ def _check(
   if choices['rerank_chunk'] is not None and choices['n_candidates'] is None:
     raise ValueError(
         'rerank_chunk is of re-ranking: give n_candidates too, or leave it out.')
-  if choices['retrieve_only'] and options != answering_lib.AnswerOptions():
+  if choices['retrieve_only'] and options != AnswerOptions():
     raise ValueError(
         'Nothing is decoded when passages alone are retrieved: leave the '
         'decoding options out.')
 
 
 def _name(
-    opened: runs.OpenedCheckpoint,
-    evaluator: evaluator_lib.Evaluator,
-    questions: Sequence[questions_lib.Question],
+    opened: OpenedCheckpoint,
+    evaluator: Evaluator,
+    questions: Sequence[Question],
     choices: Mapping[str, Any],
 ) -> str:
   """Tells apart evaluations whose predictions may differ."""
@@ -208,12 +208,6 @@ def _name(
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Evaluates from command-line flags, or from gin files."""
-  from ralm_jax import eval_flags  # Which imports this module.
+  from ralm_jax.commands import flags as eval_flags  # Which imports this module.
 
   eval_flags.run(argv, prog, __doc__)
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['eval', *sys.argv[1:]]))

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import contextlib
 import logging
 import os
-import sys
 import time
 from typing import Any, Protocol
 
@@ -18,19 +17,18 @@ from flax import linen as nn
 import jax
 import orbax.checkpoint as ocp
 
-from ralm_jax import runs
-from ralm_jax import specification
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.retrieval import assembler as assembler_lib
-from ralm_jax.retrieval import connection as connection_lib
-from ralm_jax.retrieval import embedding
-from ralm_jax.retrieval import refresh as refresh_lib
-from ralm_jax.retrieval import retriever as retriever_lib
-from ralm_jax.training import checkpoints as checkpoints_lib
-from ralm_jax.training import partitioning
-from retrieval_service import client as client_lib
-from retrieval_service import generations
-from retrieval_service import live
+from ralm_jax.checkpoints import store
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.retrieval import connect, embedding, retriever
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.retrieval.publisher import IndexPublisher, Refreshed
+from ralm_jax.runs import opening
+from ralm_jax.training.partitioning import Partitioner
+from retrieval_service.client import RetrievalClient
+from retrieval_service.generations import GenerationStore
+from retrieval_service.live import LiveView
 
 PyTree = Any
 _MAX_FAILURES = 3
@@ -49,7 +47,7 @@ def refresh(
     batch_size: int = 256,
     keep_generations: int = 2,
     retry_for_s: float = 300.0,
-    partitioner: partitioning.Partitioner | None = None,
+    partitioner: Partitioner | None = None,
     progress: bool = True,
 ) -> int:
   """Embeds the corpus with each new checkpoint's encoder and publishes it.
@@ -90,21 +88,21 @@ def refresh(
         'retrieval process that serves it (--retrieval_address).'
     )
   if once:
-    checkpoints_lib.find(model_dir)
+    store.find(model_dir)
   with contextlib.ExitStack() as stack:
     if index is not None:
-      connection_lib.check_index_folder(index)
+      connect.check_index_folder(index)
       target: _Target = _IndexFolder(
           index, corpus, batch_size=batch_size, keep=keep_generations,
           progress=progress,
       )
     else:
-      client = stack.enter_context(client_lib.RetrievalClient(
+      client = stack.enter_context(RetrievalClient(
           retrieval_address, retry_for_s=retry_for_s))
       target = _ServedIndex(
           client, corpus, batch_size=batch_size, progress=progress)
     follower = _Follower(
-        model_dir, target, partitioner or partitioning.Partitioner(),
+        model_dir, target, partitioner or Partitioner(),
         every_steps=every_steps, stop_after_steps=stop_after_steps,
     )
     while True:
@@ -122,9 +120,9 @@ class _Target(Protocol):
     """Of what is current."""
 
   def publish(
-      self, spec: specification.Specification,
-      partitioner: partitioning.Partitioner, params: PyTree, run: str, step: int,
-  ) -> refresh_lib.Refreshed:
+      self, spec: Specification,
+      partitioner: Partitioner, params: PyTree, run: str, step: int,
+  ) -> Refreshed:
     """Embeds with `{'retriever': ...}`, unless it is current already."""
 
 
@@ -132,30 +130,30 @@ class _ServedIndex:
   """A retrieval process at an address."""
 
   def __init__(
-      self, client: client_lib.RetrievalClient, corpus: str | None, *,
+      self, client: RetrievalClient, corpus: str | None, *,
       batch_size: int, progress: bool,
   ):
     self._client = client
     status = client.status()
     client.stay_with(status.index_id)  # A swap must not redirect the uploads.
-    self._store = corpus_lib.PassageStore.open(
-        corpus or connection_lib.find_corpus(status.metadata))
+    self._store = PassageStore.open(
+        corpus or connect.find_corpus(status.metadata))
     self._settings = {'batch_size': batch_size, 'progress': progress}
-    self._publisher: refresh_lib.IndexPublisher | None = None
+    self._publisher: IndexPublisher | None = None
 
   def metadata(self) -> dict[str, Any]:
     status = self._client.status()
     self._store.reload()
-    retriever_lib.check_index_of_corpus(
+    retriever.check_index_of_corpus(
         status.metadata, status.next_id, self._store)
     return status.metadata
 
   def publish(self, spec, partitioner, params, run, step):
     if self._publisher is None:
-      runs.check_dimension(spec, self._client.status().dim)
-      self._publisher = refresh_lib.IndexPublisher(
+      opening.check_dimension(spec, self._client.status().dim)
+      self._publisher = IndexPublisher(
           self._client, spec.model, partitioner,
-          assembler_lib.Assembler(spec.tokenizer, self._store),
+          Assembler(spec.tokenizer, self._store),
           **self._settings,
       )
     return self._publisher.publish(
@@ -172,31 +170,31 @@ class _IndexFolder:
       progress: bool,
   ):
     self._index = index
-    self._folder = generations.GenerationStore(index)
-    self._store = corpus_lib.PassageStore.open(
-        corpus or connection_lib.find_corpus(self._current().metadata, index))
+    self._folder = GenerationStore(index)
+    self._store = PassageStore.open(
+        corpus or connect.find_corpus(self._current().metadata, index))
     self._batch_size = batch_size
     self._keep = keep
     self._progress = progress
-    self._embedder: embedding.PassageEmbedder | None = None
+    self._embedder: PassageEmbedder | None = None
 
-  def _current(self) -> live.LiveView:
+  def _current(self) -> LiveView:
     return self._folder.open_live(verify_checksums=False)
 
   def metadata(self) -> dict[str, Any]:
     current = self._current()
     self._store.reload()
-    retriever_lib.check_index_of_corpus(
+    retriever.check_index_of_corpus(
         current.metadata, self._folder.next_id(), self._store)
     return current.metadata
 
   def publish(self, spec, partitioner, params, run, step):
     current = self._current()
     if self._embedder is None:
-      runs.check_dimension(spec, current.dim)
-      self._embedder = embedding.PassageEmbedder(
+      opening.check_dimension(spec, current.dim)
+      self._embedder = PassageEmbedder(
           spec.model, partitioner,
-          assembler_lib.Assembler(spec.tokenizer, self._store),
+          Assembler(spec.tokenizer, self._store),
           batch_size=self._batch_size,
       )
     start = time.monotonic()
@@ -213,7 +211,7 @@ class _IndexFolder:
       )
       passages = len(self._store)
       self._folder.prune(self._keep)
-    return refresh_lib.Refreshed(number, passages, time.monotonic() - start)
+    return Refreshed(number, passages, time.monotonic() - start)
 
 
 class _Follower:
@@ -221,7 +219,7 @@ class _Follower:
 
   def __init__(
       self, model_dir: str, target: _Target,
-      partitioner: partitioning.Partitioner, *, every_steps: int,
+      partitioner: Partitioner, *, every_steps: int,
       stop_after_steps: int | None,
   ):
     if every_steps < 1:
@@ -260,7 +258,7 @@ class _Follower:
       self._say_what_is_missing(step)
       return False
     try:
-      spec = specification.Specification.load(self._run)
+      spec = Specification.load(self._run)
       params = load_retriever(self._run, step, spec.model, self._partitioner)
     except Exception as error:  # pylint: disable=broad-except
       # The run removes old checkpoints, maybe while one is read.
@@ -302,7 +300,7 @@ class _Follower:
 
   def _newest(self) -> int | None:
     try:
-      return checkpoints_lib.find(self._run)[1]
+      return store.find(self._run)[1]
     except FileNotFoundError:
       return None
 
@@ -332,7 +330,7 @@ class _Follower:
 
 def load_retriever(
     directory: str, step: int, model: Any,
-    partitioner: partitioning.Partitioner,
+    partitioner: Partitioner,
 ) -> PyTree:
   """`{'retriever': ...}` of a checkpoint; the reader is not read.
 
@@ -393,9 +391,3 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
       help='how long an unreachable retrieval process is waited for')
   published = refresh(**vars(parser.parse_args(argv)))
   print(f'{published} generations published')
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['refresh', *sys.argv[1:]]))

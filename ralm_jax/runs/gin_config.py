@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 import difflib
+import importlib.resources
 import os
 from typing import Any
 
 import gin
-from gin import config as gin_config
-from gin import config_parser
+from gin import config as gin_config, config_parser
 
 _PREFIX = '--gin.'
 
@@ -89,7 +89,7 @@ def parse(
   gin.clear_config()
   # Installed configurations are found by their path in the package. gin's own
   # reader for them fails on folders without `__init__.py`.
-  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  root = os.path.dirname(importlib.resources.files('ralm_jax.gin_configs'))
   gin_config._LOCATION_PREFIXES[:] = ['', *search_paths, root]  # pylint: disable=protected-access
   gin_config._FILE_READERS[:] = [(open, os.path.isfile)]  # pylint: disable=protected-access
   for file in gin_files:

@@ -7,22 +7,24 @@ from typing import Any
 
 import jax
 
-from ralm_jax import run_config
-from ralm_jax import runs
-from ralm_jax import specification
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.retrieval import assembler as assembler_lib
-from ralm_jax.retrieval import connection as connection_lib
-from ralm_jax.retrieval import embedding
-from ralm_jax.retrieval import refresh as refresh_lib
-from ralm_jax.retrieval import retriever as retriever_lib
-from ralm_jax.retrieval import staleness
-from ralm_jax.training import checkpoints as checkpoints_lib
-from ralm_jax.training import multihost
-from ralm_jax.training import partitioning
-from ralm_jax.training import pinning
-from ralm_jax.training import refreshing
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.checkpoints.store import Checkpoints
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.retrieval import embedding, retriever as retriever_lib
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.connect import Connection
+from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.retrieval.publisher import IndexPublisher
+from ralm_jax.retrieval.retriever import PassageRetriever
+from ralm_jax.retrieval.staleness import CurrentFollower, GenerationSteps
+from ralm_jax.runs import opening
+from ralm_jax.runs.pinning import Pins
+from ralm_jax.runs.refreshing import ScheduledRefresh
+from ralm_jax.runs.settings import RetrievalConfig
 from ralm_jax.training import train_state
+from ralm_jax.training.multihost import Agreement
+from ralm_jax.training.partitioning import Partitioner
+from ralm_jax.training.train_state import Optimizers, TrainState
 
 PyTree = Any
 
@@ -41,11 +43,11 @@ class RunRetrieval:
 
   def __init__(
       self,
-      cfg: run_config.RetrievalConfig,
-      connected: connection_lib.Connection,
-      spec: specification.Specification,
-      partitioner: partitioning.Partitioner,
-      checkpoints: checkpoints_lib.Checkpoints,
+      cfg: RetrievalConfig,
+      connected: Connection,
+      spec: Specification,
+      partitioner: Partitioner,
+      checkpoints: Checkpoints,
       *,
       freeze_retriever_steps: int = 0,
   ):
@@ -55,17 +57,17 @@ class RunRetrieval:
     self._model = spec.model
     n_passages = spec.text.n_passages
 
-    self.retriever = retriever_lib.PassageRetriever(
+    self.retriever = PassageRetriever(
         client, store, cfg.n_candidates or n_passages,
         search_filter=cfg.search_filter,
         return_embeddings=spec.model.uses_stored_embeddings,
     )
-    self.evaluation_retriever = retriever_lib.PassageRetriever(
+    self.evaluation_retriever = PassageRetriever(
         client, store, cfg.n_candidates or n_passages,
         search_filter=cfg.search_filter,
     )
-    runs.check_dimension(spec, self.retriever.embedding_dim)
-    self.assembler = assembler_lib.Assembler(spec.tokenizer, store)
+    opening.check_dimension(spec, self.retriever.embedding_dim)
+    self.assembler = Assembler(spec.tokenizer, store)
     run = checkpoints.directory
 
     def check(status: Any) -> None:
@@ -73,20 +75,20 @@ class RunRetrieval:
       retriever_lib.check_index_of_corpus(
           status.metadata, status.next_id, store)
 
-    self.generation_steps = staleness.GenerationSteps(client, run, check=check)
+    self.generation_steps = GenerationSteps(client, run, check=check)
     self._owner = run
-    self._agreement = multihost.Agreement()
+    self._agreement = Agreement()
     self._pins = None
     self.index_refresh = self.before_search = None
     if cfg.follow_current:
       if cfg.index is not None:
-        self.before_search = staleness.CurrentFollower(client, cfg.index)
+        self.before_search = CurrentFollower(client, cfg.index)
       return
-    self._pins = pinning.Pins(client, checkpoints, run)
+    self._pins = Pins(client, checkpoints, run)
     if cfg.schedule:
-      self.index_refresh = refreshing.ScheduledRefresh(
+      self.index_refresh = ScheduledRefresh(
           cfg.schedule,
-          refresh_lib.IndexPublisher(
+          IndexPublisher(
               client, spec.model, partitioner, self.assembler,
               index=cfg.index, batch_size=cfg.embed_batch_size,
           ),
@@ -161,15 +163,15 @@ class RunRetrieval:
 
 
 def build_missing_index(
-    cfg: run_config.RetrievalConfig,
-    spec: specification.Specification,
-    optimizers: train_state.Optimizers,
-    partitioner: partitioning.Partitioner,
+    cfg: RetrievalConfig,
+    spec: Specification,
+    optimizers: Optimizers,
+    partitioner: Partitioner,
     params: PyTree,
     *,
     run: str,
     seed: int,
-) -> train_state.TrainState:
+) -> TrainState:
   """Embeds the corpus with the parameters a run starts from; returns those."""
   if cfg.corpus is None:
     raise ValueError(
@@ -181,12 +183,12 @@ def build_missing_index(
         f'{cfg.index} holds no index yet; on several processes build it first '
         'with `ralm embed`.'
     )
-  store = corpus_lib.PassageStore.open(cfg.corpus)
+  store = PassageStore.open(cfg.corpus)
   state = train_state.initialize(
       spec.model, optimizers, partitioner, seed, params
   )
-  embedder = embedding.PassageEmbedder(
-      spec.model, partitioner, assembler_lib.Assembler(spec.tokenizer, store),
+  embedder = PassageEmbedder(
+      spec.model, partitioner, Assembler(spec.tokenizer, store),
       batch_size=cfg.embed_batch_size,
   )
   logging.info('Building %s of %d passages.', cfg.index, len(store))

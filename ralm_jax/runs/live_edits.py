@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from ralm_jax import runs
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.data import shard_set
-from ralm_jax.retrieval import assembler as assembler_lib
-from ralm_jax.retrieval import connection as connection_lib
-from ralm_jax.retrieval import embedding
-from ralm_jax.retrieval import retriever as retriever_lib
+from ralm_jax.data.corpus import passage_store, passages as passages_lib
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.corpus.passages import Passage
+from ralm_jax.data.corpus.shard_set import FoundRows
+from ralm_jax.retrieval import connect, embedding, retriever
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.connect import Connection
+from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.runs import opening
 
 _CHUNK = 8192  # Passages tokenised and embedded at a time.
 
@@ -44,7 +45,7 @@ class Edited:
 
 
 def put(
-    passages: Sequence[passages_lib.Passage],
+    passages: Sequence[Passage],
     *,
     checkpoint: str,
     index: str | None = None,
@@ -77,24 +78,24 @@ def put(
   passages = list(passages)
   if not passages:
     raise ValueError('No passages were given.')
-  opened = runs.open_checkpoint(checkpoint)
+  opened = opening.open_checkpoint(checkpoint)
   with _connected(index, retrieval_address, corpus, retry_for_s) as connected:
     status = connected.client.status()
-    runs.check_dimension(opened.spec, status.dim)
-    runs.warn_if_stale(opened, status.metadata)
+    opening.check_dimension(opened.spec, status.dim)
+    opening.warn_if_stale(opened, status.metadata)
     store = connected.store
     ids = [passage.id for passage in passages]
     if known:
       store.rows_of(ids)
     new = _not_yet_stored(passages, store)
     if new:
-      corpus_lib.append_passages(store.directory, new, replace=replace)
+      passage_store.append_passages(store.directory, new, replace=replace)
       store.reload()
     found = store.find(ids)
     rows = np.sort(found.rows[found.is_newest])
-    embedder = embedding.PassageEmbedder(
+    embedder = PassageEmbedder(
         opened.spec.model, opened.partitioner,
-        assembler_lib.Assembler(opened.spec.tokenizer, store),
+        Assembler(opened.spec.tokenizer, store),
         batch_size=max(8, opened.partitioner.mesh.size),
     )
     return _edit(
@@ -141,20 +142,20 @@ def delete(
 def _connected(
     index: str | None, address: str | None, corpus: str | None,
     retry_for_s: float,
-) -> Iterator[connection_lib.Connection]:
+) -> Iterator[Connection]:
   """A connection whose index is of its corpus."""
-  with connection_lib.connect(
+  with connect.connect(
       index=index, address=address, corpus=corpus, retry_for_s=retry_for_s
   ) as connected:
     status = connected.client.status()
-    retriever_lib.check_index_of_corpus(
+    retriever.check_index_of_corpus(
         status.metadata, status.next_id, connected.store)
     yield connected
 
 
 def _not_yet_stored(
-    passages: Sequence[passages_lib.Passage], store: corpus_lib.PassageStore
-) -> list[passages_lib.Passage]:
+    passages: Sequence[Passage], store: PassageStore
+) -> list[Passage]:
   """Leaves out passages that are stored already, word for word."""
   found = store.find([passage.id for passage in passages])
   stored: list[list[tuple]] = [[] for _ in passages]
@@ -170,13 +171,13 @@ def _not_yet_stored(
   ]
 
 
-def _content(passage: passages_lib.Passage) -> tuple[str | int, ...]:
+def _content(passage: Passage) -> tuple[str | int, ...]:
   return (passage.id, passage.title, passage.section, passage.text,
           passage.document, passage.last_day)
 
 
 def _embed(
-    embedder: embedding.PassageEmbedder, params: Any, rows: np.ndarray
+    embedder: PassageEmbedder, params: Any, rows: np.ndarray
 ) -> np.ndarray:
   """float16 [n, dim], as the index stores them."""
   chunks = [rows[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK)]
@@ -188,7 +189,7 @@ def _embed(
 
 def _edit(
     client: Any,
-    found: shard_set.FoundRows,
+    found: FoundRows,
     *,
     names: Sequence[str] | None = None,
     **put_options: Any,

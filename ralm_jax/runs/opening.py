@@ -11,17 +11,17 @@ from typing import Any
 from flax import linen as nn
 import jax
 
-from ralm_jax import specification
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.evaluation import evaluator as evaluator_lib
+from ralm_jax.checkpoints import specification, store as checkpoints
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.checkpoints.store import Checkpoints
+from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.evaluation import passage_sources
-from ralm_jax.retrieval import assembler as assembler_lib
-from ralm_jax.retrieval import connection as connection_lib
-from ralm_jax.retrieval import embedding
-from ralm_jax.retrieval import retriever as retriever_lib
-from ralm_jax.training import checkpoints
-from ralm_jax.training import partitioning
-from retrieval_service import results
+from ralm_jax.evaluation.evaluator import Evaluator
+from ralm_jax.retrieval import connect, embedding
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.retriever import PassageRetriever, SearchFilter
+from ralm_jax.training.partitioning import Partitioner
+from retrieval_service.results import ServerStatus
 
 PyTree = Any
 
@@ -38,9 +38,9 @@ class OpenedCheckpoint:
     step: of the checkpoint.
   """
 
-  spec: specification.Specification
+  spec: Specification
   params: PyTree
-  partitioner: partitioning.Partitioner
+  partitioner: Partitioner
   directory: str
   step: int
 
@@ -51,7 +51,7 @@ class OpenedCheckpoint:
 
 def open_checkpoint(
     path: str | os.PathLike[str],
-    partitioner: partitioning.Partitioner | None = None,
+    partitioner: Partitioner | None = None,
 ) -> OpenedCheckpoint:
   """Loads MODEL_DIR or MODEL_DIR/checkpoint_<step>; parameters only.
 
@@ -60,14 +60,14 @@ def open_checkpoint(
     ValueError: it is damaged or of another model.
   """
   directory, step = checkpoints.find(path)
-  spec = specification.Specification.load(directory)
-  partitioner = partitioner or partitioning.Partitioner()
+  spec = Specification.load(directory)
+  partitioner = partitioner or Partitioner()
   boxed = jax.eval_shape(spec.model.init, jax.random.key(0))
   abstract = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       nn.meta.unbox(boxed), partitioner.param_shardings(boxed),
   )
-  store = checkpoints.Checkpoints(directory, read_only=True)
+  store = Checkpoints(directory, read_only=True)
   try:
     params = store.restore_params(step, abstract)
   finally:
@@ -92,7 +92,7 @@ def open_evaluator(
     passages_from: str = 'index',
     evaluation: Mapping[str, Any] | None = None,
     **connection: Any,
-) -> Iterator[evaluator_lib.Evaluator]:
+) -> Iterator[Evaluator]:
   """An evaluator of a checkpoint with its index.
 
   It follows the process when that is told to serve another index (`ralm swap`).
@@ -137,7 +137,7 @@ def open_evaluator(
       raise ValueError(
           f'{opened.name} was trained closed-book and reads no passages; leave '
           "passages_from = 'file' out.")
-    yield evaluator_lib.Evaluator(
+    yield Evaluator(
         spec, opened.partitioner, None, batch_size=batch_size,
         file_passages=(n_passages or spec.text.n_passages
                        if passages_from == 'file' else None),
@@ -145,36 +145,36 @@ def open_evaluator(
         **evaluation,
     )
     return
-  with connection_lib.connect(
+  with connect.connect(
       index=index, address=retrieval_address, corpus=corpus, backend=backend,
       partitioner=opened.partitioner, follow_swaps=True, **connection
   ) as connected:
 
     def open_corpus(
-        status: results.ServerStatus, former: corpus_lib.PassageStore
-    ) -> corpus_lib.PassageStore:
+        status: ServerStatus, former: PassageStore
+    ) -> PassageStore:
       store = connected.open_corpus(status, former)
-      assembler_lib.Assembler(spec.tokenizer, store)  # has the same vocabularies
+      Assembler(spec.tokenizer, store)  # has the same vocabularies
       warn_if_stale(opened, status.metadata)
       return store
 
     warn_if_stale(opened, connected.client.status().metadata)
     n_passages = n_passages or spec.text.n_passages
-    retriever = retriever_lib.PassageRetriever(
+    retriever = PassageRetriever(
         connected.client, connected.store, n_candidates or n_passages,
-        search_filter=retriever_lib.SearchFilter(by=search_filter),
+        search_filter=SearchFilter(by=search_filter),
         generation=generation,
         open_corpus=open_corpus if generation is None else None,
     )
     check_dimension(spec, retriever.embedding_dim)
-    yield evaluator_lib.Evaluator(
+    yield Evaluator(
         spec, opened.partitioner, retriever, batch_size=batch_size,
         rerank_to=n_passages if n_candidates else None,
         rerank_chunk=rerank_chunk, **evaluation,
     )
 
 
-def check_dimension(spec: specification.Specification, dim: int) -> None:
+def check_dimension(spec: Specification, dim: int) -> None:
   """Raises ValueError where index and retriever differ in embedding size."""
   ours = spec.model.retriever.embedding_dim
   if ours != dim:

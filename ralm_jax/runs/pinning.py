@@ -9,8 +9,8 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from ralm_jax.training import checkpoints as checkpoints_lib
-from ralm_jax.training import multihost
+from ralm_jax.checkpoints.store import Checkpoints
+from ralm_jax.training.multihost import Agreement
 
 # In the metadata of a generation that a run published: the one it began with.
 STARTED_WITH = 'run_started_with'
@@ -30,7 +30,7 @@ class Pins:
   def __init__(
       self,
       client: Any,
-      checkpoints: checkpoints_lib.Checkpoints,
+      checkpoints: Checkpoints,
       model_dir: str | os.PathLike[str],
   ):
     """Pins nothing yet.
@@ -44,7 +44,7 @@ class Pins:
     self._checkpoints = checkpoints
     self._owner = os.path.abspath(model_dir)
     self._run = os.path.realpath(model_dir)
-    self._agreement = multihost.Agreement()
+    self._agreement = Agreement()
     self._of_step: dict[int, int] = {}
     # Besides those of the checkpoints, since the last one and the one before.
     self._recent: list[set[int]] = [set(), set()]

@@ -6,10 +6,11 @@ import os
 import time
 from typing import Any
 
-from ralm_jax.retrieval import refresh as refresh_lib
-from ralm_jax.retrieval import retriever as retriever_lib
-from ralm_jax.retrieval import staleness
-from ralm_jax.training import pinning
+from ralm_jax.retrieval.publisher import IndexPublisher, RefreshSchedule
+from ralm_jax.retrieval.retriever import PassageRetriever
+from ralm_jax.retrieval.staleness import GenerationSteps
+from ralm_jax.runs import pinning
+from ralm_jax.runs.pinning import Pins
 
 PyTree = Any
 
@@ -19,11 +20,11 @@ class ScheduledRefresh:
 
   def __init__(
       self,
-      schedule: refresh_lib.RefreshSchedule,
-      publisher: refresh_lib.IndexPublisher,
-      retrievers: list[retriever_lib.PassageRetriever],
-      pins: pinning.Pins,
-      steps: staleness.GenerationSteps,
+      schedule: RefreshSchedule,
+      publisher: IndexPublisher,
+      retrievers: list[PassageRetriever],
+      pins: Pins,
+      steps: GenerationSteps,
       *,
       run: str | os.PathLike[str],
       freeze_retriever_steps: int = 0,

@@ -6,12 +6,12 @@ import dataclasses
 import os
 from typing import Any
 
-from ralm_jax.data import text_config
-from ralm_jax.models import retrieval_lm
-from ralm_jax.retrieval import connection as connection_lib
-from ralm_jax.retrieval import refresh as refresh_lib
-from ralm_jax.retrieval import retriever as retriever_lib
-from retrieval_service import options as options_lib
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.models.retrieval_lm import RetrievalLM
+from ralm_jax.retrieval import connect
+from ralm_jax.retrieval.publisher import RefreshSchedule
+from ralm_jax.retrieval.retriever import SearchFilter
+from retrieval_service.options import IndexOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,18 +62,18 @@ class RetrievalConfig:
   backend: str = 'process'
   device_dtype: str = 'bfloat16'
   approximate: bool = False
-  options: options_lib.IndexOptions = options_lib.IndexOptions()
+  options: IndexOptions = IndexOptions()
   retry_for_s: float = 300.0
   embed_batch_size: int = 256
-  search_filter: retriever_lib.SearchFilter = retriever_lib.SearchFilter()
+  search_filter: SearchFilter = SearchFilter()
   n_candidates: int | None = None
   rerank_chunk: int | None = None
   refresh_index: str | int | None = None
   follow_current: bool = False
 
   @property
-  def schedule(self) -> refresh_lib.RefreshSchedule:
-    return refresh_lib.RefreshSchedule.parse(self.refresh_index)
+  def schedule(self) -> RefreshSchedule:
+    return RefreshSchedule.parse(self.refresh_index)
 
   @property
   def index_is_missing(self) -> bool:
@@ -82,10 +82,10 @@ class RetrievalConfig:
     )
 
   def check(
-      self, model: retrieval_lm.RetrievalLM, text: text_config.TextConfig
+      self, model: RetrievalLM, text: TextConfig
   ) -> None:
     """Raises ValueError where it contradicts itself, model or texts."""
-    connection_lib.check_backend(self.backend, self.address)
+    connect.check_backend(self.backend, self.address)
     if self.schedule and not model.moves_passages:
       raise ValueError(
           f'RetrievalConfig.refresh_index is {self.refresh_index!r}, but '

@@ -7,66 +7,60 @@ import contextlib
 import dataclasses
 import logging
 import os
-import sys
 from typing import Any
 
 import jax
 
-from ralm_jax import gin_utils
-from ralm_jax import launch
-from ralm_jax import run_config
-from ralm_jax import run_retrieval
-from ralm_jax import runs
-from ralm_jax import seeds
-from ralm_jax import specification
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.data import text_config
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
-from ralm_jax.evaluation import answering as answering_lib
-from ralm_jax.evaluation import evaluator as evaluator_lib
-from ralm_jax.evaluation import gathering
-from ralm_jax.evaluation import multiple_choice
-from ralm_jax.evaluation import prediction_files
-from ralm_jax.evaluation import task_metrics
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.checkpoints.store import Checkpoints
+from ralm_jax.commands import launch, seeds
+from ralm_jax.data.questions import reading
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.evaluation import choice_evaluator, gathering, prediction_files
+from ralm_jax.evaluation.answering import AnswerOptions
+from ralm_jax.evaluation.choice_evaluator import ChoiceEvaluator
+from ralm_jax.evaluation.evaluator import Evaluator
+from ralm_jax.evaluation.scores import by_task
 from ralm_jax.models import dual_encoder
-from ralm_jax.models import retrieval_lm
-from ralm_jax.retrieval import assembler as assembler_lib
-from ralm_jax.retrieval import augmenter as augmenter_lib
-from ralm_jax.retrieval import connection as connection_lib
-from ralm_jax.training import checkpoints as checkpoints_lib
-from ralm_jax.training import multihost
-from ralm_jax.training import optimizers as optimizers_lib
-from ralm_jax.training import partitioning
-from ralm_jax.training import reporting
-from ralm_jax.training import trainer as trainer_lib
+from ralm_jax.models.retrieval_lm import RetrievalLM
+from ralm_jax.retrieval import connect
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.augmenter import Augmentation, RetrievalAugmenter
+from ralm_jax.runs import gin_config, index, opening, settings
+from ralm_jax.runs.index import RunRetrieval
+from ralm_jax.training.multihost import Agreement
+from ralm_jax.training.optimizers import Optimizer
+from ralm_jax.training.partitioning import Partitioner
+from ralm_jax.training.reporting import Reporter
+from ralm_jax.training.trainer import Progress, Trainer, TrainState
 
-
-CheckpointConfig = run_config.CheckpointConfig
-RetrievalConfig = run_config.RetrievalConfig
+CheckpointConfig = settings.CheckpointConfig
+RetrievalConfig = settings.RetrievalConfig
 
 
 def train(
     *,
-    model: retrieval_lm.RetrievalLM,
-    text: text_config.TextConfig,
+    model: RetrievalLM,
+    text: TextConfig,
     model_dir: str,
     total_steps: int,
     train_dataset_cfg: Any,
     reader_vocabulary: str,
     retriever_vocabulary: str,
-    reader_optimizer: optimizers_lib.Optimizer | None,
-    retriever_optimizer: optimizers_lib.Optimizer | None = None,
+    reader_optimizer: Optimizer | None,
+    retriever_optimizer: Optimizer | None = None,
     retrieval_cfg: RetrievalConfig | None = None,
     checkpoint_cfg: CheckpointConfig = CheckpointConfig(),
-    partitioner: partitioning.Partitioner | None = None,
+    partitioner: Partitioner | None = None,
     initial_checkpoint_path: str | None = None,
     initial_params: Callable[[], Any] | None = None,
     num_microbatches: int = 1,
     freeze_retriever_steps: int = 0,
     global_clip_norm: float | None = None,
     retrieval_lookahead: int = 1,
-    augmentation: augmenter_lib.Augmentation | None = None,
+    augmentation: Augmentation | None = None,
     recall_skip: int = 1,
     eval_questions: str | Sequence[str] | None = None,
     eval_record_format: str = 'qa',
@@ -76,10 +70,10 @@ def train(
     eval_period: int | None = None,
     eval_num_examples: int | None = None,
     eval_batch_size: int = 32,
-    eval_answering: answering_lib.AnswerOptions = answering_lib.AnswerOptions(),
+    eval_answering: AnswerOptions = AnswerOptions(),
     stats_period: int = 10,
     random_seed: int = 0,
-) -> trainer_lib.TrainState:
+) -> TrainState:
   """Trains reader and retriever together; resumes where it was stopped.
 
   Args:
@@ -126,16 +120,16 @@ def train(
   """
   from ralm_jax.data import pipeline  # imports TensorFlow
 
-  agreement = multihost.Agreement()
+  agreement = Agreement()
   with agreement.together():
-    tokenizer = tokenization.QueryTokenizer(
+    tokenizer = QueryTokenizer(
         text,
         vocabularies.load_vocabulary(reader_vocabulary),
         vocabularies.load_vocabulary(retriever_vocabulary),
     )
-    spec = specification.Specification(model, tokenizer)
+    spec = Specification(model, tokenizer)
     spec.check()
-    partitioner = partitioner or partitioning.Partitioner()
+    partitioner = partitioner or Partitioner()
     optimizers = {
         name: optimizer
         for name, optimizer in (
@@ -160,13 +154,13 @@ def train(
       )
     questions = None
     if eval_questions:
-      questions = questions_lib.read_questions(
+      questions = reading.read_questions(
           eval_questions, duplicate_ids='number',
           record_format=eval_record_format, on_error=eval_on_error,
       )[:eval_num_examples]
-      eval_metrics = eval_metrics or task_metrics.family_of(questions)
-      task_metrics.check(eval_metrics)
-      multiple_choice.check(
+      eval_metrics = eval_metrics or by_task.family_of(questions)
+      by_task.check(eval_metrics)
+      choice_evaluator.check(
           eval_metrics, questions, eval_permutations, tokenizer)
     iterator = pipeline.get_dataset_iterator(
         train_dataset_cfg,
@@ -184,7 +178,7 @@ def train(
             'targets': tokenizer.reader_vocabulary.pad_id,
         },
     )
-  checkpoints = checkpoints_lib.Checkpoints(
+  checkpoints = Checkpoints(
       model_dir,
       keep=checkpoint_cfg.keep,
       keep_period=checkpoint_cfg.keep_period,
@@ -194,7 +188,7 @@ def train(
   def starting_params() -> Any:
     params = None
     if initial_checkpoint_path:
-      opened = runs.open_checkpoint(initial_checkpoint_path, partitioner)
+      opened = opening.open_checkpoint(initial_checkpoint_path, partitioner)
       spec.check_same_vocabularies(opened.directory)
       params = opened.params
     elif initial_params is not None:
@@ -207,20 +201,20 @@ def train(
     return params
 
   def run(
-      retrieval: run_retrieval.RunRetrieval | None,
-      state: trainer_lib.TrainState | None,
-  ) -> trainer_lib.TrainState:
+      retrieval: RunRetrieval | None,
+      state: TrainState | None,
+  ) -> TrainState:
     if retrieval is None:
       evaluation_retriever = None
       iterator.use_corpus(None)
-      augmenter = augmenter_lib.RetrievalAugmenter(
-          model, partitioner, assembler_lib.Assembler(tokenizer, None), None,
+      augmenter = RetrievalAugmenter(
+          model, partitioner, Assembler(tokenizer, None), None,
           augmentation=augmentation,
       )
     else:
       evaluation_retriever = retrieval.evaluation_retriever
       iterator.use_corpus(retrieval.assembler.store)
-      augmenter = augmenter_lib.RetrievalAugmenter(
+      augmenter = RetrievalAugmenter(
           model, partitioner, retrieval.assembler, retrieval.retriever,
           augmentation=augmentation, recall_skip=recall_skip,
           n_passages=text.n_passages,
@@ -231,7 +225,7 @@ def train(
       )
     reranks = retrieval is not None and (
         (retrieval_cfg.n_candidates or 0) > text.n_passages)
-    trainer = trainer_lib.Trainer(
+    trainer = Trainer(
         model, optimizers, partitioner, augmenter, checkpoints,
         num_microbatches=num_microbatches,
         freeze_retriever_steps=freeze_retriever_steps,
@@ -251,7 +245,7 @@ def train(
     progress = trainer.resume(iterator)
     if jax.process_index() == 0:
       spec.save(model_dir)
-      gin_utils.save_config(model_dir)
+      gin_config.save_config(model_dir)
     if progress is not None:
       saved = checkpoints.metadata(progress.step)
       generation = saved['generation']
@@ -260,29 +254,29 @@ def train(
           retrieval.check_same_index(saved.get('index'))
     else:
       state = state or trainer.initialize(random_seed, starting_params())
-      progress = trainer_lib.Progress(state)
+      progress = Progress(state)
     if retrieval is not None:
       retrieval.begin(generation, progress.state.params)
-    reporter = reporting.Reporter(
+    reporter = Reporter(
         total_steps, directory=os.path.join(model_dir, 'train'),
         period=stats_period,
     )
     evaluate = None
     if questions is not None:
-      evaluator = evaluator_lib.Evaluator(
+      evaluator = Evaluator(
           spec, partitioner, evaluation_retriever, batch_size=eval_batch_size,
           rerank_to=text.n_passages if reranks else None,
           rerank_chunk=retrieval_cfg.rerank_chunk if reranks else None,
           answering=eval_answering, metrics=eval_metrics,
       )
       if eval_metrics == 'multiple_choice':
-        evaluator = multiple_choice.ChoiceEvaluator(
+        evaluator = ChoiceEvaluator(
             evaluator, permutations=eval_permutations)
 
       def evaluation_folder(step: int) -> str:
         return os.path.join(model_dir, 'inference_eval', f'step_{step}')
 
-      def evaluate(state: trainer_lib.TrainState) -> None:
+      def evaluate(state: TrainState) -> None:
         step = int(state.step)
         means = evaluator.evaluate(
             state.params, questions, output=evaluation_folder(step))
@@ -315,17 +309,17 @@ def train(
     state = None
     with agreement.together():
       if retrieval_cfg.index_is_missing:
-        state = run_retrieval.build_missing_index(
+        state = index.build_missing_index(
             retrieval_cfg, spec, optimizers, partitioner, starting_params(),
             run=model_dir, seed=random_seed,
         )
     with contextlib.ExitStack() as stack:
       with agreement.together():
         connected = stack.enter_context(
-            connection_lib.connect(**retrieval_cfg.connection(partitioner))
+            connect.connect(**retrieval_cfg.connection(partitioner))
         )
-        connection_lib.check_lookahead(connected.client, retrieval_lookahead)
-        retrieval = run_retrieval.RunRetrieval(
+        connect.check_lookahead(connected.client, retrieval_lookahead)
+        retrieval = RunRetrieval(
             retrieval_cfg, connected, spec, partitioner, checkpoints,
             freeze_retriever_steps=freeze_retriever_steps,
         )
@@ -360,9 +354,3 @@ def _train_seeds(arguments: argparse.Namespace, bindings: list[str]) -> bool:
       arguments.gin_file, [*arguments.gin_bindings, *bindings],
       arguments.gin_search_paths.split(','), arguments.seeds)
   return True
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['train', *sys.argv[1:]]))

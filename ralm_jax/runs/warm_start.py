@@ -7,35 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import os
-import sys
 from typing import Any
 
 import jax
 
-from ralm_jax import gin_utils
-from ralm_jax import launch
-from ralm_jax import specification
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import text_config
-from ralm_jax.data import tokenization
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.checkpoints.store import Checkpoints
+from ralm_jax.commands import launch
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text_config import TextConfig
 from ralm_jax.models import copying_init
-from ralm_jax.models import retrieval_lm
-from ralm_jax.training import checkpoints as checkpoints_lib
-from ralm_jax.training import optimizers as optimizers_lib
-from ralm_jax.training import partitioning
-from ralm_jax.training import train_state
-from ralm_jax.training import warm_start as warm_start_lib
+from ralm_jax.models.retrieval_lm import RetrievalLM
+from ralm_jax.runs import gin_config
+from ralm_jax.training import crop_training, train_state
+from ralm_jax.training.crop_training import CropSampler, WarmStartConfig
+from ralm_jax.training.optimizers import Optimizer
+from ralm_jax.training.partitioning import Partitioner
 
 
 def warm_start(
     *,
-    model: retrieval_lm.RetrievalLM,
-    text: text_config.TextConfig,
+    model: RetrievalLM,
+    text: TextConfig,
     model_dir: str,
     corpus: str,
-    config: warm_start_lib.WarmStartConfig,
-    optimizer: optimizers_lib.Optimizer,
-    partitioner: partitioning.Partitioner | None = None,
+    config: WarmStartConfig,
+    optimizer: Optimizer,
+    partitioner: Partitioner | None = None,
     initial_params: Callable[[], Any] | None = None,
     reader_init: str = 'random',
     checkpoint_period: int = 1000,
@@ -64,16 +63,16 @@ def warm_start(
     raise ValueError(
         f"reader_init {reader_init!r} is unknown; choose 'random' or 'copying'."
     )
-  store = corpus_lib.PassageStore.open(corpus)
-  tokenizer = tokenization.QueryTokenizer(
+  store = PassageStore.open(corpus)
+  tokenizer = QueryTokenizer(
       text, store.reader_vocabulary, store.retriever_vocabulary
   )
-  spec = specification.Specification(model, tokenizer)
+  spec = Specification(model, tokenizer)
   spec.check()
-  partitioner = partitioner or partitioning.Partitioner()
+  partitioner = partitioner or Partitioner()
   os.makedirs(model_dir, exist_ok=True)
   spec.save(model_dir)
-  gin_utils.save_config(model_dir)
+  gin_config.save_config(model_dir)
   params = train_state.initialize(
       model, {}, partitioner, random_seed,
       initial_params() if initial_params is not None else None,
@@ -81,11 +80,11 @@ def warm_start(
   if reader_init == 'copying':
     params = {**params, 'reader': copying_init.copying_init(
         params['reader'], jax.random.key(random_seed))}
-  checkpoints = checkpoints_lib.Checkpoints(model_dir)
+  checkpoints = Checkpoints(model_dir)
   try:
-    return warm_start_lib.warm_start(
+    return crop_training.warm_start(
         model, params,
-        warm_start_lib.CropSampler(store, config), optimizer, config,
+        CropSampler(store, config), optimizer, config,
         partitioner=partitioner, checkpoints=checkpoints,
         checkpoint_period=checkpoint_period,
         progress=jax.process_index() == 0,
@@ -97,9 +96,3 @@ def warm_start(
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Parses flags and gin, then trains."""
   launch.run_from_gin(warm_start, argv, prog=prog, description=__doc__)
-
-
-if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['warm_start', *sys.argv[1:]]))

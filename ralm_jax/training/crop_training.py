@@ -16,14 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ralm_jax import progress as progress_lib
-from ralm_jax.data import crops as crops_lib
+from ralm_jax.checkpoints.store import Checkpoints
 from ralm_jax.data import ragged
+from ralm_jax.data.pretext import crops as crops_lib
+from ralm_jax.data.pretext.crops import CropConfig
+from ralm_jax.files import progress as progress_lib
 from ralm_jax.losses import contrastive
-from ralm_jax.models import retrieval_lm
-from ralm_jax.training import checkpoints as checkpoints_lib
-from ralm_jax.training import optimizers as optimizers_lib
-from ralm_jax.training import partitioning
+from ralm_jax.models.retrieval_lm import RetrievalLM
+from ralm_jax.training.optimizers import Optimizer
+from ralm_jax.training.partitioning import Partitioner
 
 PyTree = Any
 # (batch rows, generator) -> ((tokens, mask) of queries, of passages).
@@ -54,8 +55,8 @@ class WarmStartConfig:
   query_length: int = 32
   passage_length: int = 64
   temperature: float = 0.05
-  query_crops: crops_lib.CropConfig = crops_lib.CropConfig()
-  passage_crops: crops_lib.CropConfig = crops_lib.CropConfig()
+  query_crops: CropConfig = CropConfig()
+  passage_crops: CropConfig = CropConfig()
   symmetric: bool = False
   seed: int = 0
 
@@ -88,7 +89,7 @@ class CropSampler:
         [self._store.tokens(rows, 'retriever_title'), text]
     )
 
-    def side(tokens, crops: crops_lib.CropConfig, length: int):
+    def side(tokens, crops: CropConfig, length: int):
       return crops_lib.frame(
           crops_lib.random_crops(tokens, crops, generator), length,
           prefix=self._prefix, suffix=[self._vocabulary.eos_id],
@@ -102,14 +103,14 @@ class CropSampler:
 
 
 def warm_start(
-    model: retrieval_lm.RetrievalLM,
+    model: RetrievalLM,
     params: PyTree,
     sampler: PairSampler,
-    optimizer: optimizers_lib.Optimizer,
+    optimizer: Optimizer,
     config: WarmStartConfig,
     *,
-    partitioner: partitioning.Partitioner | None = None,
-    checkpoints: checkpoints_lib.Checkpoints | None = None,
+    partitioner: Partitioner | None = None,
+    checkpoints: Checkpoints | None = None,
     checkpoint_period: int = 1000,
     progress: bool = True,
 ) -> PyTree:
@@ -134,7 +135,7 @@ def warm_start(
         'The warm start runs on one process (with all its devices); start it '
         'without --multihost.'
     )
-  partitioner = partitioner or partitioning.Partitioner()
+  partitioner = partitioner or Partitioner()
   transformation = optimizer.transformation
   if optimizer.clip_norm is not None:
     transformation = optax.chain(

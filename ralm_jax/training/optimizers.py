@@ -5,7 +5,7 @@ import dataclasses
 
 import optax
 
-from ralm_jax.training import schedules
+from ralm_jax.training.schedules import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,20 +19,20 @@ class Optimizer:
   """
 
   transformation: optax.GradientTransformation
-  learning_rate_fn: schedules.Schedule
+  learning_rate_fn: Schedule
   clip_norm: float | None = 1.0
 
 
 def _schedule(
-    learning_rate: float | schedules.Schedule,
-) -> schedules.Schedule:
+    learning_rate: float | Schedule,
+) -> Schedule:
   if callable(learning_rate):
     return learning_rate
   return optax.constant_schedule(learning_rate)
 
 
 def adamw(
-    learning_rate: float | schedules.Schedule = 1e-4,
+    learning_rate: float | Schedule = 1e-4,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-6,
@@ -49,7 +49,7 @@ def adamw(
 
 
 def adafactor(
-    learning_rate: float | schedules.Schedule = 1e-3,
+    learning_rate: float | Schedule = 1e-3,
     decay_rate: float = 0.8,
     multiply_by_parameter_scale: bool = True,
     clipping_threshold: float | None = 1.0,

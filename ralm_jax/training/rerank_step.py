@@ -6,20 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ralm_jax.models import reranking as reranking_lib
-from ralm_jax.models import retrieval_lm
-from ralm_jax.training import partitioning
+from ralm_jax.models.reranking import Reranked
+from ralm_jax.models.retrieval_lm import ReaderBatch, RetrievalLM
+from ralm_jax.training.partitioning import PartitionedFunction, Partitioner
 
 PyTree = Any
 
 
 def partition_rerank(
-    model: retrieval_lm.RetrievalLM,
-    partitioner: partitioning.Partitioner,
+    model: RetrievalLM,
+    partitioner: Partitioner,
     n_passages: int,
     *,
     chunk: int | None = None,
-) -> partitioning.PartitionedFunction:
+) -> PartitionedFunction:
   """`rerank(params, batch) -> (Reranked, overlap)` compiled for a mesh.
 
   `overlap`, float32 [], is the share of the passages kept that a search for as
@@ -33,8 +33,8 @@ def partition_rerank(
   """
 
   def rerank(
-      params: PyTree, batch: retrieval_lm.ReaderBatch
-  ) -> tuple[reranking_lib.Reranked, jax.Array]:
+      params: PyTree, batch: ReaderBatch
+  ) -> tuple[Reranked, jax.Array]:
     reranked = model.rerank(params, batch, n_passages, chunk=chunk)
     kept = reranked.batch
     counted = kept.passage_mask & jnp.any(

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ralm_jax.training import optimizers as optimizers_lib
-from ralm_jax.training import partitioning
+from ralm_jax.training.optimizers import Optimizer
+from ralm_jax.training.partitioning import Partitioner
 
 PyTree = Any
 # Module name ('reader', 'retriever') to its optimiser; a module without one
 # is frozen.
-Optimizers = Mapping[str, optimizers_lib.Optimizer]
+Optimizers = Mapping[str, Optimizer]
 
 
 def trained_params(model: Any, optimizers: Optimizers, params: PyTree) -> PyTree:
@@ -85,7 +85,7 @@ def create(
 
 
 def shardings(
-    model: Any, optimizers: Optimizers, partitioner: partitioning.Partitioner
+    model: Any, optimizers: Optimizers, partitioner: Partitioner
 ) -> TrainState:
   """The shardings of a TrainState, as a TrainState of NamedSharding.
 
@@ -123,7 +123,7 @@ def shardings(
 def initialize(
     model: Any,
     optimizers: Optimizers,
-    partitioner: partitioning.Partitioner,
+    partitioner: Partitioner,
     seed: int = 0,
     params: PyTree | None = None,
 ) -> TrainState:

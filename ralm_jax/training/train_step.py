@@ -10,24 +10,25 @@ import optax
 
 from ralm_jax.losses.sequence import WeightedSum
 from ralm_jax.models import layers
-from ralm_jax.models import retrieval_lm
-from ralm_jax.training import partitioning
-from ralm_jax.training import train_state as train_state_lib
+from ralm_jax.models.retrieval_lm import ReaderBatch, RetrievalLM
+from ralm_jax.training import train_state
+from ralm_jax.training.partitioning import PartitionedFunction, Partitioner
+from ralm_jax.training.train_state import Optimizers
 
 Array = jax.Array
 PyTree = Any
 Metrics = dict[str, Array]
-TrainState = train_state_lib.TrainState
+TrainState = train_state.TrainState
 
 
 def make_train_step(
-    model: retrieval_lm.RetrievalLM,
-    optimizers: train_state_lib.Optimizers,
+    model: RetrievalLM,
+    optimizers: Optimizers,
     *,
     num_microbatches: int = 1,
     freeze_retriever_steps: int = 0,
     global_clip_norm: float | None = None,
-) -> Callable[[TrainState, retrieval_lm.ReaderBatch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, ReaderBatch], tuple[TrainState, Metrics]]:
   """Builds `train_step(state, batch) -> (state, metrics)`.
 
   The gradient is that of reader loss per target token of the whole batch plus
@@ -53,13 +54,13 @@ def make_train_step(
   """
 
   def train_step(
-      state: TrainState, batch: retrieval_lm.ReaderBatch
+      state: TrainState, batch: ReaderBatch
   ) -> tuple[TrainState, Metrics]:
     rng = jax.random.fold_in(
         jax.random.wrap_key_data(state.rng), state.step
     )
     weights = model.loss_weights(batch)
-    trained = train_state_lib.trained_params(model, optimizers, state.params)
+    trained = train_state.trained_params(model, optimizers, state.params)
     learns = None
     if freeze_retriever_steps and model.learns_retriever:
       learns = state.step >= freeze_retriever_steps
@@ -113,7 +114,7 @@ def make_train_step(
     }
     state = state.replace(
         step=state.step + 1,
-        params=train_state_lib.with_trained(state.params, trained),
+        params=train_state.with_trained(state.params, trained),
         opt_state=opt_state,
         skipped_steps=skipped,
     )
@@ -123,15 +124,15 @@ def make_train_step(
 
 
 def partition_train_step(
-    model: retrieval_lm.RetrievalLM,
-    optimizers: train_state_lib.Optimizers,
-    partitioner: partitioning.Partitioner,
+    model: RetrievalLM,
+    optimizers: Optimizers,
+    partitioner: Partitioner,
     *,
     num_microbatches: int = 1,
     freeze_retriever_steps: int = 0,
     global_clip_norm: float | None = None,
     **jit_kwargs: Any,
-) -> partitioning.PartitionedFunction:
+) -> PartitionedFunction:
   """`make_train_step` compiled for a mesh; the given state is donated.
 
   The new state lies exactly as `train_state.initialize` laid the old one. Left
@@ -146,7 +147,7 @@ def partition_train_step(
       ),
       donate_argnums=0,
       out_shardings=(
-          train_state_lib.shardings(model, optimizers, partitioner),
+          train_state.shardings(model, optimizers, partitioner),
           partitioner.replicated,
       ),
       **jit_kwargs,
@@ -178,10 +179,10 @@ def _schedule_count(opt_state: PyTree, default: Array) -> Array:
 
 
 def _accumulate(
-    model: retrieval_lm.RetrievalLM,
+    model: RetrievalLM,
     trained: PyTree,
     params: PyTree,
-    batch: retrieval_lm.ReaderBatch,
+    batch: ReaderBatch,
     rng: Array,
     weights: tuple[Array, Array],
     learns: Array | None,
@@ -194,9 +195,9 @@ def _accumulate(
   """
   reader_weight, retriever_weight = (jnp.maximum(w, 1e-9) for w in weights)
 
-  def loss_fn(trained: PyTree, batch: retrieval_lm.ReaderBatch, rng: Array):
+  def loss_fn(trained: PyTree, batch: ReaderBatch, rng: Array):
     output = model.loss_fn(
-        train_state_lib.with_trained(params, trained), batch, rng,
+        train_state.with_trained(params, trained), batch, rng,
         retriever_learns=learns,
     )
     loss = output.reader.total / reader_weight

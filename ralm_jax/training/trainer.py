@@ -17,25 +17,24 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from ralm_jax.data import batches
-from ralm_jax.models import retrieval_lm
-from ralm_jax.retrieval import augmenter as augmenter_lib
-from ralm_jax.training import checkpoints as checkpoints_lib
-from ralm_jax.training import multihost
-from ralm_jax.training import partitioning
-from ralm_jax.training import reporting
-from ralm_jax.training import reranking
-from ralm_jax.training import train_state as train_state_lib
-from ralm_jax.training import train_step as train_step_lib
+from ralm_jax.checkpoints.store import Checkpoints
+from ralm_jax.data.batches import QueryBatch
+from ralm_jax.models.retrieval_lm import RetrievalLM
+from ralm_jax.retrieval.augmenter import PendingBatch, PreparedBatch, RetrievalAugmenter
+from ralm_jax.training import rerank_step, train_state, train_step
+from ralm_jax.training.multihost import Agreement
+from ralm_jax.training.partitioning import Partitioner
+from ralm_jax.training.reporting import Reporter
+from ralm_jax.training.train_state import Optimizers
 
 PyTree = Any
-TrainState = train_state_lib.TrainState
+TrainState = train_state.TrainState
 
 
 class BatchIterator(Protocol):
   """Endless batches whose position can be saved."""
 
-  def __next__(self) -> batches.QueryBatch:
+  def __next__(self) -> QueryBatch:
     ...
 
   def state(self) -> dict[str, np.ndarray]:
@@ -60,7 +59,7 @@ class Progress:
   """Where a run stands; a resume starts from exactly this."""
 
   state: TrainState
-  pending: augmenter_lib.PendingBatch | None = None
+  pending: PendingBatch | None = None
 
   @property
   def step(self) -> int:
@@ -72,11 +71,11 @@ class Trainer:
 
   def __init__(
       self,
-      model: retrieval_lm.RetrievalLM,
-      optimizers: train_state_lib.Optimizers,
-      partitioner: partitioning.Partitioner,
-      augmenter: augmenter_lib.RetrievalAugmenter,
-      checkpoints: checkpoints_lib.Checkpoints | None = None,
+      model: RetrievalLM,
+      optimizers: Optimizers,
+      partitioner: Partitioner,
+      augmenter: RetrievalAugmenter,
+      checkpoints: Checkpoints | None = None,
       *,
       num_microbatches: int = 1,
       freeze_retriever_steps: int = 0,
@@ -126,18 +125,18 @@ class Trainer:
     self._on_checkpoint = on_checkpoint
     self._metadata = dict(metadata or {})
     self._index_refresh = index_refresh
-    self._agreement = multihost.Agreement()
-    self._state_shardings = train_state_lib.shardings(
+    self._agreement = Agreement()
+    self._state_shardings = train_state.shardings(
         model, optimizers, partitioner
     )
-    self.step_fn = train_step_lib.partition_train_step(
+    self.step_fn = train_step.partition_train_step(
         model, optimizers, partitioner, num_microbatches=num_microbatches,
         freeze_retriever_steps=freeze_retriever_steps,
         global_clip_norm=global_clip_norm,
     )
     self.rerank_fn = None
     if rerank_to is not None:
-      self.rerank_fn = reranking.partition_rerank(
+      self.rerank_fn = rerank_step.partition_rerank(
           model, partitioner, rerank_to, chunk=rerank_chunk
       )
 
@@ -145,7 +144,7 @@ class Trainer:
       self, seed: int = 0, params: PyTree | None = None
   ) -> TrainState:
     """A fresh state, random or from given host parameters."""
-    return train_state_lib.initialize(
+    return train_state.initialize(
         self._model, self._optimizers, self._partitioner, seed, params
     )
 
@@ -164,7 +163,7 @@ class Trainer:
       return None
     step = self._checkpoints.latest_step()
     abstract = jax.eval_shape(
-        lambda rng: train_state_lib.create(
+        lambda rng: train_state.create(
             self._model, self._model.init(rng), self._optimizers, 0
         ),
         jax.random.key(0),
@@ -199,7 +198,7 @@ class Trainer:
       iterator: BatchIterator,
       total_steps: int,
       *,
-      reporter: reporting.Reporter | None = None,
+      reporter: Reporter | None = None,
       eval_period: int | None = None,
       evaluate: Callable[[TrainState], None] | None = None,
   ) -> TrainState:
@@ -273,7 +272,7 @@ class Trainer:
     return self._index_refresh is not None and self._index_refresh.due(step)
 
   def _refresh_if_due(
-      self, state: TrainState, step: int, reporter: reporting.Reporter | None
+      self, state: TrainState, step: int, reporter: Reporter | None
   ) -> bool:
     """Refreshes the index before anything is retrieved for this step."""
     if not self._is_due(step):
@@ -286,8 +285,8 @@ class Trainer:
     return True
 
   def _agreed(
-      self, pending: augmenter_lib.PendingBatch
-  ) -> augmenter_lib.PreparedBatch:
+      self, pending: PendingBatch
+  ) -> PreparedBatch:
     """The batch, once every process has its own; else all stop."""
     with self._agreement.together():
       prepared = pending.result()
@@ -297,7 +296,7 @@ class Trainer:
       self,
       step: int,
       state: TrainState,
-      pending: augmenter_lib.PendingBatch,
+      pending: PendingBatch,
       iterator: BatchIterator,
   ) -> None:
     prepared = self._agreed(pending)

@@ -3,11 +3,11 @@
 import dataclasses
 
 import pytest
-import tiny
 
-from ralm_jax import specification
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from tests import tiny
 
 READER = {'vocab_size': 640, 'pad_id': 1, 'eos_id': 2}
 
@@ -31,10 +31,10 @@ def byte_pair_file(tmp_path_factory):
   return folder / 'vocab.json'
 
 
-def make(data, reader_file, reader, **text) -> specification.Specification:
-  return specification.Specification(
+def make(data, reader_file, reader, **text) -> Specification:
+  return Specification(
       tiny.make_model(reader=reader),
-      tokenization.QueryTokenizer(
+      QueryTokenizer(
           tiny.make_text(**text), vocabularies.load_vocabulary(reader_file),
           vocabularies.load_vocabulary(data.retriever_vocabulary)))
 
@@ -49,7 +49,7 @@ def test_byte_pair_vocabulary_is_kept_in_one_file(data, byte_pair_file, tmp_path
   spec.save(tmp_path)
   assert {p.name for p in (tmp_path / 'vocabularies').iterdir()} == {
       'reader.json', 'retriever.txt'}
-  loaded = specification.Specification.load(tmp_path)
+  loaded = Specification.load(tmp_path)
   assert loaded.model == spec.model and loaded.text == spec.text
   for side in ('reader', 'retriever'):
     ours, theirs = (getattr(s.tokenizer, f'{side}_vocabulary') for s in (spec, loaded))
@@ -58,7 +58,7 @@ def test_byte_pair_vocabulary_is_kept_in_one_file(data, byte_pair_file, tmp_path
   loaded.check_same_vocabularies(tmp_path)
   # And what was loaded can be saved elsewhere.
   loaded.save(tmp_path / 'other')
-  specification.Specification.load(tmp_path / 'other')
+  Specification.load(tmp_path / 'other')
 
 
 def test_another_vocabulary_is_noticed(data, byte_pair_file, tmp_path):
@@ -71,7 +71,7 @@ def test_another_vocabulary_is_noticed(data, byte_pair_file, tmp_path):
   path.write_text(path.read_text().replace(
       '"single_word": false', '"single_word": true', 1))
   with pytest.raises(ValueError, match='not the reader vocabulary the model was'):
-    specification.Specification.load(tmp_path)
+    Specification.load(tmp_path)
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -94,7 +94,7 @@ def test_sentencepiece_and_wordpiece_are_kept_as_they_are(data, tmp_path):
                      ('retriever', data.retriever_vocabulary)):
     [copy] = (tmp_path / 'vocabularies').glob(f'{side}.*')
     assert copy.read_bytes() == file.read_bytes()
-  assert specification.Specification.load(tmp_path).text == spec.text
+  assert Specification.load(tmp_path).text == spec.text
   changed = dataclasses.replace(spec, model=tiny.make_model(reader={'pad_id': 5}))
   with pytest.raises(ValueError, match='pads with id 0, the reader model with 5'):
     changed.check()

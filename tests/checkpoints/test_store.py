@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ralm_jax.training import checkpoints as checkpoints_lib
+from ralm_jax.checkpoints import store as checkpoints_lib
+from ralm_jax.checkpoints.store import Checkpoints
 
 
 def _state(rows: int = 4, value: float = 0.0) -> dict:
@@ -33,7 +34,7 @@ HOST = {'iterator/position': np.arange(5, dtype=np.uint8)}
 @pytest.fixture
 def run(tmp_path) -> pathlib.Path:
   """A run with checkpoints 1 and 2."""
-  store = checkpoints_lib.Checkpoints(tmp_path / 'run')
+  store = Checkpoints(tmp_path / 'run')
   for step in (1, 2):
     store.save(step, _state(value=step), HOST, {'generation': step})
   store.wait()
@@ -42,7 +43,7 @@ def run(tmp_path) -> pathlib.Path:
 
 
 def _restore(run: pathlib.Path, step: int, rows: int = 4):
-  store = checkpoints_lib.Checkpoints(run)
+  store = Checkpoints(run)
   try:
     return store.restore(step, _abstract(_state(rows)))
   finally:
@@ -58,7 +59,7 @@ def test_everything_comes_back(run):
 
 
 def test_keeps_the_newest_and_every_multiple(tmp_path):
-  store = checkpoints_lib.Checkpoints(tmp_path, keep=2, keep_period=4)
+  store = Checkpoints(tmp_path, keep=2, keep_period=4)
   for step in range(1, 8):
     store.save(step, _state(value=step), HOST, {})
   store.wait()
@@ -72,11 +73,11 @@ def test_half_written_folder_is_no_checkpoint(run):
   half = run / 'checkpoint_3.orbax-checkpoint-tmp'
   shutil.copytree(run / 'checkpoint_2', half)
   assert checkpoints_lib.find(run) == (str(run), 2)
-  reader = checkpoints_lib.Checkpoints(run, read_only=True)
+  reader = Checkpoints(run, read_only=True)
   assert reader.latest_step() == 2
   reader.close()
   assert half.exists()  # a reader cleans nothing up: it may still be written
-  writer = checkpoints_lib.Checkpoints(run)
+  writer = Checkpoints(run)
   assert writer.latest_step() == 2
   writer.save(3, _state(value=3), HOST, {})  # at the same place
   writer.wait()
@@ -87,7 +88,7 @@ def test_half_written_folder_is_no_checkpoint(run):
 def test_parameter_of_another_shape_is_named(run):
   for load in (
       lambda: _restore(run, 2, rows=5),
-      lambda: checkpoints_lib.Checkpoints(run, read_only=True).restore_params(
+      lambda: Checkpoints(run, read_only=True).restore_params(
           2, _abstract(_state(5)['params'])),
   ):
     with pytest.raises(ValueError) as raised:
@@ -101,7 +102,7 @@ def test_parameter_of_another_shape_is_named(run):
 def test_missing_and_unknown_parameters_are_named(run):
   params = _state()['params']
   params['reader']['bias'] = params['reader'].pop('scale')
-  reader = checkpoints_lib.Checkpoints(run, read_only=True)
+  reader = Checkpoints(run, read_only=True)
   with pytest.raises(ValueError, match='reader/bias') as raised:
     reader.restore_params(2, _abstract(params))
   assert 'reader/scale is in the checkpoint but not in the model' in str(
@@ -175,7 +176,7 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize('asynchronous', [False, True])
 def test_full_disk(small_disk, asynchronous):
   run = small_disk / 'run'
-  store = checkpoints_lib.Checkpoints(run, asynchronous=asynchronous)
+  store = Checkpoints(run, asynchronous=asynchronous)
   store.save(1, _state(value=1), HOST, {'generation': 1})
   store.wait()
   ballast = small_disk / 'ballast'
@@ -199,7 +200,7 @@ def test_full_disk(small_disk, asynchronous):
   assert checkpoints_lib.find(run) == (str(run), 1)
   assert int(_restore(run, 1).state['step']) == 1
   ballast.unlink()
-  again = checkpoints_lib.Checkpoints(run)
+  again = Checkpoints(run)
   assert again.latest_step() == 1
   again.save(2, big, HOST, {'generation': 1})
   again.wait()

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / 'interop'))
-import huggingface_folders as folders  # noqa: E402
-import tiny  # noqa: E402
-import tokenizers  # noqa: E402
+import tokenizers
 
-from ralm_jax import convert as convert_lib  # noqa: E402
-from ralm_jax import specification  # noqa: E402
-from ralm_jax.interop import run_source  # noqa: E402
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.commands import convert as convert_lib
+from ralm_jax.interop.run_source import RunSource
+from tests import tiny
+from tests.interop import huggingface_folders as folders
 
 TEXT = dict(
     question_format='{question}', query_length=32, reader_query_length=24,
@@ -61,8 +61,8 @@ class Opened:
   """A run's specification and host arrays, with no mesh."""
 
   def __init__(self, run):
-    source = run_source.RunSource(run)
-    self.spec = specification.Specification.load(source.directory)
+    source = RunSource(run)
+    self.spec = Specification.load(source.directory)
     self.params = flax.traverse_util.unflatten_dict(
         {name: source[name] for name in source}, sep='/')
 

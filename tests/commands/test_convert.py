@@ -14,21 +14,20 @@ import pytest
 pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 
-import converting  # noqa: E402
-import tiny  # noqa: E402
-import torch  # noqa: E402
-from converting import TEXT, Opened, assert_equal, convert, folders  # noqa: E402
+import torch
 
-from ralm_jax import cli  # noqa: E402
-from ralm_jax import convert as convert_lib  # noqa: E402
-from ralm_jax import runs  # noqa: E402
-from ralm_jax.data import vocabularies  # noqa: E402
-from ralm_jax.interop import huggingface  # noqa: E402
-from ralm_jax.interop import huggingface_export  # noqa: E402
-from ralm_jax.interop import initial_weights  # noqa: E402
-from ralm_jax.interop import run_source  # noqa: E402
-from ralm_jax.models import fid  # noqa: E402
-from ralm_jax.training import partitioning  # noqa: E402
+from ralm_jax import cli
+from ralm_jax.commands import convert as convert_lib
+from ralm_jax.data.text import vocabularies
+from ralm_jax.interop import huggingface, huggingface_export, initial_weights
+from ralm_jax.interop.run_source import RunSource
+from ralm_jax.models import fid
+from ralm_jax.runs import opening
+from ralm_jax.training.partitioning import Partitioner
+from tests import tiny
+from tests.commands import converting
+from tests.commands.converting import TEXT, Opened, assert_equal, convert, folders
+
 
 @pytest.fixture(scope='module')
 def sources(tmp_path_factory):
@@ -39,8 +38,8 @@ def sources(tmp_path_factory):
 def test_a_run_of_two_folders(scan, sources, tmp_path):
   convert(tmp_path / 'run', f'reader={sources}/t5', sources / 'bert',
           scan_layers=scan, dtype='bfloat16')
-  opened = runs.open_checkpoint(
-      tmp_path / 'run', partitioning.Partitioner(num_partitions=2))
+  opened = opening.open_checkpoint(
+      tmp_path / 'run', Partitioner(num_partitions=2))
   model = opened.spec.model
   assert model.reader_config.dtype == model.retriever_config.dtype == 'bfloat16'
   assert model.reader_config.scan_layers == scan
@@ -83,7 +82,7 @@ def test_there_and_back_again(sources, tmp_path, scan=True):
   assert len(list((tmp_path / 'out' / 'reader').glob('*.safetensors'))) > 1
   convert(tmp_path / 'again', f'reader={tmp_path}/out/reader',
           f'retriever={tmp_path}/out/retriever', scan_layers=scan)
-  first, again = (run_source.RunSource(tmp_path / n) for n in ('run', 'again'))
+  first, again = (RunSource(tmp_path / n) for n in ('run', 'again'))
   assert sorted(first) == sorted(again)
   for name in first:
     assert first[name].tobytes() == again[name].tobytes(), name
@@ -104,7 +103,7 @@ def test_a_run_with_other_layers(sources, tmp_path):
   convert(tmp_path / 'one', f'reader={sources}/t5', sources / 'bert', scan_layers=True)
   convert(tmp_path / 'two', tmp_path / 'one', scan_layers=False, text={})
   convert(tmp_path / 'flat', f'reader={sources}/t5', sources / 'bert')
-  two, flat = (run_source.RunSource(tmp_path / n) for n in ('two', 'flat'))
+  two, flat = (RunSource(tmp_path / n) for n in ('two', 'flat'))
   assert sorted(two) == sorted(flat)
   assert all(np.array_equal(two[name], flat[name]) for name in two)
   assert Opened(tmp_path / 'two').spec.text.n_passages == 3

@@ -7,14 +7,12 @@ import pytest
 pytest.importorskip('torch')
 pytest.importorskip('transformers')
 
-import converting  # noqa: E402
-from converting import TEXT, Opened, convert  # noqa: E402
-
-from ralm_jax import cli  # noqa: E402
-from ralm_jax import convert as convert_lib  # noqa: E402
-from ralm_jax.data import text_config  # noqa: E402
-from ralm_jax.interop import conversion  # noqa: E402
-from ralm_jax.interop import huggingface  # noqa: E402
+from ralm_jax import cli
+from ralm_jax.commands import convert as convert_lib
+from ralm_jax.data import text_config
+from ralm_jax.interop import convert as conversion, huggingface
+from tests.commands import converting
+from tests.commands.converting import TEXT, Opened, convert
 
 
 @pytest.fixture(scope='module')

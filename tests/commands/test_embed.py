@@ -2,11 +2,12 @@
 import shutil
 
 import pytest
-import tiny
 
-from ralm_jax import embed
-from ralm_jax.data import corpus as corpus_lib
-from retrieval_service import generations
+from ralm_jax.commands import embed
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.corpus.passage_store import PassageStore
+from retrieval_service.generations import GenerationStore
+from tests import tiny
 
 
 def test_an_index_refuses_another_corpus(tmp_path):
@@ -16,14 +17,14 @@ def test_an_index_refuses_another_corpus(tmp_path):
   shutil.copytree(trained.index, index)
   passages = tmp_path / 'passages.jsonl'
   passages.write_text('{"id": "other", "title": "t", "text": "another corpus"}\n')
-  store = corpus_lib.PassageStore.open(trained.data.corpus)
-  corpus_lib.build_corpus(
+  store = PassageStore.open(trained.data.corpus)
+  passage_store.build_corpus(
       passages, tmp_path / 'corpus', store.reader_vocabulary,
       store.retriever_vocabulary, progress=False)
   with pytest.raises(ValueError, match='is an index of another corpus'):
     embed.embed(checkpoint=str(trained.run), corpus=str(tmp_path / 'corpus'),
                 output=str(index), progress=False)
-  folder = generations.GenerationStore(index)
+  folder = GenerationStore(index)
   assert folder.numbers() == [1] and folder.current() == 1
   assert not list(index.glob('embedding.*'))
   # The corpus it is of goes in as often as one likes.

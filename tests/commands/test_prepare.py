@@ -7,16 +7,14 @@ import os
 import tarfile
 import threading
 
-import preparing
 import pytest
 
 from ralm_jax import cli
-from ralm_jax import prepare as prepare_lib
-from ralm_jax.data import few_shot
-from ralm_jax.preparation import download as download_lib
-from ralm_jax.preparation import fetched
-from ralm_jax.preparation import producing
-from ralm_jax.preparation import writing
+from ralm_jax.commands import prepare
+from ralm_jax.data.questions import few_shot
+from ralm_jax.preparation import fetched, producing, writing
+from ralm_jax.preparation.download import Patience
+from tests.preparation import preparing
 
 
 @pytest.fixture
@@ -258,7 +256,7 @@ def test_downloads_and_prepares(tmp_path, publisher):
   sha256 = fetched.file_sha256(str(folder / 'copy.tar'))
   out = tmp_path / 'out'
   options = {'download': True, 'addresses': {'data.tar': f'{url}copy.tar'},
-             'patience': download_lib.Patience(5, 2, 0.01)}
+             'patience': Patience(5, 2, 0.01)}
   # The catalogue knows the size and the checksum of the real one.
   with pytest.raises(FileNotFoundError, match='bytes, expected 166,184,960'):
     preparing.prepare('mmlu', out, **options)
@@ -303,9 +301,9 @@ def test_a_refused_download_says_what_to_do(tmp_path, publisher):
 
 
 def test_the_command(tmp_path, nq, capsys):
-  prepare_lib.main(['nq_open', '--from', str(nq), '--output', str(tmp_path / 'out'),
+  prepare.main(['nq_open', '--from', str(nq), '--output', str(tmp_path / 'out'),
                     '--shots', '2'], 'ralm prepare')
   assert f'{tmp_path}/out/train.2-shot.jsonl: 2 (by hash, seed 0)' in (
       capsys.readouterr().out)
   with pytest.raises(ValueError, match='NAME=VALUE'):
-    prepare_lib.main(['nq_open', '--output', 'x', '--sha256', 'y'])
+    prepare.main(['nq_open', '--output', 'x', '--sha256', 'y'])

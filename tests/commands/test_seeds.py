@@ -6,14 +6,13 @@ import statistics
 import subprocess
 import sys
 
-import finished_cells
 import pytest
-import tiny
 
 from ralm_jax import cli
-from ralm_jax import report
-from ralm_jax import seeds
-from ralm_jax.evaluation import watch
+from ralm_jax.commands import report, seeds
+from ralm_jax.jobs import watch
+from tests import tiny
+from tests.jobs import finished_cells
 
 
 def metrics(folder, **values):

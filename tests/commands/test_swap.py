@@ -11,25 +11,25 @@ import time
 import jax
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax import ask as ask_lib
 from ralm_jax import cli
-from ralm_jax import embed as embed_lib
-from ralm_jax import eval as eval_lib
-from ralm_jax import live_edits
-from ralm_jax import runs
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.retrieval import assembler as assembler_lib
-from ralm_jax.retrieval import connection as connection_lib
-from ralm_jax.retrieval import refresh as refresh_lib
-from ralm_jax.retrieval import retriever as retriever_lib
-from retrieval_service import client as client_lib
-from retrieval_service import generations
-from retrieval_service import local
-from retrieval_service import server as server_lib
+from ralm_jax.commands import ask, embed as embed_lib
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.corpus.passages import Passage
+from ralm_jax.data.questions import reading
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.retrieval import connect
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.publisher import IndexPublisher
+from ralm_jax.retrieval.retriever import PassageRetriever
+from ralm_jax.runs import evaluation, live_edits, opening
+from ralm_jax.runs.opening import OpenedCheckpoint
+from retrieval_service.client import IndexSwappedError, RetrievalClient
+from retrieval_service.generations import GenerationStore, IndexOptions
+from retrieval_service.local import LocalRetrievalServer
+from retrieval_service.server import RetrievalServer
+from tests import tiny
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
@@ -49,8 +49,8 @@ class World:
   """
 
   folder: pathlib.Path
-  opened: runs.OpenedCheckpoint
-  questions: list[questions_lib.Question]
+  opened: OpenedCheckpoint
+  questions: list[Question]
   plain: dict[str, list[dict]]
 
   def index(self, year: str) -> str:
@@ -60,7 +60,7 @@ class World:
     return self.folder / f'corpus_{year}'
 
   def index_id(self, year: str) -> str:
-    return generations.GenerationStore(self.index(year)).index_id()
+    return GenerationStore(self.index(year)).index_id()
 
 
 def _passages(year: str) -> list[dict]:
@@ -82,9 +82,9 @@ def _passages(year: str) -> list[dict]:
 def world(tmp_path_factory) -> World:
   trained = tiny.trained()
   folder = tmp_path_factory.mktemp('years')
-  opened = runs.open_checkpoint(trained.run)
+  opened = opening.open_checkpoint(trained.run)
   for year in YEARS:
-    corpus_lib.build_corpus(
+    passage_store.build_corpus(
         tiny.write_jsonl(folder / f'{year}.jsonl', _passages(year)),
         folder / f'corpus_{year}', trained.data.reader_vocabulary,
         trained.data.retriever_vocabulary, n_workers=1, progress=False)
@@ -94,11 +94,11 @@ def world(tmp_path_factory) -> World:
   rows = [
       row | {'exclude_passage_ids': [f'p{(i + 3) % 40}', f'newp{(i + 5) % 40}']}
       for i, row in enumerate(tiny.questions()[:24])]
-  questions = questions_lib.read_questions(
+  questions = reading.read_questions(
       tiny.write_jsonl(folder / 'questions.jsonl', rows))
   world = World(folder, opened, questions, {})
   for year in YEARS:
-    with runs.open_evaluator(
+    with opening.open_evaluator(
         opened, index=world.index(year), batch_size=BATCH) as evaluator:
       world.plain[world.index_id(year)] = list(
           evaluator.predictions(opened.params, questions))
@@ -108,7 +108,7 @@ def world(tmp_path_factory) -> World:
 @pytest.fixture
 def server(world):
   """A real process that serves 2018."""
-  with local.LocalRetrievalServer(world.index('2018'), threads=1) as running:
+  with LocalRetrievalServer(world.index('2018'), threads=1) as running:
     yield running
 
 
@@ -118,7 +118,7 @@ def _swap(server, index) -> None:
 
 
 def _evaluator(world, server, **options):
-  return runs.open_evaluator(
+  return opening.open_evaluator(
       world.opened, retrieval_address=server.address, retry_for_s=30,
       **{'batch_size': BATCH, **options})
 
@@ -157,10 +157,10 @@ def test_a_swap_before_a_batch_s_deeper_search(world, server, monkeypatch):
   names = [f'{prefix}p{i}' for i in range(34) for prefix in ('', 'new')]
   questions = [dataclasses.replace(question, exclude_passage_ids=tuple(names))
                for question in world.questions[:BATCH]]
-  with runs.open_evaluator(
+  with opening.open_evaluator(
       world.opened, index=world.index('2019'), batch_size=BATCH) as evaluator:
     expected = list(evaluator.predictions(world.opened.params, questions))
-  search = client_lib.RetrievalClient.search
+  search = RetrievalClient.search
   depths = []
 
   def search_and_swap(self, queries, k, **options):
@@ -170,7 +170,7 @@ def test_a_swap_before_a_batch_s_deeper_search(world, server, monkeypatch):
     return search(self, queries, k, **options)
 
   with _evaluator(world, server) as evaluator:
-    monkeypatch.setattr(client_lib.RetrievalClient, 'search', search_and_swap)
+    monkeypatch.setattr(RetrievalClient, 'search', search_and_swap)
     found = list(evaluator.predictions(world.opened.params, questions))
   assert found == expected
   assert depths[1] > depths[0] == depths[2] and len(depths) > 3
@@ -184,7 +184,7 @@ def test_every_batch_is_of_one_index_through_many_swaps(world, server):
   swaps = []
 
   def keep_swapping():
-    with client_lib.RetrievalClient(server.address) as client:
+    with RetrievalClient(server.address) as client:
       for year in itertools.cycle(YEARS[::-1]):
         before = len(records)
         swaps.append(client.swap(world.index(year)))
@@ -222,7 +222,7 @@ def test_ralm_eval_says_which_index_answered(world, server, tmp_path, caplog):
 
   def evaluate():
     try:
-      eval_lib.evaluate(
+      evaluation.evaluate(
           checkpoint=world.opened.directory, questions=str(path),
           output=str(tmp_path / 'out'), retrieval_address=server.address,
           batch_size=BATCH)
@@ -257,7 +257,7 @@ def test_reranked_candidates_follow(world, server):
   """As do what the encoders of now choose among them."""
   options = {'n_candidates': 10, 'n_passages': 3, 'rerank_chunk': 5}
   questions = world.questions[:BATCH]
-  with runs.open_evaluator(
+  with opening.open_evaluator(
       world.opened, index=world.index('2019'), batch_size=BATCH,
       **options) as evaluator:
     expected = list(evaluator.predictions(world.opened.params, questions))
@@ -276,8 +276,8 @@ def test_what_cannot_be_served_changes_nothing(
     path = broken / 'generation-00000001' / 'embeddings.float16'
     path.write_bytes(path.read_bytes()[:-2])
   elif breaking == 'dimension':
-    with generations.GenerationStore(broken).begin(
-        generations.IndexOptions(), 4) as writer:
+    with GenerationStore(broken).begin(
+        IndexOptions(), 4) as writer:
       writer.append(None, np.eye(4))
       writer.commit()
   old = world.plain[world.index_id('2018')]
@@ -360,11 +360,11 @@ def test_a_corpus_of_other_vocabularies(world, server, tmp_path):
   vocabulary = tmp_path / 'vocab.txt'
   vocabulary.write_text(
       trained.data.retriever_vocabulary.read_text() + 'additional\n')
-  store = corpus_lib.build_corpus(
+  store = passage_store.build_corpus(
       world.folder / '2019.jsonl', tmp_path / 'corpus',
       trained.data.reader_vocabulary, vocabulary, n_workers=1, progress=False)
-  with generations.GenerationStore(tmp_path / 'index').begin(
-      generations.IndexOptions(), 16, {
+  with GenerationStore(tmp_path / 'index').begin(
+      IndexOptions(), 16, {
           'corpus': str(store.directory),
           'corpus_fingerprint': store.fingerprint}) as writer:
     writer.append(None, np.eye(len(store), 16))
@@ -383,32 +383,32 @@ def test_a_corpus_of_other_vocabularies(world, server, tmp_path):
 def test_another_process_at_the_address(world, tmp_path):
   """A started process serves its own flags' index, which is followed too."""
   small = tmp_path / 'small'
-  store = corpus_lib.PassageStore.open(world.corpus('2018'))
-  with generations.GenerationStore(small).begin(
-      generations.IndexOptions(), 4, {
+  store = PassageStore.open(world.corpus('2018'))
+  with GenerationStore(small).begin(
+      IndexOptions(), 4, {
           'corpus': str(store.directory),
           'corpus_fingerprint': store.fingerprint}) as writer:
     writer.append(None, np.eye(len(store), 4))
     writer.commit()
-  with server_lib.RetrievalServer(world.index('2018'), 'localhost:0') as first:
+  with RetrievalServer(world.index('2018'), 'localhost:0') as first:
     address = first.address
     evaluator = _evaluator(world, first)
     running = evaluator.__enter__()
     answer = lambda: running.answer(world.opened.params, world.questions[:1])[0]
     assert answer().index_id == world.index_id('2018')
-  with server_lib.RetrievalServer(world.index('2019'), address):
+  with RetrievalServer(world.index('2019'), address):
     assert answer().index_id == world.index_id('2019')
-  with server_lib.RetrievalServer(small, address):
+  with RetrievalServer(small, address):
     with pytest.raises(ValueError, match='embeddings of size 4.*of size 16'):
       answer()
   evaluator.__exit__(None, None, None)
 
 
 def test_a_retriever_of_one_generation_cannot_follow(world, server):
-  with connection_lib.connect(
+  with connect.connect(
       address=server.address, follow_swaps=True) as connected:
     with pytest.raises(ValueError, match='Generation 1 means nothing'):
-      retriever_lib.PassageRetriever(
+      PassageRetriever(
           connected.client, connected.store, 3, generation=1,
           open_corpus=connected.open_corpus)
 
@@ -416,12 +416,12 @@ def test_a_retriever_of_one_generation_cannot_follow(world, server):
 def test_training_does_not_follow(world, server):
   """What a run connects with is of one index: searches, refreshes, pins."""
   params, spec = world.opened.params, world.opened.spec
-  with connection_lib.connect(address=server.address) as connected:
-    retriever = retriever_lib.PassageRetriever(
+  with connect.connect(address=server.address) as connected:
+    retriever = PassageRetriever(
         connected.client, connected.store, 3, generation=1)
-    publisher = refresh_lib.IndexPublisher(
+    publisher = IndexPublisher(
         connected.client, spec.model, world.opened.partitioner,
-        assembler_lib.Assembler(spec.tokenizer, connected.store),
+        Assembler(spec.tokenizer, connected.store),
         batch_size=16, progress=False)
     queries = np.ones((2, 16), np.float32)
     before = retriever.search(queries)
@@ -433,9 +433,9 @@ def test_training_does_not_follow(world, server):
         lambda: publisher.publish(changed, 'a key', run='run', step=1),
         lambda: connected.client.pin('run', [1])):
       with pytest.raises(
-          client_lib.IndexSwappedError, match='index_2019.*ralm swap'):
+          IndexSwappedError, match='index_2019.*ralm swap'):
         call()
-    other = generations.GenerationStore(world.index('2019'))
+    other = GenerationStore(world.index('2019'))
     assert other.numbers() == [1] and not other.pinned()
     _swap(server, world.index('2018'))
     np.testing.assert_array_equal(retriever.search(queries).rows, before.rows)
@@ -446,7 +446,7 @@ def test_a_training_run_stops_with_one_error(world, tmp_path):
   """And goes on from its last checkpoint when its own index is served again."""
   own = _copy_of_2019(world, tmp_path)
   run = tmp_path / 'run'
-  with local.LocalRetrievalServer(own, threads=1) as server:
+  with LocalRetrievalServer(own, threads=1) as server:
     job = {
         'data': str(tiny.trained().data.folder), 'model_dir': str(run),
         'retrieval': {'address': server.address,
@@ -460,7 +460,7 @@ def test_a_training_run_stops_with_one_error(world, tmp_path):
     assert output.count('error: ') == 1 and 'Traceback' not in output
     assert (f'serves {world.index("2018")} (id {world.index_id("2018")}) now'
             in output)
-    assert not generations.GenerationStore(world.index('2018')).pinned()
+    assert not GenerationStore(world.index('2018')).pinned()
     # Its generation has the number of the run's own.
     refused = tiny.start(tmp_path / 'refused', [job | {
         'steps': 100_000,
@@ -484,18 +484,18 @@ def test_a_live_edit_stays_with_its_index(world, server, tmp_path, monkeypatch):
     return embed(*arguments)
 
   monkeypatch.setattr(live_edits, '_embed', embed_and_swap)
-  with pytest.raises(client_lib.IndexSwappedError):
+  with pytest.raises(IndexSwappedError):
     live_edits.put(
-        [passages_lib.Passage('added', 'Zembla', '', 'A lake.')],
+        [Passage('added', 'Zembla', '', 'A lake.')],
         checkpoint=world.opened.directory, retrieval_address=server.address)
   for index in (own, world.index('2018')):
-    assert generations.GenerationStore(index).edit_log().last == 0
+    assert GenerationStore(index).edit_log().last == 0
 
 
 def test_swap_warns_of_runs_that_have_pinned(world, tmp_path, caplog):
   own = _copy_of_2019(world, tmp_path)
-  with local.LocalRetrievalServer(own, threads=1) as server:
-    with client_lib.RetrievalClient(server.address) as client:
+  with LocalRetrievalServer(own, threads=1) as server:
+    with RetrievalClient(server.address) as client:
       client.pin('/runs/long', [1])
     _swap(server, world.index('2018'))
   assert '/runs/long' in caplog.text
@@ -546,7 +546,7 @@ def test_a_session_of_questions(world, server, tmp_path, monkeypatch, capsys):
 
 def test_a_session_that_answers_all(world, server, monkeypatch, capsys):
   monkeypatch.setattr('sys.stdin', io.StringIO('which?\n'))
-  assert ask_lib.ask_lines([' ', 'what?\n'], checkpoint=world.opened.directory,
+  assert ask.ask_lines([' ', 'what?\n'], checkpoint=world.opened.directory,
                            retrieval_address=server.address) == 1
   assert cli.main(['ask', '--checkpoint', world.opened.directory,
                    '--retrieval_address', server.address]) == 0

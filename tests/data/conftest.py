@@ -10,8 +10,9 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from ralm_jax.data import corpus
-from ralm_jax.data import passages
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.corpus.passages import Passage
 
 PROSE = [str(module.__doc__) for module in (io, json, os, pathlib, string, os.walk)]
 
@@ -89,17 +90,17 @@ def _train_byte_pair(folder: pathlib.Path) -> None:
 
 
 @pytest.fixture(scope='session')
-def small_passages() -> list[passages.Passage]:
+def small_passages() -> list[Passage]:
   """Forty passages, some with a section, one long, one empty, one not ASCII."""
   words = '\n'.join(PROSE).split()
   result = []
   for index in range(40):
     text = ' '.join(words[7 * index:7 * index + 5 + index % 11])
-    result.append(passages.Passage(
+    result.append(Passage(
         f'p-{index}', f'title number {index}', 'history' if index % 3 == 0 else '', text))
-  result[5] = passages.Passage('p-5', 'long', '', ' '.join(words[:95]))
-  result[6] = passages.Passage('p-6', '', '', '')
-  result[7] = passages.Passage('é 7', 'Étude № 7', '', 'naïve — “quoted” 東京\u00a0text')
+  result[5] = Passage('p-5', 'long', '', ' '.join(words[:95]))
+  result[6] = Passage('p-6', '', '', '')
+  result[7] = Passage('é 7', 'Étude № 7', '', 'naïve — “quoted” 東京\u00a0text')
   return result
 
 
@@ -113,10 +114,10 @@ def _write_jsonl(path: pathlib.Path, items) -> pathlib.Path:
 
 @pytest.fixture(scope='session')
 def small_store(tmp_path_factory, small_passages, sentencepiece_file,
-                wordpiece_file) -> corpus.PassageStore:
+                wordpiece_file) -> PassageStore:
   """The forty passages in shards of sixteen."""
   directory = tmp_path_factory.mktemp('corpus')
   source = _write_jsonl(directory / 'source.jsonl', small_passages)
-  return corpus.build_corpus(
+  return passage_store.build_corpus(
       source, directory / 'corpus', sentencepiece_file, wordpiece_file,
       shard_size=16, n_workers=1, progress=False)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from ralm_jax.data import batches
-from ralm_jax.data import ragged
-from ralm_jax.data import templates
+from ralm_jax.data.batches import QueryBatch
+from ralm_jax.data.ragged import RaggedTokens
+from ralm_jax.data.text import templates
+from ralm_jax.data.text.templates import TokenTemplate
 
 QUERIES = ['where is the file', 'what', 'a much longer question about the title number 5']
 
@@ -20,7 +22,7 @@ def rows(small_store):
 
 @pytest.fixture(scope='module')
 def queries(small_store):
-  return ragged.RaggedTokens.from_lists(
+  return RaggedTokens.from_lists(
       small_store.reader_vocabulary.encode_batch(QUERIES))
 
 
@@ -34,7 +36,7 @@ def expected_reader_tokens(store, query, row, length, title_row=None):
 
 @pytest.mark.parametrize('length', [2, 12, 40, 300])
 def test_reader_inputs_equal_tokenised_text(small_store, rows, queries, length):
-  template = templates.TokenTemplate.for_reader(small_store.reader_vocabulary)
+  template = TokenTemplate.for_reader(small_store.reader_vocabulary)
   inputs = batches.assemble_reader_inputs(queries, rows, small_store, template, length)
   assert inputs.tokens.shape == inputs.mask.shape == (3, 6, length)
   assert inputs.tokens.dtype == np.int32 and inputs.mask.dtype == bool
@@ -49,16 +51,16 @@ def test_reader_inputs_equal_tokenised_text(small_store, rows, queries, length):
 
 def test_a_long_query_evicts_the_passage(small_store, rows):
   vocabulary = small_store.reader_vocabulary
-  template = templates.TokenTemplate.for_reader(vocabulary)
+  template = TokenTemplate.for_reader(vocabulary)
   query = vocabulary.encode('many words ' * 30)
   inputs = batches.assemble_reader_inputs(
-      ragged.RaggedTokens.from_lists([query] * 3), rows, small_store, template, 16)
+      RaggedTokens.from_lists([query] * 3), rows, small_store, template, 16)
   for tokens in inputs.tokens.reshape(-1, 16):
     assert tokens.tolist() == query[:15] + [vocabulary.eos_id]
 
 
 def test_padded_queries_equal_ragged_ones(small_store, rows, queries):
-  template = templates.TokenTemplate.for_reader(small_store.reader_vocabulary)
+  template = TokenTemplate.for_reader(small_store.reader_vocabulary)
   one = batches.assemble_reader_inputs(queries, rows, small_store, template, 50)
   two = batches.assemble_reader_inputs(
       queries.pad(80), rows, small_store, template, 50)
@@ -67,7 +69,7 @@ def test_padded_queries_equal_ragged_ones(small_store, rows, queries):
 
 
 def test_titles_of_other_passages(small_store, rows, queries):
-  template = templates.TokenTemplate.for_reader(small_store.reader_vocabulary)
+  template = TokenTemplate.for_reader(small_store.reader_vocabulary)
   title_rows = np.roll(rows, 1, axis=1)
   titles = small_store.tokens(title_rows.ravel(), 'reader_title')
   inputs = batches.assemble_reader_inputs(
@@ -87,7 +89,7 @@ def test_retriever_inputs_of_a_sentencepiece_retriever(small_store, rows):
           rows, column.replace('retriever', 'reader'), max_length=max_length)
 
   vocabulary = small_store.reader_vocabulary
-  template = templates.TokenTemplate.for_retriever(vocabulary)
+  template = TokenTemplate.for_retriever(vocabulary)
   inputs = batches.assemble_retriever_inputs(rows, OneVocabulary(), template, 30)
   for b, k in np.ndindex(*rows.shape):
     passage = small_store.passage(rows[b, k])
@@ -100,7 +102,7 @@ def test_retriever_inputs_of_a_sentencepiece_retriever(small_store, rows):
     (templates.CLOSED_BOOK_FORMAT, '{}'), ('question: {query} answer:', 'question: {} answer:')])
 def test_closed_book(small_store, queries, format, text):
   vocabulary = small_store.reader_vocabulary
-  template = templates.TokenTemplate.for_reader(vocabulary, format)
+  template = TokenTemplate.for_reader(vocabulary, format)
   inputs = batches.assemble_reader_inputs(
       queries, np.full((3, 1), batches.NO_PASSAGE), None, template, 80)
   for b, query in enumerate(QUERIES):
@@ -110,7 +112,7 @@ def test_closed_book(small_store, queries, format, text):
 
 
 def test_errors(small_store, rows, queries):
-  template = templates.TokenTemplate.for_reader(small_store.reader_vocabulary)
+  template = TokenTemplate.for_reader(small_store.reader_vocabulary)
   assemble = batches.assemble_reader_inputs
   with pytest.raises(ValueError, match='2 queries, but rows for 3'):
     assemble(queries.take([0, 1]), rows, small_store, template, 9)
@@ -128,14 +130,14 @@ def test_errors(small_store, rows, queries):
 
 def test_query_batch():
   tokens = np.zeros((2, 4), np.int32)
-  batch = batches.QueryBatch(tokens, tokens, tokens, np.array([3, -1]))
+  batch = QueryBatch(tokens, tokens, tokens, np.array([3, -1]))
   assert len(batch) == 2 and batch.is_example.tolist() == [True, False]
   with pytest.raises(ValueError, match='differ in size'):
-    batches.QueryBatch(tokens, tokens, tokens, np.array([3]))
+    QueryBatch(tokens, tokens, tokens, np.array([3]))
 
 
 def test_real_passages_equal_tokenised_text(shared_data, tmp_path):
-  from ralm_jax.data import corpus  # pylint: disable=g-import-not-at-top
+  from ralm_jax.data.corpus import passage_store as corpus  # pylint: disable=g-import-not-at-top
   store = corpus.build_corpus(
       [shared_data / 'passages/w100.jsonl', shared_data / 'passages/xquad_en.jsonl'],
       tmp_path / 'corpus', shared_data / 'tokenizers/t5/spiece.model',
@@ -145,10 +147,10 @@ def test_real_passages_equal_tokenised_text(shared_data, tmp_path):
   vocabulary = store.reader_vocabulary
   rows = np.random.default_rng(1).permutation(len(store))[:1200].reshape(2, 600)
   inputs = batches.assemble_reader_inputs(
-      ragged.RaggedTokens.from_lists(vocabulary.encode_batch(texts)), rows, store,
-      templates.TokenTemplate.for_reader(vocabulary), 256)
+      RaggedTokens.from_lists(vocabulary.encode_batch(texts)), rows, store,
+      TokenTemplate.for_reader(vocabulary), 256)
   retriever_inputs = batches.assemble_retriever_inputs(
-      rows, store, templates.TokenTemplate.for_retriever(store.retriever_vocabulary), 128)
+      rows, store, TokenTemplate.for_retriever(store.retriever_vocabulary), 128)
   for b in range(2):
     for k, passage in enumerate(store.passages(rows[b])):
       assert inputs.tokens[b, k][inputs.mask[b, k]].tolist() == vocabulary.encode(

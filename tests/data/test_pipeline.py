@@ -3,15 +3,14 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax.data import corpus
-from ralm_jax.data import dates
-from ralm_jax.data import pipeline
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
-from tasks import qa
-from tasks import registration
+from ralm_jax.data import dates, pipeline
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.pipeline import DatasetConfig
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.tasks import qa, registration
+from tests import tiny
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +30,7 @@ def _iterator(data, text=None, process=(0, 1), **config):
   text = text or tiny.make_text()
   task = _task(data, text=text)
   return pipeline.get_dataset_iterator(
-      pipeline.DatasetConfig(task, **{'batch_size': 4, **config}),
+      DatasetConfig(task, **{'batch_size': 4, **config}),
       {'query': text.query_length, 'reader_query': text.reader_query_length,
        'targets': text.target_length},
       process_index=process[0], process_count=process[1])
@@ -114,7 +113,7 @@ def test_target_of_the_file_is_preferred(data, tmp_path):
   text = tiny.make_text()
   task = _task(data, 'target_qa', train=str(path))
   iterator = pipeline.get_dataset_iterator(
-      pipeline.DatasetConfig(task, batch_size=4),
+      DatasetConfig(task, batch_size=4),
       {'query': 40, 'reader_query': 24, 'targets': 8})
   vocabulary = vocabularies.load_vocabulary(data.reader_vocabulary)
   expected = vocabulary.encode(text.target('blue')) + [vocabulary.eos_id]
@@ -140,7 +139,7 @@ def test_tokens_and_truncation(data):
 def test_same_tokens_as_the_evaluator(data):
   """Training and answering tokenise questions alike."""
   text = tiny.make_text()
-  tokenizer = tokenization.QueryTokenizer(
+  tokenizer = QueryTokenizer(
       text, vocabularies.load_vocabulary(data.reader_vocabulary),
       vocabularies.load_vocabulary(data.retriever_vocabulary))
   batch = next(_iterator(data, shuffle=False))
@@ -153,7 +152,7 @@ def test_same_tokens_as_the_evaluator(data):
 def test_sentinel_is_one_token(data):
   vocabulary = vocabularies.load_vocabulary(data.reader_vocabulary)
   text = tiny.make_text()
-  tokenizer = tokenization.QueryTokenizer(text, vocabulary, vocabulary)
+  tokenizer = QueryTokenizer(text, vocabulary, vocabulary)
   ids = tokenizer.target('red')
   assert ids[0] == vocabulary.vocab_size - 1
   assert ids[-1] == vocabulary.eos_id
@@ -165,7 +164,7 @@ def test_sentinel_of_the_official_vocabulary(shared_data):
   if not files:
     pytest.skip('the official vocabulary is not there')
   vocabulary = vocabularies.load_vocabulary(files[0])
-  tokenizer = tokenization.QueryTokenizer(
+  tokenizer = QueryTokenizer(
       tiny.make_text(target_length=16), vocabulary, vocabulary)
   ids = tokenizer.target('Alan Turing')
   assert ids[0] == 32099 and ids[-1] == 1
@@ -182,11 +181,11 @@ def test_padding_is_that_of_each_vocabulary(data, byte_pair_folder):
       reader_vocabulary=str(byte_pair_folder / 'vocab.json'),
       retriever_vocabulary=str(data.retriever_vocabulary))
   iterator = pipeline.get_dataset_iterator(
-      pipeline.DatasetConfig(task, batch_size=4, shuffle=False),
+      DatasetConfig(task, batch_size=4, shuffle=False),
       {'query': text.query_length, 'reader_query': text.reader_query_length,
        'targets': text.target_length})
   reader = vocabularies.load_vocabulary(byte_pair_folder / 'vocab.json')
-  tokenizer = tokenization.QueryTokenizer(
+  tokenizer = QueryTokenizer(
       text, reader, vocabularies.load_vocabulary(data.retriever_vocabulary))
   batch = next(iterator)
   questions = tiny.questions()[:4]
@@ -213,7 +212,7 @@ def test_padding_is_the_models_whatever_a_task_knows(data, byte_pair_folder):
   from ralm_jax.data import features
 
   reader = vocabularies.load_vocabulary(byte_pair_folder / 'vocab.json')
-  tokenizer = tokenization.QueryTokenizer(
+  tokenizer = QueryTokenizer(
       tiny.make_text(question_format='{question}', target_format='{answer}'),
       reader, vocabularies.load_vocabulary(data.retriever_vocabulary))
   seqio.TaskRegistry.remove('own_bart_qa')
@@ -231,7 +230,7 @@ def test_padding_is_the_models_whatever_a_task_knows(data, byte_pair_folder):
           for name in ('query', 'reader_query', 'targets')})
   lengths = {'query': 40, 'reader_query': 24, 'targets': 16}
   iterator = pipeline.get_dataset_iterator(
-      pipeline.DatasetConfig('own_bart_qa', batch_size=4), lengths,
+      DatasetConfig('own_bart_qa', batch_size=4), lengths,
       pad_ids={'reader_query': reader.pad_id, 'targets': reader.pad_id})
   batch, expected = next(iterator), tokenizer.target('me')
   for row in batch.target_tokens:
@@ -252,7 +251,7 @@ def test_task_of_a_published_format(data, tmp_path):
   text = tiny.make_text()
   task = _task(data, 'fever_qa', train=str(path), record_format='fever_2way')
   iterator = pipeline.get_dataset_iterator(
-      pipeline.DatasetConfig(task, batch_size=4),
+      DatasetConfig(task, batch_size=4),
       {'query': 40, 'reader_query': 24, 'targets': 8})
   vocabulary = vocabularies.load_vocabulary(data.reader_vocabulary)
   expected = vocabulary.encode(text.target('true')) + [vocabulary.eos_id]
@@ -303,13 +302,13 @@ def _hiding(tmp_path, n=4, **fields):
 
 def _plain_iterator(task, **config):
   return pipeline.get_dataset_iterator(
-      pipeline.DatasetConfig(
+      DatasetConfig(
           task, **{'batch_size': 4, 'shuffle': False, **config}),
       {'query': 40, 'reader_query': 24, 'targets': 8})
 
 
 def test_passages_that_examples_name(data, tmp_path):
-  store = corpus.PassageStore.open(data.corpus)
+  store = PassageStore.open(data.corpus)
   path = _hiding(
       tmp_path, exclude_passage_ids=['p7', 'nobody', 'p3'],
       gold_passage_id='p5', date='2019')
@@ -334,7 +333,7 @@ def test_examples_that_name_no_passages(data, tmp_path):
       _task(data, 'nothing_qa', train=_hiding(tmp_path)))
   batch = next(iterator)  # of no corpus: nothing is asked of one
   assert batch.exclude_rows is None and batch.max_dates is None
-  iterator.use_corpus(corpus.PassageStore.open(data.corpus))
+  iterator.use_corpus(PassageStore.open(data.corpus))
   batch = next(iterator)
   assert batch.exclude_rows is None and batch.gold_rows is None
   assert batch.max_dates is None
@@ -348,14 +347,14 @@ def test_rows_belong_to_their_examples(data, tmp_path):
   ]
   task = _task(data, 'kept_qa', train=str(
       tiny.write_jsonl(tmp_path / 'q.jsonl', rows)))
-  tokenizer = tokenization.QueryTokenizer(
+  tokenizer = QueryTokenizer(
       tiny.make_text(), vocabularies.load_vocabulary(data.reader_vocabulary),
       vocabularies.load_vocabulary(data.retriever_vocabulary))
   example_of = {
       tuple(tokens): i for i, tokens in enumerate(
           tokenizer.batch([q['question'] for q in rows]).query_tokens)
   }
-  store = corpus.PassageStore.open(data.corpus)
+  store = PassageStore.open(data.corpus)
   iterator = _plain_iterator(task, shuffle=True)
   iterator.use_corpus(store)
   _take(iterator, 3)
@@ -380,7 +379,7 @@ def test_long_lists_are_not_trimmed(data, tmp_path):
   many = [f'p{i}' for i in range(40)]
   path = _hiding(tmp_path, exclude_passage_ids=many)
   iterator = _plain_iterator(_task(data, 'long_qa', train=path))
-  iterator.use_corpus(corpus.PassageStore.open(data.corpus))
+  iterator.use_corpus(PassageStore.open(data.corpus))
   assert next(iterator).exclude_rows[1].tolist() == list(range(40))
 
 
@@ -391,7 +390,7 @@ def test_tasks_that_say_nothing_of_passages(data):
   import seqio
   import tensorflow as tf
 
-  tokenizer = tokenization.QueryTokenizer(
+  tokenizer = QueryTokenizer(
       tiny.make_text(), vocabularies.load_vocabulary(data.reader_vocabulary),
       vocabularies.load_vocabulary(data.retriever_vocabulary))
   seqio.TaskRegistry.remove('bare_qa')
@@ -419,7 +418,7 @@ def test_mixtures(data, tmp_path):
   seqio.MixtureRegistry.remove('mixed_qa')
   seqio.MixtureRegistry.add('mixed_qa', [(hiding, 1.0), (plain, 1.0)])
   iterator = _plain_iterator('mixed_qa')
-  iterator.use_corpus(corpus.PassageStore.open(data.corpus))
+  iterator.use_corpus(PassageStore.open(data.corpus))
   excluded = [
       tuple(row[row >= 0]) for batch in _take(iterator, 10)
       if batch.exclude_rows is not None for row in batch.exclude_rows

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from ralm_jax.decoding import decode
-from ralm_jax.decoding import options as options_lib
+from ralm_jax.decoding.options import DecodingOptions
 from ralm_jax.training import partitioning
-import steppers
+from ralm_jax.training.partitioning import Partitioner
+from tests.decoding import steppers
 
 EOS, PAD = 1, 0
 # Compiling is most of the time these tests take.
@@ -57,7 +58,7 @@ def test_a_wide_search_finds_the_best_of_all_sequences(
 ):
   tables = _tables(3, 4)
   # More beams than there are prefixes: nothing is pruned.
-  options = options_lib.DecodingOptions(
+  options = DecodingOptions(
       num_beams=64, num_return=8, length_penalty=length_penalty,
       early_stopping='never', min_length=min_length)
   decoded = jax.jit(lambda tables: _decode(tables, options, 4),
@@ -73,7 +74,7 @@ def test_a_wide_search_finds_the_best_of_all_sequences(
 @pytest.mark.parametrize('early_stopping', [False, True])
 def test_an_example_does_not_depend_on_its_batch(early_stopping):
   tables = _tables(6, 7, seed=1)
-  options = options_lib.DecodingOptions(
+  options = DecodingOptions(
       num_beams=3, num_return=3, early_stopping=early_stopping)
   run = jax.jit(
       lambda tables: _decode(tables, options, 9), compiler_options=QUICKLY)
@@ -89,7 +90,7 @@ def test_an_example_does_not_depend_on_its_batch(early_stopping):
 
 def test_what_is_forced_counts_in_log_probs_but_not_in_scores():
   tables = _tables(2, 5, seed=2)
-  options = options_lib.DecodingOptions(num_beams=2, length_penalty=0.0)
+  options = DecodingOptions(num_beams=2, length_penalty=0.0)
   decoded = jax.jit(lambda tables: _decode(
       tables, options, 3, forced_first_id=4, forced_last_id=3,
   ), compiler_options=QUICKLY)(tables)
@@ -123,7 +124,7 @@ def test_stops_as_soon_as_its_rule_says(choices, least, most):
 
   tables = np.zeros((2, 6, 6, 6), np.float32)
   tables[..., [EOS, 5]] = 9.0
-  options = options_lib.DecodingOptions(
+  options = DecodingOptions(
       **dict(num_beams=2, length_penalty=2.0) | choices)
   jax.block_until_ready(jax.jit(lambda tables: decode.decode(
       Counting(tables, 20), options, max_length=20, eos_id=EOS, pad_id=PAD,
@@ -132,8 +133,8 @@ def test_stops_as_soon_as_its_rule_says(choices, least, most):
   assert least <= len(steps) <= most
 
 
-BEAMS = options_lib.DecodingOptions(num_beams=3, num_return=2)
-DRAWS = options_lib.DecodingOptions(
+BEAMS = DecodingOptions(num_beams=3, num_return=2)
+DRAWS = DecodingOptions(
     sample=True, num_return=2, temperature=2.0, top_k=40, top_p=0.9)
 
 
@@ -144,7 +145,7 @@ def test_a_sharded_batch_stays_where_it_is(options, num_partitions):
   tables = _tables(16, 300, contexts=5)
   run = lambda tables: _decode(tables, options, 6, rng=jax.random.key(0))
   expected = jax.jit(run, compiler_options=QUICKLY)(tables)
-  partitioner = partitioning.Partitioner(num_partitions=num_partitions)
+  partitioner = Partitioner(num_partitions=num_partitions)
   tables = partitioner.put_batch(tables)
   sharded = partitioner.partition(run, compiler_options=QUICKLY)
   compiled = sharded.lower(tables).compile()

@@ -9,9 +9,9 @@ import pytest
 
 from ralm_jax.decoding import decode
 from ralm_jax.interop import huggingface
-from ralm_jax.models import bert
-from ralm_jax.models import retrieval_lm
-from ralm_jax.models import t5
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.retrieval_lm import ReaderBatch, RetrievalLM
+from ralm_jax.models.t5 import T5Config
 
 MAX_LENGTH = 10
 EOS = 1
@@ -28,8 +28,8 @@ SMALL = dict(
 
 
 def _model(config):
-  return retrieval_lm.RetrievalLM(
-      reader_config=config, retriever_config=bert.BertConfig(
+  return RetrievalLM(
+      reader_config=config, retriever_config=BertConfig(
           vocab_size=23, emb_dim=16, num_heads=2, num_layers=1, mlp_dim=16),
   )
 
@@ -39,7 +39,7 @@ def _batch(size=6, passages=3, length=7):
   tokens = rng.integers(3, 23, (size, passages, length)).astype(np.int32)
   lengths = rng.integers(3, length + 1, (size, passages))
   mask = np.arange(length) < lengths[..., None]
-  return retrieval_lm.ReaderBatch(
+  return ReaderBatch(
       reader_tokens=np.where(mask, tokens, 0), reader_mask=mask,
       passage_mask=np.ones((size, passages), bool),
       target_tokens=np.zeros((size, 1), np.int32),
@@ -92,7 +92,7 @@ def _first(row, token):
 @pytest.mark.parametrize('scan', [False, True])
 @pytest.mark.parametrize('version', VERSIONS)
 def test_cache_equals_recomputation(version, scan):
-  config = t5.T5Config(**SMALL, **VERSIONS[version], scan_layers=scan)
+  config = T5Config(**SMALL, **VERSIONS[version], scan_layers=scan)
   model, batch = _model(config), _batch(size=12)
   params = _random_params(model, config)
   tokens, log_probs = _recompute(model, params, batch)
@@ -114,7 +114,7 @@ def test_cache_equals_recomputation(version, scan):
 
 
 def test_n_context_limits_what_is_read():
-  config = t5.T5Config(**SMALL)
+  config = T5Config(**SMALL)
   batch = _batch()
   model = _model(config)
   params = _random_params(model, config)

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ralm_jax.decoding import constraints
-from ralm_jax.decoding import options
+from ralm_jax.decoding.constraints import Constraints
+from ralm_jax.decoding.options import DecodingOptions
 
 
 @pytest.mark.parametrize('wrong, message', [
@@ -30,31 +30,31 @@ from ralm_jax.decoding import options
 ])
 def test_wrong_options_are_refused(wrong, message):
   with pytest.raises(ValueError, match=message):
-    options.DecodingOptions(**wrong)
+    DecodingOptions(**wrong)
 
 
 def test_right_options_are_taken():
-  options.DecodingOptions()
-  options.DecodingOptions(num_beams=3, num_return=3, early_stopping='never')
-  options.DecodingOptions(sample=True, num_return=9, top_k=40, top_p=0.9)
-  options.DecodingOptions(num_beams=np.int64(2), length_penalty=-1)
+  DecodingOptions()
+  DecodingOptions(num_beams=3, num_return=3, early_stopping='never')
+  DecodingOptions(sample=True, num_return=9, top_k=40, top_p=0.9)
+  DecodingOptions(num_beams=np.int64(2), length_penalty=-1)
   # A static argument of jit.
-  hash(options.DecodingOptions(num_beams=2, early_stopping=True))
+  hash(DecodingOptions(num_beams=2, early_stopping=True))
 
 
 def test_wrong_constraints_are_refused():
   with pytest.raises(ValueError, match='max_length must be at least 1'):
-    constraints.Constraints(max_length=0, eos_id=1)
+    Constraints(max_length=0, eos_id=1)
   with pytest.raises(ValueError, match='min_length=4 is above max_length=3'):
-    constraints.Constraints(max_length=3, eos_id=1, min_length=4)
-  limits = constraints.Constraints(max_length=3, eos_id=1, forced_last_id=7)
+    Constraints(max_length=3, eos_id=1, min_length=4)
+  limits = Constraints(max_length=3, eos_id=1, forced_last_id=7)
   limits.check_vocabulary(8)
   with pytest.raises(ValueError, match='forced_last_id=7 is not in the vocab'):
     limits.check_vocabulary(7)
 
 
 def test_constraints_by_step():
-  limits = constraints.Constraints(
+  limits = Constraints(
       max_length=5, eos_id=2, min_length=3, forced_first_id=0, forced_last_id=2
   )
   scores = jnp.asarray([[0.5, 1.0, 4.0, -2.0]] * 3)

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from ralm_jax.decoding import options as options_lib
-from ralm_jax.models import fid
+from ralm_jax.decoding.options import DecodingOptions
 from ralm_jax.models import prediction
-from ralm_jax.models import t5
-from ralm_jax.training import partitioning
+from ralm_jax.models.fid import FusionInDecoder
+from ralm_jax.models.t5 import T5Config
+from ralm_jax.training.partitioning import Partitioner
 
 BATCH, PASSAGES, LENGTH, MAX_LENGTH = 8, 2, 5, 5
 QUICKLY = {'xla_backend_optimization_level': 0}
@@ -19,10 +19,10 @@ QUICKLY = {'xla_backend_optimization_level': 0}
 @pytest.mark.parametrize(
     'reading, scan', [('fusion', True), ('rag_token', False)])
 def test_devices_exchange_no_caches(reading, scan):
-  config = t5.T5Config(
+  config = T5Config(
       vocab_size=40, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16,
       num_encoder_layers=1, num_decoder_layers=2, scan_layers=scan)
-  reader = fid.FusionInDecoder(config)
+  reader = FusionInDecoder(config)
   rng = np.random.default_rng(0)
   tokens = rng.integers(3, 40, (BATCH, PASSAGES, LENGTH)).astype(np.int32)
   mask = np.ones(tokens.shape, bool)
@@ -34,10 +34,10 @@ def test_devices_exchange_no_caches(reading, scan):
     return prediction.predict(
         reader, params, tokens, mask, reading=reading,
         log_prior=None if reading == 'fusion' else prior, max_length=MAX_LENGTH,
-        options=options_lib.DecodingOptions(num_beams=3, num_return=2))
+        options=DecodingOptions(num_beams=3, num_return=2))
 
   expected = jax.jit(run, compiler_options=QUICKLY)(params, tokens, mask, prior)
-  partitioner = partitioning.Partitioner()
+  partitioner = Partitioner()
   inputs = (jax.device_put(params, partitioner.replicated),
             *partitioner.put_batch((tokens, mask, prior)))
   compiled = partitioner.partition(

@@ -4,10 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ralm_jax.decoding import decode
-from ralm_jax.decoding import options as options_lib
-from ralm_jax.decoding import sampling
-import steppers
+from ralm_jax.decoding import decode, sampling
+from ralm_jax.decoding.options import DecodingOptions
+from tests.decoding import steppers
 
 EOS, PAD = 1, 0
 VOCAB = 6
@@ -47,7 +46,7 @@ def test_warpers_are_those_of_transformers(choices):
   logits[0, 0, :] = -np.inf
   logits[0, 0, 3] = 0.0
   logits[0, 1, 100:] = -np.inf
-  options = options_lib.DecodingOptions(sample=True, **choices)
+  options = DecodingOptions(sample=True, **choices)
   warpers = transformers.LogitsProcessorList()
   if 'temperature' in choices:
     warpers.append(transformers.TemperatureLogitsWarper(choices['temperature']))
@@ -79,7 +78,7 @@ def test_equal_scores():
 ], ids=str)
 def test_frequencies(choices):
   count = 20_000
-  options = options_lib.DecodingOptions(sample=True, num_return=count, **choices)
+  options = DecodingOptions(sample=True, num_return=count, **choices)
   table = _table()
   tokens = _draws(table, options, 2).tokens
   warped = np.asarray(sampling.warp(jnp.asarray(table), options))
@@ -103,7 +102,7 @@ def test_frequencies(choices):
 
 def test_log_probs_are_the_models_own():
   table = _table(1)
-  options = options_lib.DecodingOptions(
+  options = DecodingOptions(
       sample=True, num_return=50, temperature=3.0, top_p=0.9, min_length=2)
   decoded = _draws(table, options, 5)
   log_probs = np.asarray(jax.nn.log_softmax(table, axis=-1))
@@ -123,7 +122,7 @@ def test_log_probs_are_the_models_own():
 
 
 def test_forced_tokens_are_drawn_with_certainty():
-  options = options_lib.DecodingOptions(
+  options = DecodingOptions(
       sample=True, num_return=30, temperature=2.0, top_k=4, top_p=0.5)
   tokens = _draws(
       _table(2), options, 4, forced_first_id=5, forced_last_id=3).tokens
@@ -135,7 +134,7 @@ def test_forced_tokens_are_drawn_with_certainty():
 
 
 def test_keys():
-  table, options = _table(3), options_lib.DecodingOptions(sample=True, num_return=8)
+  table, options = _table(3), DecodingOptions(sample=True, num_return=8)
   first = _draws(table, options, 6)
   np.testing.assert_array_equal(first.tokens, _draws(table, options, 6).tokens)
   assert (first.tokens != _draws(table, options, 6, seed=1).tokens).any()
@@ -149,7 +148,7 @@ def test_keys():
 def test_the_single_likeliest_token_is_greedy():
   table = _table(4)
   drawn = _draws(
-      table, options_lib.DecodingOptions(sample=True, top_k=1, num_return=3), 6)
-  greedy = _draws(table, options_lib.DecodingOptions(), 6)
+      table, DecodingOptions(sample=True, top_k=1, num_return=3), 6)
+  greedy = _draws(table, DecodingOptions(), 6)
   np.testing.assert_array_equal(drawn.tokens, np.repeat(greedy.tokens, 3, axis=0))
   np.testing.assert_allclose(drawn.log_probs, greedy.log_probs[0], rtol=1e-5)

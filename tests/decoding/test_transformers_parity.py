@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from ralm_jax.decoding import decode
-from ralm_jax.decoding import options as options_lib
+from ralm_jax.decoding.options import DecodingOptions
 from ralm_jax.interop import huggingface
-from ralm_jax.models import fid
-from ralm_jax.models import generation
+from ralm_jax.models.fid import BartFusionInDecoder, FusionInDecoder, PassageReader
+from ralm_jax.models.generation import CachedReader
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -42,7 +42,7 @@ class Pair:
   """The same model on both sides, and what it reads."""
 
   peer: Any
-  reader: fid.PassageReader
+  reader: PassageReader
   params: Any
   tokens: np.ndarray
   mask: np.ndarray
@@ -67,7 +67,7 @@ class Pair:
     def predict(params, tokens, mask):
       encoded = self.reader.apply(
           {'params': params}, tokens, mask, method='encode')
-      stepper = generation.CachedReader(
+      stepper = CachedReader(
           self.reader, params, encoded, mask, max_length)
       return decode.decode(
           stepper, options, max_length=max_length, eos_id=self.eos_id,
@@ -159,10 +159,10 @@ def t5_pair(tmp_path_factory):
   peer.config.save_pretrained(folder)
   torch.save(peer.state_dict(), folder / 'pytorch_model.bin')
   config, params = huggingface.load_t5(folder)
-  pair = Pair(peer, fid.FusionInDecoder(config), params, *_inputs(0), eos_id=1)
+  pair = Pair(peer, FusionInDecoder(config), params, *_inputs(0), eos_id=1)
   # Of all tokens, that one ends an answer with which greedy answers end at the
   # most different lengths.
-  free, _ = pair.theirs(options_lib.DecodingOptions())
+  free, _ = pair.theirs(DecodingOptions())
   pair.eos_id = max(
       range(1, VOCAB), key=lambda token: len(set(_lengths(free, token).ravel())))
   return pair
@@ -185,7 +185,7 @@ def bart_pair(tmp_path_factory):
   peer.save_pretrained(folder)
   config, params = huggingface.load_bart(folder)
   pair = Pair(
-      peer, fid.BartFusionInDecoder(config), params, *_inputs(1), eos_id=2,
+      peer, BartFusionInDecoder(config), params, *_inputs(1), eos_id=2,
       forced_first_id=config.forced_first_id,
       forced_last_id=config.forced_last_id)
   assert (pair.forced_first_id, pair.forced_last_id) == (0, 2)
@@ -206,25 +206,25 @@ def _check(pair, options, max_length=MAX_LENGTH):
 
 @pytest.mark.parametrize('case', CASES, ids=str)
 def test_t5(t5_pair, case):
-  options = options_lib.DecodingOptions(**case)
+  options = DecodingOptions(**case)
   tokens = _check(t5_pair, options)
   assert _lengths(tokens, t5_pair.eos_id).min() >= options.min_length
 
 
 @pytest.mark.parametrize('case', CASES, ids=str)
 def test_bart_with_forced_tokens(bart_pair, case):
-  tokens = _check(bart_pair, options_lib.DecodingOptions(**case))
+  tokens = _check(bart_pair, DecodingOptions(**case))
   assert (tokens[..., 0] == 0).all()
   assert ((tokens[..., -1] == 2) | (tokens[..., -1] == 1)).all()
 
 
 def test_max_length_of_one(t5_pair, bart_pair):
-  options = options_lib.DecodingOptions(num_beams=3, num_return=2)
+  options = DecodingOptions(num_beams=3, num_return=2)
   _check(t5_pair, options, max_length=1)
-  _check(t5_pair, options_lib.DecodingOptions(), max_length=1)
+  _check(t5_pair, DecodingOptions(), max_length=1)
   # At its only place both the first and the last token are forced.
   tokens = _check(
-      bart_pair, options_lib.DecodingOptions(num_beams=2), max_length=1)
+      bart_pair, DecodingOptions(num_beams=2), max_length=1)
   assert (tokens == 2).all()
 
 
@@ -233,7 +233,7 @@ def test_never_reckons_with_the_greatest_length(t5_pair):
   tokens, mask = _inputs(0, seed=9)
   pair = dataclasses.replace(t5_pair, tokens=tokens, mask=mask)
   found = [
-      _check(pair, options_lib.DecodingOptions(
+      _check(pair, DecodingOptions(
           num_beams=2, length_penalty=2.0, early_stopping=rule))
       for rule in (False, 'never')
   ]
@@ -245,7 +245,7 @@ def test_the_cases_tell_options_apart(family, request):
   """Their ids are not the same whatever one asks for, nor all of one length."""
   pair = request.getfixturevalue(f'{family}_pair')
   found = [
-      pair.theirs(options_lib.DecodingOptions(**case))[0][:, 0]
+      pair.theirs(DecodingOptions(**case))[0][:, 0]
       for case in CASES
   ]
   for tokens in found[:2]:
@@ -256,6 +256,6 @@ def test_the_cases_tell_options_apart(family, request):
 @pytest.mark.slow
 @pytest.mark.parametrize('case', GRID, ids=str)
 def test_grid(t5_pair, bart_pair, case):
-  options = options_lib.DecodingOptions(**case)
+  options = DecodingOptions(**case)
   _check(t5_pair, options)
   _check(bart_pair, options)

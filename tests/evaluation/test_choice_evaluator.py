@@ -9,19 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax import runs
-from ralm_jax.data import multiple_choice
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.evaluation import evaluator as evaluator_lib
-from ralm_jax.evaluation import multiple_choice as choice_lib
-from ralm_jax.evaluation import records as records_lib
-from ralm_jax.models import choices as choices_lib
+from ralm_jax.data.questions import multiple_choice, reading
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.evaluation import choice_evaluator
+from ralm_jax.evaluation.choice_evaluator import ChoiceEvaluator
+from ralm_jax.evaluation.evaluator import Evaluator
+from ralm_jax.evaluation.records import Answer
+from ralm_jax.models import choices
+from ralm_jax.models.choices import ChoiceTokens
+from ralm_jax.runs import opening
+from tests import tiny
 
 
 def ask(options='wxyz', answers='C', **fields):
-  return questions_lib.Question(
+  return Question(
       **{'id': 'id', 'question': 'why?', 'gold_passage_ids': (), 'line': 1,
          'options': tuple(options), 'answers': tuple(answers), **fields})
 
@@ -31,7 +33,7 @@ def test_average_over_orders():
   orders = multiple_choice.orderings(4, 'cyclic')
   knows, likes = np.asarray([0.0, 0.0, 1.0, 0.5]), np.asarray([3.0, 0, 0, 0])
   logits = np.stack([knows[list(order)] + likes for order in orders])
-  result = choice_lib.combine('wxyz', orders, logits)
+  result = choice_evaluator.combine('wxyz', orders, logits)
   assert result.first_choices == (0, 3, 2, 1) and result.choice == 2
   softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   expected = [
@@ -59,7 +61,7 @@ def _atlas_marginal(options, orders, logits):
 def test_average_is_that_of_atlas(kind, options):
   orders = multiple_choice.orderings(len(options), kind)
   logits = np.random.default_rng(0).normal(0, 4, (len(orders), len(options)))
-  result = choice_lib.combine(options, orders, logits)
+  result = choice_evaluator.combine(options, orders, logits)
   expected = _atlas_marginal(options, orders, logits)
   for option, probability in zip(options, result.probabilities):
     assert probability == pytest.approx(expected[option])
@@ -69,7 +71,7 @@ def test_average_is_that_of_atlas(kind, options):
 
 def test_options_of_equal_text_are_equally_right():
   question = ask(options=('same', 'b', 'same', 'd'), answers='C')
-  result = choice_lib.combine(
+  result = choice_evaluator.combine(
       question.options, [(0, 1, 2, 3)], np.asarray([[5.0, 0, 1, 0]]))
   assert result.choice == 0  # The first of the two.
   assert set(result.metrics(question).values()) == {1.0}
@@ -86,7 +88,7 @@ def trained():
 @pytest.fixture(scope='module')
 def opened(trained):
   """Its prompts fit: the tiny run was trained on shorter questions."""
-  opened = runs.open_checkpoint(trained.run)
+  opened = opening.open_checkpoint(trained.run)
   text = dataclasses.replace(
       opened.spec.text, reader_query_length=70, passage_length=110)
   return dataclasses.replace(opened, spec=dataclasses.replace(
@@ -108,14 +110,14 @@ def make_questions(n=9):
 
 @pytest.fixture(scope='module')
 def evaluator(trained, opened):
-  with runs.open_evaluator(
+  with opening.open_evaluator(
       opened, index=trained.index, batch_size=8) as evaluator:
     yield evaluator
 
 
 @pytest.fixture(scope='module')
 def records(opened, evaluator):
-  return list(choice_lib.ChoiceEvaluator(
+  return list(ChoiceEvaluator(
       evaluator, permutations='cyclic').predictions(
           opened.params, make_questions()))
 
@@ -153,17 +155,17 @@ def test_logits_are_those_of_the_prompt(opened, evaluator, records):
   batch = evaluator.reader_batch([shown], retrieved)
   targets = list(map(tokenizer.target, 'ABCD'))
   scores = jax.jit(functools.partial(
-      choices_lib.choice_logits, opened.spec.model,
-      choices=choices_lib.ChoiceTokens.make(targets)))(opened.params, batch)
+      choices.choice_logits, opened.spec.model,
+      choices=ChoiceTokens.make(targets)))(opened.params, batch)
   np.testing.assert_allclose(
       records[1]['permutations'][1]['logits'], scores[0], atol=1e-4)
 
 
 def test_batches_and_resuming_change_nothing(trained, opened, records):
-  with runs.open_evaluator(
+  with opening.open_evaluator(
       opened, index=trained.index, batch_size=5,
       evaluation={'passage_effects': True, 'with_loss': True}) as evaluator:
-    chooser = choice_lib.ChoiceEvaluator(evaluator, permutations='cyclic')
+    chooser = ChoiceEvaluator(evaluator, permutations='cyclic')
     questions = make_questions()
     again = list(chooser.predictions(opened.params, questions, done=1))
   assert [record['id'] for record in again] == [f'q{i}' for i in range(5, 9)]
@@ -178,11 +180,11 @@ def test_batches_and_resuming_change_nothing(trained, opened, records):
 
 
 def test_prompts_that_do_not_fit_are_refused(trained, evaluator):
-  opened = runs.open_checkpoint(trained.run)
-  with runs.open_evaluator(
+  opened = opening.open_checkpoint(trained.run)
+  with opening.open_evaluator(
       opened, index=trained.index, batch_size=8) as short:
     with pytest.raises(ValueError, match='set it to .* or more'):
-      next(choice_lib.ChoiceEvaluator(short).predictions(
+      next(ChoiceEvaluator(short).predictions(
           opened.params, make_questions()))
 
 
@@ -218,7 +220,7 @@ class KnownReader:
 
   def find(self, params, questions):
     self._shown = questions
-    return None, [records_lib.Answer(None, None, ())] * len(questions)
+    return None, [Answer(None, None, ())] * len(questions)
 
   def with_likelihoods(self, params, batch, questions, tokens, answers):
     return answers
@@ -241,10 +243,10 @@ def test_processes_share_the_questions(monkeypatch, n):
     find, count = reader.find, []
     reader.find = lambda *args, find=find, count=count: (
         count.append(1), find(*args))[1]
-    chooser = choice_lib.ChoiceEvaluator(reader, permutations='all')
+    chooser = ChoiceEvaluator(reader, permutations='all')
     rows = list(chooser.predictions(None, questions))
     mine = [q.id for start in range(0, n, 6)
-            for q in evaluator_lib.Evaluator.mine(reader, questions, start)]
+            for q in Evaluator.mine(reader, questions, start)]
     assert [row['id'] for row in rows] == mine
     assert all(row['metrics']['debiased_accuracy'] == 1 for row in rows)
     answered += mine
@@ -257,11 +259,11 @@ def mmlu(shared_data):
   files = sorted((shared_data / 'mmlu').glob('test/*_test.csv'))
   if not files:
     pytest.skip('MMLU is not among the real data')
-  return questions_lib.read_questions(files, record_format='mmlu')
+  return reading.read_questions(files, record_format='mmlu')
 
 
 def known_metrics(score, questions, permutations):
-  chooser = choice_lib.ChoiceEvaluator(
+  chooser = ChoiceEvaluator(
       KnownReader(score), permutations=permutations)
   return chooser.evaluate(None, questions)
 
@@ -314,8 +316,8 @@ def test_a_biased_reader_that_knows_a_little(shared_data):
 
 
 def test_questions_that_are_none():
-  choice_lib.check('qa', [ask(options='')], 'cyclic')
+  choice_evaluator.check('qa', [ask(options='')], 'cyclic')
   with pytest.raises(ValueError, match="'options' is missing"):
-    choice_lib.check('multiple_choice', [ask(options='', answers='')], 'cyclic')
+    choice_evaluator.check('multiple_choice', [ask(options='', answers='')], 'cyclic')
   with pytest.raises(ValueError, match='7 options are too many'):
-    choice_lib.check('multiple_choice', [ask(options='abcdefg')], 'all')
+    choice_evaluator.check('multiple_choice', [ask(options='abcdefg')], 'all')

@@ -5,15 +5,16 @@ import json
 import jax
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax import runs
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.evaluation import evaluator as evaluator_lib
-from ralm_jax.retrieval import assembler as assembler_lib
-from ralm_jax.retrieval import retriever as retriever_lib
-from retrieval_service import generations
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.questions import reading
+from ralm_jax.evaluation.evaluator import Evaluator
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.retriever import PassageRetriever
+from ralm_jax.runs import opening
+from retrieval_service.generations import GenerationStore
+from tests import tiny
 
 
 class Search:
@@ -43,19 +44,19 @@ def trained() -> tiny.Trained:
 
 @pytest.fixture(scope='module')
 def opened(trained):
-  return runs.open_checkpoint(trained.run)
+  return opening.open_checkpoint(trained.run)
 
 
 @pytest.fixture(scope='module')
 def questions(trained):
-  return questions_lib.read_questions(trained.data.questions)
+  return reading.read_questions(trained.data.questions)
 
 
 def test_batches_change_nothing(trained, opened, questions, tmp_path):
   """Neither their size nor the padding of the last one."""
   records = []
   for size in (8, 32):  # 21 questions leave 5 in the last batch of 8
-    with runs.open_evaluator(
+    with opening.open_evaluator(
         opened, index=trained.index, batch_size=size) as evaluator:
       records.append(list(evaluator.predictions(opened.params, questions[:21])))
   assert len(records[0]) == 21
@@ -68,12 +69,12 @@ def test_batches_change_nothing(trained, opened, questions, tmp_path):
 
 
 def test_files(trained, opened, questions, tmp_path):
-  with runs.open_evaluator(opened, index=trained.index, batch_size=8) as evaluator:
+  with opening.open_evaluator(opened, index=trained.index, batch_size=8) as evaluator:
     means = evaluator.evaluate(opened.params, questions[:10], output=tmp_path)
   rows = [json.loads(line) for line in
           (tmp_path / 'predictions.jsonl').read_text().splitlines()]
   assert len(rows) == 10 == means['count']
-  served = generations.GenerationStore(trained.index)
+  served = GenerationStore(trained.index)
   for row in rows:
     assert row['index'] == served.index_id()
     assert row['generation'] == served.current()
@@ -86,7 +87,7 @@ def test_files(trained, opened, questions, tmp_path):
 
 
 def test_number_of_passages(trained, opened, questions):
-  with runs.open_evaluator(
+  with opening.open_evaluator(
       opened, index=trained.index, batch_size=8, n_passages=5) as evaluator:
     record = next(evaluator.predictions(opened.params, questions[:1]))
   assert len(record['passages']) == 5
@@ -98,18 +99,18 @@ def test_gold_passage_that_was_split(opened, trained, tmp_path):
   passages = tiny.write_jsonl(tmp_path / 'p.jsonl', [
       {'id': 'short', 'title': 's', 'text': 'a lake'},
       {'id': 'long', 'title': 'l', 'text': words}])
-  store = corpus_lib.build_corpus(
+  store = passage_store.build_corpus(
       passages, tmp_path / 'corpus', trained.data.reader_vocabulary,
       trained.data.retriever_vocabulary, max_words=10, n_workers=1,
       progress=False)
   ids = [p.id for p in store.passages(np.arange(len(store)))]
   assert len(ids) == 4
   rows = [0, 3, 1]  # the short one, then the last part of the long one
-  evaluator = evaluator_lib.Evaluator(
+  evaluator = Evaluator(
       opened.spec, opened.partitioner,
-      retriever_lib.PassageRetriever(Search(rows, store), store, 3),
+      PassageRetriever(Search(rows, store), store, 3),
       batch_size=8)
-  (question,) = questions_lib.read_questions(tiny.write_jsonl(
+  (question,) = reading.read_questions(tiny.write_jsonl(
       tmp_path / 'q.jsonl', [{'question': 'which?', 'answers': ['word25'],
                               'gold_passage_id': 'long'}]))
   record = next(evaluator.predictions(opened.params, [question]))
@@ -123,16 +124,16 @@ def test_ids_that_only_look_like_parts(opened, trained, tmp_path):
   """Where nothing was cut, `doc#1` is not found by finding `doc#2`."""
   passages = tiny.write_jsonl(tmp_path / 'p.jsonl', [
       {'id': f'doc#{i}', 'title': 't', 'text': 'x'} for i in range(4)])
-  store = corpus_lib.build_corpus(
+  store = passage_store.build_corpus(
       passages, tmp_path / 'corpus', trained.data.reader_vocabulary,
       trained.data.retriever_vocabulary, n_workers=1, progress=False)
-  evaluator = evaluator_lib.Evaluator(
+  evaluator = Evaluator(
       opened.spec, opened.partitioner,
-      retriever_lib.PassageRetriever(Search([2, 1, 0], store), store, 3),
+      PassageRetriever(Search([2, 1, 0], store), store, 3),
       batch_size=8)
   rows = [{'question': 'which?', 'answers': ['x'], 'gold_passage_id': f'doc#{i}'}
           for i in (1, 3)]
-  questions = questions_lib.read_questions(
+  questions = reading.read_questions(
       tiny.write_jsonl(tmp_path / 'q.jsonl', rows))
   metrics = [record['metrics'] for record in
              evaluator.predictions(opened.params, questions)]
@@ -145,19 +146,19 @@ def test_questions_that_exclude_and_have_dates(trained, opened, tmp_path):
   rows = [q | {'exclude_passage_ids': [q['gold_passage_id'], 'unknown']}
           for q in tiny.questions()[:10]]
   path = tiny.write_jsonl(tmp_path / 'q.jsonl', rows)
-  plain = questions_lib.read_questions(trained.data.questions)[:10]
-  with runs.open_evaluator(
+  plain = reading.read_questions(trained.data.questions)[:10]
+  with opening.open_evaluator(
       opened, index=trained.index, batch_size=8, n_passages=10) as evaluator:
     before = list(evaluator.predictions(opened.params, plain))
     after = list(evaluator.predictions(
-        opened.params, questions_lib.read_questions(path)))
+        opened.params, reading.read_questions(path)))
     # The corpus has no dates, so that nothing could be shown.
-    (dated,) = questions_lib.read_questions(tiny.write_jsonl(
+    (dated,) = reading.read_questions(tiny.write_jsonl(
         tmp_path / 'dated.jsonl', [rows[0] | {'date': '2019'}]))
     with pytest.raises(ValueError, match='questions have dates, but no passage'):
       list(evaluator.predictions(opened.params, [dated]))
     assert evaluator.retrieval_recall(
-        opened.params, questions_lib.read_questions(path), k=10) == 0
+        opened.params, reading.read_questions(path), k=10) == 0
   found = 0
   for question, one, other in zip(rows, before, after):
     gold = question['gold_passage_id']
@@ -177,9 +178,9 @@ def test_metrics_of_what_filters_left(trained, opened, tmp_path):
           for left in (0, 2)]
   for i, row in enumerate(rows):
     row['id'] = f'q{i}'
-  questions = questions_lib.read_questions(
+  questions = reading.read_questions(
       tiny.write_jsonl(tmp_path / 'q.jsonl', rows))
-  with runs.open_evaluator(
+  with opening.open_evaluator(
       opened, index=trained.index, batch_size=8, n_passages=5) as evaluator:
     records = list(evaluator.predictions(opened.params, questions))
   assert [len(record['passages']) for record in records] == [0, 2]
@@ -190,14 +191,14 @@ def test_metrics_of_what_filters_left(trained, opened, tmp_path):
 
 def test_too_few_passages_after_filtering(opened, trained):
   """Empty slots are not shown and carry no probability."""
-  store = corpus_lib.PassageStore.open(trained.data.corpus)
-  retriever = retriever_lib.PassageRetriever(Search([4, -1, -1], store), store, 3)
+  store = PassageStore.open(trained.data.corpus)
+  retriever = PassageRetriever(Search([4, -1, -1], store), store, 3)
   found = retriever.search(np.zeros((8, 16), np.float32))
   found = dataclasses.replace(
       found, scores=np.where(found.rows < 0, -np.inf, found.scores))
   np.testing.assert_allclose(
       found.probabilities(0.4), np.tile([1.0, 0, 0], (8, 1)))
-  evaluator = evaluator_lib.Evaluator(
+  evaluator = Evaluator(
       opened.spec, opened.partitioner, retriever, batch_size=8)
   (answer,) = evaluator.answer(opened.params, ['which?'])
   assert [shown.passage.id for shown in answer.passages] == ['p4']
@@ -210,11 +211,11 @@ def closed_book(trained, tmp_path_factory):
       'data': str(trained.data.folder), 'model_dir': str(folder / 'run'),
       'steps': 2, 'closed_book': True,
       'compilation_cache': str(folder / 'cache')}]).finish()
-  return runs.open_checkpoint(folder / 'run')
+  return opening.open_checkpoint(folder / 'run')
 
 
 def test_closed_book(closed_book, questions, tmp_path):
-  with runs.open_evaluator(closed_book, batch_size=8) as evaluator:
+  with opening.open_evaluator(closed_book, batch_size=8) as evaluator:
     means = evaluator.evaluate(
         closed_book.params, questions[:9], output=tmp_path)
   assert means['count'] == 9 and 'exact_match' in means
@@ -227,7 +228,7 @@ def test_closed_book(closed_book, questions, tmp_path):
 
 def test_reader_of_passages_needs_an_index(opened):
   with pytest.raises(ValueError, match='give an index'):
-    evaluator_lib.Evaluator(opened.spec, opened.partitioner, None)
+    Evaluator(opened.spec, opened.partitioner, None)
 
 
 def test_reranking_a_stale_index(trained, opened, questions):
@@ -236,16 +237,16 @@ def test_reranking_a_stale_index(trained, opened, questions):
   params = {**opened.params, 'retriever': jax.tree.map(
       lambda x: x + 0.3 * rng.standard_normal(x.shape).astype(x.dtype),
       opened.params['retriever'])}
-  store = corpus_lib.PassageStore.open(trained.data.corpus)
+  store = PassageStore.open(trained.data.corpus)
   asked = questions[:8]
   found = {}
   for candidates in (None, len(store)):
-    with runs.open_evaluator(
+    with opening.open_evaluator(
         opened, index=trained.index, batch_size=8, n_candidates=candidates,
         rerank_chunk=None if candidates is None else 8,
     ) as evaluator:
       found[candidates] = evaluator.retrieve(params, asked)
-  inputs = assembler_lib.Assembler(opened.spec.tokenizer, store).passage_inputs(
+  inputs = Assembler(opened.spec.tokenizer, store).passage_inputs(
       np.arange(len(store)))
   passages = opened.spec.model.encode_passages(
       params, inputs.tokens[:, 0], inputs.mask[:, 0])

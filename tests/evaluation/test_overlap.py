@@ -3,24 +3,24 @@ import json
 import random
 
 import pytest
-import tiny
 
-from ralm_jax import leakage as command
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.evaluation import leakage
-from ralm_jax.evaluation import word_spans
+from ralm_jax.commands import leakage as command
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.corpus.passages import Passage
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.evaluation import overlap, word_spans
+from ralm_jax.evaluation.overlap import CorpusMatch, CorpusScan, Settings
+from tests import tiny
 
 
 def _question(number, text, answers=('x',), **fields):
-  return questions_lib.Question(
+  return Question(
       id=f'q{number}', question=text, answers=tuple(answers), gold_passage_ids=(),
       line=number, **fields)
 
 
 def _passage(identifier, text, title='T'):
-  return passages_lib.Passage(identifier, title, '', text)
+  return Passage(identifier, title, '', text)
 
 
 def test_questions_seen_in_training():
@@ -36,7 +36,7 @@ def test_questions_seen_in_training():
       _question(11, 'who played michael stivic on all in the family', ['him']),
       _question(12, 'what is the capital of germany', ['Berlin', 'Paris']),
   ]
-  matches = leakage.training_matches(evaluation, training)
+  matches = overlap.training_matches(evaluation, training)
   assert [m.kind for m in matches] == ['exact', 'near', '', '', '']
   assert [m.id for m in matches] == ['q10', 'q11', '', '', '']
   assert matches[1].word_overlap == pytest.approx(8 / 10)
@@ -47,8 +47,8 @@ def test_questions_seen_in_training():
   # The best of several is kept, whatever their order.
   for order in (training, training[::-1]):
     again = [_question(20, 'Who wrote the Hobbit book', ['x']), *order]
-    found = leakage.training_matches(
-        evaluation[:1], again, leakage.Settings(word_overlap=0.6))
+    found = overlap.training_matches(
+        evaluation[:1], again, Settings(word_overlap=0.6))
     assert (found[0].kind, found[0].id) == ('exact', 'q10')
 
 
@@ -62,8 +62,8 @@ def test_near_copies_are_those_that_comparing_every_pair_finds():
 
   evaluation, training = made(80), made(80)
   for threshold in (0.5, 0.8, 1.0):
-    found = leakage.training_matches(
-        evaluation, training, leakage.Settings(word_overlap=threshold))
+    found = overlap.training_matches(
+        evaluation, training, Settings(word_overlap=threshold))
     for question, match in zip(evaluation, found):
       one = set(word_spans.words_of(question.question))
       best = max(
@@ -74,10 +74,10 @@ def test_near_copies_are_those_that_comparing_every_pair_finds():
 
 def test_letters_stand_for_options_and_patterns_for_nothing():
   choice = _question(0, 'which', ['B'], options=('red', 'green'))
-  assert leakage.answer_texts(choice) == ['green']
+  assert overlap.answer_texts(choice) == ['green']
   pattern = _question(1, 'when', ['19(45|46)'], patterns=True)
-  assert leakage.answer_texts(pattern) == []
-  seen = leakage.training_matches([choice, pattern], [
+  assert overlap.answer_texts(pattern) == []
+  seen = overlap.training_matches([choice, pattern], [
       _question(2, 'other', ['B', '19(45|46)'])])
   assert [m.answer for m in seen] == [None, None]
 
@@ -89,7 +89,7 @@ def test_questions_in_the_corpus():
       _question(2, 'Why?', ['Because']),
       _question(3, 'Quoted by its own passage of a set', exclude_passage_ids=('p3',)),
   ]
-  scan = leakage.CorpusScan(questions)
+  scan = CorpusScan(questions)
   scan.add([
       _passage('p0', 'Quiz: which planet is closest to the SUN'),
       _passage('p1', 'Why? Because. Which planet is closest to the sun? Mercury.'),
@@ -98,17 +98,17 @@ def test_questions_in_the_corpus():
   ])
   scan.add([_passage('p4', 'it asks which planet is closest to the moon and sun')])
   assert set(scan.matches) == {0}
-  assert scan.matches[0] == leakage.CorpusMatch(
+  assert scan.matches[0] == CorpusMatch(
       'p1', 'T', 'which planet is closest to the sun', 1.0, True, passages=3)
   # More of the question goes before an answer beside less of it.
-  part = leakage.CorpusScan(questions[:1])
+  part = CorpusScan(questions[:1])
   part.add([_passage('p0', 'Which planet is closest to the sun'),
             _passage('p1', 'Mercury is closest, planet is closest to the sun')])
   assert part.matches[0].passage_id == 'p0' and not part.matches[0].has_answer
-  rows = leakage.report_rows(questions, None, scan)
+  rows = overlap.report_rows(questions, None, scan)
   assert [row['clean'] for row in rows] == [False, True, True, True]
   assert [row['searched'] for row in rows] == [True, True, False, True]
-  assert leakage.summarize(rows) == {
+  assert overlap.summarize(rows) == {
       'count': 4, 'clean': 3, 'in_corpus': 1, 'in_corpus_with_answer': 1,
       'too_short': 1}
 
@@ -117,7 +117,7 @@ def test_questions_in_the_corpus():
     {'span_share': 0.0}, {'word_overlap': 1.5}, {'min_words': 0}])
 def test_settings_out_of_range(settings):
   with pytest.raises(ValueError, match=next(iter(settings))):
-    leakage.Settings(**settings)
+    Settings(**settings)
 
 
 @pytest.fixture(scope='module')
@@ -183,7 +183,7 @@ def test_an_interrupted_scan_goes_on(data, tmp_path, monkeypatch):
   options = {'questions': str(questions), 'output': output,
              'corpus': str(data.corpus), 'chunk_size': 4, 'progress': False}
   read: list[int] = []
-  passages = corpus_lib.PassageStore.passages
+  passages = PassageStore.passages
 
   def counted(store, rows):
     read.extend(rows.tolist())
@@ -191,7 +191,7 @@ def test_an_interrupted_scan_goes_on(data, tmp_path, monkeypatch):
       raise KeyboardInterrupt
     return passages(store, rows)
 
-  monkeypatch.setattr(corpus_lib.PassageStore, 'passages', counted)
+  monkeypatch.setattr(PassageStore, 'passages', counted)
   monkeypatch.setattr(command, '_SAVE_PERIOD_S', -1.0)
   with pytest.raises(KeyboardInterrupt):
     command.report(**options)

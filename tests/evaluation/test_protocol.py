@@ -9,30 +9,30 @@ import collections
 
 import pytest
 
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.evaluation import records
-from ralm_jax.evaluation import retrieval_metrics
-from ralm_jax.evaluation import summary
-from ralm_jax.evaluation import task_metrics
+from ralm_jax.data.corpus import passages as passages_lib
+from ralm_jax.data.corpus.passage_store import StoredPassage
+from ralm_jax.data.corpus.passages import Passage
+from ralm_jax.data.questions import reading
+from ralm_jax.evaluation import records, summary
+from ralm_jax.evaluation.records import Answer, AnsweredPassage
+from ralm_jax.evaluation.scores import by_task, retrieval
 
 
 def _score(questions, answer):
   """Metrics of `answer(question) -> (text, passages)` on all questions."""
-  family = task_metrics.family_of(questions)
+  family = by_task.family_of(questions)
   rows = []
   for question in questions:
     text, passages = answer(question)
     shown = tuple(
-        records.AnsweredPassage(passage, 1.0, 1.0) for passage in passages)
+        AnsweredPassage(passage, 1.0, 1.0) for passage in passages)
     rows.append(records.prediction_record(
-        question, records.Answer(text, 0.0, shown, len(shown)), family))
+        question, Answer(text, 0.0, shown, len(shown)), family))
   return summary.summarize(rows, family)
 
 
-def _stored(passage: passages_lib.Passage, **changes) -> corpus_lib.StoredPassage:
-  return corpus_lib.StoredPassage(**{
+def _stored(passage: Passage, **changes) -> StoredPassage:
+  return StoredPassage(**{
       'id': passage.id, 'title': passage.title, 'section': passage.section,
       'text': passage.text, 'document': passage.document, 'row': 0, **changes})
 
@@ -43,13 +43,13 @@ def test_oracle_of_open_questions(shared_data, name):
   passages = {
       passage.id: passage for passage in passages_lib.iterate_passages(
           [str(shared_data / 'passages' / f'{name.split("_dev")[0]}.jsonl')])}
-  questions = questions_lib.read_questions(
+  questions = reading.read_questions(
       shared_data / 'qa' / f'{name}.jsonl', duplicate_ids='number')
 
   def answer(question):
     gold = [_stored(passages[i]) for i in question.gold_passage_ids if i in passages]
     found = [a for a in question.answers if any(
-        retrieval_metrics.has_answer(p.text, [a]) for p in gold)]
+        retrieval.has_answer(p.text, [a]) for p in gold)]
     return (found or ['nothing of the kind'])[0], gold[:1]
 
   means = _score(questions, answer)
@@ -70,7 +70,7 @@ def test_oracle_of_open_questions(shared_data, name):
 ])
 def test_guesser_of_labels(shared_data, record_format, path):
   """It scores the share of the label that it always says; an oracle scores 1."""
-  questions = questions_lib.read_questions(
+  questions = reading.read_questions(
       str(shared_data / path), record_format=record_format,
       duplicate_ids='number')
   labels = collections.Counter(q.answers[0] for q in questions)
@@ -94,9 +94,9 @@ def test_guesser_of_labels(shared_data, record_format, path):
     ('10287141', 'accident', 0.0),
 ])
 def test_kilt_scores_need_answer_and_page(shared_data, page, answer, expected):
-  questions = questions_lib.read_questions(
+  questions = reading.read_questions(
       shared_data / 'kilt/zsre_gold1.jsonl', record_format='kilt_zsre')
-  passage = _stored(passages_lib.Passage('x', 'Chen Yi-hsiung', '', 'text'),
+  passage = _stored(Passage('x', 'Chen Yi-hsiung', '', 'text'),
                     document=page)
   means = _score(questions[:2], lambda q: (answer, [passage]))
   assert means['kilt_exact_match'] == expected
@@ -107,7 +107,7 @@ def test_kilt_scores_need_answer_and_page(shared_data, page, answer, expected):
 def test_web_questions(shared_data):
   """An oracle that says the last of several answers is right."""
   for name in ('test', 'val', 'devtest', 'trainmodel'):
-    questions = questions_lib.read_questions(
+    questions = reading.read_questions(
         shared_data / f'webquestions/{name}.json', record_format='web_questions')
     means = _score(
         questions, lambda q: (q.answers[-1].upper(), ()))

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from ralm_jax.evaluation import word_spans
+from ralm_jax.evaluation.word_spans import SpanFinder
 
 
 def _longest_run(first, second):
@@ -36,7 +37,7 @@ def test_finds_what_comparing_every_pair_finds(share, min_words):
         question = rng.choice(questions).split()
         parts[2:2] = question[rng.randint(0, 2):len(question) - rng.randint(0, 2)]
       passages.append(', '.join(parts))
-    finder = word_spans.SpanFinder(questions, share, min_words)
+    finder = SpanFinder(questions, share, min_words)
     found = {}
     for span in finder.find(passages):
       assert (span.question, span.passage) not in found
@@ -59,13 +60,13 @@ def test_finds_what_comparing_every_pair_finds(share, min_words):
 
 
 def test_case_punctuation_and_normal_forms_do_not_matter():
-  finder = word_spans.SpanFinder(['Who won the “Café de Flore” prize?'], 1.0)
+  finder = SpanFinder(['Who won the “Café de Flore” prize?'], 1.0)
   span, = finder.find(['', 'x', 'They ask: who won the Cafe\u0301-de-Flore PRIZE'])
   assert span.passage == 2 and span.length == 7
 
 
 def test_a_run_does_not_cross_passages():
-  finder = word_spans.SpanFinder(['one two three four'], 0.75)
+  finder = SpanFinder(['one two three four'], 0.75)
   assert not list(finder.find(['one two', 'three four', '', 'one', 'two']))
   assert [s.passage for s in finder.find(['', '', 'one two three', ''])] == [2]
 
@@ -73,10 +74,10 @@ def test_a_run_does_not_cross_passages():
 @pytest.mark.parametrize('texts, passages', [
     ([], ['a b c']), (['', '?!'], ['a']), (['a b'], []), (['a b'], ['', '', ''])])
 def test_nothing_to_find(texts, passages):
-  assert not list(word_spans.SpanFinder(texts, 0.5).find(passages))
+  assert not list(SpanFinder(texts, 0.5).find(passages))
 
 
 @pytest.mark.parametrize('share, min_words', [(0.0, 1), (1.1, 1), (0.5, 0)])
 def test_settings_out_of_range(share, min_words):
   with pytest.raises(ValueError):
-    word_spans.SpanFinder(['a'], share, min_words)
+    SpanFinder(['a'], share, min_words)

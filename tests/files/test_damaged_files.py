@@ -7,15 +7,15 @@ import tracemalloc
 
 import pytest
 
-from ralm_jax.data import json_records
-from ralm_jax.data import mmlu_format
-from ralm_jax.data import questions as questions_lib
+from ralm_jax.data.questions import reading
+from ralm_jax.data.questions.formats import mmlu
+from ralm_jax.files import json_records
 
 CLUE = {'answer': 'a file', 'clue': 'It holds text'}
 
 
 def read(path, record_format, on_error='skip'):
-  return questions_lib.read_questions(
+  return reading.read_questions(
       path, record_format=record_format, on_error=on_error)
 
 
@@ -140,9 +140,9 @@ def test_quotation_marks_of_csv_left_open(tmp_path):
   path.write_text('q,1,2,3,4,A\n"open,1,2,3,4,B\nq,1,2,3,4,C\n')
   errors = []
   with pytest.raises(ValueError, match=':2: malformed csv: a quotation mark is'):
-    list(mmlu_format.records(str(path), on_error=errors.append))
+    list(mmlu.records(str(path), on_error=errors.append))
   assert errors == []
   # Of marks within a text that are not doubled only the record is lost.
   path.write_text('q,1,2,3,4,A\n"a "b" c",1,2,3,4,B\nq,1,2,3,4,C\n')
-  assert len(list(mmlu_format.records(str(path), on_error=errors.append))) == 2
+  assert len(list(mmlu.records(str(path), on_error=errors.append))) == 2
   assert [str(error)[:len(str(path)) + 2] for error in errors] == [f'{path}:2']

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from ralm_jax.data import input_files
+from ralm_jax.files import input_files
 
 
 def names(paths):

@@ -14,11 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from ralm_jax.interop import atlas
-from ralm_jax.interop import tensor_maps
-from ralm_jax.interop import torch_archive
-from ralm_jax.models import dual_encoder
+from ralm_jax.interop import atlas, tensor_maps
+from ralm_jax.interop.files.torch_archive import TorchArchive
 from ralm_jax.models import t5
+from ralm_jax.models.dual_encoder import DualEncoder
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -158,7 +157,7 @@ def test_outputs_are_those_of_the_original(tmp_path, module, tied):
   tokens, mask = inputs(50)
   params = parts.get('retriever') or {
       side: parts[side] for side in ('query_encoder', 'passage_encoder')}
-  encoder = dual_encoder.DualEncoder(model.retriever_config, tied=tied)
+  encoder = DualEncoder(model.retriever_config, tied=tied)
   for method, name in (('encode_queries', 'query_contriever'),
                        ('encode_passages', 'passage_contriever')):
     peer = towers.get('contriever') or towers[name]
@@ -176,7 +175,7 @@ def test_the_other_layer_norm(tmp_path):
       tmp_path / 'model.pth.tar', state_of(reader_peer(), {'contriever': tower})))
   model = describe(source, second_moment_layer_norm=False)
   tokens, mask = inputs(50)
-  found = dual_encoder.DualEncoder(model.retriever_config).apply(
+  found = DualEncoder(model.retriever_config).apply(
       {'params': parts_of(source, model)['retriever']}, tokens, mask,
       method='encode_queries')
   np.testing.assert_allclose(
@@ -334,7 +333,7 @@ def tensor(numel=4, offset=0, shape=(2, 2), strides=(2, 1), key='0') -> bytes:
 
 def test_a_tensor_by_hand(tmp_path):
   data = np.arange(4, dtype=np.float32)
-  archive = torch_archive.TorchArchive(
+  archive = TorchArchive(
       archive_of(tensor(), tmp_path / 'a', _0=data.tobytes()))
   np.testing.assert_array_equal(
       archive.read(archive.value), data.reshape(2, 2))
@@ -348,13 +347,13 @@ def test_a_tensor_by_hand(tmp_path):
 def test_descriptions_that_lie(tmp_path, lie):
   path = archive_of(tensor(**lie), tmp_path / 'a', _0=b'\0' * 16)
   with pytest.raises(ValueError, match='a is damaged'):
-    torch_archive.TorchArchive(path)
+    TorchArchive(path)
 
 
 @pytest.mark.parametrize('lie', [
     dict(numel=100, shape=(10, 10), strides=(10, 1)), dict(key='1')])
 def test_numbers_that_are_not_there(tmp_path, lie):
-  archive = torch_archive.TorchArchive(
+  archive = TorchArchive(
       archive_of(tensor(**lie), tmp_path / 'a', _0=b'\0' * 16))
   with pytest.raises(ValueError, match='does not hold the numbers'):
     archive.read(archive.value)
@@ -371,7 +370,7 @@ def test_torch_archives_in_general(tmp_path):
       'number': torch.tensor(2.5), 'parameter': torch.nn.Parameter(base),
       'slice': base[:, 1:3], 'int': base.int()}
   torch.save(tensors, tmp_path / 'tensors.pt')
-  archive = torch_archive.TorchArchive(tmp_path / 'tensors.pt')
+  archive = TorchArchive(tmp_path / 'tensors.pt')
   assert set(archive.value) == set(tensors)
   for name, stored in archive.value.items():
     expected = tensors[name].detach()

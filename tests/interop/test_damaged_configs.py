@@ -10,15 +10,12 @@ import pytest
 pytest.importorskip('torch')
 pytest.importorskip('transformers')
 
-import huggingface_folders as folders  # noqa: E402
-import torch  # noqa: E402
-from safetensors import numpy as files  # noqa: E402
+from safetensors import numpy as files
+import torch
 
-from ralm_jax.interop import checksums  # noqa: E402
-from ralm_jax.interop import huggingface  # noqa: E402
-from ralm_jax.interop import new_folder  # noqa: E402
-from ralm_jax.interop import part as part_lib  # noqa: E402
-from ralm_jax.interop import recognition  # noqa: E402
+from ralm_jax.files import checksums, new_folder
+from ralm_jax.interop import huggingface, part, recognition
+from tests.interop import huggingface_folders as folders
 
 
 @pytest.fixture(scope='module')
@@ -143,7 +140,7 @@ def test_the_version_in_old_files_is_needless(change, saved, tmp_path):
   (folder / 'model.safetensors').unlink()
   files.save_file(state, folder / 'model.safetensors')
   left = {item.name: item.reason
-          for item in part_lib.leftovers([huggingface.open_bart(folder)])}
+          for item in part.leftovers([huggingface.open_bart(folder)])}
   assert left['model.encoder.version'] and left['model.decoder.version']
 
 

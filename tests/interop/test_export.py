@@ -8,20 +8,18 @@ import pytest
 pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 
-import huggingface_folders as folders  # noqa: E402
-import safetensors.numpy  # noqa: E402
-import torch  # noqa: E402
+import safetensors.numpy
+import torch
 
-from ralm_jax.interop import huggingface  # noqa: E402
-from ralm_jax.interop import huggingface_configs  # noqa: E402
-from ralm_jax.interop import huggingface_export  # noqa: E402
-from ralm_jax.interop import initial_weights  # noqa: E402
-from ralm_jax.interop import new_folder  # noqa: E402
-from ralm_jax.interop import safetensors_file  # noqa: E402
-from ralm_jax.interop.tensor_source import TensorInfo  # noqa: E402
-from ralm_jax.models import dual_encoder  # noqa: E402
-from ralm_jax.models import fid  # noqa: E402
-from ralm_jax.models import t5  # noqa: E402
+from ralm_jax.files import new_folder
+from ralm_jax.interop import huggingface, huggingface_configs, huggingface_export, initial_weights
+from ralm_jax.interop.files import safetensors_file
+from ralm_jax.interop.files.safetensors_file import SafetensorsFile
+from ralm_jax.interop.files.tensor_source import TensorInfo
+from ralm_jax.models import fid
+from ralm_jax.models.dual_encoder import DualEncoder
+from ralm_jax.models.t5 import T5Config
+from tests.interop import huggingface_folders as folders
 
 
 def _assert_same_bytes(first, second):
@@ -101,7 +99,7 @@ def test_encoders_there_and_back(kind, pooling, tmp_path):
     expected = (found.last_hidden_state * weights).sum(1) / weights.sum(1)
   else:
     expected = found.pooler_output
-  actual = dual_encoder.DualEncoder(config, pooling=pooling).apply(
+  actual = DualEncoder(config, pooling=pooling).apply(
       {'params': params}, tokens, mask, method='encode_queries')
   np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=1e-4)
 
@@ -109,7 +107,7 @@ def test_encoders_there_and_back(kind, pooling, tmp_path):
 @pytest.mark.parametrize('tied', [False, True])
 def test_outputs_are_scaled_where_the_head_is_tied(tied):
   """What a configuration leaves open, ours and theirs decide alike."""
-  raw = huggingface_configs.t5_json(t5.T5Config(logits_via_embedding=tied))
+  raw = huggingface_configs.t5_json(T5Config(logits_via_embedding=tied))
   assert transformers.T5Config(**raw).scale_decoder_outputs == tied
 
 
@@ -175,14 +173,14 @@ def test_safetensors_are_those_of_the_library(tmp_path):
   for name, value in safetensors.numpy.load_file(ours).items():
     np.testing.assert_array_equal(value, arrays[name])
     assert value.dtype == arrays[name].dtype
-  file = safetensors_file.SafetensorsFile(theirs)
+  file = SafetensorsFile(theirs)
   for name, value in arrays.items():
     np.testing.assert_array_equal(file.read(name), value)
     assert file.read(name).dtype == value.dtype
   half = {'x': torch.arange(4).bfloat16()}
   from safetensors import torch as torch_files
   torch_files.save_file(half, theirs)
-  value = safetensors_file.SafetensorsFile(theirs).read('x')
+  value = SafetensorsFile(theirs).read('x')
   assert value.dtype == ml_dtypes.bfloat16
   np.testing.assert_array_equal(value.astype(np.float32), np.arange(4))
 
@@ -202,7 +200,7 @@ def test_damaged_safetensors(damage, tmp_path):
   with open(path, 'wb') as file:
     file.write(content)
   with pytest.raises(ValueError, match='truncated or not a safetensors file'):
-    safetensors_file.SafetensorsFile(path)
+    SafetensorsFile(path)
 
 
 def test_a_folder_is_whole_or_not_there(tmp_path):

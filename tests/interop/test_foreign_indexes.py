@@ -10,18 +10,19 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.interop import atlas_passages
-from ralm_jax.interop import embedding_files
-from ralm_jax.interop import foreign_indexes
-from ralm_jax.retrieval import connection as connection_lib
-from ralm_jax.retrieval import retriever as retriever_lib
-from retrieval_service import generation_writer
-from retrieval_service import generations
-from retrieval_service import options as options_lib
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.corpus.passages import Passage
+from ralm_jax.interop import atlas_passages, foreign_indexes
+from ralm_jax.interop.files import embedding_files
+from ralm_jax.interop.foreign_indexes import ConvertedIndex
+from ralm_jax.retrieval import connect
+from ralm_jax.retrieval.retriever import PassageRetriever
+from retrieval_service.generation_writer import GenerationWriter
+from retrieval_service.generations import GenerationStore
+from retrieval_service.options import IndexOptions
+from tests import tiny
 
 torch = pytest.importorskip('torch')
 DIM = 16
@@ -80,10 +81,10 @@ def test_an_atlas_folder_is_searched(data, tmp_path):
   rows, embeddings = passages(), vectors()
   result = convert(
       data, write_atlas(tmp_path / 'atlas', rows, embeddings), tmp_path)
-  assert result == foreign_indexes.ConvertedIndex(1, 40, DIM)
+  assert result == ConvertedIndex(1, 40, DIM)
   moved = (tmp_path / 'converted').rename(tmp_path / 'moved')
-  with connection_lib.connect(index=moved / 'index', threads=1) as connected:
-    retriever = retriever_lib.PassageRetriever(
+  with connect.connect(index=moved / 'index', threads=1) as connected:
+    retriever = PassageRetriever(
         connected.client, connected.store, 5)
     found = retriever.search(queries())
     store = connected.store
@@ -106,10 +107,10 @@ def test_the_same_corpus_as_from_the_jsonl(data, tmp_path):
   """Texts and tokens are those of `ralm corpus` on the original file."""
   rows = passages()
   convert(data, write_atlas(tmp_path / 'atlas', rows, vectors()), tmp_path)
-  converted = corpus_lib.PassageStore.open(tmp_path / 'converted' / 'corpus')
+  converted = PassageStore.open(tmp_path / 'converted' / 'corpus')
   original = [
       {**row, 'title': row['title'].removesuffix(': History')} for row in rows]
-  built = corpus_lib.build_corpus(
+  built = passage_store.build_corpus(
       tiny.write_jsonl(tmp_path / 'original.jsonl', original),
       tmp_path / 'built', data.reader_vocabulary, data.retriever_vocabulary,
       n_workers=1, progress=False)
@@ -132,8 +133,8 @@ def test_compressed_indexes_and_other_types(data, tmp_path):
   torch.save(torch.tensor(embeddings.T)[:, 14:28].bfloat16(),
              source / 'embeddings.1.pt')
   result = convert(
-      data, source, tmp_path, options=options_lib.IndexOptions(index_type='SQ8'))
-  generation = generations.GenerationStore(
+      data, source, tmp_path, options=IndexOptions(index_type='SQ8'))
+  generation = GenerationStore(
       tmp_path / 'converted' / 'index').open(result.generation)
   assert generation.manifest.factory == 'SQ8'
   stored = np.asarray(generation.embeddings)
@@ -146,7 +147,7 @@ def test_workers_and_small_shards_change_nothing(data, tmp_path):
   source = write_atlas(tmp_path / 'atlas', passages(), vectors())
   convert(data, source, tmp_path, 'one', shard_size=4)
   convert(data, source, tmp_path, 'two', shard_size=4, n_workers=2)
-  one, two = (corpus_lib.PassageStore.open(tmp_path / name / 'corpus')
+  one, two = (PassageStore.open(tmp_path / name / 'corpus')
               for name in ('one', 'two'))
   # Ten passages a file, in shards of four, four and two.
   assert len(list((tmp_path / 'one' / 'corpus').glob('*.arrow'))) == 12
@@ -168,7 +169,7 @@ def test_going_on_after_an_interruption(data, tmp_path, monkeypatch):
     convert(data, source, tmp_path)
   assert built == [0, 1]
   with pytest.raises(FileNotFoundError, match='no finished corpus'):
-    corpus_lib.PassageStore.open(tmp_path / 'converted' / 'corpus')
+    PassageStore.open(tmp_path / 'converted' / 'corpus')
   built.append('continues')
   # Now during the index: the corpus stays, no half index does.
   write = foreign_indexes._append
@@ -182,7 +183,7 @@ def test_going_on_after_an_interruption(data, tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     convert(data, source, tmp_path)
   assert built == [0, 1, 'continues', 2, 3]
-  index = generations.GenerationStore(tmp_path / 'converted' / 'index')
+  index = GenerationStore(tmp_path / 'converted' / 'index')
   assert index.numbers() == [] and index.current() is None
   monkeypatch.setattr(foreign_indexes, '_append', write)
   assert convert(data, source, tmp_path).passages == 40
@@ -215,7 +216,7 @@ def test_ids_that_repeat_or_lack(data, tmp_path):
   with pytest.raises(ValueError, match=r'passages\.3\.pt:2: a passage without'):
     convert(data, source, tmp_path)
   convert(data, source, tmp_path, 'renamed', own_ids=False)
-  store = corpus_lib.PassageStore.open(tmp_path / 'renamed' / 'corpus')
+  store = PassageStore.open(tmp_path / 'renamed' / 'corpus')
   assert [store.passage(row).id for row in (0, 31, 39)] == ['0', '31', '39']
 
 
@@ -280,7 +281,7 @@ def test_damaged_folders(data, tmp_path, kind):
   expected = damage_atlas(source, kind)
   with pytest.raises((ValueError, FileNotFoundError), match=expected):
     convert(data, source, tmp_path)
-  index = generations.GenerationStore(tmp_path / 'converted' / 'index')
+  index = GenerationStore(tmp_path / 'converted' / 'index')
   assert index.numbers() == []
 
 
@@ -362,15 +363,15 @@ def test_embedding_files_are_searched(data, files, tmp_path, kind, shuffled):
   WRITERS[kind](files.folder, [files.ids[i] for i in order],
                 files.embeddings[order])
   result = convert_files(data, files, tmp_path, id_prefix=PREFIXES[kind])
-  assert result == foreign_indexes.ConvertedIndex(1, 40, DIM)
-  with connection_lib.connect(index=tmp_path / 'index', threads=1) as connected:
-    retriever = retriever_lib.PassageRetriever(
+  assert result == ConvertedIndex(1, 40, DIM)
+  with connect.connect(index=tmp_path / 'index', threads=1) as connected:
+    retriever = PassageRetriever(
         connected.client, connected.store, 5)
     found = retriever.search(queries())
-    assert connected.store.fingerprint == corpus_lib.PassageStore.open(
+    assert connected.store.fingerprint == PassageStore.open(
         data.corpus).fingerprint
   np.testing.assert_array_equal(found.rows, best(queries(), files.embeddings))
-  generation = generations.GenerationStore(tmp_path / 'index').open_current()
+  generation = GenerationStore(tmp_path / 'index').open_current()
   # In the corpus's order no ids are stored at all.
   assert (generation.ids is None) == (not shuffled)
 
@@ -381,7 +382,7 @@ def test_protocols_and_pieces(data, files, tmp_path, monkeypatch, kind, protocol
   WRITERS[kind](files.folder, files.ids, files.embeddings, protocol=protocol)
   monkeypatch.setattr(embedding_files, 'PIECE', 3)
   convert_files(data, files, tmp_path, id_prefix=PREFIXES[kind])
-  generation = generations.GenerationStore(tmp_path / 'index').open_current()
+  generation = GenerationStore(tmp_path / 'index').open_current()
   np.testing.assert_array_equal(generation.embeddings, files.embeddings)
 
 
@@ -393,11 +394,11 @@ def test_a_part_of_a_corpus(data, files, tmp_path):
     convert_files(data, files, tmp_path)
   with pytest.raises(ValueError, match="10 of 40 passages .* them 'p30'"):
     convert_files(data, files, tmp_path, allow_unused=True)
-  assert generations.GenerationStore(tmp_path / 'index').numbers() == []
+  assert GenerationStore(tmp_path / 'index').numbers() == []
   result = convert_files(
       data, files, tmp_path, allow_unused=True, allow_missing=True)
   assert result.passages == 30
-  generation = generations.GenerationStore(tmp_path / 'index').open_current()
+  generation = GenerationStore(tmp_path / 'index').open_current()
   np.testing.assert_array_equal(generation.embeddings, files.embeddings[:30])
   write_contriever(files.folder, ['y'] * 40, files.embeddings)
   with pytest.raises(ValueError, match='none of the embeddings is of a passage'):
@@ -429,12 +430,12 @@ def test_a_replaced_passage(data, files, tmp_path):
 
   corpus = tmp_path / 'corpus'
   shutil.copytree(data.corpus, corpus)
-  rows = corpus_lib.append_passages(
-      corpus, [passages_lib.Passage('p3', 't', '', 'new text')], replace=True)
+  rows = passage_store.append_passages(
+      corpus, [Passage('p3', 't', '', 'new text')], replace=True)
   write_contriever(files.folder, files.ids, files.embeddings)
   foreign_indexes.convert_embeddings(
       str(files.folder / '*'), corpus, tmp_path / 'index', progress=False)
-  generation = generations.GenerationStore(tmp_path / 'index').open_current()
+  generation = GenerationStore(tmp_path / 'index').open_current()
   assert generation.count == 40 and generation.all_ids()[3] == rows[0] == 40
 
 
@@ -485,13 +486,13 @@ def test_truncated_and_malicious_files(data, files, tmp_path):
   with pytest.raises(FileNotFoundError, match='no file matches'):
     foreign_indexes.convert_embeddings(
         str(tmp_path / 'nothing*'), data.corpus, tmp_path / 'index')
-  assert generations.GenerationStore(tmp_path / 'index').numbers() == []
+  assert GenerationStore(tmp_path / 'index').numbers() == []
 
 
 def test_integer_ids(tmp_path, data):
   """As psgs_w100's are once they went through pandas."""
   rows = [{'id': str(i), 'text': 'the text'} for i in range(4)]
-  corpus_lib.build_corpus(
+  passage_store.build_corpus(
       tiny.write_jsonl(tmp_path / 'p.jsonl', rows), tmp_path / 'corpus',
       data.reader_vocabulary, data.retriever_vocabulary, n_workers=1,
       progress=False)
@@ -505,13 +506,13 @@ def test_integer_ids(tmp_path, data):
 def peak_bytes(function, monkeypatch) -> int:
   """The most that Python and NumPy held at once, until FAISS took over."""
   peaks = []
-  commit = generation_writer.GenerationWriter.commit
+  commit = GenerationWriter.commit
 
   def commit_(self, *arguments):
     peaks.append(tracemalloc.get_traced_memory()[1])
     return commit(self, *arguments)
 
-  monkeypatch.setattr(generation_writer.GenerationWriter, 'commit', commit_)
+  monkeypatch.setattr(GenerationWriter, 'commit', commit_)
   tracemalloc.start()
   try:
     function()
@@ -535,7 +536,7 @@ def test_one_shard_in_memory(data, tmp_path, monkeypatch, kind):
     write_atlas(source, rows, embeddings, shards)
     make = lambda: convert(data, source, tmp_path)
   else:
-    corpus_lib.build_corpus(
+    passage_store.build_corpus(
         tiny.write_jsonl(tmp_path / 'p.jsonl', rows), tmp_path / 'corpus',
         data.reader_vocabulary, data.retriever_vocabulary, n_workers=1,
         progress=False)
@@ -554,7 +555,7 @@ def test_one_shard_in_memory(data, tmp_path, monkeypatch, kind):
 def test_metadata_names_the_origin(data, files, tmp_path):
   write_contriever(files.folder, files.ids, files.embeddings)
   convert_files(data, files, tmp_path)
-  generation = generations.GenerationStore(tmp_path / 'index').open_current()
+  generation = GenerationStore(tmp_path / 'index').open_current()
   metadata = generation.manifest.metadata
   assert 'passages_00 and 2 other files' in metadata['checkpoint']
   # No encoder of ours made it, which is not the same as an outdated one.

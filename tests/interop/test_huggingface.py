@@ -4,8 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from ralm_jax.interop import huggingface
-from ralm_jax.interop import initial_weights
+from ralm_jax.interop import huggingface, initial_weights
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')

@@ -8,13 +8,13 @@ import pytest
 pytest.importorskip('torch')
 pytest.importorskip('transformers')
 
-import huggingface_folders as folders  # noqa: E402
-import torch  # noqa: E402
+import torch
 
-from ralm_jax.interop import huggingface  # noqa: E402
-from ralm_jax.models import bart  # noqa: E402
-from ralm_jax.models import dual_encoder  # noqa: E402
-from ralm_jax.models import fid  # noqa: E402
+from ralm_jax.interop import huggingface
+from ralm_jax.models import fid
+from ralm_jax.models.bart import Bart
+from ralm_jax.models.dual_encoder import DualEncoder
+from tests.interop import huggingface_folders as folders
 
 TOLERANCE = dict(atol=1e-4, rtol=1e-4)
 
@@ -44,7 +44,7 @@ def test_bart_logits(changes, tmp_path):
   assert config.forced_last_id == 2
   tokens, mask = folders.batch()
   targets, _ = folders.batch(length=5)
-  actual = bart.Bart(config).apply({'params': params}, tokens, mask, targets)
+  actual = Bart(config).apply({'params': params}, tokens, mask, targets)
   np.testing.assert_allclose(
       actual, _reader_logits(peer, tokens, mask, targets), **TOLERANCE)
 
@@ -84,7 +84,7 @@ def test_dpr_embeddings(kind, projection, tmp_path):
   tokens, mask = folders.batch()
   with torch.no_grad():
     expected = peer(folders.long(tokens), folders.long(mask)).pooler_output
-  encoder = dual_encoder.DualEncoder(config, pooling='cls')
+  encoder = DualEncoder(config, pooling='cls')
   assert encoder.embedding_dim == (projection or 16)
   actual = encoder.apply({'params': params}, tokens, mask, method='encode_queries')
   np.testing.assert_allclose(actual, expected, **TOLERANCE)
@@ -104,7 +104,7 @@ def test_sentence_transformer_embeddings(pooling, normalize, tmp_path):
     pooled = (hidden * weights).sum(1) / weights.sum(1)
   if normalize:
     pooled = torch.nn.functional.normalize(pooled, dim=1)
-  encoder = dual_encoder.DualEncoder(config, pooling=ours, normalize=normalizes)
+  encoder = DualEncoder(config, pooling=ours, normalize=normalizes)
   actual = encoder.apply({'params': params}, tokens, mask, method='encode_passages')
   np.testing.assert_allclose(actual, pooled, **TOLERANCE)
 
@@ -136,7 +136,7 @@ def test_rag(kind, generator, tmp_path):
   with torch.no_grad():
     expected = peer.rag.question_encoder(
         folders.long(tokens), folders.long(mask)).pooler_output
-  encoder = dual_encoder.DualEncoder(loaded.retriever_config, pooling='cls')
+  encoder = DualEncoder(loaded.retriever_config, pooling='cls')
   actual = encoder.apply(
       {'params': loaded.query_encoder_params}, tokens, mask, method='encode_queries')
   np.testing.assert_allclose(actual, expected, **TOLERANCE)

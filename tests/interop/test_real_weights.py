@@ -24,7 +24,7 @@ def test_embeddings_of_real_passages_are_pytorch_s(folder, shared_data):
   import torch
   import transformers
 
-  from ralm_jax.data import vocabularies
+  from ralm_jax.data.text import vocabularies
   from ralm_jax.interop import huggingface
   from ralm_jax.models import dual_encoder
 

@@ -9,16 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from ralm_jax.data import vocabularies
-from ralm_jax.interop import huggingface_configs
-from ralm_jax.interop import run_source
-from ralm_jax.interop import safetensors_file
-from ralm_jax.interop import streaming
-from ralm_jax.interop import tensor_maps
-from ralm_jax.interop.tensor_source import TensorInfo
-from ralm_jax.models import bert
-from ralm_jax.models import t5
-from ralm_jax.training import checkpoints
+from ralm_jax.checkpoints import store as checkpoints
+from ralm_jax.checkpoints.store import Checkpoints
+from ralm_jax.data.text import vocabularies
+from ralm_jax.interop import huggingface_configs, streaming, tensor_maps
+from ralm_jax.interop.files import safetensors_file
+from ralm_jax.interop.files.tensor_source import TensorInfo
+from ralm_jax.interop.run_source import RunSource
+from ralm_jax.interop.streaming import LazyParameter
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.t5 import T5Config
 
 MB = 1 << 20
 
@@ -31,7 +31,7 @@ def _lazy(array, rows=False):
     else:
       yield (), array
 
-  return streaming.LazyParameter(array.shape, array.dtype, pieces)
+  return LazyParameter(array.shape, array.dtype, pieces)
 
 
 def _arrays():
@@ -58,7 +58,7 @@ def test_it_is_a_checkpoint_as_any_other(tmp_path):
   place = lambda array, *axes: jax.ShapeDtypeStruct(
       array.shape, array.dtype,
       sharding=jax.NamedSharding(mesh, jax.P(*axes)))
-  store = checkpoints.Checkpoints(tmp_path, read_only=True)
+  store = Checkpoints(tmp_path, read_only=True)
   restored = store.restore_params(0, {'reader': {
       'embedding': place(arrays['embedding'], 'model'),
       'layers': {'kernel': place(arrays['stack'], None, 'data')},
@@ -75,7 +75,7 @@ def test_it_is_a_checkpoint_as_any_other(tmp_path):
 def test_run_source_reads_it_in_parts(tmp_path):
   arrays = _arrays()
   _save(tmp_path, arrays)
-  source = run_source.RunSource(tmp_path)
+  source = RunSource(tmp_path)
   assert sorted(source) == [
       'reader/embedding', 'reader/layers/kernel', 'reader/scale']
   assert source.info('reader/layers/kernel') == TensorInfo(
@@ -97,7 +97,7 @@ def test_a_parameter_that_cannot_be_read(tmp_path):
   with pytest.raises(ValueError, match='the file is truncated'):
     streaming.save(tmp_path, {
         'whole': _lazy(np.ones(3, np.float32)),
-        'torn': streaming.LazyParameter((3,), np.dtype('float32'), pieces)}, {})
+        'torn': LazyParameter((3,), np.dtype('float32'), pieces)}, {})
   with pytest.raises(FileNotFoundError):
     checkpoints.find(tmp_path)
 
@@ -140,13 +140,13 @@ def _growth(*arguments):
 
 @pytest.mark.slow
 def test_memory_is_that_of_the_largest_tensor(shared_data, tmp_path):
-  config = t5.T5Config(
+  config = T5Config(
       vocab_size=32128, emb_dim=512, num_heads=8, head_dim=64, mlp_dim=4096,
       num_encoder_layers=16, num_decoder_layers=16)
   size = _write_random(
       tmp_path / 't5', huggingface_configs.t5_json(config),
       tensor_maps.t5_entries(config))
-  encoder = bert.BertConfig(emb_dim=128, num_heads=2, num_layers=2, mlp_dim=512)
+  encoder = BertConfig(emb_dim=128, num_heads=2, num_layers=2, mlp_dim=512)
   _write_random(tmp_path / 'bert', huggingface_configs.bert_json(encoder),
                 tensor_maps.bert_entries(encoder))
   tokenizers = pathlib.Path(shared_data) / 'tokenizers'

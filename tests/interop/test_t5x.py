@@ -3,8 +3,7 @@ from __future__ import annotations
 
 import shutil
 
-from flax import serialization
-from flax import traverse_util
+from flax import serialization, traverse_util
 import jax
 import ml_dtypes
 import numpy as np
@@ -12,22 +11,22 @@ import orbax.checkpoint as ocp
 import pytest
 import tensorstore
 
-from ralm_jax.interop import msgpack_tensors
-from ralm_jax.interop import t5x
-from ralm_jax.interop import tensor_maps
+from ralm_jax.interop import t5x, tensor_maps
+from ralm_jax.interop.files.msgpack_tensors import MsgpackFile
 from ralm_jax.models import t5
+from ralm_jax.models.t5 import T5Config
 
-CONFIG = t5.T5Config(
+CONFIG = T5Config(
     vocab_size=40, emb_dim=12, num_heads=2, head_dim=5, mlp_dim=16,
     num_encoder_layers=3, num_decoder_layers=2,
     relative_attention_num_buckets=8)
-TIED = t5.T5Config(
+TIED = T5Config(
     vocab_size=40, emb_dim=12, num_heads=2, head_dim=5, mlp_dim=16,
     num_encoder_layers=1, num_decoder_layers=2, mlp_activations=('relu',),
     logits_via_embedding=True)
 
 
-def random_params(config: t5.T5Config, seed: int = 0) -> dict:
+def random_params(config: T5Config, seed: int = 0) -> dict:
   """Our tree, as T5X has it but for the place of the head."""
   tokens = np.ones((1, 3), np.int32)
   shapes = jax.eval_shape(
@@ -234,7 +233,7 @@ def test_scanned_equals_unscanned(tmp_path, writer, axis):
 
 def test_as_many_layers_as_features(tmp_path):
   """Shapes do not tell the axis; T5X's default does."""
-  config = t5.T5Config(
+  config = T5Config(
       vocab_size=9, emb_dim=2, num_heads=1, head_dim=2, mlp_dim=2,
       num_encoder_layers=2, num_decoder_layers=2)
   params = random_params(config)
@@ -274,7 +273,7 @@ def real(shared_data):
   return path
 
 
-def hugging_face_peer(target: dict, config: t5.T5Config):
+def hugging_face_peer(target: dict, config: T5Config):
   """transformers' T5 with these weights, named by hand."""
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
@@ -355,7 +354,7 @@ def test_msgpack_is_read_as_flax_reads_it(tmp_path, monkeypatch):
   }
   path = tmp_path / 'file'
   path.write_bytes(serialization.msgpack_serialize(value))
-  file = msgpack_tensors.MsgpackFile(path)
+  file = MsgpackFile(path)
   assert {k: file.tree[k] for k in ('long' * 20, 'numbers', 'many')} == {
       k: value[k] for k in ('long' * 20, 'numbers', 'many')}
   assert file.tree['other']['s'] == value['other']['s']
@@ -368,7 +367,7 @@ def test_msgpack_is_read_as_flax_reads_it(tmp_path, monkeypatch):
   big = np.arange(35, dtype=np.float32).reshape(5, 7)
   path.write_bytes(serialization.msgpack_serialize({'x': {'big': big}}))
   assert b'__msgpack_chunked_array__' in path.read_bytes()
-  file = msgpack_tensors.MsgpackFile(path)
+  file = MsgpackFile(path)
   assert len(file.tree['x']['big'].pieces) == 4
   np.testing.assert_array_equal(file.read(file.tree['x']['big']), big)
 

@@ -1,10 +1,11 @@
 """Cells as evaluation jobs leave them, made up."""
 import json
 
-from ralm_jax.evaluation import cells
-from ralm_jax.evaluation import job_results
+from ralm_jax.jobs import cells, results
+from ralm_jax.jobs.cells import Cell
+from ralm_jax.jobs.results import TableOptions
 
-OPTIONS = job_results.TableOptions(resamples=500)
+OPTIONS = TableOptions(resamples=500)
 
 
 def cell(output, checkpoint, task, index, scores, **about):
@@ -12,7 +13,7 @@ def cell(output, checkpoint, task, index, scores, **about):
 
   Cells of as many scores are of one question file.
   """
-  result = cells.Cell(job_results.cell_folder(output, checkpoint, task, index))
+  result = Cell(results.cell_folder(output, checkpoint, task, index))
   with result.claimed() as claim:
     inputs = {
         'checkpoint': {'step': about.pop('step', 4)},
@@ -34,5 +35,5 @@ def cell(output, checkpoint, task, index, scores, **about):
         'names': {'checkpoint': checkpoint, 'task': task, 'index': index},
         'run': f'/runs/{checkpoint}', 'seconds': 1.5, 'date': '2024-01-01',
         'index_passages': 1000, 'index_bytes': 1500, 'search_ms': 0.25,
-        'intervals': job_results.intervals(work / cells.PREDICTIONS, OPTIONS),
+        'intervals': results.intervals(work / cells.PREDICTIONS, OPTIONS),
         'of_intervals': OPTIONS.of_intervals, **about})

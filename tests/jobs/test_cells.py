@@ -8,10 +8,11 @@ import sys
 import threading
 
 import pytest
-import tiny
 
-from ralm_jax.data import atomic_files
-from ralm_jax.evaluation import cells
+from ralm_jax.files import atomic_files
+from ralm_jax.jobs import cells
+from ralm_jax.jobs.cells import Cell, Claim, LostClaimError
+from tests import tiny
 
 INPUTS = {'checkpoint': {'step': 4}, 'index': {'id': 'a', 'generation': 1}}
 
@@ -28,7 +29,7 @@ def names(cell):
 
 
 def test_finished_once(tmp_path):
-  cell = cells.Cell(tmp_path / 'a' / 'b')
+  cell = Cell(tmp_path / 'a' / 'b')
   assert cell.why_undone(INPUTS) == 'not evaluated yet'
   finish(cell)
   assert cell.why_undone(INPUTS) is None
@@ -37,7 +38,7 @@ def test_finished_once(tmp_path):
 
 
 def test_says_what_has_changed(tmp_path):
-  cell = cells.Cell(tmp_path)
+  cell = Cell(tmp_path)
   finish(cell)
   changed = {'checkpoint': {'step': 6}, 'index': {'id': 'a', 'generation': 2}}
   assert cell.why_undone(changed) == (
@@ -56,7 +57,7 @@ def test_says_what_has_changed(tmp_path):
     lambda folder: (folder / 'manifest.json').write_text('[]'),
 ])
 def test_damaged(tmp_path, damage):
-  cell = cells.Cell(tmp_path)
+  cell = Cell(tmp_path)
   finish(cell)
   damage(tmp_path)
   assert cell.why_undone(INPUTS) == 'its files are damaged'
@@ -65,7 +66,7 @@ def test_damaged(tmp_path, damage):
 
 
 def test_a_failing_worker_leaves_the_cell_free(tmp_path):
-  cell = cells.Cell(tmp_path)
+  cell = Cell(tmp_path)
   with pytest.raises(KeyError), cell.claimed() as claim:
     (cell.begin(claim, INPUTS) / 'part').write_text('kept')
     with cell.claimed() as other:
@@ -90,7 +91,7 @@ with cell.claimed() as claim:
 
 
 def test_a_killed_worker_is_recognised_at_once(tmp_path):
-  cell = cells.Cell(tmp_path / 'cell')
+  cell = Cell(tmp_path / 'cell')
   worker = subprocess.Popen(
       [sys.executable, '-c', CLAIM, str(cell.folder)], stdout=subprocess.PIPE,
       cwd=tiny.ROOT)
@@ -121,7 +122,7 @@ def claim_of_another_host(cell, silent_s=0.0, token='another'):
 
 
 def test_a_worker_of_another_host_counts_by_its_heartbeat(tmp_path):
-  cell = cells.Cell(tmp_path)
+  cell = Cell(tmp_path)
   claim_of_another_host(cell, silent_s=50)
   with cell.claimed(timeout_s=60) as claim:
     assert claim is None
@@ -133,7 +134,7 @@ def test_a_worker_of_another_host_counts_by_its_heartbeat(tmp_path):
 
 def test_a_slow_worker_loses_its_cell(tmp_path):
   """It was stopped for long; what it then has must not spoil the other's."""
-  cell = cells.Cell(tmp_path)
+  cell = Cell(tmp_path)
   with cell.claimed() as slow:
     slow_work = cell.begin(slow, INPUTS)
     (slow_work / cells.PREDICTIONS).write_text('slow')
@@ -143,7 +144,7 @@ def test_a_slow_worker_loses_its_cell(tmp_path):
       work = cell.begin(claim, INPUTS)
       assert (work / cells.PREDICTIONS).read_text() == 'slow'
       (work / cells.PREDICTIONS).write_text('quick')
-      with pytest.raises(cells.LostClaimError):
+      with pytest.raises(LostClaimError):
         cell.publish(slow, slow_work, INPUTS, {})
       cell.publish(claim, work, INPUTS, {})
   assert (tmp_path / cells.PREDICTIONS).read_text() == 'quick'
@@ -152,8 +153,8 @@ def test_a_slow_worker_loses_its_cell(tmp_path):
 
 def test_a_worker_that_wakes_up_after_all_are_gone(tmp_path):
   """Numbers begin at 1 again; the new claim 1 is not its own."""
-  cell = cells.Cell(tmp_path)
-  slow = cells.Claim(tmp_path, cell._take('slow', 10), 'slow', 1000)
+  cell = Cell(tmp_path)
+  slow = Claim(tmp_path, cell._take('slow', 10), 'slow', 1000)
   slow_work = cell.begin(slow, INPUTS)
   claim_of_another_host(cell, silent_s=1000, token='slow')
   with cell.claimed():
@@ -162,9 +163,9 @@ def test_a_worker_that_wakes_up_after_all_are_gone(tmp_path):
     assert claim.number == slow.number == 1
     work = cell.begin(claim, {'other': 1})
     assert work != slow_work
-    with pytest.raises(cells.LostClaimError):
+    with pytest.raises(LostClaimError):
       slow.check()
-    with pytest.raises(cells.LostClaimError):
+    with pytest.raises(LostClaimError):
       cell.publish(slow, slow_work, INPUTS, {})
     slow.release()
     claim.check()
@@ -173,7 +174,7 @@ def test_a_worker_that_wakes_up_after_all_are_gone(tmp_path):
 
 
 def test_a_beat_is_of_our_own_claim_alone(tmp_path):
-  cell = cells.Cell(tmp_path)
+  cell = Cell(tmp_path)
   with cell.claimed(timeout_s=0.04) as claim:
     claim_of_another_host(cell, silent_s=1000)
     claim._thread.join(10)
@@ -187,7 +188,7 @@ def test_writers_of_one_file_have_a_file_each(tmp_path):
   with atomic_files.replacing(path) as one, atomic_files.replacing(path) as other:
     one.write_text('1')
     other.write_text('2')
-  assert path.read_text() == '1' and names(cells.Cell(tmp_path)) == ['x']
+  assert path.read_text() == '1' and names(Cell(tmp_path)) == ['x']
   with atomic_files.replacing(path) as aside:
     aside.write_text('3')
     atomic_files.remove_unfinished(tmp_path)
@@ -197,7 +198,7 @@ def test_writers_of_one_file_have_a_file_each(tmp_path):
 
 
 def test_heartbeat(tmp_path):
-  cell = cells.Cell(tmp_path)
+  cell = Cell(tmp_path)
   touched = threading.Event()
   with cell.claimed(timeout_s=0.04):
     path = tmp_path / 'claim-1'
@@ -226,7 +227,7 @@ for i in range(40):
 def test_workers_that_race(tmp_path):
   """Every cell once, also those that a dead worker had claimed."""
   for i in range(0, 40, 2):
-    claim_of_another_host(cells.Cell(tmp_path / str(i)), silent_s=10_000)
+    claim_of_another_host(Cell(tmp_path / str(i)), silent_s=10_000)
   workers = [
       subprocess.Popen(
           [sys.executable, '-c', RACE, str(tmp_path), str(i)], cwd=tiny.ROOT,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ralm_jax.evaluation import statistics
+from ralm_jax.evaluation.scores import statistics
 
 stats = pytest.importorskip('scipy.stats')
 

@@ -2,12 +2,10 @@
 import shutil
 
 import pytest
-import tiny
 
-from ralm_jax import job_config
-from ralm_jax import job_inputs
-from ralm_jax import job_worker
-from ralm_jax import jobs
+from ralm_jax.jobs import config, inputs, runner as jobs, worker
+from ralm_jax.jobs.inputs import Fingerprints
+from tests import tiny
 
 
 @pytest.fixture(scope='module')
@@ -18,12 +16,12 @@ def trained():
 def test_checkpoints_of_one_name(trained, tmp_path):
   shutil.copytree(trained.run, tmp_path / 'run')
   with pytest.raises(ValueError, match='both called run-4'):
-    job_config.find_checkpoints([str(trained.run), str(tmp_path / 'run')])
-  found = job_config.find_checkpoints([
+    config.find_checkpoints([str(trained.run), str(tmp_path / 'run')])
+  found = config.find_checkpoints([
       str(trained.run), jobs.Checkpoint(str(tmp_path / 'run'), name='copy')])
   assert [one.name for one in found] == ['run-4', 'copy']
   # One of two names comes under both, and under the same one once.
-  found = job_config.find_checkpoints([
+  found = config.find_checkpoints([
       jobs.Checkpoint(str(trained.run), name=name) for name in 'aba'])
   assert [one.name for one in found] == ['a', 'b']
 
@@ -31,14 +29,14 @@ def test_checkpoints_of_one_name(trained, tmp_path):
 def test_another_checkpoint_at_the_same_path(trained, tmp_path):
   path = tmp_path / 'checkpoint_4'
   shutil.copytree(trained.run / 'checkpoint_4', path)
-  fingerprint = job_inputs.checkpoint_fingerprint
+  fingerprint = inputs.checkpoint_fingerprint
   assert fingerprint(path) == fingerprint(trained.run / 'checkpoint_4')
   assert fingerprint(path) != fingerprint(trained.run / 'checkpoint_2')
 
 
 def test_another_file_at_the_same_path(tmp_path):
   """Also while a worker lives."""
-  fingerprints = job_inputs.Fingerprints()
+  fingerprints = Fingerprints()
   path = tmp_path / 'q.jsonl'
   path.write_text('one')
   first = fingerprints.of_files(str(path))
@@ -51,8 +49,8 @@ def test_shards_of_what_comes_one_by_one():
   jobs_of = [[f'run-{i} × find × index'] for i in range(40)]
   parts = [
       [job for jobs in jobs_of
-       for job in job_worker._part(jobs, f'{i}/3', by_name=True)]
+       for job in worker._part(jobs, f'{i}/3', by_name=True)]
       for i in range(3)]
   assert all(len(part) > 5 for part in parts)
   assert sorted(sum(parts, [])) == sorted(sum(jobs_of, []))
-  assert parts[1] == job_worker._part(sum(jobs_of, []), '1/3', by_name=True)
+  assert parts[1] == worker._part(sum(jobs_of, []), '1/3', by_name=True)

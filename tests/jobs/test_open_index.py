@@ -3,21 +3,20 @@ import shutil
 
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax import job_inputs
-from ralm_jax import job_retrieval
-from ralm_jax import job_worker
-from ralm_jax import jobs
-from ralm_jax.evaluation import job_results
 from ralm_jax.evaluation import prediction_files
-from retrieval_service import client as client_lib
-from retrieval_service import generations
-from retrieval_service import results
+from ralm_jax.jobs import open_index, results as job_results, runner
+from ralm_jax.jobs.inputs import IndexState
+from ralm_jax.jobs.runner import Index, JobOptions, TableOptions, Task
+from ralm_jax.jobs.worker import Worker
+from retrieval_service.client import RetrievalClient
+from retrieval_service.generations import GenerationStore
+from retrieval_service.results import ServerStatus
+from tests import tiny
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
-OPTIONS = jobs.JobOptions(batch_size=8, progress=False, search_queries=4)
-TABLE = jobs.TableOptions(resamples=200)
+OPTIONS = JobOptions(batch_size=8, progress=False, search_queries=4)
+TABLE = TableOptions(resamples=200)
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +27,7 @@ def trained():
 @pytest.fixture
 def tasks(tmp_path):
   questions = tiny.write_jsonl(tmp_path / 'q.jsonl', tiny.questions()[:8])
-  return [jobs.Task('find', str(questions), retrieve_only=True)]
+  return [Task('find', str(questions), retrieve_only=True)]
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def index(trained, tmp_path):
 
 def commit_another(index):
   """A generation in which every passage is embedded as another one."""
-  store = generations.GenerationStore(index)
+  store = GenerationStore(index)
   view = store.open_current()
   manifest = view.manifest
   with store.begin(manifest.options, manifest.dim, manifest.metadata) as writer:
@@ -53,16 +52,16 @@ def test_generations_of_one_index(trained, tasks, index, tmp_path, monkeypatch):
   """The same questions against several generations: a column each."""
   commit_another(index)
   searched = []
-  search = client_lib.RetrievalClient.search
+  search = RetrievalClient.search
   monkeypatch.setattr(
-      client_lib.RetrievalClient, 'search', lambda *arguments, **options: (
+      RetrievalClient, 'search', lambda *arguments, **options: (
           searched.append(options.get('generation')),
           search(*arguments, **options))[1])
-  rows = jobs.run(
+  rows = runner.run(
       tasks=tasks, checkpoints=f'{trained.run}/checkpoint_4', indexes=[
-          jobs.Index(str(index), generation=1),
-          jobs.Index(str(index), generation=2),
-          jobs.Index(str(index), name='current')],
+          Index(str(index), generation=1),
+          Index(str(index), generation=2),
+          Index(str(index), name='current')],
       output=str(tmp_path / 'out'), options=OPTIONS, table=TABLE, show=False)
   assert [row['index'] for row in rows] == [
       'current', 'index generation 1', 'index generation 2']
@@ -78,7 +77,7 @@ def test_generations_of_one_index(trained, tasks, index, tmp_path, monkeypatch):
 
 def test_an_index_that_moves_on(trained, tasks, index, tmp_path):
   """Answers are from the generation that the manifest names."""
-  with job_worker.Worker(
+  with Worker(
       tasks, str(index), tmp_path / 'out', options=OPTIONS,
       table=TABLE) as worker:
     worker.work(f'{trained.run}/checkpoint_2')
@@ -96,27 +95,27 @@ def test_an_index_that_moves_on(trained, tasks, index, tmp_path):
 
 
 def test_answers_of_another_state():
-  index = jobs.Index(retrieval_address='host:1')
-  state = job_inputs.IndexState('a', 1, 0, 10, '')
+  index = Index(retrieval_address='host:1')
+  state = IndexState('a', 1, 0, 10, '')
   records = [{'index': 'a', 'generation': 1}, {'index': None, 'generation': None}]
-  job_retrieval.check_answers(records, index, state, state)
+  open_index.check_answers(records, index, state, state)
   for changes in ({'generation': 2}, {'index': 'b'}):
     with pytest.raises(RuntimeError, match='answers are from . generation .;'):
-      job_retrieval.check_answers(
+      open_index.check_answers(
           [*records, {**records[0], **changes}], index, state, state)
-  later = job_inputs.IndexState('a', 2, 0, 10, '')
+  later = IndexState('a', 2, 0, 10, '')
   with pytest.raises(RuntimeError, match='the index changed meanwhile'):
-    job_retrieval.check_answers(records, index, state, later)
+    open_index.check_answers(records, index, state, later)
   # Our own process was asked for that very generation.
-  job_retrieval.check_answers(records, jobs.Index('folder'), state, later)
+  open_index.check_answers(records, Index('folder'), state, later)
 
 
 def test_passages_of_an_older_generation_are_not_known(monkeypatch):
   """A process counts those that it serves."""
-  status = results.ServerStatus(
+  status = ServerStatus(
       2, 10, 4, None, '', {}, (1, 2), False, '/nowhere', index_id='a')
-  monkeypatch.setattr(client_lib.RetrievalClient, 'status', lambda self: status)
+  monkeypatch.setattr(RetrievalClient, 'status', lambda self: status)
   for generation, count in ((None, 10), (2, 10), (1, None)):
-    state = job_inputs.IndexState.of(jobs.Index(
+    state = IndexState.of(Index(
         retrieval_address='localhost:1', generation=generation))
     assert state.count == count and state.generation == (generation or 2)

@@ -4,23 +4,21 @@ import os
 import shutil
 
 import pytest
-import tiny
 
 from ralm_jax import cli
-from ralm_jax import eval as eval_lib
-from ralm_jax import jobs
-from ralm_jax import runs
-from ralm_jax.evaluation import answering as answering_lib
-from ralm_jax.evaluation import cells as cells_lib
-from ralm_jax.evaluation import job_results
-from ralm_jax.evaluation import watch as watch_lib
-from ralm_jax.retrieval import connection as connection_lib
-from retrieval_service import client as client_lib
-from retrieval_service import local
+from ralm_jax.evaluation.answering import AnswerOptions
+from ralm_jax.jobs import results, runner, watch
+from ralm_jax.jobs.cells import Cell
+from ralm_jax.jobs.runner import Checkpoint, Index, JobOptions, TableOptions, Task
+from ralm_jax.retrieval import connect as connection_lib
+from ralm_jax.runs import evaluation, opening
+from retrieval_service.client import RetrievalClient
+from retrieval_service.local import LocalRetrievalServer
+from tests import tiny
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
-OPTIONS = jobs.JobOptions(batch_size=8, progress=False, search_queries=4)
-TABLE = jobs.TableOptions(resamples=200)
+OPTIONS = JobOptions(batch_size=8, progress=False, search_queries=4)
+TABLE = TableOptions(resamples=200)
 
 
 @pytest.fixture(scope='module')
@@ -45,21 +43,21 @@ def other_index(trained, tmp_path):
 def evaluated(monkeypatch):
   """Checkpoint, task and index of what is evaluated, in order."""
   calls = []
-  evaluate = eval_lib.evaluate
+  evaluate = evaluation.evaluate
 
   def counting(**arguments):
     calls.append('/'.join(str(arguments['output']).split('/')[-4:-1]))
     return evaluate(**arguments)
 
-  monkeypatch.setattr(eval_lib, 'evaluate', counting)
+  monkeypatch.setattr(evaluation, 'evaluate', counting)
   return calls
 
 
 def run(trained, questions, tmp_path, indexes, tasks=None, **arguments):
   arguments.setdefault('checkpoints', f'{trained.run}/checkpoint_*')
   arguments.setdefault('table', TABLE)
-  return jobs.run(
-      tasks=tasks or [jobs.Task('find', str(questions), retrieve_only=True)],
+  return runner.run(
+      tasks=tasks or [Task('find', str(questions), retrieve_only=True)],
       indexes=indexes, output=str(tmp_path / 'out'), options=OPTIONS,
       **arguments)
 
@@ -67,15 +65,15 @@ def run(trained, questions, tmp_path, indexes, tasks=None, **arguments):
 def test_every_cell_once(
     trained, questions, other_index, evaluated, tmp_path, monkeypatch, capsys):
   opened, served = [], []
-  open_checkpoint = runs.open_checkpoint
+  open_checkpoint = opening.open_checkpoint
   connect = connection_lib.connect
-  monkeypatch.setattr(runs, 'open_checkpoint', lambda path: (
+  monkeypatch.setattr(opening, 'open_checkpoint', lambda path: (
       opened.append(path), open_checkpoint(path))[1])
   monkeypatch.setattr(connection_lib, 'connect', lambda **arguments: (
       served.extend([arguments['index']] if arguments['index'] else []),
       connect(**arguments))[1])
-  indexes = [jobs.Index(str(trained.index), name='one'),
-             jobs.Index(str(other_index))]
+  indexes = [Index(str(trained.index), name='one'),
+             Index(str(other_index))]
   rows = run(trained, questions, tmp_path, indexes)
   assert [(row['checkpoint'], row['task'], row['index']) for row in rows] == [
       (f'run-{step}', 'find', index) for step in (2, 4)
@@ -107,16 +105,16 @@ def test_every_cell_once(
   assert len(evaluated) == 4 and len(served) == 2
   # Another task is added: its cells alone.
   more = tiny.write_jsonl(tmp_path / 'more.jsonl', tiny.questions()[8:12])
-  tasks = [jobs.Task('find', str(questions), retrieve_only=True),
-           jobs.Task('more', str(more), retrieve_only=True)]
+  tasks = [Task('find', str(questions), retrieve_only=True),
+           Task('more', str(more), retrieve_only=True)]
   run(trained, questions, tmp_path, indexes[:1], tasks)
   assert evaluated[4:] == ['run-4/more/one', 'run-2/more/one']
 
 
 def test_what_has_changed_is_done_again(
     trained, questions, other_index, evaluated, tmp_path, caplog):
-  indexes = [jobs.Index(str(other_index), name='i')]
-  arguments = {'checkpoints': [jobs.Checkpoint(
+  indexes = [Index(str(other_index), name='i')]
+  arguments = {'checkpoints': [Checkpoint(
       str(trained.run / 'checkpoint_4'), name='c')]}
   (row,) = run(trained, questions, tmp_path, indexes, **arguments)
   assert row['checkpoint'] == 'c'
@@ -130,28 +128,28 @@ def test_what_has_changed_is_done_again(
   run(trained, moved, tmp_path, indexes, **arguments)
   assert len(evaluated) == 2
   # A live edit of the index is a change.
-  with local.LocalRetrievalServer(other_index) as server:
-    with client_lib.RetrievalClient(server.address) as client:
+  with LocalRetrievalServer(other_index) as server:
+    with RetrievalClient(server.address) as client:
       client.delete([3])
       run(trained, moved, tmp_path, indexes, **arguments)
       assert len(evaluated) == 3
       # A running process of that index, in place of its folder.
       run(trained, moved, tmp_path, [
-          jobs.Index(retrieval_address=server.address, name='i')], **arguments)
+          Index(retrieval_address=server.address, name='i')], **arguments)
       assert len(evaluated) == 3
   # As are a task's choices.
-  tasks = [jobs.Task('find', str(moved), retrieve_only=True, n_passages=2)]
+  tasks = [Task('find', str(moved), retrieve_only=True, n_passages=2)]
   run(trained, moved, tmp_path, indexes, tasks, **arguments)
   assert len(evaluated) == 4
 
 
 def test_answers_and_closed_book(trained, questions, evaluated, tmp_path):
   """One real answer of a reader; without passages the index does not count."""
-  tasks = [jobs.Task('qa', str(questions)),
-           jobs.Task('blind', str(questions), passages_from='none',
-                     answering=answering_lib.AnswerOptions(
+  tasks = [Task('qa', str(questions)),
+           Task('blind', str(questions), passages_from='none',
+                     answering=AnswerOptions(
                          max_length=2))]
-  indexes = [jobs.Index(str(trained.index), name='i')]
+  indexes = [Index(str(trained.index), name='i')]
   rows = run(trained, questions, tmp_path, indexes, tasks,
              checkpoints=str(trained.run))
   assert [(row['task'], row['index']) for row in rows] == [
@@ -166,9 +164,9 @@ def test_one_failure_does_not_stop_the_others(
     trained, questions, evaluated, tmp_path):
   broken = tmp_path / 'broken.jsonl'
   broken.write_text('{"question": "x"}\n')
-  tasks = [jobs.Task('bad', str(broken), retrieve_only=True),
-           jobs.Task('absent', str(tmp_path / 'no.jsonl'), retrieve_only=True),
-           jobs.Task('good', str(questions), retrieve_only=True)]
+  tasks = [Task('bad', str(broken), retrieve_only=True),
+           Task('absent', str(tmp_path / 'no.jsonl'), retrieve_only=True),
+           Task('good', str(questions), retrieve_only=True)]
   indexes = [str(trained.index)]
   with pytest.raises(RuntimeError, match='2 of 3 cells failed') as raised:
     run(trained, questions, tmp_path, indexes, tasks,
@@ -176,7 +174,7 @@ def test_one_failure_does_not_stop_the_others(
   message = str(raised.value)
   assert 'run-4 × bad × index: ValueError' in message
   assert f'{broken}:1' in message and 'no.jsonl' in message
-  assert [row['task'] for row in job_results.read_cells(tmp_path / 'out')] == [
+  assert [row['task'] for row in results.read_cells(tmp_path / 'out')] == [
       'good']
   # Repaired, they are done, and only they.
   tiny.write_jsonl(broken, tiny.questions()[:2])
@@ -188,7 +186,7 @@ def test_one_failure_does_not_stop_the_others(
 
 
 def test_shards_and_other_workers(trained, questions, evaluated, tmp_path, caplog):
-  tasks = [jobs.Task(name, str(questions), retrieve_only=True)
+  tasks = [Task(name, str(questions), retrieve_only=True)
            for name in 'abc']
   indexes = [str(trained.index)]
   newest = {'checkpoints': str(trained.run)}
@@ -196,7 +194,7 @@ def test_shards_and_other_workers(trained, questions, evaluated, tmp_path, caplo
     run(trained, questions, tmp_path, indexes, tasks, shard=f'{i}/2', **newest)
   assert [call.split('/')[1] for call in evaluated] == ['a', 'b', 'c']
   # One that another worker is at is left to it.
-  cell = cells_lib.Cell(job_results.cell_folder(
+  cell = Cell(results.cell_folder(
       tmp_path / 'out', 'run-4', 'a', 'index'))
   (cell.folder / 'metrics.json').unlink()
   with cell.claimed(), caplog.at_level('INFO'):
@@ -218,9 +216,9 @@ def test_watch(trained, questions, evaluated, tmp_path):
     shutil.copytree(trained.run / 'checkpoint_4', tmp_path / 'aside')
     os.rename(tmp_path / 'aside', directory / 'checkpoint_4')
 
-  follow = watch_lib.follow
+  follow = watch.follow
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(watch_lib, 'follow', lambda run, **arguments: follow(
+    patch.setattr(watch, 'follow', lambda run, **arguments: follow(
         run, **arguments, sleep=sleep))
     rows = run(trained, questions, tmp_path, [str(trained.index)],
                checkpoints=(), watch=str(directory), until_step=4, poll_s=7)
@@ -237,7 +235,7 @@ def test_watch(trained, questions, evaluated, tmp_path):
     ({'indexes': 5}, 'indexes is 5; give a text, Index'),
     ({'checkpoints': [5]}, 'checkpoints holds 5, which is neither'),
     ({'tasks': ['nq']}, "'nq', which is no Task"),
-    ({'table': jobs.TableOptions(baseline='run4')},
+    ({'table': TableOptions(baseline='run4')},
      "BASELINE\\) is 'run4'; the checkpoints are 'run-2', 'run-4'"),
 ])
 def test_what_cannot_be(trained, questions, tmp_path, arguments, message):
@@ -269,7 +267,7 @@ def test_a_run_by_what_it_is(trained, questions, evaluated, tmp_path):
 def test_outdated_cells(trained, questions, evaluated, tmp_path):
   """What cannot be made anew is marked, as is what is not asked for any more."""
   other = tiny.write_jsonl(tmp_path / 'other.jsonl', tiny.questions()[:2])
-  tasks = [jobs.Task(name, str(path), retrieve_only=True)
+  tasks = [Task(name, str(path), retrieve_only=True)
            for name, path in (('kept', other), ('find', questions), ('gone', other))]
   arguments = {'indexes': [str(trained.index)], 'checkpoints': str(trained.run)}
   rows = run(trained, questions, tmp_path, tasks=tasks, **arguments)
@@ -313,8 +311,8 @@ def test_a_cell_that_another_worker_took(
     shutil.rmtree(output)
     raise FileNotFoundError('predictions')
 
-  monkeypatch.setattr(eval_lib, 'evaluate', evaluate)
-  tasks = [jobs.Task('find', str(questions), retrieve_only=True)]
+  monkeypatch.setattr(evaluation, 'evaluate', evaluate)
+  tasks = [Task('find', str(questions), retrieve_only=True)]
   with caplog.at_level('INFO'):
     assert run(trained, questions, tmp_path, [str(trained.index)], tasks,
                checkpoints=str(trained.run)) == []
@@ -340,7 +338,7 @@ QUESTIONS = %gin.REQUIRED
       f'--gin.INDEXES={trained.index}', '--gin.EVAL_BATCH_SIZE=8',
       '--gin.SHARD=0/2']
   assert cli.main(arguments) == 0
-  (row,) = job_results.read_cells(tmp_path / 'out')
+  (row,) = results.read_cells(tmp_path / 'out')
   assert row['checkpoint'] == 'run-4'
   manifest = json.loads(
       (tmp_path / 'out' / row['folder'] / 'manifest.json').read_text())
@@ -356,7 +354,7 @@ def test_watch_by_flags(trained, questions, evaluated, tmp_path):
       '--batch_size', '8', '--idle_s', '0', '--until_step', '4',
       '--output', str(tmp_path / 'out')]
   assert cli.main(arguments) == 0
-  rows = job_results.read_cells(tmp_path / 'out')
+  rows = results.read_cells(tmp_path / 'out')
   assert [row['step'] for row in rows] == [2, 4]
   assert evaluated == ['run-2/questions/index', 'run-4/questions/index']
   with pytest.raises(SystemExit):

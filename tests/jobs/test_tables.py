@@ -2,19 +2,17 @@
 import json
 import os
 
-import finished_cells
 import pytest
 
-from ralm_jax.evaluation import cells as cells_lib
-from ralm_jax.evaluation import job_results
-from ralm_jax.evaluation import job_tables
-from ralm_jax.evaluation import statistics
-from ralm_jax.evaluation import tables
-from ralm_jax.evaluation import watch
+from ralm_jax.evaluation.scores import statistics
+from ralm_jax.jobs import cells, markdown, results, tables as job_tables, watch
+from ralm_jax.jobs.cells import Cell
+from ralm_jax.jobs.results import TableOptions, Wanted
+from tests.jobs import finished_cells
 
 
 def test_table():
-  text = tables.table(['name', 'x'], [['a|b', '1'], ['東', '10.5']])
+  text = markdown.table(['name', 'x'], [['a|b', '1'], ['東', '10.5']])
   assert text.splitlines() == [
       '| name |    x |',
       '| :--- | ---: |',
@@ -25,7 +23,7 @@ def test_table():
 
 def test_pivot_orders_as_people_count():
   items = [('run-10', '2020', 1), ('run-9', '2017', 2), ('run-9', '2020', 3)]
-  text = tables.pivot(items, *(lambda x, i=i: str(x[i]) for i in range(3)))
+  text = markdown.pivot(items, *(lambda x, i=i: str(x[i]) for i in range(3)))
   rows = [[cell.strip() for cell in line.split('|')[1:-1]]
           for line in text.splitlines()]
   assert rows[0] == ['', '2017', '2020']
@@ -33,13 +31,13 @@ def test_pivot_orders_as_people_count():
 
 
 def test_sizes_and_p_values():
-  assert [tables.size(n) for n in (None, 999, 1500, 49_200_000_000)] == [
+  assert [markdown.size(n) for n in (None, 999, 1500, 49_200_000_000)] == [
       '–', '999 B', '1.50 kB', '49.20 GB']
-  assert tables.p_value(0.00001) == '< 0.0001'
-  assert tables.p_value(None) == '–'
+  assert markdown.p_value(0.00001) == '< 0.0001'
+  assert markdown.p_value(None) == '–'
 
 
-OPTIONS = job_results.TableOptions(resamples=500)
+OPTIONS = TableOptions(resamples=500)
 cell = finished_cells.cell
 
 
@@ -68,8 +66,8 @@ def test_train_year_by_index_year(tmp_path):
   # By group only where asked for.
   assert '### 2017' not in text
   grouped = job_tables.render(
-      tmp_path, job_results.read_cells(tmp_path),
-      job_results.TableOptions(resamples=500, by_group=True))
+      tmp_path, results.read_cells(tmp_path),
+      TableOptions(resamples=500, by_group=True))
   assert '### 2017' in grouped and '0.4500' in grouped
 
 
@@ -92,8 +90,8 @@ def test_scores_and_paired_tests(tmp_path):
   # Recall only counts by itself, or where it is asked for.
   assert 'recall' not in text
   assert 'recall@1_gold' in job_tables.render(
-      tmp_path, job_results.read_cells(tmp_path),
-      job_results.TableOptions(resamples=500, metrics=['recall@1_gold']))
+      tmp_path, results.read_cells(tmp_path),
+      TableOptions(resamples=500, metrics=['recall@1_gold']))
 
 
 def test_checkpoints_with_an_index_each(tmp_path):
@@ -131,7 +129,7 @@ def test_cells_of_other_questions_are_not_compared(tmp_path, caplog):
 def test_intervals_are_those_that_are_named(tmp_path):
   scores = [1.0] * 5 + [0.0] * 7
   cell(tmp_path, 'a', 'nq', 'i', scores)
-  half = job_results.TableOptions(resamples=400, confidence=0.5)
+  half = TableOptions(resamples=400, confidence=0.5)
   text = job_tables.write_table(tmp_path, half)
   found = statistics.bootstrap_interval(scores, resamples=400, confidence=0.5)
   shown = f'[{found.low:.4f}, {found.high:.4f}]'
@@ -139,7 +137,7 @@ def test_intervals_are_those_that_are_named(tmp_path):
   (line,) = (tmp_path / 'results.jsonl').read_text().splitlines()
   assert json.loads(line)['of_intervals']['confidence'] == 0.5
   # Rows that have others are shown without.
-  rows = job_results.read_cells(tmp_path)
+  rows = results.read_cells(tmp_path)
   assert rows[0]['of_intervals'] == OPTIONS.of_intervals
   assert '[' in job_tables.render(tmp_path, rows, OPTIONS)
   assert '[' not in job_tables.render(tmp_path, rows, half)
@@ -154,12 +152,12 @@ def test_outdated_cells_are_marked(tmp_path):
   cell(tmp_path, 'removed', 'nq', 'i', [1.0, 0.0])
   now = {'questions': {'0': 'of 2 lines'}, 'task': {},
          'index': {'id': 'i', 'generation': 2, 'edits': 0}}
-  wanted = job_results.Wanted(
+  wanted = Wanted(
       tasks={('nq', 'i'): now, ('absent', 'i'): 'no such file',
              ('new', 'i'): {**now, 'questions': {'0': 'of 3 lines'}}},
       checkpoints={'a': {'step': 4}, 'b': {'step': 4}},
       ignore={'i': ('index.generation',)})
-  rows = job_results.write_results(tmp_path, wanted, OPTIONS)
+  rows = results.write_results(tmp_path, wanted, OPTIONS)
   assert {(row['checkpoint'], row['task']): row['outdated'] for row in rows} == {
       ('a', 'nq'): None, ('removed', 'nq'): None,
       ('b', 'nq'): 'checkpoint.step: 6 is now 4',
@@ -171,17 +169,17 @@ def test_outdated_cells_are_marked(tmp_path):
   assert [value.endswith('†') for value in scores[2][1:]] == [
       True, True, True, False]
   assert '\n- b, nq, i: checkpoint.step: 6 is now 4\n' in text
-  without = job_results.Wanted(wanted.tasks, wanted.checkpoints)
-  assert all(row['outdated'] for row in job_results.read_cells(tmp_path, without))
+  without = Wanted(wanted.tasks, wanted.checkpoints)
+  assert all(row['outdated'] for row in results.read_cells(tmp_path, without))
 
 
 def test_misspelt_names(tmp_path):
   cell(tmp_path, 'run-2', 'nq', 'i', [1.0])
-  rows = job_results.read_cells(tmp_path)
+  rows = results.read_cells(tmp_path)
   for options, message in (
       ({'baseline': 'run2'}, "'run2'; the checkpoints are 'run-2'"),
       ({'metrics': ['exact_mach']}, "'exact_mach'; the metrics are exact_match")):
-    options = job_results.TableOptions(**options)
+    options = TableOptions(**options)
     with pytest.raises(ValueError, match=message):
       job_tables.render(tmp_path, rows, options)
     # Others are still at it.
@@ -189,14 +187,14 @@ def test_misspelt_names(tmp_path):
     assert 'is not finished yet' in text or 'has the metric exact_mach' in text
   for bad in ({'confidence': 95}, {'resamples': 0}, {'metrics': 'f1'}):
     with pytest.raises(ValueError, match=f'TableOptions.{next(iter(bad))}'):
-      job_results.TableOptions(**bad)
+      TableOptions(**bad)
 
 
 @pytest.mark.parametrize('index', ['i', 'none'])
 def test_groups_without_a_matrix(tmp_path, index):
   for name, scores in (('a', [1.0, 0.0]), ('b', [1.0, 1.0])):
     cell(tmp_path, name, 'nq', index, scores)
-  options = job_results.TableOptions(resamples=500, by_group=True)
+  options = TableOptions(resamples=500, by_group=True)
   text = job_tables.write_table(tmp_path, options)
   rows = section(text, 'nq: exact_match by group')
   assert rows[0] == ['group', 'a', 'b'] and rows[2] == ['2017', '0.2500', '0.5000']
@@ -207,39 +205,39 @@ def test_cells_that_are_just_being_replaced(tmp_path, monkeypatch):
   """A reader sees old results or new ones, no mixture and no error."""
   for name in 'ab':
     cell(tmp_path, name, 'nq', 'i', [1.0] * 12)
-  rows = job_results.read_cells(tmp_path)
+  rows = results.read_cells(tmp_path)
   folder = tmp_path / 'cells/a/nq/i'
-  old = cells_lib.Cell(folder).manifest()
-  (folder / cells_lib.PREDICTIONS).unlink()
+  old = Cell(folder).manifest()
+  (folder / cells.PREDICTIONS).unlink()
   assert 'Paired tests' not in job_tables.render(tmp_path, rows, OPTIONS)
   cell(tmp_path, 'a', 'nq', 'i', [1.0], date='later')
-  read = cells_lib.Cell.manifest
+  read = Cell.manifest
   seen = [old]  # what the reader finds first
   monkeypatch.setattr(
-      cells_lib.Cell, 'manifest', lambda self: seen.pop() if (
+      Cell, 'manifest', lambda self: seen.pop() if (
           seen and self.folder == folder) else read(self))
-  row = job_results.read_cells(tmp_path)[0]
+  row = results.read_cells(tmp_path)[0]
   assert row['date'] == 'later' and row['count'] == 1
-  monkeypatch.setattr(cells_lib.Cell, 'manifest', lambda self: old)
-  (folder / cells_lib.METRICS).unlink()
-  assert [row['folder'] for row in job_results.read_cells(tmp_path)] == [
+  monkeypatch.setattr(Cell, 'manifest', lambda self: old)
+  (folder / cells.METRICS).unlink()
+  assert [row['folder'] for row in results.read_cells(tmp_path)] == [
       'cells/b/nq/i']
 
 
 def test_results_of_nothing(tmp_path):
-  assert job_results.write_results(tmp_path / 'not' / 'there') == []
+  assert results.write_results(tmp_path / 'not' / 'there') == []
   assert (tmp_path / 'not/there/results.jsonl').read_text() == ''
 
 
 def test_many_checkpoints_are_tested_against_one(tmp_path):
   for i in range(9):
     cell(tmp_path, f'run-{i}', 'nq', 'i', [float(i > j) for j in range(9)])
-  rows = job_results.read_cells(tmp_path)
+  rows = results.read_cells(tmp_path)
   assert [row['checkpoint'] for row in rows] == [f'run-{i}' for i in range(9)]
   text = job_tables.render(tmp_path, rows, OPTIONS)
   pairs = section(text, 'Paired tests between checkpoints')[2:]
   assert [pair[0] for pair in pairs] == [f'run-{i} − run-0' for i in range(1, 9)]
-  text = job_tables.render(tmp_path, rows, job_results.TableOptions(
+  text = job_tables.render(tmp_path, rows, TableOptions(
       resamples=500, baseline='run-8'))
   pairs = section(text, 'Paired tests between checkpoints')[2:]
   assert pairs[0][0] == 'run-0 − run-8' and len(pairs) == 8
@@ -249,7 +247,7 @@ def test_unfinished_cells_do_not_count(tmp_path):
   cell(tmp_path, 'a', 'nq', 'i', [1.0])
   cell(tmp_path, 'b', 'nq', 'i', [1.0])
   (tmp_path / 'cells/b/nq/i/manifest.json').write_text('{')
-  (row,) = job_results.write_results(tmp_path)
+  (row,) = results.write_results(tmp_path)
   assert row['checkpoint'] == 'a'
   assert row['metrics'] == {
       'exact_match': 1.0, 'recall@1_gold': 1.0, 'absent': None}

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from ralm_jax.losses import statistics
+from ralm_jax.losses import diagnostics
 
 stats = pytest.importorskip('scipy.stats')
 
@@ -19,16 +19,16 @@ def test_correlations(name, peer):
   # What the mask leaves out may be anything.
   first = np.where(MASK, FIRST, np.inf)
   second = np.where(MASK, SECOND, -np.inf)
-  actual = getattr(statistics, name)(first, second, MASK)
+  actual = getattr(diagnostics, name)(first, second, MASK)
   for b in range(6):
     expected = peer(FIRST[b, MASK[b]], SECOND[b, MASK[b]])[0]
     np.testing.assert_allclose(actual[b], expected, atol=1e-5)
 
 
 def test_constant_scores_correlate_with_nothing():
-  assert not np.any(statistics.pearson(np.ones((6, 9)), FIRST, MASK))
+  assert not np.any(diagnostics.pearson(np.ones((6, 9)), FIRST, MASK))
   nobody = np.zeros_like(MASK)
-  assert not np.any(statistics.spearman(FIRST, SECOND, nobody))
+  assert not np.any(diagnostics.spearman(FIRST, SECOND, nobody))
 
 
 def test_same_best():
@@ -36,4 +36,4 @@ def test_same_best():
   second = np.asarray([[0.0, 5.0, 9.0], [0.0, 5.0, 9.0]])
   mask = np.asarray([[True, True, False], [True, True, True]])
   np.testing.assert_array_equal(
-      statistics.same_best(first, second, mask), [True, False])
+      diagnostics.same_best(first, second, mask), [True, False])

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from ralm_jax.interop import huggingface
-from ralm_jax.models import bart
 from ralm_jax.models import fid
-from ralm_jax.models import generation
+from ralm_jax.models.bart import Bart
+from ralm_jax.models.generation import CachedReader, Prefix
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('transformers')
-import rag_world as world  # noqa: E402
+from tests.models import rag_world as world
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +37,7 @@ def test_logits(peer, loaded):
   config, params = loaded
   tokens, mask = (array[:, 0] for array in world.passages())
   targets = _targets()
-  ours = bart.Bart(config).apply({'params': params}, tokens, mask, targets)
+  ours = Bart(config).apply({'params': params}, tokens, mask, targets)
   theirs = peer(
       input_ids=world.long(tokens), attention_mask=world.long(mask),
       decoder_input_ids=world.long(targets),
@@ -85,7 +85,7 @@ def test_too_long_an_input_says_what_to_change(loaded):
   config, params = loaded
   tokens = np.ones((1, config.max_positions + 1), np.int32)
   with pytest.raises(ValueError, match='max_positions 40; shorten'):
-    bart.Bart(config).apply({'params': params}, tokens, tokens, tokens[:, :3])
+    Bart(config).apply({'params': params}, tokens, tokens, tokens[:, :3])
 
 
 @pytest.mark.parametrize('kind', ['bart', 't5'])
@@ -111,10 +111,10 @@ def test_a_padded_prefix_is_the_unpadded_one(kind, loaded, tmp_path):
       for i, prefix in enumerate(prefixes)
   ]
   for chunk in (1, 3, 128):
-    stepper = generation.CachedReader(
+    stepper = CachedReader(
         reader, params, encoded.reshape(rows, keys, -1),
         mask.reshape(rows, keys), 4, prefill_chunk=chunk,
-        prefix=generation.Prefix(padded, np.asarray([7, 2])),
+        prefix=Prefix(padded, np.asarray([7, 2])),
     )
     logits, cache = world.quick_jit(stepper.start)()
     np.testing.assert_allclose(logits, expected, atol=1e-4)
@@ -129,7 +129,7 @@ def test_a_padded_prefix_is_the_unpadded_one(kind, loaded, tmp_path):
 def test_final_logits_bias_gets_no_gradient(loaded):
   config, params = loaded
   tokens, mask = (array[:, 0] for array in world.passages())
-  gradient = jax.grad(lambda params: bart.Bart(config).apply(
+  gradient = jax.grad(lambda params: Bart(config).apply(
       {'params': params}, tokens, mask, _targets()).sum())(params)
   assert not np.any(gradient['final_logits_bias'])
   assert np.any(gradient['token_embedder']['embedding'])

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ralm_jax.models import bert
 from ralm_jax.models import choices
-from ralm_jax.models import reader_batch
-from ralm_jax.models import retrieval_lm
-from ralm_jax.models import t5
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.choices import ChoiceTokens
+from ralm_jax.models.reader_batch import ReaderBatch
+from ralm_jax.models.retrieval_lm import RetrievalLM
+from ralm_jax.models.t5 import T5Config
 
 # Less optimised code compiles twice as fast; the tests are about the program.
 quick_jit = functools.partial(
@@ -23,11 +24,11 @@ MORE_TOKENS = [[39, 3, 7, 1], [39, 9, 1], [39, 3, 12, 1]]
 
 
 def make_model(reading, **changes):
-  return retrieval_lm.RetrievalLM(
-      reader_config=t5.T5Config(
+  return RetrievalLM(
+      reader_config=T5Config(
           vocab_size=VOCAB, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24,
           num_encoder_layers=1, num_decoder_layers=1),
-      retriever_config=bert.BertConfig(
+      retriever_config=BertConfig(
           vocab_size=VOCAB, emb_dim=16, num_heads=2, num_layers=1, mlp_dim=24,
           max_positions=16),
       reading=reading, **changes,
@@ -39,7 +40,7 @@ def make_batch():
   lengths = rng.integers(3, LENGTH + 1, (BATCH, PASSAGES, 1))
   passage_mask = np.ones((BATCH, PASSAGES), bool)
   passage_mask[1, 2:] = False
-  return reader_batch.ReaderBatch(
+  return ReaderBatch(
       reader_tokens=rng.integers(2, VOCAB, (BATCH, PASSAGES, LENGTH)),
       reader_mask=np.arange(LENGTH) < lengths,
       passage_mask=passage_mask,
@@ -55,7 +56,7 @@ def params():
 
 
 def scores(model, params, batch, targets):
-  tokens = choices.ChoiceTokens.make(targets)
+  tokens = ChoiceTokens.make(targets)
   return quick_jit(functools.partial(
       choices.choice_logits, model, choices=tokens))(params, batch)
 
@@ -76,7 +77,7 @@ def log_likelihoods(model, params, batch, targets):
 
 def test_fusion_gives_raw_logits_behind_the_sentinel(params):
   model, batch = make_model('fusion', n_context=3), make_batch()
-  assert choices.ChoiceTokens.make(ONE_TOKEN).position == 1
+  assert ChoiceTokens.make(ONE_TOKEN).position == 1
   found = scores(model, params, batch, ONE_TOKEN)
   assert found.shape == (BATCH, 3) and found.dtype == jnp.float32
   # As Atlas: the logits of a teacher-forced target at decoder position 1.
@@ -89,7 +90,7 @@ def test_fusion_gives_raw_logits_behind_the_sentinel(params):
 
 def test_fusion_with_letters_of_several_tokens(params):
   model, batch = make_model('fusion', n_context=2), make_batch()
-  assert choices.ChoiceTokens.make(MORE_TOKENS).position is None
+  assert ChoiceTokens.make(MORE_TOKENS).position is None
   np.testing.assert_allclose(
       scores(model, params, batch, MORE_TOKENS),
       log_likelihoods(model, params, batch, MORE_TOKENS), atol=1e-4)
@@ -112,11 +113,11 @@ def test_rag_gives_marginal_likelihoods(params, reading):
 
 def test_letters_that_cannot_be_told_apart():
   with pytest.raises(ValueError, match=r'Options 1 and 3 have the same target'):
-    choices.ChoiceTokens.make([[5, 2, 1], [5, 7, 1], [5, 2, 1]])
+    ChoiceTokens.make([[5, 2, 1], [5, 7, 1], [5, 2, 1]])
 
 
 def test_positions():
-  make = choices.ChoiceTokens.make
+  make = ChoiceTokens.make
   assert make([[4], [5]]).position == 0
   assert make([[9, 4, 6], [9, 5, 7]]).position is None
   assert make([[9, 4, 1], [9, 5, 1], [9, 4, 6, 1]]).position is None

@@ -1,19 +1,19 @@
 """The copying initialisation changes what it says and nothing else."""
+from flax import linen as nn
 import jax
 import numpy as np
 
-from flax import linen as nn
 from ralm_jax.models import copying_init
-from ralm_jax.models import fid
-from ralm_jax.models import t5
+from ralm_jax.models.fid import FusionInDecoder
+from ralm_jax.models.t5 import T5Config
 
 
 def test_output_maps_undo_value_maps():
-  config = t5.T5Config(
+  config = T5Config(
       vocab_size=50, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64,
       num_encoder_layers=2, num_decoder_layers=1, logits_via_embedding=True)
   tokens = np.ones((1, 2, 5), np.int32)
-  before = nn.meta.unbox(fid.FusionInDecoder(config).init(
+  before = nn.meta.unbox(FusionInDecoder(config).init(
       jax.random.key(0), tokens, tokens, tokens[:, 0])['params'])
   after = copying_init.copying_init(before, jax.random.key(1))
   assert jax.tree.structure(before) == jax.tree.structure(after)

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from ralm_jax.interop import huggingface
-from ralm_jax.models import bert
-from ralm_jax.models import retrieval_lm
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.retrieval_lm import ReaderBatch, RetrievalLM
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 
 B, K, L, T, V = 2, 3, 7, 5, 53
-RETRIEVER = bert.BertConfig(
+RETRIEVER = BertConfig(
     vocab_size=V, emb_dim=16, num_heads=2, num_layers=1, mlp_dim=32,
     max_positions=16, embedding_init_stddev=0.5,
 )
@@ -67,7 +67,7 @@ def _batch():
   for name, shape in (('reader', (B, K, L)), ('target', (B, T)),
                       ('query', (B, 6)), ('retriever', (B, K, 6))):
     arrays[f'{name}_tokens'], arrays[f'{name}_mask'] = _texts(rng, *shape)
-  return retrieval_lm.ReaderBatch(**arrays)
+  return ReaderBatch(**arrays)
 
 
 BATCH = _batch()
@@ -188,7 +188,7 @@ def _loss(peer, name, released, scores):
 @pytest.fixture(scope='module')
 def built(reader):
   config, params = reader
-  model = retrieval_lm.RetrievalLM(
+  model = RetrievalLM(
       reader_config=config, retriever_config=RETRIEVER)
   retriever = nn.meta.unbox(model.init(jax.random.key(0)))['retriever']
   return model, {'reader': params, 'retriever': retriever}

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from ralm_jax.interop import huggingface
-from ralm_jax.models import bert
-from ralm_jax.models import decoder_stack
-from ralm_jax.models import dual_encoder
-from ralm_jax.models import fid
-from ralm_jax.models import t5
+from ralm_jax.models import decoder_stack, t5
+from ralm_jax.models.bert import Bert
+from ralm_jax.models.dual_encoder import DualEncoder
+from ralm_jax.models.fid import FusionInDecoder
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -121,7 +120,7 @@ def test_fid_logits_and_gradients(version, tmp_path):
   )
   loss.backward()
 
-  reader = fid.FusionInDecoder(config)
+  reader = FusionInDecoder(config)
 
   def loss_fn(params):
     logits = reader.apply({'params': params}, tokens, mask, decoder_inputs)
@@ -152,7 +151,7 @@ def test_fid_of_one_passage_is_t5(tmp_path):
   _save(_t5_peer('1.1'), tmp_path)
   config, params = huggingface.load_t5(tmp_path)
   tokens, mask, targets = _inputs(1)
-  fused = fid.FusionInDecoder(config).apply(
+  fused = FusionInDecoder(config).apply(
       {'params': params}, tokens, mask, targets)
   plain = t5.T5(config).apply(
       {'params': params}, tokens[:, 0], mask[:, 0], targets)
@@ -163,7 +162,7 @@ def test_decode_each_is_one_passage_at_a_time(tmp_path):
   _save(_t5_peer('1.1'), tmp_path)
   config, params = huggingface.load_t5(tmp_path)
   tokens, mask, targets = _inputs()
-  reader, variables = fid.FusionInDecoder(config), {'params': params}
+  reader, variables = FusionInDecoder(config), {'params': params}
   encoded = reader.apply(variables, tokens, mask, method='encode_passages')
   each = reader.apply(variables, encoded, mask, targets, method='decode_each')
   for k in range(3):
@@ -187,14 +186,14 @@ def test_bert_and_dual_encoder(pooling, tmp_path):
         torch.tensor(tokens, dtype=torch.long),
         torch.tensor(mask, dtype=torch.long),
     ).last_hidden_state.numpy()
-  actual = bert.Bert(config).apply({'params': params}, tokens, mask)
+  actual = Bert(config).apply({'params': params}, tokens, mask)
   np.testing.assert_allclose(
       np.asarray(actual)[mask], hidden[mask], atol=1e-4, rtol=1e-4)
   if pooling == 'mean':
     expected = (hidden * mask[..., None]).sum(1) / mask.sum(1)[:, None]
   else:
     expected = hidden[:, 0]
-  embeddings = dual_encoder.DualEncoder(config, pooling=pooling).apply(
+  embeddings = DualEncoder(config, pooling=pooling).apply(
       {'params': params}, tokens, mask, method='encode_queries')
   np.testing.assert_allclose(embeddings, expected, atol=1e-4, rtol=1e-4)
 

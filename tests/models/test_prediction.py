@@ -9,15 +9,13 @@ import pytest
 
 from ralm_jax.decoding.options import DecodingOptions
 from ralm_jax.interop import huggingface
-from ralm_jax.models import fid
-from ralm_jax.models import generation
-from ralm_jax.models import prediction
-from ralm_jax.models import rag
-from ralm_jax.training import partitioning
+from ralm_jax.models import fid, prediction, rag
+from ralm_jax.models.generation import Prefix
+from ralm_jax.training.partitioning import Partitioner
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
-import rag_world as world  # noqa: E402
+from tests.models import rag_world as world
 
 MAX_LENGTH = 4
 
@@ -46,7 +44,7 @@ def _compiled(config, reading, **kwargs):
   def run(params, tokens, mask, prior, prefix):
     return prediction.predict(
         fid.make_reader(config), params, tokens, mask, reading=reading,
-        log_prior=prior, prefix=prefix and generation.Prefix(*prefix),
+        log_prior=prior, prefix=prefix and Prefix(*prefix),
         **kwargs)
 
   return world.quick_jit(run)
@@ -285,7 +283,7 @@ def test_on_a_mesh_answers_are_the_same(readers):
       reading='rag_token', options=options)
   expected = _predict(
       config, params, tokens, mask, prior, 'rag_token', options)
-  partitioner = partitioning.Partitioner(
+  partitioner = Partitioner(
       num_partitions=2, devices=jax.devices()[:4])
   sharded = partitioner.partition_rows(
       lambda params, tokens, mask, prior: run(

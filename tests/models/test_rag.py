@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 
 from ralm_jax.interop import huggingface
-from ralm_jax.models import bert
-from ralm_jax.models import rag
-from ralm_jax.models import rag_loss
-from ralm_jax.models import retrieval_lm
+from ralm_jax.models import rag, rag_loss
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.retrieval_lm import ReaderBatch, RetrievalLM
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
-import rag_world as world  # noqa: E402
+from tests.models import rag_world as world
 
-RETRIEVER = bert.BertConfig(
+RETRIEVER = BertConfig(
     vocab_size=world.VOCAB, emb_dim=16, num_heads=2, num_layers=1, mlp_dim=24,
     max_positions=16, embedding_init_stddev=0.5,
 )
@@ -87,7 +86,7 @@ def _batch(pad_id):
   target_mask = np.arange(world.TARGET) < np.asarray([[5], [3]])
   target = rng.integers(4, world.VOCAB, (2, world.TARGET))
   texts = lambda *shape: rng.integers(4, world.VOCAB, shape).astype(np.int32)
-  return retrieval_lm.ReaderBatch(
+  return ReaderBatch(
       reader_tokens=tokens, reader_mask=mask,
       passage_mask=np.ones((2, world.PASSAGES), bool),
       target_tokens=np.where(target_mask, target, pad_id).astype(np.int32),
@@ -105,7 +104,7 @@ def test_likelihoods_are_those_of_hugging_face(kind, reading, tmp_path):
   peer = _peer(kind)
   config, params = _load(kind, peer, tmp_path)
   batch = _batch(config.pad_id)
-  model = retrieval_lm.RetrievalLM(
+  model = RetrievalLM(
       config, RETRIEVER, reading=reading, gold_score='none',
       scale_scores=False, temperature_score=1.0,
   )
@@ -137,7 +136,7 @@ def test_likelihoods_are_those_of_hugging_face(kind, reading, tmp_path):
 
 
 def _rag_model(config, **changes):
-  return retrieval_lm.RetrievalLM(config, RETRIEVER, **{**dict(
+  return RetrievalLM(config, RETRIEVER, **{**dict(
       reading='rag_sequence', gold_score='none', scale_scores=False,
       temperature_score=1.0, tied_retriever=False, pooling='cls',
   ), **changes})

@@ -1,8 +1,8 @@
 """What the tests of `ralm prepare` share."""
 import json
 
-from ralm_jax import prepare as prepare_lib
-from ralm_jax.data import questions as questions_lib
+from ralm_jax.commands import prepare as prepare_lib
+from ralm_jax.data.questions import reading
 
 
 def lines(path, rows):
@@ -21,7 +21,7 @@ def prepare(benchmark, output, *sources, **kwargs):
 
 def questions(path, **kwargs):
   """What a question file holds."""
-  return questions_lib.read_questions(str(path), **kwargs)
+  return reading.read_questions(str(path), **kwargs)
 
 
 def texts(path, **kwargs):

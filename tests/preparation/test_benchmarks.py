@@ -4,9 +4,9 @@ import io
 import json
 import tarfile
 
-import preparing
 import pytest
 
+from tests.preparation import preparing
 
 
 def test_triviaqa_from_its_archive(tmp_path):

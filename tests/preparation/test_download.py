@@ -7,12 +7,12 @@ import threading
 
 import pytest
 
-from ralm_jax.preparation import download
-from ralm_jax.preparation import fetched
+from ralm_jax.preparation import download, fetched
+from ralm_jax.preparation.download import Patience
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB, more than one chunk
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-PATIENCE = download.Patience(timeout_s=10, attempts=3, back_off_s=0.01)
+PATIENCE = Patience(timeout_s=10, attempts=3, back_off_s=0.01)
 
 
 class Server:
@@ -242,7 +242,7 @@ def test_a_file_of_another_size_is_a_refusal(server, tmp_path):
   server.says_length = server.ranges = False
   server.cuts = [1000] * 9
   with pytest.raises(ConnectionError, match='ended the connection at 1,000 of 1,048,576'):
-    _fetch(server, tmp_path, size=len(CONTENT), patience=download.Patience(
+    _fetch(server, tmp_path, size=len(CONTENT), patience=Patience(
         timeout_s=10, attempts=2, back_off_s=0.01))
 
 
@@ -299,7 +299,7 @@ def test_only_http(tmp_path):
 def test_nobody_listens(server, tmp_path):
   server.close()
   with pytest.raises(ConnectionError, match='cannot be reached .*From there.'):
-    _fetch(server, tmp_path, patience=download.Patience(1, 2, 0.01),
+    _fetch(server, tmp_path, patience=Patience(1, 2, 0.01),
            by_hand='From there.')
 
 
@@ -307,7 +307,7 @@ def test_a_copy_takes_the_place_of_a_host_that_is_gone(server, tmp_path):
   gone = Server()
   gone.close()
   file = _fetch(server, tmp_path, addresses=[gone.url(), server.url()],
-                patience=download.Patience(5, 2, 0.01))
+                patience=Patience(5, 2, 0.01))
   assert file.address == server.url()
 
 

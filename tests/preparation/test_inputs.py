@@ -4,11 +4,8 @@ import tarfile
 
 import pytest
 
-from ralm_jax.preparation import addresses
-from ralm_jax.preparation import catalogue
-from ralm_jax.preparation import inputs
-from ralm_jax.preparation import protocols
-from ralm_jax.data import question_formats
+from ralm_jax.data.questions.formats import catalogue as question_formats
+from ralm_jax.preparation import addresses, catalogue, inputs, protocols
 
 
 def _touch(folder, *names):

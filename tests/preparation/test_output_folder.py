@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from ralm_jax.preparation import output_folder
-from ralm_jax.preparation import writing
+from ralm_jax.preparation import output_folder, writing
 
 # Overwrites an output, and dies right after something got a name that begins
 # so, or while it fills the folder.

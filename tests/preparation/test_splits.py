@@ -3,12 +3,12 @@ import random
 
 import pytest
 
-from ralm_jax.data import questions as questions_lib
+from ralm_jax.data.questions.reading import Question
 from ralm_jax.preparation import splits
 
 
 def _questions(n, path='o.jsonl'):
-  return [questions_lib.Question(
+  return [Question(
       id=f'{path}:{i + 1}', question=f'question {i}', answers=('a',),
       gold_passage_ids=(), line=i + 1, path=path) for i in range(n)]
 

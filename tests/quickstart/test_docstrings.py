@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from ralm_jax.quickstart import docstrings as docstrings_lib
+from ralm_jax.quickstart import docstrings
 from ralm_jax.quickstart.docstrings import Docstring
 
 
 @pytest.fixture(scope='module')
 def collected():
-  return docstrings_lib.collect_docstrings()
+  return docstrings.collect_docstrings()
 
 
 def test_collects_thousands_of_distinct_questions(collected):
@@ -77,7 +77,7 @@ def test_collecting_is_silent_imports_no_sources_and_repeats_itself():
     ('Return f(x) for x.', 'Return f(x) for x.'),
 ])
 def test_signature_lines_go(docstring, expected):
-  assert docstrings_lib.clean_docstring(docstring) == expected
+  assert docstrings.clean_docstring(docstring) == expected
 
 
 @pytest.mark.parametrize('text, expected', [
@@ -87,20 +87,20 @@ def test_signature_lines_go(docstring, expected):
     ('Is it? Yes.', 'Is it?'),
 ])
 def test_first_sentence(text, expected):
-  assert docstrings_lib.first_sentence(text) == expected
+  assert docstrings.first_sentence(text) == expected
 
 
 def test_split_is_by_object_and_stable(collected):
-  split = docstrings_lib.split_by_object(collected)
+  split = docstrings.split_by_object(collected)
   assert 0.07 < len(split.test) / len(collected) < 0.13
   assert len(split.train) + len(split.test) == len(collected)
   assert not {d.name.lower() for d in split.train} & {
       d.name.lower() for d in split.test
   }
   # A group's side does not depend on the other groups.
-  assert not docstrings_lib.split_by_object(split.test).train
-  assert not docstrings_lib.split_by_object(split.train).test
-  other = docstrings_lib.split_by_object(collected, seed=1)
+  assert not docstrings.split_by_object(split.test).train
+  assert not docstrings.split_by_object(split.train).test
+  other = docstrings.split_by_object(collected, seed=1)
   assert set(other.test) != set(split.test)
 
 
@@ -111,7 +111,7 @@ def test_aliases_never_straddle_the_split():
     pairs.append(Docstring(f'm{i}.Name', f'Sentence {i}.', f'Text {i}.'))
     pairs.append(Docstring(f'M{i}.name', f'Another {i}.', f'Else {i}.'))
     pairs.append(Docstring(f'x{i}.alias', f'Third {i}.', f'Text {i}.'))
-  split = docstrings_lib.split_by_object(pairs, test_fraction=0.5)
+  split = docstrings.split_by_object(pairs, test_fraction=0.5)
   sides = {d.name: side for side in ('train', 'test')
            for d in getattr(split, side)}
   for i in range(200):
@@ -121,7 +121,7 @@ def test_aliases_never_straddle_the_split():
 
 def test_files_carry_the_corpus_and_the_questions(tmp_path, collected):
   some = collected[:300]
-  split = docstrings_lib.write_corpus(tmp_path / 'new', some)
+  split = docstrings.write_corpus(tmp_path / 'new', some)
   read = {
       name: [
           json.loads(line)
@@ -145,8 +145,8 @@ def test_files_carry_the_corpus_and_the_questions(tmp_path, collected):
 def test_bad_arguments(tmp_path):
   one = Docstring('a.b', 'Do a thing.', 'Do a thing.')
   with pytest.raises(ValueError, match='between 0 and 1'):
-    docstrings_lib.split_by_object([one], test_fraction=1.5)
+    docstrings.split_by_object([one], test_fraction=1.5)
   with pytest.raises(ValueError, match="'a.b' occurs twice"):
-    docstrings_lib.write_corpus(tmp_path, [one, one])
+    docstrings.write_corpus(tmp_path, [one, one])
   with pytest.raises(ValueError, match='both need at least one'):
-    docstrings_lib.write_corpus(tmp_path, [one])
+    docstrings.write_corpus(tmp_path, [one])

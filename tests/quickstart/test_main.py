@@ -3,13 +3,13 @@ import json
 
 import pytest
 
-from ralm_jax.quickstart import main
 from ralm_jax.quickstart import recipe
+from ralm_jax.quickstart.main import Quickstart
 
 
 @pytest.mark.slow
 def test_smoke_run_and_second_start(tmp_path, capsys):
-  run = main.Quickstart(str(tmp_path), recipe.SMOKE)
+  run = Quickstart(str(tmp_path), recipe.SMOKE)
   summary = run.run()
   saved = json.loads((tmp_path / 'summary.json').read_text())
   for name in ('recall_at_5_before', 'recall_at_5_after', 'exact_match',
@@ -23,7 +23,7 @@ def test_smoke_run_and_second_start(tmp_path, capsys):
   assert set(records[0]['passages'][0]) == {
       'id', 'title', 'text', 'score', 'probability'}
   # Started again it finds everything done and says the same.
-  again = main.Quickstart(str(tmp_path), recipe.SMOKE).run()
+  again = Quickstart(str(tmp_path), recipe.SMOKE).run()
   for name in ('recall_at_5_after', 'exact_match', 'exact_match_closed_book'):
     assert again[name] == summary[name]
   assert 'Ask it yourself' in capsys.readouterr().out

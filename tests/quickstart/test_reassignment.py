@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from ralm_jax.data import corpus
-from ralm_jax.data import tokenization
-from ralm_jax.data import text_config
-from ralm_jax.quickstart import reassignment
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.quickstart.reassignment import TitleReassignment
 
 
 @pytest.fixture(scope='module')
@@ -26,16 +26,16 @@ def store(tmp_path_factory):
       unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
   )
   vocabulary = root / 'pieces.model'
-  return corpus.build_corpus(
+  return passage_store.build_corpus(
       root / 'passages.jsonl', root / 'corpus', vocabulary, vocabulary,
       progress=False,
   )
 
 
 def queries_for(store, rows):
-  text = text_config.TextConfig(
+  text = TextConfig(
       question_format='{question}', target_format='{answer}', target_length=24)
-  tokenizer = tokenization.QueryTokenizer(
+  tokenizer = QueryTokenizer(
       text, store.reader_vocabulary, store.retriever_vocabulary)
   titles = [store.passage(row).title for row in rows]
   return tokenizer.batch(['q'] * len(rows), titles), tokenizer
@@ -46,7 +46,7 @@ def test_targets_are_the_titles_now_shown_over_the_gold_passage(store):
   queries, tokenizer = queries_for(store, gold)
   rows = np.array([[1, 3, 2], [4, 5, 6], [8, 9, 10], [1, 2, 22]])
   allowed = np.arange(0, 10)
-  augment = reassignment.TitleReassignment(store, title_rows=allowed, seed=1)
+  augment = TitleReassignment(store, title_rows=allowed, seed=1)
   shown = augment(queries, rows, step=5)
   assert np.array_equal(shown.rows[:, 0], gold)
   # The search missed 17, which takes the place of the last one found.
@@ -65,7 +65,7 @@ def test_targets_are_the_titles_now_shown_over_the_gold_passage(store):
 def test_random_titles_are_targets_too(store):
   queries, tokenizer = queries_for(store, np.arange(8))
   rows = np.arange(16).reshape(8, 2)
-  augment = reassignment.TitleReassignment(
+  augment = TitleReassignment(
       store, random_titles=1.0, max_title_length=6)
   shown = augment(queries, rows, step=0)
   known = {tuple(t) for t in store.tokens(np.arange(30), 'reader_title').to_lists()}
@@ -80,7 +80,7 @@ def test_an_answer_that_is_no_title_has_no_target(store):
   queries, _ = queries_for(store, np.array([3, 4]))
   queries.target_tokens[1, 0] += 1
   rows = np.array([[3, 1], [5, 6]])
-  shown = reassignment.TitleReassignment(store)(queries, rows, step=0)
+  shown = TitleReassignment(store)(queries, rows, step=0)
   assert shown.queries.target_tokens[0].any()
   assert not shown.queries.target_tokens[1].any()
   assert shown.rows[1].tolist() == [5, 6]

@@ -4,13 +4,15 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import tiny
 
-from ralm_jax.data import corpus as corpus_lib
 from ralm_jax.data import dates
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval import retriever as retriever_lib
-from retrieval_service import generations
-from retrieval_service import options as options_lib
+from ralm_jax.retrieval.retriever import PassageRetriever
+from retrieval_service.generations import GenerationStore
+from retrieval_service.options import IndexOptions
+from tests import tiny
 
 COUNT, DOCUMENTS, DIM = 120, 12, 16
 SearchFilter = retriever_lib.SearchFilter
@@ -37,7 +39,7 @@ class World:
     fields: of each row, as its passage was written.
   """
 
-  store: corpus_lib.PassageStore
+  store: PassageStore
   folder: str
   centres: np.ndarray
   embeddings: np.ndarray
@@ -47,8 +49,8 @@ class World:
 def publish(folder, store, embeddings) -> int:
   metadata = {'corpus': str(store.directory),
               'corpus_fingerprint': store.fingerprint}
-  with generations.GenerationStore(folder).begin(
-      options_lib.IndexOptions(), DIM, metadata) as writer:
+  with GenerationStore(folder).begin(
+      IndexOptions(), DIM, metadata) as writer:
     writer.append(None, embeddings)
     return writer.commit()
 
@@ -56,7 +58,7 @@ def publish(folder, store, embeddings) -> int:
 def make_world(folder) -> World:
   data = tiny.make_data(folder)  # for its vocabularies
   path = tiny.write_jsonl(folder / 'p.jsonl', [_fields(i) for i in range(COUNT)])
-  store = corpus_lib.build_corpus(
+  store = passage_store.build_corpus(
       path, folder / 'filtered', data.reader_vocabulary,
       data.retriever_vocabulary, max_words=10, shard_size=50, n_workers=1,
       progress=False)
@@ -93,7 +95,7 @@ class Recording:
 
 
 def retriever(client, world, n_passages=5, store=None, **options):
-  return retriever_lib.PassageRetriever(
+  return PassageRetriever(
       client, store or world.store, n_passages, **options)
 
 

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from ralm_jax.models import retrieval_lm
+from ralm_jax.models.retrieval_lm import ReaderBatch
 from ralm_jax.retrieval import assembler
 
 
@@ -29,7 +29,7 @@ def test_recall_of_random_batches(seed):
   lengths = rng.integers(0, 6, 30)
   target_mask = np.arange(5) < lengths[:, None]
   tokens = rng.integers(1, 4, (30, 3, 7))
-  batch = retrieval_lm.ReaderBatch(
+  batch = ReaderBatch(
       reader_tokens=tokens, reader_mask=tokens > 0,
       passage_mask=rng.random((30, 3)) < 0.7,
       target_tokens=np.where(target_mask, rng.integers(1, 4, (30, 5)), 0),
@@ -42,7 +42,7 @@ def test_recall_of_random_batches(seed):
 
 
 def test_answer_longer_than_any_passage():
-  batch = retrieval_lm.ReaderBatch(
+  batch = ReaderBatch(
       reader_tokens=np.full((1, 1, 2), 5), reader_mask=np.ones((1, 1, 2), bool),
       passage_mask=np.ones((1, 1), bool), target_tokens=np.full((1, 4), 5),
       target_mask=np.ones((1, 4), bool))

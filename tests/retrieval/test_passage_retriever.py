@@ -4,17 +4,18 @@ import threading
 
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax import runs
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.models import retrieval_lm
-from ralm_jax.retrieval import assembler as assembler_lib
-from ralm_jax.retrieval import connection as connection_lib
-from ralm_jax.retrieval import embedding
-from ralm_jax.retrieval import retriever as retriever_lib
-from retrieval_service import generations
-from retrieval_service import options as options_lib
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.models.retrieval_lm import ReaderBatch
+from ralm_jax.retrieval import assembler, connect, embedding, retriever as retriever_lib
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.retrieval.retriever import PassageRetriever, Retrieved
+from ralm_jax.runs import opening
+from retrieval_service.generations import GenerationStore
+from retrieval_service.options import IndexOptions
+from tests import tiny
 
 
 @pytest.fixture(scope='module')
@@ -24,13 +25,13 @@ def trained() -> tiny.Trained:
 
 @pytest.fixture(scope='module')
 def connected(trained):
-  with connection_lib.connect(index=trained.index, threads=1) as connection:
+  with connect.connect(index=trained.index, threads=1) as connection:
     yield connection
 
 
 @pytest.fixture(scope='module')
 def retriever(connected):
-  return retriever_lib.PassageRetriever(connected.client, connected.store, 5)
+  return PassageRetriever(connected.client, connected.store, 5)
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def queries():
 
 
 def test_finds_what_exhaustive_search_finds(trained, retriever, queries):
-  stored = generations.GenerationStore(trained.index).open_current().embeddings
+  stored = GenerationStore(trained.index).open_current().embeddings
   scores = queries @ np.asarray(stored, np.float32).T
   found = retriever.search(queries)
   np.testing.assert_array_equal(
@@ -70,7 +71,7 @@ def test_probabilities(retriever, queries):
 
 
 def test_closed_book_has_one_empty_slot():
-  found = retriever_lib.Retrieved.none(3)
+  found = Retrieved.none(3)
   assert found.rows.tolist() == [[-1]] * 3
   np.testing.assert_array_equal(found.probabilities(4.0), np.zeros((3, 1)))
 
@@ -79,12 +80,12 @@ def test_corpus_may_have_grown(trained, connected, tmp_path):
   """An index stays valid for the rows it was built of, and no others."""
   import shutil
 
-  from ralm_jax.data import passages
+  from ralm_jax.data.corpus import passages
 
   shutil.copytree(trained.data.corpus, tmp_path / 'corpus')
-  corpus_lib.append_passages(
+  passage_store.append_passages(
       tmp_path / 'corpus', [passages.Passage('new', 't', '', 'text')])
-  grown = corpus_lib.PassageStore.open(tmp_path / 'corpus')
+  grown = PassageStore.open(tmp_path / 'corpus')
   metadata = connected.client.status().metadata
   retriever_lib.check_index_of_corpus(metadata, 40, grown)
   # Of two who add at once, the later edit may name the earlier state.
@@ -102,13 +103,13 @@ def test_moved_together(trained, tmp_path):
   shutil.copytree(trained.data.corpus, tmp_path / 'corpus')
   shutil.copytree(trained.index, tmp_path / 'index')
   metadata = {'corpus': '/gone', 'corpus_relative': '../corpus'}
-  assert connection_lib.find_corpus(metadata, tmp_path / 'index') == str(
+  assert connect.find_corpus(metadata, tmp_path / 'index') == str(
       tmp_path / 'corpus')
 
 
 def test_dead_process_is_started_again(trained, queries):
-  with connection_lib.connect(index=trained.index, threads=1) as connection:
-    retriever = retriever_lib.PassageRetriever(
+  with connect.connect(index=trained.index, threads=1) as connection:
+    retriever = PassageRetriever(
         connection.client, connection.store, 3)
     before = retriever.search(queries)
     (child,) = _servers()
@@ -135,15 +136,15 @@ def _servers() -> list[int]:
 
 @pytest.fixture(scope='module')
 def opened(trained):
-  return runs.open_checkpoint(trained.run)
+  return opening.open_checkpoint(trained.run)
 
 
 @pytest.fixture(scope='module')
 def embedder(trained, opened):
-  store = corpus_lib.PassageStore.open(trained.data.corpus)
-  return embedding.PassageEmbedder(
+  store = PassageStore.open(trained.data.corpus)
+  return PassageEmbedder(
       opened.spec.model, opened.partitioner,
-      assembler_lib.Assembler(opened.spec.tokenizer, store), batch_size=16), store
+      Assembler(opened.spec.tokenizer, store), batch_size=16), store
 
 
 def test_embeddings_depend_on_the_passage_alone(embedder, opened):
@@ -160,14 +161,14 @@ def test_embedding_goes_on_where_it_was_interrupted(
     embedder, opened, tmp_path, monkeypatch):
   embed, store = embedder
   build = lambda index: embedding.build_generation(
-      embed, opened.params, store, index, options_lib.IndexOptions(),
+      embed, opened.params, store, index, IndexOptions(),
       chunk_size=12, progress=False)
   done = []
 
   class Interrupted(Exception):
     pass
 
-  original = embedding.PassageEmbedder.embed
+  original = PassageEmbedder.embed
 
   def interrupted(self, params, rows):
     if len(done) == 2:
@@ -175,12 +176,12 @@ def test_embedding_goes_on_where_it_was_interrupted(
     done.append(rows[0])
     return original(self, params, rows)
 
-  monkeypatch.setattr(embedding.PassageEmbedder, 'embed', interrupted)
+  monkeypatch.setattr(PassageEmbedder, 'embed', interrupted)
   with pytest.raises(Interrupted):
     build(tmp_path / 'index')
-  assert generations.GenerationStore(tmp_path / 'index').current() is None
+  assert GenerationStore(tmp_path / 'index').current() is None
   monkeypatch.setattr(
-      embedding.PassageEmbedder, 'embed',
+      PassageEmbedder, 'embed',
       lambda self, params, rows: done.append(rows[0]) or original(
           self, params, rows))
   assert build(tmp_path / 'index') == 1
@@ -188,7 +189,7 @@ def test_embedding_goes_on_where_it_was_interrupted(
   monkeypatch.undo()
   build(tmp_path / 'whole')
   one, other = (
-      np.asarray(generations.GenerationStore(tmp_path / name).open_current(
+      np.asarray(GenerationStore(tmp_path / name).open_current(
           ).embeddings) for name in ('index', 'whole'))
   np.testing.assert_array_equal(one, other)
   assert not list((tmp_path / 'index').glob('embedding.*'))
@@ -196,7 +197,7 @@ def test_embedding_goes_on_where_it_was_interrupted(
 
 def _batch(reader_tokens, passage_mask, target):
   reader_tokens, target = np.asarray(reader_tokens), np.asarray(target)
-  return retrieval_lm.ReaderBatch(
+  return ReaderBatch(
       reader_tokens, reader_tokens > 0, np.asarray(passage_mask),
       target, target > 0)
 
@@ -209,5 +210,5 @@ def test_recall_of_a_batch():
       # Found in the second passage; only in one that is not there; not as a
       # whole; no passage at all, which does not count.
       [[30, 9, 4, 1], [30, 9, 4, 1], [30, 6, 8, 1], [30, 6, 1, 0]])
-  assert assembler_lib.answer_recall(batch, 1) == pytest.approx(1 / 3)
-  assert assembler_lib.answer_recall(batch, 0) == 0
+  assert assembler.answer_recall(batch, 1) == pytest.approx(1 / 3)
+  assert assembler.answer_recall(batch, 0) == 0

@@ -6,50 +6,51 @@ import time
 import jax
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax import runs
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.retrieval import assembler as assembler_lib
+from ralm_jax.data.corpus import passage_store, passages
+from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval import embedding
-from ralm_jax.retrieval import refresh
-from retrieval_service import client as client_lib
-from retrieval_service import generations
-from retrieval_service import local
-from retrieval_service import options as options_lib
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.retrieval.publisher import IndexPublisher
+from ralm_jax.runs import opening
+from retrieval_service.client import RetrievalClient
+from retrieval_service.generations import GenerationStore
+from retrieval_service.local import LocalRetrievalServer
+from retrieval_service.options import IndexOptions
+from tests import tiny
 
 
 @pytest.fixture(scope='module')
 def opened():
-  return runs.open_checkpoint(tiny.trained().run)
+  return opening.open_checkpoint(tiny.trained().run)
 
 
 @pytest.fixture
 def store():
-  return corpus_lib.PassageStore.open(tiny.trained().data.corpus)
+  return PassageStore.open(tiny.trained().data.corpus)
 
 
 @pytest.fixture
 def served(tmp_path, store):
   """A process with an index of the corpus, of some other encoder."""
-  folder = generations.GenerationStore(tmp_path / 'index')
+  folder = GenerationStore(tmp_path / 'index')
   metadata = embedding.describe(store, 'another', index=folder.directory)
   with folder.begin(
-      options_lib.IndexOptions(index_type='ivf_flat', nlist=2, nprobe=2), 16,
+      IndexOptions(index_type='ivf_flat', nlist=2, nprobe=2), 16,
       {**metadata, 'owner': 'me', 'passages_per_second': 3}) as writer:
     writer.append(None, np.ones((len(store), 16), np.float16))
     writer.commit()
-  with local.LocalRetrievalServer(tmp_path / 'index', threads=1) as server:
-    with client_lib.RetrievalClient(server.address, retry_for_s=60) as client:
+  with LocalRetrievalServer(tmp_path / 'index', threads=1) as server:
+    with RetrievalClient(server.address, retry_for_s=60) as client:
       client.server = server
       yield client
 
 
 def _publisher(client, opened, store, **options):
-  return refresh.IndexPublisher(
+  return IndexPublisher(
       client, opened.spec.model, opened.partitioner,
-      assembler_lib.Assembler(opened.spec.tokenizer, store),
+      Assembler(opened.spec.tokenizer, store),
       **{'batch_size': 8, 'chunk_size': 12, 'progress': False, **options})
 
 
@@ -59,14 +60,14 @@ def _changed(params):
 
 
 def _expected(opened, store, params):
-  return embedding.PassageEmbedder(
+  return PassageEmbedder(
       opened.spec.model, opened.partitioner,
-      assembler_lib.Assembler(opened.spec.tokenizer, store), batch_size=8,
+      Assembler(opened.spec.tokenizer, store), batch_size=8,
   ).embed(params, np.arange(len(store))).astype(np.float16)
 
 
 def _served_embeddings(client):
-  store = generations.GenerationStore(client.status().index_directory)
+  store = GenerationStore(client.status().index_directory)
   return np.asarray(store.open_current().embeddings)
 
 
@@ -107,7 +108,7 @@ def test_a_finished_build_is_taken_again(served, opened, store):
 
 def test_the_process_dies_in_mid_upload(served, opened, store, monkeypatch):
   publisher = _publisher(served, opened, store)
-  build = client_lib.RetrievalClient.build
+  build = RetrievalClient.build
   tried = []
 
   def build_and_kill(self, chunks, **options):
@@ -124,7 +125,7 @@ def test_the_process_dies_in_mid_upload(served, opened, store, monkeypatch):
     tried.append(options['build_id'])
     return number
 
-  monkeypatch.setattr(client_lib.RetrievalClient, 'build', build_and_kill)
+  monkeypatch.setattr(RetrievalClient, 'build', build_and_kill)
   assert publisher.publish(opened.params, 'a').generation == 2
   assert len(tried) == 2 and len(set(tried)) == 1
   np.testing.assert_allclose(
@@ -149,16 +150,16 @@ def test_what_cannot_be_stored(served, opened, store):
 def test_passages_added_and_replaced_meanwhile(served, opened, tmp_path):
   """A refresh sees the corpus of now, and no passage as it was before."""
   data = tiny.make_data(tmp_path)
-  store = corpus_lib.PassageStore.open(data.corpus)
+  store = PassageStore.open(data.corpus)
   publisher = _publisher(served, opened, store, index=tmp_path / 'index')
-  third = list(passages_lib.iterate_passages([str(data.passages)]))[3]
-  corpus_lib.append_passages(
+  third = list(passages.iterate_passages([str(data.passages)]))[3]
+  passage_store.append_passages(
       store.directory,
       [dataclasses.replace(third, id='new'),
        dataclasses.replace(third, text='It is black now.')], replace=True)
   done = publisher.publish(opened.params, 'a')
   assert done.passages == 41 and len(store) == 42
-  view = generations.GenerationStore(tmp_path / 'index').open_current()
+  view = GenerationStore(tmp_path / 'index').open_current()
   assert sorted(set(range(42)) - set(view.ids.tolist())) == [3]
   np.testing.assert_allclose(
       view.embeddings, _expected(opened, store, opened.params)[view.ids],
@@ -166,22 +167,22 @@ def test_passages_added_and_replaced_meanwhile(served, opened, tmp_path):
   assert served.status().metadata['corpus_relative'] == os.path.relpath(
       data.corpus, tmp_path / 'index')
   # The same from scratch.
-  embedder = embedding.PassageEmbedder(
+  embedder = PassageEmbedder(
       opened.spec.model, opened.partitioner,
-      assembler_lib.Assembler(opened.spec.tokenizer, store), batch_size=8)
+      Assembler(opened.spec.tokenizer, store), batch_size=8)
   embedding.build_generation(
       embedder, opened.params, store, tmp_path / 'anew',
-      options_lib.IndexOptions(), chunk_size=7, progress=False)
-  anew = generations.GenerationStore(tmp_path / 'anew').open_current()
+      IndexOptions(), chunk_size=7, progress=False)
+  anew = GenerationStore(tmp_path / 'anew').open_current()
   np.testing.assert_array_equal(anew.ids, view.ids)
   np.testing.assert_allclose(anew.embeddings, view.embeddings, atol=2e-3)
 
 
 def test_parts_come_in_order(opened, store):
   """Whatever their sizes, and with the caller slower or faster."""
-  embedder = embedding.PassageEmbedder(
+  embedder = PassageEmbedder(
       opened.spec.model, opened.partitioner,
-      assembler_lib.Assembler(opened.spec.tokenizer, store), batch_size=8)
+      Assembler(opened.spec.tokenizer, store), batch_size=8)
   everything = embedder.embed(opened.params, np.arange(len(store)))
   parts = np.split(np.arange(len(store)), [1, 2, 9, 25])
   found = list(embedder.stream(opened.params, iter(parts)))

@@ -1,11 +1,11 @@
 """When an index is refreshed."""
 import pytest
 
-from ralm_jax.retrieval import refresh
+from ralm_jax.retrieval.publisher import RefreshSchedule
 
 
 def _fires(schedule, steps=12001):
-  parsed = refresh.RefreshSchedule.parse(schedule)
+  parsed = RefreshSchedule.parse(schedule)
   return [step for step in range(steps) if parsed.fires(step)]
 
 
@@ -28,8 +28,8 @@ def test_steps(schedule, steps):
 
 
 def test_whether_there_is_one():
-  assert refresh.RefreshSchedule.parse('5')
-  assert not refresh.RefreshSchedule.parse(None)
+  assert RefreshSchedule.parse('5')
+  assert not RefreshSchedule.parse(None)
 
 
 @pytest.mark.parametrize('schedule,part,problem', [
@@ -49,6 +49,6 @@ def test_whether_there_is_one():
 ])
 def test_malformed(schedule, part, problem):
   with pytest.raises(ValueError) as raised:
-    refresh.RefreshSchedule.parse(schedule)
+    RefreshSchedule.parse(schedule)
   assert part in str(raised.value) and problem in str(raised.value)
   assert "'0-1000:500,1000-10000:2000'" in str(raised.value)  # how to write it

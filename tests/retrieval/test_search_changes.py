@@ -4,16 +4,16 @@ import dataclasses
 import threading
 import types
 
-import filter_world
 from jax.experimental import multihost_utils
 import numpy as np
 import pytest
 
-from ralm_jax.data import corpus as corpus_lib
 from ralm_jax.data import dates
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.retrieval import connection as connection_lib
-from ralm_jax.retrieval import retriever as retriever_lib
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.corpus.passages import Passage
+from ralm_jax.retrieval import connect, retriever as retriever_lib
+from tests.retrieval import filter_world
 
 SearchFilter = retriever_lib.SearchFilter
 
@@ -25,7 +25,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def client(world):
-  with connection_lib.connect(index=world.folder, threads=1) as connected:
+  with connect.connect(index=world.folder, threads=1) as connected:
     yield connected.client
 
 
@@ -33,7 +33,7 @@ def client(world):
 def own(tmp_path):
   """A world and a client that a test may change."""
   world = filter_world.make_world(tmp_path)
-  with connection_lib.connect(index=world.folder, threads=1) as connected:
+  with connect.connect(index=world.folder, threads=1) as connected:
     yield types.SimpleNamespace(
         world=world, client=connected.client, store=connected.store)
 
@@ -97,9 +97,9 @@ def test_a_live_index(own):
   # Replaced: another row, but the same passage for those who exclude it.
   passage = own.store.passage(int(best[0]))
   assert not passage.part_of
-  (row,) = corpus_lib.append_passages(
+  (row,) = passage_store.append_passages(
       world.store.directory,
-      [passages_lib.Passage(passage.id, 'elsewhere', '', 'new text')],
+      [Passage(passage.id, 'elsewhere', '', 'new text')],
       replace=True)
   client.edit([row], 2 * query, delete_ids=[best[0]],
               metadata={'corpus_fingerprint': 'x'})
@@ -135,8 +135,8 @@ def test_an_index_ahead_of_its_corpus(own):
 def test_an_older_generation_that_holds_less(own):
   """A deep search of a pinned generation brings all of it."""
   world = own.world
-  more = corpus_lib.append_passages(world.store.directory, [
-      passages_lib.Passage(f'more{i}', '', '', 'x') for i in range(50)])
+  more = passage_store.append_passages(world.store.directory, [
+      Passage(f'more{i}', '', '', 'x') for i in range(50)])
   own.store.reload()
   filter_world.publish(world.folder, own.store, np.concatenate(
       [world.embeddings, world.embeddings[: len(more)]]))
@@ -229,7 +229,7 @@ def test_processes_that_search_together(world, client, monkeypatch):
 
 def test_an_error_of_one_process_is_one_of_all(world, client, monkeypatch):
   """Nobody is left waiting in a search that the other does not make."""
-  store = corpus_lib.PassageStore.open(world.store.directory)
+  store = PassageStore.open(world.store.directory)
   store.has_dates = lambda: False
 
   def work(number, meeting):

@@ -2,17 +2,16 @@
 
 A real retrieval process over a socket, compared with NumPy on the raw fields.
 """
-import filter_world
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax.data import corpus as corpus_lib
 from ralm_jax.data import dates
-from ralm_jax.data import passage_ids
-from ralm_jax.retrieval import augmenter
-from ralm_jax.retrieval import connection as connection_lib
-from ralm_jax.retrieval import retriever as retriever_lib
+from ralm_jax.data.corpus import passage_ids
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.retrieval import connect, retriever as retriever_lib
+from ralm_jax.retrieval.augmenter import Shown
+from tests import tiny
+from tests.retrieval import filter_world
 
 SearchFilter = retriever_lib.SearchFilter
 
@@ -24,7 +23,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def client(world):
-  with connection_lib.connect(index=world.folder, threads=1) as connected:
+  with connect.connect(index=world.folder, threads=1) as connected:
     yield connected.client
 
 
@@ -137,7 +136,7 @@ def test_dates(world, client, bound):
 
 def test_a_corpus_without_dates(world, client, tmp_path):
   """Nothing could be shown, which is said and not done."""
-  store = corpus_lib.PassageStore.open(world.store.directory)
+  store = PassageStore.open(world.store.directory)
   store.has_dates = lambda: False
   retriever = filter_world.retriever(client, world, store=store)
   bounds = np.full(1, dates.first_day('2010'), np.int32)
@@ -235,7 +234,7 @@ def test_training_honours_what_examples_exclude(tmp_path):
   def record(queries, found, step):
     del step
     shown.append((queries, found))
-    return augmenter.Shown(queries, found)
+    return Shown(queries, found)
 
   tiny.train(
       data, tmp_path / 'run', steps=2, augmentation=record,

@@ -3,19 +3,19 @@ import time
 
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax.data import batches
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.retrieval import assembler as assembler_lib
-from ralm_jax.retrieval import augmenter as augmenter_lib
-from ralm_jax.retrieval import retriever as retriever_lib
-from ralm_jax.retrieval import staleness
-from ralm_jax import runs
-from retrieval_service import client as client_lib
-from retrieval_service import generations
-from retrieval_service import local
-from retrieval_service import options as options_lib
+from ralm_jax.data.batches import QueryBatch
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.augmenter import RetrievalAugmenter
+from ralm_jax.retrieval.retriever import PassageRetriever
+from ralm_jax.retrieval.staleness import CurrentFollower, GenerationSteps
+from ralm_jax.runs import opening
+from retrieval_service.client import RetrievalClient
+from retrieval_service.generations import GenerationStore
+from retrieval_service.local import LocalRetrievalServer
+from retrieval_service.options import IndexOptions
+from tests import tiny
 
 DIM = 4
 
@@ -24,7 +24,7 @@ def _embeddings(seed=0):
   return np.random.default_rng(seed).normal(size=(10, DIM)).astype(np.float16)
 
 
-class Counting(client_lib.RetrievalClient):
+class Counting(RetrievalClient):
   """Counts the calls that ask for the status."""
 
   calls = 0
@@ -36,7 +36,7 @@ class Counting(client_lib.RetrievalClient):
 
 @pytest.fixture
 def served(tmp_path):
-  with local.LocalRetrievalServer(tmp_path / 'index', threads=1) as server:
+  with LocalRetrievalServer(tmp_path / 'index', threads=1) as server:
     with Counting(server.address) as client:
       yield client
 
@@ -50,7 +50,7 @@ def test_steps_of_a_run(served, tmp_path):
   run.mkdir()
   (tmp_path / 'link').symlink_to(run)
   checked = []
-  steps = staleness.GenerationSteps(
+  steps = GenerationSteps(
       served, tmp_path / 'link',
       check=lambda status: checked.append(status.generation))
   first = _build(served, run=str(run), step=5)
@@ -78,17 +78,17 @@ def test_a_generation_that_does_not_fit_is_refused(served, tmp_path):
   def check(status):
     raise ValueError(f'generation {status.generation}')
 
-  steps = staleness.GenerationSteps(served, tmp_path, check=check)
+  steps = GenerationSteps(served, tmp_path, check=check)
   with pytest.raises(ValueError, match='generation 1'):
     steps.step_of(_build(served))
 
 
 def test_what_others_publish_in_a_folder(served, tmp_path):
   _build(served)
-  follower = staleness.CurrentFollower(served, tmp_path / 'index')
+  follower = CurrentFollower(served, tmp_path / 'index')
   follower()
-  store = generations.GenerationStore(tmp_path / 'index')
-  with store.begin(options_lib.IndexOptions(), DIM, {}) as writer:
+  store = GenerationStore(tmp_path / 'index')
+  with store.begin(IndexOptions(), DIM, {}) as writer:
     writer.append(None, _embeddings(1))
     writer.commit()
   assert served.status().generation == 1
@@ -106,25 +106,25 @@ def test_what_others_publish_in_a_folder(served, tmp_path):
 def test_every_batch_says_how_stale_it_is(tmp_path):
   """A trainer that follows what is current, while another job publishes."""
   trained = tiny.trained()
-  opened = runs.open_checkpoint(trained.run)
-  store = corpus_lib.PassageStore.open(trained.data.corpus)
-  first = generations.GenerationStore(trained.index).open_current()
+  opened = opening.open_checkpoint(trained.run)
+  store = PassageStore.open(trained.data.corpus)
+  first = GenerationStore(trained.index).open_current()
   metadata = first.manifest.metadata
-  with local.LocalRetrievalServer(tmp_path / 'index', threads=1) as server:
-    with client_lib.RetrievalClient(server.address) as client:
+  with LocalRetrievalServer(tmp_path / 'index', threads=1) as server:
+    with RetrievalClient(server.address) as client:
       def publish(step):
         client.build(
             [(None, np.asarray(first.embeddings))], dim=first.dim,
             metadata={**metadata, 'run': str(trained.run), 'step': step})
 
       publish(2)
-      retriever = retriever_lib.PassageRetriever(client, store, 3)
-      augmenter = augmenter_lib.RetrievalAugmenter(
+      retriever = PassageRetriever(client, store, 3)
+      augmenter = RetrievalAugmenter(
           opened.spec.model, opened.partitioner,
-          assembler_lib.Assembler(opened.spec.tokenizer, store), retriever,
-          generation_steps=staleness.GenerationSteps(client, trained.run))
+          Assembler(opened.spec.tokenizer, store), retriever,
+          generation_steps=GenerationSteps(client, trained.run))
       queries = opened.spec.tokenizer.batch(['a', 'b'], size=8)
-      assert isinstance(queries, batches.QueryBatch)
+      assert isinstance(queries, QueryBatch)
       found = []
       for step in (4, 5, 6):
         if step == 6:
@@ -136,10 +136,10 @@ def test_every_batch_says_how_stale_it_is(tmp_path):
       assert found == [(1, 2), (1, 3), (2, 2)]
       # A resumed run knows it of the batch it resumes with.
       snapshot = pending.snapshot()
-      fresh = staleness.GenerationSteps(client, tmp_path / 'moved')
-      again = augmenter_lib.RetrievalAugmenter(
+      fresh = GenerationSteps(client, tmp_path / 'moved')
+      again = RetrievalAugmenter(
           opened.spec.model, opened.partitioner,
-          assembler_lib.Assembler(opened.spec.tokenizer, store), retriever,
+          Assembler(opened.spec.tokenizer, store), retriever,
           generation_steps=fresh)
       resumed = again.resume(snapshot, 6).result()
       assert resumed.metrics['retrieval/staleness'] == 2

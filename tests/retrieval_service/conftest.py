@@ -2,8 +2,8 @@ import faiss
 import numpy as np
 import pytest
 
-from retrieval_service import local
 from retrieval_service.client import RetrievalClient
+from retrieval_service.local import LocalRetrievalServer
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def vectors():
 @pytest.fixture
 def server(tmp_path):
   """A real process over an empty index folder."""
-  with local.LocalRetrievalServer(tmp_path / 'index', threads=1) as running:
+  with LocalRetrievalServer(tmp_path / 'index', threads=1) as running:
     yield running
 
 

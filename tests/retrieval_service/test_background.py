@@ -7,8 +7,8 @@ import time
 import pytest
 
 from retrieval_service import background
-from retrieval_service import index_builder
 from retrieval_service.client import RetrievalClient
+from retrieval_service.index_builder import IndexBuilder
 from retrieval_service.options import IndexOptions
 from retrieval_service.server import RetrievalServer
 
@@ -38,7 +38,7 @@ def test_builds_run_at_the_lowest_priority(
   if usual == 19:
     pytest.skip('the tests themselves run at the lowest priority')
   lowly = []
-  write = index_builder.IndexBuilder._write
+  write = IndexBuilder._write
 
   def observed(self, *arguments, **settings):
     own = threading.get_native_id()
@@ -55,7 +55,7 @@ def test_builds_run_at_the_lowest_priority(
     lowly.extend(thread for thread, nice in now.items() if nice == 19)
     return view
 
-  monkeypatch.setattr(index_builder.IndexBuilder, '_write', observed)
+  monkeypatch.setattr(IndexBuilder, '_write', observed)
   data = vectors(2000)
   with RetrievalServer(
       tmp_path, 'localhost:0', build_threads=3) as server, RetrievalClient(

@@ -7,8 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from retrieval_service.client import RetrievalClient
-from retrieval_service.client import RetrievalError
+from retrieval_service.client import RetrievalClient, RetrievalError
 from retrieval_service.generations import GenerationStore
 from retrieval_service.live_index import LiveIndex
 from retrieval_service.options import IndexOptions

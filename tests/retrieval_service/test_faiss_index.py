@@ -3,8 +3,8 @@ import logging
 import numpy as np
 import pytest
 
-from retrieval_service import faiss_building
-from retrieval_service import faiss_index
+from retrieval_service import faiss_building, faiss_index
+from retrieval_service.faiss_building import IndexPlan
 from retrieval_service.generations import GenerationStore
 from retrieval_service.options import IndexOptions
 
@@ -149,7 +149,7 @@ def test_plans():
   assert million.train_size >= 39 * 4000
   assert plan(IndexOptions('ivf_flat'), 768, 1000).factory == 'IVF25,Flat'
   sampled = plan(IndexOptions('ivf_pq', train_size=3900), 768, 10**6)
-  assert sampled == faiss_building.IndexPlan('IVF100,PQ64np', 3900)
+  assert sampled == IndexPlan('IVF100,PQ64np', 3900)
 
 
 def test_tiny_corpus_falls_back_to_flat_and_says_so(vectors, caplog):

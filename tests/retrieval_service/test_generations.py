@@ -6,8 +6,9 @@ import signal
 import numpy as np
 import pytest
 
-from retrieval_service import manifest as manifests
+from retrieval_service import manifest
 from retrieval_service.generations import GenerationStore
+from retrieval_service.manifest import HashingFile
 from retrieval_service.options import IndexOptions
 
 
@@ -45,7 +46,7 @@ def test_a_generation_survives_the_disk(tmp_path, vectors):
 def test_row_numbers_need_no_id_file(tmp_path, vectors):
   store = GenerationStore(tmp_path)
   number = write(store, vectors(10), np.arange(10))
-  assert not os.path.exists(os.path.join(store.folder(number), manifests.IDS))
+  assert not os.path.exists(os.path.join(store.folder(number), manifest.IDS))
 
 
 @pytest.mark.parametrize('ids,change,message', [
@@ -84,7 +85,7 @@ def test_k_beyond_the_count_names_both(tmp_path, vectors):
 
 
 @pytest.mark.parametrize('name', [
-    manifests.INDEX, manifests.EMBEDDINGS, manifests.IDS, manifests.MANIFEST])
+    manifest.INDEX, manifest.EMBEDDINGS, manifest.IDS, manifest.MANIFEST])
 def test_a_truncated_file_is_never_served(tmp_path, vectors, name):
   store = GenerationStore(tmp_path)
   write(store, vectors(10), np.arange(5, 15))
@@ -94,14 +95,14 @@ def test_a_truncated_file_is_never_served(tmp_path, vectors, name):
   with pytest.raises(ValueError, match='build the index again') as error:
     store.open_current()
   assert path in str(error.value)
-  if name != manifests.MANIFEST:
+  if name != manifest.MANIFEST:
     assert f'has {size - 2} bytes; expected {size}' in str(error.value)
 
 
 def test_a_changed_byte_is_found_unless_not_looked_for(tmp_path, vectors):
   store = GenerationStore(tmp_path)
   write(store, vectors(10))
-  path = os.path.join(store.folder(1), manifests.EMBEDDINGS)
+  path = os.path.join(store.folder(1), manifest.EMBEDDINGS)
   with open(path, 'r+b') as file:
     byte = file.read(1)[0]
     file.seek(0)
@@ -128,7 +129,7 @@ def test_a_missing_file_names_an_older_good_generation(tmp_path, vectors):
   store = GenerationStore(tmp_path)
   write(store, vectors(10))
   write(store, vectors(10))
-  os.remove(os.path.join(store.folder(2), manifests.INDEX))
+  os.remove(os.path.join(store.folder(2), manifest.INDEX))
   with pytest.raises(ValueError, match='missing.*echo generation-00000001'):
     store.open_current()
 
@@ -180,19 +181,19 @@ def test_a_damaged_pin_stops_pruning(tmp_path, vectors):
     store.prune(1)
 
 
-@pytest.mark.parametrize('name', [manifests.EMBEDDINGS, manifests.INDEX])
+@pytest.mark.parametrize('name', [manifest.EMBEDDINGS, manifest.INDEX])
 def test_a_full_disk_leaves_the_former_generation(
     tmp_path, vectors, monkeypatch, name):
   store = GenerationStore(tmp_path)
   write(store, vectors(20))
-  original = manifests.HashingFile.write
+  original = HashingFile.write
 
   def full(self, data):
     if self._file.name.endswith(name):
       raise OSError(errno.ENOSPC, 'No space left on device')
     return original(self, data)
 
-  monkeypatch.setattr(manifests.HashingFile, 'write', full)
+  monkeypatch.setattr(HashingFile, 'write', full)
   with pytest.raises(OSError, match='former generation stays') as error:
     write(store, vectors(20))
   assert error.value.errno == errno.ENOSPC

@@ -6,10 +6,10 @@ import os
 import numpy as np
 import pytest
 
-from retrieval_service import live_index
 from retrieval_service.edits import Edit
 from retrieval_service.generations import GenerationStore
 from retrieval_service.index_builder import IndexBuilder
+from retrieval_service.live_index import LiveIndex
 from retrieval_service.options import IndexOptions
 
 DIM = 8
@@ -41,9 +41,9 @@ def _best(index):
 
 def test_a_reader_follows_an_index_that_gets_its_id_later(folder):
   os.remove(folder / 'INDEX_ID')  # as of one made before there were ids
-  reader = live_index.LiveIndex(ReadOnlyStore(folder))
+  reader = LiveIndex(ReadOnlyStore(folder))
   made_up = reader.index_id
-  writer = live_index.LiveIndex(GenerationStore(folder))
+  writer = LiveIndex(GenerationStore(folder))
   assert writer.index_id != made_up
   writer.edit(Edit(np.array([50]), 2 * EYE[:1], NOTHING))
   assert _best(reader) == 50
@@ -53,7 +53,7 @@ def test_a_reader_follows_an_index_that_gets_its_id_later(folder):
 
 
 def test_a_lost_id_is_put_back_by_an_edit_and_by_a_build(folder):
-  index = live_index.LiveIndex(GenerationStore(folder))
+  index = LiveIndex(GenerationStore(folder))
   for change in (
       lambda: index.edit(Edit(np.array([50]), 2 * EYE[:1], NOTHING)),
       IndexBuilder(index, keep_generations=2).compact,

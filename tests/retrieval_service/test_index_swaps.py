@@ -11,15 +11,15 @@ import weakref
 import numpy as np
 import pytest
 
-from retrieval_service import live
-from retrieval_service import live_index
-from retrieval_service import serving
 from retrieval_service.client import IndexSwappedError, RetrievalClient
 from retrieval_service.edits import Edit
 from retrieval_service.generations import GenerationStore
+from retrieval_service.live import LiveView
+from retrieval_service.live_index import LiveIndex
 from retrieval_service.local import LocalRetrievalServer
 from retrieval_service.options import IndexOptions
 from retrieval_service.server import RetrievalServer
+from retrieval_service.serving import Serving
 
 DIM = 8
 EYE = np.eye(DIM, dtype=np.float32)
@@ -94,7 +94,7 @@ def _build_anew(folder, mark, edit=True):
   shutil.rmtree(folder)
   publish(folder, mark)
   if edit:  # so that there is a log that the former index could follow
-    index = live_index.LiveIndex(GenerationStore(folder))
+    index = LiveIndex(GenerationStore(folder))
     index.edit(Edit(
         np.array([900 + mark]), mark * EYE[:1], np.zeros(0, np.int64)))
 
@@ -137,7 +137,7 @@ def test_an_older_generation_of_another_index_is_not_taken_for_ours(served, one)
 def test_a_link_that_was_turned(one, two, tmp_path):
   link = tmp_path / 'link'
   link.symlink_to(one)
-  current = serving.Serving(link, **_SETTINGS)
+  current = Serving(link, **_SETTINGS)
   begun = current.served()
   link.unlink()
   link.symlink_to(two)
@@ -163,7 +163,7 @@ def test_a_build_that_two_swaps_come_between_is_served(one, two):
     assert proceed.wait(30)
     yield None, 4 * EYE
 
-  current = serving.Serving(one, **_SETTINGS)
+  current = Serving(one, **_SETTINGS)
   building = current.served().builder
   thread = threading.Thread(target=lambda served: served.builder.build(
       chunks(), DIM, IndexOptions()), args=(current.served(),))
@@ -459,8 +459,8 @@ def test_a_swap_stops_nobody(one, two, slow_opening):
 @pytest.mark.parametrize('when', ['taken', 'searched'])
 def test_a_search_that_a_swap_overtakes(one, two, monkeypatch, when):
   """It ends on the former index, and says so."""
-  owner, name = {'taken': (live_index.LiveIndex, 'view'),
-                 'searched': (live.LiveView, 'search')}[when]
+  owner, name = {'taken': (LiveIndex, 'view'),
+                 'searched': (LiveView, 'search')}[when]
   original = getattr(owner, name)
   armed = [True]
 
@@ -483,7 +483,7 @@ def test_a_search_that_a_swap_overtakes(one, two, monkeypatch, when):
 
 def test_a_call_ends_on_the_index_it_began_with(one, two):
   """And the former one is let go after the last such call."""
-  current = serving.Serving(one, **_SETTINGS)
+  current = Serving(one, **_SETTINGS)
   begun = current.served()
   former = weakref.ref(begun.index.view().generation)
   current.swap(str(two))
@@ -496,6 +496,6 @@ def test_a_call_ends_on_the_index_it_began_with(one, two):
 
 
 def test_an_empty_index_may_give_way_to_any(tmp_path, two):
-  current = serving.Serving(tmp_path / 'empty', **_SETTINGS)
+  current = Serving(tmp_path / 'empty', **_SETTINGS)
   current.swap(str(two))
   assert current.served().index.current.count == DIM

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from retrieval_service import overlay as overlay_lib
+from retrieval_service import overlay
 from retrieval_service.edits import Edit
 from retrieval_service.generations import GenerationStore
 from retrieval_service.index_builder import IndexBuilder
@@ -400,7 +400,7 @@ def test_a_view_never_changes(tmp_path, vectors):
 
 def test_replacing_over_and_over_does_not_grow_the_overlay(
     tmp_path, vectors, monkeypatch):
-  monkeypatch.setattr(overlay_lib, '_LEAST_REBUILD', 40)
+  monkeypatch.setattr(overlay, '_LEAST_REBUILD', 40)
   data = vectors(400, DIM)
   index = live(tmp_path, None, data[:50])
   model = Model(range(50), data[:50])
@@ -422,7 +422,7 @@ def test_an_edit_that_failed_half_way_is_made_good(
     raise MemoryError
 
   with monkeypatch.context() as patched:
-    patched.setattr(overlay_lib, '_longer', exhausted)
+    patched.setattr(overlay, '_longer', exhausted)
     with pytest.raises(MemoryError):
       index.edit(put([3], data[20:21], edit_id='a'))
   assert index.edit(put([3], data[20:21], edit_id='a')).sequence == 1

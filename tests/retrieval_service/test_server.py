@@ -10,19 +10,15 @@ import sys
 import threading
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 import numpy as np
 import pytest
-from grpc_health.v1 import health_pb2
-from grpc_health.v1 import health_pb2_grpc
 
-from retrieval_service import local
-from retrieval_service import manifest as manifests
-from retrieval_service import protocol
-from retrieval_service import retrieval_pb2
-from retrieval_service import retrieval_pb2_grpc
-from retrieval_service.client import RetrievalClient
-from retrieval_service.client import RetrievalError
+from retrieval_service import protocol, retrieval_pb2, retrieval_pb2_grpc
+from retrieval_service.client import RetrievalClient, RetrievalError
 from retrieval_service.generations import GenerationStore
+from retrieval_service.local import LocalRetrievalServer
+from retrieval_service.manifest import HashingFile
 from retrieval_service.options import IndexOptions
 from retrieval_service.server import RetrievalServer
 
@@ -206,7 +202,7 @@ def test_a_full_disk_is_one_error_and_the_former_index_is_served(
     def full(self, data):
       raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(manifests.HashingFile, 'write', full)
+    monkeypatch.setattr(HashingFile, 'write', full)
     with pytest.raises(RuntimeError, match='no space left.*former generation'):
       client.build([(None, data)], dim=32)
     assert client.search(data[:1], 1).generation == 1
@@ -354,7 +350,7 @@ def test_the_process_as_a_command(tmp_path, vectors):
 def test_a_damaged_index_does_not_start(tmp_path):
   (tmp_path / 'CURRENT').write_text('generation-00000003')
   with pytest.raises(RuntimeError) as error:
-    local.LocalRetrievalServer(tmp_path)
+    LocalRetrievalServer(tmp_path)
   assert 'names generation-00000003, which does not exist' in str(error.value)
   assert 'status 1' in str(error.value)
 

@@ -8,10 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
-from retrieval_service import edit_log
-from retrieval_service import protocol
-from retrieval_service import retrieval_pb2
-from retrieval_service import retrieval_pb2_grpc
+from retrieval_service import edit_log, protocol, retrieval_pb2, retrieval_pb2_grpc
 from retrieval_service.client import RetrievalClient
 from retrieval_service.generations import GenerationStore
 from retrieval_service.options import IndexOptions

@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax import eval as eval_lib
-from ralm_jax import runs
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.evaluation import evaluator as evaluator_lib
+from ralm_jax.data.questions import reading as questions_lib
+from ralm_jax.evaluation.evaluator import Evaluator
 from ralm_jax.models import passage_effects
-from ralm_jax.models import reader_batch
+from ralm_jax.models.reader_batch import ReaderBatch
+from ralm_jax.runs import evaluation, opening
+from tests import tiny
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
@@ -25,11 +24,11 @@ def trained() -> tiny.Trained:
 
 @pytest.fixture(scope='module')
 def opened(trained):
-  return runs.open_checkpoint(trained.run)
+  return opening.open_checkpoint(trained.run)
 
 
 def _evaluate(opened, questions, output, **options):
-  return eval_lib.evaluate(
+  return evaluation.evaluate(
       checkpoint=opened, questions=str(questions), output=str(output),
       batch_size=8, progress=False, **options)
 
@@ -106,7 +105,7 @@ def test_effects_and_loss(trained, opened, tmp_path):
             num_examples=3, passage_effects=True, with_loss=True)
   records = _records(tmp_path)
   (questions,) = [questions_lib.read_questions(trained.data.questions)[:3]]
-  with runs.open_evaluator(opened, index=trained.index, batch_size=8) as evaluator:
+  with opening.open_evaluator(opened, index=trained.index, batch_size=8) as evaluator:
     retrieved = evaluator.retrieve(opened.params, questions)
     batch = evaluator.reader_batch(
         questions, retrieved, [r['answers'][0] for r in records])
@@ -114,7 +113,7 @@ def test_effects_and_loss(trained, opened, tmp_path):
     likelihood = np.asarray(jax.jit(model.score)(opened.params, batch))
     effects = jax.jit(functools.partial(
         passage_effects.passage_effects, model))(opened.params, batch)
-  with runs.open_evaluator(
+  with opening.open_evaluator(
       opened, index=trained.index, batch_size=8,
       evaluation={'passage_effects': True}) as evaluator:
     retrieved, found = evaluator.find(opened.params, questions)
@@ -142,7 +141,7 @@ def test_effects_of_every_reading(reading):
       model.init(jax.random.key(0)), is_leaf=lambda x: hasattr(x, 'unbox'))
   rng = np.random.default_rng(0)
   tokens = rng.integers(3, 200, (2, 3, 7))
-  batch = reader_batch.ReaderBatch(
+  batch = ReaderBatch(
       reader_tokens=tokens, reader_mask=np.ones(tokens.shape, bool),
       passage_mask=np.ones((2, 3), bool),
       target_tokens=rng.integers(3, 200, (2, 4)),
@@ -168,7 +167,7 @@ def test_effects_of_every_reading(reading):
 def test_resumes_behind_what_is_written(trained, opened, tmp_path, monkeypatch):
   options = {'index': trained.index, 'num_examples': 21}
   _evaluate(opened, trained.data.questions, tmp_path / 'whole', **options)
-  answer = evaluator_lib.Evaluator.answer
+  answer = Evaluator.answer
   calls = []
 
   def interrupted(self, params, questions):
@@ -178,7 +177,7 @@ def test_resumes_behind_what_is_written(trained, opened, tmp_path, monkeypatch):
     return answer(self, params, questions)
 
   out = tmp_path / 'parts'
-  monkeypatch.setattr(evaluator_lib.Evaluator, 'answer', interrupted)
+  monkeypatch.setattr(Evaluator, 'answer', interrupted)
   with pytest.raises(KeyboardInterrupt):
     _evaluate(opened, trained.data.questions, out, **options)
   assert not (out / 'predictions.jsonl').exists()
@@ -200,9 +199,9 @@ def test_other_choices_begin_anew(trained, opened, tmp_path, monkeypatch):
 
   options = {'index': trained.index, 'num_examples': 9}
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    answer = evaluator_lib.Evaluator.answer
+    answer = Evaluator.answer
     calls = iter([answer, broken])
-    patch.setattr(evaluator_lib.Evaluator, 'answer',
+    patch.setattr(Evaluator, 'answer',
                   lambda self, *args: next(calls)(self, *args))
     _evaluate(opened, trained.data.questions, tmp_path, **options)
   means = _evaluate(
@@ -254,7 +253,7 @@ def test_groups_and_metadata(trained, opened, tmp_path):
 def test_choices_without_effect(trained, opened, tmp_path, options, message):
   values = {'batch_size': 8, **options}
   with pytest.raises(ValueError, match=message):
-    eval_lib.evaluate(
+    evaluation.evaluate(
         checkpoint=opened, questions=str(trained.data.questions),
         output=str(tmp_path / 'out'), progress=False, **values)
   assert not (tmp_path / 'out').exists()
@@ -266,7 +265,7 @@ def test_nothing_of_before_stands_beside_what_begins(
   _evaluate(opened, trained.data.questions, tmp_path, **options)
   assert (tmp_path / 'metrics.json').exists()
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(evaluator_lib.Evaluator, 'answer', _interrupted)
+    patch.setattr(Evaluator, 'answer', _interrupted)
     _evaluate(opened, trained.data.questions, tmp_path, n_passages=2, **options)
   assert sorted(p.name for p in tmp_path.iterdir()) == [
       'predictions.jsonl.partial', 'predictions.jsonl.partial.name']

@@ -11,18 +11,18 @@ import time
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from ralm_jax import cli
-from ralm_jax import refresh
-from ralm_jax import runs
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.retrieval import assembler as assembler_lib
+from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval import embedding
-from ralm_jax.training import partitioning
-from retrieval_service import client as client_lib
-from retrieval_service import generations
-from retrieval_service import local
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.runs import following, opening
+from ralm_jax.training.partitioning import Partitioner
+from retrieval_service.client import RetrievalClient
+from retrieval_service.generations import GenerationStore
+from retrieval_service.local import LocalRetrievalServer
+from tests import tiny
 
 
 @pytest.fixture(scope='module')
@@ -34,8 +34,8 @@ def trained() -> tiny.Trained:
 def index(trained, tmp_path):
   """An index of the parameters the run began with, of no known run."""
   folder = tmp_path / 'index'
-  store = generations.GenerationStore(folder)
-  first = generations.GenerationStore(trained.index).open_current()
+  store = GenerationStore(folder)
+  first = GenerationStore(trained.index).open_current()
   metadata = dict(first.manifest.metadata, run='/another', step=50)
   with store.begin(first.manifest.options, first.dim, metadata) as writer:
     writer.append(None, np.asarray(first.embeddings))
@@ -44,11 +44,11 @@ def index(trained, tmp_path):
 
 
 def _one_device():
-  return partitioning.Partitioner(devices=jax.devices()[:1])
+  return Partitioner(devices=jax.devices()[:1])
 
 
 def _refresh(run, **options):
-  return refresh.refresh(
+  return following.refresh(
       model_dir=str(run), **{
           'poll_s': 0.05, 'batch_size': 8, 'progress': False,
           'partitioner': _one_device(), **options})
@@ -56,13 +56,13 @@ def _refresh(run, **options):
 
 def _assert_is_of(index, checkpoint):
   """The current generation holds what the checkpoint's encoder makes."""
-  current = generations.GenerationStore(index).open_current()
-  opened = runs.open_checkpoint(checkpoint, _one_device())
+  current = GenerationStore(index).open_current()
+  opened = opening.open_checkpoint(checkpoint, _one_device())
   metadata = current.manifest.metadata
-  store = corpus_lib.PassageStore.open(metadata['corpus'])
-  embedder = embedding.PassageEmbedder(
+  store = PassageStore.open(metadata['corpus'])
+  embedder = PassageEmbedder(
       opened.spec.model, opened.partitioner,
-      assembler_lib.Assembler(opened.spec.tokenizer, store), batch_size=8)
+      Assembler(opened.spec.tokenizer, store), batch_size=8)
   expected = embedder.embed(opened.params, np.arange(len(store)))
   np.testing.assert_allclose(current.embeddings, expected, atol=2e-3)
   assert metadata['run'] == os.path.realpath(opened.directory)
@@ -75,17 +75,17 @@ def test_once_into_a_folder(trained, index, caplog):
   caplog.set_level('INFO')
   assert _refresh(trained.run, index=str(index), once=True) == 1
   _assert_is_of(index, trained.run / 'checkpoint_4')
-  assert generations.GenerationStore(index).current() == 2
+  assert GenerationStore(index).current() == 2
   assert 'checkpoint_4 is generation 2: 40 passages' in caplog.text
   # What is served already is passed over.
   assert _refresh(trained.run, index=str(index), once=True) == 0
   assert _refresh(trained.run, index=str(index), stop_after_steps=4) == 0
-  assert generations.GenerationStore(index).current() == 2
+  assert GenerationStore(index).current() == 2
 
 
 def test_old_generations_go_but_for_pinned_ones(trained, index, tmp_path):
   run = _copy(trained.run, tmp_path / 'run', 2)
-  store = generations.GenerationStore(index)
+  store = GenerationStore(index)
   store.pin('another run', [1])
   _refresh(run, index=str(index), once=True)
   shutil.copytree(trained.run / 'checkpoint_4', run / 'checkpoint_4')
@@ -138,8 +138,8 @@ def test_follows_a_run_through_a_restart_of_the_process(
   """From before its first checkpoint; the retrieval process dies meanwhile."""
   caplog.set_level('INFO')
   run = tmp_path / 'run'
-  with local.LocalRetrievalServer(index, threads=1) as server:
-    with client_lib.RetrievalClient(server.address) as client:
+  with LocalRetrievalServer(index, threads=1) as server:
+    with RetrievalClient(server.address) as client:
       follower = Follower(
           run, retrieval_address=server.address, stop_after_steps=4,
           retry_for_s=0.5)
@@ -187,7 +187,7 @@ def test_a_checkpoint_is_removed_while_it_is_read(
     trained, index, tmp_path, monkeypatch, caplog):
   caplog.set_level('INFO')
   run = _copy(trained.run, tmp_path / 'run', 2)
-  load = refresh.load_retriever
+  load = following.load_retriever
   seen = []
 
   def remove_and_load(directory, step, *args):
@@ -200,7 +200,7 @@ def test_a_checkpoint_is_removed_while_it_is_read(
       shutil.rmtree(run / 'checkpoint_2' / 'state' / 'ocdbt.process_0')
     return load(directory, step, *args)
 
-  monkeypatch.setattr(refresh, 'load_retriever', remove_and_load)
+  monkeypatch.setattr(following, 'load_retriever', remove_and_load)
   assert _refresh(run, index=str(index), stop_after_steps=4) == 1
   assert seen == [2, 4]
   assert 'checkpoint_2 cannot be read' in caplog.text
@@ -217,15 +217,15 @@ def test_a_damaged_checkpoint_ends_it(trained, index, tmp_path):
   assert len(str(raised.value)) < 500  # not TensorStore's pages
   del raised
   gc.collect()
-  assert generations.GenerationStore(index).current() == 1
+  assert GenerationStore(index).current() == 1
 
 
 def test_the_reader_is_not_read(trained):
-  spec = runs.open_checkpoint(trained.run, _one_device()).spec
-  params = refresh.load_retriever(
+  spec = opening.open_checkpoint(trained.run, _one_device()).spec
+  params = following.load_retriever(
       str(trained.run), 4, spec.model, _one_device())
   assert params.keys() == {'retriever'}
-  whole = runs.open_checkpoint(trained.run, _one_device()).params
+  whole = opening.open_checkpoint(trained.run, _one_device()).params
   assert not tiny.differing(params['retriever'], whole['retriever'])
 
 
@@ -267,7 +267,7 @@ def test_interrupted_at_the_terminal(trained, index, tmp_path):
   text = log.read_text()
   assert 'interrupted; the same command goes on' in text
   assert 'Traceback' not in text, text
-  assert generations.GenerationStore(index).current() == 2
+  assert GenerationStore(index).current() == 2
   shutil.copytree(trained.run / 'checkpoint_4', run / 'checkpoint_4')
   assert cli.main(['refresh', '--model_dir', str(run), '--index', str(index),
                    '--once']) == 0
@@ -284,7 +284,7 @@ def test_training_follows_what_is_published(served, trained, tmp_path):
       'data': str(trained.data.folder), 'model_dir': str(run),
       'checkpoint': {'period': 4, 'keep': 2},
       'compilation_cache': str(trained.data.folder / 'compilation_cache')}
-  with local.LocalRetrievalServer(index, threads=1) as server:
+  with LocalRetrievalServer(index, threads=1) as server:
     if served == 'address':
       where, retrieval = {'retrieval_address': server.address}, {
           'address': server.address}
@@ -296,11 +296,11 @@ def test_training_follows_what_is_published(served, trained, tmp_path):
     ]).finish()
     assert follower.finish() >= 1
     if served == 'address':
-      with client_lib.RetrievalClient(server.address) as client:
+      with RetrievalClient(server.address) as client:
         assert client.status().metadata['step'] == steps
   _assert_is_of(index, run / f'checkpoint_{steps}')
   # Nothing is pinned by a run that follows.
-  assert not generations.GenerationStore(index).pinned().get(str(run))
+  assert not GenerationStore(index).pinned().get(str(run))
   # What the run says of its batches: known, and never of the future.
   host = [
       np.load(path)
@@ -317,5 +317,5 @@ def test_training_follows_what_is_published(served, trained, tmp_path):
   final = np.load(
       run / f'checkpoint_{steps + 4}' / 'host' / 'process_00000-of-00001.npz')
   assert final['pending/generation_step'] == steps
-  assert final['pending/generation'] == generations.GenerationStore(
+  assert final['pending/generation'] == GenerationStore(
       index).current()

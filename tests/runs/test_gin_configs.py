@@ -33,7 +33,7 @@ def clean_gin():
 
 
 def _parse(*files: str, **macros: str) -> None:
-  from ralm_jax import gin_utils
+  from ralm_jax.runs import gin_config as gin_utils
 
   gin_utils.import_tensorflow()
   gin_utils.parse(files, [f'{k} = {v!r}' for k, v in macros.items()], [str(ROOT)])

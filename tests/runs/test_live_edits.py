@@ -9,19 +9,17 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax import add as add_lib
-from ralm_jax import delete as delete_lib
-from ralm_jax import embed as embed_lib
-from ralm_jax import live_edits
-from ralm_jax import replace as replace_lib
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.retrieval import connection as connection_lib
-from ralm_jax.retrieval import retriever as retriever_lib
-from retrieval_service import client as client_lib
-from retrieval_service import local
+from ralm_jax.commands import add, delete as delete_lib, embed, replace
+from ralm_jax.data.corpus import passage_store, passages as passages_lib
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.retrieval import connect
+from ralm_jax.retrieval.retriever import PassageRetriever
+from ralm_jax.runs import live_edits
+from ralm_jax.runs.live_edits import Edited
+from retrieval_service.client import RetrievalClient
+from retrieval_service.local import LocalRetrievalServer
+from tests import tiny
 
 pytestmark = pytest.mark.usefixtures('compilation_cache')
 
@@ -49,23 +47,23 @@ class Index:
   def flags(self) -> list[str]:
     return ['--index', str(self.folder / 'index')]
 
-  def put(self, *passages: Passage, **options) -> live_edits.Edited:
+  def put(self, *passages: Passage, **options) -> Edited:
     return live_edits.put(
         passages, checkpoint=self.checkpoint, index=str(self.folder / 'index'),
         **options)
 
-  def delete(self, *ids: str) -> live_edits.Edited:
+  def delete(self, *ids: str) -> Edited:
     return live_edits.delete(ids, index=str(self.folder / 'index'))
 
-  def store(self) -> corpus_lib.PassageStore:
-    return corpus_lib.PassageStore.open(self.corpus)
+  def store(self) -> PassageStore:
+    return PassageStore.open(self.corpus)
 
   def held(self) -> dict[int, str]:
     """Row and text of every passage that a search can find."""
-    with connection_lib.connect(
+    with connect.connect(
         index=self.folder / 'index', threads=1) as connected:
       count = connected.client.status().count
-      retriever = retriever_lib.PassageRetriever(
+      retriever = PassageRetriever(
           connected.client, connected.store, count)
       (rows,) = retriever.search(np.ones((1, 16), np.float32)).rows
       return {p.row: p.text for p in connected.store.passages(rows)}
@@ -76,12 +74,12 @@ def original(tmp_path_factory) -> Index:
   """Forty passages, each long enough to be cut in two."""
   trained = tiny.trained()
   folder = tmp_path_factory.mktemp('edits')
-  corpus_lib.build_corpus(
+  passage_store.build_corpus(
       trained.data.passages, folder / 'corpus', trained.data.reader_vocabulary,
       trained.data.retriever_vocabulary, max_words=10, n_workers=1,
       progress=False)
   checkpoint = str(trained.run)
-  embed_lib.embed(
+  embed.embed(
       checkpoint=checkpoint, corpus=str(folder / 'corpus'),
       output=str(folder / 'index'), progress=False)
   return Index(folder, checkpoint)
@@ -112,7 +110,7 @@ def test_add(index):
           Passage('new', '', '', LONG), 10)]
   after = index.held()
   assert before.items() <= after.items() and len(after) == 84
-  with connection_lib.connect(index=index.folder / 'index') as connected:
+  with connect.connect(index=index.folder / 'index') as connected:
     metadata = connected.client.status().metadata
   assert metadata['corpus_fingerprint'] == index.store().fingerprint
   assert metadata['checkpoint'].endswith('checkpoint_4')
@@ -156,7 +154,7 @@ def test_a_change_of_any_field_is_a_replacement(index):
 
 def _recorded_edits(monkeypatch) -> list[tuple]:
   edits = []
-  original_edit = client_lib.RetrievalClient.edit
+  original_edit = RetrievalClient.edit
 
   def edit(self, ids=None, embeddings=None, **options):
     result = original_edit(self, ids, embeddings, **options)
@@ -165,7 +163,7 @@ def _recorded_edits(monkeypatch) -> list[tuple]:
                   list(delete_ids if delete_ids is not None else ())))
     return result
 
-  monkeypatch.setattr(client_lib.RetrievalClient, 'edit', edit)
+  monkeypatch.setattr(RetrievalClient, 'edit', edit)
   return edits
 
 
@@ -208,7 +206,7 @@ def test_only_known_passages_are_replaced(index):
   for passages in [[Passage('typo', '', '', 'x')],
                    [Passage('p3', '', '', 'x'), Passage('typo', '', '', 'x')]]:
     with pytest.raises(KeyError, match="no passage with id 'typo'"):
-      replace_lib.replace(
+      replace.replace(
           passages, checkpoint=index.checkpoint,
           index=str(index.folder / 'index'))
   assert len(index.store()) == 80
@@ -248,7 +246,7 @@ def test_a_command_that_is_killed_is_completed_by_itself(index, when):
   old = [held[row] for row in index.store().find(['p3']).rows.tolist() if row < 80]
   # As it was or as it is, nothing between.
   assert _texts(index, 'p3') == (old if when == 'before' else new)
-  add_lib.main(['--checkpoint', index.checkpoint, *index.flags, *argv])
+  add.main(['--checkpoint', index.checkpoint, *index.flags, *argv])
   assert len(index.store()) == 83 and _texts(index, 'p3') == new
   assert len(index.held()) == 81
 
@@ -325,17 +323,17 @@ def test_at_an_address(index, capsys, tmp_path):
   """By the commands, while others search."""
   ids = tmp_path / 'ids.txt'
   ids.write_text('p7\n\np9\r\n')
-  with local.LocalRetrievalServer(index.folder / 'index', threads=1) as server:
+  with LocalRetrievalServer(index.folder / 'index', threads=1) as server:
     flags = ['--retrieval_address', server.address, '--corpus', str(index.corpus)]
     model = ['--checkpoint', index.checkpoint]
-    with client_lib.RetrievalClient(server.address) as client:
-      retriever = retriever_lib.PassageRetriever(client, index.store(), 5)
+    with RetrievalClient(server.address) as client:
+      retriever = PassageRetriever(client, index.store(), 5)
       search = lambda: retriever.search(np.ones((2, 16), np.float32)).rows
       search()
-      add_lib.main([*model, *flags, '--id', 'new', '--title', 'Zembla', '--text',
+      add.main([*model, *flags, '--id', 'new', '--title', 'Zembla', '--text',
                     'Zembla is a lake.', '--date', '2019-05', '--document', 'd'])
       assert '1 added; 81 passages in generation 1' in capsys.readouterr().out
-      replace_lib.main([*model, *flags, '--id', 'new', '--text', 'Zembla is gone.'])
+      replace.main([*model, *flags, '--id', 'new', '--text', 'Zembla is gone.'])
       assert '1 replaced; 81 passages' in capsys.readouterr().out
       delete_lib.main([*flags, '--id', 'p3', '--input', str(ids), '--id', 'p7'])
       assert '3 deleted; 75 passages' in capsys.readouterr().out
@@ -352,8 +350,8 @@ def test_at_an_address(index, capsys, tmp_path):
 
 @pytest.mark.parametrize('main, argv, message', [
     (delete_lib.main, [], 'give --id or --input'),
-    (replace_lib.main, ['--checkpoint', 'c', '--text', 'x'], 'give the --id'),
-    (add_lib.main, ['--checkpoint', 'c'], 'give either --text')])
+    (replace.main, ['--checkpoint', 'c', '--text', 'x'], 'give the --id'),
+    (add.main, ['--checkpoint', 'c'], 'give either --text')])
 def test_usage(main, argv, message, capsys):
   with pytest.raises(SystemExit) as raised:
     main(['--index', 'i', *argv], prog='ralm')

@@ -7,10 +7,10 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-import tiny
 import tokenizers
 
 from ralm_jax.training import optimizers
+from tests import tiny
 
 VOCABULARY = 400
 
@@ -24,7 +24,7 @@ class World:
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
-  from ralm_jax.data import corpus as corpus_lib
+  from ralm_jax.data.corpus import passage_store as corpus_lib
 
   data = tiny.make_data(tmp_path_factory.mktemp('rag'))
   tokenizer = tokenizers.ByteLevelBPETokenizer()
@@ -43,13 +43,11 @@ def world(tmp_path_factory):
 
 
 def _train(world, model_dir, steps, **changes):
-  from ralm_jax import train as train_lib
   from ralm_jax.data import pipeline
-  from ralm_jax.models import bart
-  from ralm_jax.models import bert
-  from ralm_jax.models import retrieval_lm
+  from ralm_jax.models import bart, bert, retrieval_lm
+  from ralm_jax.runs import training as train_lib
+  from ralm_jax.tasks import qa
   from ralm_jax.training import partitioning
-  from tasks import qa
 
   text = tiny.make_text(
       target_format='{answer}', reader_format='{title} / {text} // {query}',
@@ -92,7 +90,7 @@ def _trained(world, reading):
 
 
 def test_the_passage_encoder_stays_and_all_else_learns(world):
-  from ralm_jax import runs
+  from ralm_jax.runs import opening as runs
 
   folder, state = _trained(world, 'rag_token')
   first = runs.open_checkpoint(folder / 'checkpoint_2').params
@@ -119,7 +117,7 @@ def test_a_run_in_two_parts_ends_with_the_same_parameters(world, tmp_path):
 
 @pytest.mark.parametrize('reading', ['rag_token', 'rag_sequence'])
 def test_eval_answers_by_the_checkpoint_s_own_reading(reading, world, tmp_path):
-  from ralm_jax import eval as eval_lib
+  from ralm_jax.runs import evaluation as eval_lib
 
   folder, _ = _trained(world, reading)
   decodings = {'rag_token': [

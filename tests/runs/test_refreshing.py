@@ -9,17 +9,17 @@ import time
 
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax import runs
-from ralm_jax import specification
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.retrieval import assembler as assembler_lib
-from ralm_jax.retrieval import embedding
-from retrieval_service import client as client_lib
-from retrieval_service import generations
-from retrieval_service import local
-from retrieval_service import options as options_lib
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.runs import opening
+from retrieval_service.client import RetrievalClient
+from retrieval_service.generations import GenerationStore
+from retrieval_service.local import LocalRetrievalServer
+from retrieval_service.options import IndexOptions
+from tests import tiny
 
 STEPS = 8
 
@@ -86,26 +86,26 @@ def _assert_same_end(folder, other, steps=STEPS) -> None:
 
 
 def _embeddings(folder, number) -> np.ndarray:
-  store = generations.GenerationStore(folder / 'index')
+  store = GenerationStore(folder / 'index')
   return np.asarray(store.open(number).embeddings)
 
 
 def test_every_refresh_is_of_the_encoder_of_its_step(data, refreshed):
-  store = generations.GenerationStore(refreshed / 'index')
+  store = GenerationStore(refreshed / 'index')
   # The one it began with, and those of the steps 2, 4, 6 and 8.
   assert store.current() == 5
   manifest = store.open_current().manifest
   run = os.path.realpath(refreshed / 'run')
   assert manifest.metadata['step'] == 8 and manifest.metadata['run'] == run
   assert manifest.metadata['run_started_with'] == 1
-  corpus = corpus_lib.PassageStore.open(data.corpus)
+  corpus = PassageStore.open(data.corpus)
   assert manifest.metadata['corpus_fingerprint'] == corpus.fingerprint
-  spec = specification.Specification.load(run)
+  spec = Specification.load(run)
   for step, number in ((6, 4), (8, 5)):
-    opened = runs.open_checkpoint(f'{run}/checkpoint_{step}')
-    embedder = embedding.PassageEmbedder(
+    opened = opening.open_checkpoint(f'{run}/checkpoint_{step}')
+    embedder = PassageEmbedder(
         spec.model, opened.partitioner,
-        assembler_lib.Assembler(spec.tokenizer, corpus), batch_size=8)
+        Assembler(spec.tokenizer, corpus), batch_size=8)
     expected = embedder.embed(opened.params, np.arange(len(corpus)))
     np.testing.assert_allclose(
         _embeddings(refreshed, number), expected, atol=5e-3)
@@ -142,7 +142,7 @@ def test_killed_at_any_point_of_a_refresh(data, cache, refreshed, folder):
   assert 'Resumed from checkpoint_3.' in output
   assert 'Resumed from checkpoint_6.' in output
   # Nothing that was acknowledged was built again, and nothing else remains.
-  store = generations.GenerationStore(folder / 'index')
+  store = GenerationStore(folder / 'index')
   assert store.current() == 5
   assert output.count('Step 2 searches generation 2') == 1, output
   # A checkpoint holds the refresh of its step.
@@ -165,7 +165,7 @@ def _wait_for(process, path) -> None:
 def test_killed_retrieval_process(data, cache, refreshed, folder):
   """It dies in mid-upload; what it served is served again, then the new."""
   pauses = folder / 'pauses'
-  server = local.LocalRetrievalServer(folder / 'index', threads=1)
+  server = LocalRetrievalServer(folder / 'index', threads=1)
   try:
     process = tiny.start(folder / 'log', [_job(
         folder, data, cache, pauses=str(pauses),
@@ -174,9 +174,9 @@ def test_killed_retrieval_process(data, cache, refreshed, folder):
     server.process.kill()
     server.process.wait()
     # Killed in mid-upload: another reads what was complete.
-    assert generations.GenerationStore(folder / 'index').current() == 2
+    assert GenerationStore(folder / 'index').current() == 2
     assert server.ensure_alive()
-    with client_lib.RetrievalClient(server.address) as client:
+    with RetrievalClient(server.address) as client:
       assert client.status().generation in (2, 3)
     output = process.finish()
   finally:
@@ -189,11 +189,11 @@ def test_old_generation_is_served_meanwhile(data, cache, folder):
   """By another client, while a trainer uploads, and after it was killed."""
   pauses = folder / 'pauses'
   expected = _embeddings(folder, 1)
-  with local.LocalRetrievalServer(folder / 'index', threads=1) as server:
+  with LocalRetrievalServer(folder / 'index', threads=1) as server:
     process = tiny.start(folder / 'log', [_job(
         folder, data, cache, pauses=str(pauses),
         retrieval={'address': server.address})])
-    with client_lib.RetrievalClient(server.address) as client:
+    with RetrievalClient(server.address) as client:
       _wait_for(process, pauses / 'uploading_2')
       (pid,) = [
           int(child) for path in
@@ -235,12 +235,12 @@ def test_without_look_ahead(data, cache, start, tmp_path):
 def test_index_with_lists(data, cache, start, tmp_path):
   """A refresh keeps the kind of the index that is served, not the run's."""
   folders = [tmp_path / name for name in ('killed', 'plain')]
-  first = generations.GenerationStore(start).open_current()
-  options = options_lib.IndexOptions(
+  first = GenerationStore(start).open_current()
+  options = IndexOptions(
       index_type='ivf_flat', nlist=2, nprobe=1, rerank=0)
   jobs = []
   for folder in folders:
-    store = generations.GenerationStore(folder / 'index')
+    store = GenerationStore(folder / 'index')
     with store.begin(options, first.dim, first.manifest.metadata) as writer:
       writer.append(None, np.asarray(first.embeddings))
       writer.commit()
@@ -250,7 +250,7 @@ def test_index_with_lists(data, cache, start, tmp_path):
       'kills': [{'glob': f'{tmp_path}/pauses/acknowledged_4'}]}
   output = tiny.start(tmp_path / 'log', jobs).finish()
   assert output.count('KILLED') == 1
-  refreshed = generations.GenerationStore(folders[0] / 'index').open_current()
+  refreshed = GenerationStore(folders[0] / 'index').open_current()
   assert refreshed.number == 3
   assert refreshed.manifest.options == options
   _assert_same_end(*folders, steps=4)

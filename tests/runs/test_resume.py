@@ -10,11 +10,11 @@ import time
 
 import numpy as np
 import pytest
-import tiny
 
-from retrieval_service import client as client_lib
-from retrieval_service import generations
-from retrieval_service import local
+from retrieval_service.client import RetrievalClient
+from retrieval_service.generations import GenerationStore
+from retrieval_service.local import LocalRetrievalServer
+from tests import tiny
 
 STEPS = 14
 COMMON = {
@@ -168,7 +168,7 @@ def test_own_retrieval_process_is_killed(data, cache, uninterrupted, tmp_path):
 @pytest.mark.slow
 def test_retrieval_process_at_an_address_is_killed(
     data, cache, uninterrupted, tmp_path):
-  server = local.LocalRetrievalServer(data.folder / 'index', threads=1)
+  server = LocalRetrievalServer(data.folder / 'index', threads=1)
   try:
     process = tiny.start(tmp_path / 'log', [_job(
         tmp_path, data, cache, retrieval={'address': server.address},
@@ -193,22 +193,22 @@ def test_generation_of_the_checkpoint_is_searched(
     data, cache, uninterrupted, tmp_path):
   """Another generation becomes current while the run is down."""
   index = tmp_path / 'index'
-  store = generations.GenerationStore(data.folder / 'index')
+  store = GenerationStore(data.folder / 'index')
   first = store.open_current()
   # An index whose second generation holds the passages turned around.
-  copy = generations.GenerationStore(index)
+  copy = GenerationStore(index)
   embeddings = np.asarray(first.embeddings)
   metadata = dict(first.manifest.metadata, corpus_relative='../nowhere')
   with copy.begin(first.manifest.options, first.dim, metadata) as writer:
     writer.append(None, embeddings)
     writer.commit()
 
-  with local.LocalRetrievalServer(index, threads=1, keep_generations=1) as server:
+  with LocalRetrievalServer(index, threads=1, keep_generations=1) as server:
     retrieval = {'address': server.address}
     tiny.start(tmp_path / 'log', [
         _job(tmp_path, data, cache, retrieval=retrieval) | {'steps': 6}
     ]).finish()
-    with client_lib.RetrievalClient(server.address) as client:
+    with RetrievalClient(server.address) as client:
       for _ in range(3):
         client.build([(None, embeddings[::-1])], dim=first.dim, metadata=metadata)
       status = client.status()

@@ -3,10 +3,10 @@ import pathlib
 
 import pytest
 
-from ralm_jax import run_config
-from ralm_jax import train
-from ralm_jax.data import text_config
-from ralm_jax.models import retrieval_lm
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.models.retrieval_lm import RetrievalLM
+from ralm_jax.runs import training
+from ralm_jax.runs.settings import RetrievalConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MACROS = (
@@ -28,7 +28,7 @@ def _arguments(*files, bindings=()):
   """Of what `train` would be called with."""
   import gin
 
-  from ralm_jax import gin_utils
+  from ralm_jax.runs import gin_config as gin_utils
 
   gin_utils.import_tensorflow()
   gin_utils.parse(
@@ -40,14 +40,14 @@ def _arguments(*files, bindings=()):
   return {
       'model': model.scoped_configurable_fn(),
       'retriever_optimizer': optimizer, 'freeze_retriever_steps': steps,
-      'retrieval_cfg': gin.get_configurable(train.RetrievalConfig)(),
-      'text': gin.get_configurable(text_config.TextConfig)()}
+      'retrieval_cfg': gin.get_configurable(training.RetrievalConfig)(),
+      'text': gin.get_configurable(TextConfig)()}
 
 
 def test_defaults():
   found = _arguments()
-  assert found['retrieval_cfg'] == run_config.RetrievalConfig(index='i')
-  assert isinstance(found['retrieval_cfg'], train.RetrievalConfig)
+  assert found['retrieval_cfg'] == RetrievalConfig(index='i')
+  assert isinstance(found['retrieval_cfg'], training.RetrievalConfig)
   assert found['retriever_optimizer'] is not None
   assert found['freeze_retriever_steps'] == 0
   assert not found['retrieval_cfg'].schedule
@@ -90,8 +90,8 @@ def test_other_bindings():
 
 
 def test_contradictions():
-  model = retrieval_lm.RetrievalLM()
-  text = text_config.TextConfig(n_passages=3)
+  model = RetrievalLM()
+  text = TextConfig(n_passages=3)
   for changes, message in (
       ({'backend': 'device', 'address': 'a:1'}, 'index folder on this program'),
       ({'n_candidates': 2}, 'n_candidates 2 is fewer than the 3'),
@@ -99,5 +99,5 @@ def test_contradictions():
       ({'refresh_index': '2-1:1'}, "'2-1:1'"),
   ):
     with pytest.raises(ValueError, match=message):
-      run_config.RetrievalConfig(**changes).check(model, text)
-  run_config.RetrievalConfig(n_candidates=3).check(model, text)
+      RetrievalConfig(**changes).check(model, text)
+  RetrievalConfig(n_candidates=3).check(model, text)

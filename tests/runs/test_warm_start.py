@@ -1,18 +1,17 @@
 """The retriever's warm start: the loss against NumPy, learning, resuming."""
+from flax import linen as nn
+import jax
 import numpy as np
 import pytest
 
-import jax
-from flax import linen as nn
-
+from ralm_jax.checkpoints.store import Checkpoints
 from ralm_jax.losses import contrastive
-from ralm_jax.models import bert
-from ralm_jax.models import retrieval_lm
-from ralm_jax.models import t5
-from ralm_jax.training import checkpoints
-from ralm_jax.training import optimizers
-from ralm_jax.training import partitioning
-from ralm_jax.training import warm_start
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.retrieval_lm import RetrievalLM
+from ralm_jax.models.t5 import T5Config
+from ralm_jax.training import crop_training, optimizers
+from ralm_jax.training.crop_training import WarmStartConfig
+from ralm_jax.training.partitioning import Partitioner
 
 
 @pytest.mark.parametrize('symmetric', [False, True])
@@ -44,24 +43,24 @@ def sampler(size, generator):
 
 
 def setup():
-  model = retrieval_lm.RetrievalLM(
-      t5.T5Config(vocab_size=100, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16,
+  model = RetrievalLM(
+      T5Config(vocab_size=100, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16,
                   num_encoder_layers=1, num_decoder_layers=1),
-      bert.BertConfig(vocab_size=100, emb_dim=16, num_heads=2, num_layers=0,
+      BertConfig(vocab_size=100, emb_dim=16, num_heads=2, num_layers=0,
                       mlp_dim=16, max_positions=16))
   params = nn.meta.unbox(model.init(jax.random.key(0)))
-  config = warm_start.WarmStartConfig(steps=60, batch_size=16, temperature=0.1)
+  config = WarmStartConfig(steps=60, batch_size=16, temperature=0.1)
   return model, params, config
 
 
 def test_it_learns_leaves_the_reader_alone_and_resumes_exactly(tmp_path):
   model, params, config = setup()
   optimizer = optimizers.adamw(3e-2, weight_decay=0.0)
-  partitioner = partitioning.Partitioner(devices=jax.devices()[:1])
+  partitioner = Partitioner(devices=jax.devices()[:1])
 
   def run(steps, store=None):
     import dataclasses
-    return warm_start.warm_start(
+    return crop_training.warm_start(
         model, params, sampler, optimizer,
         dataclasses.replace(config, steps=steps), partitioner=partitioner,
         checkpoints=store, checkpoint_period=25, progress=False)
@@ -78,7 +77,7 @@ def test_it_learns_leaves_the_reader_alone_and_resumes_exactly(tmp_path):
 
   assert found(trained) > max(0.9, found(params))
 
-  store = checkpoints.Checkpoints(tmp_path / 'run')
+  store = Checkpoints(tmp_path / 'run')
   run(25, store)
   resumed = run(60, store)
   store.close()

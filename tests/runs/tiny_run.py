@@ -9,19 +9,19 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from ralm_jax.models import bert
-from ralm_jax.models import retrieval_lm
-from ralm_jax.models import t5
-from ralm_jax.training import optimizers as optimizers_lib
-from ralm_jax.training import partitioning
-from ralm_jax.training import train_state
-from ralm_jax.training import train_step
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.retrieval_lm import ReaderBatch, RetrievalLM
+from ralm_jax.models.t5 import T5Config
+from ralm_jax.training import optimizers as optimizers_lib, train_state, train_step
+from ralm_jax.training.optimizers import Optimizer
+from ralm_jax.training.partitioning import PartitionedFunction, Partitioner
+from ralm_jax.training.train_state import TrainState
 
-READER = t5.T5Config(
+READER = T5Config(
     vocab_size=64, emb_dim=32, num_heads=8, head_dim=4, num_encoder_layers=1,
     num_decoder_layers=1, mlp_dim=64,
 )
-RETRIEVER = bert.BertConfig(
+RETRIEVER = BertConfig(
     vocab_size=64, emb_dim=32, num_heads=8, num_layers=1, mlp_dim=64,
     max_positions=16, embedding_init_stddev=0.5,
 )
@@ -31,9 +31,9 @@ def make_model(
     reader: dict[str, Any] | None = None,
     retriever: dict[str, Any] | None = None,
     **kwargs: Any,
-) -> retrieval_lm.RetrievalLM:
+) -> RetrievalLM:
   """A RetrievalLM of a few thousand parameters; dicts replace sizes."""
-  return retrieval_lm.RetrievalLM(
+  return RetrievalLM(
       reader_config=dataclasses.replace(READER, **(reader or {})),
       retriever_config=dataclasses.replace(RETRIEVER, **(retriever or {})),
       **{'temperature_gold': 1.0, 'temperature_score': 1.0, **kwargs},
@@ -41,7 +41,7 @@ def make_model(
 
 
 @functools.lru_cache
-def make_params(model: retrieval_lm.RetrievalLM) -> Any:
+def make_params(model: RetrievalLM) -> Any:
   """Random parameters on the host."""
   params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(1)))
   return jax.tree.map(np.asarray, params)
@@ -49,7 +49,7 @@ def make_params(model: retrieval_lm.RetrievalLM) -> Any:
 
 def make_batch(
     size: int = 8, passages: int = 4, length: int = 12, seed: int = 0
-) -> retrieval_lm.ReaderBatch:
+) -> ReaderBatch:
   """Random NumPy arrays; texts of different lengths, all passages valid."""
   rng = np.random.default_rng(seed)
 
@@ -67,10 +67,10 @@ def make_batch(
       ('retriever', (size, passages, length - 2)),
   ):
     arrays[f'{name}_tokens'], arrays[f'{name}_mask'] = texts(*shape)
-  return retrieval_lm.ReaderBatch(**arrays)
+  return ReaderBatch(**arrays)
 
 
-def adamw(learning_rate: float = 1e-3) -> dict[str, optimizers_lib.Optimizer]:
+def adamw(learning_rate: float = 1e-3) -> dict[str, Optimizer]:
   """AdamW for both modules, with an epsilon that hides rounding noise.
 
   Where a gradient is zero but for rounding, Adam divides noise by noise; the
@@ -98,16 +98,16 @@ class Run:
   """
 
   losses: np.ndarray
-  state: train_state.TrainState
-  step: partitioning.PartitionedFunction
-  batch: retrieval_lm.ReaderBatch
+  state: TrainState
+  step: PartitionedFunction
+  batch: ReaderBatch
 
 
 def run_steps(
-    partitioner: partitioning.Partitioner,
-    model: retrieval_lm.RetrievalLM,
-    batches: list[retrieval_lm.ReaderBatch],
-    optimizers: dict[str, optimizers_lib.Optimizer] | None = None,
+    partitioner: Partitioner,
+    model: RetrievalLM,
+    batches: list[ReaderBatch],
+    optimizers: dict[str, Optimizer] | None = None,
     num_microbatches: int = 1,
 ) -> Run:
   """Initialises and takes one step a batch, with a donated state.
@@ -134,5 +134,5 @@ def run_steps(
   return Run(np.asarray(losses), state, step, batch)
 
 
-def one_device() -> partitioning.Partitioner:
-  return partitioning.Partitioner(devices=jax.devices()[:1])
+def one_device() -> Partitioner:
+  return Partitioner(devices=jax.devices()[:1])

@@ -10,14 +10,15 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax.data import corpus
-from ralm_jax.data import passages
 from ralm_jax.data import pipeline
-from ralm_jax.data import pretext
-from tasks import language_modeling
-from tasks import qa
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.corpus.passages import Passage
+from ralm_jax.data.pipeline import DatasetConfig
+from ralm_jax.data.pretext.objectives import PrefixLM, SalientSpans
+from ralm_jax.tasks import language_modeling, qa
+from tests import tiny
 
 TEXT = dict(query_length=60, reader_query_length=48, target_length=24)
 LENGTHS = {'query': 60, 'reader_query': 48, 'targets': 24}
@@ -80,9 +81,9 @@ def _write_cache(folder, name, shards=3):
 
 def _iterator(data, task, **config):
   iterator = pipeline.get_dataset_iterator(
-      pipeline.DatasetConfig(task, **{'batch_size': 4, 'use_cached': True, **config}),
+      DatasetConfig(task, **{'batch_size': 4, 'use_cached': True, **config}),
       LENGTHS)
-  iterator.use_corpus(corpus.PassageStore.open(data.corpus))
+  iterator.use_corpus(PassageStore.open(data.corpus))
   return iterator
 
 
@@ -121,7 +122,7 @@ def test_nothing_but_the_cache_is_read(data, cache, tmp_path):
     return [(0, text.index(' '))]
 
   task = _passages(data, 'cached_spans',
-                   objective=pretext.SalientSpans(annotator=annotate))
+                   objective=SalientSpans(annotator=annotate))
   _write_cache(cache, task)
   assert len(calls) > tiny.COUNT
   calls.clear()
@@ -140,10 +141,10 @@ def _last(text):
 
 
 @pytest.mark.parametrize('written, read', [
-    ({}, {'objective': pretext.PrefixLM()}),
-    ({}, {'objective': pretext.SalientSpans(_first)}),
-    ({'objective': pretext.SalientSpans(_first)},
-     {'objective': pretext.SalientSpans(_last)}),
+    ({}, {'objective': PrefixLM()}),
+    ({}, {'objective': SalientSpans(_first)}),
+    ({'objective': SalientSpans(_first)},
+     {'objective': SalientSpans(_last)}),
     ({}, {'min_words': 4}),
     ({}, {'corpus': 'grown'}),
 ])
@@ -152,11 +153,11 @@ def test_another_objective_is_no_cache_of_this(
   _write_cache(cache, _passages(data, 'reused', **written))
   _take(_iterator(data, _passages(data, 'reused', **written)), 1)
   if read.get('corpus'):
-    store = corpus.build_corpus(
+    store = passage_store.build_corpus(
         data.passages, tmp_path / 'grown', data.reader_vocabulary,
         data.retriever_vocabulary, n_workers=1, progress=False)
-    corpus.append_passages(store.directory, [
-        passages.Passage('new', 'Almar', '', 'a new text of six words')])
+    passage_store.append_passages(store.directory, [
+        Passage('new', 'Almar', '', 'a new text of six words')])
     read = {'corpus': store.directory}
   with pytest.raises(ValueError, match="^The task's cache .*cache the task again"):
     next(_iterator(data, _passages(data, 'reused', **read)))
@@ -182,7 +183,7 @@ import sys
 sys.path.insert(0, {str(tiny.ROOT / 'tests')!r})
 import pathlib, tiny
 from ralm_jax.data import pretext
-from tasks import language_modeling, qa
+from ralm_jax.tasks import language_modeling, qa
 data = tiny.Data(pathlib.Path({str(data.folder)!r}))
 text = tiny.make_text(**{TEXT!r})
 qa.jsonl_task('beam_qa', train=str(data.questions), text=text,

@@ -4,16 +4,17 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax.data import corpus
-from ralm_jax.data import passages
 from ralm_jax.data import pipeline
-from ralm_jax.data import pretext
-from ralm_jax.data import questions as questions_lib
-from tasks import language_modeling
-from tasks import pretext_pipeline
-from tasks import qa
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.corpus.passages import Passage
+from ralm_jax.data.pipeline import DatasetConfig
+from ralm_jax.data.pretext.objectives import MaskedSpans, PrefixLM, TitleSection
+from ralm_jax.data.questions import reading
+from ralm_jax.tasks import language_modeling, qa
+from ralm_jax.tasks.pretext_pipeline import PassageRows
+from tests import tiny
 
 LENGTHS = {'query': 60, 'reader_query': 48, 'targets': 24}
 TEXT = dict(query_length=60, reader_query_length=48, target_length=24)
@@ -25,11 +26,11 @@ def data(tmp_path_factory) -> tiny.Data:
 
 
 @pytest.fixture(scope='module')
-def store(data) -> corpus.PassageStore:
-  return corpus.PassageStore.open(data.corpus)
+def store(data) -> PassageStore:
+  return PassageStore.open(data.corpus)
 
 
-def _task(store, name='pretext', objective=pretext.MaskedSpans(), **options):
+def _task(store, name='pretext', objective=MaskedSpans(), **options):
   return language_modeling.passage_task(
       name, corpus=store, objective=objective,
       **{'text': tiny.make_text(**TEXT), 'min_words': 3, **options})
@@ -37,7 +38,7 @@ def _task(store, name='pretext', objective=pretext.MaskedSpans(), **options):
 
 def _iterator(store, task, process=(0, 1), **config):
   iterator = pipeline.get_dataset_iterator(
-      pipeline.DatasetConfig(task, **{'batch_size': 4, **config}), LENGTHS,
+      DatasetConfig(task, **{'batch_size': 4, **config}), LENGTHS,
       process_index=process[0], process_count=process[1])
   iterator.use_corpus(store)
   return iterator
@@ -119,7 +120,7 @@ def test_shuffling_draws_from_the_whole_corpus():
 
   import seqio
 
-  source = pretext_pipeline.PassageRows(Rows())
+  source = PassageRows(Rows())
   epochs = [[], []]
   for index in range(2):
     dataset = source.get_dataset(
@@ -158,7 +159,7 @@ def test_shots_are_of_questions(store):
     with pytest.raises(ValueError, match='SHOTS.* chosen of questions'):
       _task(store, **options)
   # As the run file binds them.
-  from ralm_jax import gin_utils
+  from ralm_jax.runs import gin_config as gin_utils
 
   gin_utils.import_tensorflow()
   try:
@@ -177,7 +178,7 @@ def test_shots_are_of_questions(store):
 
 
 @pytest.mark.parametrize('objective, shuffle', [
-    (pretext.MaskedSpans(), False), (pretext.PrefixLM(), True)])
+    (MaskedSpans(), False), (PrefixLM(), True)])
 def test_position_is_restored_at_any_example(store, objective, shuffle):
   task = _task(store, objective=objective)
   # Three do not divide what is done at once.
@@ -200,20 +201,20 @@ def test_what_makes_no_example_is_left_out(store, data):
   with pytest.raises(ValueError, match='no passage has 1000 words'):
     _task(store, min_words=1000)
   with pytest.raises(ValueError, match='TitleSection: a section'):
-    _task(store, objective=pretext.TitleSection())
+    _task(store, objective=TitleSection())
   with pytest.raises(ValueError, match='reader_query_length'):
     _task(store, text=tiny.make_text(reader_query_length=1))
 
 
 def test_replaced_passages_are_not_read(data, tmp_path):
-  store = corpus.build_corpus(
+  store = passage_store.build_corpus(
       data.passages, tmp_path / 'c', data.reader_vocabulary,
       data.retriever_vocabulary, n_workers=1, progress=False)
-  corpus.append_passages(
-      store.directory, [passages.Passage('p3', 'Almar', '', 'a new text of six words')],
+  passage_store.append_passages(
+      store.directory, [Passage('p3', 'Almar', '', 'a new text of six words')],
       replace=True)
   rows = [row for row, _, _ in _take(_iterator(
-      corpus.PassageStore.open(store.directory),
+      PassageStore.open(store.directory),
       _task(store.directory, min_words=3), shuffle=False), 10)]
   assert sorted(rows) == sorted([*range(3), *range(4, 41)])
 
@@ -244,7 +245,7 @@ def test_questions_to_evaluate_on(store, tmp_path):
   language_modeling.write_questions(path, count=7, seed=1, **options)
   assert path.read_bytes() != content
   assert language_modeling.write_questions(path, **options) == 40
-  for question in questions_lib.read_questions(path):
+  for question in reading.read_questions(path):
     assert question.exclude_passage_ids == (question.id,)
     assert '<extra_id_0>' in question.question
     assert question.target.startswith('<extra_id_0>')

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 import seqio
-import tiny
 
 from ralm_jax.data import features
-from ralm_jax.data import text_config
-from ralm_jax.data import vocabularies
-from tasks import multiple_choice
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.tasks import multiple_choice
+from tests import tiny
 
 LETTERS = 'ABCD'
 
@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 def make_task(data, name='tiny_mmlu', **options):
   return multiple_choice.mmlu_task(
       name, **{'train': str(data.folder / '*_dev.csv'), **options},
-      text=text_config.TextConfig(
+      text=TextConfig(
           query_length=200, reader_query_length=200, target_length=12),
       reader_vocabulary=str(data.reader_vocabulary),
       retriever_vocabulary=str(data.retriever_vocabulary))
@@ -148,4 +148,4 @@ def test_prompts_must_fit(data):
         'tiny_mmlu', train=str(data.folder / '*_dev.csv'),
         reader_vocabulary=str(data.reader_vocabulary),
         retriever_vocabulary=str(data.retriever_vocabulary),
-        text=text_config.TextConfig(reader_query_length=16))
+        text=TextConfig(reader_query_length=16))

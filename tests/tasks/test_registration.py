@@ -3,12 +3,11 @@ import logging
 
 import pytest
 import seqio
-import tiny
 
-from ralm_jax.data import text_config
-from ralm_jax.data import vocabularies
-from tasks import qa
-from tasks import registration
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.tasks import qa, registration
+from tests import tiny
 
 OPEN = 'x(?=y)'  # No text can be made of it.
 
@@ -19,7 +18,7 @@ def data(tmp_path_factory):
 
 
 def make(data, name, path, **options):
-  text = text_config.TextConfig(**options.pop('text', {}))
+  text = TextConfig(**options.pop('text', {}))
   return qa.jsonl_task(
       name, train=str(path), text=text,
       reader_vocabulary=str(data.reader_vocabulary),

@@ -5,16 +5,17 @@ import pathlib
 
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax.data import corpus
 from ralm_jax.data import pipeline
-from ralm_jax.data import pretext
-from ralm_jax.data import shards
-from ralm_jax.data import vocabularies
-from ralm_jax.retrieval import augmenter
-from tasks import language_modeling
-from tasks import tfds_tasks
+from ralm_jax.data.corpus import shards
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.pipeline import DatasetConfig
+from ralm_jax.data.pretext.objectives import PrefixLM, TitleSection
+from ralm_jax.data.text import vocabularies
+from ralm_jax.retrieval.augmenter import Shown
+from ralm_jax.tasks import language_modeling, tfds_tasks
+from ralm_jax.tasks.language_modeling import TextFields
+from tests import tiny
 
 LENGTHS = {'query': 40, 'reader_query': 24, 'targets': 12}
 
@@ -94,7 +95,7 @@ def world(tmp_path_factory) -> World:
 
 def _batches(task, count, **config):
   iterator = pipeline.get_dataset_iterator(
-      pipeline.DatasetConfig(task, **{'batch_size': 4, 'shuffle': False, **config}),
+      DatasetConfig(task, **{'batch_size': 4, 'shuffle': False, **config}),
       LENGTHS)
   iterator.use_corpus(None)
   return [next(iterator) for _ in range(count)]
@@ -177,18 +178,18 @@ def test_the_version_that_is_asked_for(world, tmp_path):
 def _documents(world, tfds_name, process=(0, 1), **options):
   task = language_modeling.tfds_text_task(
       'tfds_named', tfds_name=tfds_name, tfds_data_dir=world.tfds, min_words=1,
-      objective=pretext.PrefixLM(), **world.vocabularies, **options)
+      objective=PrefixLM(), **world.vocabularies, **options)
   iterator = pipeline.get_dataset_iterator(
-      pipeline.DatasetConfig(task, batch_size=4, shuffle=False), LENGTHS,
+      DatasetConfig(task, batch_size=4, shuffle=False), LENGTHS,
       process_index=process[0], process_count=process[1])
-  iterator.use_corpus(corpus.PassageStore.open(world.data.corpus))
+  iterator.use_corpus(PassageStore.open(world.data.corpus))
   return iterator
 
 
 @pytest.mark.parametrize('tfds_name', ['wikipedia/20230601.en', 'wiki40b/en'])
 def test_articles_exclude_themselves(world, tfds_name, caplog):
   """The title is that of the corpus: its passages' key, and theirs alone."""
-  store = corpus.PassageStore.open(world.data.corpus)
+  store = PassageStore.open(world.data.corpus)
   keys = store.documents(np.arange(10))
   seen = []
   iterator = _documents(world, tfds_name, max_words=None)
@@ -207,7 +208,7 @@ def test_what_names_no_document_is_said(world, caplog):
   assert sorted(batch.exclude_document_keys[:, 0]) == sorted(shards.keys_of(
       f'http://p{i}' for i in range(4)))
   assert not caplog.text
-  iterator = _documents(world, 'c4/en', fields=language_modeling.TextFields())
+  iterator = _documents(world, 'c4/en', fields=TextFields())
   assert next(iterator).exclude_document_keys is None
   assert len(caplog.records) == 1
   assert 'c4/en name no document' in caplog.text
@@ -220,15 +221,15 @@ def test_training_on_articles_never_sees_them(world, tmp_path):
   def record(queries, found, step):
     del step
     shown.append((queries, found))
-    return augmenter.Shown(queries, found)
+    return Shown(queries, found)
 
   task = language_modeling.tfds_text_task(
       'tfds_trained', tfds_name='wikipedia/20230601.en', tfds_data_dir=world.tfds,
-      text=tiny.make_text(), objective=pretext.PrefixLM(), **world.vocabularies)
+      text=tiny.make_text(), objective=PrefixLM(), **world.vocabularies)
   tiny.train(world.data, tmp_path / 'run', steps=2, augmentation=record,
-             train_dataset_cfg=pipeline.DatasetConfig(task, batch_size=4),
+             train_dataset_cfg=DatasetConfig(task, batch_size=4),
              text={'n_passages': 20})
-  store = corpus.PassageStore.open(world.data.corpus)
+  store = PassageStore.open(world.data.corpus)
   assert len(shown) >= 2
   for queries, found in shown:
     assert found.shape == (4, 20) and np.all(found >= 0)
@@ -243,10 +244,10 @@ def test_mixed_with_passages(world):
   text = tiny.make_text()
   articles = language_modeling.tfds_text_task(
       'tfds_mixed', tfds_name='wikipedia/20230601.en', tfds_data_dir=world.tfds,
-      text=text, objective=pretext.PrefixLM(), **world.vocabularies)
+      text=text, objective=PrefixLM(), **world.vocabularies)
   stored = language_modeling.passage_task(
       'stored_mixed', corpus=world.data.corpus, text=text, min_words=3,
-      objective=pretext.PrefixLM())
+      objective=PrefixLM())
   questions = tfds_tasks.web_questions(
       'questions_mixed', tfds_data_dir=world.tfds, text=text,
       **world.vocabularies)
@@ -254,8 +255,8 @@ def test_mixed_with_passages(world):
   seqio.MixtureRegistry.add(
       'tfds_mixture', [(articles, 1.0), (stored, 1.0), (questions, 1.0)])
   iterator = pipeline.get_dataset_iterator(
-      pipeline.DatasetConfig('tfds_mixture', batch_size=16), LENGTHS)
-  iterator.use_corpus(corpus.PassageStore.open(world.data.corpus))
+      DatasetConfig('tfds_mixture', batch_size=16), LENGTHS)
+  iterator.use_corpus(PassageStore.open(world.data.corpus))
   batch = next(iterator)
   kinds = zip((batch.exclude_rows >= 0).any(-1).tolist(),
               (batch.exclude_document_keys != 0).any(-1).tolist())
@@ -266,9 +267,9 @@ def test_wikipedia_in_passages(world):
   """Articles are cut, and each excludes its passages by the article's title."""
   task = language_modeling.tfds_text_task(
       'tfds_wikipedia', tfds_name='wikipedia/20230601.en', max_words=12,
-      tfds_data_dir=world.tfds, min_words=5, objective=pretext.PrefixLM(),
+      tfds_data_dir=world.tfds, min_words=5, objective=PrefixLM(),
       text=tiny.make_text(reader_query_length=96, target_length=96),
-      fields=language_modeling.TextFields(title='title', id='title'),
+      fields=TextFields(title='title', id='title'),
       **world.vocabularies)
   import seqio
 
@@ -291,7 +292,7 @@ def test_wikipedia_in_passages(world):
 def test_wiki40b_has_sections(world):
   task = language_modeling.tfds_text_task(
       'tfds_wiki40b', tfds_name='wiki40b/en', tfds_data_dir=world.tfds,
-      objective=pretext.TitleSection(), text=tiny.make_text(target_length=12),
+      objective=TitleSection(), text=tiny.make_text(target_length=12),
       min_words=1, **world.vocabularies)
   rows = _read(world, _batches(task, 5))
   # The tiny vocabulary has no comma.
@@ -304,13 +305,13 @@ def test_impossible_texts(world):
   with pytest.raises(ValueError, match='needs sections'):
     language_modeling.tfds_text_task(
         tfds_name='wikipedia/20230601.en', tfds_data_dir=world.tfds,
-        objective=pretext.TitleSection(), **world.vocabularies)
+        objective=TitleSection(), **world.vocabularies)
   with pytest.raises(ValueError, match='give `fields`'):
     language_modeling.tfds_text_task(
         tfds_name='web_questions', tfds_data_dir=world.tfds, **world.vocabularies)
   task = language_modeling.tfds_text_task(
       tfds_name='wikipedia/20230601.en', tfds_data_dir=world.tfds,
-      fields=language_modeling.TextFields(text='body'), **world.vocabularies)
+      fields=TextFields(text='body'), **world.vocabularies)
   with pytest.raises(ValueError, match="no feature 'body'; it has text, title"):
     _batches(task, 1)
 
@@ -321,7 +322,7 @@ def test_position_in_a_data_set_is_restored(world):
       **world.vocabularies)
   iterator, other = (
       pipeline.get_dataset_iterator(
-          pipeline.DatasetConfig(name, batch_size=4), LENGTHS) for _ in range(2))
+          DatasetConfig(name, batch_size=4), LENGTHS) for _ in range(2))
   for _ in range(3):
     next(iterator)
   other.restore(iterator.state())

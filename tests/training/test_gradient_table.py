@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny_run
 
 from ralm_jax.models import dual_encoder
-from ralm_jax.training import optimizers as optimizers_lib
-from ralm_jax.training import train_state
-from ralm_jax.training import train_step
+from ralm_jax.training import train_state, train_step
+from ralm_jax.training.optimizers import Optimizer
+from tests.runs import tiny_run
 
 LOSSES = ('perplexity', 'attention', 'leave_one_out', 'emdr2')
 _jit = functools.partial(jax.jit, compiler_options=tiny_run.QUICK_COMPILE)
@@ -148,7 +147,7 @@ def test_first_steps_without_the_retriever(loss):
   model = _model(loss, 'tied')
   schedule = lambda count: jnp.float32(0.01) * (count + 1)
   optimizers = {
-      name: optimizers_lib.Optimizer(optax.adamw(schedule), schedule, None)
+      name: Optimizer(optax.adamw(schedule), schedule, None)
       for name in ('reader', 'retriever')
   }
   step = _jit(train_step.make_train_step(

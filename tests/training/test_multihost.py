@@ -6,11 +6,11 @@ import time
 
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax.training import multihost
-from retrieval_service import generations
-from retrieval_service import local
+from ralm_jax.training.multihost import Agreement
+from retrieval_service.generations import GenerationStore
+from retrieval_service.local import LocalRetrievalServer
+from tests import tiny
 
 STEPS = 6
 
@@ -108,7 +108,7 @@ def test_refresh_on_two_processes(data, cache, one_process, tmp_path):
             # Chunks of 32 passages, and one of 8.
             'embed_batch_size': 1})]
     assert 'Refreshed the index at step 1' in outputs[0]
-    store = generations.GenerationStore(folder / 'index')
+    store = GenerationStore(folder / 'index')
     numbers.append(store.numbers())
     embeddings.append(np.asarray(store.open_current().embeddings))
     losses.append(_losses(outputs[0]))
@@ -142,7 +142,7 @@ def _assert_both_stop(processes) -> None:
 
 def test_search_that_fails_in_mid_training(data, cache, one_process, tmp_path):
   """One host's retrieval process goes away for good."""
-  with local.LocalRetrievalServer(data.folder / 'index', threads=1) as server:
+  with LocalRetrievalServer(data.folder / 'index', threads=1) as server:
     processes = _start(
         tmp_path, data, cache, 2, steps=2000,
         own=({}, {'retrieval': {'address': server.address, 'retry_for_s': 2}}))
@@ -164,7 +164,7 @@ def test_retrieval_process_that_is_never_there(data, cache, one_process, tmp_pat
 
 
 def test_one_process_agrees_with_itself():
-  agreement = multihost.Agreement()
+  agreement = Agreement()
   with agreement.together():
     pass
   with pytest.raises(KeyError, match='own'), agreement.together():

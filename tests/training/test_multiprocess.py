@@ -8,7 +8,8 @@ import time
 
 import numpy as np
 import pytest
-import tiny_run
+
+from tests.runs import tiny_run
 
 WORKER = pathlib.Path(__file__).with_name('two_process_worker.py')
 ROOT = WORKER.parents[2]

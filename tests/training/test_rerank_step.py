@@ -3,9 +3,9 @@ import re
 
 import numpy as np
 import pytest
-import tiny
 
-from retrieval_service import generations
+from retrieval_service.generations import GenerationStore
+from tests import tiny
 
 
 @pytest.fixture(scope='module')
@@ -51,8 +51,8 @@ def test_all_candidates_are_an_exact_search_of_a_fresh_index(
   assert len(overlaps) == 6 and not _overlaps(outputs[1])
   # The index is fresh at first, and less and less so.
   assert overlaps[0] == 1 and min(overlaps) < 1
-  assert generations.GenerationStore(reranked / 'index').current() == 1
-  assert generations.GenerationStore(refreshed / 'index').current() == 7
+  assert GenerationStore(reranked / 'index').current() == 1
+  assert GenerationStore(refreshed / 'index').current() == 7
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_stored_embeddings(cache, tmp_path):
   # What waits for the next step holds the index's own embeddings.
   host = np.load(plain / 'run/checkpoint_6/host/process_00000-of-00001.npz')
   stored = np.asarray(
-      generations.GenerationStore(trained.index).open_current().embeddings)
+      GenerationStore(trained.index).open_current().embeddings)
   assert host['pending/embeddings'].dtype == np.float16
   np.testing.assert_array_equal(
       host['pending/embeddings'], stored[host['pending/rows']])

@@ -5,12 +5,10 @@ import jax
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
-import tiny_run
 
-from ralm_jax.training import optimizers
-from ralm_jax.training import partitioning
-from ralm_jax.training import train_state
-from ralm_jax.training import train_step
+from ralm_jax.training import optimizers, partitioning, train_state, train_step
+from ralm_jax.training.partitioning import Partitioner
+from tests.runs import tiny_run
 
 FSDP = partitioning.standard_logical_axis_rules(parameter_partitioning_dims=2)
 BATCHES = [tiny_run.make_batch(seed=seed) for seed in range(3)]
@@ -46,7 +44,7 @@ LAYOUTS = {
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_three_steps_equal_one_device(layout, one_device_losses):
   options, expected_spec = LAYOUTS[layout]
-  partitioner = partitioning.Partitioner(**options)
+  partitioner = Partitioner(**options)
   run = tiny_run.run_steps(partitioner, tiny_run.make_model(), BATCHES)
   np.testing.assert_allclose(
       run.losses, one_device_losses, rtol=1e-5, atol=1e-5
@@ -67,7 +65,7 @@ def test_batch_smaller_than_the_data_axis(capfd):
   ).losses
   capfd.readouterr()
   run = tiny_run.run_steps(
-      partitioning.Partitioner(), tiny_run.make_model(), SMALL_BATCHES
+      Partitioner(), tiny_run.make_model(), SMALL_BATCHES
   )
   np.testing.assert_allclose(run.losses, expected, rtol=1e-5, atol=1e-5)
   assert run.step.cache_size() == 1
@@ -76,7 +74,7 @@ def test_batch_smaller_than_the_data_axis(capfd):
 
 def test_heads_that_the_model_axis_does_not_divide(capfd):
   model = tiny_run.make_model(**SIX_HEADS)
-  partitioner = partitioning.Partitioner(num_partitions=4)
+  partitioner = Partitioner(num_partitions=4)
   run = tiny_run.run_steps(partitioner, model, BATCHES[:1])
   output = jax.jit(model.loss_fn)(
       tiny_run.make_params(model), BATCHES[0], None
@@ -90,7 +88,7 @@ def test_heads_that_the_model_axis_does_not_divide(capfd):
 
 
 def test_program_is_sharded_and_stays_on_the_devices():
-  partitioner = partitioning.Partitioner(num_partitions=2)
+  partitioner = Partitioner(num_partitions=2)
   model, updates = tiny_run.make_model(), tiny_run.adamw()
   state = train_state.initialize(
       model, updates, partitioner, params=tiny_run.make_params(model)
@@ -123,7 +121,7 @@ def test_constraints_are_no_op_off_a_mesh():
 
 
 def test_factored_optimizer_state():
-  partitioner = partitioning.Partitioner(
+  partitioner = Partitioner(
       num_partitions=2, logical_axis_rules=FSDP
   )
   updates = {
@@ -152,7 +150,7 @@ def test_scanned_and_rematerialised_layers_shard():
   )
   expected = tiny_run.run_steps(tiny_run.one_device(), model, BATCHES)
   run = tiny_run.run_steps(
-      partitioning.Partitioner(num_partitions=2, logical_axis_rules=FSDP),
+      Partitioner(num_partitions=2, logical_axis_rules=FSDP),
       model, BATCHES,
   )
   np.testing.assert_allclose(run.losses, expected.losses, rtol=1e-5, atol=1e-5)
@@ -163,4 +161,4 @@ def test_scanned_and_rematerialised_layers_shard():
 
 def test_num_partitions_must_divide_the_devices():
   with pytest.raises(ValueError, match='num_partitions 3 must divide'):
-    _ = partitioning.Partitioner(num_partitions=3).mesh
+    _ = Partitioner(num_partitions=3).mesh

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny_run
 
-from ralm_jax.training import optimizers as optimizers_lib
-from ralm_jax.training import train_state
-from ralm_jax.training import train_step
+from ralm_jax.training import train_state, train_step
+from ralm_jax.training.optimizers import Optimizer
+from tests.runs import tiny_run
 
 MODEL = tiny_run.make_model()
 BATCH = tiny_run.make_batch()
@@ -21,7 +20,7 @@ _jit = functools.partial(jax.jit, compiler_options=tiny_run.QUICK_COMPILE)
 def _gradients(model, batch=BATCH, num_microbatches=1, rng=0):
   """Gradients and metrics: SGD of rate 1 without clipping moves by them."""
   updates = {
-      name: optimizers_lib.Optimizer(optax.sgd(1.0), lambda _: 1.0, None)
+      name: Optimizer(optax.sgd(1.0), lambda _: 1.0, None)
       for name in ('reader', 'retriever')
   }
   params = tiny_run.make_params(model)
@@ -224,7 +223,7 @@ def test_clipping_per_module(direct):
   )
   limits = {'reader': limit, 'retriever': loose}
   optimizers = {
-      name: optimizers_lib.Optimizer(optax.sgd(1.0), lambda _: 1.0, clip)
+      name: Optimizer(optax.sgd(1.0), lambda _: 1.0, clip)
       for name, clip in limits.items()
   }
   params = tiny_run.make_params(MODEL)
@@ -246,7 +245,7 @@ def test_clipping_all_modules_together(direct):
   norms = [metrics[f'gradient_norm/{name}'] for name in ('reader', 'retriever')]
   limit = 0.5 * float(np.hypot(*norms))
   optimizers = {
-      name: optimizers_lib.Optimizer(optax.sgd(1.0), lambda _: 1.0, 1e-6)
+      name: Optimizer(optax.sgd(1.0), lambda _: 1.0, 1e-6)
       for name in ('reader', 'retriever')
   }
   params = tiny_run.make_params(MODEL)

@@ -3,14 +3,14 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tiny_run
 
-from ralm_jax.data import batches
-from ralm_jax.models import retrieval_lm
-from ralm_jax.retrieval import augmenter as augmenter_lib
-from ralm_jax.retrieval import retriever as retriever_lib
-from ralm_jax.training import checkpoints as checkpoints_lib
-from ralm_jax.training import trainer as trainer_lib
+from ralm_jax.checkpoints.store import Checkpoints
+from ralm_jax.data.batches import QueryBatch
+from ralm_jax.models.retrieval_lm import ReaderBatch
+from ralm_jax.retrieval.augmenter import RetrievalAugmenter
+from ralm_jax.retrieval.retriever import Retrieved
+from ralm_jax.training.trainer import Progress, Trainer
+from tests.runs import tiny_run
 
 
 class Counter:
@@ -19,10 +19,10 @@ class Counter:
   def __init__(self):
     self.position = 0
 
-  def __next__(self) -> batches.QueryBatch:
+  def __next__(self) -> QueryBatch:
     self.position += 1
     tokens = np.full((8, 4), self.position, np.int32)
-    return batches.QueryBatch(tokens, tokens, tokens, np.arange(8))
+    return QueryBatch(tokens, tokens, tokens, np.arange(8))
 
   def state(self):
     return {'position': np.asarray(self.position)}
@@ -34,11 +34,11 @@ class Counter:
 class Assembler:
   """Makes the same random batch of each number, in every run."""
 
-  def reader_batch(self, queries, rows, **unused) -> retrieval_lm.ReaderBatch:
+  def reader_batch(self, queries, rows, **unused) -> ReaderBatch:
     return tiny_run.make_batch(seed=int(queries.query_tokens[0, 0]))
 
 
-class Recorder(augmenter_lib.RetrievalAugmenter):
+class Recorder(RetrievalAugmenter):
   """A real augmenter that writes down what it is asked for."""
 
   def __init__(self, model, partitioner, events):
@@ -70,9 +70,9 @@ def _trainer(
     lookahead, folder=None, events=None, period=2, refresh=None, **options):
   model, partitioner = tiny_run.make_model(), tiny_run.one_device()
   events = [] if events is None else events
-  trainer = trainer_lib.Trainer(
+  trainer = Trainer(
       model, tiny_run.adamw(), partitioner, Recorder(model, partitioner, events),
-      folder and checkpoints_lib.Checkpoints(folder),
+      folder and Checkpoints(folder),
       retrieval_lookahead=lookahead, checkpoint_period=period,
       on_checkpoint=lambda step, generation: events.append(
           f'saved {step} of generation {generation}'),
@@ -103,7 +103,7 @@ def test_order_and_resume(lookahead, tmp_path):
   trainer, events = _trainer(lookahead, tmp_path)
   evaluated = []
   state = trainer.train(
-      trainer_lib.Progress(trainer.initialize(1)), Counter(), 3,
+      Progress(trainer.initialize(1)), Counter(), 3,
       eval_period=2, evaluate=lambda s: evaluated.append(int(s.step)))
   assert events == EXPECTED[lookahead]
   assert evaluated == [2, 3]
@@ -140,7 +140,7 @@ REFRESHED = {
 def test_order_of_refreshes(lookahead, tmp_path):
   trainer, events = _trainer(lookahead, tmp_path, refresh=(0, 2, 3, 4))
   trainer.train(
-      trainer_lib.Progress(trainer.initialize(1)), Counter(), 4,
+      Progress(trainer.initialize(1)), Counter(), 4,
       eval_period=4, evaluate=lambda s: events.append('evaluate'))
   assert events == [*REFRESHED[lookahead], 'evaluate']
 
@@ -154,7 +154,7 @@ def test_order_of_refreshes(lookahead, tmp_path):
 
 def test_other_settings_are_refused(tmp_path):
   trainer, _ = _trainer(1, tmp_path, metadata={'seed': 1, 'batch_size': 8})
-  trainer.train(trainer_lib.Progress(trainer.initialize(1)), Counter(), 2)
+  trainer.train(Progress(trainer.initialize(1)), Counter(), 2)
   for name, metadata in (
       ('batch_size 8', {'seed': 1, 'batch_size': 16}),
       ('seed 1', {'seed': 2, 'batch_size': 8})):
@@ -177,7 +177,7 @@ def test_snapshot_holds_the_search(tmp_path):
   augmenter = trainer._augmenter  # pylint: disable=protected-access
   queries = next(Counter())
   queries = dataclasses.replace(queries, gold_rows=np.full((8, 1), 7))
-  found = retriever_lib.Retrieved(
+  found = Retrieved(
       np.arange(16).reshape(8, 2), np.linspace(0, 1, 16, dtype=np.float32
                                                ).reshape(8, 2), 5)
   arrays = {

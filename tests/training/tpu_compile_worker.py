@@ -25,40 +25,38 @@ import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 
-from ralm_jax.models import bert
-from ralm_jax.models import retrieval_lm
-from ralm_jax.models import t5
-from ralm_jax.training import optimizers as optimizers_lib
-from ralm_jax.training import partitioning
-from ralm_jax.training import train_state
-from ralm_jax.training import train_step
+from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.retrieval_lm import ReaderBatch, RetrievalLM
+from ralm_jax.models.t5 import T5Config
+from ralm_jax.training import optimizers as optimizers_lib, partitioning, train_state, train_step
+from ralm_jax.training.partitioning import Partitioner
 
 DEEP = dict(dtype='bfloat16', scan_layers=True, remat_policy='full')
 MODELS = {
     'tiny': (
-        t5.T5Config(
+        T5Config(
             vocab_size=2000, emb_dim=128, num_heads=4, head_dim=32,
             num_encoder_layers=2, num_decoder_layers=2, mlp_dim=256,
         ),
-        bert.BertConfig(
+        BertConfig(
             vocab_size=2000, emb_dim=128, num_heads=2, num_layers=2, mlp_dim=512,
         ),
         dict(batch=8, passages=4, length=64),
     ),
     'base': (
-        t5.T5Config(
+        T5Config(
             emb_dim=768, num_heads=12, num_encoder_layers=12,
             num_decoder_layers=12, mlp_dim=2048, **DEEP,
         ),
-        bert.BertConfig(**DEEP),
+        BertConfig(**DEEP),
         dict(batch=8, passages=20, length=256),
     ),
 }
 
 
 def abstract_batch(
-    partitioner: partitioning.Partitioner, *, batch: int, passages: int, length: int
-) -> retrieval_lm.ReaderBatch:
+    partitioner: Partitioner, *, batch: int, passages: int, length: int
+) -> ReaderBatch:
   def array(dtype, *shape):
     return jax.ShapeDtypeStruct(
         shape, dtype, sharding=partitioner.data_sharding(shape)
@@ -73,7 +71,7 @@ def abstract_batch(
   ):
     fields[f'{name}_tokens'] = array(jnp.int32, *shape)
     fields[f'{name}_mask'] = array(jnp.bool_, *shape)
-  return retrieval_lm.ReaderBatch(**fields)
+  return ReaderBatch(**fields)
 
 
 def main(name: str) -> None:
@@ -82,13 +80,13 @@ def main(name: str) -> None:
       platform='tpu', topology_name='v5e:2x4'
   )
   # Moments and parameters over all chips, as a user short of memory has them.
-  partitioner = partitioning.Partitioner(
+  partitioner = Partitioner(
       devices=topology.devices,
       logical_axis_rules=partitioning.standard_logical_axis_rules(
           parameter_partitioning_dims=2
       ),
   )
-  model = retrieval_lm.RetrievalLM(
+  model = RetrievalLM(
       reader_config=reader, retriever_config=retriever
   )
   optimizers = {

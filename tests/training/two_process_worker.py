@@ -18,8 +18,9 @@ processes, index = int(processes), int(index)
 jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 jax.distributed.initialize(coordinator, processes, index, initialization_timeout=60)
 
-import tiny_run
 from ralm_jax.training import partitioning
+from ralm_jax.training.partitioning import Partitioner
+from tests.runs import tiny_run
 
 
 def own_rows(array):
@@ -28,7 +29,7 @@ def own_rows(array):
 
 
 assert len(jax.devices()) == 4 * processes and len(jax.local_devices()) == 4
-partitioner = partitioning.Partitioner(num_partitions=int(partitions))
+partitioner = Partitioner(num_partitions=int(partitions))
 batches = [tiny_run.make_batch(seed=seed) for seed in range(3)]
 run = tiny_run.run_steps(
     partitioner, tiny_run.make_model(),
@@ -47,7 +48,7 @@ except ValueError as error:
 else:
   raise AssertionError('A batch of 2 rows was split over more partitions.')
 try:
-  wide = partitioning.Partitioner(num_partitions=len(jax.devices()))
+  wide = Partitioner(num_partitions=len(jax.devices()))
   wide.put_batch(batches[0])
 except ValueError as error:
   assert 'use at most the devices of one process, 4' in str(error), error

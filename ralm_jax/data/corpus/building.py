@@ -6,6 +6,7 @@ settings. A build that was killed reads its input again, and keeps every shard
 whose receipt still tells the truth.
 """
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import concurrent.futures
 import dataclasses
 import functools
@@ -18,18 +19,23 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from ralm_jax import progress as progress_lib
-from ralm_jax.data import atomic_files
-from ralm_jax.data import identifiers
-from ralm_jax.data import manifest as manifest_lib
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.data import shard_set
-from ralm_jax.data import shards as shards_lib
-from ralm_jax.data import vocabularies
+from ralm_jax.data.corpus import (
+  corpus_manifest,
+  identifiers,
+  passages as passages_lib,
+  shards as shards_lib,
+)
+from ralm_jax.data.corpus.corpus_manifest import Manifest, Settings
+from ralm_jax.data.corpus.identifiers import HashSet
+from ralm_jax.data.corpus.passages import Line, LineReader, Passage
+from ralm_jax.data.corpus.shard_set import ShardSet
+from ralm_jax.data.corpus.shards import Shard, ShardEntry
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.vocabularies import Vocabulary
+from ralm_jax.files import atomic_files, progress as progress_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +45,12 @@ class Segment:
   path: str
   first_number: int
   contents: list[bytes]
-  parse: Callable[[passages_lib.Line], passages_lib.Passage]
+  parse: Callable[[Line], Passage]
 
-  def lines(self) -> Iterator[passages_lib.Line]:
+  def lines(self) -> Iterator[Line]:
     """The lines with their numbers."""
     for number, content in enumerate(self.contents, start=self.first_number):
-      yield passages_lib.Line(self.path, number, content, self.parse)
+      yield Line(self.path, number, content, self.parse)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +84,10 @@ def read_chunks(paths: Sequence[str], shard_size: int) -> Iterator[Chunk]:
   """Cuts files into chunks of `shard_size` lines; a chunk may span files."""
   finished, position = 0, 0
 
-  def lines() -> Iterator[passages_lib.Line]:
+  def lines() -> Iterator[Line]:
     nonlocal finished, position
     for path in paths:
-      reader = passages_lib.LineReader(path)
+      reader = LineReader(path)
       for count, line in enumerate(reader):
         if count % 1024 == 0:
           position = finished + reader.position
@@ -105,8 +111,8 @@ def read_chunks(paths: Sequence[str], shard_size: int) -> Iterator[Chunk]:
     yield Chunk(index, segments, digest.hexdigest(), position)
 
 
-def build_shard(directory: pathlib.Path, settings: manifest_lib.Settings,
-                chunk: Chunk) -> shards_lib.ShardEntry:
+def build_shard(directory: pathlib.Path, settings: Settings,
+                chunk: Chunk) -> ShardEntry:
   """Parses, cuts, tokenises and writes one chunk, then its receipt.
 
   Raises:
@@ -132,31 +138,31 @@ def build_shard(directory: pathlib.Path, settings: manifest_lib.Settings,
 # A worker builds many shards but needs each vocabulary once.
 @functools.lru_cache(maxsize=2)
 def _load_vocabulary(path: pathlib.Path,
-                     extra_ids: int) -> vocabularies.Vocabulary:
+                     extra_ids: int) -> Vocabulary:
   return vocabularies.load_vocabulary(path, extra_ids)
 
 
-def read_receipt(directory: pathlib.Path, settings: manifest_lib.Settings,
-                 index: int) -> shards_lib.ShardEntry | None:
+def read_receipt(directory: pathlib.Path, settings: Settings,
+                 index: int) -> ShardEntry | None:
   """The receipt of a shard, if there is one and it is of these settings."""
   try:
     content = json.loads(receipt_path(directory, index).read_bytes())
     if content['settings'] == settings.fingerprint:
-      return shards_lib.ShardEntry(**content['shard'])
+      return ShardEntry(**content['shard'])
   except (FileNotFoundError, ValueError, KeyError, TypeError):
     pass
   return None
 
 
-def is_intact(directory: pathlib.Path, entry: shards_lib.ShardEntry) -> bool:
+def is_intact(directory: pathlib.Path, entry: ShardEntry) -> bool:
   """Whether a shard's file is what its entry says."""
   path = directory / entry.file
   return (path.exists() and path.stat().st_size == entry.bytes
           and shards_lib.checksum(path) == entry.sha256)
 
 
-def check_new_ids(shards: shard_set.ShardSet,
-                  parts: Sequence[passages_lib.Passage],
+def check_new_ids(shards: ShardSet,
+                  parts: Sequence[Passage],
                   replace: bool) -> None:
   """Raises ValueError if passages to append have ids that they must not have.
 
@@ -191,7 +197,7 @@ class DuplicateFinder:
 
   def __init__(self, directory: pathlib.Path):
     self._directory = directory
-    self._seen = identifiers.HashSet()
+    self._seen = HashSet()
 
   def add(self, index: int) -> str | None:
     """Takes in the ids of a shard; returns one that occurred before."""
@@ -208,15 +214,15 @@ class DuplicateFinder:
         return other
     return None
 
-  def _shard(self, index: int) -> shards_lib.Shard:
-    return shards_lib.Shard(shard_path(self._directory, index))
+  def _shard(self, index: int) -> Shard:
+    return Shard(shard_path(self._directory, index))
 
 
 def build_shards(
     paths: Sequence[str], directory: pathlib.Path,
-    settings: manifest_lib.Settings, *, shard_size: int, n_workers: int,
-    known_entry: Callable[[Chunk], shards_lib.ShardEntry | None],
-    progress: bool) -> list[shards_lib.ShardEntry]:
+    settings: Settings, *, shard_size: int, n_workers: int,
+    known_entry: Callable[[Chunk], ShardEntry | None],
+    progress: bool) -> list[ShardEntry]:
   """Makes every shard that is not there yet.
 
   Args:
@@ -236,12 +242,12 @@ def build_shards(
     RuntimeError: a worker process died.
   """
   duplicates = DuplicateFinder(directory)
-  entries: dict[int, shards_lib.ShardEntry] = {}
+  entries: dict[int, ShardEntry] = {}
   bar = progress_lib.bar(
       total=sum(map(os.path.getsize, paths)), unit='B', unit_scale=True,
       desc='corpus', show=progress)
 
-  def finish(chunk_index: int, position: int, entry: shards_lib.ShardEntry):
+  def finish(chunk_index: int, position: int, entry: ShardEntry):
     repeated = duplicates.add(chunk_index)
     if repeated is not None:
       places = passages_lib.find_lines(paths, repeated, settings.max_words)
@@ -269,8 +275,8 @@ def build_shards(
 
 
 def _parallel_map(
-    build: Callable[[Chunk], shards_lib.ShardEntry], chunks: Iterable[Chunk],
-    n_workers: int) -> Iterator[tuple[Chunk, shards_lib.ShardEntry]]:
+    build: Callable[[Chunk], ShardEntry], chunks: Iterable[Chunk],
+    n_workers: int) -> Iterator[tuple[Chunk, ShardEntry]]:
   """Pairs of chunk and entry, as they are finished."""
   chunks = iter(chunks)
   first = list(itertools.islice(chunks, 2))
@@ -321,14 +327,14 @@ def _start_worker() -> None:
 
 def discard(directory: pathlib.Path) -> None:
   """Removes a corpus; the manifest first, so that it is never half there."""
-  (directory / manifest_lib.FILE_NAME).unlink(missing_ok=True)
+  (directory / corpus_manifest.FILE_NAME).unlink(missing_ok=True)
   for pattern in ('shard-*.arrow', 'shard-*.receipt.json'):
     for path in directory.glob(pattern):
       path.unlink()
 
 
 def remove_leftovers(directory: pathlib.Path,
-                     manifest: manifest_lib.Manifest) -> None:
+                     manifest: Manifest) -> None:
   """Removes receipts, and shards of builds that were given up."""
   named = {shard.file for shard in manifest.shards}
   for pattern in ('shard-*.arrow', 'shard-*.receipt.json'):

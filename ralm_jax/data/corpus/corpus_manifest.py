@@ -1,5 +1,6 @@
 """The manifest of a corpus folder: what it is made of, written last."""
 
+from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 import fcntl
@@ -7,11 +8,10 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
 
-from ralm_jax.data import atomic_files
-from ralm_jax.data import shards as shards_lib
-from ralm_jax.data import vocabularies
+from ralm_jax.data.corpus.shards import ShardEntry
+from ralm_jax.data.text import vocabularies
+from ralm_jax.files import atomic_files
 
 FORMAT_VERSION = 1
 FILE_NAME = 'manifest.json'
@@ -90,7 +90,7 @@ class Manifest:
   """
 
   settings: Settings
-  shards: tuple[shards_lib.ShardEntry, ...]
+  shards: tuple[ShardEntry, ...]
 
   @property
   def rows(self) -> int:
@@ -152,7 +152,7 @@ class Manifest:
             {role: VocabularyEntry(**content['vocabularies'][role])
              for role in ('reader', 'retriever')}, content['max_words'],
             content.get('provenance', False))
-        shards = tuple(shards_lib.ShardEntry(**s) for s in content['shards'])
+        shards = tuple(ShardEntry(**s) for s in content['shards'])
         if shards:
           return cls(settings, shards)
         raise ValueError('no shards')

@@ -1,7 +1,7 @@
 """Passage ids by the million: 64-bit hashes in sorted arrays."""
 
-import hashlib
 from collections.abc import Iterable
+import hashlib
 
 import numpy as np
 

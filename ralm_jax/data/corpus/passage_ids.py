@@ -1,12 +1,12 @@
 """What examples name, ids and documents, as a search knows it."""
 
-import logging
 from collections.abc import Sequence
+import logging
 
 import numpy as np
 
-from ralm_jax.data import corpus
-from ralm_jax.data import shards
+from ralm_jax.data.corpus import shards
+from ralm_jax.data.corpus.passage_store import PassageStore
 
 NO_PASSAGE = -1
 # Ids remembered at a time: a pre-training task names every passage there is.
@@ -35,7 +35,7 @@ def keys_of_documents(names: Sequence[Sequence[str]]) -> np.ndarray | None:
 class RowsOfIds:
   """Finds the rows of the passages that examples name, and remembers them."""
 
-  def __init__(self, store: corpus.PassageStore):
+  def __init__(self, store: PassageStore):
     """Looks up nothing yet.
 
     Args:

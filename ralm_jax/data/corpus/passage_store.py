@@ -5,24 +5,25 @@ memory-mapped shards (`shards.py`). Passages are addressed by row, 0 to
 `len(store) - 1`; row -1 means that there is no passage.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from ralm_jax.data import atomic_files
-from ralm_jax.data import corpus_building
 from ralm_jax.data import dates as dates_lib
-from ralm_jax.data import input_files
-from ralm_jax.data import manifest as manifest_lib
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.data import ragged
-from ralm_jax.data import shard_set
-from ralm_jax.data import shards as shards_lib
-from ralm_jax.data import vocabularies
+from ralm_jax.data.corpus import building, corpus_manifest, passages as passages_lib, shards
+from ralm_jax.data.corpus.building import Chunk
+from ralm_jax.data.corpus.corpus_manifest import Manifest, Settings, VocabularyEntry
+from ralm_jax.data.corpus.passages import Passage
+from ralm_jax.data.corpus.shard_set import FoundRows, ShardSet
+from ralm_jax.data.corpus.shards import ShardEntry
+from ralm_jax.data.ragged import RaggedTokens
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.vocabularies import Vocabulary
+from ralm_jax.files import atomic_files, input_files
 
 Path = str | pathlib.Path
 
@@ -30,7 +31,7 @@ DEFAULT_SHARD_SIZE = 65_536
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredPassage(passages_lib.Passage):
+class StoredPassage(Passage):
   """A passage and where it is stored.
 
   Attributes:
@@ -51,19 +52,19 @@ class PassageChunk:
   """
 
   rows: np.ndarray
-  tokens: dict[str, ragged.RaggedTokens]
+  tokens: dict[str, RaggedTokens]
 
 
 class PassageStore:
   """Reads a corpus folder. Nothing is loaded before it is needed."""
 
-  def __init__(self, directory: pathlib.Path, manifest: manifest_lib.Manifest):
+  def __init__(self, directory: pathlib.Path, manifest: Manifest):
     """Use `open`."""
     self.directory = directory
     self._manifest = manifest
     self._history = manifest.history
     self._has_dates = False
-    self._shards = shard_set.ShardSet(
+    self._shards = ShardSet(
         directory, manifest.shards, cut=manifest.settings.max_words is not None)
 
   @classmethod
@@ -75,13 +76,13 @@ class PassageStore:
       ValueError: the manifest is damaged, or a shard has not its full size.
     """
     directory = pathlib.Path(directory)
-    manifest = manifest_lib.Manifest.read(directory)
+    manifest = Manifest.read(directory)
     manifest.check_sizes(directory)
     return cls(directory, manifest)
 
   def reload(self) -> None:
     """Takes notice of passages that were appended since."""
-    manifest = manifest_lib.Manifest.read(self.directory)
+    manifest = Manifest.read(self.directory)
     if self.fingerprint not in manifest.history:
       raise ValueError(
           f'{self.directory}: the corpus was replaced by another one; open it anew')
@@ -93,7 +94,7 @@ class PassageStore:
   def verify(self) -> None:
     """Compares every shard with its checksum; ValueError names a bad one."""
     for entry in self._manifest.shards:
-      if not corpus_building.is_intact(self.directory, entry):
+      if not building.is_intact(self.directory, entry):
         raise ValueError(
             f'{self.directory / entry.file}: damaged: its checksum is not '
             f'{entry.sha256}; build the corpus again or restore the file')
@@ -120,12 +121,12 @@ class PassageStore:
     return self._manifest.settings.max_words
 
   @functools.cached_property
-  def reader_vocabulary(self) -> vocabularies.Vocabulary:
+  def reader_vocabulary(self) -> Vocabulary:
     """The reader's vocabulary, from its copy in the folder."""
     return self._manifest.settings.vocabularies['reader'].load(self.directory)
 
   @functools.cached_property
-  def retriever_vocabulary(self) -> vocabularies.Vocabulary:
+  def retriever_vocabulary(self) -> Vocabulary:
     """The retriever's vocabulary, from its copy in the folder."""
     return self._manifest.settings.vocabularies['retriever'].load(self.directory)
 
@@ -136,7 +137,7 @@ class PassageStore:
   def passages(self, rows: Sequence[int] | np.ndarray) -> list[StoredPassage]:
     """The texts of rows [N] int, in their order."""
     rows = self._shards.checked(rows)
-    nothing = dict.fromkeys(shards_lib.TEXT_COLUMNS, '')
+    nothing = dict.fromkeys(shards.TEXT_COLUMNS, '')
     return [StoredPassage(**(fields or nothing), row=row) for row, fields
             in zip(rows.tolist(), self._shards.fields(rows))]
 
@@ -164,7 +165,7 @@ class PassageStore:
     rows[absent] = -1 if unknown is None else unknown
     return rows
 
-  def find(self, ids: Sequence[str]) -> shard_set.FoundRows:
+  def find(self, ids: Sequence[str]) -> FoundRows:
     """Every row of the users' own ids: all parts, and all they were before.
 
     Args:
@@ -224,7 +225,7 @@ class PassageStore:
     return self._has_dates
 
   def tokens(self, rows: Sequence[int] | np.ndarray, column: str, *,
-             max_length: int | None = None) -> ragged.RaggedTokens:
+             max_length: int | None = None) -> RaggedTokens:
     """Stored tokens of passages, without special tokens.
 
     Args:
@@ -242,10 +243,10 @@ class PassageStore:
       IndexError: a row the store does not have.
       ValueError: unknown column, or one that this corpus was built without.
     """
-    if column not in (*shards_lib.TOKEN_COLUMNS, *shards_lib.START_COLUMNS):
+    if column not in (*shards.TOKEN_COLUMNS, *shards.START_COLUMNS):
       raise ValueError(
           f'no token column {column!r}; there are: '
-          f'{", ".join(shards_lib.TOKEN_COLUMNS)}')
+          f'{", ".join(shards.TOKEN_COLUMNS)}')
     return self._shards.tokens(self._shards.checked(rows), column, max_length)
 
   def iterate(self, columns: Sequence[str], chunk_size: int, *, start: int = 0,
@@ -266,8 +267,8 @@ class PassageStore:
 
 def build_corpus(
     inputs: Path | Iterable[Path], output: Path,
-    reader_vocabulary: Path | vocabularies.Vocabulary,
-    retriever_vocabulary: Path | vocabularies.Vocabulary, *,
+    reader_vocabulary: Path | Vocabulary,
+    retriever_vocabulary: Path | Vocabulary, *,
     max_words: int | None = None, n_workers: int | None = None,
     shard_size: int = DEFAULT_SHARD_SIZE, resume: bool = True,
     progress: bool = True) -> PassageStore:
@@ -307,22 +308,22 @@ def build_corpus(
     raise ValueError(f'n_workers must be at least 1, found {n_workers}')
   paths = input_files.expand_inputs(inputs)
   by_role = {
-      role: (v if isinstance(v, vocabularies.Vocabulary)
+      role: (v if isinstance(v, Vocabulary)
              else vocabularies.load_vocabulary(v))
       for role, v in (('reader', reader_vocabulary),
                       ('retriever', retriever_vocabulary))}
-  settings = manifest_lib.Settings(
-      {role: manifest_lib.VocabularyEntry.of(role, v)
+  settings = Settings(
+      {role: VocabularyEntry.of(role, v)
        for role, v in by_role.items()}, max_words)
   directory = pathlib.Path(output)
   directory.mkdir(parents=True, exist_ok=True)
-  with manifest_lib.writing(directory):
+  with corpus_manifest.writing(directory):
     if not resume:
-      corpus_building.discard(directory)
+      building.discard(directory)
     atomic_files.remove_unfinished(directory)
     before = None
-    if (directory / manifest_lib.FILE_NAME).exists():
-      before = manifest_lib.Manifest.read(directory)
+    if (directory / corpus_manifest.FILE_NAME).exists():
+      before = Manifest.read(directory)
       settings = dataclasses.replace(
           settings, provenance=before.settings.provenance)
     other = FileExistsError(
@@ -333,29 +334,29 @@ def build_corpus(
     built = [s for s in before.shards if s.source] if before else []
     appended = [s for s in before.shards if not s.source] if before else []
 
-    def known_entry(chunk: corpus_building.Chunk) -> shards_lib.ShardEntry | None:
+    def known_entry(chunk: Chunk) -> ShardEntry | None:
       if before is None:
-        return corpus_building.read_receipt(directory, settings, chunk.index)
+        return building.read_receipt(directory, settings, chunk.index)
       if chunk.index >= len(built) or built[chunk.index].source != chunk.source:
         raise other
       return built[chunk.index]
 
     for role, entry in settings.vocabularies.items():
       by_role[role].save(directory, pathlib.Path(entry.file).stem)
-    entries = corpus_building.build_shards(
+    entries = building.build_shards(
         paths, directory, settings, shard_size=shard_size, n_workers=n_workers,
         known_entry=known_entry, progress=progress)
     if before and len(entries) != len(built):
       raise other
-    manifest = manifest_lib.Manifest(settings, (*entries, *appended))
+    manifest = Manifest(settings, (*entries, *appended))
     if manifest != before:
       manifest.write(directory)
-    corpus_building.remove_leftovers(directory, manifest)
+    building.remove_leftovers(directory, manifest)
   return PassageStore.open(directory)
 
 
 def append_passages(directory: Path,
-                    passages: Iterable[passages_lib.Passage], *,
+                    passages: Iterable[Passage], *,
                     replace: bool = False) -> np.ndarray:
   """Adds passages to a corpus, as one shard; existing rows stay as they are.
 
@@ -376,19 +377,19 @@ def append_passages(directory: Path,
     ValueError: an id is taken, occurs twice or is empty, or a date is none.
   """
   directory = pathlib.Path(directory)
-  with manifest_lib.writing(directory):
+  with corpus_manifest.writing(directory):
     atomic_files.remove_unfinished(directory)
     store = PassageStore.open(directory)
-    manifest = manifest_lib.Manifest.read(directory)
+    manifest = Manifest.read(directory)
     parts = [part for passage in passages
              for part in passages_lib.split_long(passage, store.max_words)]
     if not parts:
       return np.zeros(0, np.int64)
-    corpus_building.check_new_ids(store._shards, parts, replace)  # pylint: disable=protected-access
+    building.check_new_ids(store._shards, parts, replace)  # pylint: disable=protected-access
     reader, retriever = store.reader_vocabulary, store.retriever_vocabulary
-    entry = shards_lib.write_shard(
-        corpus_building.shard_path(directory, len(manifest.shards)), parts,
-        shards_lib.tokenise(parts, reader, retriever),
+    entry = shards.write_shard(
+        building.shard_path(directory, len(manifest.shards)), parts,
+        shards.tokenise(parts, reader, retriever),
         {'reader': reader.vocab_size, 'retriever': retriever.vocab_size})
     dataclasses.replace(manifest, shards=(*manifest.shards, entry)).write(directory)
   return np.arange(len(store), len(store) + len(parts))

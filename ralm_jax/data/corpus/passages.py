@@ -8,6 +8,7 @@ as by Python's csv module. Plain or gzipped; contents decide, not names. Every
 complaint names file and line.
 """
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import csv
 import dataclasses
 import gzip
@@ -16,10 +17,9 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ralm_jax.data import dates
-from ralm_jax.data import input_files
+from ralm_jax.files import input_files
 
 Path = input_files.Path
 

@@ -3,16 +3,16 @@
 Row -1 stands for no passage everywhere.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ralm_jax.data import dates
-from ralm_jax.data import identifiers
-from ralm_jax.data import ragged
-from ralm_jax.data import shards as shards_lib
+from ralm_jax.data import dates, ragged
+from ralm_jax.data.corpus import identifiers
+from ralm_jax.data.corpus.shards import Shard, ShardEntry
+from ralm_jax.data.ragged import RaggedTokens
 
 # What a key column says of no passage.
 _MISSING = {'source_key': 0, 'document_key': 0, 'date': dates.NO_DATE}
@@ -46,8 +46,8 @@ class ShardSet:
   """Gathers columns and finds ids over all shards; never changes."""
 
   def __init__(self, directory: pathlib.Path,
-               entries: Sequence[shards_lib.ShardEntry], *, cut: bool,
-               opened: Mapping[str, shards_lib.Shard] | None = None):
+               entries: Sequence[ShardEntry], *, cut: bool,
+               opened: Mapping[str, Shard] | None = None):
     """Opens nothing yet.
 
     Args:
@@ -67,15 +67,15 @@ class ShardSet:
   def __len__(self) -> int:
     return int(self.first_rows[-1])
 
-  def grown(self, entries: Sequence[shards_lib.ShardEntry]) -> 'ShardSet':
+  def grown(self, entries: Sequence[ShardEntry]) -> 'ShardSet':
     """The same shards and those added since."""
     return ShardSet(self.directory, entries, cut=self._cut, opened=self._opened)
 
-  def shard(self, index: int) -> shards_lib.Shard:
+  def shard(self, index: int) -> Shard:
     """One shard, mapped when first needed."""
     name = self.entries[index].file
     if name not in self._opened:
-      self._opened[name] = shards_lib.Shard(self.directory / name, cut=self._cut)
+      self._opened[name] = Shard(self.directory / name, cut=self._cut)
     return self._opened[name]
 
   def checked(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -116,7 +116,7 @@ class ShardSet:
     return result.reshape(shape)
 
   def tokens(self, rows: np.ndarray, column: str,
-             max_length: int | None = None) -> ragged.RaggedTokens:
+             max_length: int | None = None) -> RaggedTokens:
     """A token column of rows [N]; see `PassageStore.tokens`."""
     shards = self.shard_indices(rows)
     # Shard after shard, then back into the order asked for.
@@ -136,13 +136,13 @@ class ShardSet:
         pieces.append(ragged.gather(values, starts, kept).values)
       start += count
     if not pieces:
-      return ragged.RaggedTokens.empty(len(rows))
+      return RaggedTokens.empty(len(rows))
     if len(pieces) == 1:
       # Nothing but missing rows and one shard: already in order.
       in_order = np.empty_like(lengths)
       in_order[order] = lengths
-      return ragged.RaggedTokens(pieces[0], ragged.offsets_of(in_order))
-    sorted_tokens = ragged.RaggedTokens(
+      return RaggedTokens(pieces[0], ragged.offsets_of(in_order))
+    sorted_tokens = RaggedTokens(
         np.concatenate(pieces), ragged.offsets_of(lengths))
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))

@@ -13,22 +13,22 @@ the source documents (`document_key`). Shards of older corpora have none of the
 four. A shard is one record batch, so that a column is one piece of memory.
 """
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
 import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from ralm_jax.data import atomic_files
 from ralm_jax.data import dates
-from ralm_jax.data import identifiers
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.data import ragged
-from ralm_jax.data import vocabularies
+from ralm_jax.data.corpus import identifiers, passages as passages_lib
+from ralm_jax.data.corpus.passages import Passage
+from ralm_jax.data.ragged import RaggedTokens
+from ralm_jax.data.text.vocabularies import Vocabulary
+from ralm_jax.files import atomic_files
 
 TOKEN_COLUMNS = (
     'reader_title', 'reader_text', 'retriever_title', 'retriever_text')
@@ -63,9 +63,9 @@ class ShardEntry:
   source: str = ''
 
 
-def tokenise(passages: Sequence[passages_lib.Passage],
-             reader: vocabularies.Vocabulary,
-             retriever: vocabularies.Vocabulary) -> dict[str, ragged.RaggedTokens]:
+def tokenise(passages: Sequence[Passage],
+             reader: Vocabulary,
+             retriever: Vocabulary) -> dict[str, RaggedTokens]:
   """The token columns of passages, without special tokens."""
   titles, texts = [p.merged_title for p in passages], [p.text for p in passages]
   columns = {}
@@ -85,9 +85,9 @@ def tokenise(passages: Sequence[passages_lib.Passage],
 def _encoded(
     values: Sequence[str],
     encode_batch: Callable[[Sequence[str]], Iterable[Sequence[int]]],
-) -> ragged.RaggedTokens:
+) -> RaggedTokens:
   # Slices, since lists of Python integers take ten times the memory.
-  return ragged.RaggedTokens.from_lists(itertools.chain.from_iterable(
+  return RaggedTokens.from_lists(itertools.chain.from_iterable(
       encode_batch(values[start:start + _SLICE])
       for start in range(0, len(values), _SLICE)))
 
@@ -97,8 +97,8 @@ def token_type(vocab_size: int) -> type[np.unsignedinteger]:
   return np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
-def write_shard(path: pathlib.Path, passages: Sequence[passages_lib.Passage],
-                tokens: Mapping[str, ragged.RaggedTokens],
+def write_shard(path: pathlib.Path, passages: Sequence[Passage],
+                tokens: Mapping[str, RaggedTokens],
                 vocab_sizes: Mapping[str, int], source: str = '',
                 provenance: bool = True) -> ShardEntry:
   """Writes a shard; the same passages give the same bytes.
@@ -228,7 +228,7 @@ class Shard:
       return {name: self._batch.column(name).to_numpy() for name in KEY_COLUMNS}
     # An older corpus: made once, of ids and titles, and kept in memory.
     passages = [
-        passages_lib.Passage(
+        Passage(
             id_, title, '', '',
             part_of=passages_lib.source_id(id_) if self._cut else '')
         for id_, title in zip(self.ids(), self._batch.column('title').to_pylist())]

@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 
 from ralm_jax.data import ragged
+from ralm_jax.data.ragged import RaggedTokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +36,10 @@ class CropConfig:
 
 
 def random_crops(
-    tokens: ragged.RaggedTokens,
+    tokens: RaggedTokens,
     config: CropConfig,
     generator: np.random.Generator,
-) -> ragged.RaggedTokens:
+) -> RaggedTokens:
   """One random contiguous crop of every sequence.
 
   Args:
@@ -67,11 +68,11 @@ def random_crops(
   counts = np.add.reduceat(
       np.append(stays, False), crops.offsets[:-1]
   ) * (crops.lengths > 0)
-  return ragged.RaggedTokens(crops.values[stays], ragged.offsets_of(counts))
+  return RaggedTokens(crops.values[stays], ragged.offsets_of(counts))
 
 
 def frame(
-    tokens: ragged.RaggedTokens,
+    tokens: RaggedTokens,
     length: int,
     *,
     prefix: list[int],
@@ -91,7 +92,7 @@ def frame(
     int32 [N, length] and bool [N, length].
   """
   kept = tokens.truncate(length - len(prefix) - len(suffix))
-  same = lambda ids: ragged.RaggedTokens.from_lists([ids] * len(kept))
+  same = lambda ids: RaggedTokens.from_lists([ids] * len(kept))
   framed = ragged.concatenate([same(prefix), kept, same(suffix)])
   mask = np.arange(length) < framed.lengths[:, None]
   return framed.pad(length, pad_id), mask

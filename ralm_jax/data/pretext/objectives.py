@@ -18,10 +18,10 @@ import functools
 
 import numpy as np
 
-from ralm_jax.data import noise
-from ralm_jax.data import pretext_tokens
-from ralm_jax.data import salient_spans
-from ralm_jax.data import vocabularies
+from ralm_jax.data.pretext import noise, salient_spans, tokens as pretext_tokens
+from ralm_jax.data.pretext.salient_spans import Annotator
+from ralm_jax.data.pretext.tokens import WordEncoder
+from ralm_jax.data.text.vocabularies import SentencePieceVocabulary
 
 _NOTHING = np.zeros(0, np.int32)
 
@@ -233,7 +233,7 @@ class SalientSpans(Objective):
       user's.
   """
 
-  annotator: salient_spans.Annotator = salient_spans.find
+  annotator: Annotator = salient_spans.find
 
   def check(self, tokenizer: PretextTokenizer) -> None:
     tokenizer.sentinel_vocabulary('SalientSpans')
@@ -268,13 +268,13 @@ def _longest_fitting(config, input_length, target_length, max_spans) -> int:
 
 
 @functools.lru_cache(8)
-def _sentinels(vocabulary: vocabularies.SentencePieceVocabulary) -> np.ndarray:
+def _sentinels(vocabulary: SentencePieceVocabulary) -> np.ndarray:
   return np.array(
       [vocabulary.sentinel_id(i) for i in range(vocabulary.extra_ids)], np.int32)
 
 
 def _around(
-    left: Sequence[str], right: Sequence[str], encoder: pretext_tokens.WordEncoder, space: int
+    left: Sequence[str], right: Sequence[str], encoder: WordEncoder, space: int
 ) -> list[str]:
   """Words with a sentinel between, so many that the sentinel is not cut off."""
   whole = [*left, '<extra_id_0>', *right]

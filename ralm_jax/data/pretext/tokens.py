@@ -12,9 +12,9 @@ import sys
 
 import numpy as np
 
-from ralm_jax.data import templates
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
+from ralm_jax.data.text import templates
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text.vocabularies import SentencePieceVocabulary, Vocabulary
 
 
 class WordEncoder:
@@ -26,7 +26,7 @@ class WordEncoder:
   """
 
   def __init__(
-      self, vocabulary: vocabularies.Vocabulary, capacity: int = 2**18
+      self, vocabulary: Vocabulary, capacity: int = 2**18
   ):
     """Remembers nothing yet.
 
@@ -86,7 +86,7 @@ class WordEncoder:
 class Translator:
   """The reader's ids to those that the retriever has for the same text."""
 
-  def __init__(self, vocabulary: vocabularies.SentencePieceVocabulary,
+  def __init__(self, vocabulary: SentencePieceVocabulary,
                encoder: WordEncoder, capacity: int = 2**18):
     self._vocabulary = vocabulary
     self._encoder = encoder
@@ -132,7 +132,7 @@ class Translator:
 class PretextTokenizer:
   """Words to the ids that `QueryTokenizer` gives their text."""
 
-  def __init__(self, tokenizer: tokenization.QueryTokenizer):
+  def __init__(self, tokenizer: QueryTokenizer):
     """Wraps a tokenizer; its formats play no part.
 
     Args:
@@ -187,14 +187,14 @@ class PretextTokenizer:
 
   def sentinel_vocabulary(
       self, objective: str
-  ) -> vocabularies.SentencePieceVocabulary:
+  ) -> SentencePieceVocabulary:
     """The reader's vocabulary, which must have T5's sentinels.
 
     Raises:
       ValueError: it has none.
     """
     vocabulary = self.reader.vocabulary
-    if not isinstance(vocabulary, vocabularies.SentencePieceVocabulary):
+    if not isinstance(vocabulary, SentencePieceVocabulary):
       raise ValueError(
           f'{objective} puts sentinels such as <extra_id_0> in the text, which '
           f'the reader vocabulary {vocabulary.path} does not have; use one of '

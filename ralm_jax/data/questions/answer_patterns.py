@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator
 import functools
 import itertools
 import re
-from re import _constants as codes  # What `re` itself compiles from.
-from re import _parser
+from re import (
+  _constants as codes,  # What `re` itself compiles from.
+  _parser,
+)
 from typing import Any
 import unicodedata
 

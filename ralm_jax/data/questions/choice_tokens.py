@@ -10,10 +10,10 @@ import dataclasses
 
 import numpy as np
 
-from ralm_jax.data import multiple_choice
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
+from ralm_jax.data.questions import multiple_choice
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text.vocabularies import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,8 @@ class PromptTokenizer:
 
   def __init__(
       self,
-      questions: Sequence[questions_lib.Question],
-      tokenizer: tokenization.QueryTokenizer,
+      questions: Sequence[Question],
+      tokenizer: QueryTokenizer,
       max_question_tokens: int | None = multiple_choice.MAX_QUESTION_TOKENS,
   ):
     """Tokenises nothing yet.
@@ -100,7 +100,7 @@ class PromptTokenizer:
         np.asarray([*prefix, *query[:space], vocabulary.eos_id], np.int32),
         reader_query[:text.reader_query_length])
 
-  def _tokenized(self, question: questions_lib.Question) -> tuple[_Side, _Side]:
+  def _tokenized(self, question: Question) -> tuple[_Side, _Side]:
     # The cut does not depend on the order, in which there are as many tokens.
     prompt = multiple_choice.prompt(
         question, self._tokenizer, self._max_question_tokens)
@@ -122,5 +122,5 @@ class PromptTokenizer:
     return np.concatenate([*parts, literals[self._after]])
 
 
-def _ids(vocabulary: vocabularies.Vocabulary, text: str) -> np.ndarray:
+def _ids(vocabulary: Vocabulary, text: str) -> np.ndarray:
   return np.asarray(vocabulary.encode(text), np.int32)

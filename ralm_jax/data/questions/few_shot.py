@@ -12,15 +12,15 @@ import json
 import os
 from typing import Any
 
-from ralm_jax.data import json_records
-from ralm_jax.data import questions as questions_lib
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.files import json_records
 
 
 def choose(
-    questions: Sequence[questions_lib.Question],
+    questions: Sequence[Question],
     shots: int,
     seed: int = 0,
-) -> list[questions_lib.Question]:
+) -> list[Question]:
   """The `shots` questions with the smallest SHA-256 of 'seed:id:question'.
 
   The choice does not depend on the order of the questions, more shots contain
@@ -55,7 +55,7 @@ def choose(
           _digest(q, seed), q.answers, q.options, q.target or ''))[:shots]
 
 
-def _digest(question: questions_lib.Question, seed: int) -> bytes:
+def _digest(question: Question, seed: int) -> bytes:
   line = f':{question.line}'
   places = {os.path.basename(question.path) + line, question.path + line}
   written = question.source_id or question.id
@@ -73,9 +73,9 @@ class _Entry:
 
 
 def listed(
-    questions: Sequence[questions_lib.Question],
+    questions: Sequence[Question],
     file: str | os.PathLike[str],
-) -> list[questions_lib.Question]:
+) -> list[Question]:
   """The questions that a list names, in its order.
 
   Args:
@@ -98,7 +98,7 @@ def listed(
   entries = _entries(path)
   if not entries:
     raise ValueError(f'{path}: lists no question')
-  by_line: dict[int, questions_lib.Question] = {}
+  by_line: dict[int, Question] = {}
   if any(isinstance(entry.value, int) for entry in entries):
     files = sorted({question.path for question in questions})
     if len(files) > 1:
@@ -108,7 +108,7 @@ def listed(
           'that the list was made for')
     by_line = {question.line - 1: question for question in questions}
   by_id = {question.id: question for question in questions}
-  chosen: dict[int | str, questions_lib.Question] = {}
+  chosen: dict[int | str, Question] = {}
   for entry in entries:
     known = by_line if isinstance(entry.value, int) else by_id
     if entry.value not in known:

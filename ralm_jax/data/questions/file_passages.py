@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ralm_jax.data import corpus
-from ralm_jax.data import question_rows
-from ralm_jax.data import ragged
-from ralm_jax.data import vocabularies
+from ralm_jax.data.corpus.passage_store import StoredPassage
+from ralm_jax.data.questions.rows import FilePassage
+from ralm_jax.data.ragged import RaggedTokens
+from ralm_jax.data.text.vocabularies import Vocabulary
 
 
 class FilePassages:
@@ -27,9 +27,9 @@ class FilePassages:
 
   def __init__(
       self,
-      passages: Sequence[question_rows.FilePassage],
-      reader_vocabulary: vocabularies.Vocabulary,
-      retriever_vocabulary: vocabularies.Vocabulary,
+      passages: Sequence[FilePassage],
+      reader_vocabulary: Vocabulary,
+      retriever_vocabulary: Vocabulary,
   ):
     """Tokenises nothing yet."""
     self._passages = list(passages)
@@ -40,11 +40,11 @@ class FilePassages:
   def __len__(self) -> int:
     return len(self._passages)
 
-  def passages(self, rows: Sequence[int] | np.ndarray) -> list[corpus.StoredPassage]:
+  def passages(self, rows: Sequence[int] | np.ndarray) -> list[StoredPassage]:
     """The texts of rows [N] int, in their order; empty ones at -1."""
-    nothing = question_rows.FilePassage('', '', '')
+    nothing = FilePassage('', '', '')
     return [
-        corpus.StoredPassage(
+        StoredPassage(
             row=int(row), id=one.id, title=one.title, section='', text=one.text)
         for row, one in (
             (row, self._passages[row] if row >= 0 else nothing) for row in rows)
@@ -53,10 +53,10 @@ class FilePassages:
   def tokens(
       self, rows: Sequence[int] | np.ndarray, column: str, *,
       max_length: int | None = None,
-  ) -> ragged.RaggedTokens:
+  ) -> RaggedTokens:
     """As `PassageStore.tokens`."""
     stored = self._column(column)
-    return ragged.RaggedTokens.from_lists([
+    return RaggedTokens.from_lists([
         stored[row][:max_length] if row >= 0 else [] for row in rows])
 
   def _column(self, column: str) -> list[list[int]]:

@@ -14,9 +14,9 @@ import logging
 import re
 import string
 
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text.vocabularies import Vocabulary
 
 LETTERS = string.ascii_uppercase
 PERMUTATIONS = ('single', 'cyclic', 'all')
@@ -58,8 +58,8 @@ def orderings(n_options: int, permutations: str) -> list[tuple[int, ...]]:
 
 
 def permuted(
-    question: questions_lib.Question, order: Sequence[int]
-) -> questions_lib.Question:
+    question: Question, order: Sequence[int]
+) -> Question:
   """The question with its options in another order.
 
   The answer's letter follows its option by position, so that options of equal
@@ -83,8 +83,8 @@ def permuted(
 
 
 def expand(
-    questions: Sequence[questions_lib.Question], permutations: str
-) -> list[questions_lib.Question]:
+    questions: Sequence[Question], permutations: str
+) -> list[Question]:
   """Every order of every question; those of one question follow each other."""
   return [
       permuted(question, order)
@@ -94,8 +94,8 @@ def expand(
 
 
 def prompt(
-    question: questions_lib.Question,
-    tokenizer: tokenization.QueryTokenizer,
+    question: Question,
+    tokenizer: QueryTokenizer,
     max_question_tokens: int | None = MAX_QUESTION_TOKENS,
 ) -> str:
   """What stands for `{question}` in a TextConfig's question_format.
@@ -133,7 +133,7 @@ def listed(options: Sequence[str]) -> str:
 
 
 def last_tokens(
-    text: str, count: int, vocabulary: vocabularies.Vocabulary
+    text: str, count: int, vocabulary: Vocabulary
 ) -> str:
   """The end of a text, of at most `count` tokens of a vocabulary.
 
@@ -153,7 +153,7 @@ def last_tokens(
 
 def _last_part(
     word: str, ids: Sequence[int], count: int,
-    vocabulary: vocabularies.Vocabulary,
+    vocabulary: Vocabulary,
 ) -> str:
   """The end of a word, of its last `count` tokens where they spell it."""
   part = vocabulary.decode(ids[-count:]).strip()
@@ -166,16 +166,16 @@ def _last_part(
 
 
 def render(
-    question: questions_lib.Question,
-    tokenizer: tokenization.QueryTokenizer,
+    question: Question,
+    tokenizer: QueryTokenizer,
     max_question_tokens: int | None = MAX_QUESTION_TOKENS,
-) -> questions_lib.Question:
+) -> Question:
   """The question with its `prompt` in place of its text."""
   return dataclasses.replace(
       question, question=prompt(question, tokenizer, max_question_tokens))
 
 
-def check(questions: Sequence[questions_lib.Question]) -> None:
+def check(questions: Sequence[Question]) -> None:
   """Raises ValueError, with file and line, for what is no multiple choice."""
   for question in questions:
     where = f'{question.path}:{question.line}'
@@ -194,8 +194,8 @@ def check(questions: Sequence[questions_lib.Question]) -> None:
 
 
 def check_lengths(
-    questions: Sequence[questions_lib.Question],
-    tokenizer: tokenization.QueryTokenizer,
+    questions: Sequence[Question],
+    tokenizer: QueryTokenizer,
     max_question_tokens: int | None = MAX_QUESTION_TOKENS,
 ) -> None:
   """Raises ValueError where the reader would not see all options.

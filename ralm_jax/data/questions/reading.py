@@ -30,13 +30,14 @@ import os
 from typing import Any
 
 from ralm_jax.data import dates
-from ralm_jax.data import input_files
-from ralm_jax.data import question_formats
-from ralm_jax.data import question_rows
+from ralm_jax.data.questions import rows
+from ralm_jax.data.questions.formats import catalogue
+from ralm_jax.files import input_files
+from ralm_jax.files.input_files import Path
 
 _ERRORS_SHOWN = 3
 
-FilePassage = question_rows.FilePassage
+FilePassage = rows.FilePassage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Question:
 
 
 def read_questions(
-    paths: input_files.Path | Iterable[input_files.Path],
+    paths: Path | Iterable[Path],
     *,
     require_answers: bool = True,
     duplicate_ids: str = 'error',
@@ -145,16 +146,16 @@ def read_questions(
       name = path
     before = len(questions)
     skipped: list[ValueError] = []
-    for record in question_formats.read_records(
+    for record in catalogue.read_records(
         path, record_format, require_answers,
         on_error=skipped.append if on_error == 'skip' else None,
     ):
       where = record.where
       try:
         question = Question(
-            line=record.number, path=path, **question_rows.parse(
+            line=record.number, path=path, **rows.parse(
                 record.row, where, f'{name}:{record.number}', require_answers,
-                question_formats.METRICS.get(record_format, '')))
+                catalogue.METRICS.get(record_format, '')))
         if question.id in places and duplicate_ids == 'error':
           raise ValueError(
               f"{where}: field 'id': {question.id!r} is already the id of "
@@ -179,7 +180,7 @@ def read_questions(
     if len(questions) == before:
       raise ValueError(
           f'{path}: holds no questions; expected '
-          + question_formats.EXPECTED[record_format]
+          + catalogue.EXPECTED[record_format]
       )
   return questions
 

@@ -6,9 +6,9 @@ import dataclasses
 import json
 from typing import Any
 
-from ralm_jax.data import answer_patterns
 from ralm_jax.data import dates
-from ralm_jax.data import json_records
+from ralm_jax.data.questions import answer_patterns
+from ralm_jax.files import json_records
 
 # What answers are scored by, see `evaluation/task_metrics.py`.
 METRICS_FAMILIES = (

@@ -7,22 +7,23 @@ why passages can still be tokenised once (`templates.py`).
 """
 
 import codecs
+from collections.abc import Iterable, Mapping, Sequence
 import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
 
-from ralm_jax.data import vocabularies
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.vocabularies import Path, Vocabulary
 
 _SPECIALS = ('<s>', '<pad>', '</s>', '<unk>', '<mask>')
 _ASCII_WHITESPACE = re.compile('[\t-\r\x1c-\x1f ]+')
 
 
-class BytePairVocabulary(vocabularies.Vocabulary):
+class BytePairVocabulary(Vocabulary):
   """BART's byte-level BPE, as the `tokenizers` library runs it.
 
   Whitespace is collapsed, but a no-break space or another such character
@@ -37,7 +38,7 @@ class BytePairVocabulary(vocabularies.Vocabulary):
   suffix = '.json'
   first_word_differs = True
 
-  def __init__(self, path: vocabularies.Path):
+  def __init__(self, path: Path):
     """Reads a tokenizer.
 
     Args:
@@ -93,7 +94,7 @@ class BytePairVocabulary(vocabularies.Vocabulary):
     known = [int(i) for i in ids if int(i) in self._known]
     return self._tokenizer.decode(known, skip_special_tokens=True).strip()
 
-  def save(self, directory: vocabularies.Path, stem: str) -> str:
+  def save(self, directory: Path, stem: str) -> str:
     """Writes one `tokenizer.json`, which `transformers` reads as well."""
     return vocabularies.write_copy(self._bytes, directory, stem + self.suffix)
 

@@ -13,16 +13,17 @@ gives it (`leading_field` tells), and a leading title as the field
 `'' + ' / ' + text` does.
 """
 
-import string
 from collections.abc import Callable, Mapping, Sequence
+import string
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ralm_jax.data import ragged
+from ralm_jax.data.ragged import RaggedTokens
 
 if TYPE_CHECKING:
-  from ralm_jax.data import vocabularies
+  from ralm_jax.data.text import vocabularies
 
 # Atlas's `encoder_format` and `retriever_format`.
 READER_FORMAT = '{query} title: {title} context: {text}'
@@ -110,8 +111,8 @@ class TokenTemplate:
                prefix=vocabulary.retriever_prefix, suffix=[vocabulary.eos_id],
                known_fields=known_fields, pad_id=vocabulary.pad_id)
 
-  def render(self, fields: Mapping[str, ragged.RaggedTokens], length: int, *,
-             has_passage: np.ndarray | None = None) -> ragged.RaggedTokens:
+  def render(self, fields: Mapping[str, RaggedTokens], length: int, *,
+             has_passage: np.ndarray | None = None) -> RaggedTokens:
     """Fills the fields and truncates on the right.
 
     Args:
@@ -172,7 +173,7 @@ class TokenTemplate:
     starts[:, -1], lengths[:, -1] = len(self._prefix), len(self._suffix)
 
     runs = ragged.gather(np.concatenate(pool), starts.ravel(), lengths.ravel())
-    return ragged.RaggedTokens(
+    return RaggedTokens(
         runs.values, runs.offsets[::starts.shape[1]].copy())
 
   def __repr__(self) -> str:

@@ -7,11 +7,11 @@ import functools
 
 import numpy as np
 
-from ralm_jax.data import batches
-from ralm_jax.data import byte_pair_vocabulary
-from ralm_jax.data import templates
-from ralm_jax.data import text_config
-from ralm_jax.data import vocabularies
+from ralm_jax.data.batches import QueryBatch
+from ralm_jax.data.text import templates
+from ralm_jax.data.text.byte_pair_vocabulary import BytePairVocabulary
+from ralm_jax.data.text.vocabularies import Vocabulary
+from ralm_jax.data.text_config import TextConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +27,13 @@ class QueryTokenizer:
     ValueError: a format has a sentinel that the reader's vocabulary lacks.
   """
 
-  text: text_config.TextConfig
-  reader_vocabulary: vocabularies.Vocabulary
-  retriever_vocabulary: vocabularies.Vocabulary
+  text: TextConfig
+  reader_vocabulary: Vocabulary
+  retriever_vocabulary: Vocabulary
 
   def __post_init__(self):
     if not isinstance(
-        self.reader_vocabulary, byte_pair_vocabulary.BytePairVocabulary
+        self.reader_vocabulary, BytePairVocabulary
     ):
       return
     for field in ('question_format', 'target_format'):
@@ -117,7 +117,7 @@ class QueryTokenizer:
       *,
       size: int | None = None,
       first_index: int = 0,
-  ) -> batches.QueryBatch:
+  ) -> QueryBatch:
     """A QueryBatch from texts, filled up with padding rows to `size`.
 
     Args:
@@ -138,7 +138,7 @@ class QueryTokenizer:
 
     index = np.full(size, -1, np.int64)
     index[: len(questions)] = first_index + np.arange(len(questions))
-    return batches.QueryBatch(
+    return QueryBatch(
         query_tokens=rows(
             map(self.retriever_query, queries),
             self.text.query_length, retriever.pad_id),

@@ -13,15 +13,15 @@ has ids of its own (BPE), `encode_start` gives those; the property is that of
 
 import abc
 import codecs
+from collections.abc import Iterable, Sequence
 import hashlib
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
 
 import sentencepiece
 import tokenizers
 
-from ralm_jax.data import atomic_files
+from ralm_jax.files import atomic_files
 
 Path = str | pathlib.Path
 
@@ -314,7 +314,7 @@ def load_vocabulary(path: Path, extra_ids: int = 100) -> Vocabulary:
   if content.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b'{':
     # Only GPT-2's kind of BPE is written as JSON here.
     if b'"model"' in content or b'"<s>"' in content:
-      from ralm_jax.data import byte_pair_vocabulary  # imports this module
+      from ralm_jax.data.text import byte_pair_vocabulary  # imports this module
 
       return byte_pair_vocabulary.BytePairVocabulary(path)
   elif b'[UNK]' in content:

@@ -17,19 +17,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.data import question_rows
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.evaluation import generation_metrics
-from ralm_jax.evaluation import kilt_metrics
-from ralm_jax.evaluation import kilt_predictions
-from ralm_jax.evaluation import metrics as metrics_lib
-from ralm_jax.evaluation import mmlu_categories
+from ralm_jax.data.corpus.passage_store import StoredPassage
+from ralm_jax.data.questions import rows as question_rows
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.evaluation import kilt_predictions, metrics as metrics_lib
+from ralm_jax.evaluation.scores import generation, kilt, mmlu
 
 FAMILIES = question_rows.METRICS_FAMILIES
 
 
-def family_of(questions: Sequence[questions_lib.Question]) -> str:
+def family_of(questions: Sequence[Question]) -> str:
   """The family that questions are to be scored by.
 
   Raises:
@@ -54,7 +51,7 @@ def check(family: str) -> None:
 
 
 def question_metrics(
-    family: str, question: questions_lib.Question, prediction: str
+    family: str, question: Question, prediction: str
 ) -> dict[str, float | None]:
   """Metrics of one answer, each from 0 to 1.
 
@@ -65,14 +62,14 @@ def question_metrics(
   """
   answers = question.answers
   if question.patterns:
-    return {'exact_match': generation_metrics.regex_match(prediction, answers)}
+    return {'exact_match': generation.regex_match(prediction, answers)}
   if family == 'label':
     return {
         'accuracy': float(prediction in answers),
         'exact_match': metrics_lib.exact_match(prediction, answers),
     }
   if family == 'kilt':
-    return kilt_metrics.kilt_metrics(prediction, answers)
+    return kilt.kilt_metrics(prediction, answers)
   if family == 'long_answer':
     return {
         'f1': metrics_lib.f1(prediction, answers),
@@ -82,16 +79,16 @@ def question_metrics(
     # BLEU of one sentence says little by itself, but pairs of runs compare.
     return {
         'rouge_l': metrics_lib.rouge_l(prediction, answers),
-        'sentence_bleu_1': generation_metrics.sentence_bleu_1(
+        'sentence_bleu_1': generation.sentence_bleu_1(
             prediction, answers),
-        **({'sentence_q_bleu_1': generation_metrics.sentence_q_bleu_1(
+        **({'sentence_q_bleu_1': generation.sentence_q_bleu_1(
             prediction, answers)} if family == 'question_generation' else {}),
     }
   if family == 'language_modeling':
     return {
         'accuracy': float(prediction in answers),
-        'f1': generation_metrics.word_f1(prediction, answers),
-        **generation_metrics.rouge(prediction, answers),
+        'f1': generation.word_f1(prediction, answers),
+        **generation.rouge(prediction, answers),
     }
   return {
       'exact_match': metrics_lib.exact_match(prediction, answers),
@@ -110,9 +107,9 @@ def corpus_metrics(
     return {}
   predictions = [row['prediction'] for row in rows]
   answers = [row['answers'] for row in rows]
-  result = {'bleu_1': generation_metrics.bleu_1(predictions, answers)}
+  result = {'bleu_1': generation.bleu_1(predictions, answers)}
   if family == 'question_generation':
-    result['q_bleu_1'] = generation_metrics.q_bleu_1(predictions, answers)
+    result['q_bleu_1'] = generation.q_bleu_1(predictions, answers)
   return result
 
 
@@ -122,11 +119,11 @@ def category_metrics(
   """MMLU's categories, where its subjects are the groups."""
   if family != 'multiple_choice':
     return {}
-  return mmlu_categories.summary(records)
+  return mmlu.summary(records)
 
 
 def answer_strings(
-    family: str, question: questions_lib.Question
+    family: str, question: Question
 ) -> tuple[str, ...]:
   """Answers that a passage which helps would hold; () where none would.
 
@@ -141,8 +138,8 @@ def answer_strings(
 
 
 def evidence_metrics(
-    question: questions_lib.Question,
-    passages: Sequence[corpus_lib.StoredPassage],
+    question: Question,
+    passages: Sequence[StoredPassage],
     metrics: Mapping[str, float | None],
 ) -> dict[str, float | None]:
   """R-precision and recall by page, and KILT scores, of one answer.
@@ -152,11 +149,11 @@ def evidence_metrics(
     passages: shown, best first.
     metrics: of the answer, by which evidence that was found is multiplied.
   """
-  found = kilt_metrics.provenance_metrics(
+  found = kilt.provenance_metrics(
       [kilt_predictions.page_of({
           'id': passage.source_id, 'document': passage.document,
           'title': passage.title}) for passage in passages],
       question.provenance)
   if 'rouge_l' not in metrics or 'accuracy' not in metrics:
     return found  # Of another family, or the reader was not asked.
-  return {**found, **kilt_metrics.combined(metrics, found)}
+  return {**found, **kilt.combined(metrics, found)}

@@ -13,7 +13,7 @@ import functools
 import math
 from typing import Any
 
-from ralm_jax.data import answer_patterns
+from ralm_jax.data.questions import answer_patterns
 
 # Nema & Khapra's list, with which their scores were made: no list of a library.
 _FUNCTION_WORDS = frozenset('''

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import json
 from typing import Any
 
-from ralm_jax.data import input_files
-from ralm_jax.data import json_records
-from ralm_jax.evaluation import metrics as metrics_lib
+from ralm_jax.evaluation import metrics
+from ralm_jax.files import input_files, json_records
 
 CATEGORIES: Mapping[str, tuple[str, ...]] = {
     'humanities': (
@@ -80,14 +79,14 @@ def summary(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
                    for row in by_subject.get(subject, ())])
   }
   categories['all'] = [row for rows in by_subject.values() for row in rows]
-  means = [metrics_lib.mean_metrics(rows) for rows in by_subject.values()]
+  means = [metrics.mean_metrics(rows) for rows in by_subject.values()]
   return {
       'categories': {
-          name: {**metrics_lib.mean_metrics(rows), 'count': len(rows)}
+          name: {**metrics.mean_metrics(rows), 'count': len(rows)}
           for name, rows in categories.items()
       },
       'subject_average': {
-          **metrics_lib.mean_metrics(means), 'count': len(by_subject)},
+          **metrics.mean_metrics(means), 'count': len(by_subject)},
   }
 
 
@@ -123,7 +122,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
         'of its files, or of what `ralm prepare mmlu` wrote?')
   subjects = sorted({r['group'] for r in records if r.get('group') in CATEGORY_OF})
   rows = {
-      subject: {**metrics_lib.mean_metrics(own), 'count': len(own)}
+      subject: {**metrics.mean_metrics(own), 'count': len(own)}
       for subject in subjects
       for own in [[r['metrics'] for r in records if r.get('group') == subject]]
   }

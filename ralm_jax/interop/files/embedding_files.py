@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ralm_jax.data import corpus as corpus_lib
-from ralm_jax.interop import restricted_pickle
-from ralm_jax.retrieval import embedding as embedding_lib
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.interop.files import restricted_pickle
+from ralm_jax.retrieval import embedding
 
 # Embeddings at a time.
 PIECE = 65_536
@@ -22,7 +22,7 @@ class RowFinder:
   """Ids of embeddings to rows of the corpus, each row once."""
 
   def __init__(
-      self, store: corpus_lib.PassageStore, prefix: str, allow_unused: bool
+      self, store: PassageStore, prefix: str, allow_unused: bool
   ):
     self._store = store
     self._prefix = prefix
@@ -60,7 +60,7 @@ class RowFinder:
 
   def check_complete(self) -> None:
     """Raises ValueError where a passage has no embedding."""
-    live = embedding_lib.live_rows(self._store)
+    live = embedding.live_rows(self._store)
     missing = live[self._file_of[live] < 0]
     if len(missing):
       raise ValueError(

@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ralm_jax.interop.tensor_source import TensorInfo
+from ralm_jax.interop.files.tensor_source import TensorInfo
 
 _DTYPES = {
     'F64': np.dtype('float64'), 'F32': np.dtype('float32'),

@@ -20,8 +20,8 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
-from ralm_jax.interop import restricted_pickle
-from ralm_jax.interop.tensor_source import TensorInfo
+from ralm_jax.interop.files.restricted_pickle import Refused, StandIn, Unpickler
+from ralm_jax.interop.files.tensor_source import TensorInfo
 
 PathLike = str | os.PathLike[str]
 
@@ -138,7 +138,7 @@ class TorchArchive:
     try:
       self.value = _Unpickler(
           io.BytesIO(content), self.path, _globals()).load()
-    except restricted_pickle.Refused as e:
+    except Refused as e:
       raise ValueError(str(e)) from None
     except Exception as e:  # Damage can surface as nearly any error.
       raise ValueError(
@@ -226,7 +226,7 @@ class _Ignored:
     return iter(())
 
 
-class _StorageType(restricted_pickle.StandIn):
+class _StorageType(StandIn):
   """In place of `torch.FloatStorage` and its like; a name, never called."""
 
   __slots__ = ('dtype',)
@@ -253,17 +253,17 @@ def _rebuild_parameter(tensor: Any, *unused: Any) -> Any:
 def _globals() -> dict[tuple[str, str], Any]:
   return {
       ('torch._utils', '_rebuild_tensor_v2'):
-          restricted_pickle.StandIn(_rebuild_tensor),
+          StandIn(_rebuild_tensor),
       ('torch._utils', '_rebuild_parameter'):
-          restricted_pickle.StandIn(_rebuild_parameter),
-      ('collections', 'OrderedDict'): restricted_pickle.StandIn(_Dict),
+          StandIn(_rebuild_parameter),
+      ('collections', 'OrderedDict'): StandIn(_Dict),
       **{('torch', name): _StorageType(dtype)
          for name, dtype in _DTYPES.items()},
       **dict.fromkeys(_IGNORED, _Ignored),
   }
 
 
-class _Unpickler(restricted_pickle.Unpickler):
+class _Unpickler(Unpickler):
   """Knows where the archive keeps the numbers of a tensor."""
 
   remedy = 'load it with PyTorch and save its tensors alone'

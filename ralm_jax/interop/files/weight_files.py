@@ -10,8 +10,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ralm_jax.interop import safetensors_file
-from ralm_jax.interop.tensor_source import TensorInfo, TensorSource
+from ralm_jax.interop.files.safetensors_file import SafetensorsFile
+from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
 
 SAFETENSORS = 'model.safetensors'
 TORCH = 'pytorch_model.bin'
@@ -38,7 +38,7 @@ class WeightFiles(TensorSource):
       )
     # Our name to (file, name in it).
     self._place: dict[str, tuple[str, str]] = {}
-    self._opened: dict[str, safetensors_file.SafetensorsFile | TorchFile] = {}
+    self._opened: dict[str, SafetensorsFile | TorchFile] = {}
     self._latest: str | None = None
     for name in (SAFETENSORS, TORCH):
       path = os.path.join(self.directory, name)
@@ -89,10 +89,10 @@ class WeightFiles(TensorSource):
           ours = name.removesuffix(old) + new
       self._place[ours] = (path, name)
 
-  def _open(self, path: str) -> safetensors_file.SafetensorsFile | TorchFile:
+  def _open(self, path: str) -> SafetensorsFile | TorchFile:
     if path not in self._opened:
       self._opened[path] = (
-          safetensors_file.SafetensorsFile(path)
+          SafetensorsFile(path)
           if path.endswith('.safetensors') else TorchFile(path)
       )
     return self._opened[path]

@@ -15,18 +15,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from ralm_jax.retrieval import device_lead
-from ralm_jax.retrieval import device_residency
-from ralm_jax.retrieval import device_search
-from ralm_jax.retrieval import device_view
-from ralm_jax.training import partitioning
-from retrieval_service import edits as edits_lib
-from retrieval_service import generations
-from retrieval_service import index_builder
-from retrieval_service import live as live_lib
-from retrieval_service import live_index
-from retrieval_service import options as options_lib
-from retrieval_service import results
+from ralm_jax.retrieval.device import view as device_view
+from ralm_jax.retrieval.device.lead import Lead, State
+from ralm_jax.retrieval.device.residency import Residency
+from ralm_jax.retrieval.device.search import DeviceSearch
+from ralm_jax.training.partitioning import Partitioner
+from retrieval_service.edits import Edit
+from retrieval_service.generations import GenerationStore
+from retrieval_service.index_builder import IndexBuilder
+from retrieval_service.live import LiveView
+from retrieval_service.live_index import LiveIndex
+from retrieval_service.options import IndexOptions
+from retrieval_service.results import EditResult, IndexSwappedError, SearchResult, ServerStatus
 
 
 class DeviceIndex:
@@ -53,7 +53,7 @@ class DeviceIndex:
   def __init__(
       self,
       directory: str | os.PathLike[str],
-      partitioner: partitioning.Partitioner,
+      partitioner: Partitioner,
       *,
       dtype: str = 'bfloat16',
       approximate: bool = False,
@@ -88,7 +88,7 @@ class DeviceIndex:
     Raises:
       ValueError: arguments that cannot be, or a damaged folder.
     """
-    self._search = device_search.DeviceSearch(
+    self._search = DeviceSearch(
         partitioner, dtype=dtype, block_rows=block_rows,
         recall_target=recall_target,
     )
@@ -96,16 +96,16 @@ class DeviceIndex:
       if value is not None and value < 1:
         raise ValueError(f'{name} must be at least 1, not {value}.')
     self._approximate = approximate
-    self._lead = device_lead.Lead() if self.needs_strict_order else None
-    self._index = live_index.LiveIndex(
-        generations.GenerationStore(directory),
+    self._lead = Lead() if self.needs_strict_order else None
+    self._index = LiveIndex(
+        GenerationStore(directory),
         verify_checksums=verify_checksums and self._leads,
     )
-    self._builder = index_builder.IndexBuilder(
+    self._builder = IndexBuilder(
         self._index, keep_generations=keep_generations)
     self._store = self._index.store
     self.address = f'the devices, of {self._store.directory}'
-    self._residency = device_residency.Residency(
+    self._residency = Residency(
         self._search, spare_rows=spare_rows, limit=resident)
     self._turning = threading.Lock()
     current = self._index.current
@@ -146,7 +146,7 @@ class DeviceIndex:
       return_embeddings: bool = False,
       generation: int | None = None,
       index_id: str = '',
-  ) -> results.SearchResult:
+  ) -> SearchResult:
     """The k passages of largest inner product for each query.
 
     Equal scores are ordered by id. Of many that tie for the last places, those
@@ -168,7 +168,7 @@ class DeviceIndex:
       RuntimeError: the index is empty.
     """
     if index_id and index_id != self._index.index_id:
-      raise results.IndexSwappedError.of(
+      raise IndexSwappedError.of(
           'this program', self._store.directory, self._index.index_id, index_id)
     queries = np.ascontiguousarray(query_embeddings, np.float32)
     if self._lead is None:
@@ -183,7 +183,7 @@ class DeviceIndex:
       started = self._residency.start(live, padded, k, False)
     return started.result(len(queries), k, return_embeddings)
 
-  def _live(self, number: int | None) -> live_lib.LiveView:
+  def _live(self, number: int | None) -> LiveView:
     """A generation by its number, or the current one."""
     while True:
       wanted = number or self._current
@@ -203,7 +203,7 @@ class DeviceIndex:
       The generation to search: the first process's.
     """
     with self._lead.agreement.together():
-      wanted = self._lead.follow(device_lead.State(
+      wanted = self._lead.follow(State(
           generation or self._current, self._index.edits))
       device_view.check_queries(queries, k)
       if self._index.edits != wanted.edits:
@@ -225,7 +225,7 @@ class DeviceIndex:
       chunks: Iterable[tuple[np.ndarray | None, np.ndarray]],
       *,
       dim: int,
-      options: options_lib.IndexOptions | None = None,
+      options: IndexOptions | None = None,
       metadata: dict[str, Any] | None = None,
       build_id: str | None = None,
       edits_applied: int | None = None,
@@ -259,7 +259,7 @@ class DeviceIndex:
     """
     self._check_leads('build')
     built = self._builder.build(
-        chunks, dim, options or options_lib.IndexOptions(), metadata,
+        chunks, dim, options or IndexOptions(), metadata,
         build_id=build_id or '', edits_applied=edits_applied,
         forget_edits=forget_edits)
     self._turn()
@@ -301,7 +301,7 @@ class DeviceIndex:
       delete_ids: np.ndarray | Sequence[int] | None = None,
       metadata: dict[str, Any] | None = None,
       delete_absent: bool = False,
-  ) -> results.EditResult:
+  ) -> EditResult:
     """Puts and deletes passages by id, without a rebuild: all or nothing.
 
     When it returns, the edit is on the disk, and every search that starts later
@@ -334,18 +334,18 @@ class DeviceIndex:
       ids: np.ndarray | None,
       embeddings: np.ndarray,
       metadata: dict[str, Any] | None = None,
-  ) -> results.EditResult:
+  ) -> EditResult:
     """As `edit`, of ids that the index does not have, or ValueError."""
     return self._edit(ids, embeddings, None, metadata, only_new_ids=True)
 
-  def delete(self, ids: np.ndarray | Sequence[int]) -> results.EditResult:
+  def delete(self, ids: np.ndarray | Sequence[int]) -> EditResult:
     """Deletes passages by id; see `edit`."""
     return self._edit(None, None, ids, None)
 
   def _edit(
       self, ids, embeddings, delete_ids, metadata, only_new_ids: bool = False,
       delete_absent: bool = False,
-  ) -> results.EditResult:
+  ) -> EditResult:
     self._check_leads('edit')
     if embeddings is None:
       if ids is not None and len(ids):
@@ -353,20 +353,20 @@ class DeviceIndex:
                          'passages give delete_ids')
       embeddings = np.zeros((0, 0), np.float16)
     edited = self._index.edit(
-        edits_lib.Edit(
+        Edit(
             ids, np.asarray(embeddings),
             np.asarray([] if delete_ids is None else delete_ids, np.int64),
             metadata or {}),
         only_new_ids=only_new_ids, delete_absent=delete_absent)
-    return results.EditResult(
+    return EditResult(
         edited.view.number, edited.sequence, edited.view.count, edited.ids,
         edited.absent_ids)
 
-  def status(self) -> results.ServerStatus:
+  def status(self) -> ServerStatus:
     """What is searched; `dim` and the like are empty where nothing is."""
     live = self._live(None) if self._current else None
     manifest = live.generation.manifest if live else None
-    return results.ServerStatus(
+    return ServerStatus(
         generation=live.number if live else 0,
         count=live.count if live else 0,
         dim=live.dim if live else 0,
@@ -402,7 +402,7 @@ class DeviceIndex:
 
   def wait_until_ready(
       self, timeout_s: float = 60.0
-  ) -> results.ServerStatus:
+  ) -> ServerStatus:
     """The status; there is nothing to wait for."""
     del timeout_s
     return self.status()

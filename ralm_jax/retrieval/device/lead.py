@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 from orbax.checkpoint import multihost as orbax_multihost
 
-from ralm_jax.training import multihost
+from ralm_jax.training.multihost import Agreement
 
 # No two leads of a program may use the same names.
 _numbers = itertools.count()
@@ -38,7 +38,7 @@ class Lead:
       timeout_s: how long a process waits for the first one, which may be
         reading a generation meanwhile.
     """
-    self.agreement = multihost.Agreement(timeout_s)
+    self.agreement = Agreement(timeout_s)
     self.leads = jax.process_index() == 0
     self._timeout_ms = int(timeout_s * 1000)
     self._client = orbax_multihost.get_jax_distributed_client()

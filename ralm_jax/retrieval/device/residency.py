@@ -8,9 +8,9 @@ import threading
 import jax
 import numpy as np
 
-from ralm_jax.retrieval import device_search
-from ralm_jax.retrieval import device_view
-from retrieval_service import live as live_lib
+from ralm_jax.retrieval.device.search import Best, DeviceSearch
+from ralm_jax.retrieval.device.view import DeviceView, StartedSearch
+from retrieval_service.live import LiveView
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Residency:
 
   def __init__(
       self,
-      search: device_search.DeviceSearch,
+      search: DeviceSearch,
       *,
       spare_rows: int,
       limit: int | None,
@@ -43,9 +43,9 @@ class Residency:
     # taken within it, and held to dispatch a search, never to wait for one.
     self._changing = threading.RLock()
     self._dispatching = threading.Lock()
-    self._views: collections.OrderedDict[int, device_view.DeviceView] = (
+    self._views: collections.OrderedDict[int, DeviceView] = (
         collections.OrderedDict())
-    self._running: device_search.Best | None = None
+    self._running: Best | None = None
 
   @property
   def numbers(self) -> tuple[int, ...]:
@@ -55,11 +55,11 @@ class Residency:
 
   def start(
       self,
-      live: live_lib.LiveView,
+      live: LiveView,
       queries: np.ndarray,
       k: int,
       approximate: bool,
-  ) -> device_view.StartedSearch:
+  ) -> StartedSearch:
     """Dispatches a search of this state of a generation, or a later one.
 
     Args:
@@ -72,7 +72,7 @@ class Residency:
       ValueError: a search that cannot be answered.
     """
 
-    def dispatch(view: device_view.DeviceView) -> device_view.StartedSearch:
+    def dispatch(view: DeviceView) -> StartedSearch:
       started = view.search(self._search, queries, k, approximate)
       self._running = started.best
       return started
@@ -88,7 +88,7 @@ class Residency:
       with self._dispatching:
         return dispatch(view)
 
-  def put(self, live: live_lib.LiveView) -> device_view.DeviceView:
+  def put(self, live: LiveView) -> DeviceView:
     """Puts a generation and its edits on the devices, as far as they are not."""
     with self._changing:
       view = self._views.get(live.number)
@@ -100,13 +100,13 @@ class Residency:
         self.free(keep=self.room(live) - 1)
         logger.info('putting generation %d on the devices: %d vectors of %d',
                     live.number, live.generation.count, live.dim)
-        view = device_view.DeviceView.load(
+        view = DeviceView.load(
             self._search, live, self._spare_rows)
       with self._dispatching:
         self._views[live.number] = view
       return view
 
-  def room(self, live: live_lib.LiveView) -> int:
+  def room(self, live: LiveView) -> int:
     """How many generations may be on the devices, this one among them."""
     if self._limit is not None:
       return self._limit

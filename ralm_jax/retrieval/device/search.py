@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from ralm_jax.training import partitioning
+from ralm_jax.training.partitioning import Partitioner
 
 AXES = (partitioning.DATA, partitioning.MODEL)
 DTYPES = ('bfloat16', 'float16', 'float32')
@@ -90,7 +91,7 @@ class DeviceSearch:
 
   def __init__(
       self,
-      partitioner: partitioning.Partitioner,
+      partitioner: Partitioner,
       *,
       dtype: str = 'bfloat16',
       block_rows: int = 16384,

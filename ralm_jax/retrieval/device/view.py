@@ -5,9 +5,9 @@ import dataclasses
 
 import numpy as np
 
-from ralm_jax.retrieval import device_search
-from retrieval_service import live as live_lib
-from retrieval_service import results
+from ralm_jax.retrieval.device.search import Best, DeviceSearch, Rows
+from retrieval_service.live import LiveView
+from retrieval_service.results import SearchResult
 
 _LEAST_BATCH = 8
 _LEAST_K = 16
@@ -24,16 +24,16 @@ class DeviceView:
     blocks: that each device scores of `base` and of `added`.
   """
 
-  live: live_lib.LiveView
-  base: device_search.Rows
-  added: device_search.Rows
+  live: LiveView
+  base: Rows
+  added: Rows
   blocks: tuple[int, int]
 
   @classmethod
   def load(
       cls,
-      search: device_search.DeviceSearch,
-      live: live_lib.LiveView,
+      search: DeviceSearch,
+      live: LiveView,
       spare_rows: int,
   ) -> DeviceView:
     """Puts a generation on the devices, one device's share after the other.
@@ -53,8 +53,8 @@ class DeviceView:
 
   def moved_to(
       self,
-      search: device_search.DeviceSearch,
-      live: live_lib.LiveView,
+      search: DeviceSearch,
+      live: LiveView,
       spare_rows: int,
   ) -> DeviceView:
     """The same generation, its embeddings not copied, after other edits."""
@@ -67,7 +67,7 @@ class DeviceView:
       mask = search.put_mask(living)
     added, blocks = _put_added(search, live, spare_rows)
     return DeviceView(
-        live, device_search.Rows(self.base.embeddings, mask), added,
+        live, Rows(self.base.embeddings, mask), added,
         (self.blocks[0], blocks),
     )
 
@@ -93,7 +93,7 @@ class DeviceView:
 
   def search(
       self,
-      search: device_search.DeviceSearch,
+      search: DeviceSearch,
       queries: np.ndarray,
       k: int,
       approximate: bool,
@@ -153,7 +153,7 @@ class StartedSearch:
   """
 
   view: DeviceView
-  best: device_search.Best
+  best: Best
   own: slice | np.ndarray
 
   def is_full(self, k: int) -> bool:
@@ -162,7 +162,7 @@ class StartedSearch:
 
   def result(
       self, batch: int, k: int, return_embeddings: bool
-  ) -> results.SearchResult:
+  ) -> SearchResult:
     """Waits; the answers to the first `batch` queries of this process.
 
     Raises:
@@ -178,7 +178,7 @@ class StartedSearch:
     ids = self.view.ids(rows)
     best = np.lexsort((ids, -scores))[:, :k]
     rows = np.take_along_axis(rows, best, axis=1)
-    return results.SearchResult(
+    return SearchResult(
         ids=np.take_along_axis(ids, best, axis=1),
         scores=np.take_along_axis(scores, best, axis=1),
         generation=self.view.live.number,
@@ -224,8 +224,8 @@ def _living(count: int, dead: np.ndarray) -> np.ndarray:
 
 
 def _put_added(
-    search: device_search.DeviceSearch, live: live_lib.LiveView, spare_rows: int
-) -> tuple[device_search.Rows, int]:
+    search: DeviceSearch, live: LiveView, spare_rows: int
+) -> tuple[Rows, int]:
   """The rows, and their blocks.
 
   Room doubles when it runs out, so that few programs are compiled.

@@ -15,13 +15,19 @@ import time
 import numpy as np
 import pytest
 
-from ralm_jax.data import corpus
-from ralm_jax.data import corpus_building
-from ralm_jax.data import identifiers
-from ralm_jax.data import passages as passages_lib
-from ralm_jax.data import ragged
-from ralm_jax.data import shards
-from ralm_jax.data import vocabularies
+from ralm_jax.data.corpus import (
+  building,
+  identifiers,
+  passage_store,
+  passages as passages_lib,
+  shards,
+)
+from ralm_jax.data.corpus.identifiers import HashSet
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.corpus.passages import Passage
+from ralm_jax.data.corpus.shards import Shard
+from ralm_jax.data.ragged import RaggedTokens
+from ralm_jax.data.text import vocabularies
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -32,7 +38,7 @@ def build(sentencepiece_file, wordpiece_file):
 
   def build_quietly(inputs, output, **options):
     options = dict(n_workers=1, progress=False) | options
-    return corpus.build_corpus(
+    return passage_store.build_corpus(
         inputs, output, sentencepiece_file, wordpiece_file, **options)
 
   return build_quietly
@@ -152,7 +158,7 @@ def test_rebuilding_changes_nothing_and_repairs(tmp_path, build, small_passages,
   damaged[len(damaged) // 2] ^= 255
   path.write_bytes(damaged)
   with pytest.raises(ValueError, match='shard-00001.arrow: damaged'):
-    corpus.PassageStore.open(store.directory).verify()
+    PassageStore.open(store.directory).verify()
   build(source, tmp_path / 'corpus', shard_size=16).verify()
   assert contents(store.directory) == before
   assert stamps(store.directory)['shard-00000.arrow'] == kept['shard-00000.arrow']
@@ -165,7 +171,7 @@ def test_another_corpus_is_not_overwritten(tmp_path, build, small_passages, writ
   other = write_jsonl(tmp_path / 'other.jsonl', small_passages[:32])
   for inputs, options in [(source, dict(max_words=10)), (other, {}),
                           ([source, write_jsonl(tmp_path / 'x', [
-                              passages_lib.Passage('x', '', '', 'y')])], {}),
+                              Passage('x', '', '', 'y')])], {}),
                           (source, dict(shard_size=20))]:
     with pytest.raises(FileExistsError, match='holds a finished corpus of other'):
       build(inputs, tmp_path / 'corpus', **(dict(shard_size=16) | options))
@@ -181,7 +187,7 @@ def test_bad_input_is_named(tmp_path, build, small_passages, write_jsonl):
   with pytest.raises(ValueError, match=r'p.jsonl:41: no \'text\'; found: \'id\', \'txt\''):
     build(source, tmp_path / 'corpus', shard_size=16)
   with pytest.raises(FileNotFoundError, match='no finished corpus here'):
-    corpus.PassageStore.open(tmp_path / 'corpus')
+    PassageStore.open(tmp_path / 'corpus')
   # Repaired, the same command goes on with the shards it had.
   kept = stamps(tmp_path / 'corpus')
   assert len(kept) == 2
@@ -206,7 +212,7 @@ def test_other_options_do_not_reuse_shards(tmp_path, build, small_passages, writ
 def test_duplicate_ids_name_both_lines(
     tmp_path, build, small_passages, write_jsonl, first, second):
   items = list(small_passages)
-  items[second] = passages_lib.Passage(items[first].id, 'other', '', 'other text')
+  items[second] = Passage(items[first].id, 'other', '', 'other text')
   source = write_jsonl(tmp_path / 'p.jsonl', items)
   with pytest.raises(ValueError) as caught:
     build(source, tmp_path / 'corpus', shard_size=16)
@@ -229,7 +235,7 @@ def test_ids_that_share_a_hash(tmp_path, build, small_passages, write_jsonl, mon
 
 def test_hash_set_finds_everything():
   rng = np.random.default_rng(0)
-  known = identifiers.HashSet()
+  known = HashSet()
   hashes = rng.integers(0, 500, 1000).astype(np.uint64)
   for start in range(0, 1000, 90):
     part = hashes[start:start + 90]
@@ -253,7 +259,7 @@ def test_a_damaged_shard_is_noticed_on_opening(
   before = contents(store.directory)
   damage(store.directory / 'shard-00001.arrow')
   with pytest.raises(ValueError, match=message):
-    corpus.PassageStore.open(store.directory)
+    PassageStore.open(store.directory)
   build(source, tmp_path / 'corpus', shard_size=16)  # The remedy it names.
   assert contents(store.directory) == before
 
@@ -269,22 +275,22 @@ def test_damaged_manifest_and_vocabulary(tmp_path, build, small_passages, write_
       (whole.replace('"format_version": 1', '"format_version": 9'), 'format version 9')]:
     manifest.write_text(content)
     with pytest.raises(ValueError, match=message):
-      corpus.PassageStore.open(store.directory)
+      PassageStore.open(store.directory)
   manifest.write_text(whole)
   (store.directory / 'retriever_vocabulary.txt').write_text(
       wordpiece_file.read_text() + 'more\n')
   with pytest.raises(ValueError, match='not the vocabulary the corpus was built with'):
-    _ = corpus.PassageStore.open(store.directory).retriever_vocabulary
+    _ = PassageStore.open(store.directory).retriever_vocabulary
 
 
 @pytest.mark.parametrize('vocab_size, width', [(65_536, 16), (65_537, 32)])
 def test_token_width(tmp_path, vocab_size, width):
-  tokens = ragged.RaggedTokens.from_lists([[0, vocab_size - 1, 65_535], [1]])
-  items = [passages_lib.Passage(i, '', '', '') for i in 'ab']
+  tokens = RaggedTokens.from_lists([[0, vocab_size - 1, 65_535], [1]])
+  items = [Passage(i, '', '', '') for i in 'ab']
   shards.write_shard(
       tmp_path / 'shard.arrow', items, dict.fromkeys(shards.TOKEN_COLUMNS, tokens),
       {'reader': vocab_size, 'retriever': 100})
-  shard = shards.Shard(tmp_path / 'shard.arrow')
+  shard = Shard(tmp_path / 'shard.arrow')
   values, offsets = shard.token_column('reader_text')
   assert values.dtype == np.dtype(f'uint{width}')
   assert values.tolist() == tokens.values.tolist() and offsets.tolist() == [0, 3, 4]
@@ -292,7 +298,7 @@ def test_token_width(tmp_path, vocab_size, width):
 
 
 def test_opening_keeps_no_file_descriptors(small_store):
-  store = corpus.PassageStore.open(small_store.directory)
+  store = PassageStore.open(small_store.directory)
   before = len(os.listdir('/proc/self/fd'))
   store.tokens(np.arange(40), 'reader_text')
   assert len(os.listdir('/proc/self/fd')) == before
@@ -304,9 +310,9 @@ def test_append(tmp_path, build, small_passages, write_jsonl):
   n, fingerprint = len(store), store.fingerprint
   before = stamps(store.directory)
   long_text = ' '.join(f'word{i}' for i in range(45))
-  rows = corpus.append_passages(store.directory, [
-      passages_lib.Passage('new', 'title', 'history', 'the new passage'),
-      passages_lib.Passage('long', '', '', long_text)])
+  rows = passage_store.append_passages(store.directory, [
+      Passage('new', 'title', 'history', 'the new passage'),
+      Passage('long', '', '', long_text)])
   assert rows.tolist() == [n, n + 1, n + 2]
   assert len(store) == n
   store.reload()
@@ -319,13 +325,13 @@ def test_append(tmp_path, build, small_passages, write_jsonl):
       store.reader_vocabulary.encode('title: history')]
   assert before.items() <= stamps(store.directory).items()
   for items, message in [
-      ([passages_lib.Passage('p-1', '', '', 'x')], "duplicate id 'p-1', already in row 1"),
-      ([passages_lib.Passage('long#1', '', '', 'x')], 'already in row'),
-      ([passages_lib.Passage('y', '', '', 'x')] * 2, "duplicate id 'y' among"),
-      ([passages_lib.Passage('', '', '', 'x')], 'without id')]:
+      ([Passage('p-1', '', '', 'x')], "duplicate id 'p-1', already in row 1"),
+      ([Passage('long#1', '', '', 'x')], 'already in row'),
+      ([Passage('y', '', '', 'x')] * 2, "duplicate id 'y' among"),
+      ([Passage('', '', '', 'x')], 'without id')]:
     with pytest.raises(ValueError, match=message):
-      corpus.append_passages(store.directory, items)
-  assert corpus.append_passages(store.directory, []).tolist() == []
+      passage_store.append_passages(store.directory, items)
+  assert passage_store.append_passages(store.directory, []).tolist() == []
   # Building again keeps what was added.
   again = build(source, tmp_path / 'corpus', shard_size=16, max_words=30)
   assert again.fingerprint == store.fingerprint
@@ -340,7 +346,7 @@ def test_a_replaced_corpus_is_noticed(tmp_path, build, small_passages, write_jso
 
 
 def test_two_writers(tmp_path, build, small_passages, write_jsonl):
-  from ralm_jax.data import manifest  # pylint: disable=g-import-not-at-top
+  from ralm_jax.data.corpus import corpus_manifest as manifest  # pylint: disable=g-import-not-at-top
   source = write_jsonl(tmp_path / 'p.jsonl', small_passages)
   (tmp_path / 'corpus').mkdir()
   with manifest.writing(tmp_path / 'corpus'):
@@ -350,7 +356,7 @@ def test_two_writers(tmp_path, build, small_passages, write_jsonl):
 
 def test_one_vocabulary_for_both(tmp_path, small_passages, write_jsonl, sentencepiece_file):
   vocabulary = vocabularies.load_vocabulary(sentencepiece_file, extra_ids=7)
-  store = corpus.build_corpus(
+  store = passage_store.build_corpus(
       write_jsonl(tmp_path / 'p.jsonl', small_passages), tmp_path / 'corpus',
       vocabulary, vocabulary, progress=False)
   assert store.retriever_vocabulary.vocab_size == vocabulary.vocab_size
@@ -368,7 +374,7 @@ def test_bad_options(tmp_path, build, options):
 
 def test_parallel_equals_serial_and_survives_a_kill(
     tmp_path, build, sentencepiece_file, wordpiece_file, small_passages, write_jsonl):
-  items = [passages_lib.Passage(f'{i}', p.title, p.section, p.text)
+  items = [Passage(f'{i}', p.title, p.section, p.text)
            for i, p in enumerate(small_passages * 300)]
   source = write_jsonl(tmp_path / 'p.jsonl', items)
   serial = build(source, tmp_path / 'serial', shard_size=100)
@@ -398,7 +404,7 @@ def test_parallel_equals_serial_and_survives_a_kill(
     with contextlib.suppress(ProcessLookupError):
       os.killpg(process.pid, signal.SIGKILL)
   with pytest.raises(FileNotFoundError, match='no finished corpus here'):
-    corpus.PassageStore.open(output)
+    PassageStore.open(output)
   receipts = {path.name.replace('.receipt.json', '.arrow')
               for path in output.glob('*.receipt.json')}
   kept = {name: stamp for name, stamp in stamps(output).items() if name in receipts}
@@ -423,7 +429,7 @@ def test_a_worker_error_reaches_the_caller(tmp_path, build, small_passages, writ
 def test_chunks_span_files(tmp_path, small_passages, write_jsonl):
   paths = [str(write_jsonl(tmp_path / f'{i}.jsonl', small_passages[i:i + 5]))
            for i in range(0, 15, 5)]
-  chunks = list(corpus_building.read_chunks(paths, 7))
+  chunks = list(building.read_chunks(paths, 7))
   assert [sum(len(s.contents) for s in chunk.segments) for chunk in chunks] == [7, 7, 1]
   assert [[s.first_number for s in chunk.segments] for chunk in chunks] == [
       [1, 1], [3, 1], [5]]
@@ -431,7 +437,7 @@ def test_chunks_span_files(tmp_path, small_passages, write_jsonl):
 
 
 def test_real_corpus(shared_data, tmp_path):
-  store = corpus.build_corpus(
+  store = passage_store.build_corpus(
       shared_data / 'passages/[hx]*.jsonl', tmp_path / 'corpus',
       shared_data / 'tokenizers/t5/spiece.model',
       shared_data / 'tokenizers/bert-base-uncased/vocab.txt',

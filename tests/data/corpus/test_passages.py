@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from ralm_jax.data import input_files
-from ralm_jax.data import passages
+from ralm_jax.data.corpus import passages
+from ralm_jax.data.corpus.passages import LineReader, Passage
+from ralm_jax.files import input_files
 
 GOOD = '{"id": "a", "title": "T", "section": "S", "text": "one two"}'
 
@@ -20,9 +21,9 @@ def test_jsonl(tmp_path):
   path.write_text(
       GOOD + '\n{"id": 7, "text": "tab\\tnew\\nline", "section": null, "more": [1]}')
   first, second = read(path)
-  assert first == passages.Passage('a', 'T', 'S', 'one two')
+  assert first == Passage('a', 'T', 'S', 'one two')
   assert first.merged_title == 'T: S' and first.source_document == 'T'
-  assert second == passages.Passage('7', '', '', 'tab\tnew\nline')
+  assert second == Passage('7', '', '', 'tab\tnew\nline')
   assert second.merged_title == ''
 
 
@@ -33,8 +34,8 @@ def test_dpr_tsv(tmp_path):
       '1\t"Aaron ( or ; ""Ahärôn"") is a prophet"\tAaron\n'
       '2\tplain, "inner" text\t"""Quoted"" title"\n', encoding='utf-8')
   assert read(path) == [
-      passages.Passage('1', 'Aaron', '', 'Aaron ( or ; "Ahärôn") is a prophet'),
-      passages.Passage('2', '"Quoted" title', '', 'plain, "inner" text')]
+      Passage('1', 'Aaron', '', 'Aaron ( or ; "Ahärôn") is a prophet'),
+      Passage('2', '"Quoted" title', '', 'plain, "inner" text')]
 
 
 def test_content_decides_the_format(tmp_path):
@@ -120,7 +121,7 @@ def test_bad_files(tmp_path):
   for damaged in (whole[:len(whole) // 2], flipped):
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match='torn.jsonl.gz: damaged gzip file'):
-      list(passages.LineReader(path))
+      list(LineReader(path))
 
 
 def test_nothing_to_read(tmp_path):
@@ -154,7 +155,7 @@ def test_duplicate_ids_name_both_lines(tmp_path):
 @pytest.mark.parametrize('n_words', [1, 9, 10, 11, 20, 21, 99, 101])
 def test_split_long(n_words):
   text = '  '.join(f'w{i}' for i in range(n_words)) + ' '
-  passage = passages.Passage('x', 'T', 'S', text)
+  passage = Passage('x', 'T', 'S', text)
   parts = passages.split_long(passage, 10)
   sizes = [len(part.text.split()) for part in parts]
   assert len(parts) == -(-n_words // 10)
@@ -170,7 +171,7 @@ def test_split_long(n_words):
 
 
 def test_split_long_limits():
-  passage = passages.Passage('x', '', '', 'a b c')
+  passage = Passage('x', '', '', 'a b c')
   assert passages.split_long(passage, None) == [passage]
   with pytest.raises(ValueError, match='at least 1'):
     passages.split_long(passage, 0)

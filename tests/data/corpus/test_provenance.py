@@ -4,11 +4,11 @@ import json
 import numpy as np
 import pytest
 
-from ralm_jax.data import corpus
 from ralm_jax.data import dates
-from ralm_jax.data import manifest as manifest_lib
-from ralm_jax.data import passage_ids
-from ralm_jax.data import passages as passages_lib
+from ralm_jax.data.corpus import corpus_manifest, passage_store, passages as passages_lib
+from ralm_jax.data.corpus.corpus_manifest import Settings
+from ralm_jax.data.corpus.passage_ids import RowsOfIds
+from ralm_jax.data.corpus.passage_store import PassageStore
 
 Passage = passages_lib.Passage
 
@@ -30,7 +30,7 @@ def build(tmp_path, sentencepiece_file, wordpiece_file):
   def build_quietly(rows=ROWS, name='corpus', **options):
     path = tmp_path / f'{name}.jsonl'
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    return corpus.build_corpus(
+    return passage_store.build_corpus(
         path, tmp_path / name, sentencepiece_file, wordpiece_file,
         **{'n_workers': 1, 'progress': False, **options})
 
@@ -118,13 +118,13 @@ def test_bad_fields_are_named(build, tmp_path, fields, message):
 
 def test_appended_passages_have_them_too(build):
   store = build()
-  rows = corpus.append_passages(store.directory, [
+  rows = passage_store.append_passages(store.directory, [
       Passage('n', 'Other', '', 'x', document='Rome', date='2001')])
   store.reload()
   assert store.documents(rows) == store.documents(rows_of(store, 'a'))
   assert store.dates(rows).tolist() == [dates.last_day('2001')]
   with pytest.raises(ValueError, match="passage 'm': date 'soon' is no date"):
-    corpus.append_passages(store.directory, [Passage('m', '', '', 'x', date='soon')])
+    passage_store.append_passages(store.directory, [Passage('m', '', '', 'x', date='soon')])
 
 
 @pytest.fixture
@@ -133,13 +133,13 @@ def build_old(build, monkeypatch):
 
   def build_without(*args, **options):
     with monkeypatch.context() as patch:
-      patch.setattr(manifest_lib.Settings.__init__, '__defaults__', (False,))
+      patch.setattr(Settings.__init__, '__defaults__', (False,))
       store = build(*args, **options)
-    path = store.directory / manifest_lib.FILE_NAME
+    path = store.directory / corpus_manifest.FILE_NAME
     content = json.loads(path.read_text())
     assert content.pop('provenance') is False
     path.write_text(json.dumps(content))
-    return corpus.PassageStore.open(store.directory)
+    return PassageStore.open(store.directory)
 
   return build_without
 
@@ -168,7 +168,7 @@ def test_older_corpora(build, build_old):
   again = build(shard_size=3, max_words=10)
   assert path.read_bytes() == whole and again.fingerprint == store.fingerprint
   # What is added is new all the same.
-  added = corpus.append_passages(store.directory, [
+  added = passage_store.append_passages(store.directory, [
       Passage('n', 'x', '', 'y', document='Rome', date='2001')])
   again.reload()
   assert again.has_dates() and again.documents(added)[0] == keys['a']
@@ -180,12 +180,12 @@ def test_replacing(build):
   short = Passage('g', '', '', 'now it is short')
   for passages in ([Passage('a', '', '', 'x')], [short]):
     with pytest.raises(ValueError, match='duplicate id .* replace that passage'):
-      corpus.append_passages(store.directory, passages)
+      passage_store.append_passages(store.directory, passages)
   with pytest.raises(ValueError, match="duplicate id 'a' among"):
-    corpus.append_passages(
+    passage_store.append_passages(
         store.directory, [Passage('a', '', '', 'x')] * 2, replace=True)
-  assert len(corpus.PassageStore.open(store.directory)) == n
-  rows = corpus.append_passages(
+  assert len(PassageStore.open(store.directory)) == n
+  rows = passage_store.append_passages(
       store.directory, [Passage('a', 'Rome', '', 'new'), short,
                         Passage('new', '', '', 'x')], replace=True)
   store.reload()
@@ -200,7 +200,7 @@ def test_replacing(build):
   # A passage stays itself, whatever row it is in.
   assert len(set(store.sources(np.array([6, 7, n + 1])))) == 1
   assert store.superseded().tolist() == [0, 6, 7, 8]
-  corpus.append_passages(
+  passage_store.append_passages(
       store.directory, [Passage('a', '', '', 'newer')], replace=True)
   store.reload()
   assert rows_of(store, 'a').tolist() == [n + 3]
@@ -215,7 +215,7 @@ def test_replacing(build):
 def test_a_long_passage_takes_the_place_of_a_short_one(build):
   store = build(max_words=10)
   n = len(store)
-  rows = corpus.append_passages(
+  rows = passage_store.append_passages(
       store.directory, [Passage('a', '', '', ' '.join('w' * 22))], replace=True)
   store.reload()
   assert rows.tolist() == [n, n + 1, n + 2]
@@ -227,22 +227,22 @@ def test_a_long_passage_takes_the_place_of_a_short_one(build):
 def test_a_part_is_not_replaced_alone(build):
   store = build(max_words=10)
   with pytest.raises(ValueError, match="id 'g#1' belongs to another passage"):
-    corpus.append_passages(
+    passage_store.append_passages(
         store.directory, [Passage('g#1', '', '', 'x')], replace=True)
-  assert len(corpus.PassageStore.open(store.directory)) == len(store)
+  assert len(PassageStore.open(store.directory)) == len(store)
 
 
 def test_nothing_was_replaced(build):
   store = build()
   assert store.superseded().tolist() == []
-  corpus.append_passages(store.directory, [Passage('n', '', '', 'x')])
+  passage_store.append_passages(store.directory, [Passage('n', '', '', 'x')])
   store.reload()
   assert store.superseded().tolist() == []
 
 
 def test_rows_of_examples(build, caplog):
   store = build(shard_size=3, max_words=10)
-  rows_of_ids = passage_ids.RowsOfIds(store)
+  rows_of_ids = RowsOfIds(store)
   assert rows_of_ids([(), ()]) is None
   assert rows_of_ids([['b'], [], ['g', 'a']]).tolist() == [
       [1, -1, -1, -1], [-1] * 4, [6, 7, 8, 0]]
@@ -253,7 +253,7 @@ def test_rows_of_examples(build, caplog):
   assert len(caplog.records) == 1 and "'nobody'" in caplog.text
   # What was replaced is found in its new row once the store knows it.
   n = len(store)
-  corpus.append_passages(
+  passage_store.append_passages(
       store.directory, [Passage('a', '', '', 'new')], replace=True)
   assert rows_of_ids([['a']]).tolist() == [[0]]
   store.reload()

@@ -2,18 +2,19 @@
 import numpy as np
 import pytest
 
-from ralm_jax.data import crops
-from ralm_jax.data import ragged
+from ralm_jax.data.pretext import crops
+from ralm_jax.data.pretext.crops import CropConfig
+from ralm_jax.data.ragged import RaggedTokens
 
 
 def sequences(lengths):
-  return ragged.RaggedTokens.from_lists(
+  return RaggedTokens.from_lists(
       [np.arange(100 * i, 100 * i + n) for i, n in enumerate(lengths)])
 
 
 def test_crops_are_contiguous_runs_of_their_own_sequence():
   tokens = sequences([40, 3, 0, 25, 1])
-  config = crops.CropConfig(0.2, 0.5, deletion_rate=0.0, min_tokens=4)
+  config = CropConfig(0.2, 0.5, deletion_rate=0.0, min_tokens=4)
   for seed in range(20):
     found = crops.random_crops(tokens, config, np.random.default_rng(seed))
     assert len(found) == 5
@@ -28,7 +29,7 @@ def test_crops_are_contiguous_runs_of_their_own_sequence():
 
 def test_deletion_drops_the_stated_share_and_leaves_no_sequence_empty():
   tokens = sequences([90] * 99 + [1])
-  config = crops.CropConfig(1.0, 1.0, deletion_rate=0.3)
+  config = CropConfig(1.0, 1.0, deletion_rate=0.3)
   found = crops.random_crops(tokens, config, np.random.default_rng(0))
   assert 0.65 < found.lengths.sum() / tokens.lengths.sum() < 0.75
   assert found.lengths.min() >= 1
@@ -47,4 +48,4 @@ def test_frame_keeps_special_tokens_under_truncation():
 
 def test_a_bad_range_is_refused():
   with pytest.raises(ValueError, match='min_ratio'):
-    crops.CropConfig(0.6, 0.5)
+    CropConfig(0.6, 0.5)

@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from ralm_jax.data import noise
-from ralm_jax.data import vocabularies
+from ralm_jax.data.pretext import noise
+from ralm_jax.data.pretext.noise import NoiseConfig, Spans
+from ralm_jax.data.text import vocabularies
 
 SENTINELS = np.arange(32099, 31999, -1)
 
@@ -29,7 +30,7 @@ def _rebuild(corrupted, first_sentinel=32099):
 
 @pytest.mark.parametrize('length', [2, 3, 7, 10, 30, 50, 70, 150, 569, 4000])
 def test_spans_alternate_and_nothing_is_lost(length):
-  config = noise.NoiseConfig()
+  config = NoiseConfig()
   for seed in range(20):
     generator = np.random.default_rng(seed)
     spans = noise.random_spans(length, config, generator)
@@ -50,7 +51,7 @@ def test_spans_alternate_and_nothing_is_lost(length):
 
 
 def test_halves_are_rounded_to_even():
-  config = noise.NoiseConfig(density=0.25, mean_span_length=2.0)
+  config = NoiseConfig(density=0.25, mean_span_length=2.0)
   # 2.5 tokens, 3.5 tokens, 5 tokens in 2.5 spans.
   assert config.counts(10, 100) == (2, 1)
   assert config.counts(14, 100) == (4, 2)
@@ -59,14 +60,14 @@ def test_halves_are_rounded_to_even():
 
 def test_every_span_has_a_token():
   """Where the shares ask for more spans than tokens are left to be seen."""
-  config = noise.NoiseConfig(density=0.9, mean_span_length=1.0)
+  config = NoiseConfig(density=0.9, mean_span_length=1.0)
   for length in range(2, 40):
     spans = noise.random_spans(length, config, np.random.default_rng(0))
     assert spans.visible.min() >= 1 and spans.masked.min() >= 1
     assert spans.visible.sum() + spans.masked.sum() == length
   assert config.counts(2, 100) == (1, 1)
   few = noise.random_spans(
-      1000, noise.NoiseConfig(), np.random.default_rng(0), max_spans=4)
+      1000, NoiseConfig(), np.random.default_rng(0), max_spans=4)
   assert len(few.masked) == 4 and few.masked.sum() == 150
   with pytest.raises(ValueError, match='1 tokens has nothing to mask'):
     noise.random_spans(1, config, np.random.default_rng(0))
@@ -87,7 +88,7 @@ def test_compositions_are_equally_likely():
 
 
 def test_closing_sentinel():
-  spans = noise.Spans(np.array([2, 1]), np.array([1, 2]))
+  spans = Spans(np.array([2, 1]), np.array([1, 2]))
   tokens = np.array([10, 11, 12, 13, 14, 15])
   plain = noise.corrupt(tokens, spans, SENTINELS)
   assert plain.inputs.tolist() == [10, 11, 32099, 13, 32098]
@@ -103,8 +104,8 @@ def test_closing_sentinel():
 
 
 @pytest.mark.parametrize('config', [
-    noise.NoiseConfig(), noise.NoiseConfig(closing_sentinel=True),
-    noise.NoiseConfig(0.5, 1.0), noise.NoiseConfig(0.3, 8.0)])
+    NoiseConfig(), NoiseConfig(closing_sentinel=True),
+    NoiseConfig(0.5, 1.0), NoiseConfig(0.3, 8.0)])
 def test_longest_that_fits(config):
   for inputs, targets in [(8, 8), (20, 10), (64, 512), (512, 114), (256, 64)]:
     longest = noise.longest_fitting(config, inputs, targets)
@@ -123,16 +124,16 @@ def test_longest_that_fits(config):
 
 def test_t5_s_own_lengths():
   """T5 makes inputs of 512 and targets of 114 of 568 tokens, both with eos."""
-  assert noise.longest_fitting(noise.NoiseConfig(), 511, 10**6) == 568
+  assert noise.longest_fitting(NoiseConfig(), 511, 10**6) == 568
   assert noise.longest_fitting(
-      noise.NoiseConfig(closing_sentinel=True), 511, 115) == 568
+      NoiseConfig(closing_sentinel=True), 511, 115) == 568
 
 
 def test_bad_shares():
   with pytest.raises(ValueError, match='density must be between 0 and 1'):
-    noise.NoiseConfig(density=15)
+    NoiseConfig(density=15)
   with pytest.raises(ValueError, match='mean_span_length must be at least 1'):
-    noise.NoiseConfig(mean_span_length=0.5)
+    NoiseConfig(mean_span_length=0.5)
 
 
 def test_with_the_official_vocabulary(shared_data):
@@ -142,7 +143,7 @@ def test_with_the_official_vocabulary(shared_data):
   sentinels = np.array([vocabulary.sentinel_id(i) for i in range(100)])
   tokens = np.array(vocabulary.encode('Thank you for inviting me to your party'))
   assert tokens.tolist() == [1562, 25, 21, 14256, 140, 12, 39, 1088]
-  spans = noise.Spans(np.array([2, 3]), np.array([2, 1]))
+  spans = Spans(np.array([2, 3]), np.array([2, 1]))
   made = noise.corrupt(tokens, spans, sentinels)
   assert made.inputs.tolist() == [1562, 25, 32099, 140, 12, 39, 32098]
   assert made.targets.tolist() == [32099, 21, 14256, 32098, 1088]

@@ -5,14 +5,23 @@ import re
 import numpy as np
 import pytest
 
-from ralm_jax.data import noise
-from ralm_jax.data import pretext
-from ralm_jax.data import pretext_tokens
-from ralm_jax.data import text_config
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
+from ralm_jax.data.pretext import noise
+from ralm_jax.data.pretext.noise import NoiseConfig
+from ralm_jax.data.pretext.objectives import (
+  MaskedSpans,
+  PrefixLM,
+  PretextTokenizer,
+  SalientSpans,
+  Source,
+  TitleSection,
+)
+from ralm_jax.data.pretext.tokens import WordEncoder
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text.vocabularies import SentencePieceVocabulary
+from ralm_jax.data.text_config import TextConfig
 
-TEXT = text_config.TextConfig(
+TEXT = TextConfig(
     question_format='{question}', target_format='{answer}',
     query_length=48, reader_query_length=40, target_length=24)
 
@@ -20,16 +29,16 @@ TEXT = text_config.TextConfig(
 def _tokenizer(reader, retriever, **lengths):
   import dataclasses
 
-  return tokenization.QueryTokenizer(
+  return QueryTokenizer(
       dataclasses.replace(TEXT, **lengths),
       vocabularies.load_vocabulary(reader),
       vocabularies.load_vocabulary(retriever))
 
 
 def _example(objective, tokenizer, text, seed=0, title='a title', section='part'):
-  wrapped = pretext.PretextTokenizer(tokenizer)
+  wrapped = PretextTokenizer(tokenizer)
   objective.check(wrapped)
-  source = pretext.Source(title, section, text)
+  source = Source(title, section, text)
   prepared = objective.prepare(source, wrapped)
   return objective.example(
       source, prepared, wrapped, np.random.default_rng(seed))
@@ -59,7 +68,7 @@ PROSE = ' '.join(LINES.split())
 def test_words_give_the_ids_of_their_text(files, lengths):
   """The same as what tokenises questions and answers."""
   tokenizer = _tokenizer(*files, **lengths)
-  wrapped = pretext.PretextTokenizer(tokenizer)
+  wrapped = PretextTokenizer(tokenizer)
   texts = [PROSE, 'one', '', 'Étude № 7']
   if not tokenizer.reader_vocabulary.first_word_differs:
     texts.append(LINES)
@@ -72,7 +81,7 @@ def test_words_give_the_ids_of_their_text(files, lengths):
 
 
 def test_few_words_are_remembered(sentencepiece_file):
-  encoder = pretext_tokens.WordEncoder(
+  encoder = WordEncoder(
       vocabularies.load_vocabulary(sentencepiece_file), capacity=3)
   words = PROSE.split()
   assert encoder.encode(words) == encoder.vocabulary.encode(' '.join(words))
@@ -99,10 +108,10 @@ def test_masked_spans(kind, request, sentencepiece_file, wordpiece_file):
   text = PROSE.replace('<extra_id_3> ', '')
   tokens = vocabulary.encode(text)
   for seed in range(10):
-    made = _example(pretext.MaskedSpans(), tokenizer, text, seed)
+    made = _example(MaskedSpans(), tokenizer, text, seed)
     # The noise itself.
     spans = noise.random_spans(
-        len(tokens), noise.NoiseConfig(), np.random.default_rng(seed))
+        len(tokens), NoiseConfig(), np.random.default_rng(seed))
     expected = noise.corrupt(
         np.array(tokens), spans,
         np.arange(vocabulary.vocab_size - 1, 0, -1)[:100])
@@ -112,7 +121,7 @@ def test_masked_spans(kind, request, sentencepiece_file, wordpiece_file):
     shown = vocabulary.decode(made.reader_query, keep_sentinels=True)
     assert '<extra_id_0>' in shown
     assert made.query == tokenizer.retriever_query(shown)
-    short = _example(pretext.MaskedSpans(), _tokenizer(
+    short = _example(MaskedSpans(), _tokenizer(
         *files, query_length=20, reader_query_length=200, target_length=80),
         text, seed)
     assert short.query == [*made.query[:19], made.query[-1]]
@@ -123,7 +132,7 @@ def test_ids_of_sentinels_count_downwards(shared_data):
            shared_data / 'tokenizers/bert-base-uncased/vocab.txt')
   tokenizer = _tokenizer(*files, query_length=60, reader_query_length=200,
                          target_length=80)
-  made = _example(pretext.MaskedSpans(), tokenizer, 'to be or not to be ' * 8)
+  made = _example(MaskedSpans(), tokenizer, 'to be or not to be ' * 8)
   sentinels = [token for token in made.reader_query if token >= 32000]
   assert sentinels == [32099, 32098]
   assert [token for token in made.target if token >= 32000] == sentinels
@@ -136,16 +145,16 @@ def test_ids_of_sentinels_count_downwards(shared_data):
 def test_masked_passages_are_no_longer_than_fits(files):
   tokenizer = _tokenizer(*files, reader_query_length=30, target_length=12)
   if not isinstance(
-      tokenizer.reader_vocabulary, vocabularies.SentencePieceVocabulary):
+      tokenizer.reader_vocabulary, SentencePieceVocabulary):
     with pytest.raises(ValueError, match='MaskedSpans puts sentinels .* PrefixLM'):
-      _example(pretext.MaskedSpans(), tokenizer, PROSE)
+      _example(MaskedSpans(), tokenizer, PROSE)
     return
-  made = _example(pretext.MaskedSpans(), tokenizer, PROSE * 5)
+  made = _example(MaskedSpans(), tokenizer, PROSE * 5)
   assert len(made.reader_query) <= 30
   assert made.target[-1] == tokenizer.reader_vocabulary.eos_id
   # As Atlas has it, where what is masked may be cut off.
   longer = _example(
-      pretext.MaskedSpans(max_tokens=200), tokenizer, PROSE * 5)
+      MaskedSpans(max_tokens=200), tokenizer, PROSE * 5)
   assert len(longer.reader_query) == 30 and len(longer.target) == 12
   assert longer.target[-1] != tokenizer.reader_vocabulary.eos_id
 
@@ -162,7 +171,7 @@ def _atlas_cuts(words, least, most):
 @pytest.mark.parametrize('least, most', [(0.5, 0.5), (0.25, 0.75), (0, 1), (0.9, 0.9)])
 @pytest.mark.parametrize('words', [2, 3, 10, 41])
 def test_places_where_a_text_is_cut(words, least, most):
-  objective = pretext.PrefixLM(least, most)
+  objective = PrefixLM(least, most)
   generator = np.random.default_rng(0)
   drawn = {objective.left_words(words, generator) for _ in range(400)}
   # Atlas may leave nothing to predict; we do not.
@@ -176,17 +185,17 @@ def test_prefix_lm(files):
   words = PROSE.split()
   cuts = set()
   for seed in range(8):
-    made = _example(pretext.PrefixLM(0.25, 0.75), tokenizer, PROSE, seed)
+    made = _example(PrefixLM(0.25, 0.75), tokenizer, PROSE, seed)
     cut = next(i for i in range(len(words)) if made.reader_query ==
                tokenizer.reader_query(' '.join(words[:i])))
     cuts.add(cut)
     assert made.query == tokenizer.retriever_query(' '.join(words[:cut]))
     assert made.target == tokenizer.target(' '.join(words[cut:]))
   assert len(cuts) > 2
-  assert pretext.PrefixLM().prepare(
-      pretext.Source('', '', ' word '), pretext.PretextTokenizer(tokenizer)) is None
+  assert PrefixLM().prepare(
+      Source('', '', ' word '), PretextTokenizer(tokenizer)) is None
   with pytest.raises(ValueError, match='min_ratio'):
-    pretext.PrefixLM(0.7, 0.3)
+    PrefixLM(0.7, 0.3)
 
 
 def test_a_long_prefix_keeps_its_end(sentencepiece_file, wordpiece_file):
@@ -194,7 +203,7 @@ def test_a_long_prefix_keeps_its_end(sentencepiece_file, wordpiece_file):
                          reader_query_length=12, query_length=14)
   words = [one + other for one in 'abcdefg' for other in 'hilmno']
   random.Random(0).shuffle(words)
-  made = _example(pretext.PrefixLM(), tokenizer, ' '.join(words))
+  made = _example(PrefixLM(), tokenizer, ' '.join(words))
   shown = tokenizer.reader_vocabulary.decode(made.reader_query).split()
   rest = tokenizer.reader_vocabulary.decode(made.target).split()
   start = words.index(shown[0])
@@ -205,19 +214,19 @@ def test_a_long_prefix_keeps_its_end(sentencepiece_file, wordpiece_file):
 
 def test_title_and_section(files):
   tokenizer = _tokenizer(*files, target_length=200)
-  made = _example(pretext.TitleSection(), tokenizer, PROSE)
+  made = _example(TitleSection(), tokenizer, PROSE)
   assert made.query == tokenizer.retriever_query('a title, part')
   assert made.reader_query == tokenizer.reader_query('a title, part')
   assert made.target == tokenizer.target(PROSE)
-  wrapped = pretext.PretextTokenizer(tokenizer)
+  wrapped = PretextTokenizer(tokenizer)
   for section in ('', ' '):
-    assert pretext.TitleSection().prepare(
-        pretext.Source('a', section, PROSE), wrapped) is None
+    assert TitleSection().prepare(
+        Source('a', section, PROSE), wrapped) is None
   # Ids that are stored already are taken.
   stored = np.array(tokenizer.reader_vocabulary.encode(PROSE), np.int32)
-  source = pretext.Source('a title', 'part', PROSE)
-  prepared = pretext.TitleSection().prepare(source, wrapped, stored)
-  assert pretext.TitleSection().example(
+  source = Source('a title', 'part', PROSE)
+  prepared = TitleSection().prepare(source, wrapped, stored)
+  assert TitleSection().example(
       source, prepared, wrapped, np.random.default_rng(0)).target == made.target
 
 
@@ -228,7 +237,7 @@ def test_salient_spans(sentencepiece_file, wordpiece_file, byte_pair_folder):
   text = 'they met (on May 5, 1821) in Al Baker street with 42 others .'
   seen = set()
   for seed in range(20):
-    made = _example(pretext.SalientSpans(), tokenizer, text, seed)
+    made = _example(SalientSpans(), tokenizer, text, seed)
     target = tokenizer.reader_vocabulary.decode(made.target, keep_sentinels=True)
     span = target.removeprefix('<extra_id_0> ')
     seen.add(span)
@@ -237,24 +246,24 @@ def test_salient_spans(sentencepiece_file, wordpiece_file, byte_pair_folder):
     assert made.query == tokenizer.retriever_query(shown)
     assert made.target == tokenizer.target(target)
   assert seen == {'May 5, 1821', 'Al Baker', '42'}
-  wrapped = pretext.PretextTokenizer(tokenizer)
+  wrapped = PretextTokenizer(tokenizer)
   for nothing in ('no names here', 'Al Baker'):
-    assert pretext.SalientSpans().prepare(
-        pretext.Source('', '', nothing), wrapped) is None
+    assert SalientSpans().prepare(
+        Source('', '', nothing), wrapped) is None
   with pytest.raises(ValueError, match='SalientSpans puts sentinels'):
-    _example(pretext.SalientSpans(), _tokenizer(
+    _example(SalientSpans(), _tokenizer(
         byte_pair_folder / 'vocab.json', wordpiece_file), text)
 
 
 def test_annotator_of_the_user(sentencepiece_file, wordpiece_file):
   tokenizer = _tokenizer(sentencepiece_file, wordpiece_file)
-  objective = pretext.SalientSpans(
+  objective = SalientSpans(
       annotator=lambda text: [m.span() for m in re.finditer('reader', text)])
   made = _example(objective, tokenizer, 'a reader reads')
   assert tokenizer.reader_vocabulary.decode(
       made.target, keep_sentinels=True) == '<extra_id_0> reader'
   with pytest.raises(ValueError, match='for a text of 14 characters'):
-    _example(pretext.SalientSpans(annotator=lambda text: [(3, 40)]), tokenizer,
+    _example(SalientSpans(annotator=lambda text: [(3, 40)]), tokenizer,
              'a reader reads')
 
 
@@ -265,7 +274,7 @@ def test_a_masked_span_is_never_cut_off(sentencepiece_file, wordpiece_file,
                          query_length=40, reader_query_length=20)
   reader = tokenizer.reader_vocabulary
   text = ' '.join(['left'] * before + ['42'] + ['right'] * after)
-  made = _example(pretext.SalientSpans(), tokenizer, text)
+  made = _example(SalientSpans(), tokenizer, text)
   sentinel = reader.vocab_size - 1
   assert len(made.reader_query) <= 20 and sentinel in made.reader_query
   sides = reader.decode(made.reader_query, keep_sentinels=True).partition(

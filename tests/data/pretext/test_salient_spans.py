@@ -1,7 +1,7 @@
 """Names, dates and numbers found by rules."""
 import pytest
 
-from ralm_jax.data import salient_spans
+from ralm_jax.data.pretext import salient_spans
 
 
 def _found(text):

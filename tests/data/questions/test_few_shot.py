@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from ralm_jax.data import few_shot
-from ralm_jax.data import questions as questions_lib
+from ralm_jax.data.questions import few_shot, reading
+from ralm_jax.data.questions.reading import Question
 
 
 def make(count, **changes):
-  return [questions_lib.Question(**{
+  return [Question(**{
       'id': f'id{i}', 'question': f'what is {i}?', 'answers': ('a',),
       'gold_passage_ids': (), 'line': i + 1, 'path': '/some/train.jsonl', **changes,
   }) for i in range(count)]
@@ -58,12 +58,12 @@ def test_questions_without_ids(tmp_path):
   names = []
   for path in (first, second):
     found = few_shot.choose(
-        questions_lib.read_questions(path, record_format='nq_open'), 20)
+        reading.read_questions(path, record_format='nq_open'), 20)
     names.append([q.question for q in found])
   assert names[0] == names[1]
   # Also where two files of one name are told apart by their folders.
   (tmp_path / 'a/train.jsonl').write_text('{"question": "x", "answer": ["a"]}\n')
-  both = questions_lib.read_questions(
+  both = reading.read_questions(
       [first, tmp_path / 'a/train.jsonl'], record_format='nq_open')
   assert {q.question for q in few_shot.choose(both, 21)} >= set(names[0])
 
@@ -81,7 +81,7 @@ def test_ids_that_occur_again_count_as_they_are_written(tmp_path):
   for order in (rows, rows[::-1], random.Random(0).sample(rows, 200)):
     path = tmp_path / 'train.jsonl'
     path.write_text('\n'.join(order) + '\n')
-    questions = questions_lib.read_questions(path, duplicate_ids='number')
+    questions = reading.read_questions(path, duplicate_ids='number')
     assert sum('#' in question.id for question in questions) == 150
     chosen.append([q.question for q in few_shot.choose(questions, 30)])
   assert chosen[0] == chosen[1] == chosen[2]
@@ -112,7 +112,7 @@ def test_numbers_are_lines_of_the_file(tmp_path):
   claims.write_text(''.join(json.dumps({
       'id': 3 - i, 'claim': f'c{i}',
       'label': 'NOT ENOUGH INFO' if i == 1 else 'SUPPORTS'}) + '\n' for i in range(4)))
-  questions = questions_lib.read_questions(claims, record_format='fever_2way')
+  questions = reading.read_questions(claims, record_format='fever_2way')
   path = tmp_path / 'list.json'
   path.write_text('[3, 0]')
   assert [q.question for q in few_shot.listed(questions, path)] == ['c3', 'c0']

@@ -5,26 +5,26 @@ import math
 
 import pytest
 
-from ralm_jax.data import byte_pair_vocabulary
-from ralm_jax.data import choice_tokens
-from ralm_jax.data import mmlu_format
-from ralm_jax.data import multiple_choice
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.data import text_config
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
+from ralm_jax.data.questions import multiple_choice, reading
+from ralm_jax.data.questions.choice_tokens import PromptTokenizer
+from ralm_jax.data.questions.formats import mmlu
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.byte_pair_vocabulary import BytePairVocabulary
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text_config import TextConfig
 
 
 def ask(question='why?', options=('w', 'x', 'y', 'z'), answers=('C',), **fields):
-  return questions_lib.Question(
+  return Question(
       'id', question, tuple(answers), (), 3, 'file', options=tuple(options),
       **fields)
 
 
 @pytest.fixture(scope='module')
 def small(sentencepiece_file, wordpiece_file):
-  return tokenization.QueryTokenizer(
-      text_config.TextConfig(reader_query_length=128),
+  return QueryTokenizer(
+      TextConfig(reader_query_length=128),
       vocabularies.load_vocabulary(sentencepiece_file),
       vocabularies.load_vocabulary(wordpiece_file))
 
@@ -33,8 +33,8 @@ def small(sentencepiece_file, wordpiece_file):
 def official(shared_data):
   """Our tokenizer of T5 and BERT."""
   folder = shared_data / 'tokenizers'
-  return tokenization.QueryTokenizer(
-      text_config.TextConfig(query_length=512, reader_query_length=512),
+  return QueryTokenizer(
+      TextConfig(query_length=512, reader_query_length=512),
       vocabularies.load_vocabulary(folder / 't5/spiece.model'),
       vocabularies.load_vocabulary(folder / 'bert-base-uncased/vocab.txt'))
 
@@ -99,7 +99,7 @@ def test_prompts_token_for_token(official, shared_data):
   files = sorted((shared_data / 'mmlu').glob('test/*.csv'))
   if not files:
     pytest.skip('MMLU is not among the real data')
-  rows = [r.row for file in files for r in mmlu_format.records(str(file))]
+  rows = [r.row for file in files for r in mmlu.records(str(file))]
   encode = official.reader_vocabulary.encode
 
   # Of runs of underscores the libraries break ties in their own ways.
@@ -163,7 +163,7 @@ def test_options_are_never_cut(small):
 
 
 def test_last_tokens_of_a_byte_pair_vocabulary(byte_pair_folder):
-  vocabulary = byte_pair_vocabulary.BytePairVocabulary(
+  vocabulary = BytePairVocabulary(
       byte_pair_folder / 'tokenizer.json')
   text = 'the first and the last words'
   for count in range(12):
@@ -174,7 +174,7 @@ def test_last_tokens_of_a_byte_pair_vocabulary(byte_pair_folder):
 
 def same_ids(questions, tokenizer, max_question_tokens=356):
   """Whether joined ids are those of the whole text, in every order."""
-  joined = choice_tokens.PromptTokenizer(questions, tokenizer, max_question_tokens)
+  joined = PromptTokenizer(questions, tokenizer, max_question_tokens)
   for number, question in enumerate(questions):
     for order in multiple_choice.orderings(len(question.options), 'all')[::5]:
       shown = multiple_choice.render(
@@ -189,7 +189,7 @@ def same_ids(questions, tokenizer, max_question_tokens=356):
 
 def test_joined_ids_of_real_questions(official, shared_data):
   files = sorted((shared_data / 'mmlu').glob('*/*.csv'))
-  questions = questions_lib.read_questions(files, record_format='mmlu')[::12]
+  questions = reading.read_questions(files, record_format='mmlu')[::12]
   questions += [
       dataclasses.replace(questions[i], question=' '.join(
           q.question for q in questions[i : i + 20]))
@@ -209,9 +209,9 @@ def test_joined_ids_of_any_format(
   text = dataclasses.replace(
       small.text, question_format=question_format, target_format='{answer}')
   assert same_ids(questions, dataclasses.replace(small, text=text), 90)
-  bart = tokenization.QueryTokenizer(
+  bart = QueryTokenizer(
       dataclasses.replace(text, reader_format='{query} {title} {text}'),
-      byte_pair_vocabulary.BytePairVocabulary(byte_pair_folder / 'tokenizer.json'),
+      BytePairVocabulary(byte_pair_folder / 'tokenizer.json'),
       vocabularies.load_vocabulary(wordpiece_file))
   assert same_ids(questions, bart, 90)
 

@@ -6,9 +6,9 @@ import random
 import pytest
 
 from ralm_jax.data import dates
-from ralm_jax.data import question_rows
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.evaluation import task_metrics
+from ralm_jax.data.questions import reading, rows as question_rows
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.evaluation.scores import by_task
 
 GOOD = {'question': 'who?', 'answers': ['I'], 'id': 'q1'}
 
@@ -20,7 +20,7 @@ def write(path, *rows):
 
 
 def read_one(tmp_path, row, **options):
-  [question] = questions_lib.read_questions(
+  [question] = reading.read_questions(
       write(tmp_path / 'q.jsonl', row), **options)
   return question
 
@@ -29,7 +29,7 @@ def test_all_fields(tmp_path):
   row = {'question': 'wer ist Röntgen ?', 'answers': ['A ', 'B'], 'id': 7,
          'gold_passage_ids': ['p1', 2, 'p1'], 'target': 'B', 'other': [1]}
   path = write(tmp_path / 'q.jsonl', GOOD, row)
-  assert questions_lib.read_questions(path)[1] == questions_lib.Question(
+  assert reading.read_questions(path)[1] == Question(
       id='7', question='wer ist Röntgen ?', answers=('A ', 'B'),
       gold_passage_ids=('p1', '2'), line=2, path=str(path), target='B')
 
@@ -88,15 +88,15 @@ def test_date_of_a_question(tmp_path, written, read, first_day):
 def test_missing_ids_come_from_the_position(tmp_path):
   row = {'question': 'q', 'answers': ['a']}
   first = write(tmp_path / 'first.jsonl', row, {**row, 'id': 'own'}, row)
-  ids = [q.id for q in questions_lib.read_questions(first)]
+  ids = [q.id for q in reading.read_questions(first)]
   assert ids == ['first.jsonl:1', 'own', 'first.jsonl:3']
   # Another file beside it changes nothing, unless it has the same name.
   second = write(tmp_path / 'second.jsonl', row)
-  both = questions_lib.read_questions([second, first])
+  both = reading.read_questions([second, first])
   assert [q.id for q in both] == ['second.jsonl:1', *ids]
   (tmp_path / 'sub').mkdir()
   namesake = write(tmp_path / 'sub' / 'second.jsonl', row)
-  both = questions_lib.read_questions([second, namesake])
+  both = reading.read_questions([second, namesake])
   assert [q.id for q in both] == [f'{second}:1', f'{namesake}:1']
 
 
@@ -111,7 +111,7 @@ def test_globs_gzip_and_repeats(tmp_path):
   (tmp_path / 'folder.jsonl').mkdir()
 
   def ids(paths):
-    return [q.id for q in questions_lib.read_questions(paths)]
+    return [q.id for q in reading.read_questions(paths)]
   assert ids(str(tmp_path / '*.jsonl')) == ['a', 'b', 'odd']
   assert ids([tmp_path / 'b.jsonl', tmp_path / '*.jsonl']) == ['b', 'a', 'odd']
   assert ids(tmp_path / 'odd[1].jsonl') == ['odd']
@@ -123,7 +123,7 @@ def test_line_ends_mark_and_separators(tmp_path):
   path.write_bytes(b'\xef\xbb\xbf' + '\r\n'.join(
       json.dumps({'question': f'q{i}\u2028', 'answers': ['é']},
                  ensure_ascii=False) for i in range(3)).encode())
-  found = questions_lib.read_questions(path)
+  found = reading.read_questions(path)
   assert [(q.line, q.question) for q in found] == [
       (1, 'q0\u2028'), (2, 'q1\u2028'), (3, 'q2\u2028')]
 
@@ -167,7 +167,7 @@ def test_line_ends_mark_and_separators(tmp_path):
 def test_faults_name_file_line_and_field(tmp_path, row, message):
   path = write(tmp_path / 'q.jsonl', {**GOOD, 'id': 'other'}, row, GOOD)
   with pytest.raises(ValueError, match=message) as error:
-    questions_lib.read_questions(path)
+    reading.read_questions(path)
   assert str(error.value).startswith(f'{path}:2: ')
 
 
@@ -183,7 +183,7 @@ def test_answers_may_be_absent_when_not_required(tmp_path, fields):
 
 
 def test_what_answers_are_scored_by(tmp_path):
-  assert question_rows.METRICS_FAMILIES == task_metrics.FAMILIES
+  assert question_rows.METRICS_FAMILIES == by_task.FAMILIES
   for family in ('', *question_rows.METRICS_FAMILIES):
     assert read_one(tmp_path, {**GOOD, 'metrics': family}).metrics == family
 
@@ -192,35 +192,35 @@ def test_duplicate_ids(tmp_path):
   first = write(tmp_path / 'a.jsonl', GOOD, {**GOOD, 'id': 'q2'})
   second = write(tmp_path / 'b.jsonl', GOOD, {**GOOD, 'id': 'q1#2'}, GOOD)
   with pytest.raises(ValueError) as error:
-    questions_lib.read_questions([first, second])
+    reading.read_questions([first, second])
   assert str(error.value).startswith(
       f"{second}:1: field 'id': 'q1' is already the id of {first}:1;")
-  numbered = questions_lib.read_questions(
+  numbered = reading.read_questions(
       [first, second], duplicate_ids='number')
   assert [(q.id, q.source_id) for q in numbered] == [
       ('q1', ''), ('q2', ''), ('q1#2', 'q1'), ('q1#2#2', 'q1#2'), ('q1#3', 'q1')]
   with pytest.raises(ValueError, match="must be 'error' or 'number'"):
-    questions_lib.read_questions(first, duplicate_ids='skip')
+    reading.read_questions(first, duplicate_ids='skip')
 
 
 def test_file_faults(tmp_path):
   with pytest.raises(FileNotFoundError, match='gone.jsonl: no such file'):
-    questions_lib.read_questions(tmp_path / 'gone.jsonl')
+    reading.read_questions(tmp_path / 'gone.jsonl')
   with pytest.raises(FileNotFoundError, match='no file matches'):
-    questions_lib.read_questions(str(tmp_path / '*.nothing'))
+    reading.read_questions(str(tmp_path / '*.nothing'))
   with pytest.raises(ValueError, match='a folder; write .*jsonl'):
-    questions_lib.read_questions(tmp_path)
+    reading.read_questions(tmp_path)
   with pytest.raises(ValueError, match='no file was named'):
-    questions_lib.read_questions([])
+    reading.read_questions([])
   empty = write(tmp_path / 'empty.jsonl')
   good = write(tmp_path / 'good.jsonl', GOOD)
   with pytest.raises(ValueError, match='empty.jsonl: holds no questions'):
-    questions_lib.read_questions([good, empty])
+    reading.read_questions([good, empty])
 
   latin = tmp_path / 'latin.jsonl'
   latin.write_bytes(b'{"question": "q", "answers": ["\xe9"]}\n')
   with pytest.raises(ValueError, match=r'latin.jsonl:1: not UTF-8 at byte 31'):
-    questions_lib.read_questions(latin)
+    reading.read_questions(latin)
 
 
 def test_damaged_gzip(tmp_path):
@@ -231,17 +231,17 @@ def test_damaged_gzip(tmp_path):
   whole = gzip.compress(rows.encode())
   path = tmp_path / 'q.jsonl.gz'
   path.write_bytes(whole)
-  assert len(questions_lib.read_questions(path)) == 2000
+  assert len(reading.read_questions(path)) == 2000
   broken = bytearray(whole)
   broken[len(broken) // 2] ^= 0xFF
   for content in (whole[:len(whole) // 2], whole[:-4], bytes(broken)):
     path.write_bytes(content)
     # A flipped bit may also surface as a line that is no longer JSON or UTF-8.
     with pytest.raises(ValueError, match=r'q.jsonl.gz:\d+: '):
-      questions_lib.read_questions(path)
+      reading.read_questions(path)
   path.write_bytes(whole[:len(whole) // 2])
   with pytest.raises(ValueError, match='damaged or cut short'):
-    questions_lib.read_questions(path)
+    reading.read_questions(path)
 
 
 @pytest.mark.parametrize('name, count, options', [
@@ -253,7 +253,7 @@ def test_damaged_gzip(tmp_path):
 ])
 def test_real_files(shared_data, name, count, options):
   path = shared_data / name
-  found = questions_lib.read_questions(path, **options)
+  found = reading.read_questions(path, **options)
   assert len(found) == count
   assert len({question.id for question in found}) == count
   with path.open(encoding='utf-8') as lines:

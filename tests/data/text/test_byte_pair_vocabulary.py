@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from ralm_jax.data import byte_pair_vocabulary
-from ralm_jax.data import vocabularies
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.byte_pair_vocabulary import BytePairVocabulary
 
 TEXTS = [
     '', 'a', 'two words', "don't we'll I've", 'non\u00a0breaking', 'naïve café',
@@ -22,7 +22,7 @@ TEXTS = [
 
 @pytest.fixture(scope='module')
 def vocabulary(byte_pair_folder):
-  return byte_pair_vocabulary.BytePairVocabulary(byte_pair_folder / 'tokenizer.json')
+  return BytePairVocabulary(byte_pair_folder / 'tokenizer.json')
 
 
 @pytest.fixture(scope='module')

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from ralm_jax.data import ragged
-from ralm_jax.data import templates
-from ralm_jax.data import vocabularies
+from ralm_jax.data.ragged import RaggedTokens
+from ralm_jax.data.text import templates, vocabularies
+from ralm_jax.data.text.templates import TokenTemplate
 
 QUERIES = ['what is this', '', 'one two three four five six']
 TITLES = ['A title', 'title: number 3', '']
@@ -19,7 +20,7 @@ def vocabulary(sentencepiece_file):
 
 @pytest.fixture(scope='module')
 def fields(vocabulary):
-  return {name: ragged.RaggedTokens.from_lists(vocabulary.encode_batch(texts))
+  return {name: RaggedTokens.from_lists(vocabulary.encode_batch(texts))
           for name, texts in (('query', QUERIES), ('title', TITLES), ('text', TEXTS))}
 
 
@@ -28,7 +29,7 @@ def fields(vocabulary):
     'question: {query} answer: <extra_id_0> {text}', '{text} {text}'])
 @pytest.mark.parametrize('length', [1, 2, 8, 20, 200])
 def test_rendering_equals_tokenising(vocabulary, fields, format, length):
-  template = templates.TokenTemplate.for_reader(vocabulary, format)
+  template = TokenTemplate.for_reader(vocabulary, format)
   rendered = template.render(fields, length)
   for index in range(3):
     text = format.format(
@@ -39,20 +40,20 @@ def test_rendering_equals_tokenising(vocabulary, fields, format, length):
 
 def test_wordpiece_gets_its_special_tokens(wordpiece_file):
   vocabulary = vocabularies.load_vocabulary(wordpiece_file)
-  template = templates.TokenTemplate.for_retriever(vocabulary)
-  fields = {name: ragged.RaggedTokens.from_lists(vocabulary.encode_batch(texts))
+  template = TokenTemplate.for_retriever(vocabulary)
+  fields = {name: RaggedTokens.from_lists(vocabulary.encode_batch(texts))
             for name, texts in (('title', TITLES), ('text', TEXTS))}
   rendered = template.render(fields, 12)
   for index in range(3):
     ids = vocabulary.encode(f'{TITLES[index]} {TEXTS[index]}')[:10]
     assert rendered[index].tolist() == [vocabulary.cls_id, *ids, vocabulary.sep_id]
-  query = templates.TokenTemplate.for_retriever(
+  query = TokenTemplate.for_retriever(
       vocabulary, '{query}', known_fields=('query',))
   assert query.fields == ('query',)
 
 
 def test_without_passage_only_the_query_is_left(vocabulary, fields):
-  template = templates.TokenTemplate.for_reader(vocabulary)
+  template = TokenTemplate.for_reader(vocabulary)
   rendered = template.render(
       fields, 100, has_passage=np.array([False, True, False]))
   for index in (0, 2):
@@ -74,12 +75,12 @@ def test_without_passage_only_the_query_is_left(vocabulary, fields):
 ])
 def test_bad_templates(vocabulary, format, message):
   with pytest.raises(ValueError, match='template') as caught:
-    templates.TokenTemplate.for_reader(vocabulary, format)
+    TokenTemplate.for_reader(vocabulary, format)
   assert message in str(caught.value)
 
 
 def test_bad_rendering(vocabulary, fields):
-  template = templates.TokenTemplate.for_reader(vocabulary)
+  template = TokenTemplate.for_reader(vocabulary)
   with pytest.raises(ValueError, match="needs field 'text'; given: query, title"):
     template.render({name: fields[name] for name in ('query', 'title')}, 10)
   with pytest.raises(ValueError, match='differ in size'):
@@ -90,7 +91,7 @@ def test_bad_rendering(vocabulary, fields):
 
 def test_ragged_tokens():
   lists = [[1, 2, 3], [], [4], [5, 0, 6, 7]]
-  tokens = ragged.RaggedTokens.from_lists(lists)
+  tokens = RaggedTokens.from_lists(lists)
   assert tokens.to_lists() == lists and len(tokens) == 4
   assert tokens[-1].tolist() == [5, 0, 6, 7]
   assert tokens.lengths.tolist() == [3, 0, 1, 4]
@@ -100,13 +101,13 @@ def test_ragged_tokens():
   padded = tokens.pad(3)
   assert padded.tolist() == [[1, 2, 3], [0, 0, 0], [4, 0, 0], [5, 0, 6]]
   assert padded.dtype == np.int32
-  assert ragged.RaggedTokens.from_padded(padded).to_lists() == [
+  assert RaggedTokens.from_padded(padded).to_lists() == [
       [1, 2, 3], [], [4], [5, 0, 6]]
-  assert ragged.RaggedTokens.from_padded(np.zeros((2, 0), int)).to_lists() == [[], []]
-  joined = ragged.concatenate([tokens, ragged.RaggedTokens.empty(4), tokens])
+  assert RaggedTokens.from_padded(np.zeros((2, 0), int)).to_lists() == [[], []]
+  joined = ragged.concatenate([tokens, RaggedTokens.empty(4), tokens])
   assert joined.to_lists() == [a + a for a in lists]
-  assert ragged.RaggedTokens.from_lists([]).to_lists() == []
+  assert RaggedTokens.from_lists([]).to_lists() == []
   with pytest.raises(IndexError):
     tokens[4]
   with pytest.raises(ValueError, match='cannot join'):
-    ragged.concatenate([tokens, ragged.RaggedTokens.empty(3)])
+    ragged.concatenate([tokens, RaggedTokens.empty(3)])

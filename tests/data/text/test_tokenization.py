@@ -1,9 +1,9 @@
 """Questions that are too long: what is cut of a query, and what is not."""
 import pytest
 
-from ralm_jax.data import text_config
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text_config import TextConfig
 
 WORDS = 'this is the file that a path names and of which nobody knows the size'
 SUFFIXED = ('question: {question} answer: <extra_id_0>', '{question} <extra_id_1>',
@@ -11,10 +11,10 @@ SUFFIXED = ('question: {question} answer: <extra_id_0>', '{question} <extra_id_1
 
 
 def make(sentencepiece_file, wordpiece_file, format, length=40, **changes):
-  text = text_config.TextConfig(
+  text = TextConfig(
       question_format=format, reader_query_length=length, query_length=length,
       **changes)
-  return tokenization.QueryTokenizer(text, *map(
+  return QueryTokenizer(text, *map(
       vocabularies.load_vocabulary, (sentencepiece_file, wordpiece_file)))
 
 
@@ -65,11 +65,11 @@ def test_batches_are_cut_so(sentencepiece_file, wordpiece_file):
 
 
 def test_vocabularies_whose_first_word_differs(byte_pair_folder, wordpiece_file):
-  text = text_config.TextConfig(
+  text = TextConfig(
       question_format='{question} asked', target_format='{answer}',
       reader_format='{query} // {title} {text}', reader_query_length=20)
   vocabulary = vocabularies.load_vocabulary(byte_pair_folder / 'vocab.json')
-  tokenizer = tokenization.QueryTokenizer(
+  tokenizer = QueryTokenizer(
       text, vocabulary, vocabularies.load_vocabulary(wordpiece_file))
   end = vocabulary.encode(' asked')
   assert vocabulary.encode_start('the asked')[-len(end):] == end

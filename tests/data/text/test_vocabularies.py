@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from ralm_jax.data import vocabularies
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.vocabularies import SentencePieceVocabulary, WordPieceVocabulary
 
 TRICKY = [
     '', ' ', 'a', '  two  spaces ', 'tab\tand\nline', 'non\u00a0breaking', 'naïve café',
@@ -18,13 +19,13 @@ TRICKY = [
 
 @pytest.fixture(scope='module')
 def t5(shared_data):
-  return vocabularies.SentencePieceVocabulary(
+  return SentencePieceVocabulary(
       shared_data / 'tokenizers/t5/spiece.model')
 
 
 @pytest.fixture(scope='module')
 def bert(shared_data):
-  return vocabularies.WordPieceVocabulary(
+  return WordPieceVocabulary(
       shared_data / 'tokenizers/bert-base-uncased/vocab.txt')
 
 
@@ -98,7 +99,7 @@ def test_ids_of_whitespace_separated_pieces_concatenate(name, real_texts, reques
 
 
 def test_sentinels(sentencepiece_file):
-  vocabulary = vocabularies.SentencePieceVocabulary(sentencepiece_file, extra_ids=3)
+  vocabulary = SentencePieceVocabulary(sentencepiece_file, extra_ids=3)
   size = vocabulary.vocab_size
   assert vocabulary.sentinel_id(0) == size - 1
   assert vocabulary.encode('<extra_id_2>') == [size - 3]
@@ -117,8 +118,8 @@ def test_sentinels(sentencepiece_file):
 def test_load_vocabulary_tells_kinds_apart(sentencepiece_file, wordpiece_file):
   first = vocabularies.load_vocabulary(sentencepiece_file)
   second = vocabularies.load_vocabulary(wordpiece_file)
-  assert isinstance(first, vocabularies.SentencePieceVocabulary)
-  assert isinstance(second, vocabularies.WordPieceVocabulary)
+  assert isinstance(first, SentencePieceVocabulary)
+  assert isinstance(second, WordPieceVocabulary)
   assert second.encode('the passage', add_special_tokens=True) == [
       second.cls_id, *second.encode('the'), *second.encode('passage'), second.sep_id]
   assert second.eos_id == second.sep_id

@@ -9,8 +9,9 @@ import string
 
 import pytest
 
-from ralm_jax.evaluation import generation_metrics
 from ralm_jax.evaluation import metrics
+from ralm_jax.evaluation.scores import generation
+from ralm_jax.evaluation.scores.generation import AnswerabilityWeights
 
 sacrebleu = pytest.importorskip('sacrebleu')
 WORDS = ('the', 'a', 'file', 'Files', 'holds', 'ten', 'U.S.', 'café', 'text,', '3.5',
@@ -35,16 +36,16 @@ def test_bleu_is_sacrebleus():
              for i in range(4)]
   expected = sacrebleu.metrics.BLEU(
       lowercase=True, max_ngram_order=1).corpus_score(predictions, streams)
-  assert generation_metrics.bleu_1(predictions, references) == pytest.approx(
+  assert generation.bleu_1(predictions, references) == pytest.approx(
       expected.score / 100, abs=1e-12)
   metric = sacrebleu.metrics.BLEU(
       lowercase=True, max_ngram_order=1, effective_order=True)
   for prediction, some in zip(predictions, references):
-    assert generation_metrics.sentence_bleu_1(prediction, some) == pytest.approx(
+    assert generation.sentence_bleu_1(prediction, some) == pytest.approx(
         metric.sentence_score(prediction, some).score / 100, abs=1e-12)
-  assert generation_metrics.bleu_1(['THE FILE HOLDS'], [['the file holds']]) == (
+  assert generation.bleu_1(['THE FILE HOLDS'], [['the file holds']]) == (
       pytest.approx(1))
-  assert generation_metrics.sentence_bleu_1('THE FILE', ['the file']) == (
+  assert generation.sentence_bleu_1('THE FILE', ['the file']) == (
       pytest.approx(1))
 
 
@@ -71,24 +72,24 @@ def test_bleu_is_the_formula():
       generator.choices(['the', 'A', 'file', 'holds', 'ten'], k=generator.randint(least, 9)))
   predictions = [make(0) for _ in range(30)]
   references = [[make(1) for _ in range(generator.randint(1, 3))] for _ in range(30)]
-  assert generation_metrics.bleu_1(predictions, references) == pytest.approx(
+  assert generation.bleu_1(predictions, references) == pytest.approx(
       plain_bleu_1(predictions, references), abs=1e-12)
   # Words are counted over the corpus: no mean over sentences.
-  assert generation_metrics.bleu_1(['a b c d', 'x'], [['a b c d'], ['y']]) == (
+  assert generation.bleu_1(['a b c d', 'x'], [['a b c d'], ['y']]) == (
       pytest.approx(4 / 5))
-  assert generation_metrics.bleu_1([''], [['a']]) == 0
-  assert generation_metrics.sentence_bleu_1('', ['a']) == 0
-  assert generation_metrics.sentence_bleu_1('The file', ['x', 'the FILE']) == (
+  assert generation.bleu_1([''], [['a']]) == 0
+  assert generation.sentence_bleu_1('', ['a']) == 0
+  assert generation.sentence_bleu_1('The file', ['x', 'the FILE']) == (
       pytest.approx(1))
 
 
 def test_question_bleu_of_the_authors_test():
   """Their test: 0.765 where n-grams and words score 0.8 alike."""
   question = 'Is this a great question?'
-  assert generation_metrics.q_bleu_1(
+  assert generation.q_bleu_1(
       [question], [['Is this a good question?']]) == pytest.approx(0.765, abs=1e-3)
   # By part: relevant 1/2, entities ('Is') 1, no question word 0, function words 1.
-  assert generation_metrics.sentence_q_bleu_1(
+  assert generation.sentence_q_bleu_1(
       question, ['Is this a good question?']) == pytest.approx(
           0.7 * (0.1 / 2 + 0.6 + 0.1) + 0.3 * 0.8)
 
@@ -109,27 +110,27 @@ def test_question_bleu_of_the_authors_test():
     ('x y', 'p q', 0),
 ])
 def test_question_bleu_by_part(prediction, reference, expected):
-  assert generation_metrics.sentence_q_bleu_1(
+  assert generation.sentence_q_bleu_1(
       prediction, [reference]) == pytest.approx(expected)
 
 
 def test_question_bleu_of_several():
   questions = ['Who left Ann?', 'Ann came. Then what left?']
   references = [['nothing', 'Who left Ann?'], ['Ann came, then what left']]
-  scores = [generation_metrics.sentence_q_bleu_1(p, r)
+  scores = [generation.sentence_q_bleu_1(p, r)
             for p, r in zip(questions, references)]
   # There is no function word in it.
   assert scores[0] == pytest.approx(1 - 0.7 * 0.1)
   # Full stops and commas are no part of words; 'Then' has become small.
   assert 0.5 < scores[1] < 1
-  assert generation_metrics.q_bleu_1(questions, references) == pytest.approx(
+  assert generation.q_bleu_1(questions, references) == pytest.approx(
       sum(scores) / 2)
-  weights = generation_metrics.AnswerabilityWeights(answerability=0)
-  assert generation_metrics.sentence_q_bleu_1(
+  weights = AnswerabilityWeights(answerability=0)
+  assert generation.sentence_q_bleu_1(
       'who left bob', ['who left ann'], weights) == pytest.approx(2 / 3)
   for wrong in (dict(entities=0.9), dict(answerability=1.1), dict(question_type=-0.1)):
     with pytest.raises(ValueError, match='weights are'):
-      generation_metrics.AnswerabilityWeights(**wrong)
+      AnswerabilityWeights(**wrong)
 
 
 @pytest.mark.parametrize('use_stemmer', [False, True])
@@ -139,7 +140,7 @@ def test_rouge_is_rouge_scores(use_stemmer):
       ['rouge1', 'rouge2', 'rougeL'], use_stemmer=use_stemmer)
   for prediction, some in zip(*pairs(30, 7)):
     expected = [scorer.score(one, prediction) for one in some]
-    found = generation_metrics.rouge(prediction, some, use_stemmer=use_stemmer)
+    found = generation.rouge(prediction, some, use_stemmer=use_stemmer)
     assert found == {
         'rouge_1': max(e['rouge1'].fmeasure for e in expected),
         'rouge_2': max(e['rouge2'].fmeasure for e in expected),
@@ -149,7 +150,7 @@ def test_rouge_is_rouge_scores(use_stemmer):
 
 
 def test_rouge_by_hand():
-  found = generation_metrics.rouge('the cat sat', ['nothing', 'the cat on a mat sat'])
+  found = generation.rouge('the cat sat', ['nothing', 'the cat on a mat sat'])
   assert found == pytest.approx({
       'rouge_1': 2 * 1 * 0.5 / 1.5, 'rouge_2': 2 * 0.5 * 0.2 / 0.7,
       'rouge_l': 2 * 1 * 0.5 / 1.5})
@@ -161,12 +162,12 @@ def test_rouge_by_hand():
     ('in Québec', ['Qu[eé]bec'], 1), ('one\ntwo', ['^two'], 1),
 ])
 def test_patterns(prediction, patterns, expected):
-  assert generation_metrics.regex_match(prediction, patterns) == expected
+  assert generation.regex_match(prediction, patterns) == expected
 
 
 def test_patterns_that_are_none():
   with pytest.raises(ValueError, match='is no regular expression'):
-    generation_metrics.regex_match('x', ['(a'])
+    generation.regex_match('x', ['(a'])
 
 
 @pytest.mark.parametrize('prediction, references, expected', [
@@ -176,13 +177,13 @@ def test_patterns_that_are_none():
     ('x', ['y', 'x z', 'x'], 1), (' a\t b\n', ['b  a'], 1),
 ])
 def test_words_as_written(prediction, references, expected):
-  assert generation_metrics.word_f1(prediction, references) == pytest.approx(expected)
+  assert generation.word_f1(prediction, references) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize('score', [
-    generation_metrics.sentence_bleu_1, generation_metrics.sentence_q_bleu_1,
-    generation_metrics.rouge, generation_metrics.regex_match,
-    generation_metrics.word_f1])
+    generation.sentence_bleu_1, generation.sentence_q_bleu_1,
+    generation.rouge, generation.regex_match,
+    generation.word_f1])
 def test_references_that_are_none(score):
   with pytest.raises(ValueError, match='no references'):
     score('a', [])
@@ -192,7 +193,7 @@ def test_references_that_are_none(score):
 
 
 @pytest.mark.parametrize('score', [
-    generation_metrics.bleu_1, generation_metrics.q_bleu_1])
+    generation.bleu_1, generation.q_bleu_1])
 def test_corpora_that_are_none(score):
   for predictions, references in (([], []), (['a'], []), (['a'], [['a'], ['b']])):
     with pytest.raises(ValueError, match='give as many of both'):

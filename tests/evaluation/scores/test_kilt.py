@@ -13,11 +13,9 @@ import string
 
 import pytest
 
-from ralm_jax.data import kilt_format
-from ralm_jax.evaluation import kilt_metrics
-from ralm_jax.evaluation import kilt_predictions
-from ralm_jax.evaluation import metrics
-
+from ralm_jax.data.questions.formats import kilt
+from ralm_jax.evaluation import kilt_predictions, metrics
+from ralm_jax.evaluation.scores import kilt as kilt_metrics
 
 # The official scorer.
 
@@ -160,7 +158,7 @@ def _ours(tmp_path, gold_items, predictions, record_format):
   """Means of our scores, and the prediction file as the scorer reads it."""
   gold = tmp_path / 'gold.jsonl'
   gold.write_text(''.join(json.dumps(item) + '\n' for item in gold_items))
-  rows = [r.row for r in kilt_format.records(str(gold), record_format)]
+  rows = [r.row for r in kilt.records(str(gold), record_format)]
   scores = []
   for row, prediction in zip(rows, predictions, strict=True):
     answer = kilt_metrics.kilt_metrics(prediction['prediction'], row['answers'])

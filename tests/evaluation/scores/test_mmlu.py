@@ -3,17 +3,17 @@ import random
 
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax.evaluation import mmlu_categories
 from ralm_jax.evaluation import summary
+from ralm_jax.evaluation.scores import mmlu
+from tests import tiny
 
 
 def test_categories_are_those_of_mmlu():
   assert {name: len(subjects) for name, subjects in
-          mmlu_categories.CATEGORIES.items()} == {
+          mmlu.CATEGORIES.items()} == {
               'humanities': 13, 'social_sciences': 12, 'stem': 18, 'other': 14}
-  assert len(mmlu_categories.CATEGORY_OF) == 57
+  assert len(mmlu.CATEGORY_OF) == 57
 
 
 def _made_records(n, subjects):
@@ -43,15 +43,15 @@ def _official_score(records, subjects):
 
 
 def test_category_averages_are_those_of_the_official_script():
-  records = _made_records(4000, sorted(mmlu_categories.CATEGORY_OF))
-  unique = mmlu_categories.unique(records)
+  records = _made_records(4000, sorted(mmlu.CATEGORY_OF))
+  unique = mmlu.unique(records)
   assert 3900 < len(unique) < 4000  # Some questions are asked twice.
   for rows in (unique, records):
-    found = mmlu_categories.summary(rows)['categories']
+    found = mmlu.summary(rows)['categories']
     assert found['all']['count'] == len(rows)
-  found = mmlu_categories.summary(unique)['categories']
-  for name, subjects in [*mmlu_categories.CATEGORIES.items(),
-                         ('all', sorted(mmlu_categories.CATEGORY_OF))]:
+  found = mmlu.summary(unique)['categories']
+  for name, subjects in [*mmlu.CATEGORIES.items(),
+                         ('all', sorted(mmlu.CATEGORY_OF))]:
     expected = _official_score(records, subjects)
     assert (found[name]['accuracy'], found[name]['debiased_accuracy']) == (
         pytest.approx(expected))
@@ -69,7 +69,7 @@ def test_micro_and_macro_averages():
   assert found['categories']['all']['accuracy'] == mean(records[:90])
   assert found['subject_average']['accuracy'] == pytest.approx(np.mean(
       [groups['astronomy']['accuracy'], groups['virology']['accuracy']]))
-  assert mmlu_categories.summary(records[90:]) == {}
+  assert mmlu.summary(records[90:]) == {}
 
 
 def test_table_of_several_files(tmp_path, capsys):
@@ -77,17 +77,17 @@ def test_table_of_several_files(tmp_path, capsys):
     rows = _made_records(50, [subject])
     tiny.write_jsonl(tmp_path / f'{subject}.jsonl', rows + rows[:1])
   files = str(tmp_path / '*.jsonl')
-  mmlu_categories.main([files])
+  mmlu.main([files])
   lines = {line[:36].strip(): line[36:].split()
            for line in capsys.readouterr().out.splitlines()}
   assert [lines[name][0] for name in (
       'astronomy', 'stem', 'virology', 'all', 'mean of subjects')] == [
           '51', '51', '51', '102', '2']
   assert 'humanities' not in lines
-  mmlu_categories.main([files, '--unique'])
+  mmlu.main([files, '--unique'])
   n_unique = len({row['query'] for row in _made_records(50, ['astronomy'])})
   assert f'{2 * n_unique}' == next(
       line.split()[1] for line in capsys.readouterr().out.splitlines()
       if line.startswith('all'))
   with pytest.raises(ValueError, match='subject of MMLU'):
-    mmlu_categories.table([{'metrics': {}}])
+    mmlu.table([{'metrics': {}}])

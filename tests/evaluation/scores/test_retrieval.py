@@ -7,7 +7,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from ralm_jax.evaluation import retrieval_metrics
+from ralm_jax.evaluation.scores import retrieval
+from ralm_jax.evaluation.scores.retrieval import RankSummary, RetrievalRanks
 
 
 def dpr_has_answer(answers, text):
@@ -55,10 +56,10 @@ def dpr_has_answer(answers, text):
     ('cost: $ 5', '$5', True),
 ])
 def test_has_answer(text, answer, expected):
-  assert retrieval_metrics.has_answer(text, [answer]) is expected
+  assert retrieval.has_answer(text, [answer]) is expected
   assert dpr_has_answer([answer], text) is expected
-  assert retrieval_metrics.has_answer(text, ['qqq', answer]) is expected
-  assert not retrieval_metrics.has_answer(text, [])
+  assert retrieval.has_answer(text, ['qqq', answer]) is expected
+  assert not retrieval.has_answer(text, [])
 
 
 def test_tokens_cut_every_character_as_dpr_does():
@@ -68,7 +69,7 @@ def test_tokens_cut_every_character_as_dpr_does():
     if kind == 'C' and code > 0xFFFF or unicodedata.decomposition(char):
       continue
     expected = {'L': 1, 'N': 1, 'M': 1, 'P': 3, 'S': 3, 'Z': 2, 'C': 2}[kind]
-    tokens = retrieval_metrics.answer_tokens(f'x{char}x')
+    tokens = retrieval.answer_tokens(f'x{char}x')
     assert len(tokens) == expected, (hex(code), tokens)
 
 
@@ -84,96 +85,96 @@ def test_has_answer_agrees_with_dpr_on_real_passages(shared_data):
     for answers in (row['answers'], [passage['title']],
                     [passage['text'][10:16]], [passage['text'][20:45]]):
       expected = dpr_has_answer(answers, passage['text'])
-      assert retrieval_metrics.has_answer(passage['text'], answers) == expected
+      assert retrieval.has_answer(passage['text'], answers) == expected
       found += expected
   assert 100 < found < 500
 
 
 def test_answer_and_gold_hits():
   texts = ['nothing', 'It is Paris .', 'Parisian', 'PARIS']
-  hits = retrieval_metrics.answer_hits(texts, ['Rome', 'Paris'])
+  hits = retrieval.answer_hits(texts, ['Rome', 'Paris'])
   assert hits.dtype == bool and hits.tolist() == [False, True, False, True]
-  assert retrieval_metrics.answer_hits([], ['Paris']).shape == (0,)
-  hits = retrieval_metrics.gold_hits([7, 'x', np.int64(8)], ['8', 7])
+  assert retrieval.answer_hits([], ['Paris']).shape == (0,)
+  hits = retrieval.gold_hits([7, 'x', np.int64(8)], ['8', 7])
   assert hits.dtype == bool and hits.tolist() == [True, False, True]
   # 'p-1' as a bare string would make gold ids of its letters.
   with pytest.raises(TypeError, match=r'write \[gold_passage_id\]'):
-    retrieval_metrics.gold_hits(['p-1'], 'p-1')
+    retrieval.gold_hits(['p-1'], 'p-1')
   with pytest.raises(TypeError, match=r'write \[answer\]'):
-    retrieval_metrics.has_answer('x', 'x')
+    retrieval.has_answer('x', 'x')
 
 
 def test_ranks_are_one_based():
-  assert retrieval_metrics.first_hit([True, False, True]) == 1
-  assert retrieval_metrics.first_hit([False, False, True]) == 3
-  assert retrieval_metrics.first_hit([False, False]) == math.inf
-  assert retrieval_metrics.first_hit([]) == math.inf
-  assert retrieval_metrics.recall_at_k(3, 3) == 1.0
-  assert retrieval_metrics.recall_at_k(4, 3) == 0.0
-  assert retrieval_metrics.recall_at_k(math.inf, 1000) == 0.0
-  assert retrieval_metrics.recall_at_k(None, 3) is None
-  assert retrieval_metrics.reciprocal_rank(4) == 0.25
-  assert retrieval_metrics.reciprocal_rank(math.inf) == 0.0
-  assert retrieval_metrics.reciprocal_rank(None) is None
+  assert retrieval.first_hit([True, False, True]) == 1
+  assert retrieval.first_hit([False, False, True]) == 3
+  assert retrieval.first_hit([False, False]) == math.inf
+  assert retrieval.first_hit([]) == math.inf
+  assert retrieval.recall_at_k(3, 3) == 1.0
+  assert retrieval.recall_at_k(4, 3) == 0.0
+  assert retrieval.recall_at_k(math.inf, 1000) == 0.0
+  assert retrieval.recall_at_k(None, 3) is None
+  assert retrieval.reciprocal_rank(4) == 0.25
+  assert retrieval.reciprocal_rank(math.inf) == 0.0
+  assert retrieval.reciprocal_rank(None) is None
   for wrong in (0, -1, math.nan):
     with pytest.raises(ValueError, match='ranks start at 1'):
-      retrieval_metrics.recall_at_k(wrong, 3)
+      retrieval.recall_at_k(wrong, 3)
     with pytest.raises(ValueError, match='ranks start at 1'):
-      retrieval_metrics.reciprocal_rank(wrong)
+      retrieval.reciprocal_rank(wrong)
     with pytest.raises(ValueError, match='ranks start at 1'):
-      retrieval_metrics.summarize_ranks([1, wrong])
+      retrieval.summarize_ranks([1, wrong])
   with pytest.raises(ValueError, match='k is 0'):
-    retrieval_metrics.recall_at_k(1, 0)
+    retrieval.recall_at_k(1, 0)
 
 
 def test_vectorised_ranks_agree_with_a_loop():
   random = np.random.default_rng(0)
   hits = random.random([200, 30]) < 0.05
-  ranks = retrieval_metrics.first_hits(hits)
+  ranks = retrieval.first_hits(hits)
   assert ranks.shape == (200,)
   expected = [
       next((i for i, hit in enumerate(row, 1) if hit), math.inf) for row in hits]
   assert ranks.tolist() == expected
   assert math.inf in expected and 1 in expected
-  assert retrieval_metrics.first_hits(np.zeros([3, 0])).tolist() == [math.inf] * 3
+  assert retrieval.first_hits(np.zeros([3, 0])).tolist() == [math.inf] * 3
 
-  summary = retrieval_metrics.summarize_ranks([*ranks, None, None], (1, 5, 30))
+  summary = retrieval.summarize_ranks([*ranks, None, None], (1, 5, 30))
   assert summary.count == 200
   for k in (1, 5, 30):
     assert summary.recall[k] == pytest.approx(
         sum(row[:k].any() for row in hits) / 200)
     assert summary.recall[k] == pytest.approx(np.mean(
-        [retrieval_metrics.recall_at_k(rank, k) for rank in ranks]))
+        [retrieval.recall_at_k(rank, k) for rank in ranks]))
   assert summary.mean_reciprocal_rank == pytest.approx(
       sum(0 if rank == math.inf else 1 / rank for rank in expected) / 200)
 
 
 def test_questions_without_gold_do_not_count():
-  summary = retrieval_metrics.summarize_ranks([None, 2, None, math.inf], (1, 2))
-  assert summary == retrieval_metrics.RankSummary(2, {1: 0.0, 2: 0.5}, 0.25)
-  assert retrieval_metrics.summarize_ranks([None], (1,)) == (
-      retrieval_metrics.RankSummary(0, {1: None}, None))
+  summary = retrieval.summarize_ranks([None, 2, None, math.inf], (1, 2))
+  assert summary == RankSummary(2, {1: 0.0, 2: 0.5}, 0.25)
+  assert retrieval.summarize_ranks([None], (1,)) == (
+      RankSummary(0, {1: None}, None))
   with pytest.raises(ValueError, match='recall@20 cannot be told from 10'):
-    retrieval_metrics.summarize_ranks([1], (1, 20), retrieved=10)
+    retrieval.summarize_ranks([1], (1, 20), retrieved=10)
   with pytest.raises(ValueError, match='k is 0'):
-    retrieval_metrics.summarize_ranks([1], (0,))
+    retrieval.summarize_ranks([1], (0,))
 
 
 def test_rank_passages():
   texts, ids = ['no', 'Paris', 'gold text'], ['a', 'b', 'c']
-  ranks = retrieval_metrics.rank_passages
+  ranks = retrieval.rank_passages
   assert ranks(texts, ids, ['paris'], ['c']) == (
-      retrieval_metrics.RetrievalRanks(answer=2, gold=3))
+      RetrievalRanks(answer=2, gold=3))
   assert ranks(texts, ids, ['rome'], ()) == (
-      retrieval_metrics.RetrievalRanks(answer=math.inf, gold=None))
+      RetrievalRanks(answer=math.inf, gold=None))
   assert ranks(texts, ids, (), ['elsewhere']) == (
-      retrieval_metrics.RetrievalRanks(answer=None, gold=math.inf))
+      RetrievalRanks(answer=None, gold=math.inf))
   with pytest.raises(ValueError, match='3 texts but 2 passage ids'):
     ranks(texts, ids[:2], ['paris'], ())
 
 
 def test_rank_metrics_leave_out_what_was_not_retrieved():
-  assert retrieval_metrics.rank_metrics(2.0, 5, (1, 5, 20), 'gold') == {
+  assert retrieval.rank_metrics(2.0, 5, (1, 5, 20), 'gold') == {
       'recall@1_gold': 0.0, 'recall@5_gold': 1.0, 'mrr_gold': 0.5}
-  assert retrieval_metrics.rank_metrics(None, 5, (1,), 'gold') == {
+  assert retrieval.rank_metrics(None, 5, (1,), 'gold') == {
       'recall@1_gold': None, 'mrr_gold': None}

@@ -11,7 +11,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from ralm_jax.interop import restricted_pickle
+from ralm_jax.interop.files import restricted_pickle
 
 LOADERS = (restricted_pickle.load_plain, restricted_pickle.load_arrays)
 

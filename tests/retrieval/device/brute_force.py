@@ -7,14 +7,14 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from ralm_jax.retrieval import device_index
-from ralm_jax.training import partitioning
+from ralm_jax.retrieval.device.index import DeviceIndex
+from ralm_jax.training.partitioning import Partitioner
 
 DIM = 24
 MESHES = {
-    '8x1': partitioning.Partitioner(num_partitions=1),
-    '4x2': partitioning.Partitioner(num_partitions=2),
-    'one': partitioning.Partitioner(devices=jax.devices()[:1]),
+    '8x1': Partitioner(num_partitions=1),
+    '4x2': Partitioner(num_partitions=2),
+    'one': Partitioner(devices=jax.devices()[:1]),
 }
 
 
@@ -46,11 +46,11 @@ def exact(
 def build(
     folder: Any,
     stored: np.ndarray,
-    partitioner: partitioning.Partitioner = MESHES['4x2'],
+    partitioner: Partitioner = MESHES['4x2'],
     ids: np.ndarray | None = None,
     **settings: Any,
-) -> device_index.DeviceIndex:
+) -> DeviceIndex:
   """An index of one generation."""
-  index = device_index.DeviceIndex(folder, partitioner, **settings)
+  index = DeviceIndex(folder, partitioner, **settings)
   index.build([(ids, stored)], dim=stored.shape[1])
   return index

@@ -20,9 +20,9 @@ process = int(process)
 jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 jax.distributed.initialize(coordinator, 2, process, initialization_timeout=60)
 
-from ralm_jax.retrieval import connection
-from ralm_jax.retrieval import device_index
-from ralm_jax.training import partitioning
+from ralm_jax.retrieval import connect
+from ralm_jax.retrieval.device.index import DeviceIndex
+from ralm_jax.training.partitioning import Partitioner
 
 DIM = 16
 
@@ -49,11 +49,11 @@ def check(held, batch, k, answering, **options):
   return found
 
 
-partitioner = partitioning.Partitioner(num_partitions=int(partitions))
-index = device_index.DeviceIndex(folder, partitioner)
+partitioner = Partitioner(num_partitions=int(partitions))
+index = DeviceIndex(folder, partitioner)
 assert index.needs_strict_order
 try:
-  connection.check_lookahead(index, 1)
+  connect.check_lookahead(index, 1)
   raise AssertionError('look-ahead was allowed')
 except ValueError as error:
   assert 'retrieval_lookahead' in str(error)

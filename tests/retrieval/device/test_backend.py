@@ -1,14 +1,14 @@
 """The devices in place of the retrieval process: connecting, `ralm eval`."""
 import json
 
-from brute_force import vectors
 import pytest
-import tiny
 
-from ralm_jax import ask as ask_lib
-from ralm_jax import eval as eval_lib
-from ralm_jax.retrieval import connection
-from ralm_jax.retrieval import device_index
+from ralm_jax.commands import ask
+from ralm_jax.retrieval import connect
+from ralm_jax.retrieval.device.index import DeviceIndex
+from ralm_jax.runs import evaluation
+from tests import tiny
+from tests.retrieval.device.brute_force import vectors
 
 
 @pytest.fixture(scope='module')
@@ -17,9 +17,9 @@ def trained() -> tiny.Trained:
 
 
 def test_connects_to_the_devices(trained):
-  with connection.connect(
+  with connect.connect(
       index=trained.index, backend='device', device_dtype='float32') as found:
-    assert isinstance(found.client, device_index.DeviceIndex)
+    assert isinstance(found.client, DeviceIndex)
     assert found.client.status().count == len(found.store) == tiny.COUNT
     found.client.search(vectors(1, dim=16), 3)
     assert found.client.resident_generations == (1,)
@@ -28,8 +28,8 @@ def test_connects_to_the_devices(trained):
 
 def test_answers_as_with_the_process(trained, tmp_path):
   rows, metrics = {}, {}
-  for backend in connection.BACKENDS:
-    metrics[backend] = eval_lib.evaluate(
+  for backend in connect.BACKENDS:
+    metrics[backend] = evaluation.evaluate(
         checkpoint=str(trained.run), questions=[str(trained.data.questions)],
         output=str(tmp_path / backend), index=str(trained.index),
         backend=backend, device_dtype='float16', batch_size=16)
@@ -42,7 +42,7 @@ def test_answers_as_with_the_process(trained, tmp_path):
       assert ours['id'] == theirs['id']
       assert ours['score'] == pytest.approx(theirs['score'], rel=1e-5)
   assert metrics['device'] == pytest.approx(metrics['process'])
-  answer = ask_lib.ask(
+  answer = ask.ask(
       'what is the colour of almar?', checkpoint=str(trained.run),
       index=str(trained.index), backend='device')
   assert len(answer.passages) == 3
@@ -75,13 +75,13 @@ def test_trains_as_with_the_process(tmp_path):
 
 def test_backends_that_cannot_be(tmp_path):
   with pytest.raises(ValueError, match='one of process, device, not .tpu.'):
-    with connection.connect(index=tmp_path, backend='tpu'):
+    with connect.connect(index=tmp_path, backend='tpu'):
       pass
   with pytest.raises(ValueError, match='in place of the address localhost:1'):
-    with connection.connect(address='localhost:1', backend='device'):
+    with connect.connect(address='localhost:1', backend='device'):
       pass
   with pytest.raises(FileNotFoundError, match='holds no index'):
-    with connection.connect(index=tmp_path / 'none', backend='device'):
+    with connect.connect(index=tmp_path / 'none', backend='device'):
       pass
 
 
@@ -89,7 +89,7 @@ def test_lookahead_is_refused_where_order_matters():
   class Strict:
     needs_strict_order = True
 
-  connection.check_lookahead(Strict(), 0)
-  connection.check_lookahead(object(), 1)
+  connect.check_lookahead(Strict(), 0)
+  connect.check_lookahead(object(), 1)
   with pytest.raises(ValueError, match='retrieval_lookahead to 0'):
-    connection.check_lookahead(Strict(), 1)
+    connect.check_lookahead(Strict(), 1)

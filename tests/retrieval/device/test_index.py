@@ -5,25 +5,19 @@ import subprocess
 import sys
 import threading
 
-from brute_force import as_kept
-from brute_force import build
-from brute_force import DIM
-from brute_force import exact
-from brute_force import MESHES
-from brute_force import queries
-from brute_force import vectors
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
-import tiny
 
-from ralm_jax.retrieval import device_index
-from ralm_jax.retrieval import device_view
-from retrieval_service import client as client_lib
-from retrieval_service import generations
-from retrieval_service import local
-from retrieval_service import options as options_lib
+from ralm_jax.retrieval.device.index import DeviceIndex
+from ralm_jax.retrieval.device.view import DeviceView
+from retrieval_service.client import RetrievalClient
+from retrieval_service.generations import GenerationStore
+from retrieval_service.local import LocalRetrievalServer
+from retrieval_service.options import IndexOptions
+from tests import tiny
+from tests.retrieval.device.brute_force import DIM, MESHES, as_kept, build, exact, queries, vectors
 
 WORKER = pathlib.Path(__file__).with_name('device_index_worker.py')
 
@@ -50,11 +44,11 @@ def test_one_program_serves_a_refresh_and_batches_alike(tmp_path):
 def test_agrees_with_flat_search_in_a_process(tmp_path):
   """Both serve one folder, written by either, edits included."""
   stored, wanted = vectors(300), queries(20)
-  with device_index.DeviceIndex(
+  with DeviceIndex(
       tmp_path, MESHES['4x2'], dtype='float32') as index:
     index.build([(np.arange(0, 600, 2), stored)], dim=DIM)
-    with local.LocalRetrievalServer(tmp_path, threads=1) as server:
-      with client_lib.RetrievalClient(server.address) as client:
+    with LocalRetrievalServer(tmp_path, threads=1) as server:
+      with RetrievalClient(server.address) as client:
         def compare():
           ours = index.search(wanted, 50, return_embeddings=True)
           theirs = client.search(wanted, 50, return_embeddings=True)
@@ -91,8 +85,8 @@ def test_errors_are_those_of_the_process(tmp_path):
       (queries()[0], 3, {}), (queries() * np.nan, 3, {}),
       (queries(), 3, {'generation': 7}),
   ]
-  with local.LocalRetrievalServer(tmp_path, threads=1) as server:
-    with client_lib.RetrievalClient(server.address) as client:
+  with LocalRetrievalServer(tmp_path, threads=1) as server:
+    with RetrievalClient(server.address) as client:
       for wanted, k, options in cases:
         with pytest.raises((ValueError, LookupError)) as theirs:
           client.search(wanted, k, **options)
@@ -104,7 +98,7 @@ def test_errors_are_those_of_the_process(tmp_path):
 
 
 def test_an_empty_folder_is_searched_once_it_is_built(tmp_path):
-  with device_index.DeviceIndex(tmp_path / 'index', MESHES['8x1']) as index:
+  with DeviceIndex(tmp_path / 'index', MESHES['8x1']) as index:
     assert index.status().generation == 0 and index.status().count == 0
     with pytest.raises(RuntimeError, match='is empty: build it first'):
       index.search(queries(), 3)
@@ -123,7 +117,7 @@ def test_an_empty_folder_is_searched_once_it_is_built(tmp_path):
 ])
 def test_settings_that_cannot_be(settings, match, tmp_path):
   with pytest.raises(ValueError, match=match):
-    device_index.DeviceIndex(tmp_path, MESHES['one'], **settings)
+    DeviceIndex(tmp_path, MESHES['one'], **settings)
 
 
 @pytest.mark.parametrize('resident', [1, 2, None])
@@ -155,13 +149,13 @@ def test_one_generation_at_a_time_where_there_is_room_for_one(
         if array.dtype == jax.numpy.bfloat16)
 
   held_before_loading = []
-  load = device_view.DeviceView.load
+  load = DeviceView.load
 
   def watched_load(*arguments):
     held_before_loading.append(held())
     return load(*arguments)
 
-  monkeypatch.setattr(device_view.DeviceView, 'load', watched_load)
+  monkeypatch.setattr(DeviceView, 'load', watched_load)
   start = held()
   with build(tmp_path, vectors(4000), resident=1, spare_rows=16) as index:
     index.search(queries(), 3)
@@ -174,8 +168,8 @@ def test_one_generation_at_a_time_where_there_is_room_for_one(
 def test_follows_what_another_program_writes(tmp_path):
   with build(tmp_path, vectors(40)) as index:
     assert index.search(queries(), 3).generation == 1
-    store = generations.GenerationStore(tmp_path)
-    with store.begin(options_lib.IndexOptions(), DIM, {'by': 'another'}) as new:
+    store = GenerationStore(tmp_path)
+    with store.begin(IndexOptions(), DIM, {'by': 'another'}) as new:
       new.append(None, vectors(50, 1))
       new.commit()
     assert index.search(queries(), 3).generation == 1
@@ -186,8 +180,8 @@ def test_follows_what_another_program_writes(tmp_path):
 
 def test_a_damaged_generation_is_refused(tmp_path):
   with build(tmp_path, vectors(40)) as index:
-    store = generations.GenerationStore(tmp_path)
-    with store.begin(options_lib.IndexOptions(), DIM) as new:
+    store = GenerationStore(tmp_path)
+    with store.begin(IndexOptions(), DIM) as new:
       new.append(None, vectors(40, 1))
       new.commit()
     path = tmp_path / 'generation-00000002' / 'embeddings.float16'
@@ -196,7 +190,7 @@ def test_a_damaged_generation_is_refused(tmp_path):
       index.reload()
     assert index.search(queries(), 3).generation == 1
   with pytest.raises(ValueError, match='embeddings.float16 has checksum'):
-    device_index.DeviceIndex(tmp_path, MESHES['8x1'])
+    DeviceIndex(tmp_path, MESHES['8x1'])
 
 
 def test_a_repeated_build_is_not_made_again(tmp_path):
@@ -229,7 +223,7 @@ class Reference:
   def __init__(self, stored: np.ndarray):
     self.held = dict(enumerate(stored))
 
-  def check(self, index: device_index.DeviceIndex, **options) -> None:
+  def check(self, index: DeviceIndex, **options) -> None:
     ids = np.array(sorted(self.held))
     kept = as_kept(np.stack([self.held[i] for i in ids]), 'bfloat16')
     found = index.search(
@@ -268,7 +262,7 @@ def test_edits(mesh, tmp_path):
         reference.check(index)
     assert index.status().count == len(reference.held)
   # A restart finds them, an older generation keeps them, compacting folds them.
-  with device_index.DeviceIndex(tmp_path, mesh) as index:
+  with DeviceIndex(tmp_path, mesh) as index:
     reference.check(index)
     index.pin('run', [1])
     assert index.compact() == 2
@@ -295,8 +289,8 @@ def test_wrong_edits_change_nothing(tmp_path):
 def test_a_deleted_passage_stays_away_from_later_generations(tmp_path):
   stored = vectors(30)
   with build(tmp_path, stored) as index:
-    store = generations.GenerationStore(tmp_path)
-    with store.begin(options_lib.IndexOptions(), DIM) as writer:
+    store = GenerationStore(tmp_path)
+    with store.begin(IndexOptions(), DIM) as writer:
       index.edit([40], vectors(1, 5), delete_ids=[3])
       writer.append(None, stored)
       writer.commit()

@@ -1,25 +1,20 @@
 """The search program on a mesh of eight fake devices, against NumPy."""
 import re
 
-from brute_force import as_kept
-from brute_force import build
-from brute_force import DIM
-from brute_force import exact
-from brute_force import MESHES
-from brute_force import queries
-from brute_force import vectors
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import ml_dtypes
 import numpy as np
 import pytest
 
-from ralm_jax.retrieval import device_search
-from ralm_jax.training import partitioning
+from ralm_jax.retrieval.device import search as device_search
+from ralm_jax.retrieval.device.search import DeviceSearch, Layout, Rows
+from ralm_jax.training.partitioning import Partitioner
+from tests.retrieval.device.brute_force import DIM, MESHES, as_kept, build, exact, queries, vectors
 
 
 @pytest.fixture(params=MESHES)
-def mesh(request) -> partitioning.Partitioner:
+def mesh(request) -> Partitioner:
   return MESHES[request.param]
 
 
@@ -51,7 +46,7 @@ def test_batches_of_any_size(mesh, batch, tmp_path):
 def test_queries_keep_float32_where_units_multiply_bfloat16(mesh):
   """Split into parts, as accelerators search, the scores are just as exact."""
   stored, wanted = vectors(100, dim=256), queries(dim=256)
-  search = device_search.DeviceSearch(mesh, block_rows=16)
+  search = DeviceSearch(mesh, block_rows=16)
   base, added = search.layout(100), search.layout(1)
   arguments = dict(
       k=10, blocks=(base.blocks, added.blocks), approximate=False,
@@ -114,10 +109,10 @@ def test_approximation_that_comes_short_gives_way_to_exact_search(
 
 def test_only_the_best_of_each_shard_travel(mesh):
   """No collective moves more than [shards, batch, k]; embeddings stay."""
-  search = device_search.DeviceSearch(mesh, block_rows=4096)
+  search = DeviceSearch(mesh, block_rows=4096)
   base, added = search.layout(70_000), search.layout(1024)
   rows = [
-      device_search.Rows(
+      Rows(
           *(jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(
               mesh.mesh, PartitionSpec(('data', 'model'))))
             for shape, dtype in (((layout.rows, 64), 'bfloat16'),
@@ -155,7 +150,7 @@ class Watched:
 
 def test_rows_lie_on_all_devices_and_are_read_a_share_at_a_time(mesh):
   stored, devices = vectors(100), mesh.mesh.size
-  search = device_search.DeviceSearch(mesh)
+  search = DeviceSearch(mesh)
   share = search.layout(100).rows // devices
   watched = Watched(stored)
   rows = search.put(search.layout(100), watched)
@@ -171,4 +166,4 @@ def test_rows_lie_on_all_devices_and_are_read_a_share_at_a_time(mesh):
 
 def test_more_rows_than_int32_numbers():
   with pytest.raises(ValueError, match='exceed the 2147483647 rows'):
-    device_search.Layout.of(2**31, 8, 1024)
+    Layout.of(2**31, 8, 1024)

@@ -14,16 +14,11 @@ fields.
 
 from collections.abc import Callable, Iterator
 
-from ralm_jax.data import fact_formats
-from ralm_jax.data import generation_formats
-from ralm_jax.data import kilt_format
-from ralm_jax.data import mmlu_format
-from ralm_jax.data import published_records
-from ralm_jax.data import qa_formats
-from ralm_jax.data import temporal_formats
+from ralm_jax.data.questions.formats import facts, generation, kilt, mmlu, qa, records, temporal
+from ralm_jax.data.questions.formats.records import Record
 
-_MODULES = (qa_formats, fact_formats, kilt_format, mmlu_format,
-            generation_formats, temporal_formats)
+_MODULES = (qa, facts, kilt, mmlu,
+            generation, temporal)
 _READERS = {name: module.records
             for module in _MODULES for name in module.EXPECTED}
 
@@ -42,7 +37,7 @@ METRICS = {
     'ms_marco': 'generation',
     'jeopardy': 'question_generation',
     'mmlu': 'multiple_choice',
-    **dict.fromkeys(kilt_format.EXPECTED, 'kilt'),
+    **dict.fromkeys(kilt.EXPECTED, 'kilt'),
 }
 
 
@@ -51,7 +46,7 @@ def read_records(
     record_format: str,
     require_answers: bool = True,
     on_error: Callable[[ValueError], None] | None = None,
-) -> Iterator[published_records.Record]:
+) -> Iterator[Record]:
   """Reads a file of a published format.
 
   Args:
@@ -71,7 +66,7 @@ def read_records(
         f'record_format is {record_format!r}; it must be one of '
         f'{", ".join(RECORD_FORMATS)}')
   if record_format == 'qa':
-    yield from published_records.lines(path, on_error)
+    yield from records.lines(path, on_error)
   else:
     yield from _READERS[record_format](
         path, record_format, require_answers, on_error)

@@ -10,7 +10,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ralm_jax.data import published_records
+from ralm_jax.data.questions.formats import records as published_records
+from ralm_jax.data.questions.formats.records import Fields, OnError, Record
 
 EXPECTED = {
     'fever': 'one claim a line',
@@ -25,8 +26,8 @@ def records(
     path: str,
     record_format: str,
     require_answers: bool = True,
-    on_error: published_records.OnError = None,
-) -> Iterator[published_records.Record]:
+    on_error: OnError = None,
+) -> Iterator[Record]:
   """Reads a file of one of `EXPECTED`, as `qa_formats.records` does."""
   convert = {'fever': _fever, 'fever_2way': _fever_2way,
              'fever_symmetric': _fever_symmetric}[record_format]
@@ -35,7 +36,7 @@ def records(
       on_error)
 
 
-def _fever(fields: published_records.Fields) -> dict[str, Any]:
+def _fever(fields: Fields) -> dict[str, Any]:
   row = {'question': fields.text('claim'), **fields.id('id')}
   name = fields.first('label', 'gold_label')
   if name is None and not fields.require_answers:
@@ -49,11 +50,11 @@ def _fever(fields: published_records.Fields) -> dict[str, Any]:
   return {**row, 'answers': [_ANSWERS[label]]}
 
 
-def _fever_2way(fields: published_records.Fields) -> dict[str, Any] | None:
+def _fever_2way(fields: Fields) -> dict[str, Any] | None:
   row = _fever(fields)
   return None if row.get('answers') == ['maybe'] else row
 
 
-def _fever_symmetric(fields: published_records.Fields) -> dict[str, Any]:
+def _fever_symmetric(fields: Fields) -> dict[str, Any]:
   evidence = fields.text('evidence', 'evidence_sentence', 'sentence1')
   return {**_fever(fields), 'passages': [{'title': '', 'text': evidence}]}

@@ -16,8 +16,10 @@ import html
 import re
 from typing import Any
 
-from ralm_jax.data import json_records
-from ralm_jax.data import published_records
+from ralm_jax.data.questions.formats import records as published_records
+from ralm_jax.data.questions.formats.records import Fields, OnError, Record
+from ralm_jax.files import json_records
+from ralm_jax.files.json_records import JsonReader
 
 EXPECTED = {
     'ms_marco': 'questions of MS MARCO, columns or lines, with answers',
@@ -33,8 +35,8 @@ def records(
     path: str,
     record_format: str,
     require_answers: bool = True,
-    on_error: published_records.OnError = None,
-) -> Iterator[published_records.Record]:
+    on_error: OnError = None,
+) -> Iterator[Record]:
   """Reads a file of one of `EXPECTED`, as `qa_formats.records` does."""
   layout, convert = {
       'ms_marco': (_columns_or_lines, _ms_marco),
@@ -44,7 +46,7 @@ def records(
       layout(path, on_error), convert, require_answers, on_error)
 
 
-def _ms_marco(fields: published_records.Fields) -> dict[str, Any] | None:
+def _ms_marco(fields: Fields) -> dict[str, Any] | None:
   row = {'question': fields.text('query'), **fields.id('query_id', 'id')}
   answers = fields.texts('answers')
   well_formed = _answered(fields.texts('wellFormedAnswers') or [])
@@ -62,7 +64,7 @@ def _answered(answers: list[str]) -> list[str]:
   return [answer for answer in answers if answer.strip() != _NO_ANSWER]
 
 
-def _jeopardy(fields: published_records.Fields) -> dict[str, Any] | None:
+def _jeopardy(fields: Fields) -> dict[str, Any] | None:
   answer = fields.text('answer')
   # An answer may be mark-up itself, such as the name of a tag.
   row = {'question': _plain(answer) or answer, **fields.id('id')}
@@ -82,8 +84,8 @@ def _plain(text: str) -> str:
 
 
 def _columns_or_lines(
-    path: str, on_error: published_records.OnError = None,
-) -> Iterator[published_records.Record]:
+    path: str, on_error: OnError = None,
+) -> Iterator[Record]:
   """Records of an object of columns, or one a line."""
   columns = _columns(path) if _may_be_columns(path) else None
   if columns is None:
@@ -93,14 +95,14 @@ def _columns_or_lines(
     row = {name: column[key] for name, column in columns.items() if key in column}
     if row.get('query_id') is None:
       row['query_id'] = key
-    yield published_records.Record(number, f'{path}: record {key!r}', row)
+    yield Record(number, f'{path}: record {key!r}', row)
 
 
 def _may_be_columns(path: str) -> bool:
   """Whether the file begins with an object whose first value is an object."""
   try:
     with json_records.open_bytes(path) as file:
-      reader = json_records.JsonReader(file, path)
+      reader = JsonReader(file, path)
       for _ in reader.members():
         return reader.peek() == '{'
   except ValueError:
@@ -115,7 +117,7 @@ def _columns(path: str) -> dict[str, dict[str, Any]] | None:
   """
   columns: dict[str, dict[str, Any]] = {}
   with json_records.open_bytes(path) as file:
-    reader = json_records.JsonReader(file, path)
+    reader = JsonReader(file, path)
     for name in reader.members():
       if reader.peek() != '{':
         return None

@@ -32,8 +32,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import re
 from typing import Any
 
-from ralm_jax.data import json_records
-from ralm_jax.data import published_records
+from ralm_jax.data.questions.formats import records as published_records
+from ralm_jax.data.questions.formats.records import Fields, Record
+from ralm_jax.files import json_records
 
 _LABELS = {'SUPPORTS': 'true', 'REFUTES': 'false'}
 _ENTITY_LINKING = ('kilt_aida', 'kilt_wned', 'kilt_cweb')
@@ -65,7 +66,7 @@ def records(
     require_answers: bool = True,
     on_error: Callable[[ValueError], None] | None = None,
     questions: Mapping[str, str] | None = None,
-) -> Iterator[published_records.Record]:
+) -> Iterator[Record]:
   """Reads a file of KILT.
 
   Args:
@@ -90,7 +91,7 @@ def records(
         f'record_format is {record_format!r}; this module reads '
         f'{", ".join(EXPECTED)}')
 
-  def convert(fields: published_records.Fields) -> dict[str, Any]:
+  def convert(fields: Fields) -> dict[str, Any]:
     return _row(fields, record_format, questions or {})
 
   yield from published_records.converted(
@@ -120,7 +121,7 @@ def triviaqa_questions(paths: Sequence[str]) -> dict[str, str]:
   result = {}
   for path in paths:
     for record in published_records.array_in_object(path, 'Data'):
-      fields = published_records.Fields(record, require_answers=False)
+      fields = Fields(record, require_answers=False)
       result[fields.text('QuestionId')] = fields.text('Question')
   return result
 
@@ -157,7 +158,7 @@ def last_words(text: str, max_words: int) -> str:
 
 
 def _row(
-    fields: published_records.Fields, record_format: str,
+    fields: Fields, record_format: str,
     questions: Mapping[str, str],
 ) -> dict[str, Any]:
   row = {'question': _input(fields, record_format, questions), **fields.id('id')}
@@ -185,7 +186,7 @@ def _row(
 
 
 def _input(
-    fields: published_records.Fields, record_format: str,
+    fields: Fields, record_format: str,
     questions: Mapping[str, str],
 ) -> str:
   text = fields.get('input')
@@ -209,7 +210,7 @@ def _input(
   return text
 
 
-def _answer(output: published_records.Fields) -> str:
+def _answer(output: Fields) -> str:
   answer = output.get('answer')
   if answer is None:
     return ''
@@ -219,7 +220,7 @@ def _answer(output: published_records.Fields) -> str:
   return answer.strip()
 
 
-def _pages(output: published_records.Fields) -> list[str]:
+def _pages(output: Fields) -> list[str]:
   """The pages of one output, each once; evidence that names no page is none."""
   pages = []
   for evidence in output.objects('provenance') or []:

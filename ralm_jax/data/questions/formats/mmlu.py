@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import csv
 import os
 
-from ralm_jax.data import json_records
-from ralm_jax.data import published_records
+from ralm_jax.data.questions.formats.records import Record
+from ralm_jax.files import json_records
 
 EXPECTED = {
     'mmlu': 'records of question,A,B,C,D,letter, without a header'}
@@ -24,7 +24,7 @@ def records(
     record_format: str = 'mmlu',
     require_answers: bool = True,
     on_error: Callable[[ValueError], None] | None = None,
-) -> Iterator[published_records.Record]:
+) -> Iterator[Record]:
   """Reads a csv file of MMLU.
 
   Args:
@@ -60,7 +60,7 @@ def records(
         raise
       on_error(error)
       continue
-    yield published_records.Record(line, where, {**row, 'group': group})
+    yield Record(line, where, {**row, 'group': group})
 
 
 def subject(path: str) -> str:

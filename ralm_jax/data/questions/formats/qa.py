@@ -18,9 +18,11 @@ from collections.abc import Iterator
 import re
 from typing import Any
 
-from ralm_jax.data import answer_patterns
-from ralm_jax.data import json_records
-from ralm_jax.data import published_records
+from ralm_jax.data.questions import answer_patterns
+from ralm_jax.data.questions.formats import records as published_records
+from ralm_jax.data.questions.formats.records import Fields, OnError, Record
+from ralm_jax.files import json_records
+from ralm_jax.files.json_records import JsonReader
 
 EXPECTED = {
     'nq_open': 'one question and its answers a line',
@@ -40,8 +42,8 @@ def records(
     path: str,
     record_format: str,
     require_answers: bool = True,
-    on_error: published_records.OnError = None,
-) -> Iterator[published_records.Record]:
+    on_error: OnError = None,
+) -> Iterator[Record]:
   """Reads a file of one of `EXPECTED`.
 
   Args:
@@ -71,7 +73,7 @@ def _is_one_object(path: str) -> bool:
   """Whether the first object of a file is TriviaQA's, around all questions."""
   try:
     with json_records.open_bytes(path) as file:
-      reader = json_records.JsonReader(file, path)
+      reader = JsonReader(file, path)
       for place, key in enumerate(reader.members()):
         if (place == 0 and key in _TRIVIAQA_KEYS) or (
             key == 'Data' and reader.peek() == '['):
@@ -82,14 +84,14 @@ def _is_one_object(path: str) -> bool:
   return False
 
 
-def _question(fields: published_records.Fields) -> dict[str, Any]:
+def _question(fields: Fields) -> dict[str, Any]:
   row = {'question': fields.text('question'), **fields.id('id'),
          **fields.rest('target'), **_passages(fields)}
   answers = fields.answers(*_ANSWERS)
   return row if answers is None else {**row, 'answers': answers}
 
 
-def _passages(fields: published_records.Fields) -> dict[str, Any]:
+def _passages(fields: Fields) -> dict[str, Any]:
   """Passages that FiD's files bring, and gold ones that DPR's name."""
   row: dict[str, Any] = {}
   passages = fields.objects('ctxs')
@@ -101,7 +103,7 @@ def _passages(fields: published_records.Fields) -> dict[str, Any]:
   return {**row, 'gold_passage_ids': ids} if ids else row
 
 
-def _triviaqa(fields: published_records.Fields) -> dict[str, Any]:
+def _triviaqa(fields: Fields) -> dict[str, Any]:
   if fields.get('Question') is not None:
     return _answered(fields, 'Question', 'Answer', 'Value', 'Aliases', 'QuestionId')
   # Hugging Face's copy has the same fields in small letters.
@@ -111,7 +113,7 @@ def _triviaqa(fields: published_records.Fields) -> dict[str, Any]:
 
 
 def _answered(
-    fields: published_records.Fields,
+    fields: Fields,
     question: str, answer: str, value: str, aliases: str, key: str,
 ) -> dict[str, Any]:
   """A row of TriviaQA, whose fields have these names."""
@@ -126,7 +128,7 @@ def _answered(
           'target': target.title() if target.isupper() else target}
 
 
-def _web_questions(fields: published_records.Fields) -> dict[str, Any]:
+def _web_questions(fields: Fields) -> dict[str, Any]:
   if fields.first('qText', 'utterance') is None:
     return _question(fields)
   row = {'question': fields.text('qText', 'utterance'), **fields.id('qId', 'id')}
@@ -149,7 +151,7 @@ def _described(description: str) -> str:
   return re.sub(r'\\(.)', r'\1', text[1:-1])
 
 
-def _curated_trec(fields: published_records.Fields) -> dict[str, Any]:
+def _curated_trec(fields: Fields) -> dict[str, Any]:
   row = {'question': fields.text('question', 'qText'),
          **fields.id('id', 'qId'), **_passages(fields)}
   name = fields.first(*_ANSWERS)

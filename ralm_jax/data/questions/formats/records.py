@@ -11,7 +11,8 @@ import dataclasses
 import json
 from typing import Any
 
-from ralm_jax.data import json_records
+from ralm_jax.files import json_records
+from ralm_jax.files.json_records import JsonReader
 
 OnError = Callable[[ValueError], None] | None
 _TABLE_ENDINGS = ('.tsv', '.csv')
@@ -192,7 +193,7 @@ def array_or_lines(path: str, on_error: OnError = None) -> Iterator[Record]:
     yield from lines(path, on_error)
     return
   with json_records.open_bytes(path) as file:
-    reader = json_records.JsonReader(file, path)
+    reader = JsonReader(file, path)
     yield from _elements(reader, path, on_error)
     reader.end()
 
@@ -201,7 +202,7 @@ def array_in_object(
     path: str, name: str, on_error: OnError = None) -> Iterator[Record]:
   """JSON objects in the array `name` of one object; the rest is read past."""
   with json_records.open_bytes(path) as file:
-    reader = json_records.JsonReader(file, path)
+    reader = JsonReader(file, path)
     found = False
     for key in reader.members():
       if key != name:
@@ -218,7 +219,7 @@ def array_in_object(
 
 
 def _elements(
-    reader: json_records.JsonReader, path: str, on_error: OnError,
+    reader: JsonReader, path: str, on_error: OnError,
 ) -> Iterator[Record]:
   for number, _ in enumerate(reader.elements(), start=1):
     where, row = f'{path}: record {number}', reader.value(f'record {number}')
@@ -236,7 +237,7 @@ def first_character(path: str) -> str:
   """The first one that is no space; '' of an empty file."""
   with json_records.open_bytes(path) as file:
     # A wrong byte further on may be that of a line, which can be left out.
-    return json_records.JsonReader(file, path, errors='replace').peek()
+    return JsonReader(file, path, errors='replace').peek()
 
 
 def array_lines_or_table(path: str, on_error: OnError = None) -> Iterator[Record]:

@@ -12,13 +12,14 @@ our own layout, record format 'qa', is such a bound.)
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ralm_jax.data import dates
-from ralm_jax.data import published_records
+from ralm_jax.data.questions.formats import records as published_records
+from ralm_jax.data.questions.formats.records import Fields, OnError, Record
 
 if TYPE_CHECKING:  # Reading questions needs the formats, not the reverse.
-  from ralm_jax.data import questions as questions_lib
+  from ralm_jax.data.questions import reading as questions_lib
 
 EXPECTED = {
     'templama': 'one dated query with its answers a line',
@@ -33,8 +34,8 @@ def records(
     path: str,
     record_format: str,
     require_answers: bool = True,
-    on_error: published_records.OnError = None,
-) -> Iterator[published_records.Record]:
+    on_error: OnError = None,
+) -> Iterator[Record]:
   """Reads a file of one of `EXPECTED`, as `qa_formats.records` does."""
   convert = {'templama': _templama, 'dated': _dated}[record_format]
   yield from published_records.converted(
@@ -92,7 +93,7 @@ def _answers(questions: Iterable[questions_lib.Question]) -> set[str]:
   return {answer for question in questions for answer in question.answers}
 
 
-def _templama(fields: published_records.Fields) -> dict[str, Any]:
+def _templama(fields: Fields) -> dict[str, Any]:
   query = fields.text('query')
   if query.count(_BLANK) != 1:
     raise fields.error(
@@ -111,13 +112,13 @@ def _templama(fields: published_records.Fields) -> dict[str, Any]:
       dict.fromkeys(answer.text('name') for answer in answers))}
 
 
-def _dated(fields: published_records.Fields) -> dict[str, Any]:
+def _dated(fields: Fields) -> dict[str, Any]:
   row = {**fields.row(), **_year(fields, 'group')}
   del row['date']
   return row
 
 
-def _year(fields: published_records.Fields, *others: str) -> dict[str, Any]:
+def _year(fields: Fields, *others: str) -> dict[str, Any]:
   """Group and metadata of a dated record."""
   date = fields.get('date')
   if date is None:

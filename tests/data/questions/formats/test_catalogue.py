@@ -6,9 +6,10 @@ import random
 
 import pytest
 
-from ralm_jax.data import json_records
-from ralm_jax.data import question_formats
-from ralm_jax.data import questions as questions_lib
+from ralm_jax.data.questions import reading
+from ralm_jax.data.questions.formats import catalogue
+from ralm_jax.files import json_records
+from ralm_jax.files.json_records import JsonReader
 
 FEVER = {'id': 7, 'verifiable': 'VERIFIABLE', 'label': 'SUPPORTS',
          'claim': 'The file exists.', 'evidence': [[[1, 2, 'File', 0]]]}
@@ -41,7 +42,7 @@ def write_lines(path, *rows):
 
 
 def read(path, record_format, **options):
-  found = questions_lib.read_questions(path, record_format=record_format, **options)
+  found = reading.read_questions(path, record_format=record_format, **options)
   return [(q.id, q.question, q.answers) for q in found]
 
 
@@ -155,7 +156,7 @@ def test_jeopardy(tmp_path, layout):
       ('c9', 'x < y', ("'",)),
       ('c10', '<br>', ('A line breaks',)),
   ]
-  found = questions_lib.read_questions(path, record_format='jeopardy')
+  found = reading.read_questions(path, record_format='jeopardy')
   assert [question.line for question in found] == [1, 2, 6, 7]
   # The day of the broadcast is no bound on what may be shown.
   assert found[0].date is None
@@ -248,7 +249,7 @@ def test_reading_part_by_part_equals_reading_whole(tmp_path, monkeypatch):
           table, indent=generator.choice([None, 2]),
           ensure_ascii=generator.random() < 0.5), 'utf-8')
       with json_records.open_bytes(str(path)) as file:
-        reader = json_records.JsonReader(file, str(path))
+        reader = JsonReader(file, str(path))
         found = {key: [reader.value() for _ in reader.elements()]
                  for key in reader.members()}
         reader.end()
@@ -256,19 +257,19 @@ def test_reading_part_by_part_equals_reading_whole(tmp_path, monkeypatch):
 
 
 def test_every_format_says_what_it_expects():
-  assert question_formats.RECORD_FORMATS == (
+  assert catalogue.RECORD_FORMATS == (
       'qa', 'nq_open', 'triviaqa', 'web_questions', 'curated_trec',
       'fever', 'fever_2way', 'fever_symmetric',
       'kilt_fever', 'kilt_aida', 'kilt_wned', 'kilt_cweb', 'kilt_trex',
       'kilt_zsre', 'kilt_nq', 'kilt_hotpotqa', 'kilt_triviaqa', 'kilt_eli5',
       'kilt_wow', 'mmlu', 'ms_marco', 'jeopardy', 'templama', 'dated')
-  assert all(question_formats.EXPECTED.values())
+  assert all(catalogue.EXPECTED.values())
 
 
 def read_on(path, record_format, require_answers=True):
   """Questions of the records, and the errors of those left out."""
   errors = []
-  found = question_formats.read_records(
+  found = catalogue.read_records(
       str(path), record_format, require_answers, errors.append)
   questions = [record.row['question'] for record in found]
   assert all(isinstance(error, ValueError) for error in errors)
@@ -328,7 +329,7 @@ def test_symmetric_claims_bring_their_evidence(shared_data):
   for path in sorted((shared_data / 'fever_symmetric').glob('*/*.jsonl')):
     with open(path, encoding='utf-8') as file:
       rows = [json.loads(line) for line in file]
-    found = questions_lib.read_questions(path, record_format='fever_symmetric')
+    found = reading.read_questions(path, record_format='fever_symmetric')
     assert [(q.id, q.question, q.answers, [p.text for p in q.passages])
             for q in found] == [
                 (row['id'], row['claim'],
@@ -350,8 +351,8 @@ def test_symmetric_claims_need_evidence(tmp_path):
 
 def test_evaluation_reads_the_format_it_is_told(tmp_path):
   """The claims are read (or refused) before any checkpoint is looked for."""
-  from ralm_jax import eval as eval_lib
-  from ralm_jax import infer
+  from ralm_jax.commands import infer
+  from ralm_jax.runs import evaluation as eval_lib
 
   path = write_lines(tmp_path / 'fever.jsonl', FEVER)
   flags = ['--checkpoint', str(tmp_path / 'absent'), '--questions', str(path),

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from ralm_jax.data import batches
-from ralm_jax.data import corpus
-from ralm_jax.data import ragged
-from ralm_jax.data import templates
-from ralm_jax.data import text_config
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
+from ralm_jax.data.corpus import passage_store
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.ragged import RaggedTokens
+from ralm_jax.data.text import templates, vocabularies
+from ralm_jax.data.text.templates import TokenTemplate
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text_config import TextConfig
 from ralm_jax.retrieval import assembler as assembler_lib
+from ralm_jax.retrieval.assembler import Assembler
 
 transformers = pytest.importorskip('transformers')
 
@@ -22,8 +24,8 @@ ANSWERS = ['the file', 'Etude', 'nothing at all ' * 5]
 LENGTH = 40
 
 
-def make_text(**changes) -> text_config.TextConfig:
-  return text_config.TextConfig(**{
+def make_text(**changes) -> TextConfig:
+  return TextConfig(**{
       **dict(question_format='{question}', target_format='{answer}',
              reader_format=templates.RAG_READER_FORMAT,
              retriever_format=templates.DPR_RETRIEVER_FORMAT,
@@ -43,17 +45,17 @@ def peer(byte_pair_folder):
 
 @pytest.fixture(scope='module')
 def store(tmp_path_factory, small_passages, write_jsonl, byte_pair_folder,
-          wordpiece_file) -> corpus.PassageStore:
+          wordpiece_file) -> PassageStore:
   folder = tmp_path_factory.mktemp('corpus')
   source = write_jsonl(folder / 'source.jsonl', small_passages)
-  return corpus.build_corpus(
+  return passage_store.build_corpus(
       source, folder / 'corpus', byte_pair_folder / 'vocab.json', wordpiece_file,
       shard_size=16, n_workers=1, progress=False)
 
 
-def make_assembler(store, **changes) -> assembler_lib.Assembler:
-  return assembler_lib.Assembler(
-      tokenization.QueryTokenizer(
+def make_assembler(store, **changes) -> Assembler:
+  return Assembler(
+      QueryTokenizer(
           make_text(**changes), store.reader_vocabulary,
           store.retriever_vocabulary), store)
 
@@ -136,7 +138,7 @@ def test_dpr_passages_are_pairs_of_bert(tmp_path, shared_data, small_passages,
   """`[CLS] title [SEP] text [SEP]`, in the official vocabulary."""
   folder = shared_data / 'tokenizers/bert-base-uncased'
   peer = transformers.BertTokenizer.from_pretrained(folder)
-  store = corpus.build_corpus(
+  store = passage_store.build_corpus(
       [write_jsonl(tmp_path / 'source.jsonl', small_passages),
        shared_data / 'passages/w100.jsonl'],
       tmp_path / 'corpus', byte_pair_folder / 'tokenizer.json',
@@ -184,20 +186,20 @@ def test_templates_that_cannot_begin_so(store):
     with pytest.raises(ValueError, match=message):
       make_assembler(store, reader_format=format)
   # A title may come again: the corpus holds it both ways.
-  template = templates.TokenTemplate.for_reader(
+  template = TokenTemplate.for_reader(
       store.reader_vocabulary, '{title} / {title}')
   assert template.fields == ('title_start', 'title')
   # Vocabularies whose first word is like any other take all of them.
-  templates.TokenTemplate.for_retriever(store.retriever_vocabulary, '{text}')
+  TokenTemplate.for_retriever(store.retriever_vocabulary, '{text}')
 
 
 def test_other_titles_cannot_begin_a_text(store):
-  template = templates.TokenTemplate.for_reader(
+  template = TokenTemplate.for_reader(
       store.reader_vocabulary, templates.RAG_READER_FORMAT)
   with pytest.raises(ValueError, match='other titles cannot take its place'):
     batches.assemble_reader_inputs(
-        ragged.RaggedTokens.empty(1), np.array([[1]]), store, template, 20,
-        titles=ragged.RaggedTokens.empty(1))
+        RaggedTokens.empty(1), np.array([[1]]), store, template, 20,
+        titles=RaggedTokens.empty(1))
 
 
 def test_sentinels_need_a_vocabulary_that_has_them(store):
@@ -225,17 +227,17 @@ def test_added_passages_have_titles_that_begin_a_text(
     tmp_path, small_passages, write_jsonl, byte_pair_folder):
   """One vocabulary for both models, and passages that came later."""
   file = byte_pair_folder / 'tokenizer.json'
-  store = corpus.build_corpus(
+  store = passage_store.build_corpus(
       write_jsonl(tmp_path / 'a.jsonl', small_passages[:9]), tmp_path / 'corpus',
       file, file, n_workers=1, progress=False)
-  rows = corpus.append_passages(store.directory, small_passages[9:12])
+  rows = passage_store.append_passages(store.directory, small_passages[9:12])
   store.reload()
   for column in ('reader_title_start', 'retriever_title_start'):
     assert store.tokens(rows, column).to_lists() == [
         store.reader_vocabulary.encode_start(p.merged_title)
         for p in small_passages[9:12]]
-  assembler = assembler_lib.Assembler(
-      tokenization.QueryTokenizer(
+  assembler = Assembler(
+      QueryTokenizer(
           make_text(retriever_format='{title} {text}'), store.reader_vocabulary,
           store.retriever_vocabulary), store)
   ids = assembler.passage_inputs(rows[:1])
@@ -250,11 +252,11 @@ def test_corpus_without_the_column_names_the_remedy(
     tmp_path, small_passages, write_jsonl, byte_pair_folder, wordpiece_file,
     monkeypatch):
   """A corpus built before there was such a column."""
-  from ralm_jax.data import byte_pair_vocabulary
+  from ralm_jax.data.text import byte_pair_vocabulary
   with monkeypatch.context() as patched:
     patched.setattr(
         byte_pair_vocabulary.BytePairVocabulary, 'first_word_differs', False)
-    store = corpus.build_corpus(
+    store = passage_store.build_corpus(
         write_jsonl(tmp_path / 'a.jsonl', small_passages[:9]), tmp_path / 'corpus',
         byte_pair_folder / 'tokenizer.json', wordpiece_file, n_workers=1,
         progress=False)

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from ralm_jax.data import kilt_format
-from ralm_jax.data import text_config
-from ralm_jax.data import tokenization
-from ralm_jax.data import vocabularies
+from ralm_jax.data.questions.formats import kilt
+from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.data.text_config import TextConfig
 
 
 def _write(path, rows):
@@ -17,7 +17,7 @@ def _write(path, rows):
 
 
 def _rows(path, record_format, **options):
-  return [r.row for r in kilt_format.records(path, record_format, **options)]
+  return [r.row for r in kilt.records(path, record_format, **options)]
 
 
 def _evidence(*pages):
@@ -74,7 +74,7 @@ _RECORDS = {
 
 
 def test_every_set_is_known():
-  assert set(_RECORDS) == set(kilt_format.EXPECTED)
+  assert set(_RECORDS) == set(kilt.EXPECTED)
 
 
 @pytest.mark.parametrize('record_format', _RECORDS)
@@ -111,9 +111,9 @@ def test_hidden_tests_have_no_answers(hidden, tmp_path):
 
 def test_labels_go_there_and_back():
   for label, ours in (('SUPPORTS', 'true'), ('REFUTES', 'false')):
-    assert kilt_format.published_answer(ours, 'kilt_fever') == label
-    assert kilt_format.published_answer(ours, 'kilt_nq') == ours
-  assert kilt_format.published_answer('maybe', 'kilt_fever') == 'maybe'
+    assert kilt.published_answer(ours, 'kilt_fever') == label
+    assert kilt.published_answer(ours, 'kilt_nq') == ours
+  assert kilt.published_answer('maybe', 'kilt_fever') == 'maybe'
 
 
 _GOOD = {'id': 1, 'input': 'x', 'output': [{'answer': 'SUPPORTS'}]}
@@ -159,7 +159,7 @@ def test_triviaqa_gets_its_questions(tmp_path):
   original = tmp_path / 'wikipedia-dev.json'
   original.write_text(json.dumps({'Version': 1, 'Data': [
       {'QuestionId': 'tc_3', 'Question': 'Where was Dench born?', 'Answer': {}}]}))
-  questions = kilt_format.triviaqa_questions([str(original)])
+  questions = kilt.triviaqa_questions([str(original)])
   row, = _rows(path, 'kilt_triviaqa', questions=questions)
   assert row['question'] == 'Where was Dench born?'
 
@@ -192,8 +192,8 @@ def test_long_dialogues_keep_the_last_turn(tmp_path):
 def test_what_is_kept_fits_a_query(shared_data, tmp_path):
   """In the official vocabularies: the mention, and the end of a dialogue."""
   folder = shared_data / 'tokenizers'
-  tokenizer = tokenization.QueryTokenizer(
-      text_config.TextConfig(), *map(vocabularies.load_vocabulary, (
+  tokenizer = QueryTokenizer(
+      TextConfig(), *map(vocabularies.load_vocabulary, (
           next(folder.glob('**/spiece.model')), next(folder.glob('**/vocab.txt')))))
   prose = ('I have never been there myself, but my brother went last year and '
            'he says that the food is great. ' * 30).split()
@@ -216,7 +216,7 @@ def test_what_is_kept_fits_a_query(shared_data, tmp_path):
 
 def test_unknown_format():
   with pytest.raises(ValueError, match='kilt_squad.*kilt_fever'):
-    list(kilt_format.records('x', 'kilt_squad'))
+    list(kilt.records('x', 'kilt_squad'))
 
 
 @pytest.mark.parametrize('before, after', [(0, 40), (40, 0), (20, 20), (3, 37)])
@@ -225,10 +225,10 @@ def test_the_mention_is_not_cut_off(before, after, max_words):
   words = [f'b{i}' for i in range(before)] + ['[START_ENT]', 'New', 'York', '[END_ENT]'] + [
       f'a{i}' for i in range(after)]
   text = '  '.join(words)
-  part = kilt_format.around_mention(text, max_words)
+  part = kilt.around_mention(text, max_words)
   assert part in text and '[START_ENT]  New  York  [END_ENT]' in part
   assert len(part.split()) == max(max_words, 4)
   if 0 < before and after and max_words == 20 and before == after:
     assert abs(part.split().index('New') - 9) <= 1
-  assert kilt_format.around_mention(text, len(words)) == text
-  assert kilt_format.around_mention('no mention at all', 2) == 'no mention at all'
+  assert kilt.around_mention(text, len(words)) == text
+  assert kilt.around_mention('no mention at all', 2) == 'no mention at all'

@@ -3,7 +3,7 @@ import gzip
 
 import pytest
 
-from ralm_jax.data import mmlu_format
+from ralm_jax.data.questions.formats import mmlu
 
 SUBJECTS = {
     'astronomy': 152, 'college_computer_science': 100,
@@ -24,7 +24,7 @@ def test_records_of_several_lines(tmp_path):
       '"Two lines,\nand ""quotes""",a,"b, c",d,e,B\r\n'
       '\n'
       'short?,1,2,3,4,D\n', 'us_foreign_policy_val.csv')
-  first, second = mmlu_format.records(path)
+  first, second = mmlu.records(path)
   assert first.row == {
       'question': 'Two lines,\nand "quotes"', 'options': ['a', 'b, c', 'd', 'e'],
       'answers': ['B'], 'group': 'us_foreign_policy'}
@@ -34,7 +34,7 @@ def test_records_of_several_lines(tmp_path):
 
 def test_gzip_and_byte_order_mark(tmp_path):
   content = gzip.compress('\ufeffwhy?,1,2,3,4,A\n'.encode())
-  (record,) = mmlu_format.records(
+  (record,) = mmlu.records(
       write(tmp_path, content, 'marketing_test.csv.gz'))
   assert record.row['question'] == 'why?'
   assert record.row['group'] == 'marketing'
@@ -45,7 +45,7 @@ def test_gzip_and_byte_order_mark(tmp_path):
     ('abstract_algebra.csv', 'abstract_algebra'),
     ('race.csv', 'race'), ('x_valid.csv', 'x')])
 def test_subjects(name, subject):
-  assert mmlu_format.subject(name) == subject
+  assert mmlu.subject(name) == subject
 
 
 BAD = [
@@ -68,17 +68,17 @@ def test_malformed_record(tmp_path, line, message):
   path = write(
       tmp_path, b'"on two\nlines",1,2,3,4,A\n' + line + b'\nlast,1,2,3,4,B\n')
   with pytest.raises(ValueError, match=message) as raised:
-    list(mmlu_format.records(path))
+    list(mmlu.records(path))
   assert str(raised.value).startswith(f'{path}:3: ')
   errors = []
-  records = list(mmlu_format.records(path, on_error=errors.append))
+  records = list(mmlu.records(path, on_error=errors.append))
   assert [r.number for r in records] == [1, 4]
   assert [str(error) for error in errors] == [str(raised.value)]
 
 
 def test_blind_questions(tmp_path):
   path = write(tmp_path, 'q,1,2,3,4,\n')
-  (record,) = mmlu_format.records(path, require_answers=False)
+  (record,) = mmlu.records(path, require_answers=False)
   assert 'answers' not in record.row
 
 
@@ -87,8 +87,8 @@ def test_published_files(shared_data, subject):
   folder = shared_data / 'mmlu'
   if not folder.is_dir():
     pytest.skip('MMLU is not among the real data')
-  tests = list(mmlu_format.records(str(folder / f'test/{subject}_test.csv')))
-  shots = list(mmlu_format.records(str(folder / f'dev/{subject}_dev.csv')))
+  tests = list(mmlu.records(str(folder / f'test/{subject}_test.csv')))
+  shots = list(mmlu.records(str(folder / f'dev/{subject}_dev.csv')))
   assert (len(tests), len(shots)) == (SUBJECTS[subject], 5)
   for record in tests + shots:
     assert record.row['group'] == subject and len(record.row['options']) == 4
@@ -100,8 +100,8 @@ def test_a_stray_quotation_mark_does_not_join_records(tmp_path):
   path.write_text(
       '"What is,A1,B1,C1,D1,A\n"Q2",A,B,C,D,B\nQ3,a,b,c,d,C\n')
   with pytest.raises(ValueError, match=r'x_test.csv:1: malformed csv: .* written twice'):
-    list(mmlu_format.records(str(path), 'mmlu', True, None))
+    list(mmlu.records(str(path), 'mmlu', True, None))
   errors = []
-  (record,) = mmlu_format.records(str(path), 'mmlu', True, errors.append)
+  (record,) = mmlu.records(str(path), 'mmlu', True, errors.append)
   assert record.number == 3 and record.row['question'] == 'Q3'
   assert len(errors) == 1

@@ -6,13 +6,13 @@ import re
 
 import pytest
 
-from ralm_jax.data import answer_patterns
-from ralm_jax.data import json_records
-from ralm_jax.data import questions as questions_lib
+from ralm_jax.data.questions import answer_patterns, reading
+from ralm_jax.data.questions.reading import FilePassage
+from ralm_jax.files import json_records
 
 
 def read(path, record_format, **options):
-  return questions_lib.read_questions(path, record_format=record_format, **options)
+  return reading.read_questions(path, record_format=record_format, **options)
 
 
 def write_lines(path, *rows):
@@ -62,8 +62,8 @@ def test_copies_of_fid_bring_passages(tmp_path):
       [question] = read(one, record_format)
       assert (question.id, question.target, question.answers) == ('7', 'A', ('a', 'A'))
       assert question.passages == (
-          questions_lib.FilePassage('3', 'T', 'x'),
-          questions_lib.FilePassage('', '', 'y'))
+          FilePassage('3', 'T', 'x'),
+          FilePassage('', '', 'y'))
 
 
 def test_training_files_of_dpr_name_gold_passages(tmp_path):

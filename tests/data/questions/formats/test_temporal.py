@@ -5,8 +5,8 @@ import json
 import pytest
 
 from ralm_jax.data import dates
-from ralm_jax.data import questions as questions_lib
-from ralm_jax.data import temporal_formats
+from ralm_jax.data.questions import reading
+from ralm_jax.data.questions.formats import temporal
 
 
 def query(subject, year, *names, **changes):
@@ -21,7 +21,7 @@ def write_lines(path, *rows):
 
 
 def read(path, record_format='templama', **options):
-  return questions_lib.read_questions(path, record_format=record_format, **options)
+  return reading.read_questions(path, record_format=record_format, **options)
 
 
 def test_templama(tmp_path):
@@ -89,12 +89,12 @@ def test_answers_that_changed(tmp_path):
       query('Other', '2010', 'A'), query('Other', '2011', 'B'),
   ]
   found = read(write_lines(tmp_path / 't.jsonl', *rows))
-  chosen = temporal_formats.disjoint_years(found)
+  chosen = temporal.disjoint_years(found)
   assert {year: [q.id for q in some] for year, some in chosen.items()} == {
       '2017': ['New_P54_2017', 'Many_P54_2017'],
       '2020': ['New_P54_2020', 'Many_P54_2020']}
   # Later years are compared with the first of them.
-  chosen = temporal_formats.disjoint_years(found, [2017, '2018', 2020])
+  chosen = temporal.disjoint_years(found, [2017, '2018', 2020])
   assert [q.id for q in chosen['2018']] == ['New_P54_2018']
 
 
@@ -103,7 +103,7 @@ def test_people_of_one_name(tmp_path):
   rows = [query('Ann', '2017', 'A'), query('Ann', '2017', 'B', id='other_2017'),
           query('Ann', '2020', 'B'), query('Bob', '2017', 'A'),
           query('Bob', '2017', 'B', id='bob_2017'), query('Bob', '2020', 'C')]
-  chosen = temporal_formats.disjoint_years(
+  chosen = temporal.disjoint_years(
       read(write_lines(tmp_path / 't.jsonl', *rows)))
   assert [[q.id for q in some] for some in chosen.values()] == [
       ['Bob_P54_2017', 'bob_2017'], ['Bob_P54_2020']]
@@ -113,6 +113,6 @@ def test_years_that_cannot_be(tmp_path):
   found = read(write_lines(tmp_path / 't.jsonl', query('A', '2017', 'x')))
   for years in ([2017], [2017, '2017'], [2017, 2020, 2017], []):
     with pytest.raises(ValueError, match='give two or more, each once'):
-      temporal_formats.disjoint_years(found, years)
+      temporal.disjoint_years(found, years)
   with pytest.raises(ValueError, match='no question is of the year 2020'):
-    temporal_formats.disjoint_years(found)
+    temporal.disjoint_years(found)

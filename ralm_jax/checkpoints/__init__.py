@@ -1,0 +1,1 @@
+"""What a MODEL_DIR says of itself."""

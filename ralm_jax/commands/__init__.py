@@ -1,0 +1,1 @@
+"""Flags, one call, and what is printed; one file a command."""

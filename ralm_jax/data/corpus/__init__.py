@@ -1,0 +1,1 @@
+"""Passages on disk, tokenised once."""

@@ -1,0 +1,1 @@
+"""Vocabularies, templates and tokenisation."""

@@ -1,0 +1,1 @@
+"""What answers are scored by, a file a family."""

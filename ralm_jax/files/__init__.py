@@ -1,0 +1,1 @@
+"""What lies on a disk is whole or not there; progress."""

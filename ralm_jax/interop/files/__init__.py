@@ -1,0 +1,1 @@
+"""Containers of foreign tensors, read without running anything of theirs."""

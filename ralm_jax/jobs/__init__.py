@@ -1,0 +1,1 @@
+"""Checkpoints x tasks x indexes, each cell once."""
