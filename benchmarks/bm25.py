@@ -16,6 +16,7 @@ A corpus with near-copies under other ids thus caps recall by gold id: the QED
 and NQ-oracle passages share about a thousand paragraphs, so recall@1 of QED's
 questions by gold id says little when both are indexed.
 """
+
 import argparse
 import os
 import re
@@ -87,8 +88,7 @@ def gold_recall(scores: np.ndarray, gold_rows: np.ndarray) -> np.ndarray:
     missed = 1.0
     for drawn in range(places):
       missed *= max(equal - gold - drawn, 0) / (equal - drawn)
-    recalls[:, column] = [
-        float(places > equal - gold), 1.0 - missed, float(places > 0)]
+    recalls[:, column] = [float(places > equal - gold), 1.0 - missed, float(places > 0)]
   return recalls
 
 
@@ -99,14 +99,15 @@ def _names(paths: list[str]) -> list[str]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-  parser.add_argument('--passages', nargs='+', required=True,
-                      help='jsonl files or globs, plain or gzipped')
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument(
+    '--passages', nargs='+', required=True, help='jsonl files or globs, plain or gzipped'
+  )
   parser.add_argument('--questions', nargs='+', required=True)
   parser.add_argument('--k1', type=float, default=1.2)
   parser.add_argument('--b', type=float, default=0.75)
-  parser.add_argument('--name', help='name of the result, bm25_QUESTIONS if '
-                      'not given')
+  parser.add_argument('--name', help='name of the result, bm25_QUESTIONS if not given')
   arguments = parser.parse_args()
   try:
     import bm25s
@@ -115,7 +116,8 @@ def main() -> None:
 
   # Ids of questions do not matter here, and some data repeat them.
   questions = reading.read_questions(
-      arguments.questions, require_answers=False, duplicate_ids='number')
+    arguments.questions, require_answers=False, duplicate_ids='number'
+  )
   ids, titles, texts = read_passages(arguments.passages)
   if len(ids) < max(KS):
     raise SystemExit(f'{len(ids)} passages are fewer than k = {max(KS)}')
@@ -126,42 +128,52 @@ def main() -> None:
   started = time.perf_counter()
   index = bm25s.BM25(method='lucene', k1=arguments.k1, b=arguments.b)
   index.index(
-      [tokens(f'{title} {text}') for title, text in zip(titles, texts)],
-      show_progress=False)
+    [tokens(f'{title} {text}') for title, text in zip(titles, texts)], show_progress=False
+  )
   index_seconds = time.perf_counter() - started
 
   answer_ranks, gold_recalls, absent = [], [], 0
   started = time.perf_counter()
   for question in tqdm.tqdm(questions, desc='questions'):
     words = tokens(question.question)
-    scores = (index.get_scores(words) if words  # bm25s takes no empty query.
-              else np.zeros(len(ids), np.float32))
+    scores = (
+      index.get_scores(words)
+      if words  # bm25s takes no empty query.
+      else np.zeros(len(ids), np.float32)
+    )
     answer_ranks.append(
-        retrieval.first_hit(retrieval.answer_hits(
-            [texts[row] for row in best_rows(scores, max(KS))],
-            question.answers)) if question.answers else None)
+      retrieval.first_hit(
+        retrieval.answer_hits([texts[row] for row in best_rows(scores, max(KS))], question.answers)
+      )
+      if question.answers
+      else None
+    )
     if question.gold_passage_ids:
       rows = [row_of[i] for i in question.gold_passage_ids if i in row_of]
       absent += not rows
-      gold_recalls.append(gold_recall(scores, np.array(rows))
-                          if rows else np.zeros([3, len(KS)]))
+      gold_recalls.append(gold_recall(scores, np.array(rows)) if rows else np.zeros([3, len(KS)]))
   seconds = time.perf_counter() - started
 
   by_answer = retrieval.summarize_ranks(answer_ranks, KS)
   fields = dict(
-      passages=len(ids), passage_files=_names(arguments.passages),
-      questions=len(questions), question_files=_names(arguments.questions),
-      library=f'bm25s {bm25s.__version__}', method='lucene',
-      k1=arguments.k1, b=arguments.b,
-      tokenisation=r'title + text, lower-cased \w+',
-      index_seconds=round(index_seconds, 2), seconds=round(seconds, 2),
-      questions_with_answers=by_answer.count,
-      questions_with_gold=len(gold_recalls), gold_not_indexed=absent)
-  print(f'{len(questions)} questions, {len(ids)} passages, '
-        f'k1 {arguments.k1}, b {arguments.b}')
+    passages=len(ids),
+    passage_files=_names(arguments.passages),
+    questions=len(questions),
+    question_files=_names(arguments.questions),
+    library=f'bm25s {bm25s.__version__}',
+    method='lucene',
+    k1=arguments.k1,
+    b=arguments.b,
+    tokenisation=r'title + text, lower-cased \w+',
+    index_seconds=round(index_seconds, 2),
+    seconds=round(seconds, 2),
+    questions_with_answers=by_answer.count,
+    questions_with_gold=len(gold_recalls),
+    gold_not_indexed=absent,
+  )
+  print(f'{len(questions)} questions, {len(ids)} passages, k1 {arguments.k1}, b {arguments.b}')
   if absent:
-    print(f'{absent} questions name only gold passages that are not indexed; '
-          'they count as misses')
+    print(f'{absent} questions name only gold passages that are not indexed; they count as misses')
   if gold_recalls:
     print(f'{"":11}{"gold id":>8}{"copies first":>14}{"gold first":>12}')
     lowest, expected, highest = np.mean(gold_recalls, axis=0)
@@ -169,8 +181,7 @@ def main() -> None:
       fields[f'recall@{k}_gold'] = round(float(expected[column]), 4)
       fields[f'recall@{k}_gold_copies_first'] = round(float(lowest[column]), 4)
       fields[f'recall@{k}_gold_gold_first'] = round(float(highest[column]), 4)
-      print(f'recall@{k:<4}{expected[column]:8.1%}{lowest[column]:14.1%}'
-            f'{highest[column]:12.1%}')
+      print(f'recall@{k:<4}{expected[column]:8.1%}{lowest[column]:14.1%}{highest[column]:12.1%}')
   if by_answer.count:
     print(f'{"":11}{"answer string":>14}')
     for k in KS:
@@ -178,6 +189,7 @@ def main() -> None:
       print(f'recall@{k:<4}{by_answer.recall[k]:14.1%}')
 
   from reporting import write_result  # Beside this file.
+
   stem = _names(arguments.questions)[0].split('.')[0]
   print('written to', write_result(arguments.name or f'bm25_{stem}', fields))
 

@@ -12,6 +12,7 @@ are the same, and in float32 the ids must be. Hugging Face holds the passages'
 keys and values once for every beam, ours once for all beams of an example.
 Calls of the two sides alternate. Needs jax, flax, optax, torch, transformers.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,7 +24,7 @@ import numpy as np
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--device', choices=('cpu', 'gpu'), default='cpu')
   parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
@@ -40,9 +41,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
   return parser.parse_args(arguments)
 
 
-def make_passages(
-    flags: argparse.Namespace, vocab: int
-) -> tuple[np.ndarray, np.ndarray]:
+def make_passages(flags: argparse.Namespace, vocab: int) -> tuple[np.ndarray, np.ndarray]:
   """int32 and bool [batch, passages, length]; passages fill half to all."""
   rng = np.random.default_rng(0)
   shape = (flags.batch, flags.passages, flags.length)
@@ -63,20 +62,17 @@ class OurReader:
     from ralm_jax.training import partitioning
 
     config, params = huggingface.load_t5(
-        folder, dtype=flags.dtype, param_dtype=flags.dtype,
-        scan_layers=flags.scan_layers,
+      folder, dtype=flags.dtype, param_dtype=flags.dtype, scan_layers=flags.scan_layers
     )
     if flags.scan_layers:
       params = params | {
-          stack: initial_weights.stack_layers(params[stack])
-          for stack in ('encoder', 'decoder')
+        stack: initial_weights.stack_layers(params[stack]) for stack in ('encoder', 'decoder')
       }
     self.length = flags.target_length
     self.reader = fid.FusionInDecoder(config)
     self.partitioner = partitioning.Partitioner(devices=jax.devices()[:1])
     self.params = jax.device_put(
-        jax.tree.map(lambda x: x.astype(flags.dtype), params),
-        self.partitioner.replicated,
+      jax.tree.map(lambda x: x.astype(flags.dtype), params), self.partitioner.replicated
     )
 
   def prepare(self, tokens: np.ndarray, mask: np.ndarray, num_beams: int):
@@ -84,18 +80,20 @@ class OurReader:
     from ralm_jax.decoding import options  # pylint: disable=g-import-not-at-top
     from ralm_jax.models import prediction
 
-    choices = options.DecodingOptions(
-        num_beams=num_beams, min_length=self.length
-    )
+    choices = options.DecodingOptions(num_beams=num_beams, min_length=self.length)
     run = self.partitioner.partition(
-        lambda params, tokens, mask: prediction.predict(
-            self.reader, params, tokens, mask, reading='fusion', log_prior=None,
-            max_length=self.length, options=choices,
-        ).tokens[:, 0]
+      lambda params, tokens, mask: prediction.predict(
+        self.reader,
+        params,
+        tokens,
+        mask,
+        reading='fusion',
+        log_prior=None,
+        max_length=self.length,
+        options=choices,
+      ).tokens[:, 0]
     )
-    return lambda: np.asarray(
-        run(self.params, *self.partitioner.put_batch((tokens, mask)))
-    )
+    return lambda: np.asarray(run(self.params, *self.partitioner.put_batch((tokens, mask))))
 
 
 class TheirReader:
@@ -103,6 +101,7 @@ class TheirReader:
 
   def __init__(self, model, flags: argparse.Namespace):
     import torch  # pylint: disable=g-import-not-at-top
+
     self.device = 'cpu' if flags.device == 'cpu' else 'cuda'
     self.length = flags.target_length
     self.model = model.to(self.device, getattr(torch, flags.dtype)).eval()
@@ -119,15 +118,17 @@ class TheirReader:
         put = lambda array: torch.as_tensor(array).long().to(self.device)
         attended = put(mask)
         encoded = self.model.encoder(
-            input_ids=put(tokens).view(-1, length),
-            attention_mask=attended.view(-1, length),
+          input_ids=put(tokens).view(-1, length), attention_mask=attended.view(-1, length)
         ).last_hidden_state
         ids = self.model.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.view(
-                size, n_passages * length, -1)),
-            attention_mask=attended.view(size, -1),
-            do_sample=False, num_beams=num_beams,
-            min_new_tokens=self.length, max_new_tokens=self.length,
+          encoder_outputs=BaseModelOutput(
+            last_hidden_state=encoded.view(size, n_passages * length, -1)
+          ),
+          attention_mask=attended.view(size, -1),
+          do_sample=False,
+          num_beams=num_beams,
+          min_new_tokens=self.length,
+          max_new_tokens=self.length,
         )
       return ids[:, 1:].cpu().numpy()
 
@@ -135,15 +136,19 @@ class TheirReader:
 
 
 def compare(
-    ours: OurReader, theirs: TheirReader, tokens: np.ndarray, mask: np.ndarray,
-    num_beams: int, flags: argparse.Namespace,
+  ours: OurReader,
+  theirs: TheirReader,
+  tokens: np.ndarray,
+  mask: np.ndarray,
+  num_beams: int,
+  flags: argparse.Namespace,
 ) -> dict[str, float]:
   """Checks and times one width of the search."""
   import timing  # pylint: disable=g-import-not-at-top
 
   sides = {
-      'ours': ours.prepare(tokens, mask, num_beams),
-      'pytorch': theirs.prepare(tokens, mask, num_beams),
+    'ours': ours.prepare(tokens, mask, num_beams),
+    'pytorch': theirs.prepare(tokens, mask, num_beams),
   }
   equal = float(np.mean(sides['ours']() == sides['pytorch']()))
   print(f'{num_beams} beams: {equal:.1%} of the ids are equal')
@@ -155,18 +160,21 @@ def compare(
   ratio = rates['ours'] / rates['pytorch']
   cpu_ratio = medians['pytorch'].cpu / medians['ours'].cpu
   for side, seconds in medians.items():
-    print(f'{num_beams} beams: {side:8s} {rates[side]:9.1f} tokens/s '
-          f'{seconds.wall * 1e3:9.1f} ms per batch '
-          f'({seconds.cpu * 1e3:.1f} ms of CPU)')
-  print(f'{num_beams} beams: ratio {ratio:.2f}, of CPU time {cpu_ratio:.2f} '
-        '(above 1: ours is faster)')
+    print(
+      f'{num_beams} beams: {side:8s} {rates[side]:9.1f} tokens/s '
+      f'{seconds.wall * 1e3:9.1f} ms per batch '
+      f'({seconds.cpu * 1e3:.1f} ms of CPU)'
+    )
+  print(
+    f'{num_beams} beams: ratio {ratio:.2f}, of CPU time {cpu_ratio:.2f} (above 1: ours is faster)'
+  )
   return {
-      'num_beams': num_beams,
-      'tokens_per_second': rates['ours'],
-      'pytorch_tokens_per_second': rates['pytorch'],
-      'ratio': ratio,
-      'cpu_time_ratio': cpu_ratio,
-      'equal_ids': equal,
+    'num_beams': num_beams,
+    'tokens_per_second': rates['ours'],
+    'pytorch_tokens_per_second': rates['pytorch'],
+    'ratio': ratio,
+    'cpu_time_ratio': cpu_ratio,
+    'equal_ids': equal,
   }
 
 
@@ -177,6 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
   os.environ['JAX_PLATFORMS'] = 'cpu' if flags.device == 'cpu' else 'cuda'
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   import timing  # pylint: disable=g-import-not-at-top
+
   timing.use_cores(flags.cores)
   import reporting
   import torch_peer
@@ -188,13 +197,15 @@ def main(arguments: list[str] | None = None) -> None:
   theirs = TheirReader(model, flags)
   tokens, mask = make_passages(flags, model.config.vocab_size)
   searches = [
-      compare(ours, theirs, tokens, mask, num_beams, flags)
-      for num_beams in flags.num_beams
+    compare(ours, theirs, tokens, mask, num_beams, flags) for num_beams in flags.num_beams
   ]
-  reporting.write_result(flags.name, {
+  reporting.write_result(
+    flags.name,
+    {
       **{k: v for k, v in vars(flags).items() if k not in ('name', 'num_beams')},
       'searches': searches,
-  })
+    },
+  )
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ host in, float32 embeddings on the host out. Weights, batches and device are the
 same, weights are held in `--dtype`, and the embeddings must agree first. Calls
 of the two sides alternate. Needs jax, flax, optax, torch and transformers.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,19 +20,21 @@ import numpy as np
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--device', choices=('cpu', 'gpu'), default='cpu')
   parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
-  parser.add_argument('--encoders', nargs='+', default=['minilm', 'base'],
-                      help='of: tiny, mini, minilm, base')
+  parser.add_argument(
+    '--encoders', nargs='+', default=['minilm', 'base'], help='of: tiny, mini, minilm, base'
+  )
   parser.add_argument('--batch', type=int, default=16)
   parser.add_argument('--length', type=int, default=128)
   parser.add_argument('--repetitions', type=int, default=7)
   parser.add_argument('--cores', type=int, help='CPU cores to use; default all')
   parser.add_argument('--scan_layers', action='store_true')
-  parser.add_argument('--compile_peer', action='store_true',
-                      help='run the peer under torch.compile')
+  parser.add_argument(
+    '--compile_peer', action='store_true', help='run the peer under torch.compile'
+  )
   parser.add_argument('--name', default='encode_passages', help='of the result file')
   return parser.parse_args(arguments)
 
@@ -47,8 +50,7 @@ class OurEncoder:
     from ralm_jax.training import partitioning
 
     config, params = huggingface.load_bert(
-        folder, dtype=flags.dtype, param_dtype=flags.dtype,
-        scan_layers=flags.scan_layers,
+      folder, dtype=flags.dtype, param_dtype=flags.dtype, scan_layers=flags.scan_layers
     )
     if flags.scan_layers:
       rows = [params.pop(f'layers_{i}') for i in range(config.num_layers)]
@@ -56,19 +58,16 @@ class OurEncoder:
     model = dual_encoder.DualEncoder(config)
     self.partitioner = partitioning.Partitioner(devices=jax.devices()[:1])
     self.params = jax.device_put(
-        jax.tree.map(lambda x: x.astype(flags.dtype), params),
-        self.partitioner.replicated,
+      jax.tree.map(lambda x: x.astype(flags.dtype), params), self.partitioner.replicated
     )
     self.encode = self.partitioner.partition(
-        lambda params, tokens, mask: model.apply(
-            {'params': params}, tokens, mask, method='encode_passages'
-        )
+      lambda params, tokens, mask: model.apply(
+        {'params': params}, tokens, mask, method='encode_passages'
+      )
     )
 
   def __call__(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return np.asarray(
-        self.encode(self.params, *self.partitioner.put_batch((tokens, mask)))
-    )
+    return np.asarray(self.encode(self.params, *self.partitioner.put_batch((tokens, mask))))
 
 
 def compare(name: str, flags: argparse.Namespace) -> dict[str, float]:
@@ -81,8 +80,10 @@ def compare(name: str, flags: argparse.Namespace) -> dict[str, float]:
     torch_peer.save(model, folder)
     ours = OurEncoder(folder, flags)
   theirs = torch_peer.PassageEncoder(
-      model, dtype=flags.dtype, compile_models=flags.compile_peer,
-      device='cpu' if flags.device == 'cpu' else 'cuda',
+    model,
+    dtype=flags.dtype,
+    compile_models=flags.compile_peer,
+    device='cpu' if flags.device == 'cpu' else 'cuda',
   )
   rng = np.random.default_rng(0)
   shape = (flags.batch, flags.length)
@@ -96,27 +97,25 @@ def compare(name: str, flags: argparse.Namespace) -> dict[str, float]:
   if difference > (1e-4 if flags.dtype == 'float32' else 1e-1):
     raise SystemExit('The embeddings differ: the two sides differ in work.')
   medians = timing.compare(
-      {
-          'ours': lambda: ours(tokens, mask),
-          'pytorch': lambda: theirs(tokens, mask),
-      },
-      repetitions=flags.repetitions,
+    {'ours': lambda: ours(tokens, mask), 'pytorch': lambda: theirs(tokens, mask)},
+    repetitions=flags.repetitions,
   )
   rates = {side: flags.batch / x.wall for side, x in medians.items()}
   ratio = rates['ours'] / rates['pytorch']
   cpu_ratio = medians['pytorch'].cpu / medians['ours'].cpu
   for side, seconds in medians.items():
-    print(f'{name}: {side:8s} {rates[side]:9.1f} passages/s '
-          f'{seconds.wall * 1e3:9.1f} ms per batch '
-          f'({seconds.cpu * 1e3:.1f} ms of CPU)')
-  print(f'{name}: ratio {ratio:.2f}, of CPU time {cpu_ratio:.2f} '
-        '(above 1: ours is faster)')
+    print(
+      f'{name}: {side:8s} {rates[side]:9.1f} passages/s '
+      f'{seconds.wall * 1e3:9.1f} ms per batch '
+      f'({seconds.cpu * 1e3:.1f} ms of CPU)'
+    )
+  print(f'{name}: ratio {ratio:.2f}, of CPU time {cpu_ratio:.2f} (above 1: ours is faster)')
   return {
-      'passages_per_second': rates['ours'],
-      'pytorch_passages_per_second': rates['pytorch'],
-      'ratio': ratio,
-      'cpu_time_ratio': cpu_ratio,
-      'largest_difference': float(difference),
+    'passages_per_second': rates['ours'],
+    'pytorch_passages_per_second': rates['pytorch'],
+    'ratio': ratio,
+    'cpu_time_ratio': cpu_ratio,
+    'largest_difference': float(difference),
   }
 
 
@@ -127,14 +126,15 @@ def main(arguments: list[str] | None = None) -> None:
   os.environ['JAX_PLATFORMS'] = 'cpu' if flags.device == 'cpu' else 'cuda'
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   import timing  # pylint: disable=g-import-not-at-top
+
   timing.use_cores(flags.cores)
   import reporting
 
   results = {name: compare(name, flags) for name in flags.encoders}
-  reporting.write_result(flags.name, {
-      **{k: v for k, v in vars(flags).items() if k not in ('name', 'encoders')},
-      **results,
-  })
+  reporting.write_result(
+    flags.name,
+    {**{k: v for k, v in vars(flags).items() if k not in ('name', 'encoders')}, **results},
+  )
 
 
 if __name__ == '__main__':

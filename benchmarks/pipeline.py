@@ -13,6 +13,7 @@ with its own vocabulary, which tokenises for the reader alone. Rates are of
 processor time, which other programs on the machine do not count into, after an
 epoch to warm up.
 """
+
 import argparse
 import json
 import os
@@ -41,8 +42,7 @@ from ralm_jax.tasks import language_modeling, qa
 
 def stream(task: str, store, lengths, batch_size: int):
   """Batches of a task, forever."""
-  iterator = pipeline.get_dataset_iterator(
-      DatasetConfig(task, batch_size=batch_size), lengths)
+  iterator = pipeline.get_dataset_iterator(DatasetConfig(task, batch_size=batch_size), lengths)
   iterator.use_corpus(store)
   return iterator
 
@@ -56,8 +56,8 @@ def rate(iterator, warm_up: int, examples: int, batch_size: int) -> dict:
   for _ in range(batches):
     next(iterator)
   return {
-      'per_core': batches * batch_size / (time.process_time() - cpu),
-      'wall': batches * batch_size / (time.perf_counter() - start),
+    'per_core': batches * batch_size / (time.process_time() - cpu),
+    'wall': batches * batch_size / (time.perf_counter() - start),
   }
 
 
@@ -66,10 +66,8 @@ class TokenisingPeer:
 
   def __init__(self, args, text):
     self.text = text
-    self.reader = sentencepiece.SentencePieceProcessor(
-        model_file=args.reader_vocabulary)
-    self.retriever = tokenizers.BertWordPieceTokenizer(
-        args.retriever_vocabulary, lowercase=True)
+    self.reader = sentencepiece.SentencePieceProcessor(model_file=args.reader_vocabulary)
+    self.retriever = tokenizers.BertWordPieceTokenizer(args.retriever_vocabulary, lowercase=True)
     self.config = NoiseConfig()
     self.sentinels = np.arange(32099, 31999, -1)
 
@@ -105,16 +103,17 @@ class TokenisingPeer:
       return result
 
     return (
-        pad([self.retriever.encode(q).ids for q in queries], text.query_length),
-        pad([self.encode(q) for q in queries], text.reader_query_length),
-        pad([[*self.encode(t), 1] for t in targets], text.target_length))
+      pad([self.retriever.encode(q).ids for q in queries], text.query_length),
+      pad([self.encode(q) for q in queries], text.reader_query_length),
+      pad([[*self.encode(t), 1] for t in targets], text.target_length),
+    )
 
   def masked(self, text: str, generator) -> tuple[str, str]:
     """Query and target of a passage, as texts."""
     tokens = np.array(self.reader.encode(text))[: self.text.reader_query_length]
     made = noise.corrupt(
-        tokens, noise.random_spans(len(tokens), self.config, generator),
-        self.sentinels)
+      tokens, noise.random_spans(len(tokens), self.config, generator), self.sentinels
+    )
     return self.decode(made.inputs), self.decode(made.targets)
 
   def batches(self, kind: str, rows, batch_size: int):
@@ -123,13 +122,15 @@ class TokenisingPeer:
     while True:
       order = generator.permutation(len(rows))
       for start in range(0, len(rows) - batch_size + 1, batch_size):
-        chosen = [rows[i] for i in order[start: start + batch_size]]
+        chosen = [rows[i] for i in order[start : start + batch_size]]
         if kind == 'masked_spans':
           pairs = [self.masked(text, generator) for text in chosen]
         elif kind == 'prefix_lm':
           halves = [(text.split(), text) for text in chosen]
-          pairs = [(' '.join(words[: len(words) // 2]),
-                    ' '.join(words[len(words) // 2:])) for words, _ in halves]
+          pairs = [
+            (' '.join(words[: len(words) // 2]), ' '.join(words[len(words) // 2 :]))
+            for words, _ in halves
+          ]
         else:
           pairs = [(self.text.query(q), self.text.target(a)) for q, a in chosen]
         yield self.arrays(*zip(*pairs))
@@ -143,11 +144,14 @@ def seqio_batches(texts, path: str, length: int, batch_size: int):
   vocabulary = seqio.SentencePieceVocabulary(path, extra_ids=100)
   dataset = tf.data.Dataset.from_tensor_slices({'targets': texts}).repeat()
   dataset = seqio.preprocessors.tokenize(
-      dataset, {'targets': seqio.Feature(vocabulary)}, copy_pretokenized=False)
+    dataset, {'targets': seqio.Feature(vocabulary)}, copy_pretokenized=False
+  )
   dataset = dataset.map(
-      lambda e: tf.pad(e['targets'][:length],
-                       [(0, length - tf.minimum(length, tf.size(e['targets'])))]),
-      num_parallel_calls=tf.data.AUTOTUNE)
+    lambda e: tf.pad(
+      e['targets'][:length], [(0, length - tf.minimum(length, tf.size(e['targets'])))]
+    ),
+    num_parallel_calls=tf.data.AUTOTUNE,
+  )
   return iter(dataset.batch(batch_size).prefetch(2).as_numpy_iterator())
 
 
@@ -162,51 +166,63 @@ def main() -> None:
   parser.add_argument('--n_examples', type=int, default=6400)
   args = parser.parse_args()
 
-  text = TextConfig(
-      query_length=256, reader_query_length=256, target_length=64)
+  text = TextConfig(query_length=256, reader_query_length=256, target_length=64)
   lengths = {'query': 256, 'reader_query': 256, 'targets': 64}
   with tempfile.TemporaryDirectory() as folder:
     store = passage_store.build_corpus(
-        args.passages, folder, args.reader_vocabulary,
-        args.retriever_vocabulary, max_words=args.max_words, n_workers=1,
-        progress=False)
+      args.passages,
+      folder,
+      args.reader_vocabulary,
+      args.retriever_vocabulary,
+      max_words=args.max_words,
+      n_workers=1,
+      progress=False,
+    )
     tasks = {}
     for name, objective in (
-        ('masked_spans', MaskedSpans()),
-        ('prefix_lm', PrefixLM(0.25, 0.75)),
-        ('title_section', TitleSection()),
-        ('salient_spans', SalientSpans())):
+      ('masked_spans', MaskedSpans()),
+      ('prefix_lm', PrefixLM(0.25, 0.75)),
+      ('title_section', TitleSection()),
+      ('salient_spans', SalientSpans()),
+    ):
       tasks[name] = language_modeling.passage_task(
-          f'pipeline_{name}', corpus=store, objective=objective, text=text)
+        f'pipeline_{name}', corpus=store, objective=objective, text=text
+      )
     questions = qa.jsonl_task(
-        'pipeline_questions', train=args.questions, text=TextConfig(),
-        reader_vocabulary=store.reader_vocabulary,
-        retriever_vocabulary=store.retriever_vocabulary, require_answers=False)
+      'pipeline_questions',
+      train=args.questions,
+      text=TextConfig(),
+      reader_vocabulary=store.reader_vocabulary,
+      retriever_vocabulary=store.retriever_vocabulary,
+      require_answers=False,
+    )
     result = {}
     for name, task in tasks.items():
       result[name] = rate(
-          stream(task, store, lengths, args.batch_size),
-          min(len(store), 40_000), args.n_examples, args.batch_size)
+        stream(task, store, lengths, args.batch_size),
+        min(len(store), 40_000),
+        args.n_examples,
+        args.batch_size,
+      )
       report(name, result[name])
     short = {'query': 64, 'reader_query': 64, 'targets': 32}
     result['questions'] = rate(
-        stream(questions, store, short, args.batch_size), 2000,
-        args.n_examples, args.batch_size)
+      stream(questions, store, short, args.batch_size), 2000, args.n_examples, args.batch_size
+    )
     report('questions', result['questions'])
 
-    texts = [p.text for p in store.passages(np.arange(len(store)))
-             if objectives.word_count(p.text) >= 10]
+    texts = [
+      p.text for p in store.passages(np.arange(len(store))) if objectives.word_count(p.text) >= 10
+    ]
     with open(args.questions, encoding='utf-8') as file:
       rows = [json.loads(line) for line in file]
     pairs = [(row['question'], row['answers'][0]) for row in rows if row['answers']]
-    peer, short_peer = (
-        TokenisingPeer(args, config) for config in (text, TextConfig()))
+    peer, short_peer = (TokenisingPeer(args, config) for config in (text, TextConfig()))
     peers = {
-        'masked_spans': peer.batches('masked_spans', texts, args.batch_size),
-        'prefix_lm': peer.batches('prefix_lm', texts, args.batch_size),
-        'questions': short_peer.batches('questions', pairs, args.batch_size),
-        'seqio_reader_tokens': seqio_batches(
-            texts, args.reader_vocabulary, 256, args.batch_size),
+      'masked_spans': peer.batches('masked_spans', texts, args.batch_size),
+      'prefix_lm': peer.batches('prefix_lm', texts, args.batch_size),
+      'questions': short_peer.batches('questions', pairs, args.batch_size),
+      'seqio_reader_tokens': seqio_batches(texts, args.reader_vocabulary, 256, args.batch_size),
     }
     found = {}
     for name, batches in peers.items():
@@ -215,20 +231,29 @@ def main() -> None:
     tokens = store.tokens(np.arange(len(store)), 'reader_text').lengths
 
   from reporting import write_result  # Beside this file.
-  print('written to', write_result('pipeline', {
-      'cores_used': 1,
-      'batch_size': args.batch_size,
-      'lengths': lengths,
-      'corpus_passages': len(store),
-      'mean_reader_tokens': float(tokens.mean()),
-      'examples_per_second': result,
-      'tokenising_examples_per_second': found,
-  }))
+
+  print(
+    'written to',
+    write_result(
+      'pipeline',
+      {
+        'cores_used': 1,
+        'batch_size': args.batch_size,
+        'lengths': lengths,
+        'corpus_passages': len(store),
+        'mean_reader_tokens': float(tokens.mean()),
+        'examples_per_second': result,
+        'tokenising_examples_per_second': found,
+      },
+    ),
+  )
 
 
 def report(name: str, found: dict) -> None:
-  print(f'{name:35s} {found["per_core"]:8,.0f} examples/s a core '
-        f'{found["wall"]:8,.0f} on the clock', flush=True)
+  print(
+    f'{name:35s} {found["per_core"]:8,.0f} examples/s a core {found["wall"]:8,.0f} on the clock',
+    flush=True,
+  )
 
 
 if __name__ == '__main__':

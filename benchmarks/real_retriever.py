@@ -11,6 +11,7 @@ Recall is by answer string and by gold passage; any part of a passage that was
 cut counts as that passage. `benchmarks/bm25.py` on the same passages and
 questions is the peer.
 """
+
 import argparse
 import os
 import time
@@ -35,8 +36,7 @@ KS = (1, 5, 20)
 
 
 def peer_embeddings(
-    folder: str, tokens: np.ndarray, mask: np.ndarray, pooling: str,
-    normalize: bool,
+  folder: str, tokens: np.ndarray, mask: np.ndarray, pooling: str, normalize: bool
 ) -> np.ndarray:
   """The same embeddings by PyTorch: [n, length] -> float32 [n, dim]."""
   import torch
@@ -45,12 +45,11 @@ def peer_embeddings(
   model = transformers.AutoModel.from_pretrained(folder).eval()
   with torch.no_grad():
     hidden = model(
-        input_ids=torch.tensor(tokens, dtype=torch.long),
-        attention_mask=torch.tensor(mask, dtype=torch.long),
+      input_ids=torch.tensor(tokens, dtype=torch.long),
+      attention_mask=torch.tensor(mask, dtype=torch.long),
     ).last_hidden_state
     weights = torch.tensor(mask, dtype=hidden.dtype)[..., None]
-    pooled = hidden[:, 0] if pooling == 'cls' else (
-        (hidden * weights).sum(1) / weights.sum(1))
+    pooled = hidden[:, 0] if pooling == 'cls' else ((hidden * weights).sum(1) / weights.sum(1))
     if normalize:
       pooled = torch.nn.functional.normalize(pooled, dim=-1)
   return pooled.numpy()
@@ -58,7 +57,8 @@ def peer_embeddings(
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--model', required=True, help='sentence-transformers folder')
   parser.add_argument('--corpus', required=True)
   parser.add_argument('--questions', nargs='+', required=True)
@@ -70,38 +70,41 @@ def main() -> None:
 
   loaded = huggingface.load_sentence_transformer(arguments.model)
   model = RetrievalLM(
-      retriever_config=loaded.config, pooling=loaded.pooling,
-      normalize_embeddings=loaded.normalize)
+    retriever_config=loaded.config, pooling=loaded.pooling, normalize_embeddings=loaded.normalize
+  )
   params = {'retriever': loaded.params}
   store = PassageStore.open(arguments.corpus)
   tokenizer = QueryTokenizer(
-      TextConfig(
-          question_format='{question}', query_length=64,
-          retriever_passage_length=arguments.passage_length),
-      store.reader_vocabulary, store.retriever_vocabulary)
+    TextConfig(
+      question_format='{question}',
+      query_length=64,
+      retriever_passage_length=arguments.passage_length,
+    ),
+    store.reader_vocabulary,
+    store.retriever_vocabulary,
+  )
   assembler = Assembler(tokenizer, store)
   partitioner = Partitioner()
-  embedder = PassageEmbedder(
-      model, partitioner, assembler, batch_size=arguments.batch_size)
+  embedder = PassageEmbedder(model, partitioner, assembler, batch_size=arguments.batch_size)
 
   inputs = assembler.passage_inputs(np.arange(16))
   ours = embedder.embed(params, np.arange(16))
   theirs = peer_embeddings(
-      arguments.model, inputs.tokens[:, 0], inputs.mask[:, 0], loaded.pooling,
-      loaded.normalize)
+    arguments.model, inputs.tokens[:, 0], inputs.mask[:, 0], loaded.pooling, loaded.normalize
+  )
   difference = float(np.abs(ours - theirs).max())
   print(f'largest difference to PyTorch on 16 passages: {difference:.1e}')
   if difference > 1e-4:
     raise SystemExit('the embeddings differ from those of PyTorch')
 
   questions = reading.read_questions(
-      arguments.questions, require_answers=False, duplicate_ids='number')
+    arguments.questions, require_answers=False, duplicate_ids='number'
+  )
   count = min(len(store), arguments.max_passages or len(store))
   started = time.perf_counter()
   parts = np.array_split(np.arange(count), max(1, count // 512))
   index = faiss.IndexFlatIP(ours.shape[1])
-  for part in tqdm.tqdm(
-      embedder.stream(params, parts), total=len(parts), desc='embedding'):
+  for part in tqdm.tqdm(embedder.stream(params, parts), total=len(parts), desc='embedding'):
     index.add(part)
   embed_seconds = time.perf_counter() - started
 
@@ -111,33 +114,36 @@ def main() -> None:
     some = questions[first : first + 64]
     batch = tokenizer.batch([q.question for q in some], size=64)
     mask = batch.query_tokens != store.retriever_vocabulary.pad_id
-    embeddings = np.asarray(encode(
-        params, *partitioner.put_batch((batch.query_tokens, mask))))
+    embeddings = np.asarray(encode(params, *partitioner.put_batch((batch.query_tokens, mask))))
     _, rows = index.search(embeddings[: len(some)], max(KS))
     for question, found in zip(some, rows):
       passages = store.passages(found)
       rank = retrieval.rank_passages(
-          [f'{p.title} {p.text}' for p in passages],
-          [p.id if p.id in question.gold_passage_ids else p.source_id
-           for p in passages],
-          question.answers, question.gold_passage_ids)
+        [f'{p.title} {p.text}' for p in passages],
+        [p.id if p.id in question.gold_passage_ids else p.source_id for p in passages],
+        question.answers,
+        question.gold_passage_ids,
+      )
       ranks['answer'].append(rank.answer)
       ranks['gold'].append(rank.gold)
 
   fields = dict(
-      model=os.path.basename(os.path.normpath(arguments.model)),
-      difference_to_torch=difference, passages=count,
-      passage_length=arguments.passage_length,
-      questions=len(questions),
-      question_files=[os.path.basename(p) for p in arguments.questions],
-      embed_seconds=round(embed_seconds, 1), device=str(jax.devices()[0].platform))
+    model=os.path.basename(os.path.normpath(arguments.model)),
+    difference_to_torch=difference,
+    passages=count,
+    passage_length=arguments.passage_length,
+    questions=len(questions),
+    question_files=[os.path.basename(p) for p in arguments.questions],
+    embed_seconds=round(embed_seconds, 1),
+    device=str(jax.devices()[0].platform),
+  )
   for kind, values in ranks.items():
     summary = retrieval.summarize_ranks(values, KS)
     if summary.count:
       fields |= {f'recall@{k}_{kind}': round(summary.recall[k], 4) for k in KS}
-      print(f'by {kind:<7}' + ''.join(
-          f'  recall@{k} {summary.recall[k]:.1%}' for k in KS))
+      print(f'by {kind:<7}' + ''.join(f'  recall@{k} {summary.recall[k]:.1%}' for k in KS))
   from reporting import write_result  # Beside this file.
+
   print('written to', write_result(arguments.name, fields))
 
 

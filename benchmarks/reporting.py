@@ -12,8 +12,17 @@ from typing import Any
 import numpy as np
 
 RESULTS = pathlib.Path(__file__).resolve().parent / 'results'
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'transformers',
-             'faiss-cpu', 'grpcio', 'numpy')
+_PACKAGES = (
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'torch',
+  'transformers',
+  'faiss-cpu',
+  'grpcio',
+  'numpy',
+)
 
 
 def write_result(name: str, fields: dict[str, Any]) -> pathlib.Path:
@@ -28,11 +37,11 @@ def write_result(name: str, fields: dict[str, Any]) -> pathlib.Path:
   """
   now = datetime.datetime.now(datetime.UTC)
   result = {
-      'benchmark': name,
-      'date': now.isoformat(timespec='seconds'),
-      'hardware': hardware(),
-      'versions': versions(),
-      **fields,
+    'benchmark': name,
+    'date': now.isoformat(timespec='seconds'),
+    'hardware': hardware(),
+    'versions': versions(),
+    **fields,
   }
   RESULTS.mkdir(exist_ok=True)
   path = RESULTS / f'{name}_{now:%Y-%m-%d}.json'
@@ -44,12 +53,13 @@ def write_result(name: str, fields: dict[str, Any]) -> pathlib.Path:
 
 def hardware() -> dict[str, Any]:
   """Processor, cores and memory; no name that tells whose machine it is."""
-  found = {'processor': _processor(), 'architecture': platform.machine(),
-           'cores': len(os.sched_getaffinity(0))
-                    if hasattr(os, 'sched_getaffinity') else os.cpu_count()}
+  found = {
+    'processor': _processor(),
+    'architecture': platform.machine(),
+    'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+  }
   if hasattr(os, 'sysconf') and 'SC_PHYS_PAGES' in os.sysconf_names:
-    found['memory_gib'] = round(
-        os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30, 1)
+    found['memory_gib'] = round(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30, 1)
   if hasattr(os, 'getloadavg'):
     # Other work on the machine spoils a measurement: let readers see it.
     found['load_average'] = round(os.getloadavg()[0], 2)

@@ -11,6 +11,7 @@ so that a busy machine slows all of them. With --dropout the gold scores are
 computed apart (`gold_encoder = 'separate'`), which costs an encoder pass.
 Needs jax, flax and optax.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,26 +21,32 @@ import os
 import train_step as train_step_benchmark
 
 LOSSES = ('perplexity', 'emdr2', 'attention', 'leave_one_out')
-AIMS = {'perplexity': 1.15, 'emdr2': 1.15, 'attention': 1.10,
-        'leave_one_out': 1.3}
+AIMS = {'perplexity': 1.15, 'emdr2': 1.15, 'attention': 1.10, 'leave_one_out': 1.3}
 READERS = {
-    'tiny': dict(vocab_size=1024, emb_dim=64, num_heads=2, num_encoder_layers=2,
-                 num_decoder_layers=2, head_dim=32, mlp_dim=128),
-    'small': dict(),
-    'base': dict(emb_dim=768, num_heads=12, num_encoder_layers=12,
-                 num_decoder_layers=12, mlp_dim=2048),
+  'tiny': dict(
+    vocab_size=1024,
+    emb_dim=64,
+    num_heads=2,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    head_dim=32,
+    mlp_dim=128,
+  ),
+  'small': dict(),
+  'base': dict(
+    emb_dim=768, num_heads=12, num_encoder_layers=12, num_decoder_layers=12, mlp_dim=2048
+  ),
 }
 RETRIEVERS = {
-    'tiny': dict(vocab_size=1024, emb_dim=64, num_heads=2, num_layers=2,
-                 mlp_dim=128),
-    'mini': dict(emb_dim=384, num_heads=12, num_layers=4, mlp_dim=1536),
-    'base': dict(),
+  'tiny': dict(vocab_size=1024, emb_dim=64, num_heads=2, num_layers=2, mlp_dim=128),
+  'mini': dict(emb_dim=384, num_heads=12, num_layers=4, mlp_dim=1536),
+  'base': dict(),
 }
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--device', choices=('cpu', 'gpu'), default='cpu')
   parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
@@ -72,21 +79,21 @@ def make_steps(flags: argparse.Namespace, passages: int):
     def gold_scores(self, passes, batch, attention_norms=None):
       return {'perplexity': jnp.zeros(batch.passage_mask.shape, jnp.float32)}
 
-  overrides = dict(dtype=flags.dtype, remat_policy=flags.remat_policy,
-                   dropout_rate=flags.dropout)
+  overrides = dict(dtype=flags.dtype, remat_policy=flags.remat_policy, dropout_rate=flags.dropout)
   config = dict(
-      reader_config=t5.T5Config(**READERS[flags.reader], **overrides),
-      retriever_config=bert.BertConfig(**RETRIEVERS[flags.retriever], **overrides),
-      gold_chunk=flags.gold_chunk,
+    reader_config=t5.T5Config(**READERS[flags.reader], **overrides),
+    retriever_config=bert.BertConfig(**RETRIEVERS[flags.retriever], **overrides),
+    gold_chunk=flags.gold_chunk,
   )
   models = {'none': WithoutGoldScores(**config)} | {
-      name: retrieval_lm.RetrievalLM(**config, gold_score=name)
-      for name in LOSSES
+    name: retrieval_lm.RetrievalLM(**config, gold_score=name) for name in LOSSES
   }
   params = nn.meta.unbox(jax.jit(models['none'].init)(jax.random.key(0)))
   batch = train_step_benchmark.make_batch(
-      argparse.Namespace(**{**vars(flags), 'passages': passages}),
-      config['reader_config'].vocab_size, config['retriever_config'].vocab_size)
+    argparse.Namespace(**{**vars(flags), 'passages': passages}),
+    config['reader_config'].vocab_size,
+    config['retriever_config'].vocab_size,
+  )
   batch = jax.tree.map(jnp.asarray, retrieval_lm.ReaderBatch(**batch))
   rng = jax.random.key(0) if flags.dropout else None
 
@@ -94,6 +101,7 @@ def make_steps(flags: argparse.Namespace, passages: int):
     def loss(params):
       output = model.loss_fn(params, batch, rng)
       return output.reader.mean + output.retriever.mean
+
     gradient = jax.jit(jax.grad(loss))
     return lambda: jax.block_until_ready(gradient(params))
 
@@ -108,8 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
 
   results = {}
   for passages in flags.passages:
-    medians = timing.compare(
-        make_steps(flags, passages), repetitions=flags.repetitions)
+    medians = timing.compare(make_steps(flags, passages), repetitions=flags.repetitions)
     peer = medians['none']
     print(f'{passages} passages: {peer.wall * 1e3:.0f} ms without gold scores')
     results[passages] = {'none': dataclasses.asdict(peer)}
@@ -117,14 +124,19 @@ def main(arguments: list[str] | None = None) -> None:
       ratio = medians[name].wall / peer.wall
       of_cpu = medians[name].cpu / peer.cpu
       results[passages][name] = {
-          **dataclasses.asdict(medians[name]), 'ratio': ratio,
-          'cpu_time_ratio': of_cpu, 'aim': AIMS[name]}
-      print(f'  {name:14s} {medians[name].wall * 1e3:8.0f} ms  ratio '
-            f'{ratio:.3f}, of CPU time {of_cpu:.3f} (aim: {AIMS[name]:.2f})')
-  reporting.write_result(flags.name, {
-      **{k: v for k, v in vars(flags).items() if k != 'name'},
-      'seconds_per_step': results,
-  })
+        **dataclasses.asdict(medians[name]),
+        'ratio': ratio,
+        'cpu_time_ratio': of_cpu,
+        'aim': AIMS[name],
+      }
+      print(
+        f'  {name:14s} {medians[name].wall * 1e3:8.0f} ms  ratio '
+        f'{ratio:.3f}, of CPU time {of_cpu:.3f} (aim: {AIMS[name]:.2f})'
+      )
+  reporting.write_result(
+    flags.name,
+    {**{k: v for k, v in vars(flags).items() if k != 'name'}, 'seconds_per_step': results},
+  )
 
 
 if __name__ == '__main__':

@@ -46,19 +46,21 @@ def clustered_vectors(count: int, dim: int, seed: int) -> np.ndarray:
   for begin in range(0, count, _CHUNK):
     rows = min(_CHUNK, count - begin)
     points = centers[rng.integers(0, 1000, rows)]
-    points = points + 0.7 * spectrum * rng.standard_normal(
-        (rows, dim), np.float32)
+    points = points + 0.7 * spectrum * rng.standard_normal((rows, dim), np.float32)
     points /= np.linalg.norm(points, axis=1, keepdims=True)
-    made[begin:begin + rows] = points
+    made[begin : begin + rows] = points
   return made
 
 
-def compare(peer: Generation, client: RetrievalClient, queries: np.ndarray,
-            k: int, repeats: int) -> dict[str, float]:
+def compare(
+  peer: Generation, client: RetrievalClient, queries: np.ndarray, k: int, repeats: int
+) -> dict[str, float]:
   """Times both in turn, so that a busy moment hits both."""
   times = {'in_process': [], 'service': []}
-  calls = {'in_process': lambda: peer.search(queries, k),
-           'service': lambda: client.search(queries, k)}
+  calls = {
+    'in_process': lambda: peer.search(queries, k),
+    'service': lambda: client.search(queries, k),
+  }
   for repeat in range(repeats + 2):
     for name, call in calls.items():
       begin = time.perf_counter()
@@ -66,60 +68,75 @@ def compare(peer: Generation, client: RetrievalClient, queries: np.ndarray,
       if repeat >= 2:  # the first ones warm up
         times[name].append(1e3 * (time.perf_counter() - begin))
   inside, service = (float(np.median(times[name])) for name in times)
-  return {'queries': len(queries), 'k': k, 'in_process_ms': inside,
-          'service_ms': service, 'ratio': inside / service,
-          'added_ms': service - inside}
+  return {
+    'queries': len(queries),
+    'k': k,
+    'in_process_ms': inside,
+    'service_ms': service,
+    'ratio': inside / service,
+    'added_ms': service - inside,
+  }
 
 
 def recall(found: np.ndarray, true: np.ndarray) -> float:
-  return float(np.mean([len(set(a) & set(b)) / len(b)
-                        for a, b in zip(found, true)]))
+  return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, true)]))
 
 
-def build(directory: str, vectors: np.ndarray, options: IndexOptions,
-          threads: int) -> tuple[Generation, float]:
+def build(
+  directory: str, vectors: np.ndarray, options: IndexOptions, threads: int
+) -> tuple[Generation, float]:
   """A generation on disk and the seconds it took."""
   begin = time.perf_counter()
   store = GenerationStore(directory)
   with store.begin(options, vectors.shape[1], progress=True) as writer:
     for start in range(0, len(vectors), _CHUNK):
-      writer.append(None, vectors[start:start + _CHUNK])
+      writer.append(None, vectors[start : start + _CHUNK])
     number = writer.commit()
   seconds = time.perf_counter() - begin
   return store.open(number, threads=threads), seconds
 
 
-def measure(directory: str, vectors: np.ndarray, options: IndexOptions,
-            flags: argparse.Namespace) -> dict:
+def measure(
+  directory: str, vectors: np.ndarray, options: IndexOptions, flags: argparse.Namespace
+) -> dict:
   """Builds an index, times both ways of searching it, compares answers."""
   peer, seconds = build(directory, vectors, options, flags.threads)
   queries = clustered_vectors(64, flags.dim, seed=2).astype(np.float32)
-  with LocalRetrievalServer(
-      directory, threads=flags.threads) as server, RetrievalClient(
-          server.address) as client:
-    rows = [compare(peer, client, queries[:batch], flags.k, flags.repeats)
-            for batch in (64, 1)]
+  with (
+    LocalRetrievalServer(directory, threads=flags.threads) as server,
+    RetrievalClient(server.address) as client,
+  ):
+    rows = [compare(peer, client, queries[:batch], flags.k, flags.repeats) for batch in (64, 1)]
     found = client.search(queries, flags.k).ids
   inside = peer.search(queries, flags.k).ids
   _, true = faiss_index.exact_search(vectors, queries, flags.k)
   result = {
-      'count': len(vectors), 'factory': peer.manifest.factory,
-      'build_seconds': seconds, 'recall_service': recall(found, true),
-      'recall_in_process': recall(inside, true), 'searches': rows}
-  print(f'\n{len(vectors):,} x {flags.dim}, {result["factory"]}: built in '
-        f'{seconds:.1f} s; recall@{flags.k} against exact search: service '
-        f'{result["recall_service"]:.4f}, in-process '
-        f'{result["recall_in_process"]:.4f}')
+    'count': len(vectors),
+    'factory': peer.manifest.factory,
+    'build_seconds': seconds,
+    'recall_service': recall(found, true),
+    'recall_in_process': recall(inside, true),
+    'searches': rows,
+  }
+  print(
+    f'\n{len(vectors):,} x {flags.dim}, {result["factory"]}: built in '
+    f'{seconds:.1f} s; recall@{flags.k} against exact search: service '
+    f'{result["recall_service"]:.4f}, in-process '
+    f'{result["recall_in_process"]:.4f}'
+  )
   print('queries     in-process ms  service ms  ratio  added ms')
   for row in rows:
-    print(f'{row["queries"]:7d}  {row["in_process_ms"]:16.2f}'
-          f'{row["service_ms"]:12.2f}{row["ratio"]:7.2f}{row["added_ms"]:10.2f}')
+    print(
+      f'{row["queries"]:7d}  {row["in_process_ms"]:16.2f}'
+      f'{row["service_ms"]:12.2f}{row["ratio"]:7.2f}{row["added_ms"]:10.2f}'
+    )
   return result
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--count', type=int, default=100_000)
   parser.add_argument('--dim', type=int, default=768)
   parser.add_argument('--k', type=int, default=100)
@@ -131,13 +148,25 @@ def main() -> None:
   faiss.omp_set_num_threads(flags.threads)
   vectors = clustered_vectors(flags.count, flags.dim, seed=1)
   with tempfile.TemporaryDirectory() as directory:
-    large = measure(os.path.join(directory, 'large'), vectors,
-                    IndexOptions(flags.index_type, nprobe=flags.nprobe), flags)
-    small = measure(os.path.join(directory, 'small'), vectors[:_SMALL_COUNT],
-                    IndexOptions(rerank=0), flags)
-  path = reporting.write_result('search', {
-      'dim': flags.dim, 'threads': flags.threads, 'repeats': flags.repeats,
-      'large': large, 'small': small})
+    large = measure(
+      os.path.join(directory, 'large'),
+      vectors,
+      IndexOptions(flags.index_type, nprobe=flags.nprobe),
+      flags,
+    )
+    small = measure(
+      os.path.join(directory, 'small'), vectors[:_SMALL_COUNT], IndexOptions(rerank=0), flags
+    )
+  path = reporting.write_result(
+    'search',
+    {
+      'dim': flags.dim,
+      'threads': flags.threads,
+      'repeats': flags.repeats,
+      'large': large,
+      'small': small,
+    },
+  )
   print(f'\nwritten to {path}')
 
 

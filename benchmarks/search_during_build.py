@@ -33,9 +33,11 @@ def upload(address: str, path: str, options: IndexOptions) -> None:
   """Builds a generation of the vectors in a file."""
   vectors = np.load(path, mmap_mode='r')
   with RetrievalClient(address) as client:
-    client.build([(None, vectors[begin:begin + _CHUNK]) for begin in
-                  range(0, len(vectors), _CHUNK)],
-                 dim=vectors.shape[1], options=options)
+    client.build(
+      [(None, vectors[begin : begin + _CHUNK]) for begin in range(0, len(vectors), _CHUNK)],
+      dim=vectors.shape[1],
+      options=options,
+    )
 
 
 def upload_humbly(address: str, path: str, options: IndexOptions) -> None:
@@ -44,8 +46,9 @@ def upload_humbly(address: str, path: str, options: IndexOptions) -> None:
   upload(address, path, options)
 
 
-def search_while(client: RetrievalClient, batches: dict[int, np.ndarray],
-                 k: int, pause_s: float, going_on) -> dict[int, list[float]]:
+def search_while(
+  client: RetrievalClient, batches: dict[int, np.ndarray], k: int, pause_s: float, going_on
+) -> dict[int, list[float]]:
   """Milliseconds of each search, by batch size."""
   times = {size: [] for size in batches}
   while going_on():
@@ -64,17 +67,18 @@ def for_seconds(seconds: float):
 
 
 def describe(times: list[float]) -> dict[str, float]:
-  return {'searches': len(times), 'median_ms': float(np.median(times)),
-          'p95_ms': float(np.percentile(times, 95)),
-          'slowest_ms': max(times)}
+  return {
+    'searches': len(times),
+    'median_ms': float(np.median(times)),
+    'p95_ms': float(np.percentile(times, 95)),
+    'slowest_ms': max(times),
+  }
 
 
-def compare(alone: dict[int, list[float]],
-            during: dict[int, list[float]]) -> list[dict]:
+def compare(alone: dict[int, list[float]], during: dict[int, list[float]]) -> list[dict]:
   rows = []
   for size in alone:
-    row = {'queries': size, 'alone': describe(alone[size]),
-           'during': describe(during[size])}
+    row = {'queries': size, 'alone': describe(alone[size]), 'during': describe(during[size])}
     for name in ('median_ms', 'p95_ms'):
       row[f'ratio_{name[:-3]}'] = row['during'][name] / row['alone'][name]
     rows.append(row)
@@ -86,11 +90,12 @@ def report(rows: list[dict]) -> None:
   for row in rows:
     for name in ('alone', 'during'):
       side = row[name]
-      print(f'{row["queries"]:7d}  {name:7s}{side["searches"]:7d}'
-            f'{side["median_ms"]:11.2f}{side["p95_ms"]:9.2f}'
-            f'{side["slowest_ms"]:12.2f}')
-    print(f'         ratio         {row["ratio_median"]:11.2f}'
-          f'{row["ratio_p95"]:9.2f}')
+      print(
+        f'{row["queries"]:7d}  {name:7s}{side["searches"]:7d}'
+        f'{side["median_ms"]:11.2f}{side["p95_ms"]:9.2f}'
+        f'{side["slowest_ms"]:12.2f}'
+      )
+    print(f'         ratio         {row["ratio_median"]:11.2f}{row["ratio_p95"]:9.2f}')
 
 
 def measure(directory: str, flags: argparse.Namespace) -> dict:
@@ -100,19 +105,20 @@ def measure(directory: str, flags: argparse.Namespace) -> dict:
   np.save(path, clustered_vectors(flags.count, flags.dim, seed=1))
   queries = clustered_vectors(64, flags.dim, seed=2).astype(np.float32)
   batches = {size: queries[:size] for size in flags.batch_sizes}
-  with LocalRetrievalServer(
-      os.path.join(directory, 'index'), threads=flags.threads) as server, (
-          RetrievalClient(server.address)) as client:
+  with (
+    LocalRetrievalServer(os.path.join(directory, 'index'), threads=flags.threads) as server,
+    RetrievalClient(server.address) as client,
+  ):
     upload(server.address, path, options)
 
     def search(going_on):
-      return search_while(
-          client, batches, flags.k, flags.pause_ms / 1e3, going_on)
+      return search_while(client, batches, flags.k, flags.pause_ms / 1e3, going_on)
 
     search(for_seconds(2))  # warms up
     before = search(for_seconds(flags.alone_seconds))
     builder = multiprocessing.get_context('spawn').Process(
-        target=upload_humbly, args=(server.address, path, options))
+      target=upload_humbly, args=(server.address, path, options)
+    )
     builder.start()
     search(lambda: builder.is_alive() and not client.status().building)
     begin = time.monotonic()
@@ -125,17 +131,27 @@ def measure(directory: str, flags: argparse.Namespace) -> dict:
     after = search(for_seconds(flags.alone_seconds))
   alone = {size: before[size] + after[size] for size in before}
   rows = compare(alone, during)
-  print(f'\n{flags.count:,} x {flags.dim}, {status.factory}, k={flags.k}: built '
-        f'in {seconds:.1f} s beside a search every {flags.pause_ms} ms')
+  print(
+    f'\n{flags.count:,} x {flags.dim}, {status.factory}, k={flags.k}: built '
+    f'in {seconds:.1f} s beside a search every {flags.pause_ms} ms'
+  )
   report(rows)
-  return {'count': flags.count, 'dim': flags.dim, 'factory': status.factory,
-          'k': flags.k, 'threads': flags.threads, 'pause_ms': flags.pause_ms,
-          'build_seconds': seconds, 'searches': rows}
+  return {
+    'count': flags.count,
+    'dim': flags.dim,
+    'factory': status.factory,
+    'k': flags.k,
+    'threads': flags.threads,
+    'pause_ms': flags.pause_ms,
+    'build_seconds': seconds,
+    'searches': rows,
+  }
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--count', type=int, default=100_000)
   parser.add_argument('--dim', type=int, default=768)
   parser.add_argument('--k', type=int, default=100)

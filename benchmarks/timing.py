@@ -1,4 +1,5 @@
 """Timing two ways of doing one thing, side by side."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -27,11 +28,7 @@ def use_cores(count: int | None) -> None:
 
 
 def compare(
-    sides: dict[str, Callable[[], object]],
-    *,
-    repetitions: int,
-    warm_up: int = 1,
-    pause: float = 0.25,
+  sides: dict[str, Callable[[], object]], *, repetitions: int, warm_up: int = 1, pause: float = 0.25
 ) -> dict[str, Seconds]:
   """Times a call of each side.
 
@@ -60,6 +57,5 @@ def compare(
         wall[name].append(time.perf_counter() - start)
         cpu[name].append(time.process_time() - cpu_start)
   return {
-      name: Seconds(statistics.median(wall[name]), statistics.median(cpu[name]))
-      for name in sides
+    name: Seconds(statistics.median(wall[name]), statistics.median(cpu[name])) for name in sides
   }

@@ -6,6 +6,7 @@ set up as its users would for speed: fused AdamW, scaled-dot-product attention
 where transformers has it, no gradient and no dropout where none is needed, and
 on request `torch.compile`.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -42,16 +43,16 @@ class EncoderSize:
 
 
 READERS = {
-    'tiny': ReaderSize(128, 2, 4, 256, d_kv=32, vocab_size=2000),
-    'small': ReaderSize(512, 8, 6, 1024),
-    'base': ReaderSize(768, 12, 12, 2048),
-    'large': ReaderSize(1024, 24, 16, 2816),
+  'tiny': ReaderSize(128, 2, 4, 256, d_kv=32, vocab_size=2000),
+  'small': ReaderSize(512, 8, 6, 1024),
+  'base': ReaderSize(768, 12, 12, 2048),
+  'large': ReaderSize(1024, 24, 16, 2816),
 }
 ENCODERS = {
-    'tiny': EncoderSize(128, 2, 2, 512, vocab_size=2000),
-    'mini': EncoderSize(256, 4, 4, 1024),
-    'minilm': EncoderSize(384, 6, 12, 1536),
-    'base': EncoderSize(768, 12, 12, 3072),
+  'tiny': EncoderSize(128, 2, 2, 512, vocab_size=2000),
+  'mini': EncoderSize(256, 4, 4, 1024),
+  'minilm': EncoderSize(384, 6, 12, 1536),
+  'base': EncoderSize(768, 12, 12, 3072),
 }
 
 
@@ -59,17 +60,17 @@ def make_reader(size: ReaderSize) -> transformers.T5ForConditionalGeneration:
   """A T5 1.1 with random weights and an output head of its own."""
   torch.manual_seed(0)
   config = transformers.T5Config(
-      **dataclasses.asdict(size),
-      num_decoder_layers=size.num_layers,
-      feed_forward_proj='gated-gelu',
-      tie_word_embeddings=False,
-      dropout_rate=0.0,
-      decoder_start_token_id=0,
+    **dataclasses.asdict(size),
+    num_decoder_layers=size.num_layers,
+    feed_forward_proj='gated-gelu',
+    tie_word_embeddings=False,
+    dropout_rate=0.0,
+    decoder_start_token_id=0,
   )
   model = transformers.T5ForConditionalGeneration(config)
   # transformers 5 ties every T5 head; version 1.1 has one of its own.
   model.lm_head.weight = torch.nn.Parameter(
-      torch.randn(size.vocab_size, size.d_model) * size.d_model**-0.5
+    torch.randn(size.vocab_size, size.d_model) * size.d_model**-0.5
   )
   return model
 
@@ -78,9 +79,7 @@ def make_encoder(size: EncoderSize) -> transformers.BertModel:
   """A BERT with random weights, without dropout and without a pooler."""
   torch.manual_seed(1)
   config = transformers.BertConfig(
-      **dataclasses.asdict(size),
-      hidden_dropout_prob=0.0,
-      attention_probs_dropout_prob=0.0,
+    **dataclasses.asdict(size), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
   )
   return transformers.BertModel(config, add_pooling_layer=False)
 
@@ -123,27 +122,31 @@ class TrainStep:
   """
 
   def __init__(
-      self,
-      reader: transformers.T5ForConditionalGeneration,
-      retriever: transformers.BertModel,
-      *,
-      device: str = 'cpu',
-      dtype: str = 'float32',
-      learning_rate: float = 1e-4,
-      weight_decay: float = 0.01,
-      clip_norm: float = 1.0,
-      temperature: float = 0.1,
-      compile_models: bool = False,
+    self,
+    reader: transformers.T5ForConditionalGeneration,
+    retriever: transformers.BertModel,
+    *,
+    device: str = 'cpu',
+    dtype: str = 'float32',
+    learning_rate: float = 1e-4,
+    weight_decay: float = 0.01,
+    clip_norm: float = 1.0,
+    temperature: float = 0.1,
+    compile_models: bool = False,
   ):
     self.device, self.dtype = device, dtype
     self.clip_norm, self.temperature = clip_norm, temperature
     self.modules = [reader.to(device).train(), retriever.to(device).train()]
     self.optimizers = [
-        torch.optim.AdamW(
-            module.parameters(), lr=learning_rate, betas=(0.9, 0.999),
-            eps=1e-6, weight_decay=weight_decay, fused=True,
-        )
-        for module in self.modules
+      torch.optim.AdamW(
+        module.parameters(),
+        lr=learning_rate,
+        betas=(0.9, 0.999),
+        eps=1e-6,
+        weight_decay=weight_decay,
+        fused=True,
+      )
+      for module in self.modules
     ]
     self.reader, self.retriever = self.modules
     self.losses = torch.compile(self._losses) if compile_models else self._losses
@@ -151,73 +154,68 @@ class TrainStep:
   def put(self, batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """Arrays, named as in `ReaderBatch`, on the device."""
     return {
-        name: torch.as_tensor(
-            array, dtype=torch.bool if array.dtype == bool else torch.long
-        ).to(self.device)
-        for name, array in batch.items()
+      name: torch.as_tensor(array, dtype=torch.bool if array.dtype == bool else torch.long).to(
+        self.device
+      )
+      for name, array in batch.items()
     }
 
   def _logits(
-      self, encoded: torch.Tensor, mask: torch.Tensor, inputs: torch.Tensor
+    self, encoded: torch.Tensor, mask: torch.Tensor, inputs: torch.Tensor
   ) -> torch.Tensor:
     """[n, keys, embed], [n, keys], [n, T] -> float32 [n, T, vocab]."""
     return self.reader(
-        encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
-        attention_mask=mask.long(), decoder_input_ids=inputs, use_cache=False,
+      encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+      attention_mask=mask.long(),
+      decoder_input_ids=inputs,
+      use_cache=False,
     ).logits.float()
 
-  def _losses(
-      self, batch: dict[str, torch.Tensor]
-  ) -> tuple[torch.Tensor, torch.Tensor]:
+  def _losses(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     tokens, mask = batch['reader_tokens'], batch['reader_mask']
     targets, weights = batch['target_tokens'], batch['target_mask'].float()
     size, n_passages, length = tokens.shape
     target_length = targets.shape[-1]
     inputs = torch.cat([torch.zeros_like(targets[:, :1]), targets[:, :-1]], -1)
     encoded = self.reader.encoder(
-        input_ids=tokens.view(-1, length),
-        attention_mask=mask.view(-1, length).long(),
+      input_ids=tokens.view(-1, length), attention_mask=mask.view(-1, length).long()
     ).last_hidden_state
     embed = encoded.shape[-1]
     logits = self._logits(
-        encoded.view(size, n_passages * length, embed), mask.view(size, -1), inputs
+      encoded.view(size, n_passages * length, embed), mask.view(size, -1), inputs
     )
     token_losses = torch.nn.functional.cross_entropy(
-        logits.view(-1, logits.shape[-1]), targets.reshape(-1), reduction='none'
+      logits.view(-1, logits.shape[-1]), targets.reshape(-1), reduction='none'
     )
     reader_loss = (token_losses * weights.view(-1)).sum() / weights.sum()
 
     def repeat(array: torch.Tensor) -> torch.Tensor:
-      return array[:, None].expand(size, n_passages, target_length).reshape(
-          -1, target_length
-      )
+      return array[:, None].expand(size, n_passages, target_length).reshape(-1, target_length)
 
     with torch.no_grad():
       each = self._logits(encoded.detach(), mask.view(-1, length), repeat(inputs))
       log_probs = -torch.nn.functional.cross_entropy(
-          each.view(-1, each.shape[-1]), repeat(targets).reshape(-1),
-          reduction='none',
+        each.view(-1, each.shape[-1]), repeat(targets).reshape(-1), reduction='none'
       ).view(size, n_passages, target_length)
       gold = (log_probs * weights[:, None]).sum(-1)
 
     queries = self._embed(batch['query_tokens'], batch['query_mask'])
     passages = self._embed(
-        batch['retriever_tokens'].view(size * n_passages, -1),
-        batch['retriever_mask'].view(size * n_passages, -1),
+      batch['retriever_tokens'].view(size * n_passages, -1),
+      batch['retriever_mask'].view(size * n_passages, -1),
     ).view(size, n_passages, -1)
     scores = torch.einsum('bd,bkd->bk', queries, passages)
     scores = scores / passages.shape[-1] ** 0.5
     retriever_loss = torch.nn.functional.kl_div(
-        torch.log_softmax(scores / self.temperature, -1),
-        torch.log_softmax(gold / self.temperature, -1),
-        reduction='batchmean', log_target=True,
+      torch.log_softmax(scores / self.temperature, -1),
+      torch.log_softmax(gold / self.temperature, -1),
+      reduction='batchmean',
+      log_target=True,
     )
     return reader_loss, retriever_loss
 
   def _embed(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    hidden = self.retriever(
-        input_ids=tokens, attention_mask=mask.long()
-    ).last_hidden_state
+    hidden = self.retriever(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
     return mean_pool(hidden, mask)
 
   def __call__(self, batch: dict[str, torch.Tensor]) -> Losses:
@@ -239,12 +237,12 @@ class PassageEncoder:
   """Mean-pooled BERT embeddings without gradient, weights in `dtype`."""
 
   def __init__(
-      self,
-      model: transformers.BertModel,
-      *,
-      device: str = 'cpu',
-      dtype: str = 'float32',
-      compile_models: bool = False,
+    self,
+    model: transformers.BertModel,
+    *,
+    device: str = 'cpu',
+    dtype: str = 'float32',
+    compile_models: bool = False,
   ):
     self.device = device
     self.model = model.to(device, getattr(torch, dtype)).eval()
@@ -258,7 +256,7 @@ class PassageEncoder:
     """int [n, length], bool [n, length] -> float32 [n, embed] on the host."""
     with torch.inference_mode():
       embeddings = self.embed(
-          torch.as_tensor(tokens, dtype=torch.long).to(self.device),
-          torch.as_tensor(mask).to(self.device),
+        torch.as_tensor(tokens, dtype=torch.long).to(self.device),
+        torch.as_tensor(mask).to(self.device),
       )
     return embeddings.cpu().numpy()

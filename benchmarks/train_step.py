@@ -11,6 +11,7 @@ clipping and AdamW for both models. Sizes, weights, batch and device are the
 same, and so must be the first step's losses. Steps of the two sides alternate, so
 that a busy machine slows both. Needs jax, flax, optax, torch, transformers.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -24,7 +25,7 @@ import numpy as np
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--device', choices=('cpu', 'gpu'), default='cpu')
   parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
@@ -32,22 +33,24 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument('--retriever', default='mini', help='tiny, mini, minilm, base')
   parser.add_argument('--batch', type=int, default=2)
   parser.add_argument('--passages', type=int, default=4)
-  parser.add_argument('--length', type=int, default=128,
-                      help='of reader and retriever passages, in tokens')
+  parser.add_argument(
+    '--length', type=int, default=128, help='of reader and retriever passages, in tokens'
+  )
   parser.add_argument('--target_length', type=int, default=16)
   parser.add_argument('--query_length', type=int, default=32)
   parser.add_argument('--repetitions', type=int, default=7)
   parser.add_argument('--cores', type=int, help='CPU cores to use; default all')
   parser.add_argument('--scan_layers', action='store_true')
   parser.add_argument('--remat_policy', default='none')
-  parser.add_argument('--compile_peer', action='store_true',
-                      help='run the peer under torch.compile')
+  parser.add_argument(
+    '--compile_peer', action='store_true', help='run the peer under torch.compile'
+  )
   parser.add_argument('--name', default='train_step', help='of the result file')
   return parser.parse_args(arguments)
 
 
 def make_batch(
-    flags: argparse.Namespace, reader_vocab: int, retriever_vocab: int
+  flags: argparse.Namespace, reader_vocab: int, retriever_vocab: int
 ) -> dict[str, np.ndarray]:
   """Random arrays named as in `ReaderBatch`; passages fill half to all."""
   rng = np.random.default_rng(0)
@@ -61,10 +64,10 @@ def make_batch(
 
   batch = {'passage_mask': np.ones(slots, bool)}
   for name, vocab, shape in (
-      ('reader', reader_vocab, (*slots, flags.length)),
-      ('target', reader_vocab, (flags.batch, flags.target_length)),
-      ('query', retriever_vocab, (flags.batch, flags.query_length)),
-      ('retriever', retriever_vocab, (*slots, flags.length)),
+    ('reader', reader_vocab, (*slots, flags.length)),
+    ('target', reader_vocab, (flags.batch, flags.target_length)),
+    ('query', retriever_vocab, (flags.batch, flags.query_length)),
+    ('retriever', retriever_vocab, (*slots, flags.length)),
   ):
     batch[f'{name}_tokens'], batch[f'{name}_mask'] = texts(vocab, *shape)
   return batch
@@ -73,9 +76,7 @@ def make_batch(
 class OurTrainStep:
   """The project's own step on one device, from a pair of saved models."""
 
-  def __init__(
-      self, reader_folder: str, retriever_folder: str, flags: argparse.Namespace
-  ):
+  def __init__(self, reader_folder: str, retriever_folder: str, flags: argparse.Namespace):
     import jax  # pylint: disable=g-import-not-at-top
 
     from ralm_jax.interop import huggingface
@@ -84,8 +85,7 @@ class OurTrainStep:
 
     self.jax = jax
     overrides = dict(
-        dtype=flags.dtype, scan_layers=flags.scan_layers,
-        remat_policy=flags.remat_policy,
+      dtype=flags.dtype, scan_layers=flags.scan_layers, remat_policy=flags.remat_policy
     )
     reader_config, reader = huggingface.load_t5(reader_folder)
     retriever_config, retriever = huggingface.load_bert(retriever_folder)
@@ -93,26 +93,23 @@ class OurTrainStep:
       for stack in (reader['encoder'], reader['decoder'], retriever):
         self._stack_layers(stack)
     model = retrieval_lm.RetrievalLM(
-        reader_config=dataclasses.replace(reader_config, **overrides),
-        retriever_config=dataclasses.replace(retriever_config, **overrides),
+      reader_config=dataclasses.replace(reader_config, **overrides),
+      retriever_config=dataclasses.replace(retriever_config, **overrides),
     )
     self.partitioner = partitioning.Partitioner(devices=jax.devices()[:1])
     # The defaults of our AdamW are those that torch_peer.TrainStep is given.
     updates = {name: optimizers.adamw() for name in ('reader', 'retriever')}
     self.state = train_state.initialize(
-        model, updates, self.partitioner,
-        params={'reader': reader, 'retriever': retriever},
+      model, updates, self.partitioner, params={'reader': reader, 'retriever': retriever}
     )
-    self.step = train_step.partition_train_step(
-        model, updates, self.partitioner
-    )
+    self.step = train_step.partition_train_step(model, updates, self.partitioner)
     self.batch_type = retrieval_lm.ReaderBatch
 
   def _stack_layers(self, stack: dict) -> None:
     names = [name for name in stack if name.startswith('layers_')]
     names.sort(key=lambda name: int(name.removeprefix('layers_')))
     stack['layers'] = self.jax.tree.map(
-        lambda *x: np.stack(x), *[stack.pop(name) for name in names]
+      lambda *x: np.stack(x), *[stack.pop(name) for name in names]
     )
 
   def put(self, batch: dict[str, np.ndarray]):
@@ -131,6 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
   os.environ['JAX_PLATFORMS'] = 'cpu' if flags.device == 'cpu' else 'cuda'
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   import timing  # pylint: disable=g-import-not-at-top
+
   timing.use_cores(flags.cores)
   import reporting
   import torch_peer
@@ -144,12 +142,13 @@ def main(arguments: list[str] | None = None) -> None:
       torch_peer.save(model, path)
     ours = OurTrainStep(*folders, flags)
   theirs = torch_peer.TrainStep(
-      reader, retriever, dtype=flags.dtype, compile_models=flags.compile_peer,
-      device='cpu' if flags.device == 'cpu' else 'cuda',
+    reader,
+    retriever,
+    dtype=flags.dtype,
+    compile_models=flags.compile_peer,
+    device='cpu' if flags.device == 'cpu' else 'cuda',
   )
-  batch = make_batch(
-      flags, reader.config.vocab_size, retriever.config.vocab_size
-  )
+  batch = make_batch(flags, reader.config.vocab_size, retriever.config.vocab_size)
   our_batch, their_batch = ours.put(batch), theirs.put(batch)
 
   start = time.perf_counter()
@@ -164,19 +163,25 @@ def main(arguments: list[str] | None = None) -> None:
       raise SystemExit(f'The {name} losses differ: the two sides differ in work.')
 
   medians = timing.compare(
-      {'ours': lambda: ours(our_batch), 'pytorch': lambda: theirs(their_batch)},
-      repetitions=flags.repetitions,
+    {'ours': lambda: ours(our_batch), 'pytorch': lambda: theirs(their_batch)},
+    repetitions=flags.repetitions,
   )
   tokens = int(batch['reader_mask'].sum())
   for name, seconds in medians.items():
-    print(f'{name:8s} {seconds.wall * 1e3:9.1f} ms per step '
-          f'({seconds.cpu * 1e3:.1f} ms of CPU) '
-          f'{tokens / seconds.wall:9.0f} reader tokens/s')
+    print(
+      f'{name:8s} {seconds.wall * 1e3:9.1f} ms per step '
+      f'({seconds.cpu * 1e3:.1f} ms of CPU) '
+      f'{tokens / seconds.wall:9.0f} reader tokens/s'
+    )
   mine, peer = medians['ours'], medians['pytorch']
   ratio = peer.wall / mine.wall
-  print(f'ratio {ratio:.2f}, of CPU time {peer.cpu / mine.cpu:.2f} (above 1: '
-        f'ours is faster); compiling took {compile_seconds:.1f} s, not counted')
-  reporting.write_result(flags.name, {
+  print(
+    f'ratio {ratio:.2f}, of CPU time {peer.cpu / mine.cpu:.2f} (above 1: '
+    f'ours is faster); compiling took {compile_seconds:.1f} s, not counted'
+  )
+  reporting.write_result(
+    flags.name,
+    {
       **{k: v for k, v in vars(flags).items() if k != 'name'},
       'ms_per_step': mine.wall * 1e3,
       'pytorch_ms_per_step': peer.wall * 1e3,
@@ -187,7 +192,8 @@ def main(arguments: list[str] | None = None) -> None:
       'compile_seconds': compile_seconds,
       'first_losses': {k: first[f'loss/{k}'] for k in ('reader', 'retriever')},
       'pytorch_first_losses': dataclasses.asdict(expected),
-  })
+    },
+  )
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 Every flag has a gin twin in the function it calls; none of these needs a gin
 file but `train`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -14,25 +15,28 @@ import sys
 
 # Command to (module with main(argv, prog), one line of help).
 COMMANDS = {
-    'quickstart': ('ralm_jax.quickstart.main', 'the whole loop on the docs of your own Python'),
-    'prepare': ('ralm_jax.commands.prepare', 'published benchmark files to question files'),
-    'corpus': ('ralm_jax.commands.corpus', 'passages to a tokenised, memory-mapped corpus'),
-    'embed': ('ralm_jax.commands.embed', 'a corpus to a searchable index'),
-    'add': ('ralm_jax.commands.add', 'add a passage to a corpus and its index'),
-    'replace': ('ralm_jax.commands.replace', 'give passages of a corpus and its index a new text'),
-    'delete': ('ralm_jax.commands.delete', 'take passages out of a served index'),
-    'serve': ('ralm_jax.commands.serve', 'run the retrieval process'),
-    'swap': ('ralm_jax.commands.swap', 'have a running retrieval process serve another index'),
-    'warm_start': ('ralm_jax.runs.warm_start', 'train a retriever on unlabelled crops of a corpus'),
-    'convert': ('ralm_jax.commands.convert', 'released weights and indexes in, Hugging Face folders out'),
-    'train': ('ralm_jax.runs.training', 'train reader and retriever from a gin file'),
-    'refresh': ('ralm_jax.runs.following', 'keep an index fresh while a run trains'),
-    'eval': ('ralm_jax.runs.evaluation', 'answer a file of questions and score the answers'),
-    'report': ('ralm_jax.commands.report', 'mean and deviation of several runs or evaluations'),
-    'infer': ('ralm_jax.commands.infer', 'answer a file of questions without scoring'),
-    'leakage': ('ralm_jax.commands.leakage', 'what questions share with training data and a corpus'),
-    'kilt': ('ralm_jax.evaluation.kilt_predictions', "predictions in KILT's own format"),
-    'ask': ('ralm_jax.commands.ask', 'answer questions and show the passages'),
+  'quickstart': ('ralm_jax.quickstart.main', 'the whole loop on the docs of your own Python'),
+  'prepare': ('ralm_jax.commands.prepare', 'published benchmark files to question files'),
+  'corpus': ('ralm_jax.commands.corpus', 'passages to a tokenised, memory-mapped corpus'),
+  'embed': ('ralm_jax.commands.embed', 'a corpus to a searchable index'),
+  'add': ('ralm_jax.commands.add', 'add a passage to a corpus and its index'),
+  'replace': ('ralm_jax.commands.replace', 'give passages of a corpus and its index a new text'),
+  'delete': ('ralm_jax.commands.delete', 'take passages out of a served index'),
+  'serve': ('ralm_jax.commands.serve', 'run the retrieval process'),
+  'swap': ('ralm_jax.commands.swap', 'have a running retrieval process serve another index'),
+  'warm_start': ('ralm_jax.runs.warm_start', 'train a retriever on unlabelled crops of a corpus'),
+  'convert': (
+    'ralm_jax.commands.convert',
+    'released weights and indexes in, Hugging Face folders out',
+  ),
+  'train': ('ralm_jax.runs.training', 'train reader and retriever from a gin file'),
+  'refresh': ('ralm_jax.runs.following', 'keep an index fresh while a run trains'),
+  'eval': ('ralm_jax.runs.evaluation', 'answer a file of questions and score the answers'),
+  'report': ('ralm_jax.commands.report', 'mean and deviation of several runs or evaluations'),
+  'infer': ('ralm_jax.commands.infer', 'answer a file of questions without scoring'),
+  'leakage': ('ralm_jax.commands.leakage', 'what questions share with training data and a corpus'),
+  'kilt': ('ralm_jax.evaluation.kilt_predictions', "predictions in KILT's own format"),
+  'ask': ('ralm_jax.commands.ask', 'answer questions and show the passages'),
 }
 
 
@@ -40,11 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; returns its exit status."""
   argv = list(sys.argv[1:] if argv is None else argv)
   parser = argparse.ArgumentParser(
-      prog='ralm', description='Retrieval-augmented language models in JAX.',
-      formatter_class=argparse.RawDescriptionHelpFormatter,
-      epilog='commands:\n' + '\n'.join(
-          f'  {name:<11} {help_}' for name, (_, help_) in COMMANDS.items()
-      ) + "\n\n'ralm COMMAND --help' shows a command's flags.",
+    prog='ralm',
+    description='Retrieval-augmented language models in JAX.',
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    epilog='commands:\n'
+    + '\n'.join(f'  {name:<11} {help_}' for name, (_, help_) in COMMANDS.items())
+    + "\n\n'ralm COMMAND --help' shows a command's flags.",
   )
   parser.add_argument('command', choices=COMMANDS, metavar='COMMAND')
   parser.add_argument('arguments', nargs=argparse.REMAINDER, metavar='…')
@@ -86,16 +91,14 @@ def _log_to_stderr() -> None:
     if type(handler) is logging.StreamHandler:  # pylint: disable=unidiomatic-typecheck
       root.removeHandler(handler)
   handler = logging.StreamHandler(sys.stderr)
-  handler.setFormatter(
-      logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
+  handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
   root.addHandler(handler)
   root.setLevel(logging.INFO)
 
 
 def _message(error: Exception) -> str:
   # A KeyError's text is the repr of its argument.
-  text = str(error.args[0] if isinstance(error, KeyError) and error.args
-             else error)
+  text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
   # gin appends where the error passed through it.
   lines = text.split('\n')
   while lines and lines[-1].startswith('  In call to configurable'):

@@ -21,8 +21,15 @@ from retrieval_service.results import (
 )
 from retrieval_service.wire import Request
 
-__all__ = ['EditResult', 'IndexSwappedError', 'RetrievalClient',
-           'RetrievalError', 'SearchResult', 'ServerStatus', 'SwapResult']
+__all__ = [
+  'EditResult',
+  'IndexSwappedError',
+  'RetrievalClient',
+  'RetrievalError',
+  'SearchResult',
+  'ServerStatus',
+  'SwapResult',
+]
 
 
 class RetrievalClient:
@@ -34,13 +41,7 @@ class RetrievalClient:
       is served.
   """
 
-  def __init__(
-      self,
-      address: str,
-      *,
-      timeout_s: float = 60.0,
-      retry_for_s: float = 300.0,
-  ):
+  def __init__(self, address: str, *, timeout_s: float = 60.0, retry_for_s: float = 300.0):
     """Connects on the first call.
 
     Args:
@@ -53,8 +54,7 @@ class RetrievalClient:
     """
     self.address = address
     self.index_id = ''
-    self._connection = Connection(
-        address, timeout_s=timeout_s, retry_for_s=retry_for_s)
+    self._connection = Connection(address, timeout_s=timeout_s, retry_for_s=retry_for_s)
     self._stub = self._connection.stub
 
   def __enter__(self) -> 'RetrievalClient':
@@ -78,13 +78,13 @@ class RetrievalClient:
     self.index_id = index_id
 
   def search(
-      self,
-      query_embeddings: np.ndarray,
-      k: int,
-      *,
-      return_embeddings: bool = False,
-      generation: int | None = None,
-      index_id: str = '',
+    self,
+    query_embeddings: np.ndarray,
+    k: int,
+    *,
+    return_embeddings: bool = False,
+    generation: int | None = None,
+    index_id: str = '',
   ) -> SearchResult:
     """The k passages of largest inner product for each query.
 
@@ -106,66 +106,74 @@ class RetrievalClient:
     """
     queries = np.ascontiguousarray(query_embeddings, '<f4')
     if queries.ndim != 2:
-      raise ValueError('query_embeddings must be [batch, dim], found shape '
-                       f'{list(queries.shape)}')
+      raise ValueError(f'query_embeddings must be [batch, dim], found shape {list(queries.shape)}')
     if k < 1:
       raise ValueError(f'k must be at least 1, found {k}')
     batch, dim = queries.shape
     # Query, ids, scores and embeddings of one query: parts stay in the limits.
     row_bytes = 4 * dim + k * (12 + (2 * dim if return_embeddings else 0))
     step = max(1, protocol.SEARCH_BYTES // row_bytes)
-    search = functools.partial(
-        self._search, k=k, return_embeddings=return_embeddings)
+    search = functools.partial(self._search, k=k, return_embeddings=return_embeddings)
     index_id = index_id or self.index_id
     if batch <= step:
       return search(queries, generation=generation or 0, index_id=index_id)
-    parts = [queries[begin:begin + step] for begin in range(0, batch, step)]
+    parts = [queries[begin : begin + step] for begin in range(0, batch, step)]
     answers = []
     while len(answers) < len(parts):
-      answers = [search(
-          parts[0], generation=generation or 0, index_id=index_id)]
+      answers = [search(parts[0], generation=generation or 0, index_id=index_id)]
       first = answers[0]
       try:
-        answers += [search(part, generation=first.generation,
-                           index_id=first.index_id) for part in parts[1:]]
+        answers += [
+          search(part, generation=first.generation, index_id=first.index_id) for part in parts[1:]
+        ]
       except IndexSwappedError:  # between two parts: all of them anew
         if index_id:
           raise
     return SearchResult(
-        np.concatenate([answer.ids for answer in answers]),
-        np.concatenate([answer.scores for answer in answers]),
-        first.generation,
-        np.concatenate([answer.embeddings for answer in answers])
-        if return_embeddings else None,
-        min(answer.edits for answer in answers), first.index_id)
+      np.concatenate([answer.ids for answer in answers]),
+      np.concatenate([answer.scores for answer in answers]),
+      first.generation,
+      np.concatenate([answer.embeddings for answer in answers]) if return_embeddings else None,
+      min(answer.edits for answer in answers),
+      first.index_id,
+    )
 
-  def _search(self, queries, k, return_embeddings, generation,
-              index_id) -> SearchResult:
+  def _search(self, queries, k, return_embeddings, generation, index_id) -> SearchResult:
     batch, dim = queries.shape
     response = self._connection.call(
-        'search', self._stub.Search, retrieval_pb2.SearchRequest(
-            queries=queries.tobytes(), dim=dim, k=k,
-            return_embeddings=return_embeddings, generation=generation,
-            index_id=index_id))
+      'search',
+      self._stub.Search,
+      retrieval_pb2.SearchRequest(
+        queries=queries.tobytes(),
+        dim=dim,
+        k=k,
+        return_embeddings=return_embeddings,
+        generation=generation,
+        index_id=index_id,
+      ),
+    )
     embeddings = None
     if return_embeddings:
-      embeddings = np.frombuffer(
-          response.embeddings, '<f2').reshape(batch, k, dim)
+      embeddings = np.frombuffer(response.embeddings, '<f2').reshape(batch, k, dim)
     return SearchResult(
-        np.frombuffer(response.ids, '<i8').reshape(batch, k),
-        np.frombuffer(response.scores, '<f4').reshape(batch, k),
-        response.generation, embeddings, response.edits, response.index_id)
+      np.frombuffer(response.ids, '<i8').reshape(batch, k),
+      np.frombuffer(response.scores, '<f4').reshape(batch, k),
+      response.generation,
+      embeddings,
+      response.edits,
+      response.index_id,
+    )
 
   def build(
-      self,
-      chunks: Iterable[tuple[np.ndarray | None, np.ndarray]],
-      *,
-      dim: int,
-      options: IndexOptions | None = None,
-      metadata: dict[str, Any] | None = None,
-      build_id: str | None = None,
-      edits_applied: int | None = None,
-      forget_edits: bool = False,
+    self,
+    chunks: Iterable[tuple[np.ndarray | None, np.ndarray]],
+    *,
+    dim: int,
+    options: IndexOptions | None = None,
+    metadata: dict[str, Any] | None = None,
+    build_id: str | None = None,
+    edits_applied: int | None = None,
+    forget_edits: bool = False,
   ) -> int:
     """Uploads vectors and builds a generation, which is served from then on.
 
@@ -198,12 +206,17 @@ class RetrievalClient:
     """
     options = options or IndexOptions()
     header = retrieval_pb2.BuildHeader(
-        dim=dim, metadata_json=_to_json(metadata),
-        build_id=build_id or uuid.uuid4().hex, edits_applied=edits_applied,
-        forget_edits=forget_edits, index_id=self.index_id,
-        options=retrieval_pb2.IndexOptions(**options.to_dict()))
-    return self._upload('build', self._stub.Build, retrieval_pb2.BuildRequest,
-                        header, chunks).generation
+      dim=dim,
+      metadata_json=_to_json(metadata),
+      build_id=build_id or uuid.uuid4().hex,
+      edits_applied=edits_applied,
+      forget_edits=forget_edits,
+      index_id=self.index_id,
+      options=retrieval_pb2.IndexOptions(**options.to_dict()),
+    )
+    return self._upload(
+      'build', self._stub.Build, retrieval_pb2.BuildRequest, header, chunks
+    ).generation
 
   def compact(self) -> int:
     """Builds a generation with all edits folded in, trained anew.
@@ -219,19 +232,20 @@ class RetrievalClient:
       RetrievalError: The process cannot be reached.
     """
     return self._connection.call(
-        'compact', self._stub.Compact,
-        retrieval_pb2.CompactRequest(
-            build_id=uuid.uuid4().hex, index_id=self.index_id),
-        timeout_s=None).generation
+      'compact',
+      self._stub.Compact,
+      retrieval_pb2.CompactRequest(build_id=uuid.uuid4().hex, index_id=self.index_id),
+      timeout_s=None,
+    ).generation
 
   def edit(
-      self,
-      ids: np.ndarray | None = None,
-      embeddings: np.ndarray | None = None,
-      *,
-      delete_ids: np.ndarray | Sequence[int] | None = None,
-      metadata: dict[str, Any] | None = None,
-      delete_absent: bool = False,
+    self,
+    ids: np.ndarray | None = None,
+    embeddings: np.ndarray | None = None,
+    *,
+    delete_ids: np.ndarray | Sequence[int] | None = None,
+    metadata: dict[str, Any] | None = None,
+    delete_absent: bool = False,
   ) -> EditResult:
     """Puts and deletes passages by id, without a rebuild: all or nothing.
 
@@ -255,23 +269,18 @@ class RetrievalClient:
       RetrievalError: The process cannot be reached.
       In each case but the last nothing has changed.
     """
-    return self._edit(
-        ids, embeddings, delete_ids, metadata, delete_absent=delete_absent)
+    return self._edit(ids, embeddings, delete_ids, metadata, delete_absent=delete_absent)
 
   def missing(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
     """Those of `ids`, [n] int64, that the served generation has not."""
     header = retrieval_pb2.EditHeader(
-        dim=1, delete_ids=wire.write_ids(ids), check_only=True,
-        index_id=self.index_id)
-    response = self._upload(
-        'edit', self._stub.Edit, retrieval_pb2.EditRequest, header, [])
+      dim=1, delete_ids=wire.write_ids(ids), check_only=True, index_id=self.index_id
+    )
+    response = self._upload('edit', self._stub.Edit, retrieval_pb2.EditRequest, header, [])
     return wire.read_ids(response.absent_ids)
 
   def add(
-      self,
-      ids: np.ndarray | None,
-      embeddings: np.ndarray,
-      metadata: dict[str, Any] | None = None,
+    self, ids: np.ndarray | None, embeddings: np.ndarray, metadata: dict[str, Any] | None = None
   ) -> EditResult:
     """As `edit`, of ids that the index does not have, or ValueError."""
     return self._edit(ids, embeddings, None, metadata, only_new_ids=True)
@@ -280,31 +289,52 @@ class RetrievalClient:
     """Deletes passages by id; see `edit`."""
     return self._edit(None, None, ids, None)
 
-  def _edit(self, ids, embeddings, delete_ids, metadata,
-            only_new_ids: bool = False,
-            delete_absent: bool = False) -> EditResult:
+  def _edit(
+    self,
+    ids,
+    embeddings,
+    delete_ids,
+    metadata,
+    only_new_ids: bool = False,
+    delete_absent: bool = False,
+  ) -> EditResult:
     if embeddings is None:
       if ids is not None and len(ids):
-        raise ValueError(f'{len(ids)} ids came without embeddings; to delete '
-                         'passages give delete_ids')
+        raise ValueError(
+          f'{len(ids)} ids came without embeddings; to delete passages give delete_ids'
+        )
       embeddings = np.zeros((0, 1), np.float16)
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2:
-      raise ValueError('embeddings must be [rows, dim], found shape '
-                       f'{list(embeddings.shape)}')
+      raise ValueError(f'embeddings must be [rows, dim], found shape {list(embeddings.shape)}')
     header = retrieval_pb2.EditHeader(
-        edit_id=uuid.uuid4().hex, dim=embeddings.shape[1],
-        delete_ids=wire.write_ids([] if delete_ids is None else delete_ids),
-        metadata_json=_to_json(metadata), only_new_ids=only_new_ids,
-        delete_absent=delete_absent, index_id=self.index_id)
-    response = self._upload('edit', self._stub.Edit, retrieval_pb2.EditRequest,
-                            header, [(ids, embeddings)])
-    return EditResult(response.generation, response.edits, response.count,
-                      wire.read_ids(response.ids),
-                      wire.read_ids(response.absent_ids))
+      edit_id=uuid.uuid4().hex,
+      dim=embeddings.shape[1],
+      delete_ids=wire.write_ids([] if delete_ids is None else delete_ids),
+      metadata_json=_to_json(metadata),
+      only_new_ids=only_new_ids,
+      delete_absent=delete_absent,
+      index_id=self.index_id,
+    )
+    response = self._upload(
+      'edit', self._stub.Edit, retrieval_pb2.EditRequest, header, [(ids, embeddings)]
+    )
+    return EditResult(
+      response.generation,
+      response.edits,
+      response.count,
+      wire.read_ids(response.ids),
+      wire.read_ids(response.absent_ids),
+    )
 
-  def _upload(self, what: str, method: Callable, request: type, header,
-              chunks: Iterable[tuple[np.ndarray | None, np.ndarray]]):
+  def _upload(
+    self,
+    what: str,
+    method: Callable,
+    request: type,
+    header,
+    chunks: Iterable[tuple[np.ndarray | None, np.ndarray]],
+  ):
     repeatable = iter(chunks) is not chunks
     if not repeatable:
       self.status()  # waits for the process before the one try there is
@@ -321,8 +351,9 @@ class RetrievalClient:
         raise
 
     try:
-      return self._connection.call(what, method, requests, timeout_s=None,
-                                   retry=repeatable, failures=failures)
+      return self._connection.call(
+        what, method, requests, timeout_s=None, retry=repeatable, failures=failures
+      )
     except (RuntimeError, ConnectionError):
       if failures:
         raise failures[0] from None
@@ -340,8 +371,11 @@ class RetrievalClient:
   def _own(self, status: ServerStatus) -> ServerStatus:
     if self.index_id and status.index_id != self.index_id:
       raise IndexSwappedError.of(
-          f'the retrieval process at {self.address}', status.index_directory,
-          status.index_id, self.index_id)
+        f'the retrieval process at {self.address}',
+        status.index_directory,
+        status.index_id,
+        self.index_id,
+      )
     return status
 
   def pin(self, owner: str, generations: Sequence[int]) -> None:
@@ -350,8 +384,11 @@ class RetrievalClient:
     Raises:
       LookupError: One of them does not exist.
     """
-    self._connection.call('pin', self._stub.Pin, retrieval_pb2.PinRequest(
-        owner=owner, generations=generations, index_id=self.index_id))
+    self._connection.call(
+      'pin',
+      self._stub.Pin,
+      retrieval_pb2.PinRequest(owner=owner, generations=generations, index_id=self.index_id),
+    )
 
   def reload(self) -> int:
     """Serves what the index folder holds now: its CURRENT, and its edits.
@@ -364,9 +401,11 @@ class RetrievalClient:
     """
     # A generation is read whole before it is served: it takes what it takes.
     return self._connection.call(
-        'reload', self._stub.Reload,
-        retrieval_pb2.ReloadRequest(index_id=self.index_id),
-        timeout_s=None).generation
+      'reload',
+      self._stub.Reload,
+      retrieval_pb2.ReloadRequest(index_id=self.index_id),
+      timeout_s=None,
+    ).generation
 
   def swap(self, index_directory: str | os.PathLike) -> SwapResult:
     """Has the process serve another index folder, until it ends.
@@ -382,14 +421,19 @@ class RetrievalClient:
         the former one stays served.
     """
     response = self._connection.call(
-        'swap', self._stub.Swap, retrieval_pb2.SwapRequest(
-            index_directory=os.fspath(index_directory),
-            index_id=self.index_id),
-        timeout_s=None)
+      'swap',
+      self._stub.Swap,
+      retrieval_pb2.SwapRequest(index_directory=os.fspath(index_directory), index_id=self.index_id),
+      timeout_s=None,
+    )
     return SwapResult(
-        response.index_id, response.generation, response.count,
-        response.former_index_id, response.former_directory,
-        tuple(response.pinned_by))
+      response.index_id,
+      response.generation,
+      response.count,
+      response.former_index_id,
+      response.former_directory,
+      tuple(response.pinned_by),
+    )
 
   def wait_until_ready(self, timeout_s: float = 60.0) -> ServerStatus:
     """Waits until the process answers.
@@ -397,22 +441,29 @@ class RetrievalClient:
     Raises:
       RetrievalError: It does not within `timeout_s`.
     """
-    return self._own(_read_status(
-        self._connection.status(retry_for_s=timeout_s)))
+    return self._own(_read_status(self._connection.status(retry_for_s=timeout_s)))
 
 
 def _read_status(response: retrieval_pb2.StatusResponse) -> ServerStatus:
   options = None
   if response.generation:
     options = IndexOptions.from_dict(
-        {field.name: value for field, value in response.options.ListFields()})
+      {field.name: value for field, value in response.options.ListFields()}
+    )
   return ServerStatus(
-      generation=response.generation, count=response.count, dim=response.dim,
-      options=options, factory=response.factory,
-      metadata=json.loads(response.metadata_json or '{}'),
-      generations=tuple(response.generations), building=response.building,
-      index_directory=response.index_directory, edits=response.edits,
-      next_id=response.next_id, index_id=response.index_id)
+    generation=response.generation,
+    count=response.count,
+    dim=response.dim,
+    options=options,
+    factory=response.factory,
+    metadata=json.loads(response.metadata_json or '{}'),
+    generations=tuple(response.generations),
+    building=response.building,
+    index_directory=response.index_directory,
+    edits=response.edits,
+    next_id=response.next_id,
+    index_id=response.index_id,
+  )
 
 
 def _to_json(metadata: dict[str, Any] | None) -> str:

@@ -13,20 +13,19 @@ from retrieval_service.results import IndexSwappedError
 logger = logging.getLogger(__name__)
 
 _CHANNEL_OPTIONS = protocol.MESSAGE_OPTIONS + (
-    ('grpc.use_local_subchannel_pool', 1),
-    ('grpc.enable_http_proxy', 0),  # the process is near, a proxy is not meant
-    ('grpc.initial_reconnect_backoff_ms', 100),
-    ('grpc.min_reconnect_backoff_ms', 100),
-    ('grpc.max_reconnect_backoff_ms', 2000),
-    # A host that vanishes without a word is noticed within a build, too.
-    ('grpc.keepalive_time_ms', 30_000),
-    ('grpc.keepalive_timeout_ms', 20_000),
+  ('grpc.use_local_subchannel_pool', 1),
+  ('grpc.enable_http_proxy', 0),  # the process is near, a proxy is not meant
+  ('grpc.initial_reconnect_backoff_ms', 100),
+  ('grpc.min_reconnect_backoff_ms', 100),
+  ('grpc.max_reconnect_backoff_ms', 2000),
+  # A host that vanishes without a word is noticed within a build, too.
+  ('grpc.keepalive_time_ms', 30_000),
+  ('grpc.keepalive_timeout_ms', 20_000),
 )
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 5.0
 _RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-_STATUS_REQUEST = retrieval_pb2.StatusRequest(
-    protocol_version=protocol.PROTOCOL_VERSION)
+_STATUS_REQUEST = retrieval_pb2.StatusRequest(protocol_version=protocol.PROTOCOL_VERSION)
 
 
 class RetrievalError(ConnectionError):
@@ -63,39 +62,38 @@ class Connection:
   def close(self) -> None:
     self._channel.close()
 
-  def status(
-      self, retry_for_s: float | None = None,
-  ) -> retrieval_pb2.StatusResponse:
+  def status(self, retry_for_s: float | None = None) -> retrieval_pb2.StatusResponse:
     """The process's status, once it is known to be ours.
 
     Raises:
       RetrievalError: It cannot be reached, or speaks another version.
     """
-    response = self.call('status', self.stub.Status, _STATUS_REQUEST,
-                         retry_for_s=retry_for_s)
+    response = self.call('status', self.stub.Status, _STATUS_REQUEST, retry_for_s=retry_for_s)
     self._check_acquaintance(response)
     return response
 
   def _check_acquaintance(self, response: retrieval_pb2.StatusResponse) -> None:
     if response.service != protocol.SERVICE_NAME:
-      raise RetrievalError(f'{self.address} answers, but is no retrieval '
-                           'process: check the address')
+      raise RetrievalError(
+        f'{self.address} answers, but is no retrieval process: check the address'
+      )
     if response.protocol_version != protocol.PROTOCOL_VERSION:
       raise RetrievalError(
-          f'the retrieval process at {self.address} speaks protocol version '
-          f'{response.protocol_version} and this client '
-          f'{protocol.PROTOCOL_VERSION}: run the same release on both sides')
+        f'the retrieval process at {self.address} speaks protocol version '
+        f'{response.protocol_version} and this client '
+        f'{protocol.PROTOCOL_VERSION}: run the same release on both sides'
+      )
 
   def call(
-      self,
-      what: str,
-      method: Callable,
-      request,
-      *,
-      timeout_s: float | None = -1,
-      retry: bool = True,
-      retry_for_s: float | None = None,
-      failures: Sequence[Exception] = (),
+    self,
+    what: str,
+    method: Callable,
+    request,
+    *,
+    timeout_s: float | None = -1,
+    retry: bool = True,
+    retry_for_s: float | None = None,
+    failures: Sequence[Exception] = (),
   ):
     """One call, repeated while the process cannot be reached.
 
@@ -125,10 +123,8 @@ class Connection:
     while True:
       try:
         if not self._acquainted and what != 'status':
-          self._check_acquaintance(self.stub.Status(
-              _STATUS_REQUEST, timeout=self._timeout_s))
-        response = method(request() if callable(request) else request,
-                          timeout=timeout_s)
+          self._check_acquaintance(self.stub.Status(_STATUS_REQUEST, timeout=self._timeout_s))
+        response = method(request() if callable(request) else request, timeout=timeout_s)
         self._acquainted = True
         return response
       except grpc.RpcError as error:
@@ -138,17 +134,20 @@ class Connection:
         self._refuse_stranger(error)
         if not retry or time.monotonic() + wait_s > give_up:
           raise RetrievalError(
-              f'the retrieval process at {self.address} cannot be reached: '
-              f'{what} failed with {error.code().name} ({error.details()})' + (
-                  f', tried for {retry_for_s:.0f} s' if retry else
-                  ' and cannot be repeated') +
-              '. Start it with: python -m retrieval_service.server --index '
-              f'INDEX --address {self.address}') from error
+            f'the retrieval process at {self.address} cannot be reached: '
+            f'{what} failed with {error.code().name} ({error.details()})'
+            + (f', tried for {retry_for_s:.0f} s' if retry else ' and cannot be repeated')
+            + '. Start it with: python -m retrieval_service.server --index '
+            f'INDEX --address {self.address}'
+          ) from error
         if not warned:
           logger.warning(
-              'waiting for the retrieval process at %s: %s failed with %s; '
-              'trying for %.0f s', self.address, what, error.code().name,
-              retry_for_s)
+            'waiting for the retrieval process at %s: %s failed with %s; trying for %.0f s',
+            self.address,
+            what,
+            error.code().name,
+            retry_for_s,
+          )
           warned = True
       time.sleep(wait_s * random.uniform(0.8, 1.0))  # hosts spread out
       wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
@@ -166,14 +165,16 @@ class Connection:
       return IndexSwappedError(f'at {self.address} {details}')
     if code == grpc.StatusCode.UNIMPLEMENTED:
       return RetrievalError(
-          f'{self.address} answers, but is no retrieval process or an older '
-          f'one ({details}): check the address')
-    if not self._acquainted and code in (grpc.StatusCode.UNKNOWN,
-                                         grpc.StatusCode.INTERNAL):
-      return RetrievalError(f'{self.address} does not answer as a retrieval '
-                            f'process does ({details}): check the address')
-    return RuntimeError(f'{what} failed at the retrieval process at '
-                        f'{self.address}: {details} ({code.name})')
+        f'{self.address} answers, but is no retrieval process or an older '
+        f'one ({details}): check the address'
+      )
+    if not self._acquainted and code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL):
+      return RetrievalError(
+        f'{self.address} does not answer as a retrieval process does ({details}): check the address'
+      )
+    return RuntimeError(
+      f'{what} failed at the retrieval process at {self.address}: {details} ({code.name})'
+    )
 
   def _refuse_stranger(self, error: grpc.RpcError) -> None:
     """Raises if what listens there does not even speak HTTP/2.
@@ -183,5 +184,6 @@ class Connection:
     opening = protocol.foreign_opening(self.address)
     if opening is not None:
       raise RetrievalError(
-          f'what listens at {self.address} is no retrieval process (it opens '
-          f'with {opening!r}): check the address') from error
+        f'what listens at {self.address} is no retrieval process (it opens '
+        f'with {opening!r}): check the address'
+      ) from error

@@ -37,6 +37,7 @@ class LastEdits:
     sequences: [n] int64, the edit that did it.
     dims: [n] int64, the size of the vector put; 0: it was deleted.
   """
+
   ids: np.ndarray
   sequences: np.ndarray
   dims: np.ndarray
@@ -107,10 +108,15 @@ class EditLog:
     except FileNotFoundError:
       if self._file is None:
         return []
-      raise ValueError(f'{self.path} was removed while in use: put it back, or '
-                       'start the process again to go on without') from None
-    anew = (self._file is None or status.st_size < self._end or
-            os.fstat(self._file.fileno()).st_ino != status.st_ino)
+      raise ValueError(
+        f'{self.path} was removed while in use: put it back, or '
+        'start the process again to go on without'
+      ) from None
+    anew = (
+      self._file is None
+      or status.st_size < self._end
+      or os.fstat(self._file.fileno()).st_ino != status.st_ino
+    )
     if anew:
       self._open()
     edits = []
@@ -122,8 +128,11 @@ class EditLog:
         edits.append(record.edit)
     if repair and self._end < size:
       logger.warning(
-          '%s ends in an edit that was never completed, and so never '
-          'acknowledged: its %d bytes are cut off', self.path, size - self._end)
+        '%s ends in an edit that was never completed, and so never '
+        'acknowledged: its %d bytes are cut off',
+        self.path,
+        size - self._end,
+      )
       os.truncate(self.path, self._end)
     self._seen = (found.st_ino, size)
     return None if anew else edits
@@ -153,8 +162,7 @@ class EditLog:
     if len(ids):
       with mmap.mmap(self._file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         for row, passage in enumerate(ids.tolist()):
-          found[row] = np.frombuffer(
-              mapped, '<f2', dim, self._operations[passage][1])
+          found[row] = np.frombuffer(mapped, '<f2', dim, self._operations[passage][1])
     return found
 
   def append(self, edit: Edit) -> Edit:
@@ -183,12 +191,13 @@ class EditLog:
             os.fsync(file.fileno())
           raise
     except OSError as error:
-      reason = ('no space left' if error.errno in (errno.ENOSPC, errno.EDQUOT)
-                else error.strerror)
+      reason = 'no space left' if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
       raise OSError(
-          error.errno, f'{reason} for an edit of {len(edit.embeddings)} vectors '
-          f'in {self.path}. Nothing of it holds, former edits do: free space '
-          'and edit again') from error
+        error.errno,
+        f'{reason} for an edit of {len(edit.embeddings)} vectors '
+        f'in {self.path}. Nothing of it holds, former edits do: free space '
+        'and edit again',
+      ) from error
     self._take(self._read(self._end, os.path.getsize(self.path)))
     self._seen = (self._seen[0], self._end)
     return edit
@@ -223,14 +232,21 @@ class EditLog:
       position = record.end
       edit = record.edit
       if number < self._count - _RECENT:
-        holds = [np.array([self._operations[i][0] == edit.sequence
-                           for i in ids.tolist()], bool)
-                 for ids in (edit.ids, edit.delete_ids)]
+        holds = [
+          np.array([self._operations[i][0] == edit.sequence for i in ids.tolist()], bool)
+          for ids in (edit.ids, edit.delete_ids)
+        ]
         edit = dataclasses.replace(
-            edit, ids=edit.ids[holds[0]], embeddings=edit.embeddings[holds[0]],
-            delete_ids=edit.delete_ids[holds[1]],
-            metadata={key: value for key, value in edit.metadata.items()
-                      if self.metadata[key][0] == edit.sequence})
+          edit,
+          ids=edit.ids[holds[0]],
+          embeddings=edit.embeddings[holds[0]],
+          delete_ids=edit.delete_ids[holds[1]],
+          metadata={
+            key: value
+            for key, value in edit.metadata.items()
+            if self.metadata[key][0] == edit.sequence
+          },
+        )
         if not (len(edit.ids) or len(edit.delete_ids) or edit.metadata):
           continue
       yield edit
@@ -262,23 +278,24 @@ class EditLog:
     self._forget()
     found = self._file.read(len(_FORMAT))
     if found != _FORMAT:
-      raise ValueError(f'{self.path} is no log of edits this program reads: it '
-                       f'begins with {found!r}, expected {_FORMAT!r}')
+      raise ValueError(
+        f'{self.path} is no log of edits this program reads: it '
+        f'begins with {found!r}, expected {_FORMAT!r}'
+      )
     self._end = len(_FORMAT)
 
   def _read(self, position: int, size: int) -> Record | None:
     """As `read_record`, with an error that tells what to do."""
     try:
       record = read_record(self._file, position, size)
-      if record and position >= self._end and (
-          record.edit.sequence <= self._last):
-        raise ValueError(f'edit {record.edit.sequence} comes after edit '
-                         f'{self._last}')
+      if record and position >= self._end and (record.edit.sequence <= self._last):
+        raise ValueError(f'edit {record.edit.sequence} comes after edit {self._last}')
     except ValueError as error:
       raise ValueError(
-          f'{self.path} is damaged at byte {position}: {error}. Restore the '
-          'file from a copy; to go on without that edit and all later ones: '
-          f'truncate -s {position} {self.path}') from error
+        f'{self.path} is damaged at byte {position}: {error}. Restore the '
+        'file from a copy; to go on without that edit and all later ones: '
+        f'truncate -s {position} {self.path}'
+      ) from error
     return record
 
   def _take(self, record: Record) -> None:
@@ -292,15 +309,17 @@ class EditLog:
     for passage in edit.delete_ids.tolist():
       self._set(passage, (edit.sequence, 0, 0))
     for row, passage in enumerate(edit.ids.tolist()):
-      self._set(passage, (
-          edit.sequence, record.vectors_at + 2 * dim * row, dim))
+      self._set(passage, (edit.sequence, record.vectors_at + 2 * dim * row, dim))
     for ids in (edit.ids, edit.delete_ids):
       if len(ids):
         self.next_id = max(self.next_id, int(ids.max()) + 1)
     if edit.edit_id:
       self._recent[edit.edit_id] = dataclasses.replace(
-          edit, embeddings=edit.embeddings[:0].copy(), ids=edit.ids.copy(),
-          delete_ids=edit.delete_ids[:0].copy())
+        edit,
+        embeddings=edit.embeddings[:0].copy(),
+        ids=edit.ids.copy(),
+        delete_ids=edit.delete_ids[:0].copy(),
+      )
       if len(self._recent) > _RECENT:
         del self._recent[next(iter(self._recent))]
 
@@ -316,4 +335,4 @@ def _write(file: BinaryIO, data: bytes) -> None:
   """Writes all of it; an unbuffered file may take a part at a time."""
   rest = memoryview(data)
   while len(rest):
-    rest = rest[file.write(rest):]
+    rest = rest[file.write(rest) :]

@@ -39,6 +39,7 @@ class Edit:
     generation: Which one was served when it was made.
     sequence: Its number in the log, rising; 0: not yet there.
   """
+
   ids: np.ndarray | None
   embeddings: np.ndarray
   delete_ids: np.ndarray
@@ -66,13 +67,12 @@ def prepare_edit(edit: Edit, dim: int, next_id: int) -> Edit:
   """
   rows = len(edit.embeddings)
   if edit.embeddings.ndim != 2 or (rows and edit.dim != dim):
-    raise ValueError(f'the vectors have dimension {edit.embeddings.shape[-1]} '
-                     f'and the index has dimension {dim}')
-  ids = np.arange(next_id, next_id + rows) if edit.ids is None else (
-      np.asarray(edit.ids, np.int64))
-  if ids.shape != (rows,):
     raise ValueError(
-        f'{rows} embeddings came with ids of shape {list(ids.shape)}')
+      f'the vectors have dimension {edit.embeddings.shape[-1]} and the index has dimension {dim}'
+    )
+  ids = np.arange(next_id, next_id + rows) if edit.ids is None else (np.asarray(edit.ids, np.int64))
+  if ids.shape != (rows,):
+    raise ValueError(f'{rows} embeddings came with ids of shape {list(ids.shape)}')
   delete_ids = np.unique(np.asarray(edit.delete_ids, np.int64))
   if not (rows or len(delete_ids) or edit.metadata):
     raise ValueError('no vectors to put or delete')
@@ -81,8 +81,9 @@ def prepare_edit(edit: Edit, dim: int, next_id: int) -> Edit:
   rising = np.sort(ids)
   repeats = rising[1:][rising[1:] == rising[:-1]]
   if len(repeats):
-    raise ValueError(f'passage id {repeats[0]} occurs more than once '
-                     f'({len(repeats)} repeats in all)')
+    raise ValueError(
+      f'passage id {repeats[0]} occurs more than once ({len(repeats)} repeats in all)'
+    )
   both = np.intersect1d(ids, delete_ids)
   if len(both):
     raise ValueError(f'passage id {both[0]} is both put and deleted by one edit')
@@ -91,15 +92,16 @@ def prepare_edit(edit: Edit, dim: int, next_id: int) -> Edit:
   bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
   if len(bad):
     raise ValueError(
-        f'the embedding of passage {ids[bad[0]]} holds a value that float16 '
-        'cannot: not a number, or beyond 65504; check the passage encoder')
-  return dataclasses.replace(
-      edit, ids=ids, embeddings=embeddings, delete_ids=delete_ids)
+      f'the embedding of passage {ids[bad[0]]} holds a value that float16 '
+      'cannot: not a number, or beyond 65504; check the passage encoder'
+    )
+  return dataclasses.replace(edit, ids=ids, embeddings=embeddings, delete_ids=delete_ids)
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
   """An edit as read, the vectors' place in the file, and where it ends."""
+
   edit: Edit
   vectors_at: int
   end: int
@@ -107,18 +109,28 @@ class Record:
 
 def write_record(edit: Edit) -> bytes:
   """An edit as its log holds it."""
-  fields = json.dumps({
-      'sequence': edit.sequence, 'edit_id': edit.edit_id,
-      'generation': edit.generation, 'deletes': len(edit.delete_ids),
-      'rows': len(edit.ids), 'dim': edit.dim, 'metadata': edit.metadata,
-  }).encode()
-  body = b''.join((
-      _JSON_LENGTH.pack(len(fields)), fields,
-      edit.delete_ids.astype('<i8').tobytes(), edit.ids.astype('<i8').tobytes(),
-      edit.embeddings.astype('<f2').tobytes()))
+  fields = json.dumps(
+    {
+      'sequence': edit.sequence,
+      'edit_id': edit.edit_id,
+      'generation': edit.generation,
+      'deletes': len(edit.delete_ids),
+      'rows': len(edit.ids),
+      'dim': edit.dim,
+      'metadata': edit.metadata,
+    }
+  ).encode()
+  body = b''.join(
+    (
+      _JSON_LENGTH.pack(len(fields)),
+      fields,
+      edit.delete_ids.astype('<i8').tobytes(),
+      edit.ids.astype('<i8').tobytes(),
+      edit.embeddings.astype('<f2').tobytes(),
+    )
+  )
   length = struct.pack('<Q', len(body))
-  return b''.join((_MAGIC, struct.pack('<I', zlib.crc32(length)), length, body,
-                   _checksum(body)))
+  return b''.join((_MAGIC, struct.pack('<I', zlib.crc32(length)), length, body, _checksum(body)))
 
 
 def read_record(file: BinaryIO, position: int, size: int) -> Record | None:
@@ -157,14 +169,21 @@ def _decode(body: bytes) -> tuple[Edit, int]:
   """An edit, and where in the body its vectors begin."""
   (length,) = _JSON_LENGTH.unpack_from(body)
   at = _JSON_LENGTH.size + length
-  fields = json.loads(body[_JSON_LENGTH.size:at])
+  fields = json.loads(body[_JSON_LENGTH.size : at])
   deletes, rows, dim = fields['deletes'], fields['rows'], fields['dim']
   delete_ids = np.frombuffer(body, '<i8', deletes, at)
   ids = np.frombuffer(body, '<i8', rows, at + 8 * deletes)
   at += 8 * (deletes + rows)
   embeddings = np.frombuffer(body, '<f2', rows * dim, at).reshape(rows, dim)
-  return Edit(ids, embeddings, delete_ids, fields['metadata'],
-              fields['edit_id'], fields['generation'], fields['sequence']), at
+  return Edit(
+    ids,
+    embeddings,
+    delete_ids,
+    fields['metadata'],
+    fields['edit_id'],
+    fields['generation'],
+    fields['sequence'],
+  ), at
 
 
 def _read(file: BinaryIO, position: int, length: int) -> bytes:

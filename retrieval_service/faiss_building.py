@@ -37,6 +37,7 @@ class IndexPlan:
     fallback: Whether the corpus is too small for the index asked for, so that
       a flat one stands in.
   """
+
   factory: str
   train_size: int
   fallback: bool = False
@@ -55,12 +56,14 @@ def plan_index(options: IndexOptions, dim: int, count: int) -> IndexPlan:
   if kind == 'flat':
     return IndexPlan('Flat', 0)
   if not options.is_friendly:
-    return IndexPlan(kind, min(
-        train_size, options.train_size or max(PQ_TRAIN_SIZE, 256 * 1024)))
+    return IndexPlan(kind, min(train_size, options.train_size or max(PQ_TRAIN_SIZE, 256 * 1024)))
   if kind in ('pq', 'ivf_pq') and train_size < PQ_CENTROIDS:
     logger.warning(
-        'index type %s needs at least %d training vectors and has %d: an exact '
-        'flat index stands in', kind, PQ_CENTROIDS, train_size)
+      'index type %s needs at least %d training vectors and has %d: an exact flat index stands in',
+      kind,
+      PQ_CENTROIDS,
+      train_size,
+    )
     return IndexPlan('Flat', 0, fallback=True)
   parts = []
   codes = 'Flat'
@@ -71,21 +74,21 @@ def plan_index(options: IndexOptions, dim: int, count: int) -> IndexPlan:
       parts.append(_rotation(options.bytes_per_vector, dim))
     elif dim % options.bytes_per_vector:
       raise ValueError(
-          f'bytes_per_vector={options.bytes_per_vector} does not divide the '
-          f'dimension {dim}; use one of {_divisors(dim)}, or opq=True')
+        f'bytes_per_vector={options.bytes_per_vector} does not divide the '
+        f'dimension {dim}; use one of {_divisors(dim)}, or opq=True'
+      )
   wanted = PQ_TRAIN_SIZE
   if kind in ('ivf_flat', 'ivf_pq'):
-    nlist = options.nlist or max(1, min(
-        round(4 * math.sqrt(count)), train_size // POINTS_PER_LIST))
+    nlist = options.nlist or max(1, min(round(4 * math.sqrt(count)), train_size // POINTS_PER_LIST))
     if nlist > train_size:
       raise ValueError(
-          f'nlist={nlist} needs at least as many training vectors and there '
-          f'are {train_size}; use nlist <= '
-          f'{max(1, train_size // POINTS_PER_LIST)}')
+        f'nlist={nlist} needs at least as many training vectors and there '
+        f'are {train_size}; use nlist <= '
+        f'{max(1, train_size // POINTS_PER_LIST)}'
+      )
     wanted = max(wanted, 64 * nlist)
     parts.append(f'IVF{nlist}')
-  return IndexPlan(','.join(parts + [codes]),
-                   min(train_size, options.train_size or wanted))
+  return IndexPlan(','.join(parts + [codes]), min(train_size, options.train_size or wanted))
 
 
 def _rotation(num_bytes: int, dim: int) -> str:
@@ -96,8 +99,7 @@ def _rotation(num_bytes: int, dim: int) -> str:
 
 
 def _divisors(dim: int) -> str:
-  return ', '.join(str(n) for n in range(1, dim + 1)
-                   if dim % n == 0 and n <= 256)
+  return ', '.join(str(n) for n in range(1, dim + 1) if dim % n == 0 and n <= 256)
 
 
 def new_index(factory: str, dim: int) -> faiss.Index:
@@ -110,8 +112,9 @@ def new_index(factory: str, dim: int) -> faiss.Index:
     index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
   except RuntimeError as error:
     raise ValueError(
-        f'index_type {factory!r} is not a FAISS factory string for inner '
-        f'product over {dim} dimensions: {_reason(error)}') from error
+      f'index_type {factory!r} is not a FAISS factory string for inner '
+      f'product over {dim} dimensions: {_reason(error)}'
+    ) from error
   _quieten(index)
   return index
 
@@ -135,8 +138,7 @@ def _quieten(index: faiss.Index) -> None:
         quantizer.cp.min_points_per_centroid = 1
         transform.pq = quantizer
         transform.referenced_objects = [quantizer]  # FAISS keeps no reference
-        index.referenced_objects = getattr(
-            index, 'referenced_objects', []) + [quantizer]
+        index.referenced_objects = getattr(index, 'referenced_objects', []) + [quantizer]
     index = faiss.downcast_index(index.index)
   for holder in (index, getattr(index, 'pq', None)):
     if hasattr(holder, 'cp'):
@@ -144,12 +146,12 @@ def _quieten(index: faiss.Index) -> None:
 
 
 def build_index(
-    embeddings: np.ndarray,
-    options: IndexOptions,
-    *,
-    chunk_rows: int = 8192,
-    progress: bool = False,
-    check: Callable[[], None] = lambda: None,
+  embeddings: np.ndarray,
+  options: IndexOptions,
+  *,
+  chunk_rows: int = 8192,
+  progress: bool = False,
+  check: Callable[[], None] = lambda: None,
 ) -> tuple[faiss.Index, IndexPlan]:
   """Trains an index and adds every row, a chunk at a time.
 
@@ -178,44 +180,58 @@ def _train(index: faiss.Index, embeddings: np.ndarray, plan: IndexPlan) -> None:
   count = len(embeddings)
   rows = np.arange(count)
   if plan.train_size < count:
-    rows = np.sort(np.random.default_rng(0).choice(
-        count, plan.train_size, replace=False))
+    rows = np.sort(np.random.default_rng(0).choice(count, plan.train_size, replace=False))
   ivf = faiss_index.inverted_lists(index)
   if ivf is not None and ivf.nlist * POINTS_PER_LIST > len(rows):
     logger.warning(
-        '%d training vectors are few for %d inverted lists (%d a list are '
-        'sound): recall may suffer', len(rows), ivf.nlist, POINTS_PER_LIST)
+      '%d training vectors are few for %d inverted lists (%d a list are sound): recall may suffer',
+      len(rows),
+      ivf.nlist,
+      POINTS_PER_LIST,
+    )
   if 'PQ' in plan.factory and len(rows) < POINTS_PER_LIST * PQ_CENTROIDS:
     logger.warning(
-        '%d training vectors are few for a product quantiser (%d are sound): '
-        'recall without re-ranking may suffer', len(rows),
-        POINTS_PER_LIST * PQ_CENTROIDS)
+      '%d training vectors are few for a product quantiser (%d are sound): '
+      'recall without re-ranking may suffer',
+      len(rows),
+      POINTS_PER_LIST * PQ_CENTROIDS,
+    )
   logger.info('training %s on %d of %d vectors', plan.factory, len(rows), count)
   try:
     index.train(np.asarray(embeddings[rows], dtype=np.float32))
   except RuntimeError as error:
     raise ValueError(
-        f'{len(rows)} vectors cannot train the index {plan.factory!r}: '
-        f'{_reason(error)}. Use more vectors, a smaller index or '
-        "index_type='flat'") from error
+      f'{len(rows)} vectors cannot train the index {plan.factory!r}: '
+      f'{_reason(error)}. Use more vectors, a smaller index or '
+      "index_type='flat'"
+    ) from error
 
 
 def _add(
-    index: faiss.Index,
-    embeddings: np.ndarray,
-    *,
-    chunk_rows: int,
-    progress: bool,
-    check: Callable[[], None],
+  index: faiss.Index,
+  embeddings: np.ndarray,
+  *,
+  chunk_rows: int,
+  progress: bool,
+  check: Callable[[], None],
 ) -> None:
-  bar = tqdm.tqdm(
-      total=len(embeddings), desc='adding vectors', unit='vector',
-      unit_scale=True, file=sys.stderr, disable=None, leave=False,
-  ) if progress else None  # even a silent one starts a thread
+  bar = (
+    tqdm.tqdm(
+      total=len(embeddings),
+      desc='adding vectors',
+      unit='vector',
+      unit_scale=True,
+      file=sys.stderr,
+      disable=None,
+      leave=False,
+    )
+    if progress
+    else None
+  )  # even a silent one starts a thread
   with bar or contextlib.nullcontext():
     for begin in range(0, len(embeddings), chunk_rows):
       check()
-      chunk = np.asarray(embeddings[begin:begin + chunk_rows], np.float32)
+      chunk = np.asarray(embeddings[begin : begin + chunk_rows], np.float32)
       index.add(chunk)
       if bar is not None:
         bar.update(len(chunk))

@@ -40,8 +40,7 @@ def num_candidates(index: faiss.Index, rerank: int | None, k: int) -> int:
     wanted = k
   elif rerank is not None:
     wanted = max(rerank, k)
-  elif type(faiss.downcast_index(index)) in (faiss.IndexFlat,
-                                             faiss.IndexFlatIP):
+  elif type(faiss.downcast_index(index)) in (faiss.IndexFlat, faiss.IndexFlatIP):
     wanted = k + EXACT_MARGIN
   else:
     wanted = max(4 * k, 100)
@@ -49,7 +48,7 @@ def num_candidates(index: faiss.Index, rerank: int | None, k: int) -> int:
 
 
 def find_candidates(
-    index: faiss.Index, queries: np.ndarray, num: int, least: int,
+  index: faiss.Index, queries: np.ndarray, num: int, least: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """The index's own best rows.
 
@@ -72,17 +71,14 @@ def find_candidates(
   while len(short) and ivf is not None and nprobe < ivf.nlist:
     nprobe = min(ivf.nlist, 4 * nprobe)
     scores[short], rows[short] = index.search(
-        queries[short], num, params=_search_parameters(index, nprobe))
+      queries[short], num, params=_search_parameters(index, nprobe)
+    )
     short = short[rows[short, least - 1] < 0]
   return scores, rows
 
 
 def find_live_candidates(
-    index: faiss.Index,
-    queries: np.ndarray,
-    num: int,
-    least: int,
-    dead: np.ndarray,
+  index: faiss.Index, queries: np.ndarray, num: int, least: int, dead: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """The index's own best rows without those that no longer count.
 
@@ -112,10 +108,8 @@ def find_live_candidates(
     counts = live.sum(axis=1)
     first = np.argsort(~live, axis=1, kind='stable')[:, :num]
     kept = np.take_along_axis(live, first, axis=1)
-    rows[pending] = np.where(
-        kept, np.take_along_axis(found, first, axis=1), -1)
-    scores[pending] = np.where(
-        kept, np.take_along_axis(found_scores, first, axis=1), -np.inf)
+    rows[pending] = np.where(kept, np.take_along_axis(found, first, axis=1), -1)
+    scores[pending] = np.where(kept, np.take_along_axis(found_scores, first, axis=1), -np.inf)
     # Padding shows that the visited lists held no more.
     done = (counts >= num) | ((found[:, -1] < 0) & (counts >= least))
     pending = pending[~done]
@@ -136,22 +130,21 @@ def _search_parameters(index: faiss.Index, nprobe: int):
   """Per-call parameters: the served index itself is never changed."""
   index = faiss.downcast_index(index)
   if isinstance(index, faiss.IndexPreTransform):
-    return faiss.SearchParametersPreTransform(
-        index_params=_search_parameters(index.index, nprobe))
+    return faiss.SearchParametersPreTransform(index_params=_search_parameters(index.index, nprobe))
   if isinstance(index, faiss.IndexRefine):
     return faiss.IndexRefineSearchParameters(
-        k_factor=index.k_factor,
-        base_index_params=_search_parameters(index.base_index, nprobe))
+      k_factor=index.k_factor, base_index_params=_search_parameters(index.base_index, nprobe)
+    )
   if isinstance(index, faiss.IndexIVFPQ):
     return faiss.IVFPQSearchParameters(nprobe=nprobe)
   return faiss.SearchParametersIVF(nprobe=nprobe)
 
 
 def exact_scores(
-    embeddings: np.ndarray,
-    queries: np.ndarray,
-    rows: np.ndarray,
-    pool: concurrent.futures.Executor | None = None,
+  embeddings: np.ndarray,
+  queries: np.ndarray,
+  rows: np.ndarray,
+  pool: concurrent.futures.Executor | None = None,
 ) -> np.ndarray:
   """Inner products with stored vectors, in float32.
 
@@ -182,12 +175,12 @@ def exact_scores(
 
 
 def exact_search(
-    embeddings: np.ndarray,
-    queries: np.ndarray,
-    k: int,
-    *,
-    dead: np.ndarray | None = None,
-    chunk_rows: int = 16384,
+  embeddings: np.ndarray,
+  queries: np.ndarray,
+  k: int,
+  *,
+  dead: np.ndarray | None = None,
+  chunk_rows: int = 16384,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Brute force over all rows, best first, equal scores by row.
 
@@ -204,14 +197,13 @@ def exact_search(
   scores = np.empty((len(queries), 0), np.float32)
   rows = np.empty((len(queries), 0), np.int64)
   for begin in range(0, len(embeddings), chunk_rows):
-    chunk = np.asarray(embeddings[begin:begin + chunk_rows], np.float32)
+    chunk = np.asarray(embeddings[begin : begin + chunk_rows], np.float32)
     found = queries @ chunk.T
     if dead is not None:
       within = slice(*np.searchsorted(dead, (begin, begin + len(chunk))))
       found[:, dead[within] - begin] = -np.inf
     columns = _best_columns(found, k)
-    found = np.where(columns < 0, -np.inf, np.take_along_axis(
-        found, columns, axis=1))
+    found = np.where(columns < 0, -np.inf, np.take_along_axis(found, columns, axis=1))
     scores = np.concatenate([scores, found], axis=1)
     rows = np.concatenate([rows, columns + begin], axis=1)
     best = np.lexsort((rows, -scores))[:, :k]
@@ -230,5 +222,5 @@ def _best_columns(scores: np.ndarray, k: int) -> np.ndarray:
   last = np.partition(scores, -k, axis=1)[:, [-k]]
   chosen = scores >= last
   counts = chosen.sum(axis=1)
-  columns = np.argsort(~chosen, axis=1, kind='stable')[:, :counts.max()]
+  columns = np.argsort(~chosen, axis=1, kind='stable')[:, : counts.max()]
   return np.where(np.arange(columns.shape[1]) < counts[:, None], columns, -1)

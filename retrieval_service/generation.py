@@ -20,6 +20,7 @@ class GenerationResult:
     scores: [batch, k] float32, never rising along a row.
     embeddings: [batch, k, dim] float16, or None where not asked for.
   """
+
   ids: np.ndarray
   scores: np.ndarray
   embeddings: np.ndarray | None
@@ -32,23 +33,24 @@ def check_files(folder: str, manifest: Manifest, *, checksums: bool) -> None:
     ValueError: A file is missing, of another size or of other bytes; the
       message names it, both values and the remedy.
   """
-  remedy = ('This generation is damaged and is not served: restore the file, '
-            'or build the index again')
+  remedy = (
+    'This generation is damaged and is not served: restore the file, or build the index again'
+  )
   for name, record in manifest.files.items():
     path = os.path.join(folder, name)
     if not os.path.exists(path):
-      raise ValueError(
-          f'{path} is missing; expected {record.bytes} bytes. {remedy}')
+      raise ValueError(f'{path} is missing; expected {record.bytes} bytes. {remedy}')
     found = os.path.getsize(path)
     if found != record.bytes:
-      raise ValueError(f'{path} has {found} bytes; expected {record.bytes}. '
-                       f'{remedy}')
+      raise ValueError(f'{path} has {found} bytes; expected {record.bytes}. {remedy}')
     if checksums:
       digest = manifests.checksum(path)
       if digest != record.checksum:
-        raise ValueError(f'{path} has checksum {digest}; expected '
-                         f'{record.checksum} over {record.bytes} bytes. '
-                         f'{remedy}')
+        raise ValueError(
+          f'{path} has checksum {digest}; expected '
+          f'{record.checksum} over {record.bytes} bytes. '
+          f'{remedy}'
+        )
 
 
 class Generation:
@@ -67,13 +69,13 @@ class Generation:
   """
 
   def __init__(
-      self,
-      folder: str,
-      *,
-      verify_checksums: bool = True,
-      nprobe: int | None = None,
-      rerank: int | None = None,
-      threads: int | None = None,
+    self,
+    folder: str,
+    *,
+    verify_checksums: bool = True,
+    nprobe: int | None = None,
+    rerank: int | None = None,
+    threads: int | None = None,
   ):
     """Opens a generation.
 
@@ -92,21 +94,18 @@ class Generation:
     self.folder = folder
     self.manifest = Manifest.read(folder)
     check_files(folder, self.manifest, checksums=verify_checksums)
-    self.embeddings = self._map(manifests.EMBEDDINGS, np.float16).reshape(
-        self.count, self.dim)
+    self.embeddings = self._map(manifests.EMBEDDINGS, np.float16).reshape(self.count, self.dim)
     self.ids = None
     if manifests.IDS in self.manifest.files:
       self.ids = self._map(manifests.IDS, np.int64)
-    self.index = faiss_index.read_index(
-        os.path.join(folder, manifests.INDEX))
+    self.index = faiss_index.read_index(os.path.join(folder, manifests.INDEX))
     self._id_order: tuple[np.ndarray, np.ndarray | None] | None = None
     options = self.manifest.options
     self._rerank = options.rerank if rerank is None else rerank
     ivf = faiss_index.inverted_lists(self.index)
     if ivf is not None:
       nprobe = nprobe or options.nprobe
-      ivf.nprobe = min(
-          ivf.nlist, nprobe or faiss_index.default_nprobe(ivf.nlist))
+      ivf.nprobe = min(ivf.nlist, nprobe or faiss_index.default_nprobe(ivf.nlist))
     self._pool = None
     if threads and threads > 1:
       self._pool = concurrent.futures.ThreadPoolExecutor(threads, 'rerank')
@@ -149,19 +148,18 @@ class Generation:
       order = None
       if (self.ids[1:] <= self.ids[:-1]).any():
         order = np.argsort(self.ids, kind='stable')
-      self._id_order = (
-          self.ids if order is None else self.ids[order], order)
+      self._id_order = (self.ids if order is None else self.ids[order], order)
     rising, order = self._id_order
     at = np.minimum(np.searchsorted(rising, ids), self.count - 1)
     rows = at if order is None else order[at]
     return np.where(rising[at] == ids, rows, -1)
 
   def search(
-      self,
-      queries: np.ndarray,
-      k: int,
-      return_embeddings: bool = False,
-      overlay: Overlay | None = None,
+    self,
+    queries: np.ndarray,
+    k: int,
+    return_embeddings: bool = False,
+    overlay: Overlay | None = None,
   ) -> GenerationResult:
     """The k passages of largest inner product for each query.
 
@@ -184,56 +182,54 @@ class Generation:
     rows, scores = self._candidates(queries, min(k, live), overlay.dead_rows)
     ids = np.where(rows < 0, -1, rows if self.ids is None else self.ids[rows])
     if overlay.count:
-      slots, more = overlay.candidates(
-          queries, min(k, overlay.count), self._pool)
+      slots, more = overlay.candidates(queries, min(k, overlay.count), self._pool)
       ids = np.concatenate([ids, overlay.ids[slots]], axis=1)
       scores = np.concatenate([scores, more], axis=1)
       rows = np.concatenate([rows, self.count + slots], axis=1)
     best = np.lexsort((ids, -scores))[:, :k]
     embeddings = None
     if return_embeddings:
-      embeddings = self._gather(
-          np.take_along_axis(rows, best, axis=1), overlay)
-    return GenerationResult(np.take_along_axis(ids, best, axis=1),
-                            np.take_along_axis(scores, best, axis=1),
-                            embeddings)
+      embeddings = self._gather(np.take_along_axis(rows, best, axis=1), overlay)
+    return GenerationResult(
+      np.take_along_axis(ids, best, axis=1), np.take_along_axis(scores, best, axis=1), embeddings
+    )
 
   def _checked(self, queries: np.ndarray, k: int, live: int) -> np.ndarray:
     if queries.ndim != 2 or queries.shape[1] != self.dim:
       raise ValueError(
-          f'the queries have dimension {queries.shape[-1]} and generation '
-          f'{self.number} of the index has dimension {self.dim}: they must be '
-          'embedded by the encoder that embedded the passages')
+        f'the queries have dimension {queries.shape[-1]} and generation '
+        f'{self.number} of the index has dimension {self.dim}: they must be '
+        'embedded by the encoder that embedded the passages'
+      )
     if k < 1:
       raise ValueError(f'k must be at least 1, found {k}')
     if k > live:
-      raise ValueError(f'k={k} passages wanted and generation {self.number} of '
-                       f'the index holds {live}: lower k or add passages')
+      raise ValueError(
+        f'k={k} passages wanted and generation {self.number} of '
+        f'the index holds {live}: lower k or add passages'
+      )
     queries = np.ascontiguousarray(queries, np.float32)
     if not np.isfinite(queries).all():
       row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
-      raise ValueError(f'query {row} of {len(queries)} holds a value that is '
-                       'not finite: check the query encoder')
+      raise ValueError(
+        f'query {row} of {len(queries)} holds a value that is not finite: check the query encoder'
+      )
     return queries
 
   def _candidates(
-      self, queries: np.ndarray, k: int, dead_rows: np.ndarray,
+    self, queries: np.ndarray, k: int, dead_rows: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
     """Rows [batch, n] int64 with the live best `k` among them, and scores."""
     if not k:
       none = np.zeros((len(queries), 0))
       return none.astype(np.int64), none.astype(np.float32)
-    num = min(faiss_index.num_candidates(self.index, self._rerank, k),
-              self.count - len(dead_rows))
-    scores, rows = faiss_index.find_live_candidates(
-        self.index, queries, num, k, dead_rows)
+    num = min(faiss_index.num_candidates(self.index, self._rerank, k), self.count - len(dead_rows))
+    scores, rows = faiss_index.find_live_candidates(self.index, queries, num, k, dead_rows)
     if (rows[:, k - 1] < 0).any():  # a graph index may miss passages
-      _, rows = faiss_index.exact_search(
-          self.embeddings, queries, k, dead=dead_rows)
+      _, rows = faiss_index.exact_search(self.embeddings, queries, k, dead=dead_rows)
       scores = None
     if self._rerank != 0 or scores is None:
-      scores = faiss_index.exact_scores(
-          self.embeddings, queries, rows, self._pool)
+      scores = faiss_index.exact_scores(self.embeddings, queries, rows, self._pool)
     return rows, scores
 
   def _gather(self, rows: np.ndarray, overlay: Overlay) -> np.ndarray:

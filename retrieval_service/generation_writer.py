@@ -35,17 +35,17 @@ class GenerationWriter:
   """
 
   def __init__(
-      self,
-      store: 'GenerationStore',
-      options: IndexOptions,
-      dim: int,
-      metadata: dict[str, Any],
-      *,
-      build_id: str = '',
-      edits_applied: int = 0,
-      edits_forgotten: int = 0,
-      progress: bool = False,
-      check: Callable[[], None] = lambda: None,
+    self,
+    store: 'GenerationStore',
+    options: IndexOptions,
+    dim: int,
+    metadata: dict[str, Any],
+    *,
+    build_id: str = '',
+    edits_applied: int = 0,
+    edits_forgotten: int = 0,
+    progress: bool = False,
+    check: Callable[[], None] = lambda: None,
   ):
     """Creates the folder aside.
 
@@ -88,10 +88,8 @@ class GenerationWriter:
   def _open(self) -> None:
     # Under the store's lock, or a cleaner could come before the inner lock.
     with self._explained(), self._store.lock():
-      self._folder = tempfile.mkdtemp(
-          prefix='.tmp-generation-', dir=self._store.directory)
-      self._lock = open(
-          os.path.join(self._folder, manifests.WRITER_LOCK), 'wb')
+      self._folder = tempfile.mkdtemp(prefix='.tmp-generation-', dir=self._store.directory)
+      self._lock = open(os.path.join(self._folder, manifests.WRITER_LOCK), 'wb')
       fcntl.flock(self._lock, fcntl.LOCK_EX)
     self._file = HashingFile(self._path(manifests.EMBEDDINGS))
 
@@ -120,15 +118,16 @@ class GenerationWriter:
     if self._folder is None:
       raise ValueError('this generation is committed or abandoned already')
     if embeddings.ndim != 2 or embeddings.shape[1] != self._dim:
-      raise ValueError(f'embeddings of shape {list(embeddings.shape)} do not '
-                       f'fit the index, which has dimension {self._dim}')
+      raise ValueError(
+        f'embeddings of shape {list(embeddings.shape)} do not '
+        f'fit the index, which has dimension {self._dim}'
+      )
     rows = len(embeddings)
     if ids is None:
       ids = np.arange(self._count, self._count + rows)
     ids = np.asarray(ids, np.int64)
     if ids.shape != (rows,):
-      raise ValueError(
-          f'{rows} embeddings came with ids of shape {list(ids.shape)}')
+      raise ValueError(f'{rows} embeddings came with ids of shape {list(ids.shape)}')
     if rows and ids.min() < 0:
       raise ValueError(f'passage ids must not be negative, found {ids.min()}')
     with np.errstate(over='ignore'):
@@ -137,8 +136,9 @@ class GenerationWriter:
     if not finite.all():
       row = int(np.flatnonzero(~finite)[0])
       raise ValueError(
-          f'the embedding of passage {ids[row]} holds a value that float16 '
-          'cannot: not a number, or beyond 65504; check the passage encoder')
+        f'the embedding of passage {ids[row]} holds a value that float16 '
+        'cannot: not a number, or beyond 65504; check the passage encoder'
+      )
     with self._explained():
       self._file.write(stored)
     self._ids.append(ids)
@@ -167,11 +167,14 @@ class GenerationWriter:
         file = HashingFile(self._path(manifests.IDS))
         file.write(ids)
         files[manifests.IDS] = file.finish()
-    embeddings = np.memmap(self._path(manifests.EMBEDDINGS), np.float16, 'r',
-                           shape=(len(ids), self._dim)) if len(ids) else (
-                               np.zeros((0, self._dim), np.float16))
+    embeddings = (
+      np.memmap(self._path(manifests.EMBEDDINGS), np.float16, 'r', shape=(len(ids), self._dim))
+      if len(ids)
+      else (np.zeros((0, self._dim), np.float16))
+    )
     index, plan = faiss_building.build_index(
-        embeddings, self._options, progress=self._progress, check=self._check)
+      embeddings, self._options, progress=self._progress, check=self._check
+    )
     with self._explained():
       files[manifests.INDEX] = self._write_index(index)
       self._check()
@@ -183,8 +186,9 @@ class GenerationWriter:
     if not len(repeats):
       return
     duplicate = ids[order[repeats[0]]]
-    raise ValueError(f'passage id {duplicate} occurs more than once '
-                     f'({len(repeats)} repeats in all)')
+    raise ValueError(
+      f'passage id {duplicate} occurs more than once ({len(repeats)} repeats in all)'
+    )
 
   def _write_index(self, index: faiss.Index) -> FileRecord:
     file = HashingFile(self._path(manifests.INDEX))
@@ -195,27 +199,28 @@ class GenerationWriter:
       file.close()
 
   def _publish(
-      self,
-      plan: IndexPlan,
-      files: dict[str, FileRecord],
-      ids: np.ndarray,
-      make_current: bool,
+    self, plan: IndexPlan, files: dict[str, FileRecord], ids: np.ndarray, make_current: bool
   ) -> int:
     with self._store.lock():
       self._store.ensure_index_id()
       number = max(self._store.numbers(), default=0) + 1
       manifest = Manifest(
-          generation=number, dim=self._dim, count=len(ids),
-          options=self._options, factory=plan.factory, fallback=plan.fallback,
-          files=files,
-          created=datetime.datetime.now(datetime.UTC).isoformat(
-              timespec='seconds'),
-          metadata=self._metadata, build_id=self._build_id,
-          make_current=make_current, edits_applied=self._edits_applied,
-          edits_forgotten=self._edits_forgotten,
-          next_id=max(int(ids.max()) + 1, self._store.next_id()))
-      manifests.write_text(
-          self._path(manifests.MANIFEST), manifest.to_json())
+        generation=number,
+        dim=self._dim,
+        count=len(ids),
+        options=self._options,
+        factory=plan.factory,
+        fallback=plan.fallback,
+        files=files,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        metadata=self._metadata,
+        build_id=self._build_id,
+        make_current=make_current,
+        edits_applied=self._edits_applied,
+        edits_forgotten=self._edits_forgotten,
+        next_id=max(int(ids.max()) + 1, self._store.next_id()),
+      )
+      manifests.write_text(self._path(manifests.MANIFEST), manifest.to_json())
       os.remove(self._path(manifests.WRITER_LOCK))
       os.chmod(self._folder, 0o755)  # mkdtemp's 0700 would hide it
       manifests.flush_folder(self._folder)
@@ -247,8 +252,9 @@ class GenerationWriter:
       if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise
       raise OSError(
-          error.errno,
-          f'no space left for a new generation in {self._store.directory} '
-          f'(stopped after {self._count} vectors of {2 * self._dim} bytes plus '
-          'their index). The former generation stays in use: free space, or '
-          'remove old generations, and build again') from error
+        error.errno,
+        f'no space left for a new generation in {self._store.directory} '
+        f'(stopped after {self._count} vectors of {2 * self._dim} bytes plus '
+        'their index). The former generation stays in use: free space, or '
+        'remove old generations, and build again',
+      ) from error

@@ -60,13 +60,11 @@ class GenerationStore:
     """
     self.directory = os.path.abspath(os.fspath(directory))
     if os.path.exists(self.directory) and not os.path.isdir(self.directory):
-      raise NotADirectoryError(
-          f'{self.directory} is a file; an index is a folder')
+      raise NotADirectoryError(f'{self.directory} is a file; an index is a folder')
     try:
       self._recover()
     except OSError as error:
-      logger.warning('%s cannot be tidied up (%s); going on reading it',
-                     self.directory, error)
+      logger.warning('%s cannot be tidied up (%s); going on reading it', self.directory, error)
 
   def index_id(self) -> str:
     """Tells the index from all others, its copies excepted.
@@ -123,13 +121,16 @@ class GenerationStore:
       raise ValueError(f'{path} is missing.{self._way_out()}') from None
     match = _NAME.fullmatch(text.strip())
     if not match:
-      raise ValueError(f'{path} is damaged: expected a name like '
-                       f'{generation_name(1)}, found {text[:60]!r}.'
-                       f'{self._way_out()}')
+      raise ValueError(
+        f'{path} is damaged: expected a name like '
+        f'{generation_name(1)}, found {text[:60]!r}.'
+        f'{self._way_out()}'
+      )
     number = int(match[1])
     if not os.path.isdir(self.folder(number)):  # it may be newer than `numbers`
-      raise ValueError(f'{path} names {generation_name(number)}, which does not '
-                       f'exist.{self._way_out()}')
+      raise ValueError(
+        f'{path} names {generation_name(number)}, which does not exist.{self._way_out()}'
+      )
     return number
 
   def open(self, number: int, **options) -> Generation:
@@ -141,9 +142,10 @@ class GenerationStore:
     """
     if number not in self.numbers():
       raise LookupError(
-          f'{self.directory} holds no generation {number}; it holds '
-          f'{self.numbers() or "none"}. A generation is kept while it is '
-          'current, recent or pinned')
+        f'{self.directory} holds no generation {number}; it holds '
+        f'{self.numbers() or "none"}. A generation is kept while it is '
+        'current, recent or pinned'
+      )
     try:
       return Generation(self.folder(number), **options)
     except (ValueError, FileNotFoundError) as error:
@@ -183,8 +185,10 @@ class GenerationStore:
     Raises:
       ValueError: It is damaged.
     """
-    return EditLog(self.directory, floor=max(
-        (manifest.edits_applied for manifest in self._manifests()), default=0))
+    return EditLog(
+      self.directory,
+      floor=max((manifest.edits_applied for manifest in self._manifests()), default=0),
+    )
 
   def next_id(self) -> int:
     """One past the largest id that generations were recorded to have had."""
@@ -198,14 +202,14 @@ class GenerationStore:
     return None
 
   def begin(
-      self,
-      options: IndexOptions,
-      dim: int,
-      metadata: dict[str, Any] | None = None,
-      *,
-      edits_applied: int | None = None,
-      edits_forgotten: int | None = None,
-      **settings,
+    self,
+    options: IndexOptions,
+    dim: int,
+    metadata: dict[str, Any] | None = None,
+    *,
+    edits_applied: int | None = None,
+    edits_forgotten: int | None = None,
+    **settings,
   ) -> GenerationWriter:
     """Starts a new generation.
 
@@ -230,25 +234,35 @@ class GenerationStore:
       edits_applied = last
     if edits_forgotten is None:
       number = self.current()
-      edits_forgotten = 0 if number is None else min(
-          edits_applied, Manifest.read(self.folder(number)).edits_forgotten)
+      edits_forgotten = (
+        0
+        if number is None
+        else min(edits_applied, Manifest.read(self.folder(number)).edits_forgotten)
+      )
     if not 0 <= edits_forgotten <= edits_applied <= last:
       raise ValueError(
-          f'edits_applied={edits_applied} and edits_forgotten={edits_forgotten} '
-          f'must rise, up to {last}, the last edit of this index')
+        f'edits_applied={edits_applied} and edits_forgotten={edits_forgotten} '
+        f'must rise, up to {last}, the last edit of this index'
+      )
     os.makedirs(self.directory, exist_ok=True)
     return GenerationWriter(
-        self, options, dim, metadata or {}, edits_applied=edits_applied,
-        edits_forgotten=edits_forgotten, **settings)
+      self,
+      options,
+      dim,
+      metadata or {},
+      edits_applied=edits_applied,
+      edits_forgotten=edits_forgotten,
+      **settings,
+    )
 
   def make_current(self, number: int) -> None:
     """Points CURRENT at a generation, whole as far as its sizes tell."""
     with self.lock():
       if number not in self.numbers():
-        raise LookupError(f'{self.directory} holds no generation {number}; it '
-                          f'holds {self.numbers() or "none"}')
-      check_files(self.folder(number), Manifest.read(self.folder(number)),
-                  checksums=False)
+        raise LookupError(
+          f'{self.directory} holds no generation {number}; it holds {self.numbers() or "none"}'
+        )
+      check_files(self.folder(number), Manifest.read(self.folder(number)), checksums=False)
       self.point_at(number)
 
   def pin(self, owner: str, numbers: Sequence[int]) -> None:
@@ -264,12 +278,12 @@ class GenerationStore:
     with self.lock():
       missing = sorted(set(numbers) - set(self.numbers()))
       if missing:
-        raise LookupError(f'{self.directory} holds no generation '
-                          f'{missing[0]} to pin; it holds {self.numbers()}')
+        raise LookupError(
+          f'{self.directory} holds no generation {missing[0]} to pin; it holds {self.numbers()}'
+        )
       os.makedirs(os.path.dirname(path), exist_ok=True)
       if numbers:
-        manifests.write_text(path, json.dumps(
-            {'owner': owner, 'generations': numbers}) + '\n')
+        manifests.write_text(path, json.dumps({'owner': owner, 'generations': numbers}) + '\n')
       else:
         os.remove(path)
 
@@ -280,15 +294,15 @@ class GenerationStore:
       ValueError: A pin file is damaged; guessing could delete what it names.
     """
     pins = {}
-    for path in sorted(glob.glob(
-        os.path.join(glob.escape(self.directory), _PINS, '*.json'))):
+    for path in sorted(glob.glob(os.path.join(glob.escape(self.directory), _PINS, '*.json'))):
       try:
         with open(path, encoding='utf-8') as file:
           fields = json.load(file)
         pins[fields['owner']] = [int(n) for n in fields['generations']]
       except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path} is damaged ({error}): delete it if its owner '
-                         'needs no generation any more') from error
+        raise ValueError(
+          f'{path} is damaged ({error}): delete it if its owner needs no generation any more'
+        ) from error
     return pins
 
   def prune(self, keep: int = 2) -> list[int]:
@@ -335,16 +349,15 @@ class GenerationStore:
 
   def point_at(self, number: int) -> None:
     """Rewrites CURRENT; the caller holds the lock."""
-    manifests.write_text(os.path.join(self.directory, _CURRENT),
-                         generation_name(number) + '\n')
+    manifests.write_text(os.path.join(self.directory, _CURRENT), generation_name(number) + '\n')
 
   def _recover(self) -> None:
     """Removes leftovers of dead writers; finishes a first commit cut short."""
     root = glob.escape(self.directory)
-    leftovers = (glob.glob(os.path.join(root, '.tmp-*')) +
-                 glob.glob(os.path.join(root, _PINS, '.tmp-*')))
-    unnamed = self.numbers() and not os.path.exists(
-        os.path.join(self.directory, _CURRENT))
+    leftovers = glob.glob(os.path.join(root, '.tmp-*')) + glob.glob(
+      os.path.join(root, _PINS, '.tmp-*')
+    )
+    unnamed = self.numbers() and not os.path.exists(os.path.join(self.directory, _CURRENT))
     if not leftovers and not unnamed:
       return
     with self.lock():
@@ -355,13 +368,10 @@ class GenerationStore:
             shutil.rmtree(path, ignore_errors=True)
           else:
             os.remove(path)
-      if unnamed and not os.path.exists(
-          os.path.join(self.directory, _CURRENT)):
-        good = [n for n in self._whole() if Manifest.read(
-            self.folder(n)).make_current]
+      if unnamed and not os.path.exists(os.path.join(self.directory, _CURRENT)):
+        good = [n for n in self._whole() if Manifest.read(self.folder(n)).make_current]
         if good:
-          logger.warning('CURRENT was never written; serving %s',
-                         generation_name(good[-1]))
+          logger.warning('CURRENT was never written; serving %s', generation_name(good[-1]))
           self.point_at(good[-1])
 
   def _manifests(self) -> Iterator[Manifest]:
@@ -375,8 +385,7 @@ class GenerationStore:
     whole = []
     for number in self.numbers():
       with contextlib.suppress(ValueError, OSError):
-        check_files(self.folder(number), Manifest.read(self.folder(number)),
-                    checksums=False)
+        check_files(self.folder(number), Manifest.read(self.folder(number)), checksums=False)
         if number != but:
           whole.append(number)
     return whole
@@ -387,8 +396,10 @@ class GenerationStore:
     if not whole:
       return ' No other whole generation exists: build the index again'
     name = generation_name(whole[-1])
-    return (f' An older whole generation exists; to serve it: '
-            f'echo {name} > {os.path.join(self.directory, _CURRENT)}')
+    return (
+      f' An older whole generation exists; to serve it: '
+      f'echo {name} > {os.path.join(self.directory, _CURRENT)}'
+    )
 
 
 def _file_name(owner: str) -> str:

@@ -43,16 +43,16 @@ class IndexBuilder:
     return self._lock.locked()
 
   def build(
-      self,
-      chunks: Chunks,
-      dim: int,
-      options: IndexOptions,
-      metadata: dict[str, Any] | None = None,
-      *,
-      build_id: str = '',
-      edits_applied: int | None = None,
-      forget_edits: bool = False,
-      check: Callable[[], None] = lambda: None,
+    self,
+    chunks: Chunks,
+    dim: int,
+    options: IndexOptions,
+    metadata: dict[str, Any] | None = None,
+    *,
+    build_id: str = '',
+    edits_applied: int | None = None,
+    forget_edits: bool = False,
+    check: Callable[[], None] = lambda: None,
   ) -> LiveView:
     """Builds a generation of vectors and turns to it.
 
@@ -77,13 +77,17 @@ class IndexBuilder:
       if found is not None:  # the answer was lost, not the work
         return self._turn_to(found)
       return self._write(
-          chunks, check, dim=dim, options=options, metadata=metadata,
-          build_id=build_id, edits_applied=edits_applied,
-          edits_forgotten=edits_applied if forget_edits else None)
+        chunks,
+        check,
+        dim=dim,
+        options=options,
+        metadata=metadata,
+        build_id=build_id,
+        edits_applied=edits_applied,
+        edits_forgotten=edits_applied if forget_edits else None,
+      )
 
-  def compact(
-      self, *, build_id: str = '', check: Callable[[], None] = lambda: None,
-  ) -> LiveView:
+  def compact(self, *, build_id: str = '', check: Callable[[], None] = lambda: None) -> LiveView:
     """Builds a generation of what the current one and its edits come to.
 
     The options stay, codebooks and lists are trained anew. Edits made
@@ -105,13 +109,17 @@ class IndexBuilder:
       view = self._index.view()
       manifest = view.generation.manifest
       return self._write(
-          view.chunks(), check, dim=view.dim, options=manifest.options,
-          metadata=view.metadata, build_id=build_id, edits_applied=view.edits,
-          edits_forgotten=manifest.edits_forgotten)
+        view.chunks(),
+        check,
+        dim=view.dim,
+        options=manifest.options,
+        metadata=view.metadata,
+        build_id=build_id,
+        edits_applied=view.edits,
+        edits_forgotten=manifest.edits_forgotten,
+      )
 
-  def _write(
-      self, chunks: Chunks, check: Callable[[], None], **settings,
-  ) -> LiveView:
+  def _write(self, chunks: Chunks, check: Callable[[], None], **settings) -> LiveView:
     with self._store.begin(check=check, **settings) as writer:
       for ids, embeddings in chunks:
         check()

@@ -39,9 +39,10 @@ def read(directory: str) -> str:
     return ''
   if not _ID.fullmatch(text.strip()):
     raise ValueError(
-        f'{path} is damaged: expected 32 hexadecimal digits, found '
-        f'{text[:60]!r}. Restore it from a copy of the index, or remove it for '
-        'the index to be known by another id')
+      f'{path} is damaged: expected 32 hexadecimal digits, found '
+      f'{text[:60]!r}. Restore it from a copy of the index, or remove it for '
+      'the index to be known by another id'
+    )
   return text.strip()
 
 
@@ -73,10 +74,13 @@ def derive(folders: Iterable[str]) -> str:
     found = fingerprint(folder)
     if found:
       logger.warning(
-          '%s has no %s and none can be written: it goes by the id %s, made of '
-          'its oldest generation, which changes once somebody publishes there. '
-          'Start the process once with write access to the folder',
-          os.path.dirname(os.path.abspath(folder)), _FILE, found)
+        '%s has no %s and none can be written: it goes by the id %s, made of '
+        'its oldest generation, which changes once somebody publishes there. '
+        'Start the process once with write access to the folder',
+        os.path.dirname(os.path.abspath(folder)),
+        _FILE,
+        found,
+      )
       return found
   return ''
 

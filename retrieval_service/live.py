@@ -26,6 +26,7 @@ class LiveView:
     edits: The last edit's sequence number.
     metadata: The generation's, with what edits merged over it.
   """
+
   generation: Generation
   overlay: Overlay
   edits: int
@@ -42,19 +43,15 @@ class LiveView:
   @property
   def count(self) -> int:
     """Passages that a search can find."""
-    return (self.generation.count - len(self.overlay.dead_rows) +
-            self.overlay.count)
+    return self.generation.count - len(self.overlay.dead_rows) + self.overlay.count
 
   def search(
-      self, queries: np.ndarray, k: int, return_embeddings: bool = False,
+    self, queries: np.ndarray, k: int, return_embeddings: bool = False
   ) -> GenerationResult:
     """As `Generation.search`, of what the edits left and put."""
-    return self.generation.search(
-        queries, k, return_embeddings, overlay=self.overlay)
+    return self.generation.search(queries, k, return_embeddings, overlay=self.overlay)
 
-  def chunks(
-      self, chunk_rows: int = 16384,
-  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  def chunks(self, chunk_rows: int = 16384) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All passages: ids [rows] int64 and embeddings [rows, dim] float16.
 
     In the generation's order, a replaced one in its former place, then those
@@ -70,8 +67,7 @@ class LiveView:
     gone = overlay.dead_rows[~faiss_index.is_among(replaced, overlay.dead_rows)]
     for begin in range(0, self.generation.count, chunk_rows):
       end = min(begin + chunk_rows, self.generation.count)
-      ids = (np.arange(begin, end) if self.generation.ids is None
-             else self.generation.ids[begin:end])
+      ids = np.arange(begin, end) if self.generation.ids is None else self.generation.ids[begin:end]
       embeddings = self.generation.embeddings[begin:end].copy()
       within = slice(*np.searchsorted(replaced, (begin, end)))
       embeddings[replaced[within] - begin] = overlay.vectors[replacing[within]]
@@ -80,7 +76,7 @@ class LiveView:
         yield ids[keep], embeddings[keep]
     added = slots[rows < 0]
     for begin in range(0, len(added), chunk_rows):
-      chosen = added[begin:begin + chunk_rows]
+      chosen = added[begin : begin + chunk_rows]
       yield overlay.ids[chosen], overlay.vectors[chosen].astype(np.float16)
 
 
@@ -119,12 +115,15 @@ class LiveGeneration:
       put &= ~alien
     dead = rows[(put | (dims == 0)) & (rows >= 0)]
     put_ids = ids[put]
-    writer.apply(dead, put_ids, log.vectors(put_ids, self.generation.dim),
-                 ids[:0])
+    writer.apply(dead, put_ids, log.vectors(put_ids, self.generation.dim), ids[:0])
     metadata = dict(manifest.metadata)
-    metadata.update({key: value for key, (sequence, value)
-                     in log.metadata.items()
-                     if sequence > manifest.edits_applied})
+    metadata.update(
+      {
+        key: value
+        for key, (sequence, value) in log.metadata.items()
+        if sequence > manifest.edits_applied
+      }
+    )
     self._writer = writer
     self.view = LiveView(self.generation, writer.overlay, log.last, metadata)
 
@@ -133,13 +132,16 @@ class LiveGeneration:
     if len(edit.ids) and edit.dim != self.generation.dim:
       return self.rebuild()
     rows = self.generation.rows_of(np.concatenate([edit.ids, edit.delete_ids]))
-    self._writer.apply(rows[rows >= 0], edit.ids, edit.embeddings.reshape(
-        len(edit.ids), self.generation.dim), edit.delete_ids)
+    self._writer.apply(
+      rows[rows >= 0],
+      edit.ids,
+      edit.embeddings.reshape(len(edit.ids), self.generation.dim),
+      edit.delete_ids,
+    )
     metadata = self.view.metadata
     if edit.metadata:
       metadata = {**metadata, **edit.metadata}
-    self.view = LiveView(
-        self.generation, self._writer.overlay, edit.sequence, metadata)
+    self.view = LiveView(self.generation, self._writer.overlay, edit.sequence, metadata)
 
   def missing(self, ids: np.ndarray) -> np.ndarray:
     """Those of `ids` that no search can find."""
@@ -150,6 +152,10 @@ class LiveGeneration:
 
   def _warn_of_aliens(self, count: int, dim: int) -> None:
     logger.warning(
-        '%d vectors put by edits have dimension %d or another and generation '
-        '%d has %d: they are left out of it', count, dim,
-        self.generation.number, self.generation.dim)
+      '%d vectors put by edits have dimension %d or another and generation '
+      '%d has %d: they are left out of it',
+      count,
+      dim,
+      self.generation.number,
+      self.generation.dim,
+    )

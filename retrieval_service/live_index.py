@@ -37,6 +37,7 @@ class Edited:
     ids: [rows] int64 of the vectors put.
     absent_ids: int64, those to be deleted that no search could find anyway.
   """
+
   view: LiveView
   sequence: int
   ids: np.ndarray
@@ -55,12 +56,12 @@ class LiveIndex:
   """
 
   def __init__(
-      self,
-      store: GenerationStore,
-      *,
-      verify_checksums: bool = True,
-      max_older_open: int = 2,
-      **open_options,
+    self,
+    store: GenerationStore,
+    *,
+    verify_checksums: bool = True,
+    max_older_open: int = 2,
+    **open_options,
   ):
     """Opens the current generation, if there is one.
 
@@ -81,8 +82,7 @@ class LiveIndex:
     # Held while the log or any view moves on. The next one is taken within it.
     self._edit_lock = threading.RLock()
     self._older_lock = threading.Lock()
-    self._older: collections.OrderedDict[int, LiveGeneration] = (
-        collections.OrderedDict())
+    self._older: collections.OrderedDict[int, LiveGeneration] = collections.OrderedDict()
     self._opening: dict[int, concurrent.futures.Future] = {}
     # Read once a search; replaced whole.
     self._current: LiveGeneration | None = None
@@ -135,8 +135,10 @@ class LiveIndex:
     current = self._current
     if number == 0:
       if current is None:
-        raise EmptyIndexError(f'the index in {self.store.directory} is empty: '
-                              'build it first, or reload once it is written')
+        raise EmptyIndexError(
+          f'the index in {self.store.directory} is empty: '
+          'build it first, or reload once it is written'
+        )
       return current.view
     if current is not None and current.generation.number == number:
       return current.view
@@ -153,15 +155,13 @@ class LiveIndex:
       self._open_older(number, future)
     return future.result().view
 
-  def _open_older(
-      self, number: int, future: concurrent.futures.Future,
-  ) -> None:
+  def _open_older(self, number: int, future: concurrent.futures.Future) -> None:
     """Opens a generation for all who asked for it, and nobody else waits."""
     try:
       self.check_folder()
       generation = self.store.open(
-          number, verify_checksums=self._verify_checksums,
-          **self._open_options)
+        number, verify_checksums=self._verify_checksums, **self._open_options
+      )
       with self._edit_lock:  # no edit comes between the log's end and its place
         older = LiveGeneration(generation, self._log)
         with self._older_lock:
@@ -195,11 +195,9 @@ class LiveIndex:
         self._follow(repair=locked)
       number = self.store.current()
       former = self._current
-      if number is None or (
-          former is not None and former.generation.number == number):
+      if number is None or (former is not None and former.generation.number == number):
         return self.current
-      generation = self.store.open(
-          number, verify_checksums=verify_checksums, **self._open_options)
+      generation = self.store.open(number, verify_checksums=verify_checksums, **self._open_options)
       next_id = max(generation.next_id, self.store.next_id())
       with self._edit_lock:
         current = LiveGeneration(generation, self._log)
@@ -211,18 +209,18 @@ class LiveIndex:
         self._fingerprint = index_ids.fingerprint(self.store.folder(number))
         with self._older_lock:
           self._older.pop(number, None)
-      logger.info('serving generation %d, %d vectors', number,
-                  current.view.count)
+      logger.info('serving generation %d, %d vectors', number, current.view.count)
       return current.view
 
   def check_folder(self) -> None:
     """Raises ValueError where another index has taken this one's place."""
     if not self._holds_ours():
       raise ValueError(
-          f'{self.store.directory} holds another index now (id '
-          f'{index_ids.read(self.store.directory)}) than the one in use (id '
-          f'{self.index_id}); swap to it (ralm swap) or start the process '
-          'again')
+        f'{self.store.directory} holds another index now (id '
+        f'{index_ids.read(self.store.directory)}) than the one in use (id '
+        f'{self.index_id}); swap to it (ralm swap) or start the process '
+        'again'
+      )
 
   def keep_id(self) -> None:
     """`check_folder`, and puts a lost id back; the caller holds the lock."""
@@ -253,10 +251,7 @@ class LiveIndex:
     with self._edit_lock:
       return self._current.missing(np.asarray(ids, np.int64))
 
-  def edit(
-      self, edit: Edit, *, only_new_ids: bool = False,
-      delete_absent: bool = False,
-  ) -> Edited:
+  def edit(self, edit: Edit, *, only_new_ids: bool = False, delete_absent: bool = False) -> Edited:
     """Puts and deletes vectors; every search that starts later sees it.
 
     Args:
@@ -288,12 +283,15 @@ class LiveIndex:
       view = self.view()
     above = len(view.overlay.ids)
     if above >= _MANY > above - len(done.ids):
-      logger.warning('%d vectors lie on top of generation %d, and every search '
-                     'scans them: compact the index', above, view.number)
+      logger.warning(
+        '%d vectors lie on top of generation %d, and every search scans them: compact the index',
+        above,
+        view.number,
+      )
     return Edited(view, done.sequence, done.ids, absent)
 
   def _checked(
-      self, edit: Edit, only_new_ids: bool, delete_absent: bool,
+    self, edit: Edit, only_new_ids: bool, delete_absent: bool
   ) -> tuple[Edit, np.ndarray]:
     """The edit in its final form, and what of its deletes is absent.
 
@@ -304,12 +302,16 @@ class LiveIndex:
     if only_new_ids:
       known = np.setdiff1d(edit.ids, self._current.missing(edit.ids))
       if len(known):
-        raise ValueError(f'passage id {known[0]} exists already ({len(known)} '
-                         'such in all): give new passages new ids')
+        raise ValueError(
+          f'passage id {known[0]} exists already ({len(known)} '
+          'such in all): give new passages new ids'
+        )
     unknown = self._current.missing(edit.delete_ids)
     if len(unknown) and not delete_absent:
-      raise LookupError(f'the index has no passage of id {unknown[0]} '
-                        f'({len(unknown)} such in all): nothing was deleted')
+      raise LookupError(
+        f'the index has no passage of id {unknown[0]} '
+        f'({len(unknown)} such in all): nothing was deleted'
+      )
     return dataclasses.replace(edit, generation=view.number), unknown
 
   def _follow(self, *, repair: bool) -> None:

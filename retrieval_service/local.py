@@ -31,11 +31,7 @@ class LocalRetrievalServer:
   """
 
   def __init__(
-      self,
-      index_directory: str | os.PathLike,
-      *,
-      start_timeout_s: float = 300.0,
-      **options,
+    self, index_directory: str | os.PathLike, *, start_timeout_s: float = 300.0, **options
   ):
     """Starts the process and waits until it answers.
 
@@ -67,8 +63,11 @@ class LocalRetrievalServer:
     if self.process is not None and self.process.poll() is None:
       return False
     if self.process is not None:
-      logger.warning('the retrieval process at %s ended with status %d; '
-                     'starting it again', self.address, self.process.returncode)
+      logger.warning(
+        'the retrieval process at %s ended with status %d; starting it again',
+        self.address,
+        self.process.returncode,
+      )
       self._close_pipes()
     self._start()
     return True
@@ -89,14 +88,20 @@ class LocalRetrievalServer:
   def messages(self) -> str:
     """The end of what the process wrote to its standard error."""
     size = os.fstat(self._log.fileno()).st_size
-    tail = os.pread(self._log.fileno(), _STDERR_BYTES,
-                    max(0, size - _STDERR_BYTES))
+    tail = os.pread(self._log.fileno(), _STDERR_BYTES, max(0, size - _STDERR_BYTES))
     return tail.decode(errors='replace').strip()
 
   def _start(self) -> None:
-    command = [sys.executable, '-m', 'retrieval_service.server',
-               '--index', self._index_directory, '--address', self.address,
-               '--exit_with_parent']
+    command = [
+      sys.executable,
+      '-m',
+      'retrieval_service.server',
+      '--index',
+      self._index_directory,
+      '--address',
+      self.address,
+      '--exit_with_parent',
+    ]
     for name, value in self._options.items():
       if value is None:
         continue
@@ -107,13 +112,18 @@ class LocalRetrievalServer:
     environment = dict(os.environ)
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment['PYTHONPATH'] = os.pathsep.join(
-        path for path in (root, environment.get('PYTHONPATH')) if path)
+      path for path in (root, environment.get('PYTHONPATH')) if path
+    )
     self.process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=self._log,
-        # An interrupt typed at the terminal is for the program, which still
-        # needs its searches while it saves.
-        start_new_session=True)
+      command,
+      env=environment,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self._log,
+      # An interrupt typed at the terminal is for the program, which still
+      # needs its searches while it saves.
+      start_new_session=True,
+    )
     try:
       self.address = self._read_address()
     except BaseException:
@@ -129,18 +139,19 @@ class LocalRetrievalServer:
         data = os.read(self.process.stdout.fileno(), 4096)
         if not data:
           raise RuntimeError(
-              f'the retrieval process for {self._index_directory} ended with '
-              f'status {self.process.wait()} before it was ready. It said: '
-              f'{self.messages()}')
+            f'the retrieval process for {self._index_directory} ended with '
+            f'status {self.process.wait()} before it was ready. It said: '
+            f'{self.messages()}'
+          )
         output += data
       elif time.monotonic() > give_up:
         raise RuntimeError(
-            f'the retrieval process for {self._index_directory} was not ready '
-            f'after {self._start_timeout_s:.0f} s. It said: {self.messages()}')
+          f'the retrieval process for {self._index_directory} was not ready '
+          f'after {self._start_timeout_s:.0f} s. It said: {self.messages()}'
+        )
     match = _READY.match(output.decode(errors='replace'))
     if not match:
-      raise RuntimeError(f'the retrieval process said {output!r} instead of '
-                         'that it is ready')
+      raise RuntimeError(f'the retrieval process said {output!r} instead of that it is ready')
     return match[1]
 
   def _close_pipes(self) -> None:

@@ -29,6 +29,7 @@ _BLOCK_BYTES = 8 << 20
 @dataclasses.dataclass(frozen=True)
 class FileRecord:
   """What a file must be: its size and the blake2b checksum of its bytes."""
+
   bytes: int
   checksum: str
 
@@ -55,6 +56,7 @@ class Manifest:
     next_id: One past the largest id of this and earlier generations; 0: not
       recorded.
   """
+
   generation: int
   dim: int
   count: int
@@ -89,16 +91,15 @@ class Manifest:
       fields = json.loads(text)
       if fields['format_version'] != FORMAT_VERSION:
         raise ValueError(
-            f'format version {fields["format_version"]}, and this program '
-            f'reads {FORMAT_VERSION}')
+          f'format version {fields["format_version"]}, and this program reads {FORMAT_VERSION}'
+        )
       fields['options'] = IndexOptions.from_dict(fields['options'])
-      fields['files'] = {
-          name: FileRecord(**record) for name, record in fields['files'].items()}
+      fields['files'] = {name: FileRecord(**record) for name, record in fields['files'].items()}
       return cls(**fields)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise ValueError(
-          f'{path} is not a readable manifest ({len(text)} characters): '
-          f'{error}') from error
+        f'{path} is not a readable manifest ({len(text)} characters): {error}'
+      ) from error
 
 
 class HashingFile:

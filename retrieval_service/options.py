@@ -27,6 +27,7 @@ class IndexOptions:
     train_size: At most so many vectors train the index, drawn evenly. None:
       what the codebooks can use, 64 a list and at least 65,536.
   """
+
   index_type: str = 'flat'
   bytes_per_vector: int = 64
   nlist: int | None = None
@@ -38,17 +39,21 @@ class IndexOptions:
   def __post_init__(self):
     if not isinstance(self.index_type, str) or not self.index_type.strip():
       raise ValueError(
-          f'index_type: expected one of {", ".join(FRIENDLY_TYPES)} or a FAISS '
-          f'factory string, found {self.index_type!r}')
-    for name, least in (('bytes_per_vector', 1), ('nlist', 1), ('nprobe', 1),
-                        ('rerank', 0), ('train_size', 1)):
+        f'index_type: expected one of {", ".join(FRIENDLY_TYPES)} or a FAISS '
+        f'factory string, found {self.index_type!r}'
+      )
+    for name, least in (
+      ('bytes_per_vector', 1),
+      ('nlist', 1),
+      ('nprobe', 1),
+      ('rerank', 0),
+      ('train_size', 1),
+    ):
       value = getattr(self, name)
       if value is None and name != 'bytes_per_vector':
         continue
-      if (isinstance(value, bool) or not isinstance(value, int) or
-          value < least):
-        raise ValueError(
-            f'{name}: expected an integer of at least {least}, found {value!r}')
+      if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f'{name}: expected an integer of at least {least}, found {value!r}')
 
   @property
   def is_friendly(self) -> bool:
@@ -65,6 +70,7 @@ class IndexOptions:
     known = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(fields) - known)
     if unknown:
-      raise ValueError(f'unknown index option {", ".join(unknown)}; known: '
-                       f'{", ".join(sorted(known))}')
+      raise ValueError(
+        f'unknown index option {", ".join(unknown)}; known: {", ".join(sorted(known))}'
+      )
     return cls(**fields)

@@ -26,6 +26,7 @@ class Overlay:
     vectors: [slots, dim] float32, of float16 values.
     dead_slots: Rising: slots that a later edit deleted or replaced.
   """
+
   dead_rows: np.ndarray
   ids: np.ndarray
   vectors: np.ndarray
@@ -33,8 +34,12 @@ class Overlay:
 
   @classmethod
   def empty(cls, dim: int) -> 'Overlay':
-    return cls(np.zeros(0, np.int64), np.zeros(0, np.int64),
-               np.zeros((0, dim), np.float32), np.zeros(0, np.int64))
+    return cls(
+      np.zeros(0, np.int64),
+      np.zeros(0, np.int64),
+      np.zeros((0, dim), np.float32),
+      np.zeros(0, np.int64),
+    )
 
   @property
   def count(self) -> int:
@@ -46,8 +51,7 @@ class Overlay:
     return np.delete(np.arange(len(self.ids)), self.dead_slots)
 
   def candidates(
-      self, queries: np.ndarray, k: int,
-      pool: concurrent.futures.Executor | None = None,
+    self, queries: np.ndarray, k: int, pool: concurrent.futures.Executor | None = None
   ) -> tuple[np.ndarray, np.ndarray]:
     """The best slots of each query, by exact search.
 
@@ -61,8 +65,7 @@ class Overlay:
       a margin for near-ties, or `count`.
     """
     num = min(k + faiss_index.EXACT_MARGIN, self.count)
-    _, slots = faiss_index.exact_search(
-        self.vectors, queries, num, dead=self.dead_slots)
+    _, slots = faiss_index.exact_search(self.vectors, queries, num, dead=self.dead_slots)
     return slots, faiss_index.exact_scores(self.vectors, queries, slots, pool)
 
 
@@ -87,11 +90,7 @@ class OverlayWriter:
     return passage in self._slots
 
   def apply(
-      self,
-      dead_rows: np.ndarray,
-      ids: np.ndarray,
-      vectors: np.ndarray,
-      delete_ids: np.ndarray,
+    self, dead_rows: np.ndarray, ids: np.ndarray, vectors: np.ndarray, delete_ids: np.ndarray
   ) -> None:
     """Moves on to the next state.
 
@@ -105,8 +104,11 @@ class OverlayWriter:
     begin, end = len(former.ids), len(former.ids) + len(ids)
     # Made ready before anything is changed, for memory may run out.
     rows = _merged(former.dead_rows, dead_rows)
-    gone = [self._slots[passage] for passage in
-            (*ids.tolist(), *delete_ids.tolist()) if passage in self._slots]
+    gone = [
+      self._slots[passage]
+      for passage in (*ids.tolist(), *delete_ids.tolist())
+      if passage in self._slots
+    ]
     slots = _merged(former.dead_slots, np.array(gone, np.int64))
     if end > len(self._ids):
       room = max(2 * len(self._ids), end, 64)
@@ -117,8 +119,7 @@ class OverlayWriter:
     for passage in delete_ids.tolist():
       self._slots.pop(passage, None)
     self._slots.update(zip(ids.tolist(), range(begin, end)))
-    self.overlay = Overlay(
-        rows, self._ids[:end], self._vectors[:end], slots)
+    self.overlay = Overlay(rows, self._ids[:end], self._vectors[:end], slots)
     if len(slots) > max(_LEAST_REBUILD, self.overlay.count):
       self._rebuild()
 
@@ -128,10 +129,8 @@ class OverlayWriter:
     live = former.live_slots()
     self._ids = former.ids[live]
     self._vectors = former.vectors[live]
-    self._slots = {passage: slot for slot, passage in
-                   enumerate(self._ids.tolist())}
-    self.overlay = Overlay(former.dead_rows, self._ids, self._vectors,
-                           np.zeros(0, np.int64))
+    self._slots = {passage: slot for slot, passage in enumerate(self._ids.tolist())}
+    self.overlay = Overlay(former.dead_rows, self._ids, self._vectors, np.zeros(0, np.int64))
 
 
 def _merged(rising: np.ndarray, more: np.ndarray) -> np.ndarray:
@@ -142,5 +141,5 @@ def _merged(rising: np.ndarray, more: np.ndarray) -> np.ndarray:
 
 def _longer(array: np.ndarray, rows: int) -> np.ndarray:
   longer = np.empty((rows, *array.shape[1:]), array.dtype)
-  longer[:len(array)] = array
+  longer[: len(array)] = array
   return longer

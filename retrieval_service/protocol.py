@@ -13,8 +13,8 @@ CHUNK_BYTES = 4 << 20
 SEARCH_BYTES = 64 << 20
 
 MESSAGE_OPTIONS = (
-    ('grpc.max_send_message_length', MAX_MESSAGE_BYTES),
-    ('grpc.max_receive_message_length', MAX_MESSAGE_BYTES),
+  ('grpc.max_send_message_length', MAX_MESSAGE_BYTES),
+  ('grpc.max_receive_message_length', MAX_MESSAGE_BYTES),
 )
 
 
@@ -26,14 +26,12 @@ def split_address(address: str) -> tuple[str, int]:
   """
   host, colon, port = address.rpartition(':')
   if not colon or not host or not port.isdigit() or int(port) > 65535:
-    raise ValueError(f'address {address!r} is not host:port, such as '
-                     'localhost:50051')
+    raise ValueError(f'address {address!r} is not host:port, such as localhost:50051')
   return host, int(port)
 
 
 # HTTP/2's opening: the preface, then an empty SETTINGS frame.
-_HTTP2_HELLO = (b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' +
-                bytes(3) + b'\x04' + bytes(5))
+_HTTP2_HELLO = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + bytes(3) + b'\x04' + bytes(5)
 _FRAME_HEADER_BYTES = 9
 
 
@@ -56,7 +54,8 @@ def foreign_opening(address: str, timeout_s: float = 2.0) -> bytes | None:
   except OSError:
     pass
   # A server begins with a SETTINGS frame: type 4, on stream 0.
-  if not opening or (len(opening) == _FRAME_HEADER_BYTES and
-                     opening[3] == 4 and opening[5:] == bytes(4)):
+  if not opening or (
+    len(opening) == _FRAME_HEADER_BYTES and opening[3] == 4 and opening[5:] == bytes(4)
+  ):
     return None
   return opening

@@ -12,13 +12,13 @@ class IndexSwappedError(RuntimeError):
   """The process serves another index than the one that a call is meant for."""
 
   @classmethod
-  def of(cls, process: str, directory: str, found: str,
-         wanted: str) -> 'IndexSwappedError':
+  def of(cls, process: str, directory: str, found: str, wanted: str) -> 'IndexSwappedError':
     """The error of `process`, which serves a folder of another id."""
     return cls(
-        f'{process} serves {directory} (id {found}) now, in place of the index '
-        f'of id {wanted} that this program began with. Swap that back (ralm '
-        'swap) and start again, or begin anew with the one that is served')
+      f'{process} serves {directory} (id {found}) now, in place of the index '
+      f'of id {wanted} that this program began with. Swap that back (ralm '
+      'swap) and start again, or begin anew with the one that is served'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,7 @@ class SearchResult:
     edits: The sequence number of the last edit that the answer has seen.
     index_id: Of which index it is a generation; see `GenerationStore.index_id`.
   """
+
   ids: np.ndarray
   scores: np.ndarray
   generation: int
@@ -52,6 +53,7 @@ class EditResult:
     ids: [rows] int64 of the vectors put.
     absent_ids: int64, those deleted that the served generation had not.
   """
+
   generation: int
   edits: int
   count: int
@@ -72,6 +74,7 @@ class SwapResult:
     pinned_by: Owners who have pinned generations of the former: training runs,
       finished ones among them.
   """
+
   index_id: str
   generation: int
   count: int
@@ -98,6 +101,7 @@ class ServerStatus:
     next_id: One past the largest passage id there ever was.
     index_id: Which index this is, wherever its folder lies.
   """
+
   generation: int
   count: int
   dim: int

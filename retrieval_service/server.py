@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 
 _SERVICE = retrieval_pb2.DESCRIPTOR.services_by_name['Retrieval'].full_name
 _SERVER_OPTIONS = protocol.MESSAGE_OPTIONS + (
-    # Two servers on one port would share its calls at random.
-    ('grpc.so_reuseport', 0),
-    # The client's keepalive: more often than gRPC's servers like by default.
-    ('grpc.http2.min_ping_interval_without_data_ms', 10_000),
-    ('grpc.keepalive_permit_without_calls', 1),
+  # Two servers on one port would share its calls at random.
+  ('grpc.so_reuseport', 0),
+  # The client's keepalive: more often than gRPC's servers like by default.
+  ('grpc.http2.min_ping_interval_without_data_ms', 10_000),
+  ('grpc.keepalive_permit_without_calls', 1),
 )
 
 
@@ -40,17 +40,17 @@ class RetrievalServer:
   """
 
   def __init__(
-      self,
-      index_directory: str | os.PathLike,
-      address: str = 'localhost:50051',
-      *,
-      nprobe: int | None = None,
-      rerank: int | None = None,
-      threads: int | None = None,
-      build_threads: int | None = None,
-      verify_checksums: bool = True,
-      keep_generations: int = 2,
-      max_calls: int = 16,
+    self,
+    index_directory: str | os.PathLike,
+    address: str = 'localhost:50051',
+    *,
+    nprobe: int | None = None,
+    rerank: int | None = None,
+    threads: int | None = None,
+    build_threads: int | None = None,
+    verify_checksums: bool = True,
+    keep_generations: int = 2,
+    max_calls: int = 16,
   ):
     """Opens the index and the port; `start` answers calls.
 
@@ -77,23 +77,31 @@ class RetrievalServer:
     host, port = protocol.split_address(address)
     os.makedirs(index_directory, exist_ok=True)
     self._servicer = servicer.RetrievalServicer(
-        index_directory, nprobe=nprobe, rerank=rerank, threads=threads,
-        build_threads=build_threads, verify_checksums=verify_checksums,
-        keep_generations=keep_generations)
+      index_directory,
+      nprobe=nprobe,
+      rerank=rerank,
+      threads=threads,
+      build_threads=build_threads,
+      verify_checksums=verify_checksums,
+      keep_generations=keep_generations,
+    )
     self._health = health.HealthServicer()
     self._server = grpc.server(
-        concurrent.futures.ThreadPoolExecutor(
-            max_calls, 'call', initializer=self._servicer.prepare_thread),
-        options=_SERVER_OPTIONS)
-    retrieval_pb2_grpc.add_RetrievalServicer_to_server(
-        self._servicer, self._server)
+      concurrent.futures.ThreadPoolExecutor(
+        max_calls, 'call', initializer=self._servicer.prepare_thread
+      ),
+      options=_SERVER_OPTIONS,
+    )
+    retrieval_pb2_grpc.add_RetrievalServicer_to_server(self._servicer, self._server)
     health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
     try:
       port = self._server.add_insecure_port(f'{host}:{port}')
     except RuntimeError as error:
-      raise OSError(f'cannot listen on {address}: the port is taken or the '
-                    'host is not this machine; choose another address, or '
-                    'port 0 for any free one') from error
+      raise OSError(
+        f'cannot listen on {address}: the port is taken or the '
+        'host is not this machine; choose another address, or '
+        'port 0 for any free one'
+      ) from error
     self.address = f'{host}:{port}'
 
   @property
@@ -130,34 +138,43 @@ class RetrievalServer:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The process's flags, for this module and for `ralm serve`."""
   parser.add_argument('--index', required=True, help='index folder')
-  parser.add_argument('--address', default='localhost:50051',
-                      help='host:port to listen on; port 0 takes a free one '
-                      '(default %(default)s)')
-  parser.add_argument('--nprobe', type=int,
-                      help='inverted lists a query visits')
-  parser.add_argument('--rerank', type=int,
-                      help='candidates scored exactly; 0 for none')
-  parser.add_argument('--threads', type=int,
-                      help='threads a search uses (default: all cores)')
-  parser.add_argument('--build_threads', type=int,
-                      help='threads a build uses (default: one fewer than '
-                      '--threads)')
-  parser.add_argument('--verify_checksums', default=True,
-                      action=argparse.BooleanOptionalAction,
-                      help='read an index whole before it is first served')
-  parser.add_argument('--keep_generations', type=int, default=2,
-                      help='newest generations kept after a build, besides '
-                      'pinned ones (default %(default)s)')
-  parser.add_argument('--exit_with_parent', action='store_true',
-                      help='end when the starting process does (its end of '
-                      'stdin closes)')
+  parser.add_argument(
+    '--address',
+    default='localhost:50051',
+    help='host:port to listen on; port 0 takes a free one (default %(default)s)',
+  )
+  parser.add_argument('--nprobe', type=int, help='inverted lists a query visits')
+  parser.add_argument('--rerank', type=int, help='candidates scored exactly; 0 for none')
+  parser.add_argument('--threads', type=int, help='threads a search uses (default: all cores)')
+  parser.add_argument(
+    '--build_threads', type=int, help='threads a build uses (default: one fewer than --threads)'
+  )
+  parser.add_argument(
+    '--verify_checksums',
+    default=True,
+    action=argparse.BooleanOptionalAction,
+    help='read an index whole before it is first served',
+  )
+  parser.add_argument(
+    '--keep_generations',
+    type=int,
+    default=2,
+    help='newest generations kept after a build, besides pinned ones (default %(default)s)',
+  )
+  parser.add_argument(
+    '--exit_with_parent',
+    action='store_true',
+    help='end when the starting process does (its end of stdin closes)',
+  )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the process until a signal ends it; returns its exit status."""
   parser = argparse.ArgumentParser(
-      prog='python -m retrieval_service.server', description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+    prog='python -m retrieval_service.server',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   add_arguments(parser)
   return run(parser.parse_args(argv))
 
@@ -165,8 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
   """`main` with its flags parsed."""
   logging.basicConfig(
-      stream=sys.stderr, level=logging.INFO,
-      format='%(asctime)s %(levelname)s %(message)s')
+    stream=sys.stderr, level=logging.INFO, format='%(asctime)s %(levelname)s %(message)s'
+  )
   logging.getLogger('faiss').setLevel(logging.WARNING)
   # OpenMP threads that spin while they wait take the cores from gRPC and from
   # each other: on busy machines a search then takes ten times as long. The
@@ -176,22 +193,27 @@ def run(arguments: argparse.Namespace) -> int:
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda *unused: stopping.set())
   if arguments.exit_with_parent:
-    threading.Thread(
-        target=_watch_parent, args=(os.getppid(), stopping.set),
-        daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(os.getppid(), stopping.set), daemon=True).start()
   try:
     server = RetrievalServer(
-        arguments.index, arguments.address, nprobe=arguments.nprobe,
-        rerank=arguments.rerank, threads=arguments.threads,
-        build_threads=arguments.build_threads,
-        verify_checksums=arguments.verify_checksums,
-        keep_generations=arguments.keep_generations)
+      arguments.index,
+      arguments.address,
+      nprobe=arguments.nprobe,
+      rerank=arguments.rerank,
+      threads=arguments.threads,
+      build_threads=arguments.build_threads,
+      verify_checksums=arguments.verify_checksums,
+      keep_generations=arguments.keep_generations,
+    )
   except (ValueError, OSError) as error:
     print(f'retrieval process: {error}', file=sys.stderr)
     return 1
   with server:
-    print(f'retrieval process ready at {server.address} (generation '
-          f'{server.generation}, {server.count} passages)', flush=True)
+    print(
+      f'retrieval process ready at {server.address} (generation '
+      f'{server.generation}, {server.count} passages)',
+      flush=True,
+    )
     stopping.wait()
     logger.info('ending')
   return 0

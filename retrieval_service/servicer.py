@@ -36,25 +36,30 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
   """
 
   def __init__(
-      self,
-      directory: str | os.PathLike,
-      *,
-      nprobe: int | None = None,
-      rerank: int | None = None,
-      threads: int | None = None,
-      build_threads: int | None = None,
-      verify_checksums: bool = True,
-      keep_generations: int = 2,
-      max_older_open: int = 2,
+    self,
+    directory: str | os.PathLike,
+    *,
+    nprobe: int | None = None,
+    rerank: int | None = None,
+    threads: int | None = None,
+    build_threads: int | None = None,
+    verify_checksums: bool = True,
+    keep_generations: int = 2,
+    max_older_open: int = 2,
   ):
     """Opens the current generation, if there is one; see `RetrievalServer`."""
     self._threads = threads or faiss.omp_get_max_threads()
     # The core left over is where the threads that answer wake without waiting.
     self._build_threads = build_threads or max(1, self._threads - 1)
     self._serving = Serving(
-        directory, keep_generations=keep_generations,
-        verify_checksums=verify_checksums, max_older_open=max_older_open,
-        nprobe=nprobe, rerank=rerank, threads=self._threads)
+      directory,
+      keep_generations=keep_generations,
+      verify_checksums=verify_checksums,
+      max_older_open=max_older_open,
+      nprobe=nprobe,
+      rerank=rerank,
+      threads=self._threads,
+    )
 
   @property
   def current(self) -> LiveView | None:
@@ -70,17 +75,20 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
       view = index.view(request.generation)
       if request.dim < 1 or len(request.queries) % (4 * request.dim):
         raise ValueError(
-            f'{len(request.queries)} bytes of queries are no whole number of '
-            f'float32 vectors of dimension {request.dim}')
+          f'{len(request.queries)} bytes of queries are no whole number of '
+          f'float32 vectors of dimension {request.dim}'
+        )
       queries = np.frombuffer(request.queries, '<f4').reshape(-1, request.dim)
       result = view.search(queries, request.k, request.return_embeddings)
       response = retrieval_pb2.SearchResponse(
-          ids=result.ids.astype('<i8', copy=False).tobytes(),
-          scores=result.scores.astype('<f4', copy=False).tobytes(),
-          generation=view.number, edits=view.edits, index_id=index.index_id)
+        ids=result.ids.astype('<i8', copy=False).tobytes(),
+        scores=result.scores.astype('<f4', copy=False).tobytes(),
+        generation=view.number,
+        edits=view.edits,
+        index_id=index.index_id,
+      )
       if result.embeddings is not None:
-        response.embeddings = result.embeddings.astype(
-            '<f2', copy=False).tobytes()
+        response.embeddings = result.embeddings.astype('<f2', copy=False).tobytes()
       return response
 
   def Build(self, request_iterator, context):
@@ -90,49 +98,65 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
       applied = served.index.edits
       if header.HasField('edits_applied'):
         applied = header.edits_applied
-      return self._in_background(lambda: served.builder.build(
-          wire.read_chunks(request_iterator, header.dim), header.dim,
-          _read_options(header.options), json.loads(
-              header.metadata_json or '{}'),
-          build_id=header.build_id, edits_applied=applied,
-          forget_edits=header.forget_edits, check=_abandonment(context)))
+      return self._in_background(
+        lambda: served.builder.build(
+          wire.read_chunks(request_iterator, header.dim),
+          header.dim,
+          _read_options(header.options),
+          json.loads(header.metadata_json or '{}'),
+          build_id=header.build_id,
+          edits_applied=applied,
+          forget_edits=header.forget_edits,
+          check=_abandonment(context),
+        )
+      )
 
   def Compact(self, request, context):
     with _errors_as_status(context):
       served = self._serving.served(request.index_id)
-      return self._in_background(lambda: served.builder.compact(
-          build_id=request.build_id, check=_abandonment(context)))
+      return self._in_background(
+        lambda: served.builder.compact(build_id=request.build_id, check=_abandonment(context))
+      )
 
   def Edit(self, request_iterator, context):
     with _errors_as_status(context):
       header = wire.read_header(request_iterator)
       index = self._serving.served(header.index_id).index
-      ids, embeddings = wire.join_chunks(wire.read_chunks(
-          request_iterator, header.dim), header.dim)
-      edit = Edit(ids, embeddings, wire.read_ids(header.delete_ids),
-                  json.loads(header.metadata_json or '{}'), header.edit_id)
+      ids, embeddings = wire.join_chunks(wire.read_chunks(request_iterator, header.dim), header.dim)
+      edit = Edit(
+        ids,
+        embeddings,
+        wire.read_ids(header.delete_ids),
+        json.loads(header.metadata_json or '{}'),
+        header.edit_id,
+      )
       if header.check_only:
         absent = index.missing(edit.delete_ids)
         return retrieval_pb2.EditResponse(absent_ids=wire.write_ids(absent))
       edited = index.edit(
-          edit, only_new_ids=header.only_new_ids,
-          delete_absent=header.delete_absent)
+        edit, only_new_ids=header.only_new_ids, delete_absent=header.delete_absent
+      )
       return retrieval_pb2.EditResponse(
-          generation=edited.view.number, edits=edited.sequence,
-          count=edited.view.count,
-          ids=wire.write_ids(edited.ids),
-          absent_ids=wire.write_ids(edited.absent_ids))
+        generation=edited.view.number,
+        edits=edited.sequence,
+        count=edited.view.count,
+        ids=wire.write_ids(edited.ids),
+        absent_ids=wire.write_ids(edited.absent_ids),
+      )
 
   def Status(self, request, context):
     with _errors_as_status(context):
       served = self._serving.served()
       response = retrieval_pb2.StatusResponse(
-          service=protocol.SERVICE_NAME,
-          protocol_version=protocol.PROTOCOL_VERSION,
-          generations=served.index.store.numbers(),
-          building=served.builder.building,
-          index_directory=served.directory, index_id=served.index.index_id,
-          edits=served.index.edits, next_id=served.index.next_id)
+        service=protocol.SERVICE_NAME,
+        protocol_version=protocol.PROTOCOL_VERSION,
+        generations=served.index.store.numbers(),
+        building=served.builder.building,
+        index_directory=served.directory,
+        index_id=served.index.index_id,
+        edits=served.index.edits,
+        next_id=served.index.next_id,
+      )
       view = served.index.current
       if view is not None:
         manifest = view.generation.manifest
@@ -141,8 +165,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
         response.dim = view.dim
         response.factory = manifest.factory
         response.metadata_json = json.dumps(view.metadata)
-        response.options.CopyFrom(retrieval_pb2.IndexOptions(
-            **manifest.options.to_dict()))
+        response.options.CopyFrom(retrieval_pb2.IndexOptions(**manifest.options.to_dict()))
       return response
 
   def Pin(self, request, context):
@@ -161,29 +184,30 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
   def Swap(self, request, context):
     with _errors_as_status(context):
       self._serving.served(request.index_id)
-      swapped = self._lowly(
-          lambda: self._serving.swap(request.index_directory))
+      swapped = self._lowly(lambda: self._serving.swap(request.index_directory))
       view, former = swapped.served.index.current, swapped.former
       pins = {}
       if former.directory != swapped.served.directory:
         with contextlib.suppress(ValueError, OSError):  # damaged, not ours to use
           pins = former.index.store.pinned()
       return retrieval_pb2.SwapResponse(
-          index_id=swapped.served.index.index_id,
-          generation=view.number if view else 0,
-          count=view.count if view else 0,
-          former_index_id=former.index.index_id,
-          former_directory=former.directory, pinned_by=sorted(pins))
+        index_id=swapped.served.index.index_id,
+        generation=view.number if view else 0,
+        count=view.count if view else 0,
+        former_index_id=former.index.index_id,
+        former_directory=former.directory,
+        pinned_by=sorted(pins),
+      )
 
   def _in_background(self, work: Callable[[], LiveView | None]):
     view = self._lowly(work)
     if view is None:
       return retrieval_pb2.GenerationResponse()
-    return retrieval_pb2.GenerationResponse(
-        generation=view.number, count=view.count)
+    return retrieval_pb2.GenerationResponse(generation=view.number, count=view.count)
 
   def _lowly(self, work: Callable[[], Answer]) -> Answer:
     """Work that must not slow searches."""
+
     def prepared() -> Answer:
       faiss.omp_set_num_threads(self._build_threads)
       return work()
@@ -202,8 +226,7 @@ def _abandonment(context: grpc.ServicerContext) -> Callable[[], None]:
 
 
 def _read_options(message) -> IndexOptions:
-  return IndexOptions.from_dict(
-      {field.name: value for field, value in message.ListFields()})
+  return IndexOptions.from_dict({field.name: value for field, value in message.ListFields()})
 
 
 @contextlib.contextmanager

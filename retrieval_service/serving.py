@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True)
 class Served:
   """An index in use, and what builds its new generations."""
+
   index: LiveIndex
   builder: IndexBuilder
 
@@ -29,6 +30,7 @@ class Served:
 @dataclasses.dataclass(frozen=True)
 class Swapped:
   """What was served, and what is served since."""
+
   former: Served
   served: Served
 
@@ -42,8 +44,7 @@ class Serving:
   what is served by then.
   """
 
-  def __init__(self, directory: str | os.PathLike, *, keep_generations: int,
-               **options):
+  def __init__(self, directory: str | os.PathLike, *, keep_generations: int, **options):
     """Opens an index folder.
 
     Args:
@@ -59,15 +60,13 @@ class Serving:
     self._swapping = threading.Lock()
     # By real path, what is served and what calls still hold: an index that is
     # swapped back to while it is built is the one that the build turns.
-    self._in_use: weakref.WeakValueDictionary[str, Served] = (
-        weakref.WeakValueDictionary())
+    self._in_use: weakref.WeakValueDictionary[str, Served] = weakref.WeakValueDictionary()
     # Read once a call; replaced whole.
     self._served = self._open(directory)
 
   def _open(self, directory: str | os.PathLike) -> Served:
     index = LiveIndex(GenerationStore(directory), **self._options)
-    served = Served(index, IndexBuilder(
-        index, keep_generations=self._keep_generations))
+    served = Served(index, IndexBuilder(index, keep_generations=self._keep_generations))
     self._in_use[os.path.realpath(directory)] = served
     return served
 
@@ -82,8 +81,7 @@ class Serving:
     """
     served = self._served
     if index_id and served.index.index_id != index_id:
-      raise IndexSwappedError.of(
-          'the process', served.directory, served.index.index_id, index_id)
+      raise IndexSwappedError.of('the process', served.directory, served.index.index_id, index_id)
     return served
 
   def swap(self, directory: str) -> Swapped:
@@ -102,9 +100,10 @@ class Serving:
     """
     if not os.path.isabs(directory):
       raise ValueError(
-          f'the index folder to serve must be an absolute path, found '
-          f'{directory!r}: the retrieval process may have been started '
-          'elsewhere, so write the whole path, as it is on its machine')
+        f'the index folder to serve must be an absolute path, found '
+        f'{directory!r}: the retrieval process may have been started '
+        'elsewhere, so write the whole path, as it is on its machine'
+      )
     with self._swapping:
       former = self._served
       found = index_ids.read(directory)
@@ -113,12 +112,13 @@ class Serving:
         return Swapped(former, former)
       # Nothing may be tidied up in a folder that is no index.
       if not os.path.exists(os.path.join(directory, 'CURRENT')):
-        raise ValueError(f'{directory} holds no index on the retrieval '
-                         f'process\'s machine; {former.directory} goes on '
-                         'being served')
+        raise ValueError(
+          f'{directory} holds no index on the retrieval '
+          f"process's machine; {former.directory} goes on "
+          'being served'
+        )
       served = self._in_use.get(os.path.realpath(directory))
-      if served is not None and served.index.index_id == found and _is_at(
-          served, directory):
+      if served is not None and served.index.index_id == found and _is_at(served, directory):
         served.index.reload()
       else:
         served = self._open(directory)
@@ -132,15 +132,17 @@ class Serving:
     directory = index.store.directory
     if former.current and former.current.dim != index.current.dim:
       raise ValueError(
-          f'{directory} holds vectors of dimension {index.current.dim}, and '
-          f'{former.store.directory}, which is served, of dimension '
-          f'{former.current.dim}: another encoder made them, and searches '
-          'would fail. Start a process of its own for it')
+        f'{directory} holds vectors of dimension {index.current.dim}, and '
+        f'{former.store.directory}, which is served, of dimension '
+        f'{former.current.dim}: another encoder made them, and searches '
+        'would fail. Start a process of its own for it'
+      )
     if former.index_id == index.index_id:
       raise ValueError(
-          f'{directory} is a copy of {former.store.directory}, which is served '
-          f'(id {index.index_id}): nobody could tell their answers apart. If '
-          'they differ, remove INDEX_ID from the copy, which gets another')
+        f'{directory} is a copy of {former.store.directory}, which is served '
+        f'(id {index.index_id}): nobody could tell their answers apart. If '
+        'they differ, remove INDEX_ID from the copy, which gets another'
+      )
 
 
 def _is_at(served: Served, directory: str) -> bool:

@@ -9,12 +9,14 @@ from retrieval_service import protocol, retrieval_pb2
 Request = retrieval_pb2.BuildRequest | retrieval_pb2.EditRequest
 Header = retrieval_pb2.BuildHeader | retrieval_pb2.EditHeader
 
-_DTYPES = {retrieval_pb2.Chunk.FLOAT16: np.dtype('<f2'),
-           retrieval_pb2.Chunk.FLOAT32: np.dtype('<f4')}
+_DTYPES = {
+  retrieval_pb2.Chunk.FLOAT16: np.dtype('<f2'),
+  retrieval_pb2.Chunk.FLOAT32: np.dtype('<f4'),
+}
 
 
 def write_chunks(
-    ids: np.ndarray | None, embeddings: np.ndarray, dim: int,
+  ids: np.ndarray | None, embeddings: np.ndarray, dim: int
 ) -> Iterator[retrieval_pb2.Chunk]:
   """Cuts vectors of any number into messages.
 
@@ -28,22 +30,24 @@ def write_chunks(
   """
   embeddings = np.asarray(embeddings)
   if embeddings.ndim != 2 or embeddings.shape[1] != dim:
-    raise ValueError(f'embeddings of shape {list(embeddings.shape)} do not fit '
-                     f'the dimension {dim} that was announced')
+    raise ValueError(
+      f'embeddings of shape {list(embeddings.shape)} do not fit '
+      f'the dimension {dim} that was announced'
+    )
   if ids is not None:
     ids = np.asarray(ids)
     if ids.shape != (len(embeddings),):
-      raise ValueError(f'{len(embeddings)} embeddings came with ids of shape '
-                       f'{list(ids.shape)}')
-  kind = (retrieval_pb2.Chunk.FLOAT16 if embeddings.dtype == np.float16
-          else retrieval_pb2.Chunk.FLOAT32)
+      raise ValueError(f'{len(embeddings)} embeddings came with ids of shape {list(ids.shape)}')
+  kind = (
+    retrieval_pb2.Chunk.FLOAT16 if embeddings.dtype == np.float16 else retrieval_pb2.Chunk.FLOAT32
+  )
   dtype = _DTYPES[kind]
   step = max(1, protocol.CHUNK_BYTES // (dim * dtype.itemsize))
   for begin in range(0, len(embeddings), step):
     part = slice(begin, begin + step)
     chunk = retrieval_pb2.Chunk(
-        embeddings=np.ascontiguousarray(embeddings[part], dtype).tobytes(),
-        type=kind)
+      embeddings=np.ascontiguousarray(embeddings[part], dtype).tobytes(), type=kind
+    )
     if ids is not None:
       chunk.ids = write_ids(ids[part])
     yield chunk
@@ -62,7 +66,7 @@ def read_header(requests: Iterator[Request]) -> Header:
 
 
 def read_chunks(
-    requests: Iterator[Request], dim: int,
+  requests: Iterator[Request], dim: int
 ) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
   """The ids (None: those that follow on) and embeddings of each message.
 
@@ -76,7 +80,7 @@ def read_chunks(
 
 
 def join_chunks(
-    chunks: Iterator[tuple[np.ndarray | None, np.ndarray]], dim: int,
+  chunks: Iterator[tuple[np.ndarray | None, np.ndarray]], dim: int
 ) -> tuple[np.ndarray | None, np.ndarray]:
   """All ids (None: none came with any) and embeddings [rows, dim] at once.
 
@@ -89,19 +93,21 @@ def join_chunks(
   ids = [part for part, _ in parts if part is not None]
   if ids and len(ids) < len(parts):
     raise ValueError('either all vectors of an edit come with ids or none')
-  return (np.concatenate(ids) if ids else None,
-          np.concatenate([embeddings for _, embeddings in parts]))
+  return (
+    np.concatenate(ids) if ids else None,
+    np.concatenate([embeddings for _, embeddings in parts]),
+  )
 
 
-def _read_chunk(
-    chunk: retrieval_pb2.Chunk, dim: int,
-) -> tuple[np.ndarray | None, np.ndarray]:
+def _read_chunk(chunk: retrieval_pb2.Chunk, dim: int) -> tuple[np.ndarray | None, np.ndarray]:
   dtype = _DTYPES.get(chunk.type)
   if dtype is None:
     raise ValueError(f'unknown chunk type {chunk.type}')
   if dim < 1 or len(chunk.embeddings) % (dim * dtype.itemsize):
-    raise ValueError(f'a chunk of {len(chunk.embeddings)} bytes is no whole '
-                     f'number of {dtype} vectors of dimension {dim}')
+    raise ValueError(
+      f'a chunk of {len(chunk.embeddings)} bytes is no whole '
+      f'number of {dtype} vectors of dimension {dim}'
+    )
   ids = read_ids(chunk.ids) if chunk.ids else None
   return ids, np.frombuffer(chunk.embeddings, dtype).reshape(-1, dim)
 

@@ -2,6 +2,7 @@
 
 Each takes the arguments of `qa.jsonl_task`.
 """
+
 from __future__ import annotations
 
 from typing import Any

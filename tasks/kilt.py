@@ -1,4 +1,5 @@
 """KILT's eleven sets (Petroni et al. 2021) as seqio tasks."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -15,5 +16,4 @@ def kilt(dataset: str, name: str | None = None, **task: Any) -> str:
     name: of the task; None for `kilt_{dataset}`.
     **task: arguments of `qa.jsonl_task`.
   """
-  return qa.jsonl_task(
-      name or f'kilt_{dataset}', **{'record_format': f'kilt_{dataset}', **task})
+  return qa.jsonl_task(name or f'kilt_{dataset}', **{'record_format': f'kilt_{dataset}', **task})

@@ -8,6 +8,7 @@ passages of the corpus; they name their document, all of which is left out.
 What is the same in every epoch (texts, tokens, salient spans) comes before
 seqio's cache, the noise after it.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -43,14 +44,14 @@ Path = str | os.PathLike[str]
 
 
 def passage_task(
-    name: str = 'passages',
-    *,
-    corpus: Path | PassageStore,
-    objective: Objective = MaskedSpans(),
-    text: TextConfig | None = None,
-    min_words: int = 10,
-    shots: int | None = None,
-    shots_list: str | None = None,
+  name: str = 'passages',
+  *,
+  corpus: Path | PassageStore,
+  objective: Objective = MaskedSpans(),
+  text: TextConfig | None = None,
+  min_words: int = 10,
+  shots: int | None = None,
+  shots_list: str | None = None,
 ) -> str:
   """Registers a pretext task on the passages of a corpus; returns its name.
 
@@ -72,33 +73,36 @@ def passage_task(
   """
   if shots is not None or shots_list:
     raise ValueError(
-        f'A few shots (gin: SHOTS = {shots!r}, SHOTS_LIST = {shots_list!r}) are '
-        'chosen of questions; pre-training takes every passage of the corpus. '
-        'Leave them at None, or build a smaller CORPUS.')
+      f'A few shots (gin: SHOTS = {shots!r}, SHOTS_LIST = {shots_list!r}) are '
+      'chosen of questions; pre-training takes every passage of the corpus. '
+      'Leave them at None, or build a smaller CORPUS.'
+    )
   store = corpus
   if not isinstance(store, PassageStore):
     store = PassageStore.open(os.fspath(corpus))
-  tokenizer = registration.make_tokenizer(
-      text, store.reader_vocabulary, store.retriever_vocabulary)
+  tokenizer = registration.make_tokenizer(text, store.reader_vocabulary, store.retriever_vocabulary)
   source = PassageRows(store)
   maker = _maker_of_store(store, objective, tokenizer, min_words)
-  if not any(len(maker.prepare(_of_store(store, rows))[0])
-             for rows in source.chunks()):
+  if not any(len(maker.prepare(_of_store(store, rows))[0]) for rows in source.chunks()):
     raise ValueError(
-        f'{store.directory}: no passage has {min_words} words and what '
-        f'{type(objective).__name__} needs (TitleSection: a section; '
-        'SalientSpans: a name, date or number).')
+      f'{store.directory}: no passage has {min_words} words and what '
+      f'{type(objective).__name__} needs (TitleSection: a section; '
+      'SalientSpans: a name, date or number).'
+    )
   return registration.register(
-      name, source,
-      [
-          functools.partial(
-              pretext_pipeline.prepare_in_batches, columns=('row',), size=pretext_pipeline.BATCH,
-              prepare=lambda rows: maker.prepare(
-                  _of_store(store, source.rows(rows)))),
-          seqio.CacheDatasetPlaceholder(),
-          functools.partial(pretext_pipeline.make_in_batches, maker=maker),
-      ],
-      tokenizer,
+    name,
+    source,
+    [
+      functools.partial(
+        pretext_pipeline.prepare_in_batches,
+        columns=('row',),
+        size=pretext_pipeline.BATCH,
+        prepare=lambda rows: maker.prepare(_of_store(store, source.rows(rows))),
+      ),
+      seqio.CacheDatasetPlaceholder(),
+      functools.partial(pretext_pipeline.make_in_batches, maker=maker),
+    ],
+    tokenizer,
   )
 
 
@@ -126,8 +130,7 @@ class TextFields:
 
   def __post_init__(self):
     if self.layout not in ('plain', 'wiki40b'):
-      raise ValueError(
-          f"TextFields.layout {self.layout!r} must be 'plain' or 'wiki40b'.")
+      raise ValueError(f"TextFields.layout {self.layout!r} must be 'plain' or 'wiki40b'.")
 
   @property
   def excludes(self) -> bool:
@@ -137,26 +140,26 @@ class TextFields:
 
 # By the first part of a data set's name.
 KNOWN_FIELDS: Mapping[str, TextFields] = {
-    'wikipedia': TextFields(title='title', document='title'),
-    'wiki40b': TextFields(layout='wiki40b'),  # The title inside.
-    # For a corpus of web pages that are named by their addresses.
-    'c4': TextFields(document='url'),
+  'wikipedia': TextFields(title='title', document='title'),
+  'wiki40b': TextFields(layout='wiki40b'),  # The title inside.
+  # For a corpus of web pages that are named by their addresses.
+  'c4': TextFields(document='url'),
 }
 
 
 def tfds_text_task(
-    name: str = 'tfds_text',
-    *,
-    tfds_name: str,
-    reader_vocabulary: Path | Vocabulary,
-    retriever_vocabulary: Path | Vocabulary,
-    tfds_data_dir: Path | None = None,
-    splits: Sequence[str] | Mapping[str, str] | None = None,
-    fields: TextFields | None = None,
-    objective: Objective = MaskedSpans(),
-    text: TextConfig | None = None,
-    min_words: int = 10,
-    max_words: int | None = 100,
+  name: str = 'tfds_text',
+  *,
+  tfds_name: str,
+  reader_vocabulary: Path | Vocabulary,
+  retriever_vocabulary: Path | Vocabulary,
+  tfds_data_dir: Path | None = None,
+  splits: Sequence[str] | Mapping[str, str] | None = None,
+  fields: TextFields | None = None,
+  objective: Objective = MaskedSpans(),
+  text: TextConfig | None = None,
+  min_words: int = 10,
+  max_words: int | None = 100,
 ) -> str:
   """Registers a pretext task on a text data set of TensorFlow Datasets.
 
@@ -183,51 +186,58 @@ def tfds_text_task(
   if fields is None:
     if kind not in KNOWN_FIELDS:
       raise ValueError(
-          f'{tfds_name!r}: what its features are is known for '
-          f'{", ".join(sorted(KNOWN_FIELDS))} alone; give `fields` '
-          '(language_modeling.TextFields).')
+        f'{tfds_name!r}: what its features are is known for '
+        f'{", ".join(sorted(KNOWN_FIELDS))} alone; give `fields` '
+        '(language_modeling.TextFields).'
+      )
     fields = KNOWN_FIELDS[kind]
   if isinstance(objective, TitleSection) and fields.layout == 'plain':
-    raise ValueError(
-        f'TitleSection needs sections, which {tfds_name!r} does not have.')
+    raise ValueError(f'TitleSection needs sections, which {tfds_name!r} does not have.')
   if not fields.excludes:
     logging.warning(
-        'Task %s: texts of %s name no document of the corpus that is searched, '
-        'so that nothing is excluded from retrieval: the very text that was '
-        'masked may be retrieved. Name the feature in TextFields.document.',
-        name, tfds_name)
-  tokenizer = registration.make_tokenizer(
-      text, reader_vocabulary, retriever_vocabulary)
+      'Task %s: texts of %s name no document of the corpus that is searched, '
+      'so that nothing is excluded from retrieval: the very text that was '
+      'masked may be retrieved. Name the feature in TextFields.document.',
+      name,
+      tfds_name,
+    )
+  tokenizer = registration.make_tokenizer(text, reader_vocabulary, retriever_vocabulary)
   source = tfds_tasks.tfds_source(tfds_name, tfds_data_dir, splits)
   maker = ExampleMaker(
-      objective, PretextTokenizer(tokenizer), min_words,
-      f'{source.tfds_dataset.name} {splits} {fields} {max_words}')
+    objective,
+    PretextTokenizer(tokenizer),
+    min_words,
+    f'{source.tfds_dataset.name} {splits} {fields} {max_words}',
+  )
   return registration.register(
-      name,
-      source,
-      [
-          functools.partial(_select, fields=fields),
-          functools.partial(
-              pretext_pipeline.prepare_in_batches,
-              columns=('text', 'title', 'id', 'document'), size=8,
-              prepare=lambda *documents: maker.prepare(
-                  _of_documents(documents, fields.layout, max_words))),
-          seqio.CacheDatasetPlaceholder(),
-          functools.partial(pretext_pipeline.make_in_batches, maker=maker),
-      ],
-      tokenizer,
+    name,
+    source,
+    [
+      functools.partial(_select, fields=fields),
+      functools.partial(
+        pretext_pipeline.prepare_in_batches,
+        columns=('text', 'title', 'id', 'document'),
+        size=8,
+        prepare=lambda *documents: maker.prepare(
+          _of_documents(documents, fields.layout, max_words)
+        ),
+      ),
+      seqio.CacheDatasetPlaceholder(),
+      functools.partial(pretext_pipeline.make_in_batches, maker=maker),
+    ],
+    tokenizer,
   )
 
 
 def write_questions(
-    output: Path,
-    *,
-    corpus: Path | PassageStore,
-    objective: Objective = MaskedSpans(),
-    text: TextConfig | None = None,
-    min_words: int = 10,
-    count: int | None = None,
-    seed: int = 0,
+  output: Path,
+  *,
+  corpus: Path | PassageStore,
+  objective: Objective = MaskedSpans(),
+  text: TextConfig | None = None,
+  min_words: int = 10,
+  count: int | None = None,
+  seed: int = 0,
 ) -> int:
   """Writes fixed examples as a question file, to evaluate a pretext task on.
 
@@ -255,8 +265,7 @@ def write_questions(
   store = corpus
   if not isinstance(store, PassageStore):
     store = PassageStore.open(os.fspath(corpus))
-  tokenizer = registration.make_tokenizer(
-      text, store.reader_vocabulary, store.retriever_vocabulary)
+  tokenizer = registration.make_tokenizer(text, store.reader_vocabulary, store.retriever_vocabulary)
   maker = _maker_of_store(store, objective, tokenizer, min_words)
   rows = PassageRows(store).rows(None)
   if count is not None:
@@ -273,47 +282,45 @@ def write_questions(
   if isinstance(vocabulary, SentencePieceVocabulary):
     with_sentinels = functools.partial(vocabulary.decode, keep_sentinels=True)
   lines = []
-  for excluded, query, target in zip(
-      columns[0], queries.to_lists(), targets.to_lists()):
+  for excluded, query, target in zip(columns[0], queries.to_lists(), targets.to_lists()):
     ids = json.loads(excluded)
-    lines.append(json.dumps({
-        'id': ids[0], 'question': with_sentinels(query),
-        'answers': [vocabulary.decode(target)],
-        'target': with_sentinels(target), 'exclude_passage_ids': ids,
-    }, ensure_ascii=False))
+    lines.append(
+      json.dumps(
+        {
+          'id': ids[0],
+          'question': with_sentinels(query),
+          'answers': [vocabulary.decode(target)],
+          'target': with_sentinels(target),
+          'exclude_passage_ids': ids,
+        },
+        ensure_ascii=False,
+      )
+    )
   atomic_files.write(output, '\n'.join([*lines, '']).encode())
   return len(lines)
 
 
 def _spread(size: int, count: int) -> np.ndarray:
   """At most `count` of the numbers below `size`, evenly spread."""
-  return np.unique(
-      np.linspace(0, size - 1, min(count, size)).astype(np.int64))
+  return np.unique(np.linspace(0, size - 1, min(count, size)).astype(np.int64))
 
 
 def _maker_of_store(
-    store: PassageStore,
-    objective: Objective,
-    tokenizer: QueryTokenizer,
-    min_words: int,
+  store: PassageStore, objective: Objective, tokenizer: QueryTokenizer, min_words: int
 ) -> ExampleMaker:
-  return ExampleMaker(
-      objective, PretextTokenizer(tokenizer), min_words,
-      store.fingerprint)
+  return ExampleMaker(objective, PretextTokenizer(tokenizer), min_words, store.fingerprint)
 
 
 def _of_store(store: PassageStore, rows: np.ndarray) -> Passages:
   stored = store.passages(rows)
   return Passages(
-      [passage.id for passage in stored],
-      [Source(passage.title, passage.section, passage.text)
-       for passage in stored],
-      store.tokens(rows, 'reader_text'))
+    [passage.id for passage in stored],
+    [Source(passage.title, passage.section, passage.text) for passage in stored],
+    store.tokens(rows, 'reader_text'),
+  )
 
 
-def _of_documents(
-    columns: Sequence[np.ndarray], layout: str, max_words: int | None
-) -> Passages:
+def _of_documents(columns: Sequence[np.ndarray], layout: str, max_words: int | None) -> Passages:
   """Cuts `text`, `title`, `id` and `document` of documents into passages."""
   excluded, documents, sources = [], [], []
   for row in zip(*columns):
@@ -322,8 +329,7 @@ def _of_documents(
     if layout == 'wiki40b':
       sections = wikitext.wiki40b_sections(text)
     for section in sections:
-      for part in passages.split_long(
-          Passage('', **section), max_words):
+      for part in passages.split_long(Passage('', **section), max_words):
         sources.append(Source(part.title, part.section, part.text))
         excluded.append(name)
         inside = part.title if layout == 'wiki40b' else ''
@@ -332,20 +338,21 @@ def _of_documents(
 
 
 @seqio.map_over_dataset
-def _select(
-    example: Mapping[str, tf.Tensor], fields: TextFields
-) -> dict[str, tf.Tensor]:
+def _select(example: Mapping[str, tf.Tensor], fields: TextFields) -> dict[str, tf.Tensor]:
   """`text`, `title`, `id` and `document`, strings; '' for what is not there."""
-  chosen = {'text': fields.text, 'title': fields.title, 'id': fields.id,
-            'document': fields.document}
+  chosen = {
+    'text': fields.text,
+    'title': fields.title,
+    'id': fields.id,
+    'document': fields.document,
+  }
   for feature in chosen.values():
     if feature is not None and feature not in example:
       raise ValueError(
-          f'The data set has no feature {feature!r}; it has '
-          f'{", ".join(sorted(example))}.')
+        f'The data set has no feature {feature!r}; it has {", ".join(sorted(example))}.'
+      )
   result = {}
   for name, feature in chosen.items():
     value = tf.constant('') if feature is None else example[feature]
-    result[name] = (
-        value if value.dtype == tf.string else tf.strings.as_string(value))
+    result[name] = value if value.dtype == tf.string else tf.strings.as_string(value)
   return result

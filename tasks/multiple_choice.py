@@ -1,4 +1,5 @@
 """Multiple choice with its options in several orders: MMLU and users' own."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -24,24 +25,24 @@ _STRINGS = ('id', 'exclude_ids', 'gold_ids')
 
 
 def mmlu_task(
-    name: str = 'mmlu',
-    train: Any = None,
-    validation: Any = None,
-    test: Any = None,
-    *,
-    text: TextConfig | None = None,
-    reader_vocabulary: str | os.PathLike[str] | Vocabulary,
-    retriever_vocabulary: str | os.PathLike[str] | Vocabulary,
-    permutations: str = 'all',
-    validation_permutations: str = 'single',
-    subjects: Sequence[str] | None = None,
-    shots: int | None = None,
-    shots_seed: int = 0,
-    shots_list: str | None = None,
-    record_format: str = 'mmlu',
-    require_answers: bool = True,
-    duplicate_ids: str = 'number',
-    on_error: str = 'raise',
+  name: str = 'mmlu',
+  train: Any = None,
+  validation: Any = None,
+  test: Any = None,
+  *,
+  text: TextConfig | None = None,
+  reader_vocabulary: str | os.PathLike[str] | Vocabulary,
+  retriever_vocabulary: str | os.PathLike[str] | Vocabulary,
+  permutations: str = 'all',
+  validation_permutations: str = 'single',
+  subjects: Sequence[str] | None = None,
+  shots: int | None = None,
+  shots_seed: int = 0,
+  shots_list: str | None = None,
+  record_format: str = 'mmlu',
+  require_answers: bool = True,
+  duplicate_ids: str = 'number',
+  on_error: str = 'raise',
 ) -> str:
   """Registers a multiple-choice task and returns its name.
 
@@ -78,16 +79,18 @@ def mmlu_task(
       subject is unknown or has too few questions, or prompts do not fit.
   """
   loaded = registration.read_splits(
-      {'train': train, 'validation': validation, 'test': test},
-      require_answers=require_answers, duplicate_ids=duplicate_ids,
-      record_format=record_format, on_error=on_error, shots_list=shots_list,
+    {'train': train, 'validation': validation, 'test': test},
+    require_answers=require_answers,
+    duplicate_ids=duplicate_ids,
+    record_format=record_format,
+    on_error=on_error,
+    shots_list=shots_list,
   )
   if shots_list and shots is not None:
     raise ValueError(
-        'Give `shots`, questions of each subject, or `shots_list`, a file that '
-        'names them, not both.')
-  tokenizer = registration.make_tokenizer(
-      text, reader_vocabulary, retriever_vocabulary)
+      'Give `shots`, questions of each subject, or `shots_list`, a file that names them, not both.'
+    )
+  tokenizer = registration.make_tokenizer(text, reader_vocabulary, retriever_vocabulary)
   length = tokenizer.text.choice_prompt_length
   examples = {}
   for split, questions in loaded.items():
@@ -97,27 +100,26 @@ def mmlu_task(
     if split == 'train' and shots is not None:
       questions = shots_of_each_subject(questions, shots, shots_seed)
     multiple_choice.check_lengths(questions, tokenizer, length)
-    examples[split] = _Permuted(
-        questions, kind, tokenizer, length,
-        mixed=split == 'train')
+    examples[split] = _Permuted(questions, kind, tokenizer, length, mixed=split == 'train')
   return registration.register(
-      name,
-      seqio.FunctionDataSource(
-          functools.partial(_dataset, examples), splits=list(examples),
-          num_input_examples={s: len(rows) for s, rows in examples.items()},
-      ),
-      [
-          # What follows is drawn anew in every epoch.
-          seqio.CacheDatasetPlaceholder(),
-          registration.choose_answer,
-          functools.partial(registration.tokenize_targets, tokenizer=tokenizer),
-      ],
-      tokenizer,
+    name,
+    seqio.FunctionDataSource(
+      functools.partial(_dataset, examples),
+      splits=list(examples),
+      num_input_examples={s: len(rows) for s, rows in examples.items()},
+    ),
+    [
+      # What follows is drawn anew in every epoch.
+      seqio.CacheDatasetPlaceholder(),
+      registration.choose_answer,
+      functools.partial(registration.tokenize_targets, tokenizer=tokenizer),
+    ],
+    tokenizer,
   )
 
 
 def shots_of_each_subject(
-    questions: Sequence[Question], shots: int, seed: int = 0
+  questions: Sequence[Question], shots: int, seed: int = 0
 ) -> list[Question]:
   """So many questions of each subject, chosen by hash.
 
@@ -128,15 +130,14 @@ def shots_of_each_subject(
   for question in questions:
     subjects.setdefault(question.group, []).append(question)
   return [
-      question for rows in subjects.values()
-      for question in registration.choose_shots(rows, shots, seed)
+    question
+    for rows in subjects.values()
+    for question in registration.choose_shots(rows, shots, seed)
   ]
 
 
 def _of_subjects(
-    questions: Sequence[Question],
-    subjects: Sequence[str] | None,
-    split: str,
+  questions: Sequence[Question], subjects: Sequence[str] | None, split: str
 ) -> list[Question]:
   if subjects is None:
     return list(questions)
@@ -146,8 +147,9 @@ def _of_subjects(
   for subject in subjects:
     if subject not in known:
       raise ValueError(
-          f'The {split} files have no question of the subject {subject!r}; they '
-          f'have {", ".join(sorted(known)[:8])}' + (', …' if len(known) > 8 else ''))
+        f'The {split} files have no question of the subject {subject!r}; they '
+        f'have {", ".join(sorted(known)[:8])}' + (', …' if len(known) > 8 else '')
+      )
   return [q for q in questions if q.group in subjects]
 
 
@@ -160,12 +162,12 @@ class _Permuted:
   """
 
   def __init__(
-      self,
-      questions: Sequence[Question],
-      permutations: str,
-      tokenizer: QueryTokenizer,
-      max_question_tokens: int | None,
-      mixed: bool,
+    self,
+    questions: Sequence[Question],
+    permutations: str,
+    tokenizer: QueryTokenizer,
+    max_question_tokens: int | None,
+    mixed: bool,
   ):
     """Tokenises nothing yet.
 
@@ -178,11 +180,10 @@ class _Permuted:
         shuffle within a window alone, and files are sorted by subject.
     """
     self._questions = list(questions)
-    self._prompts = PromptTokenizer(
-        self._questions, tokenizer, max_question_tokens)
+    self._prompts = PromptTokenizer(self._questions, tokenizer, max_question_tokens)
     orders = {
-        n: multiple_choice.orderings(n, permutations)
-        for n in {len(question.options) for question in questions}
+      n: multiple_choice.orderings(n, permutations)
+      for n in {len(question.options) for question in questions}
     }
     self._orders = orders
     counts = np.asarray([len(orders[len(q.options)]) for q in questions])
@@ -211,19 +212,23 @@ class _Permuted:
     answers = [letters.target] if letters.target else letters.answers
     ids = self._prompts.ids(number, chosen)
     return (
-        question.id.encode('utf-8'),
-        *((json.dumps(rows) if rows else '').encode('utf-8') for rows in
-          (question.exclude_passage_ids, question.gold_passage_ids)),
-        np.asarray([answer.encode('utf-8') for answer in answers], object),
-        np.int32(question.max_date), ids.query, ids.reader_query,
+      question.id.encode('utf-8'),
+      *(
+        (json.dumps(rows) if rows else '').encode('utf-8')
+        for rows in (question.exclude_passage_ids, question.gold_passage_ids)
+      ),
+      np.asarray([answer.encode('utf-8') for answer in answers], object),
+      np.int32(question.max_date),
+      ids.query,
+      ids.reader_query,
     )
 
 
 def _dataset(
-    examples: Mapping[str, _Permuted],
-    split: str,
-    shuffle_files: bool = False,
-    seed: int | None = None,
+  examples: Mapping[str, _Permuted],
+  split: str,
+  shuffle_files: bool = False,
+  seed: int | None = None,
 ) -> tf.data.Dataset:
   """from_tensor_slices of numbers keeps the iterator checkpointable."""
   del shuffle_files, seed
@@ -233,18 +238,16 @@ def _dataset(
     types = [tf.string] * (len(_STRINGS) + 1) + [tf.int32] * 3
     # Not py_function, which cannot be saved with the iterator's position.
     *strings, answers, max_date, query, reader_query = tf.numpy_function(
-        lambda pair: permuted.example(*pair.tolist()), [pair], types,
-        stateful=False)
+      lambda pair: permuted.example(*pair.tolist()), [pair], types, stateful=False
+    )
     return {
-        **{name: tf.ensure_shape(value, ())
-           for name, value in zip(_STRINGS, strings)},
-        'answers': tf.ensure_shape(answers, (None,)),
-        'max_date': tf.ensure_shape(max_date, ()),
-        'query': tf.ensure_shape(query, (None,)),
-        'reader_query': tf.ensure_shape(reader_query, (None,)),
+      **{name: tf.ensure_shape(value, ()) for name, value in zip(_STRINGS, strings)},
+      'answers': tf.ensure_shape(answers, (None,)),
+      'max_date': tf.ensure_shape(max_date, ()),
+      'query': tf.ensure_shape(query, (None,)),
+      'reader_query': tf.ensure_shape(reader_query, (None,)),
     }
 
   return tf.data.Dataset.from_tensor_slices(permuted.pairs).map(
-      convert, num_parallel_calls=tf.data.AUTOTUNE)
-
-
+    convert, num_parallel_calls=tf.data.AUTOTUNE
+  )

@@ -3,6 +3,7 @@
 A row of the corpus becomes a prepared passage (`prepare_in_batches`), which
 seqio may cache, and that with a seed an example (`make_in_batches`).
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,8 +29,7 @@ BATCH = 64
 # Of a prepared passage, all strings: those that exclude are JSON, `prepared` the
 # bytes of little-endian int32, since sequences are slow to batch, and `made_by`
 # tells what can be read out of a cache from what cannot.
-COLUMNS = ('exclude_ids', 'exclude_documents', 'title', 'section', 'text',
-           'prepared', 'made_by')
+COLUMNS = ('exclude_ids', 'exclude_documents', 'title', 'section', 'text', 'prepared', 'made_by')
 _INT32 = np.dtype('<i4')
 
 
@@ -40,9 +40,7 @@ class PassageRows(seqio.DataSource):
   one in every epoch; shares of processes are apart and leave nothing out.
   """
 
-  def __init__(
-      self, store: PassageStore, rows_per_shard: int = 65_536
-  ):
+  def __init__(self, store: PassageStore, rows_per_shard: int = 65_536):
     """Reads which passages were replaced since.
 
     Args:
@@ -56,8 +54,7 @@ class PassageRows(seqio.DataSource):
       self._rows = np.setdiff1d(np.arange(self._size), superseded)
       self._size = len(self._rows)
     self._shards = max(1, -(-self._size // rows_per_shard))
-    super().__init__(
-        splits=('train',), num_input_examples={'train': self._size})
+    super().__init__(splits=('train',), num_input_examples={'train': self._size})
 
   def rows(self, positions: np.ndarray | None) -> np.ndarray:
     """[n] int64 rows of positions [n]; of all for None."""
@@ -81,31 +78,33 @@ class PassageRows(seqio.DataSource):
     return [f'{split}-{i:05d}' for i in range(self._shards)]
 
   def get_dataset(
-      self,
-      split: str = 'train',
-      shuffle: bool = True,
-      seed: int | None = None,
-      shard_info: seqio.ShardInfo | None = None,
-      **unused,
+    self,
+    split: str = 'train',
+    shuffle: bool = True,
+    seed: int | None = None,
+    shard_info: seqio.ShardInfo | None = None,
+    **unused,
   ) -> tf.data.Dataset:
     """Examples of one int64, `row`, a position for `rows`."""
     del split, unused
     share = shard_info or seqio.ShardInfo(0, 1)
-    in_order = tf.data.Dataset.range(
-        share.index, self._size, share.num_shards).batch(BATCH)
+    in_order = tf.data.Dataset.range(share.index, self._size, share.num_shards).batch(BATCH)
     if not shuffle:
       return in_order.map(lambda batch: {'row': batch}).unbatch()
     last = tf.constant(self._size - 1, tf.int64)
 
     def shuffled(key: tf.Tensor) -> tf.data.Dataset:
-      return in_order.map(lambda batch: {
-          'row': tf.random.experimental.index_shuffle(batch, key, last)
-      }).unbatch()
+      return in_order.map(
+        lambda batch: {'row': tf.random.experimental.index_shuffle(batch, key, last)}
+      ).unbatch()
 
     # A key an epoch, the same in all processes.
-    return tf.data.Dataset.random(
-        seed, rerandomize_each_iteration=True
-    ).batch(2, drop_remainder=True).take(1).flat_map(shuffled)
+    return (
+      tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
+      .batch(2, drop_remainder=True)
+      .take(1)
+      .flat_map(shuffled)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,11 +129,7 @@ class ExampleMaker:
   """An objective on many passages at a time. NumPy only."""
 
   def __init__(
-      self,
-      objective: Objective,
-      tokenizer: PretextTokenizer,
-      min_words: int,
-      origin: str,
+    self, objective: Objective, tokenizer: PretextTokenizer, min_words: int, origin: str
   ):
     """Checks the objective.
 
@@ -151,10 +146,21 @@ class ExampleMaker:
     self._objective = objective
     self._tokenizer = tokenizer
     self._min_words = max(1, min_words)
-    self._made_by = hashlib.sha256('\n'.join([
-        described(objective), origin, tokenizer.reader.vocabulary.fingerprint,
-        tokenizer.retriever.vocabulary.fingerprint, str(self._min_words),
-    ]).encode()).hexdigest()[:16].encode()
+    self._made_by = (
+      hashlib.sha256(
+        '\n'.join(
+          [
+            described(objective),
+            origin,
+            tokenizer.reader.vocabulary.fingerprint,
+            tokenizer.retriever.vocabulary.fingerprint,
+            str(self._min_words),
+          ]
+        ).encode()
+      )
+      .hexdigest()[:16]
+      .encode()
+    )
 
   def prepare(self, passages: Passages) -> tuple[np.ndarray, ...]:
     """Leaves out what makes no example.
@@ -167,24 +173,30 @@ class ExampleMaker:
       if objectives.word_count(source.text) < self._min_words:
         continue
       prepared = self._objective.prepare(
-          source, self._tokenizer,
-          None if passages.tokens is None else passages.tokens[index])
+        source, self._tokenizer, None if passages.tokens is None else passages.tokens[index]
+      )
       if prepared is None:
         continue
       document = passages.documents[index] if passages.documents else ''
-      kept.append((
-          *(json.dumps([name]).encode() if name else b''
-            for name in (passages.excluded[index], document)),
-          source.title.encode(), source.section.encode(), source.text.encode(),
-          np.asarray(prepared, _INT32).tobytes(), self._made_by))
+      kept.append(
+        (
+          *(
+            json.dumps([name]).encode() if name else b''
+            for name in (passages.excluded[index], document)
+          ),
+          source.title.encode(),
+          source.section.encode(),
+          source.text.encode(),
+          np.asarray(prepared, _INT32).tobytes(),
+          self._made_by,
+        )
+      )
     result = np.empty((len(COLUMNS), len(kept)), object)
     for index, row in enumerate(kept):
       result[:, index] = row
     return tuple(result)
 
-  def make(
-      self, columns: Sequence[np.ndarray], seeds: np.ndarray
-  ) -> tuple[RaggedTokens, ...]:
+  def make(self, columns: Sequence[np.ndarray], seeds: np.ndarray) -> tuple[RaggedTokens, ...]:
     """`query`, `reader_query` and `targets` of n examples.
 
     Args:
@@ -196,28 +208,34 @@ class ExampleMaker:
     """
     if any(made_by != self._made_by for made_by in columns[-1]):
       raise ValueError(
-          "The task's cache was written for another objective, corpus or data "
-          f'set, vocabulary or min_words than {described(self._objective)} '
-          'now has: cache the task again (seqio_cache_tasks --overwrite), or '
-          'give the tasks different names.')
+        "The task's cache was written for another objective, corpus or data "
+        f'set, vocabulary or min_words than {described(self._objective)} '
+        'now has: cache the task again (seqio_cache_tasks --overwrite), or '
+        'give the tasks different names.'
+      )
     examples = []
     keys = seeds.astype(np.int64).astype(np.uint64)
     for key, (title, section, text, prepared) in zip(keys, zip(*columns[2:-1])):
-      examples.append(self._objective.example(
+      examples.append(
+        self._objective.example(
           Source(title.decode(), section.decode(), text.decode()),
-          np.frombuffer(prepared, _INT32), self._tokenizer,
-          np.random.Generator(np.random.Philox(key=key))))
+          np.frombuffer(prepared, _INT32),
+          self._tokenizer,
+          np.random.Generator(np.random.Philox(key=key)),
+        )
+      )
     return tuple(
-        RaggedTokens.from_lists([getattr(e, name) for e in examples])
-        for name in ('query', 'reader_query', 'target'))
+      RaggedTokens.from_lists([getattr(e, name) for e in examples])
+      for name in ('query', 'reader_query', 'target')
+    )
 
 
 def described(value: Any) -> str:
   """As `repr`, but the same in every process: functions by their names."""
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
     fields = ', '.join(
-        f'{field.name}={described(getattr(value, field.name))}'
-        for field in dataclasses.fields(value))
+      f'{field.name}={described(getattr(value, field.name))}' for field in dataclasses.fields(value)
+    )
     return f'{type(value).__qualname__}({fields})'
   if isinstance(value, functools.partial):
     parts = (value.func, *value.args, *value.keywords.items())
@@ -234,11 +252,11 @@ def described(value: Any) -> str:
 
 
 def prepare_in_batches(
-    dataset: tf.data.Dataset,
-    *,
-    columns: Sequence[str],
-    size: int,
-    prepare: Callable[..., tuple[np.ndarray, ...]],
+  dataset: tf.data.Dataset,
+  *,
+  columns: Sequence[str],
+  size: int,
+  prepare: Callable[..., tuple[np.ndarray, ...]],
 ) -> tf.data.Dataset:
   """Examples of `COLUMNS`.
 
@@ -248,18 +266,14 @@ def prepare_in_batches(
 
   def convert(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     prepared = tf.numpy_function(
-        prepare, [batch[name] for name in columns],
-        [tf.string] * len(COLUMNS), stateful=False)
-    return {name: tf.ensure_shape(column, [None])
-            for name, column in zip(COLUMNS, prepared)}
+      prepare, [batch[name] for name in columns], [tf.string] * len(COLUMNS), stateful=False
+    )
+    return {name: tf.ensure_shape(column, [None]) for name, column in zip(COLUMNS, prepared)}
 
-  return dataset.batch(size).map(
-      convert, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+  return dataset.batch(size).map(convert, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
 
 
-def make_in_batches(
-    dataset: tf.data.Dataset, *, maker: ExampleMaker
-) -> tf.data.Dataset:
+def make_in_batches(dataset: tf.data.Dataset, *, maker: ExampleMaker) -> tf.data.Dataset:
   """Prepared passages to the features of a task.
 
   Everything is done in batches, which is several times as fast: a batch has one
@@ -271,9 +285,10 @@ def make_in_batches(
   missing = [name for name in COLUMNS if name not in dataset.element_spec]
   if missing:
     raise ValueError(
-        f"The task's cache has no {', '.join(missing)}: it was written by "
-        'another task of this name or an older version; cache the task again '
-        '(seqio_cache_tasks --overwrite).')
+      f"The task's cache has no {', '.join(missing)}: it was written by "
+      'another task of this name or an older version; cache the task again '
+      '(seqio_cache_tasks --overwrite).'
+    )
 
   def make(seed, *columns) -> tuple[np.ndarray, ...]:
     count = len(columns[0])
@@ -281,37 +296,43 @@ def make_in_batches(
     seeds = np.broadcast_to(seed.astype(np.int64), (count, 2)).copy()
     seeds[:, 1] = (seeds[:, 1] << 8) + np.arange(count)
     made = maker.make(columns, seeds)
-    return tuple(array for tokens in made for array in (
-        tokens.pad(int(tokens.lengths.max(initial=0))), tokens.lengths))
+    return tuple(
+      array
+      for tokens in made
+      for array in (tokens.pad(int(tokens.lengths.max(initial=0))), tokens.lengths)
+    )
 
   names = ('query', 'reader_query', 'targets')
 
   @seqio.map_over_dataset(num_seeds=1)
-  def convert(
-      batch: Mapping[str, tf.Tensor], seed: Sequence[tf.Tensor]
-  ) -> dict[str, tf.Tensor]:
+  def convert(batch: Mapping[str, tf.Tensor], seed: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
     arrays = tf.numpy_function(
-        make, [tf.stack(seed), *(batch[name] for name in COLUMNS)],
-        [tf.int32, tf.int64] * 3, stateful=False)
-    excluded = {name: batch[name]
-                for name in ('exclude_ids', 'exclude_documents')}
+      make,
+      [tf.stack(seed), *(batch[name] for name in COLUMNS)],
+      [tf.int32, tf.int64] * 3,
+      stateful=False,
+    )
+    excluded = {name: batch[name] for name in ('exclude_ids', 'exclude_documents')}
     count = tf.shape(excluded['exclude_ids'])
     return {
-        **{name: tf.ensure_shape(padded, [None, None])
-           for name, padded in zip(names, arrays[::2])},
-        **{f'{name}_length': tf.ensure_shape(lengths, [None])
-           for name, lengths in zip(names, arrays[1::2])},
-        # As other tasks, to be mixed with them.
-        **{name: tf.fill(count, default)
-           for name, default in features.PASSAGE_FEATURES.items()},
-        **excluded,
+      **{name: tf.ensure_shape(padded, [None, None]) for name, padded in zip(names, arrays[::2])},
+      **{
+        f'{name}_length': tf.ensure_shape(lengths, [None])
+        for name, lengths in zip(names, arrays[1::2])
+      },
+      # As other tasks, to be mixed with them.
+      **{name: tf.fill(count, default) for name, default in features.PASSAGE_FEATURES.items()},
+      **excluded,
     }
 
   def without_padding(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {
-        **{name: example[name][: example[f'{name}_length']] for name in names},
-        **{name: example[name] for name in features.PASSAGE_FEATURES},
+      **{name: example[name][: example[f'{name}_length']] for name in names},
+      **{name: example[name] for name in features.PASSAGE_FEATURES},
     }
 
-  return convert(dataset.batch(BATCH)).unbatch().map(
-      without_padding, num_parallel_calls=tf.data.AUTOTUNE)
+  return (
+    convert(dataset.batch(BATCH))
+    .unbatch()
+    .map(without_padding, num_parallel_calls=tf.data.AUTOTUNE)
+  )

@@ -1,4 +1,5 @@
 """Open-domain question answering: published sets, and the user's own jsonl."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -9,21 +10,21 @@ from ralm_jax.tasks import registration
 
 
 def jsonl_task(
-    name: str = 'qa_jsonl',
-    train: Any = None,
-    validation: Any = None,
-    test: Any = None,
-    *,
-    text: TextConfig | None = None,
-    reader_vocabulary: str | Vocabulary,
-    retriever_vocabulary: str | Vocabulary,
-    require_answers: bool = True,
-    duplicate_ids: str = 'number',
-    record_format: str = 'qa',
-    on_error: str = 'raise',
-    shots: int | None = None,
-    shots_seed: int = 0,
-    shots_list: str | None = None,
+  name: str = 'qa_jsonl',
+  train: Any = None,
+  validation: Any = None,
+  test: Any = None,
+  *,
+  text: TextConfig | None = None,
+  reader_vocabulary: str | Vocabulary,
+  retriever_vocabulary: str | Vocabulary,
+  require_answers: bool = True,
+  duplicate_ids: str = 'number',
+  record_format: str = 'qa',
+  on_error: str = 'raise',
+  shots: int | None = None,
+  shots_seed: int = 0,
+  shots_list: str | None = None,
 ) -> str:
   """Registers a question-answering task and returns its name.
 
@@ -55,21 +56,25 @@ def jsonl_task(
       question has options.
   """
   loaded = registration.read_splits(
-      {'train': train, 'validation': validation, 'test': test},
-      require_answers=require_answers, duplicate_ids=duplicate_ids,
-      record_format=record_format, on_error=on_error, shots=shots,
-      shots_seed=shots_seed, shots_list=shots_list,
+    {'train': train, 'validation': validation, 'test': test},
+    require_answers=require_answers,
+    duplicate_ids=duplicate_ids,
+    record_format=record_format,
+    on_error=on_error,
+    shots=shots,
+    shots_seed=shots_seed,
+    shots_list=shots_list,
   )
   for questions in loaded.values():
     for question in questions:
       if question.options:
         raise ValueError(
-            f'{question.path}:{question.line}: the question has options, which '
-            'this task would not show; use tasks.multiple_choice.mmlu_task '
-            '(gin_configs/runs/multiple_choice.gin)')
+          f'{question.path}:{question.line}: the question has options, which '
+          'this task would not show; use tasks.multiple_choice.mmlu_task '
+          '(gin_configs/runs/multiple_choice.gin)'
+        )
   return registration.register_questions(
-      name, loaded,
-      registration.make_tokenizer(text, reader_vocabulary, retriever_vocabulary),
+    name, loaded, registration.make_tokenizer(text, reader_vocabulary, retriever_vocabulary)
   )
 
 

@@ -1,4 +1,5 @@
 """seqio tasks of questions: what every task of question files is made of."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,15 +25,15 @@ from ralm_jax.data.text_config import TextConfig
 
 
 def read_splits(
-    splits: Mapping[str, Any],
-    *,
-    require_answers: bool = True,
-    duplicate_ids: str = 'number',
-    record_format: str = 'qa',
-    on_error: str = 'raise',
-    shots: int | None = None,
-    shots_seed: int = 0,
-    shots_list: str | None = None,
+  splits: Mapping[str, Any],
+  *,
+  require_answers: bool = True,
+  duplicate_ids: str = 'number',
+  record_format: str = 'qa',
+  on_error: str = 'raise',
+  shots: int | None = None,
+  shots_seed: int = 0,
+  shots_list: str | None = None,
 ) -> dict[str, list[Question]]:
   """Reads the files of each split; a bad line is reported before anything runs.
 
@@ -57,64 +58,64 @@ def read_splits(
   splits = {split: paths for split, paths in splits.items() if paths}
   if not splits:
     raise ValueError(
-        'The task needs files: bind its `train` or `validation`, e.g. '
-        'qa.jsonl_task.train.'
+      'The task needs files: bind its `train` or `validation`, e.g. qa.jsonl_task.train.'
     )
   loaded = {
-      split: [
-          question
-          for question in _with_targets(reading.read_questions(
-              paths, require_answers=require_answers,
-              duplicate_ids=duplicate_ids, record_format=record_format,
-              on_error=on_error,
-          ))
-          # The numbers of a list are positions in the file.
-          if _is_answered(question) or (split == 'train' and shots_list)
-      ]
-      for split, paths in splits.items()
+    split: [
+      question
+      for question in _with_targets(
+        reading.read_questions(
+          paths,
+          require_answers=require_answers,
+          duplicate_ids=duplicate_ids,
+          record_format=record_format,
+          on_error=on_error,
+        )
+      )
+      # The numbers of a list are positions in the file.
+      if _is_answered(question) or (split == 'train' and shots_list)
+    ]
+    for split, paths in splits.items()
   }
   if 'train' in loaded:
-    loaded['train'] = choose_shots(
-        loaded['train'], shots, shots_seed, shots_list)
+    loaded['train'] = choose_shots(loaded['train'], shots, shots_seed, shots_list)
   for split, rows in loaded.items():
     if not any(map(_is_answered, rows)):
-      raise ValueError(
-          f'{splits[split]} has no question with an answer to train on.'
-      )
-  return {split: [row for row in rows if _is_answered(row)]
-          for split, rows in loaded.items()}
+      raise ValueError(f'{splits[split]} has no question with an answer to train on.')
+  return {split: [row for row in rows if _is_answered(row)] for split, rows in loaded.items()}
 
 
 def _is_answered(question: Question) -> bool:
   """Whether there is a text to train on."""
-  return bool(question.answers) and (
-      not question.patterns or question.target is not None)
+  return bool(question.answers) and (not question.patterns or question.target is not None)
 
 
-def _with_targets(
-    questions: Iterable[Question],
-) -> list[Question]:
+def _with_targets(questions: Iterable[Question]) -> list[Question]:
   """Questions whose patterns have an example of them as target, if there is one."""
   result = [
-      dataclasses.replace(
-          question, target=answer_patterns.example(question.answers))
-      if question.patterns and question.target is None else question
-      for question in questions
+    dataclasses.replace(question, target=answer_patterns.example(question.answers))
+    if question.patterns and question.target is None
+    else question
+    for question in questions
   ]
   without = [q for q in result if q.answers and not _is_answered(q)]
   if without:
     logging.warning(
-        '%s: left out %d questions: no text can be made of their patterns to '
-        'train on, such as %r of %r; name one in the field target',
-        without[0].path, len(without), without[0].answers[0], without[0].id)
+      '%s: left out %d questions: no text can be made of their patterns to '
+      'train on, such as %r of %r; name one in the field target',
+      without[0].path,
+      len(without),
+      without[0].answers[0],
+      without[0].id,
+    )
   return result
 
 
 def choose_shots(
-    questions: Sequence[Question],
-    shots: int | None = None,
-    shots_seed: int = 0,
-    shots_list: str | None = None,
+  questions: Sequence[Question],
+  shots: int | None = None,
+  shots_seed: int = 0,
+  shots_list: str | None = None,
 ) -> list[Question]:
   """The questions of a few-shot run; all of them where none are asked for.
 
@@ -124,8 +125,9 @@ def choose_shots(
   if shots_list:
     if shots is not None:
       raise ValueError(
-          'Give `shots`, a number of questions chosen by hash, or `shots_list`, '
-          'a file that names them, not both.')
+        'Give `shots`, a number of questions chosen by hash, or `shots_list`, '
+        'a file that names them, not both.'
+      )
     return list(few_shot.listed(questions, shots_list))
   if shots is not None:
     return list(few_shot.choose(questions, shots, shots_seed))
@@ -133,62 +135,58 @@ def choose_shots(
 
 
 def make_tokenizer(
-    text: TextConfig | None,
-    reader_vocabulary: str | os.PathLike[str] | Vocabulary,
-    retriever_vocabulary: str | os.PathLike[str] | Vocabulary,
+  text: TextConfig | None,
+  reader_vocabulary: str | os.PathLike[str] | Vocabulary,
+  retriever_vocabulary: str | os.PathLike[str] | Vocabulary,
 ) -> QueryTokenizer:
   """Of formats (None for the default ones) and of vocabularies or their files."""
   return QueryTokenizer(
-      text or TextConfig(),
-      *(one if isinstance(one, Vocabulary)
-        else vocabularies.load_vocabulary(one)
-        for one in (reader_vocabulary, retriever_vocabulary)),
+    text or TextConfig(),
+    *(
+      one if isinstance(one, Vocabulary) else vocabularies.load_vocabulary(one)
+      for one in (reader_vocabulary, retriever_vocabulary)
+    ),
   )
 
 
 def register_questions(
-    name: str,
-    splits: Mapping[str, Sequence[Question]],
-    tokenizer: QueryTokenizer,
+  name: str, splits: Mapping[str, Sequence[Question]], tokenizer: QueryTokenizer
 ) -> str:
   """Registers a task of questions in memory and returns its name."""
   return register(
-      name,
-      seqio.FunctionDataSource(
-          functools.partial(_dataset, splits),
-          splits=list(splits),
-          num_input_examples={s: len(rows) for s, rows in splits.items()},
-      ),
-      [
-          functools.partial(tokenize_queries, tokenizer=tokenizer),
-          # What follows is drawn anew in every epoch.
-          seqio.CacheDatasetPlaceholder(),
-          choose_answer,
-          functools.partial(tokenize_targets, tokenizer=tokenizer),
-      ],
-      tokenizer,
+    name,
+    seqio.FunctionDataSource(
+      functools.partial(_dataset, splits),
+      splits=list(splits),
+      num_input_examples={s: len(rows) for s, rows in splits.items()},
+    ),
+    [
+      functools.partial(tokenize_queries, tokenizer=tokenizer),
+      # What follows is drawn anew in every epoch.
+      seqio.CacheDatasetPlaceholder(),
+      choose_answer,
+      functools.partial(tokenize_targets, tokenizer=tokenizer),
+    ],
+    tokenizer,
   )
 
 
 def register(
-    name: str,
-    source: seqio.DataSource,
-    preprocessors: Sequence[Any],
-    tokenizer: QueryTokenizer,
+  name: str, source: seqio.DataSource, preprocessors: Sequence[Any], tokenizer: QueryTokenizer
 ) -> str:
   """Registers a task, in place of one that has its name, and returns its name."""
   if name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(name)
   seqio.TaskRegistry.add(
-      name, source=source, preprocessors=list(preprocessors),
-      output_features=output_features(tokenizer),
+    name,
+    source=source,
+    preprocessors=list(preprocessors),
+    output_features=output_features(tokenizer),
   )
   return name
 
 
-def output_features(
-    tokenizer: QueryTokenizer,
-) -> Mapping[str, seqio.Feature]:
+def output_features(tokenizer: QueryTokenizer) -> Mapping[str, seqio.Feature]:
   """The features of every retrieval-augmented task; already tokenised.
 
   What an example says of passages (`features.PASSAGE_FEATURES`) is optional,
@@ -197,46 +195,43 @@ def output_features(
 
   def feature(vocabulary: Vocabulary) -> seqio.Feature:
     return seqio.Feature(
-        TokenIds(
-            vocabulary.vocab_size, vocabulary.eos_id, vocabulary.pad_id
-        ),
-        add_eos=False,
+      TokenIds(vocabulary.vocab_size, vocabulary.eos_id, vocabulary.pad_id), add_eos=False
     )
 
   return {
-      'query': feature(tokenizer.retriever_vocabulary),
-      'reader_query': feature(tokenizer.reader_vocabulary),
-      'targets': feature(tokenizer.reader_vocabulary),
-      **{
-          name: seqio.Feature(
-              seqio.PassThroughVocabulary(1), add_eos=False, required=False,
-              dtype=value.dtype, rank=0,
-          )
-          for name, value in features.PASSAGE_FEATURES.items()
-      },
+    'query': feature(tokenizer.retriever_vocabulary),
+    'reader_query': feature(tokenizer.reader_vocabulary),
+    'targets': feature(tokenizer.reader_vocabulary),
+    **{
+      name: seqio.Feature(
+        seqio.PassThroughVocabulary(1), add_eos=False, required=False, dtype=value.dtype, rank=0
+      )
+      for name, value in features.PASSAGE_FEATURES.items()
+    },
   }
 
 
 def _dataset(
-    loaded: Mapping[str, Sequence[Question]],
-    split: str,
-    shuffle_files: bool = False,
-    seed: int | None = None,
+  loaded: Mapping[str, Sequence[Question]],
+  split: str,
+  shuffle_files: bool = False,
+  seed: int | None = None,
 ) -> tf.data.Dataset:
   """In-memory questions; from_tensor_slices keeps the iterator checkpointable."""
   del shuffle_files, seed
   rows = loaded[split]
-  return tf.data.Dataset.from_tensor_slices({
+  return tf.data.Dataset.from_tensor_slices(
+    {
       'id': tf.constant([row.id for row in rows]),
       'question': tf.constant([row.question for row in rows]),
       'answers': tf.ragged.constant(
-          [[row.target] if row.target else list(row.answers) for row in rows],
-          dtype=tf.string,
+        [[row.target] if row.target else list(row.answers) for row in rows], dtype=tf.string
       ),
       'exclude_ids': _json_lists(row.exclude_passage_ids for row in rows),
       'gold_ids': _json_lists(row.gold_passage_ids for row in rows),
       'max_date': tf.constant([row.max_date for row in rows], tf.int32),
-  })
+    }
+  )
 
 
 def _json_lists(lists: Iterable[tuple[str, ...]]) -> tf.Tensor:
@@ -245,21 +240,15 @@ def _json_lists(lists: Iterable[tuple[str, ...]]) -> tf.Tensor:
 
 
 @seqio.map_over_dataset(num_seeds=1)
-def choose_answer(
-    example: Mapping[str, tf.Tensor], seed: tf.Tensor
-) -> dict[str, tf.Tensor]:
+def choose_answer(example: Mapping[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
   """Draws one of the answers, anew in every epoch."""
   answers = tf.convert_to_tensor(example['answers'])
-  index = tf.random.stateless_uniform(
-      (), seed, maxval=tf.size(answers), dtype=tf.int32
-  )
+  index = tf.random.stateless_uniform((), seed, maxval=tf.size(answers), dtype=tf.int32)
   rest = {k: v for k, v in example.items() if k != 'answers'}
   return {**rest, 'answer': answers[index]}
 
 
-def tokenize(
-    dataset: tf.data.Dataset, tokenizer: QueryTokenizer
-) -> tf.data.Dataset:
+def tokenize(dataset: tf.data.Dataset, tokenizer: QueryTokenizer) -> tf.data.Dataset:
   """`question` and `answer` to `query`, `reader_query` and `targets`.
 
   What an example says of passages stays as it is.
@@ -267,22 +256,19 @@ def tokenize(
   return tokenize_targets(tokenize_queries(dataset, tokenizer), tokenizer)
 
 
-def tokenize_queries(
-    dataset: tf.data.Dataset, tokenizer: QueryTokenizer
-) -> tf.data.Dataset:
+def tokenize_queries(dataset: tf.data.Dataset, tokenizer: QueryTokenizer) -> tf.data.Dataset:
   """`question` to `query` and `reader_query`; the rest stays as it is."""
 
   def encode(question: bytes) -> tuple[np.ndarray, ...]:
     text = question.decode('utf-8')
-    return _int32(tokenizer.retriever_query(tokenizer.text.query(text)),
-                  tokenizer.reader_question(text))
+    return _int32(
+      tokenizer.retriever_query(tokenizer.text.query(text)), tokenizer.reader_question(text)
+    )
 
   return _encoded(dataset, encode, 'question', ('query', 'reader_query'))
 
 
-def tokenize_targets(
-    dataset: tf.data.Dataset, tokenizer: QueryTokenizer
-) -> tf.data.Dataset:
+def tokenize_targets(dataset: tf.data.Dataset, tokenizer: QueryTokenizer) -> tf.data.Dataset:
   """`answer` to `targets`; the rest stays as it is."""
 
   def encode(answer: bytes) -> tuple[np.ndarray, ...]:
@@ -296,7 +282,7 @@ def _int32(*sequences: Sequence[int]) -> tuple[np.ndarray, ...]:
 
 
 def _encoded(
-    dataset: tf.data.Dataset, encode: Any, text: str, names: Sequence[str]
+  dataset: tf.data.Dataset, encode: Any, text: str, names: Sequence[str]
 ) -> tf.data.Dataset:
   """Puts token ids in place of a text.
 
@@ -305,12 +291,10 @@ def _encoded(
   """
 
   def convert(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    encoded = tf.numpy_function(
-        encode, [example[text]], [tf.int32] * len(names), stateful=False)
+    encoded = tf.numpy_function(encode, [example[text]], [tf.int32] * len(names), stateful=False)
     return {
-        **{name: value for name, value in example.items() if name != text},
-        **{name: tf.ensure_shape(ids, (None,))
-           for name, ids in zip(names, encoded)},
+      **{name: value for name, value in example.items() if name != text},
+      **{name: tf.ensure_shape(ids, (None,)) for name, ids in zip(names, encoded)},
     }
 
   return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)

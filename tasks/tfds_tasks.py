@@ -4,6 +4,7 @@ They are read from a folder of prepared data sets, `tfds_data_dir`, or from
 TFDS's own, into which TFDS downloads what is not there. Prompts, targets and
 the draw among answers are those of every question task (`registration.py`).
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,8 +34,8 @@ def natural_questions_open(name: str = 'tfds_nq_open', **task: Any) -> str:
     **task: arguments of `tfds_task`.
   """
   return tfds_task(
-      name, **{'tfds_name': 'natural_questions_open:1.*.*', 'convert': from_nq,
-               **task})
+    name, **{'tfds_name': 'natural_questions_open:1.*.*', 'convert': from_nq, **task}
+  )
 
 
 def trivia_qa(name: str = 'tfds_trivia_qa', **task: Any) -> str:
@@ -48,8 +49,8 @@ def trivia_qa(name: str = 'tfds_trivia_qa', **task: Any) -> str:
     **task: arguments of `tfds_task`.
   """
   return tfds_task(
-      name, **{'tfds_name': 'trivia_qa/unfiltered.nocontext:1.*.*',
-               'convert': from_trivia_qa, **task})
+    name, **{'tfds_name': 'trivia_qa/unfiltered.nocontext:1.*.*', 'convert': from_trivia_qa, **task}
+  )
 
 
 def web_questions(name: str = 'tfds_web_questions', **task: Any) -> str:
@@ -60,20 +61,20 @@ def web_questions(name: str = 'tfds_web_questions', **task: Any) -> str:
     **task: arguments of `tfds_task`.
   """
   return tfds_task(
-      name, **{'tfds_name': 'web_questions:1.*.*', 'convert': from_web_questions,
-               **task})
+    name, **{'tfds_name': 'web_questions:1.*.*', 'convert': from_web_questions, **task}
+  )
 
 
 def tfds_task(
-    name: str,
-    *,
-    tfds_name: str,
-    convert: Callable[[Example], Example],
-    reader_vocabulary: str | Vocabulary,
-    retriever_vocabulary: str | Vocabulary,
-    tfds_data_dir: str | os.PathLike[str] | None = None,
-    splits: Sequence[str] | Mapping[str, str] | None = None,
-    text: TextConfig | None = None,
+  name: str,
+  *,
+  tfds_name: str,
+  convert: Callable[[Example], Example],
+  reader_vocabulary: str | Vocabulary,
+  retriever_vocabulary: str | Vocabulary,
+  tfds_data_dir: str | os.PathLike[str] | None = None,
+  splits: Sequence[str] | Mapping[str, str] | None = None,
+  text: TextConfig | None = None,
 ) -> str:
   """Registers a question task on a data set of TensorFlow Datasets.
 
@@ -93,29 +94,26 @@ def tfds_task(
   Returns:
     The name.
   """
-  tokenizer = registration.make_tokenizer(
-      text, reader_vocabulary, retriever_vocabulary)
+  tokenizer = registration.make_tokenizer(text, reader_vocabulary, retriever_vocabulary)
   return registration.register(
-      name,
-      tfds_source(tfds_name, tfds_data_dir, splits),
-      [
-          functools.partial(_questions, convert=convert),
-          functools.partial(
-              registration.tokenize_queries, tokenizer=tokenizer),
-          # What follows is drawn anew in every epoch.
-          seqio.CacheDatasetPlaceholder(),
-          registration.choose_answer,
-          functools.partial(
-              registration.tokenize_targets, tokenizer=tokenizer),
-      ],
-      tokenizer,
+    name,
+    tfds_source(tfds_name, tfds_data_dir, splits),
+    [
+      functools.partial(_questions, convert=convert),
+      functools.partial(registration.tokenize_queries, tokenizer=tokenizer),
+      # What follows is drawn anew in every epoch.
+      seqio.CacheDatasetPlaceholder(),
+      registration.choose_answer,
+      functools.partial(registration.tokenize_targets, tokenizer=tokenizer),
+    ],
+    tokenizer,
   )
 
 
 def tfds_source(
-    tfds_name: str,
-    tfds_data_dir: str | os.PathLike[str] | None,
-    splits: Sequence[str] | Mapping[str, str] | None,
+  tfds_name: str,
+  tfds_data_dir: str | os.PathLike[str] | None,
+  splits: Sequence[str] | Mapping[str, str] | None,
 ) -> seqio.TfdsDataSource:
   """A source that stays offline where a folder is given.
 
@@ -134,22 +132,23 @@ def tfds_source(
   name, _, version = tfds_name.partition(':')
   # '1.*.*' is a pattern as it stands, which other folders fit, too.
   prepared = [
-      path.parent.name
-      for path in folder.glob(f'{name}/{version or "*"}/dataset_info.json')
-      if _VERSION.fullmatch(path.parent.name)]
+    path.parent.name
+    for path in folder.glob(f'{name}/{version or "*"}/dataset_info.json')
+    if _VERSION.fullmatch(path.parent.name)
+  ]
   if not prepared:
     found = sorted(
-        f'{path.parent.parent.relative_to(folder)}:{path.parent.name}'
-        for path in folder.glob('*/**/dataset_info.json'))
+      f'{path.parent.parent.relative_to(folder)}:{path.parent.name}'
+      for path in folder.glob('*/**/dataset_info.json')
+    )
     raise FileNotFoundError(
-        f'{folder}: no prepared data set {tfds_name!r}; there are: '
-        f'{", ".join(found) or "none"}. Prepare it with `tfds build {name}` '
-        'where there is a network, and copy its folder here.')
-  newest = max(prepared, key=lambda version: [
-      int(number) for number in version.split('.')])
+      f'{folder}: no prepared data set {tfds_name!r}; there are: '
+      f'{", ".join(found) or "none"}. Prepare it with `tfds build {name}` '
+      'where there is a network, and copy its folder here.'
+    )
+  newest = max(prepared, key=lambda version: [int(number) for number in version.split('.')])
   # Else seqio would ask Google's bucket for it first.
-  return seqio.TfdsDataSource(
-      f'{name}:{newest}', os.fspath(folder), splits, read_only=True)
+  return seqio.TfdsDataSource(f'{name}:{newest}', os.fspath(folder), splits, read_only=True)
 
 
 def from_nq(example: Example) -> Example:
@@ -163,8 +162,8 @@ def from_trivia_qa(example: Example) -> Example:
   # Hidden answers are written so.
   known = tf.logical_and(value != '<unk>', value != '')
   return {
-      'question': example['question'],
-      'answers': tf.boolean_mask([_title_case(value)], [known]),
+    'question': example['question'],
+    'answers': tf.boolean_mask([_title_case(value)], [known]),
   }
 
 
@@ -180,26 +179,24 @@ def _title_case(value: tf.Tensor) -> tf.Tensor:
     text = text.decode('utf-8')
     return (text.title() if text.isupper() else text).encode('utf-8')
 
-  return tf.ensure_shape(
-      tf.numpy_function(convert, [value], tf.string, stateful=False), [])
+  return tf.ensure_shape(tf.numpy_function(convert, [value], tf.string, stateful=False), [])
 
 
-def _questions(
-    dataset: tf.data.Dataset, convert: Callable[[Example], Example]
-) -> tf.data.Dataset:
+def _questions(dataset: tf.data.Dataset, convert: Callable[[Example], Example]) -> tf.data.Dataset:
   """What `registration.tokenize_queries` and `choose_answer` read."""
 
   def select(example: Example) -> dict[str, tf.Tensor]:
     converted = convert(example)
     return {
-        'question': converted['question'],
-        'answers': converted['answers'],
-        # As tasks of question files, to be mixed with them.
-        'exclude_ids': tf.constant(''),
-        'exclude_documents': tf.constant(''),
-        'gold_ids': tf.constant(''),
-        'max_date': tf.constant(dates.NO_DATE_BOUND, tf.int32),
+      'question': converted['question'],
+      'answers': converted['answers'],
+      # As tasks of question files, to be mixed with them.
+      'exclude_ids': tf.constant(''),
+      'exclude_documents': tf.constant(''),
+      'gold_ids': tf.constant(''),
+      'max_date': tf.constant(dates.NO_DATE_BOUND, tf.int32),
     }
 
   return dataset.map(select, num_parallel_calls=tf.data.AUTOTUNE).filter(
-      lambda example: tf.size(example['answers']) > 0)
+    lambda example: tf.size(example['answers']) > 0
+  )

@@ -1,4 +1,5 @@
 """Shared by all tests: eight fake CPU devices and the real data when present."""
+
 import os
 import pathlib
 
@@ -6,9 +7,7 @@ import pathlib
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 _FLAGS = os.environ.get('XLA_FLAGS', '')
 if 'xla_force_host_platform_device_count' not in _FLAGS:
-  os.environ['XLA_FLAGS'] = (
-      _FLAGS + ' --xla_force_host_platform_device_count=8'
-  ).strip()
+  os.environ['XLA_FLAGS'] = (_FLAGS + ' --xla_force_host_platform_device_count=8').strip()
 
 import pytest
 
@@ -31,9 +30,11 @@ def compilation_cache(tmp_path_factory):
 
   from tests import tiny
 
-  names = ('jax_compilation_cache_dir',
-           'jax_persistent_cache_min_compile_time_secs',
-           'jax_persistent_cache_min_entry_size_bytes')
+  names = (
+    'jax_compilation_cache_dir',
+    'jax_persistent_cache_min_compile_time_secs',
+    'jax_persistent_cache_min_entry_size_bytes',
+  )
   before = {name: getattr(jax.config, name) for name in names}
   tiny.use_compilation_cache(tmp_path_factory.mktemp('cache'))
   yield

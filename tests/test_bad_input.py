@@ -1,4 +1,5 @@
 """Bad input: one clear error that names the place and the remedy."""
+
 import json
 import os
 import pathlib
@@ -32,8 +33,7 @@ def fails(capsys):
     assert cli.main([str(argument) for argument in argv]) == status
     shown = capsys.readouterr()
     assert 'Traceback' not in shown.err
-    errors = [
-        line for line in shown.err.splitlines() if line.startswith('ralm ')]
+    errors = [line for line in shown.err.splitlines() if line.startswith('ralm ')]
     assert len(errors) == 1, shown.err
     assert errors[0].startswith(f'ralm {argv[0]}: error: ')
     assert 'In call to configurable' not in shown.err
@@ -46,13 +46,13 @@ def fails(capsys):
 
 GOOD = {'id': 'a', 'title': 't', 'text': 'some text'}
 BAD_PASSAGES = {
-    'malformed': ([GOOD, '{"id": "b", "text"'], ':2:', 'malformed'),
-    'blank line': ([GOOD, '', GOOD], ':2:', 'blank line'),
-    'no id': ([GOOD, {'title': 't', 'text': 'x'}], ':2:', "'id'"),
-    'no text': ([GOOD, {'id': 'b', 'title': 't'}], ':2:', "'text'"),
-    'duplicate': ([GOOD, {'id': 'b', 'text': 'x'}, GOOD], ':3:', "'a'"),
-    'list': ([GOOD, '[1]'], ':2:', 'object'),
-    'empty': ([], 'passages.jsonl', 'empty'),
+  'malformed': ([GOOD, '{"id": "b", "text"'], ':2:', 'malformed'),
+  'blank line': ([GOOD, '', GOOD], ':2:', 'blank line'),
+  'no id': ([GOOD, {'title': 't', 'text': 'x'}], ':2:', "'id'"),
+  'no text': ([GOOD, {'id': 'b', 'title': 't'}], ':2:', "'text'"),
+  'duplicate': ([GOOD, {'id': 'b', 'text': 'x'}, GOOD], ':3:', "'a'"),
+  'list': ([GOOD, '[1]'], ':2:', 'object'),
+  'empty': ([], 'passages.jsonl', 'empty'),
 }
 
 
@@ -60,13 +60,20 @@ BAD_PASSAGES = {
 def test_passages(case, trained, fails, tmp_path):
   lines, *expected = BAD_PASSAGES[case]
   path = tmp_path / 'passages.jsonl'
-  path.write_text(''.join(
-      (line if isinstance(line, str) else json.dumps(line)) + '\n'
-      for line in lines))
+  path.write_text(
+    ''.join((line if isinstance(line, str) else json.dumps(line)) + '\n' for line in lines)
+  )
   error = fails(
-      'corpus', '--input', path, '--output', tmp_path / 'corpus',
-      '--reader_vocabulary', trained.data.reader_vocabulary,
-      '--retriever_vocabulary', trained.data.retriever_vocabulary)
+    'corpus',
+    '--input',
+    path,
+    '--output',
+    tmp_path / 'corpus',
+    '--reader_vocabulary',
+    trained.data.reader_vocabulary,
+    '--retriever_vocabulary',
+    trained.data.retriever_vocabulary,
+  )
   assert str(path) in error
   for text in expected:
     assert text in error.lower() or text in error, error
@@ -74,17 +81,31 @@ def test_passages(case, trained, fails, tmp_path):
 
 def test_passage_file_that_is_not_there(trained, fails, tmp_path):
   error = fails(
-      'corpus', '--input', tmp_path / 'none*.jsonl', '--output', tmp_path / 'c',
-      '--reader_vocabulary', trained.data.reader_vocabulary,
-      '--retriever_vocabulary', trained.data.retriever_vocabulary)
+    'corpus',
+    '--input',
+    tmp_path / 'none*.jsonl',
+    '--output',
+    tmp_path / 'c',
+    '--reader_vocabulary',
+    trained.data.reader_vocabulary,
+    '--retriever_vocabulary',
+    trained.data.retriever_vocabulary,
+  )
   assert 'none*.jsonl' in error
 
 
 def test_vocabulary_that_is_not_there(trained, fails, tmp_path):
   error = fails(
-      'corpus', '--input', trained.data.passages, '--output', tmp_path / 'c',
-      '--reader_vocabulary', tmp_path / 'spiece.model',
-      '--retriever_vocabulary', trained.data.retriever_vocabulary)
+    'corpus',
+    '--input',
+    trained.data.passages,
+    '--output',
+    tmp_path / 'c',
+    '--reader_vocabulary',
+    tmp_path / 'spiece.model',
+    '--retriever_vocabulary',
+    trained.data.retriever_vocabulary,
+  )
   assert str(tmp_path / 'spiece.model') in error
 
 
@@ -92,18 +113,25 @@ def test_vocabulary_that_is_not_there(trained, fails, tmp_path):
 
 
 def _eval(trained, questions, tmp_path, *more):
-  return ('eval', '--checkpoint', trained.run, '--questions', questions,
-          '--output', tmp_path / 'out', *more)
+  return (
+    'eval',
+    '--checkpoint',
+    trained.run,
+    '--questions',
+    questions,
+    '--output',
+    tmp_path / 'out',
+    *more,
+  )
 
 
 BAD_QUESTIONS = {
-    'malformed': ('{"question": "a?", "answers": ["b"]}\n{"question"\n',
-                  ':2: malformed JSON'),
-    'blank': ('{"question": "a?", "answers": ["b"]}\n\n', ':2: blank line'),
-    'no question': ('{"answers": ["b"]}\n', ":1: missing field 'question'"),
-    'no answers': ('{"question": "a?"}\n', ':1: '),
-    'a string': ('{"question": "a?", "answers": "b"}\n', 'list of strings'),
-    'empty': ('', 'holds no questions'),
+  'malformed': ('{"question": "a?", "answers": ["b"]}\n{"question"\n', ':2: malformed JSON'),
+  'blank': ('{"question": "a?", "answers": ["b"]}\n\n', ':2: blank line'),
+  'no question': ('{"answers": ["b"]}\n', ":1: missing field 'question'"),
+  'no answers': ('{"question": "a?"}\n', ':1: '),
+  'a string': ('{"question": "a?", "answers": "b"}\n', 'list of strings'),
+  'empty': ('', 'holds no questions'),
 }
 
 
@@ -118,14 +146,12 @@ def test_questions(case, trained, fails, tmp_path):
 
 
 def test_question_file_that_is_not_there(trained, fails, tmp_path):
-  error = fails(*_eval(
-      trained, tmp_path / 'q.jsonl', tmp_path, '--index', trained.index))
+  error = fails(*_eval(trained, tmp_path / 'q.jsonl', tmp_path, '--index', trained.index))
   assert f'{tmp_path}/q.jsonl' in error and 'no such file' in error
 
 
 def test_empty_question(trained, fails):
-  error = fails(
-      'ask', ' ', '--checkpoint', trained.run, '--index', trained.index)
+  error = fails('ask', ' ', '--checkpoint', trained.run, '--index', trained.index)
   assert 'question is empty' in error
 
 
@@ -155,12 +181,11 @@ def test_fewer_passages_than_asked_for(trained, fails):
 def _index_like(trained, folder, dim=16, corpus=None, **metadata):
   """An index of forty random embeddings that names the trained corpus."""
   store = corpus or PassageStore.open(trained.data.corpus)
-  metadata = {'corpus': str(store.directory),
-              'corpus_fingerprint': store.fingerprint, **metadata}
-  with GenerationStore(folder).begin(
-      IndexOptions(), dim, metadata) as writer:
-    writer.append(None, np.random.default_rng(0).standard_normal(
-        (len(store), dim)).astype(np.float16))
+  metadata = {'corpus': str(store.directory), 'corpus_fingerprint': store.fingerprint, **metadata}
+  with GenerationStore(folder).begin(IndexOptions(), dim, metadata) as writer:
+    writer.append(
+      None, np.random.default_rng(0).standard_normal((len(store), dim)).astype(np.float16)
+    )
     writer.commit()
   return folder
 
@@ -173,8 +198,7 @@ def test_embeddings_of_another_dimension(trained, fails, tmp_path):
 
 
 def test_index_of_another_corpus(trained, fails, tmp_path):
-  index = _index_like(
-      trained, tmp_path / 'index', corpus_fingerprint='something else')
+  index = _index_like(trained, tmp_path / 'index', corpus_fingerprint='something else')
   error = fails(*_ask(trained, '--index', index))
   assert 'another corpus' in error and str(trained.data.corpus) in error
 
@@ -182,19 +206,24 @@ def test_index_of_another_corpus(trained, fails, tmp_path):
 def test_corpus_that_has_moved(trained, fails, tmp_path):
   index = _index_like(trained, tmp_path / 'index')
   manifest = next(index.glob('generation-*/manifest.json'))
-  manifest.write_text(manifest.read_text().replace(
-      str(trained.data.corpus), str(tmp_path / 'moved')))
+  manifest.write_text(
+    manifest.read_text().replace(str(trained.data.corpus), str(tmp_path / 'moved'))
+  )
   error = fails(*_ask(trained, '--index', index))
   assert str(tmp_path / 'moved') in error and '--corpus' in error
 
 
 def test_corpus_of_another_vocabulary(trained, fails, tmp_path):
   vocabulary = tmp_path / 'vocab.txt'
-  vocabulary.write_text(
-      trained.data.retriever_vocabulary.read_text() + 'another\n')
+  vocabulary.write_text(trained.data.retriever_vocabulary.read_text() + 'another\n')
   store = passage_store.build_corpus(
-      trained.data.passages, tmp_path / 'corpus', trained.data.reader_vocabulary,
-      vocabulary, n_workers=1, progress=False)
+    trained.data.passages,
+    tmp_path / 'corpus',
+    trained.data.reader_vocabulary,
+    vocabulary,
+    n_workers=1,
+    progress=False,
+  )
   index = _index_like(trained, tmp_path / 'index', corpus=store)
   error = fails(*_ask(trained, '--index', index))
   assert 'another retriever vocabulary' in error and 'ralm corpus' in error
@@ -215,8 +244,7 @@ def test_truncated_corpus(what, trained, fails, tmp_path):
   corpus = tmp_path / 'corpus'
   shutil.copytree(trained.data.corpus, corpus)
   store = json.loads((corpus / 'manifest.json').read_text())
-  path = corpus / (
-      store['shards'][0]['file'] if what == 'shard' else 'manifest.json')
+  path = corpus / (store['shards'][0]['file'] if what == 'shard' else 'manifest.json')
   os.truncate(path, path.stat().st_size // 2)
   error = fails(*_ask(trained, '--index', trained.index, '--corpus', corpus))
   assert str(path) in error and 'ralm corpus' in error
@@ -224,8 +252,7 @@ def test_truncated_corpus(what, trained, fails, tmp_path):
 
 def test_server_that_is_not_there(trained, fails):
   address = f'localhost:{tiny.free_port()}'
-  error = fails(*_ask(
-      trained, '--retrieval_address', address, '--retry_for_s', '0.5'))
+  error = fails(*_ask(trained, '--retrieval_address', address, '--retry_for_s', '0.5'))
   assert address in error and 'cannot be reached' in error
   assert 'retrieval_service.server --index' in error
 
@@ -251,8 +278,7 @@ def test_server_of_something_else(trained, fails):
   threading.Thread(target=serve, daemon=True).start()
   address = f'localhost:{listener.getsockname()[1]}'
   try:
-    error = fails(*_ask(
-        trained, '--retrieval_address', address, '--retry_for_s', '20'))
+    error = fails(*_ask(trained, '--retrieval_address', address, '--retry_for_s', '20'))
   finally:
     listener.close()
   assert address in error and 'no retrieval process' in error
@@ -317,9 +343,7 @@ def test_truncated_checkpoint(trained, run_copy, fails):
 
 
 def _train(trained, run, **options):
-  return tiny.train(
-      trained.data, run, retrieval={'index': str(trained.index)}, steps=6,
-      **options)
+  return tiny.train(trained.data, run, retrieval={'index': str(trained.index)}, steps=6, **options)
 
 
 def test_resumed_with_another_model(trained, run_copy):
@@ -331,17 +355,27 @@ def test_resumed_with_another_model(trained, run_copy):
 
 
 def test_resumed_with_another_vocabulary(trained, run_copy, tmp_path):
-  data = tiny.Data(pathlib.Path(shutil.copytree(
-      trained.data.folder, tmp_path / 'data',
-      ignore=shutil.ignore_patterns('run', 'compilation_cache'))))
+  data = tiny.Data(
+    pathlib.Path(
+      shutil.copytree(
+        trained.data.folder,
+        tmp_path / 'data',
+        ignore=shutil.ignore_patterns('run', 'compilation_cache'),
+      )
+    )
+  )
   with open(data.retriever_vocabulary, 'a', encoding='utf-8') as file:
     file.write('another\n')
   shutil.rmtree(data.corpus)
   passage_store.build_corpus(
-      data.passages, data.corpus, data.reader_vocabulary,
-      data.retriever_vocabulary, n_workers=1, progress=False)
-  index = _index_like(
-      trained, tmp_path / 'index', corpus=PassageStore.open(data.corpus))
+    data.passages,
+    data.corpus,
+    data.reader_vocabulary,
+    data.retriever_vocabulary,
+    n_workers=1,
+    progress=False,
+  )
+  index = _index_like(trained, tmp_path / 'index', corpus=PassageStore.open(data.corpus))
   with pytest.raises(ValueError, match='another retriever vocabulary'):
     tiny.train(data, run_copy, steps=6, retrieval={'index': str(index)})
 
@@ -353,8 +387,9 @@ def test_vocabulary_larger_than_the_model(trained, tmp_path):
 
 def test_missing_index_without_a_corpus(trained, tmp_path):
   with pytest.raises(ValueError, match='holds no index yet.* CORPUS'):
-    tiny.train(trained.data, tmp_path / 'run', retrieval={
-        'index': str(tmp_path / 'index'), 'corpus': None})
+    tiny.train(
+      trained.data, tmp_path / 'run', retrieval={'index': str(tmp_path / 'index'), 'corpus': None}
+    )
 
 
 def test_look_ahead_of_two(trained, tmp_path):
@@ -372,11 +407,21 @@ def test_optimizer_of_what_is_not_trained(trained, tmp_path):
 
 def _gin(*more, **macros):
   macros = {
-      'MODEL_DIR': '/tmp/none', 'TRAIN_STEPS': 2, 'TRAIN_QUESTIONS': 'q.jsonl',
-      'READER_VOCABULARY': 'r.model', 'RETRIEVER_VOCABULARY': 'v.txt', **macros}
-  return ('train', '--gin_file=gin_configs/models/tiny.gin',
-          '--gin_file=gin_configs/runs/train.gin', f'--gin_search_paths={ROOT}',
-          *(f'--gin.{k}={v}' for k, v in macros.items() if v is not None), *more)
+    'MODEL_DIR': '/tmp/none',
+    'TRAIN_STEPS': 2,
+    'TRAIN_QUESTIONS': 'q.jsonl',
+    'READER_VOCABULARY': 'r.model',
+    'RETRIEVER_VOCABULARY': 'v.txt',
+    **macros,
+  }
+  return (
+    'train',
+    '--gin_file=gin_configs/models/tiny.gin',
+    '--gin_file=gin_configs/runs/train.gin',
+    f'--gin_search_paths={ROOT}',
+    *(f'--gin.{k}={v}' for k, v in macros.items() if v is not None),
+    *more,
+  )
 
 
 def test_macro_typo(fails):
@@ -429,17 +474,20 @@ def test_macro_without_value(fails):
 
 def test_errors_inside_gin_calls_are_plain(fails, tmp_path):
   """gin wraps what a configured function raises."""
-  error = fails(*_gin(
-      TRAIN_QUESTIONS=tmp_path / 'q.jsonl', MODEL_DIR=tmp_path / 'run'))
+  error = fails(*_gin(TRAIN_QUESTIONS=tmp_path / 'q.jsonl', MODEL_DIR=tmp_path / 'run'))
   assert 'r.model' in error or 'q.jsonl' in error
 
 
 def test_unknown_task(trained, fails, tmp_path):
-  error = fails(*_gin(
-      MIXTURE_OR_TASK_NAME="'natural_question'", MODEL_DIR=tmp_path / 'run',
+  error = fails(
+    *_gin(
+      MIXTURE_OR_TASK_NAME="'natural_question'",
+      MODEL_DIR=tmp_path / 'run',
       TRAIN_QUESTIONS=trained.data.questions,
       READER_VOCABULARY=trained.data.reader_vocabulary,
       RETRIEVER_VOCABULARY=trained.data.retriever_vocabulary,
-      INDEX=trained.index))
+      INDEX=trained.index,
+    )
+  )
   assert "'natural_question' is not registered" in error
   assert 'MIXTURE_OR_TASK_MODULE' in error

@@ -1,4 +1,5 @@
 """What may import what, see the map of the code in README.md."""
+
 import ast
 import pathlib
 import subprocess
@@ -10,19 +11,31 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEAVY = ('tensorflow', 'seqio', 'faiss', 'grpc', 'pyarrow', 'gin')
 # A machine with jax, flax and optax alone runs a train step with these.
 PURE = [
-    *(f'ralm_jax/{folder}' for folder in ('models', 'losses', 'decoding')),
-    'ralm_jax/training/train_step.py', 'ralm_jax/training/train_state.py',
-    'ralm_jax/training/partitioning.py', 'ralm_jax/training/optimizers.py',
-    'ralm_jax/training/schedules.py',
+  *(f'ralm_jax/{folder}' for folder in ('models', 'losses', 'decoding')),
+  'ralm_jax/training/train_step.py',
+  'ralm_jax/training/train_state.py',
+  'ralm_jax/training/partitioning.py',
+  'ralm_jax/training/optimizers.py',
+  'ralm_jax/training/schedules.py',
 ]
 # Layers, lowest first: a file imports from its own or lower ones.
 LAYERS = [
-    ['ralm_jax/progress.py', 'ralm_jax/losses', 'ralm_jax/models',
-     'ralm_jax/decoding', 'ralm_jax/data'],
-    ['ralm_jax/interop', 'ralm_jax/specification.py', 'ralm_jax/training',
-     'ralm_jax/retrieval', 'ralm_jax/evaluation'],
-    ['tasks'],
-    ['ralm_jax'],
+  [
+    'ralm_jax/progress.py',
+    'ralm_jax/losses',
+    'ralm_jax/models',
+    'ralm_jax/decoding',
+    'ralm_jax/data',
+  ],
+  [
+    'ralm_jax/interop',
+    'ralm_jax/specification.py',
+    'ralm_jax/training',
+    'ralm_jax/retrieval',
+    'ralm_jax/evaluation',
+  ],
+  ['tasks'],
+  ['ralm_jax'],
 ]
 # Modules besides the pipeline's that need TensorFlow; the others start fast.
 TENSORFLOW = ('ralm_jax/data/pipeline.py', 'ralm_jax/data/features.py', 'tasks/')
@@ -69,33 +82,30 @@ def test_the_core_names_nothing_heavy(file):
 def test_the_core_loads_nothing_heavy():
   """Through whatever it imports, too."""
   modules = [
-      file.removesuffix('.py').removesuffix('/__init__').replace('/', '.')
-      for file in _modules(*PURE)
+    file.removesuffix('.py').removesuffix('/__init__').replace('/', '.') for file in _modules(*PURE)
   ]
   code = (
-      f'import sys, importlib\n'
-      f'for name in {modules!r}: importlib.import_module(name)\n'
-      f'sys.exit(" ".join({set(HEAVY)!r} & set(sys.modules)) or 0)'
+    f'import sys, importlib\n'
+    f'for name in {modules!r}: importlib.import_module(name)\n'
+    f'sys.exit(" ".join({set(HEAVY)!r} & set(sys.modules)) or 0)'
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
 
 
 def test_the_retrieval_process_is_apart():
   for file in _modules('retrieval_service'):
-    assert not _tops(_imports(file)) & {
-        'jax', 'flax', 'ralm_jax', 'tensorflow', 'tasks'}, file
+    assert not _tops(_imports(file)) & {'jax', 'flax', 'ralm_jax', 'tensorflow', 'tasks'}, file
   code = (
-      'import sys, retrieval_service.server, retrieval_service.servicer\n'
-      'import retrieval_service.client, retrieval_service.local\n'
-      'sys.exit(" ".join({"jax", "flax", "ralm_jax", "tensorflow"} & '
-      'set(sys.modules)) or 0)'
+    'import sys, retrieval_service.server, retrieval_service.servicer\n'
+    'import retrieval_service.client, retrieval_service.local\n'
+    'sys.exit(" ".join({"jax", "flax", "ralm_jax", "tensorflow"} & '
+    'set(sys.modules)) or 0)'
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
 
 
 def test_the_client_needs_no_faiss():
-  code = ('import sys, retrieval_service.client\n'
-          'sys.exit("faiss" in sys.modules)')
+  code = 'import sys, retrieval_service.client\nsys.exit("faiss" in sys.modules)'
   subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
 
 
@@ -115,9 +125,9 @@ def test_gin_is_for_entry_points():
 
 def test_commands_start_without_tensorflow():
   code = (
-      'import sys\n'
-      'from ralm_jax import ask, eval, embed, add, cli, build_corpus, serve\n'
-      'sys.exit("tensorflow" in sys.modules or "seqio" in sys.modules)'
+    'import sys\n'
+    'from ralm_jax import ask, eval, embed, add, cli, build_corpus, serve\n'
+    'sys.exit("tensorflow" in sys.modules or "seqio" in sys.modules)'
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
 

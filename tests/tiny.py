@@ -3,6 +3,7 @@
 Shared by the end-to-end tests. `python tiny.py FILE.json` trains in a process
 of its own, so that a test can kill it; see `main`.
 """
+
 from __future__ import annotations
 
 import atexit
@@ -45,24 +46,27 @@ def passages() -> list[dict[str, str]]:
   rows = []
   for i, name in enumerate(names()):
     kind, colour = _KINDS[i % 5], _COLOURS[i % 7]
-    rows.append({
-        'id': f'p{i}', 'title': name,
+    rows.append(
+      {
+        'id': f'p{i}',
+        'title': name,
         'text': f'{name} is a {kind} in the north. The colour of {name} is '
-                f'{colour} as every visitor of the {kind} remembers.',
-    })
+        f'{colour} as every visitor of the {kind} remembers.',
+      }
+    )
   return rows
 
 
 def questions() -> list[dict[str, Any]]:
   """Objects of a question file; half of them have two answers."""
   return [
-      {
-          'id': f'q{i}', 'question': f'what is the colour of {name}?',
-          'answers': [_COLOURS[i % 7]] + ([f'it is {_COLOURS[i % 7]}'] if i % 2
-                                         else []),
-          'gold_passage_id': f'p{i}',
-      }
-      for i, name in enumerate(names())
+    {
+      'id': f'q{i}',
+      'question': f'what is the colour of {name}?',
+      'answers': [_COLOURS[i % 7]] + ([f'it is {_COLOURS[i % 7]}'] if i % 2 else []),
+      'gold_passage_id': f'p{i}',
+    }
+    for i, name in enumerate(names())
   ]
 
 
@@ -111,23 +115,50 @@ def make_data(folder: pathlib.Path) -> Data:
   data = Data(folder)
   write_jsonl(data.passages, passages())
   write_jsonl(data.questions, questions())
-  texts = [f'{p["title"]}: {p["text"]}' for p in passages()] + [
-      q['question'] for q in questions()] + [
-      'question: title: context: answer: it is']
+  texts = (
+    [f'{p["title"]}: {p["text"]}' for p in passages()]
+    + [q['question'] for q in questions()]
+    + ['question: title: context: answer: it is']
+  )
   content = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(texts), model_writer=content, vocab_size=150,
-      pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False,
-      minloglevel=2)
+    sentence_iterator=iter(texts),
+    model_writer=content,
+    vocab_size=150,
+    pad_id=0,
+    eos_id=1,
+    unk_id=2,
+    bos_id=-1,
+    hard_vocab_limit=False,
+    minloglevel=2,
+  )
   data.reader_vocabulary.write_bytes(content.getvalue())
   letters = string.ascii_lowercase + string.digits
-  pieces = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *letters,
-            *(f'##{letter}' for letter in letters), *string.punctuation,
-            'the', 'colour', 'of', 'is', *_KINDS, *_COLOURS]
+  pieces = [
+    '[PAD]',
+    '[UNK]',
+    '[CLS]',
+    '[SEP]',
+    '[MASK]',
+    *letters,
+    *(f'##{letter}' for letter in letters),
+    *string.punctuation,
+    'the',
+    'colour',
+    'of',
+    'is',
+    *_KINDS,
+    *_COLOURS,
+  ]
   data.retriever_vocabulary.write_text('\n'.join(pieces) + '\n')
   corpus_lib.build_corpus(
-      data.passages, data.corpus, data.reader_vocabulary,
-      data.retriever_vocabulary, n_workers=1, progress=False)
+    data.passages,
+    data.corpus,
+    data.reader_vocabulary,
+    data.retriever_vocabulary,
+    n_workers=1,
+    progress=False,
+  )
   return data
 
 
@@ -135,37 +166,60 @@ def make_text(**changes: Any) -> Any:
   """A TextConfig of short sequences."""
   from ralm_jax.data import text_config
 
-  return text_config.TextConfig(**{
-      'question_format': '{question}', 'target_format': '<extra_id_0> {answer}',
-      'query_length': 40, 'reader_query_length': 24, 'passage_length': 80,
-      'retriever_passage_length': 64, 'target_length': 8, 'n_passages': 3,
+  return text_config.TextConfig(
+    **{
+      'question_format': '{question}',
+      'target_format': '<extra_id_0> {answer}',
+      'query_length': 40,
+      'reader_query_length': 24,
+      'passage_length': 80,
+      'retriever_passage_length': 64,
+      'target_length': 8,
+      'n_passages': 3,
       **changes,
-  })
+    }
+  )
 
 
 def make_model(
-    reader: dict[str, Any] | None = None,
-    retriever: dict[str, Any] | None = None,
-    **changes: Any,
+  reader: dict[str, Any] | None = None, retriever: dict[str, Any] | None = None, **changes: Any
 ) -> Any:
   """A RetrievalLM with dropout, so that the random state matters."""
   from ralm_jax.models import bert, retrieval_lm, t5
 
   return retrieval_lm.RetrievalLM(
-      reader_config=t5.T5Config(**{
-          'vocab_size': 256, 'emb_dim': 16, 'num_heads': 2, 'head_dim': 8,
-          'mlp_dim': 32, 'num_encoder_layers': 1, 'num_decoder_layers': 1,
-          'dropout_rate': 0.1, **(reader or {})}),
-      retriever_config=bert.BertConfig(**{
-          'vocab_size': 128, 'emb_dim': 16, 'num_heads': 2, 'num_layers': 1,
-          'mlp_dim': 32, 'max_positions': 64, 'embedding_init_stddev': 0.5,
-          'dropout_rate': 0.1, **(retriever or {})}),
-      gold_encoder='shared', **changes)
+    reader_config=t5.T5Config(
+      **{
+        'vocab_size': 256,
+        'emb_dim': 16,
+        'num_heads': 2,
+        'head_dim': 8,
+        'mlp_dim': 32,
+        'num_encoder_layers': 1,
+        'num_decoder_layers': 1,
+        'dropout_rate': 0.1,
+        **(reader or {}),
+      }
+    ),
+    retriever_config=bert.BertConfig(
+      **{
+        'vocab_size': 128,
+        'emb_dim': 16,
+        'num_heads': 2,
+        'num_layers': 1,
+        'mlp_dim': 32,
+        'max_positions': 64,
+        'embedding_init_stddev': 0.5,
+        'dropout_rate': 0.1,
+        **(retriever or {}),
+      }
+    ),
+    gold_encoder='shared',
+    **changes,
+  )
 
 
-def train(
-    data: Data, model_dir: pathlib.Path | str, *, steps: int = 4, **options: Any
-) -> Any:
+def train(data: Data, model_dir: pathlib.Path | str, *, steps: int = 4, **options: Any) -> Any:
   """`train.train` with small defaults; returns the final state.
 
   Args:
@@ -188,40 +242,44 @@ def train(
   if closed_book:
     text = dataclasses.replace(text, reader_format='{query}')
   vocabularies = {
-      'reader_vocabulary': str(data.reader_vocabulary),
-      'retriever_vocabulary': str(data.retriever_vocabulary),
+    'reader_vocabulary': str(data.reader_vocabulary),
+    'retriever_vocabulary': str(data.retriever_vocabulary),
   }
   task = qa.jsonl_task(
-      'tiny_qa', train=str(options.pop('questions', data.questions)), text=text,
-      **vocabularies)
+    'tiny_qa', train=str(options.pop('questions', data.questions)), text=text, **vocabularies
+  )
   retrieval = {
-      'corpus': str(data.corpus), 'index': str(data.folder / 'index'),
-      'retry_for_s': 60.0, 'embed_batch_size': 16,
-      **options.pop('retrieval', {}),
+    'corpus': str(data.corpus),
+    'index': str(data.folder / 'index'),
+    'retry_for_s': 60.0,
+    'embed_batch_size': 16,
+    **options.pop('retrieval', {}),
   }
   if retrieval.get('address'):
     retrieval['index'] = None
   devices = options.pop('devices', 1)
-  return train_lib.train(**{
+  return train_lib.train(
+    **{
       'model': make_model(**options.pop('model', {})),
       'text': text,
       'model_dir': str(model_dir),
       'total_steps': steps,
       'train_dataset_cfg': pipeline.DatasetConfig(
-          task, **{'batch_size': 4, 'seed': options.get('random_seed', 0),
-                   **options.pop('dataset', {})}),
+        task,
+        **{'batch_size': 4, 'seed': options.get('random_seed', 0), **options.pop('dataset', {})},
+      ),
       **vocabularies,
       'reader_optimizer': optimizers.adamw(1e-2),
       'retriever_optimizer': None if closed_book else optimizers.adamw(1e-2),
-      'retrieval_cfg': (
-          None if closed_book else train_lib.RetrievalConfig(**retrieval)),
+      'retrieval_cfg': (None if closed_book else train_lib.RetrievalConfig(**retrieval)),
       'checkpoint_cfg': train_lib.CheckpointConfig(
-          **{'period': 2, **options.pop('checkpoint', {})}),
-      'partitioner': partitioning.Partitioner(
-          devices=jax.devices()[:devices] if devices else None),
+        **{'period': 2, **options.pop('checkpoint', {})}
+      ),
+      'partitioner': partitioning.Partitioner(devices=jax.devices()[:devices] if devices else None),
       'stats_period': 1,
       **options,
-  })
+    }
+  )
 
 
 def arrays(state: Any) -> dict[str, Any]:
@@ -230,8 +288,8 @@ def arrays(state: Any) -> dict[str, Any]:
   import numpy as np
 
   return {
-      jax.tree_util.keystr(path): np.asarray(leaf)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    jax.tree_util.keystr(path): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
   }
 
 
@@ -241,9 +299,9 @@ def differing(first: Any, second: Any) -> list[str]:
   if one.keys() != other.keys():
     return sorted(one.keys() ^ other.keys())
   return [
-      name for name in one
-      if one[name].dtype != other[name].dtype
-      or one[name].tobytes() != other[name].tobytes()
+    name
+    for name in one
+    if one[name].dtype != other[name].dtype or one[name].tobytes() != other[name].tobytes()
   ]
 
 
@@ -256,22 +314,24 @@ def load_checkpoint(model_dir: pathlib.Path | str, step: int) -> Any:
   path = os.path.join(model_dir, f'checkpoint_{step}', 'state')
   with ocp.PyTreeCheckpointer() as checkpointer:
     tree = checkpointer.metadata(path).item_metadata.tree
-    return checkpointer.restore(path, restore_args=jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree))
+    return checkpointer.restore(
+      path, restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    )
 
 
 def environment(devices: int = 8) -> dict[str, str]:
   """Of a process that imports this file, with so many CPU devices."""
   return {
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      # Less optimised code compiles in half the time.
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
-                   '--xla_backend_optimization_level=0',
-      'TF_CPP_MIN_LOG_LEVEL': '3',
-      'OMP_WAIT_POLICY': 'PASSIVE',
-      'PYTHONPATH': os.pathsep.join(
-          [str(ROOT), str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')]),
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    # Less optimised code compiles in half the time.
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
+    '--xla_backend_optimization_level=0',
+    'TF_CPP_MIN_LOG_LEVEL': '3',
+    'OMP_WAIT_POLICY': 'PASSIVE',
+    'PYTHONPATH': os.pathsep.join(
+      [str(ROOT), str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')]
+    ),
   }
 
 
@@ -308,17 +368,20 @@ class Process:
     return self.output()
 
 
-def start(log: pathlib.Path, jobs: list[dict[str, Any]],
-          devices: int = 8) -> Process:
+def start(log: pathlib.Path, jobs: list[dict[str, Any]], devices: int = 8) -> Process:
   """Starts `python tiny.py` on jobs; see `main`."""
   path = log.with_suffix('.json')
   path.write_text(json.dumps(jobs))
   with open(log, 'wb') as file:
     return Process(
-        subprocess.Popen(
-            [sys.executable, str(pathlib.Path(__file__)), str(path)],
-            env=environment(devices), stdout=file, stderr=file),
-        log)
+      subprocess.Popen(
+        [sys.executable, str(pathlib.Path(__file__)), str(path)],
+        env=environment(devices),
+        stdout=file,
+        stderr=file,
+      ),
+      log,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,10 +407,17 @@ def trained() -> Trained:
   folder = pathlib.Path(tempfile.mkdtemp(prefix='tiny-'))
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   data = make_data(folder)
-  start(folder / 'log', [{
-      'data': str(folder), 'model_dir': str(folder / 'run'), 'steps': 4,
-      'compilation_cache': str(folder / 'compilation_cache'),
-  }]).finish()
+  start(
+    folder / 'log',
+    [
+      {
+        'data': str(folder),
+        'model_dir': str(folder / 'run'),
+        'steps': 4,
+        'compilation_cache': str(folder / 'compilation_cache'),
+      }
+    ],
+  ).finish()
   return Trained(data, folder / 'run')
 
 
@@ -373,8 +443,13 @@ def main(path: str) -> int:
       os.kill(child, signal.SIGKILL)
       _, status = os.waitpid(child, 0)
       left = sorted(glob.glob(os.path.join(job['model_dir'], 'checkpoint_*')))
-      print('KILLED' if os.WIFSIGNALED(status) else 'ENDED BEFORE', moment,
-            'leaving', *map(os.path.basename, left), flush=True)
+      print(
+        'KILLED' if os.WIFSIGNALED(status) else 'ENDED BEFORE',
+        moment,
+        'leaving',
+        *map(os.path.basename, left),
+        flush=True,
+      )
     _, status = os.waitpid(_fork(job), 0)
     status = os.waitstatus_to_exitcode(status)
     if status:

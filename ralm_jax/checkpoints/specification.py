@@ -3,6 +3,7 @@
 `MODEL_DIR/model.json` holds the model and the text formats, and
 `MODEL_DIR/vocabularies/` copies of both vocabulary files.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -43,52 +44,50 @@ class Specification:
   def check(self) -> None:
     """Raises ValueError where model and vocabularies do not fit."""
     for side, config, vocabulary in (
-        ('reader', self.model.reader_config, self.tokenizer.reader_vocabulary),
-        ('retriever', self.model.retriever_config,
-         self.tokenizer.retriever_vocabulary),
+      ('reader', self.model.reader_config, self.tokenizer.reader_vocabulary),
+      ('retriever', self.model.retriever_config, self.tokenizer.retriever_vocabulary),
     ):
       if vocabulary.vocab_size > config.vocab_size:
         raise ValueError(
-            f'The {side} vocabulary {vocabulary.path} has '
-            f'{vocabulary.vocab_size} ids, the {side} model only '
-            f'{config.vocab_size}; set its vocab_size to at least that.'
+          f'The {side} vocabulary {vocabulary.path} has '
+          f'{vocabulary.vocab_size} ids, the {side} model only '
+          f'{config.vocab_size}; set its vocab_size to at least that.'
         )
       if vocabulary.pad_id != config.pad_id:
         raise ValueError(
-            f'The {side} vocabulary {vocabulary.path} pads with id '
-            f'{vocabulary.pad_id}, the {side} model with {config.pad_id}; use '
-            "the model's own vocabulary, or set its pad_id."
+          f'The {side} vocabulary {vocabulary.path} pads with id '
+          f'{vocabulary.pad_id}, the {side} model with {config.pad_id}; use '
+          "the model's own vocabulary, or set its pad_id."
         )
     ends = self.tokenizer.reader_vocabulary.eos_id
     if ends != self.model.reader_config.eos_id:
       raise ValueError(
-          f'The reader vocabulary {self.tokenizer.reader_vocabulary.path} ends '
-          f'sequences with id {ends}, the reader with '
-          f'{self.model.reader_config.eos_id}; use the model\'s own vocabulary, '
-          'or set its eos_id.'
+        f'The reader vocabulary {self.tokenizer.reader_vocabulary.path} ends '
+        f'sequences with id {ends}, the reader with '
+        f"{self.model.reader_config.eos_id}; use the model's own vocabulary, "
+        'or set its eos_id.'
       )
     if self.model.marginalizes and self.text.closed_book:
       raise ValueError(
-          f'RetrievalLM.reading {self.model.reading!r} is marginal over '
-          "passages, but reader_format = '{query}' shows none; use reading = "
-          "'fusion' (gin: READING), or a reader_format with {text}."
+        f'RetrievalLM.reading {self.model.reading!r} is marginal over '
+        "passages, but reader_format = '{query}' shows none; use reading = "
+        "'fusion' (gin: READING), or a reader_format with {text}."
       )
-    reader_positions = getattr(
-        self.model.reader_config, 'max_positions', None)
+    reader_positions = getattr(self.model.reader_config, 'max_positions', None)
     longest = max(self.text.passage_length, self.text.target_length)
     if reader_positions is not None and longest > reader_positions:
       raise ValueError(
-          f'TextConfig asks for {longest} reader tokens, the reader has '
-          f'{reader_positions} positions; shorten passage_length or '
-          'target_length.'
+        f'TextConfig asks for {longest} reader tokens, the reader has '
+        f'{reader_positions} positions; shorten passage_length or '
+        'target_length.'
       )
     longest = max(self.text.query_length, self.text.retriever_passage_length)
     positions = self.model.retriever_config.max_positions
     if longest > positions:
       raise ValueError(
-          f'TextConfig asks for {longest} retriever tokens, the retriever has '
-          f'{positions} positions; shorten query_length or '
-          'retriever_passage_length.'
+        f'TextConfig asks for {longest} retriever tokens, the retriever has '
+        f'{positions} positions; shorten query_length or '
+        'retriever_passage_length.'
       )
 
   def check_same_vocabularies(self, directory: str | os.PathLike[str]) -> None:
@@ -99,9 +98,9 @@ class Specification:
       theirs = getattr(saved, f'{side}_vocabulary')
       if ours.fingerprint != theirs.fingerprint:
         raise ValueError(
-            f'{directory} holds checkpoints trained with another {side} '
-            f'vocabulary ({theirs.path}) than {ours.path}; use that file, or '
-            'another MODEL_DIR.'
+          f'{directory} holds checkpoints trained with another {side} '
+          f'vocabulary ({theirs.path}) than {ours.path}; use that file, or '
+          'another MODEL_DIR.'
         )
 
   def save(self, directory: str | os.PathLike[str]) -> None:
@@ -113,19 +112,20 @@ class Specification:
       vocabulary = getattr(self.tokenizer, f'{side}_vocabulary')
       name = vocabulary.save(folder, side)
       files[side] = {
-          'file': f'vocabularies/{name}',
-          'extra_ids': getattr(vocabulary, 'extra_ids', 0),
-          'fingerprint': vocabulary.fingerprint,
+        'file': f'vocabularies/{name}',
+        'extra_ids': getattr(vocabulary, 'extra_ids', 0),
+        'fingerprint': vocabulary.fingerprint,
       }
     content = {
-        'format': _FORMAT,
-        'reader': next(
-            name for name, config_class in _READERS.items()
-            if isinstance(self.model.reader_config, config_class)
-        ),
-        'model': _plain(dataclasses.asdict(self.model)),
-        'text': dataclasses.asdict(self.text),
-        'vocabularies': files,
+      'format': _FORMAT,
+      'reader': next(
+        name
+        for name, config_class in _READERS.items()
+        if isinstance(self.model.reader_config, config_class)
+      ),
+      'model': _plain(dataclasses.asdict(self.model)),
+      'text': dataclasses.asdict(self.text),
+      'vocabularies': files,
     }
     path = os.path.join(directory, FILE)
     with open(path + '.tmp', 'w', encoding='utf-8') as file:
@@ -148,37 +148,29 @@ class Specification:
         content = json.load(file)
       model_fields = dict(content['model'])
       reader_class = _READERS[content.get('reader', 't5')]
-      model_fields['reader_config'] = reader_class(
-          **model_fields['reader_config'])
-      model_fields['retriever_config'] = BertConfig(
-          **model_fields['retriever_config'])
+      model_fields['reader_config'] = reader_class(**model_fields['reader_config'])
+      model_fields['retriever_config'] = BertConfig(**model_fields['retriever_config'])
       model = RetrievalLM(**model_fields)
       text = TextConfig(**content['text'])
       files = content['vocabularies']
     except FileNotFoundError:
       raise FileNotFoundError(
-          f'{path} does not exist; is {directory} the MODEL_DIR of a run?'
+        f'{path} does not exist; is {directory} the MODEL_DIR of a run?'
       ) from None
     except (KeyError, TypeError, json.JSONDecodeError) as e:
-      raise ValueError(
-          f'{path} is damaged or of another version ({e!r}).'
-      ) from e
+      raise ValueError(f'{path} is damaged or of another version ({e!r}).') from e
     loaded = {}
     for side, entry in files.items():
       vocabulary = vocabularies.load_vocabulary(
-          os.path.join(directory, entry['file']),
-          extra_ids=entry['extra_ids'],
+        os.path.join(directory, entry['file']), extra_ids=entry['extra_ids']
       )
       if vocabulary.fingerprint != entry['fingerprint']:
         raise ValueError(
-            f'{vocabulary.path} is not the {side} vocabulary the model was '
-            'trained with; restore the file.'
+          f'{vocabulary.path} is not the {side} vocabulary the model was '
+          'trained with; restore the file.'
         )
       loaded[side] = vocabulary
-    return cls(
-        model,
-        QueryTokenizer(text, loaded['reader'], loaded['retriever']),
-    )
+    return cls(model, QueryTokenizer(text, loaded['reader'], loaded['retriever']))
 
 
 def _plain(value: Any) -> Any:
@@ -200,8 +192,10 @@ def with_text(spec: Specification, **changes: Any) -> Specification:
   Raises:
     ValueError: the model cannot read or write these.
   """
-  changed = dataclasses.replace(spec, tokenizer=dataclasses.replace(
-      spec.tokenizer, text=dataclasses.replace(spec.text, **changes)))
+  changed = dataclasses.replace(
+    spec,
+    tokenizer=dataclasses.replace(spec.tokenizer, text=dataclasses.replace(spec.text, **changes)),
+  )
   changed.check()
   return changed
 
@@ -210,6 +204,6 @@ def without_passages(spec: Specification) -> Specification:
   """The same reader, closed-book: it reads the query alone."""
   if spec.model.marginalizes:
     spec = dataclasses.replace(
-        spec, model=dataclasses.replace(
-            spec.model, reading='fusion', train_retriever=False))
+      spec, model=dataclasses.replace(spec.model, reading='fusion', train_retriever=False)
+    )
   return with_text(spec, reader_format=templates.CLOSED_BOOK_FORMAT)

@@ -3,6 +3,7 @@
 `MODEL_DIR/checkpoint_<step>/{state,host,metadata}`. A checkpoint is written
 aside and renamed, so that what carries the name is whole.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -39,10 +40,10 @@ class HostArraysHandler(ocp.CheckpointHandler):
     if not path.exists():
       found = sorted(p.name for p in directory.iterdir())
       raise ValueError(
-          f'{directory} was written by another number of processes than '
-          f'{jax.process_count()} (found {found}), so the position in the data '
-          'is unknown. Resume with as many processes, or start from its '
-          'parameters with INITIAL_CHECKPOINT_PATH.'
+        f'{directory} was written by another number of processes than '
+        f'{jax.process_count()} (found {found}), so the position in the data '
+        'is unknown. Resume with as many processes, or start from its '
+        'parameters with INITIAL_CHECKPOINT_PATH.'
       )
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
       return {name: arrays[name] for name in arrays.files}
@@ -79,13 +80,13 @@ class Checkpoints:
   """Checkpoints of one run."""
 
   def __init__(
-      self,
-      directory: str | os.PathLike[str],
-      *,
-      keep: int | None = 3,
-      keep_period: int | None = None,
-      asynchronous: bool = True,
-      read_only: bool = False,
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    keep: int | None = 3,
+    keep_period: int | None = None,
+    asynchronous: bool = True,
+    read_only: bool = False,
   ):
     """Opens or creates the folder of a run.
 
@@ -98,21 +99,21 @@ class Checkpoints:
     """
     self.directory = os.path.abspath(os.fspath(directory))
     self._manager = ocp.CheckpointManager(
-        self.directory,
-        item_handlers={
-            'state': ocp.PyTreeCheckpointHandler(),
-            'host': HostArraysHandler(),
-            'metadata': ocp.JsonCheckpointHandler(),
-        },
-        options=ocp.CheckpointManagerOptions(
-            step_prefix=_PREFIX,
-            max_to_keep=None if read_only else keep,
-            keep_period=keep_period,
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=asynchronous,
-        ),
+      self.directory,
+      item_handlers={
+        'state': ocp.PyTreeCheckpointHandler(),
+        'host': HostArraysHandler(),
+        'metadata': ocp.JsonCheckpointHandler(),
+      },
+      options=ocp.CheckpointManagerOptions(
+        step_prefix=_PREFIX,
+        max_to_keep=None if read_only else keep,
+        keep_period=keep_period,
+        create=not read_only,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+        enable_async_checkpointing=asynchronous,
+      ),
     )
 
   def steps(self) -> list[int]:
@@ -122,11 +123,7 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(
-      self,
-      step: int,
-      state: PyTree,
-      host: Mapping[str, np.ndarray],
-      metadata: Mapping[str, Any],
+    self, step: int, state: PyTree, host: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
   ) -> None:
     """Saves; arrays have been copied when this returns.
 
@@ -138,13 +135,13 @@ class Checkpoints:
       return
     try:
       self._manager.save(
-          step,
-          args=ocp.args.Composite(
-              state=ocp.args.PyTreeSave(state),
-              host=HostArraysSave(host),
-              metadata=ocp.args.JsonSave(dict(metadata)),
-          ),
-          force=True,
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeSave(state),
+          host=HostArraysSave(host),
+          metadata=ocp.args.JsonSave(dict(metadata)),
+        ),
+        force=True,
       )
     except Exception as e:
       raise self._save_error(step, e) from e
@@ -161,9 +158,9 @@ class Checkpoints:
     usable = f'checkpoint_{steps[-1]}' if steps else 'none yet'
     which = 'a checkpoint' if step is None else f'checkpoint_{step}'
     return OSError(
-        f'Saving {which} in {self.directory} failed: {_root_cause(cause)}. '
-        f'The newest usable checkpoint is {usable}. Free space (or lower '
-        'CheckpointConfig.keep) and start the same command again to resume.'
+      f'Saving {which} in {self.directory} failed: {_root_cause(cause)}. '
+      f'The newest usable checkpoint is {usable}. Free space (or lower '
+      'CheckpointConfig.keep) and start the same command again to resume.'
     )
 
   def restore(self, step: int, abstract_state: PyTree) -> Restored:
@@ -180,12 +177,12 @@ class Checkpoints:
     self._check_shapes(step, _params(abstract_state))
     try:
       restored = self._manager.restore(
-          step,
-          args=ocp.args.Composite(
-              state=_restore_args(abstract_state),
-              host=HostArraysRestore(),
-              metadata=ocp.args.JsonRestore(),
-          ),
+        step,
+        args=ocp.args.Composite(
+          state=_restore_args(abstract_state),
+          host=HostArraysRestore(),
+          metadata=ocp.args.JsonRestore(),
+        ),
       )
     except Exception as e:
       raise self._restore_error(step, e) from e
@@ -193,9 +190,9 @@ class Checkpoints:
 
   def metadata(self, step: int) -> dict[str, Any]:
     """The JSON values saved with a checkpoint."""
-    return self._manager.restore(
-        step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
-    )['metadata']
+    return self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))[
+      'metadata'
+    ]
 
   def restore_params(self, step: int, abstract_params: PyTree) -> PyTree:
     """The parameters alone, onto the shardings of `abstract_params`.
@@ -206,10 +203,8 @@ class Checkpoints:
     self._check_shapes(step, abstract_params)
     try:
       restored = self._manager.restore(
-          step,
-          args=ocp.args.Composite(
-              state=_restore_args({'params': abstract_params}, partial=True)
-          ),
+        step,
+        args=ocp.args.Composite(state=_restore_args({'params': abstract_params}, partial=True)),
       )
     except Exception as e:
       raise self._restore_error(step, e) from e
@@ -232,30 +227,30 @@ class Checkpoints:
     wanted = _shapes(abstract_params)
     if found is not None:
       problems = [
-          f'{name} has shape {found.get(name)} in the checkpoint, {shape} in '
-          'the model' for name, shape in wanted.items()
-          if found.get(name) != shape
+        f'{name} has shape {found.get(name)} in the checkpoint, {shape} in the model'
+        for name, shape in wanted.items()
+        if found.get(name) != shape
       ] + [
-          f'{name} is in the checkpoint but not in the model'
-          for name in found if name not in wanted
+        f'{name} is in the checkpoint but not in the model' for name in found if name not in wanted
       ]
       if problems:
         raise ValueError(
-            f'{self.directory}/checkpoint_{step} is of another model: '
-            + '; '.join(problems[:3])
-            + (f' (and {len(problems) - 3} more)' if len(problems) > 3 else '')
-            + '.'
+          f'{self.directory}/checkpoint_{step} is of another model: '
+          + '; '.join(problems[:3])
+          + (f' (and {len(problems) - 3} more)' if len(problems) > 3 else '')
+          + '.'
         )
 
   def _restore_error(self, step: int, cause: Exception) -> ValueError:
     others = [s for s in self.steps() if s != step]
     remedy = (
-        f'Remove the folder to fall back to checkpoint_{others[-1]}.'
-        if others else 'There is no other checkpoint in the folder.'
+      f'Remove the folder to fall back to checkpoint_{others[-1]}.'
+      if others
+      else 'There is no other checkpoint in the folder.'
     )
     return ValueError(
-        f'{self.directory}/checkpoint_{step} cannot be restored: '
-        f'{_root_cause(cause)}. It is damaged, or of another model. {remedy}'
+      f'{self.directory}/checkpoint_{step} cannot be restored: '
+      f'{_root_cause(cause)}. It is damaged, or of another model. {remedy}'
     )
 
   def close(self) -> None:
@@ -264,9 +259,9 @@ class Checkpoints:
 
 def _restore_args(abstract: PyTree, partial: bool = False) -> ocp.args.PyTreeRestore:
   return ocp.args.PyTreeRestore(
-      item=abstract,
-      restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-      partial_restore=partial,
+    item=abstract,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+    partial_restore=partial,
   )
 
 
@@ -276,10 +271,10 @@ def _params(state: PyTree) -> PyTree:
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
   return {
-      '/'.join(str(getattr(key, 'key', key)) for key in path): tuple(leaf.shape)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(
-          tree, is_leaf=lambda x: hasattr(x, 'shape')
-      )
+    '/'.join(str(getattr(key, 'key', key)) for key in path): tuple(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+      tree, is_leaf=lambda x: hasattr(x, 'shape')
+    )
   }
 
 
@@ -309,16 +304,13 @@ def find(path: str | os.PathLike[str]) -> tuple[str, int]:
     return os.path.dirname(path), int(match.group(1))
   if not os.path.isdir(path):
     raise FileNotFoundError(
-        f'{path} does not exist; give the MODEL_DIR of a run or one of its '
-        f'{_PREFIX}_<step> folders.'
+      f'{path} does not exist; give the MODEL_DIR of a run or one of its {_PREFIX}_<step> folders.'
     )
   steps = [
-      int(m.group(1)) for name in os.listdir(path)
-      if (m := re.fullmatch(rf'{_PREFIX}_(\d+)', name))
+    int(m.group(1)) for name in os.listdir(path) if (m := re.fullmatch(rf'{_PREFIX}_(\d+)', name))
   ]
   if not steps:
     raise FileNotFoundError(
-        f'{path} holds no {_PREFIX}_<step> folder; found '
-        f'{sorted(os.listdir(path))[:8]}.'
+      f'{path} holds no {_PREFIX}_<step> folder; found {sorted(os.listdir(path))[:8]}.'
     )
   return path, max(steps)

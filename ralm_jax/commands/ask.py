@@ -3,6 +3,7 @@
 Without a question on the command line they are read from standard input, one a
 line, and each is answered before the next is read.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,16 +22,16 @@ from ralm_jax.runs import opening
 
 @contextlib.contextmanager
 def open_session(
-    *,
-    checkpoint: str,
-    index: str | None = None,
-    retrieval_address: str | None = None,
-    corpus: str | None = None,
-    n_passages: int | None = None,
-    retry_for_s: float = 30.0,
-    backend: str = 'process',
-    device_dtype: str = 'bfloat16',
-    **answering: Any,
+  *,
+  checkpoint: str,
+  index: str | None = None,
+  retrieval_address: str | None = None,
+  corpus: str | None = None,
+  n_passages: int | None = None,
+  retry_for_s: float = 30.0,
+  backend: str = 'process',
+  device_dtype: str = 'bfloat16',
+  **answering: Any,
 ) -> Iterator[Callable[[str], Answer]]:
   """Gives a function from a question to its answer.
 
@@ -40,10 +41,16 @@ def open_session(
   options = AnswerOptions.make(**answering)
   opened = opening.open_checkpoint(checkpoint)
   with opening.open_evaluator(
-      opened, index=index, retrieval_address=retrieval_address, corpus=corpus,
-      n_passages=n_passages, batch_size=opened.partitioner.mesh.size,
-      retry_for_s=retry_for_s, backend=backend, device_dtype=device_dtype,
-      evaluation={'answering': options},
+    opened,
+    index=index,
+    retrieval_address=retrieval_address,
+    corpus=corpus,
+    n_passages=n_passages,
+    batch_size=opened.partitioner.mesh.size,
+    retry_for_s=retry_for_s,
+    backend=backend,
+    device_dtype=device_dtype,
+    evaluation={'answering': options},
   ) as evaluator:
     yield lambda question: evaluator.answer(opened.params, [question])[0]
 
@@ -103,14 +110,12 @@ def format_answer(answer: Answer) -> str:
   for rank, shown in enumerate(answer.passages, 1):
     passage = shown.passage
     lines.append(
-        f'  {rank}. {passage.merged_title}  [{passage.id}]  '
-        f'score {shown.score:.3f}  probability {shown.probability:.3f}'
+      f'  {rank}. {passage.merged_title}  [{passage.id}]  '
+      f'score {shown.score:.3f}  probability {shown.probability:.3f}'
     )
-    lines.append(textwrap.indent(
-        textwrap.shorten(passage.text, 160, placeholder=' …'), '     '))
+    lines.append(textwrap.indent(textwrap.shorten(passage.text, 160, placeholder=' …'), '     '))
   if answer.index_id:
-    lines.append(f'  from generation {answer.generation} of index '
-                 f'{answer.index_id}')
+    lines.append(f'  from generation {answer.generation} of index {answer.index_id}')
   return '\n'.join(lines)
 
 
@@ -118,8 +123,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Asks from command-line flags."""
   parser = argparse.ArgumentParser(prog=prog, description=__doc__)
   parser.add_argument(
-      'question', nargs='?',
-      help='without it, questions are read from standard input, one a line')
+    'question', nargs='?', help='without it, questions are read from standard input, one a line'
+  )
   parser.add_argument('--checkpoint', required=True, metavar='CKPT')
   flags.add_retrieval_flags(parser)
   answering_lib.add_flags(parser)

@@ -12,6 +12,7 @@
 What is at a path is told by its content. Tensors are streamed: memory is needed
 for the largest one and little more.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -50,25 +51,25 @@ class Report:
 
 
 def convert(
-    *,
-    sources: Sequence[tuple[str | None, str]],
-    to: str | None,
-    to_format: str = 'run',
-    reader_vocabulary: str | None = None,
-    retriever_vocabulary: str | None = None,
-    scan_layers: bool | None = None,
-    layer_norm: str | None = None,
-    dtype: str | None = None,
-    reading: str | None = None,
-    text: dict[str, Any] | None = None,
-    retriever_heads: int | None = None,
-    dry_run: bool = False,
-    allow_missing: bool = False,
-    allow_unused: bool = False,
-    verify: bool = True,
-    max_shard_bytes: int = huggingface_export.MAX_SHARD_BYTES,
-    seed: int = 0,
-    progress: bool = True,
+  *,
+  sources: Sequence[tuple[str | None, str]],
+  to: str | None,
+  to_format: str = 'run',
+  reader_vocabulary: str | None = None,
+  retriever_vocabulary: str | None = None,
+  scan_layers: bool | None = None,
+  layer_norm: str | None = None,
+  dtype: str | None = None,
+  reading: str | None = None,
+  text: dict[str, Any] | None = None,
+  retriever_heads: int | None = None,
+  dry_run: bool = False,
+  allow_missing: bool = False,
+  allow_unused: bool = False,
+  verify: bool = True,
+  max_shard_bytes: int = huggingface_export.MAX_SHARD_BYTES,
+  seed: int = 0,
+  progress: bool = True,
 ) -> Report:
   """Converts weights.
 
@@ -102,8 +103,7 @@ def convert(
   if to_format not in FORMATS:
     raise ValueError(f'to_format {to_format!r} is unknown; choose one of {FORMATS}.')
   if layer_norm not in (None, 'standard', 'atlas'):
-    raise ValueError(
-        f"layer_norm {layer_norm!r} is unknown; choose 'standard' or 'atlas'.")
+    raise ValueError(f"layer_norm {layer_norm!r} is unknown; choose 'standard' or 'atlas'.")
   if to is None and not dry_run:
     raise ValueError('Name the folder to make with --to, or use --dry_run.')
 
@@ -117,32 +117,32 @@ def convert(
   if not dry_run:
     check_files()
   gathered = conversion.configure(
-      conversion.gather(sources, retriever_heads),
-      scan_layers=scan_layers, dtype=dtype,
-      second_moment_layer_norm=None if layer_norm is None else layer_norm == 'atlas')
-  lines = list(
-      conversion_report.report(gathered, to_format, every_tensor=dry_run))
+    conversion.gather(sources, retriever_heads),
+    scan_layers=scan_layers,
+    dtype=dtype,
+    second_moment_layer_norm=None if layer_norm is None else layer_norm == 'atlas',
+  )
+  lines = list(conversion_report.report(gathered, to_format, every_tensor=dry_run))
   vocabulary_files = dict(
-      reader_vocabulary=reader_vocabulary,
-      retriever_vocabulary=retriever_vocabulary)
+    reader_vocabulary=reader_vocabulary, retriever_vocabulary=retriever_vocabulary
+  )
 
   def check_tensors() -> None:
     conversion.check(
-        gathered, allow_unused=allow_unused,
-        allow_missing=allow_missing and to_format == 'run')
+      gathered, allow_unused=allow_unused, allow_missing=allow_missing and to_format == 'run'
+    )
 
   def make_specification() -> Specification:
-    model = conversion.make_model(
-        gathered, reading, allow_missing=allow_missing)
+    model = conversion.make_model(gathered, reading, allow_missing=allow_missing)
     return conversion.make_specification(
-        gathered, model, conversion.make_text(gathered, text or {}),
-        **vocabulary_files)
+      gathered, model, conversion.make_text(gathered, text or {}), **vocabulary_files
+    )
 
   def find_vocabularies() -> dict[str, Vocabulary | None]:
     return {
-        module: conversion.find_vocabulary(
-            gathered, module, vocabulary_files[f'{module}_vocabulary'])
-        for module in ('reader', 'retriever')}
+      module: conversion.find_vocabulary(gathered, module, vocabulary_files[f'{module}_vocabulary'])
+      for module in ('reader', 'retriever')
+    }
 
   if dry_run:
     try:
@@ -153,8 +153,7 @@ def convert(
         find_vocabularies()
       elif gathered.needed:
         # Parts may be looked at one by one.
-        lines += [f'Not yet a run: give --from {side}=PATH as well.'
-                  for side in gathered.needed]
+        lines += [f'Not yet a run: give --from {side}=PATH as well.' for side in gathered.needed]
       else:
         conversion_writers.check_complete(gathered, make_specification())
     except (ValueError, OSError) as e:
@@ -163,14 +162,14 @@ def convert(
   check_tensors()
   assert to is not None
   if to_format == 'run':
-    conversion_writers.write_run(
-        to, gathered, make_specification(), seed=seed, progress=progress)
-    lines.append(f'{to}: checkpoint_0, usable as INITIAL_CHECKPOINT_PATH and by '
-                 'ralm embed, eval and ask')
+    conversion_writers.write_run(to, gathered, make_specification(), seed=seed, progress=progress)
+    lines.append(
+      f'{to}: checkpoint_0, usable as INITIAL_CHECKPOINT_PATH and by ralm embed, eval and ask'
+    )
   else:
     folders = conversion_writers.write_huggingface(
-        to, gathered, find_vocabularies(), max_shard_bytes=max_shard_bytes,
-        progress=progress)
+      to, gathered, find_vocabularies(), max_shard_bytes=max_shard_bytes, progress=progress
+    )
     lines.append(f'{to}: Hugging Face folders {", ".join(folders)}')
   return Report(lines)
 
@@ -183,34 +182,31 @@ def parse_source(argument: str) -> tuple[str | None, str]:
   """
   part, equals, path = argument.partition('=')
   if not (path if equals else argument):
-    raise ValueError(
-        f'--from {argument or repr(argument)}: there is no path; write '
-        '[PART=]PATH.')
+    raise ValueError(f'--from {argument or repr(argument)}: there is no path; write [PART=]PATH.')
   if equals and part in (*recognition.SIDES, *_INDEXES):
     return part, path
   # A path may have a '=' of its own.
   if equals and part.isidentifier():
     raise ValueError(
-        f'--from {argument}: {part!r} is no part; parts are '
-        f'{", ".join((*recognition.SIDES, *_INDEXES))}. For a path with such '
-        'a name write ./ in front.')
+      f'--from {argument}: {part!r} is no part; parts are '
+      f'{", ".join((*recognition.SIDES, *_INDEXES))}. For a path with such '
+      'a name write ./ in front.'
+    )
   return None, argument
 
 
 def _convert_index(
-    sources: Sequence[tuple[str | None, str]], arguments: argparse.Namespace
+  sources: Sequence[tuple[str | None, str]], arguments: argparse.Namespace
 ) -> list[str]:
   """Converts an index; returns the lines of its report."""
   from ralm_jax.interop import foreign_indexes
 
   kinds = sorted({str(kind) for kind, _ in sources})
   if len(kinds) > 1 or (kinds == ['atlas_index'] and len(sources) > 1):
-    raise ValueError(
-        f'An index is converted alone; give one --from (found {kinds}).')
+    raise ValueError(f'An index is converted alone; give one --from (found {kinds}).')
   needed = {
-      'atlas_index': (
-          'to', 'to_corpus', 'reader_vocabulary', 'retriever_vocabulary'),
-      'embeddings': ('to', 'corpus'),
+    'atlas_index': ('to', 'to_corpus', 'reader_vocabulary', 'retriever_vocabulary'),
+    'embeddings': ('to', 'corpus'),
   }[kinds[0]]
   for flag in needed:
     if getattr(arguments, flag) is None:
@@ -220,85 +216,123 @@ def _convert_index(
   options = embed.index_options(arguments)
   if kinds == ['atlas_index']:
     made = foreign_indexes.convert_atlas_index(
-        sources[0][1], arguments.to_corpus, arguments.to,
-        arguments.reader_vocabulary, arguments.retriever_vocabulary, options,
-        own_ids=not arguments.row_ids)
+      sources[0][1],
+      arguments.to_corpus,
+      arguments.to,
+      arguments.reader_vocabulary,
+      arguments.retriever_vocabulary,
+      options,
+      own_ids=not arguments.row_ids,
+    )
   else:
     made = foreign_indexes.convert_embeddings(
-        [path for _, path in sources], arguments.corpus, arguments.to, options,
-        id_prefix=arguments.id_prefix, allow_missing=arguments.allow_missing,
-        allow_unused=arguments.allow_unused)
+      [path for _, path in sources],
+      arguments.corpus,
+      arguments.to,
+      options,
+      id_prefix=arguments.id_prefix,
+      allow_missing=arguments.allow_missing,
+      allow_unused=arguments.allow_unused,
+    )
   return [
-      f'{arguments.to}: generation {made.generation} of {made.passages} passages, '
-      f'{made.dim} dimensions'
+    f'{arguments.to}: generation {made.generation} of {made.passages} passages, '
+    f'{made.dim} dimensions'
   ]
 
 
 def _parser(prog: str | None) -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-      prog=prog, description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+    prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument(
-      '--from', dest='sources', required=True, nargs='+', action='extend',
-      metavar='[PART=]PATH',
-      help='what to convert; PART is reader, retriever, query_encoder or '
-      'passage_encoder (or atlas_index, embeddings); without a PART a whole '
-      'model, or a single part told by its configuration')
+    '--from',
+    dest='sources',
+    required=True,
+    nargs='+',
+    action='extend',
+    metavar='[PART=]PATH',
+    help='what to convert; PART is reader, retriever, query_encoder or '
+    'passage_encoder (or atlas_index, embeddings); without a PART a whole '
+    'model, or a single part told by its configuration',
+  )
   parser.add_argument('--to', metavar='DIR', help='the folder to make')
   parser.add_argument(
-      '--to_format', choices=FORMATS, default='run',
-      help='run: a MODEL_DIR with a sharded checkpoint (default); huggingface: '
-      'DIR/reader, DIR/retriever or DIR/query_encoder and DIR/passage_encoder')
+    '--to_format',
+    choices=FORMATS,
+    default='run',
+    help='run: a MODEL_DIR with a sharded checkpoint (default); huggingface: '
+    'DIR/reader, DIR/retriever or DIR/query_encoder and DIR/passage_encoder',
+  )
   parser.add_argument(
-      '--reader_vocabulary', metavar='FILE',
-      help='where none lies beside the weights')
+    '--reader_vocabulary', metavar='FILE', help='where none lies beside the weights'
+  )
   parser.add_argument('--retriever_vocabulary', metavar='FILE')
   parser.add_argument(
-      '--scan_layers', action=argparse.BooleanOptionalAction,
-      help='one compiled layer for each stack (default: as in the source)')
+    '--scan_layers',
+    action=argparse.BooleanOptionalAction,
+    help='one compiled layer for each stack (default: as in the source)',
+  )
   parser.add_argument(
-      '--layer_norm', choices=('standard', 'atlas'),
-      help="of the retriever; atlas is the released code's and the default for "
-      'Atlas checkpoints')
+    '--layer_norm',
+    choices=('standard', 'atlas'),
+    help="of the retriever; atlas is the released code's and the default for Atlas checkpoints",
+  )
+  parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of computation')
   parser.add_argument(
-      '--dtype', choices=('float32', 'bfloat16'), help='of computation')
+    '--reading',
+    choices=('fusion', 'rag_sequence', 'rag_token'),
+    help='how the reader reads (default: as the checkpoint says)',
+  )
   parser.add_argument(
-      '--reading', choices=('fusion', 'rag_sequence', 'rag_token'),
-      help='how the reader reads (default: as the checkpoint says)')
+    '--text',
+    nargs='+',
+    action='extend',
+    default=[],
+    metavar='FIELD=VALUE',
+    help='fields of TextConfig, such as n_passages=40',
+  )
   parser.add_argument(
-      '--text', nargs='+', action='extend', default=[], metavar='FIELD=VALUE',
-      help='fields of TextConfig, such as n_passages=40')
+    '--retriever_heads', type=int, help='attention heads of an Atlas retriever, if not of size 64'
+  )
   parser.add_argument(
-      '--retriever_heads', type=int,
-      help='attention heads of an Atlas retriever, if not of size 64')
+    '--dry_run',
+    action='store_true',
+    help='list what maps where and what is left over; write nothing',
+  )
   parser.add_argument(
-      '--dry_run', action='store_true',
-      help='list what maps where and what is left over; write nothing')
+    '--allow_missing', action='store_true', help='initialise missing tensors at random'
+  )
   parser.add_argument(
-      '--allow_missing', action='store_true',
-      help='initialise missing tensors at random')
+    '--allow_unused', action='store_true', help='leave tensors out that have no place'
+  )
   parser.add_argument(
-      '--allow_unused', action='store_true',
-      help='leave tensors out that have no place')
+    '--verify',
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help='compare files with the checksums that lie beside them',
+  )
   parser.add_argument(
-      '--verify', action=argparse.BooleanOptionalAction, default=True,
-      help='compare files with the checksums that lie beside them')
-  parser.add_argument(
-      '--max_shard_bytes', type=int, default=huggingface_export.MAX_SHARD_BYTES,
-      help='of one Hugging Face file')
+    '--max_shard_bytes',
+    type=int,
+    default=huggingface_export.MAX_SHARD_BYTES,
+    help='of one Hugging Face file',
+  )
   parser.add_argument('--seed', type=int, default=0, help='of missing tensors')
   index = parser.add_argument_group('indexes (atlas_index=, embeddings=)')
   index.add_argument('--corpus', metavar='CORPUS', help='that was embedded')
+  index.add_argument('--to_corpus', metavar='CORPUS', help='to make of an Atlas index')
   index.add_argument(
-      '--to_corpus', metavar='CORPUS', help='to make of an Atlas index')
+    '--row_ids',
+    action='store_true',
+    help='name the passages of an Atlas index by their row, where their own '
+    'ids are missing or repeat',
+  )
   index.add_argument(
-      '--row_ids', action='store_true',
-      help='name the passages of an Atlas index by their row, where their own '
-      'ids are missing or repeat')
-  index.add_argument(
-      '--id_prefix', default='', metavar='TEXT',
-      help="what ids of embeddings begin with and those of the corpus do not "
-      "(DPR's wiki:)")
+    '--id_prefix',
+    default='',
+    metavar='TEXT',
+    help="what ids of embeddings begin with and those of the corpus do not (DPR's wiki:)",
+  )
   embed.add_index_flags(index)
   return parser
 
@@ -312,15 +346,23 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
       print(line)
     return
   report = convert(
-      sources=sources, to=arguments.to, to_format=arguments.to_format,
-      reader_vocabulary=arguments.reader_vocabulary,
-      retriever_vocabulary=arguments.retriever_vocabulary,
-      scan_layers=arguments.scan_layers, layer_norm=arguments.layer_norm,
-      dtype=arguments.dtype, reading=arguments.reading,
-      text=text_config.parse_fields(arguments.text), retriever_heads=arguments.retriever_heads,
-      dry_run=arguments.dry_run, allow_missing=arguments.allow_missing,
-      allow_unused=arguments.allow_unused, verify=arguments.verify,
-      max_shard_bytes=arguments.max_shard_bytes, seed=arguments.seed,
+    sources=sources,
+    to=arguments.to,
+    to_format=arguments.to_format,
+    reader_vocabulary=arguments.reader_vocabulary,
+    retriever_vocabulary=arguments.retriever_vocabulary,
+    scan_layers=arguments.scan_layers,
+    layer_norm=arguments.layer_norm,
+    dtype=arguments.dtype,
+    reading=arguments.reading,
+    text=text_config.parse_fields(arguments.text),
+    retriever_heads=arguments.retriever_heads,
+    dry_run=arguments.dry_run,
+    allow_missing=arguments.allow_missing,
+    allow_unused=arguments.allow_unused,
+    verify=arguments.verify,
+    max_shard_bytes=arguments.max_shard_bytes,
+    seed=arguments.seed,
   )
   for line in report.lines:
     print(line)

@@ -1,4 +1,5 @@
 """Delete: take passages out of a served index, by id."""
+
 from __future__ import annotations
 
 import argparse
@@ -28,10 +29,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Deletes from command-line flags."""
   parser = argparse.ArgumentParser(prog=prog, description=__doc__)
   parser.add_argument(
-      '--id', action='append', default=[], metavar='ID',
-      help='of a passage; may be repeated')
-  parser.add_argument(
-      '--input', metavar='FILE', help='a file of ids, one a line')
+    '--id', action='append', default=[], metavar='ID', help='of a passage; may be repeated'
+  )
+  parser.add_argument('--input', metavar='FILE', help='a file of ids, one a line')
   add.add_index_flags(parser)
   arguments = parser.parse_args(argv)
   if not arguments.id and not arguments.input:

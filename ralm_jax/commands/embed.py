@@ -1,4 +1,5 @@
 """Embed: encode a corpus with a checkpoint and build its index."""
+
 from __future__ import annotations
 
 import argparse
@@ -13,13 +14,13 @@ from retrieval_service.options import IndexOptions
 
 
 def embed(
-    *,
-    checkpoint: str,
-    corpus: str,
-    output: str,
-    options: IndexOptions = IndexOptions(),
-    batch_size: int = 256,
-    progress: bool = True,
+  *,
+  checkpoint: str,
+  corpus: str,
+  output: str,
+  options: IndexOptions = IndexOptions(),
+  batch_size: int = 256,
+  progress: bool = True,
 ) -> int:
   """Builds a new generation of an index; returns its number.
 
@@ -34,39 +35,48 @@ def embed(
   store = PassageStore.open(corpus)
   opened = opening.open_checkpoint(checkpoint)
   embedder = PassageEmbedder(
-      opened.spec.model, opened.partitioner,
-      Assembler(opened.spec.tokenizer, store),
-      batch_size=batch_size,
+    opened.spec.model,
+    opened.partitioner,
+    Assembler(opened.spec.tokenizer, store),
+    batch_size=batch_size,
   )
   return embedding.build_generation(
-      embedder, opened.params, store, output, options, checkpoint=opened.name,
-      run=opened.directory, step=opened.step, progress=progress,
+    embedder,
+    opened.params,
+    store,
+    output,
+    options,
+    checkpoint=opened.name,
+    run=opened.directory,
+    step=opened.step,
+    progress=progress,
   )
 
 
 def add_index_flags(parser: argparse.ArgumentParser) -> None:
   """Flags that describe the index to build."""
   parser.add_argument(
-      '--index_type', default='flat',
-      help='flat, pq, ivf_flat, ivf_pq, or a FAISS factory string such as '
-      'OPQ64_256,PQ64np (default: flat)')
-  parser.add_argument(
-      '--bytes_per_vector', type=int, default=64, help='of pq and ivf_pq')
+    '--index_type',
+    default='flat',
+    help='flat, pq, ivf_flat, ivf_pq, or a FAISS factory string such as '
+    'OPQ64_256,PQ64np (default: flat)',
+  )
+  parser.add_argument('--bytes_per_vector', type=int, default=64, help='of pq and ivf_pq')
   parser.add_argument('--nlist', type=int, help='inverted lists of ivf_*')
   parser.add_argument('--nprobe', type=int, help='inverted lists visited')
-  parser.add_argument(
-      '--opq', action='store_true', help='rotate before quantising')
-  parser.add_argument(
-      '--rerank', type=int, help='candidates re-ranked exactly')
+  parser.add_argument('--opq', action='store_true', help='rotate before quantising')
+  parser.add_argument('--rerank', type=int, help='candidates re-ranked exactly')
 
 
 def index_options(arguments: argparse.Namespace) -> IndexOptions:
   """The options that `add_index_flags` read."""
   return IndexOptions(
-      index_type=arguments.index_type,
-      bytes_per_vector=arguments.bytes_per_vector,
-      nlist=arguments.nlist, nprobe=arguments.nprobe,
-      opq=arguments.opq, rerank=arguments.rerank,
+    index_type=arguments.index_type,
+    bytes_per_vector=arguments.bytes_per_vector,
+    nlist=arguments.nlist,
+    nprobe=arguments.nprobe,
+    opq=arguments.opq,
+    rerank=arguments.rerank,
   )
 
 
@@ -80,8 +90,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   add_index_flags(parser)
   arguments = parser.parse_args(argv)
   number = embed(
-      checkpoint=arguments.checkpoint, corpus=arguments.corpus,
-      output=arguments.output, options=index_options(arguments),
-      batch_size=arguments.batch_size,
+    checkpoint=arguments.checkpoint,
+    corpus=arguments.corpus,
+    output=arguments.output,
+    options=index_options(arguments),
+    batch_size=arguments.batch_size,
   )
   print(f'{arguments.output}: generation {number}')

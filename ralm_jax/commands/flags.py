@@ -1,4 +1,5 @@
 """Flags of `ralm eval` and `ralm infer`, and what they lead to."""
+
 from __future__ import annotations
 
 import argparse
@@ -20,16 +21,15 @@ from ralm_jax.retrieval.device import search
 from ralm_jax.runs import evaluation
 
 _OF_WATCHING = ('watch', 'until_step', 'idle_s')
-_OF_INDEX = ('index', 'retrieval_address', 'corpus', 'backend', 'device_dtype',
-             'generation')
+_OF_INDEX = ('index', 'retrieval_address', 'corpus', 'backend', 'device_dtype', 'generation')
 
 
 def run(
-    argv: Sequence[str] | None,
-    prog: str | None,
-    description: str | None,
-    *,
-    require_answers: bool = True,
+  argv: Sequence[str] | None,
+  prog: str | None,
+  description: str | None,
+  *,
+  require_answers: bool = True,
 ) -> None:
   """One evaluation from flags, many from gin files, or those of a run.
 
@@ -42,14 +42,20 @@ def run(
   argv = list(sys.argv[1:] if argv is None else argv)
   if any(argument.startswith('--gin') for argument in argv):
     launch.run_from_gin(
-        runner.run, argv, prog=prog, description=description,
-        arguments_of=None if require_answers else {'require_answers': False})
+      runner.run,
+      argv,
+      prog=prog,
+      description=description,
+      arguments_of=None if require_answers else {'require_answers': False},
+    )
     return
   parser = argparse.ArgumentParser(
-      prog=prog, description=description,
-      epilog='--gin_file FILE instead of all these evaluates many checkpoints '
-             'on many tasks with many indexes; see '
-             'gin_configs/runs/evaluation.gin')
+    prog=prog,
+    description=description,
+    epilog='--gin_file FILE instead of all these evaluates many checkpoints '
+    'on many tasks with many indexes; see '
+    'gin_configs/runs/evaluation.gin',
+  )
   add_flags(parser)
   arguments = answering.with_choices(vars(parser.parse_args(argv)))
   arguments['require_answers'] = require_answers
@@ -70,111 +76,142 @@ def run(
   if require_answers:
     for name, value in metrics.items():
       if isinstance(value, (int, float)):
-        print(f'{name:<18} ' + (
-            str(value) if name == 'count' else f'{value:.4f}'))
+        print(f'{name:<18} ' + (str(value) if name == 'count' else f'{value:.4f}'))
     print(f'written to {arguments["output"]}/predictions.jsonl and metrics.json')
   else:
-    print(f"{metrics['count']} answers in {arguments['output']}/predictions.jsonl")
+    print(f'{metrics["count"]} answers in {arguments["output"]}/predictions.jsonl')
 
 
 def _watch(
-    arguments: dict[str, Any], watch: str, until_step: int | None,
-    idle_s: float | None,
+  arguments: dict[str, Any], watch: str, until_step: int | None, idle_s: float | None
 ) -> None:
   """The flags' evaluation of every checkpoint that a run saves."""
   of_index = {name: arguments.pop(name) for name in _OF_INDEX}
   of_index['path'] = of_index.pop('index')
   output, batch_size, retry_for_s = (
-      arguments.pop(name) for name in ('output', 'batch_size', 'retry_for_s'))
+    arguments.pop(name) for name in ('output', 'batch_size', 'retry_for_s')
+  )
   for name in ('checkpoint', 'resume'):
     del arguments[name]
-  task = {name: arguments.pop(name) for name in Task.__dataclass_fields__
-          if name in arguments}
+  task = {name: arguments.pop(name) for name in Task.__dataclass_fields__ if name in arguments}
   indexes = []
   if of_index['path'] or of_index['retrieval_address']:
     if task['passages_from'] != 'index':
       raise ValueError(
-          f'Passages come from {task["passages_from"]!r}: leave --index and '
-          '--retrieval_address out.')
+        f'Passages come from {task["passages_from"]!r}: leave --index and --retrieval_address out.'
+      )
     indexes = [Index(**of_index)]
   runner.run(
-      tasks=[Task(
-          name='questions', **task,
-          answering=AnswerOptions.make(**arguments))],
-      indexes=indexes, output=output, watch=watch, until_step=until_step,
-      idle_s=idle_s, options=JobOptions(
-          batch_size=batch_size, retry_for_s=retry_for_s))
+    tasks=[Task(name='questions', **task, answering=AnswerOptions.make(**arguments))],
+    indexes=indexes,
+    output=output,
+    watch=watch,
+    until_step=until_step,
+    idle_s=idle_s,
+    options=JobOptions(batch_size=batch_size, retry_for_s=retry_for_s),
+  )
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Flags that evaluation and inference share."""
   parser.add_argument('--checkpoint', metavar='CKPT')
   parser.add_argument(
-      '--watch', metavar='RUN',
-      help='MODEL_DIR of a run that is training: its checkpoints are evaluated '
-           'as they come')
+    '--watch',
+    metavar='RUN',
+    help='MODEL_DIR of a run that is training: its checkpoints are evaluated as they come',
+  )
   parser.add_argument(
-      '--until_step', type=int,
-      help="of --watch: the step to end at (default: the run's last)")
+    '--until_step', type=int, help="of --watch: the step to end at (default: the run's last)"
+  )
   parser.add_argument(
-      '--idle_s', type=float, metavar='SECONDS',
-      help='of --watch: end when nothing new has come for so long')
+    '--idle_s',
+    type=float,
+    metavar='SECONDS',
+    help='of --watch: end when nothing new has come for so long',
+  )
   parser.add_argument(
-      '--questions', required=True, nargs='+', metavar='FILE',
-      help='jsonl of {question, answers, id?, gold_passage_id?}; globs allowed')
+    '--questions',
+    required=True,
+    nargs='+',
+    metavar='FILE',
+    help='jsonl of {question, answers, id?, gold_passage_id?}; globs allowed',
+  )
   parser.add_argument(
-      '--record_format', choices=catalogue.RECORD_FORMATS, default='qa',
-      help='layout of the questions; qa is our own, the others are those in '
-           'which benchmarks are published')
+    '--record_format',
+    choices=catalogue.RECORD_FORMATS,
+    default='qa',
+    help='layout of the questions; qa is our own, the others are those in '
+    'which benchmarks are published',
+  )
   parser.add_argument(
-      '--metrics', choices=by_task.FAMILIES,
-      help='what answers are scored by (default: that of the record format)')
+    '--metrics',
+    choices=by_task.FAMILIES,
+    help='what answers are scored by (default: that of the record format)',
+  )
   parser.add_argument(
-      '--on_error', choices=('raise', 'skip'), default='raise',
-      help='what to do about a malformed record: stop, or leave it out and '
-           'count it')
+    '--on_error',
+    choices=('raise', 'skip'),
+    default='raise',
+    help='what to do about a malformed record: stop, or leave it out and count it',
+  )
+  parser.add_argument('--num_examples', type=int, help='only the first so many questions')
+  parser.add_argument('--shots', type=int, help='only so many questions, chosen by hash')
+  parser.add_argument('--shots_seed', type=int, default=0, help='of that choice')
   parser.add_argument(
-      '--num_examples', type=int, help='only the first so many questions')
+    '--text',
+    nargs='+',
+    action='extend',
+    default=[],
+    metavar='FIELD=VALUE',
+    help="fields of TextConfig to use instead of the checkpoint's own, such "
+    "as question_format='{question}' and reader_query_length=512",
+  )
   parser.add_argument(
-      '--shots', type=int, help='only so many questions, chosen by hash')
-  parser.add_argument(
-      '--shots_seed', type=int, default=0, help='of that choice')
-  parser.add_argument(
-      '--text', nargs='+', action='extend', default=[], metavar='FIELD=VALUE',
-      help="fields of TextConfig to use instead of the checkpoint's own, such "
-           "as question_format='{question}' and reader_query_length=512")
-  parser.add_argument(
-      '--permutations', choices=multiple_choice.PERMUTATIONS, default='cyclic',
-      help="orders of a multiple choice's options that are averaged")
+    '--permutations',
+    choices=multiple_choice.PERMUTATIONS,
+    default='cyclic',
+    help="orders of a multiple choice's options that are averaged",
+  )
   add_retrieval_flags(parser)
+  parser.add_argument('--generation', type=int, help='of the index (default: the current one)')
   parser.add_argument(
-      '--generation', type=int, help='of the index (default: the current one)')
+    '--passages_from',
+    choices=passage_sources.SOURCES,
+    default='index',
+    help='an index; the file of questions itself; or none, closed-book',
+  )
   parser.add_argument(
-      '--passages_from', choices=passage_sources.SOURCES, default='index',
-      help='an index; the file of questions itself; or none, closed-book')
+    '--retrieve_only', action='store_true', help='find passages and leave the reader out'
+  )
   parser.add_argument(
-      '--retrieve_only', action='store_true',
-      help='find passages and leave the reader out')
+    '--passage_effects',
+    action='store_true',
+    help="also each passage's effect on the answer's log-likelihood",
+  )
   parser.add_argument(
-      '--passage_effects', action='store_true',
-      help="also each passage's effect on the answer's log-likelihood")
+    '--with_loss', action='store_true', help="also the negative log-likelihood of a target's tokens"
+  )
   parser.add_argument(
-      '--with_loss', action='store_true',
-      help="also the negative log-likelihood of a target's tokens")
+    '--search_filter',
+    choices=search_filter.FILTERS,
+    default='passage',
+    help='what the exclusions of a question drop; none ignores dates too',
+  )
   parser.add_argument(
-      '--search_filter', choices=search_filter.FILTERS, default='passage',
-      help='what the exclusions of a question drop; none ignores dates too')
-  parser.add_argument(
-      '--n_candidates', type=int,
-      help='fetch so many from a stale index and keep the --n_passages that '
-           'the checkpoint\'s own encoders find best')
-  parser.add_argument(
-      '--rerank_chunk', type=int, help='candidates encoded at a time')
+    '--n_candidates',
+    type=int,
+    help='fetch so many from a stale index and keep the --n_passages that '
+    "the checkpoint's own encoders find best",
+  )
+  parser.add_argument('--rerank_chunk', type=int, help='candidates encoded at a time')
   parser.add_argument('--output', required=True, metavar='DIR')
   parser.add_argument('--batch_size', type=int, default=32)
   parser.add_argument(
-      '--no_resume', dest='resume', action='store_false',
-      help='begin anew instead of behind the predictions of an interrupted call')
+    '--no_resume',
+    dest='resume',
+    action='store_false',
+    help='begin anew instead of behind the predictions of an interrupted call',
+  )
   answering.add_flags(parser)
 
 
@@ -182,19 +219,28 @@ def add_retrieval_flags(parser: argparse.ArgumentParser) -> None:
   """Flags that say where passages come from."""
   parser.add_argument('--index', metavar='INDEX', help='index folder')
   parser.add_argument(
-      '--retrieval_address', metavar='HOST:PORT',
-      help='a running retrieval process, instead of --index')
+    '--retrieval_address',
+    metavar='HOST:PORT',
+    help='a running retrieval process, instead of --index',
+  )
+  parser.add_argument('--corpus', metavar='CORPUS', help="where the index's corpus is now")
+  parser.add_argument('--n_passages', type=int, help='passages retrieved for a question')
   parser.add_argument(
-      '--corpus', metavar='CORPUS', help='where the index\'s corpus is now')
+    '--retry_for_s',
+    type=float,
+    default=30.0,
+    metavar='SECONDS',
+    help='how long an unreachable retrieval process is waited for',
+  )
   parser.add_argument(
-      '--n_passages', type=int, help='passages retrieved for a question')
+    '--backend',
+    choices=connect.BACKENDS,
+    default='process',
+    help="what searches: a process with the index (FAISS), or this program's devices, exactly",
+  )
   parser.add_argument(
-      '--retry_for_s', type=float, default=30.0, metavar='SECONDS',
-      help='how long an unreachable retrieval process is waited for')
-  parser.add_argument(
-      '--backend', choices=connect.BACKENDS, default='process',
-      help='what searches: a process with the index (FAISS), or this program\'s '
-           'devices, exactly')
-  parser.add_argument(
-      '--device_dtype', choices=search.DTYPES, default='bfloat16',
-      help='of the embeddings on the devices; float16 is what is stored')
+    '--device_dtype',
+    choices=search.DTYPES,
+    default='bfloat16',
+    help='of the embeddings on the devices; float16 is what is stored',
+  )

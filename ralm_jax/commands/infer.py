@@ -1,4 +1,5 @@
 """Infer: answer a file of questions, with or without known answers."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
 """Replace: give passages of a corpus and its index a new text."""
+
 from __future__ import annotations
 
 import argparse
@@ -10,10 +11,7 @@ from ralm_jax.runs import live_edits
 from ralm_jax.runs.live_edits import Edited
 
 
-def replace(
-    passages: Sequence[Passage],
-    **options: str | float | None,
-) -> Edited:
+def replace(passages: Sequence[Passage], **options: str | float | None) -> Edited:
   """Replaces passages of a served index; see `live_edits.put`.
 
   A search finds a passage as it was or as it is, never both nor neither.
@@ -33,8 +31,5 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   if arguments.text and not arguments.id:
     parser.error('give the --id of the passage to replace')
   passages = add.read_passages(parser, arguments)
-  edited = replace(
-      passages, checkpoint=arguments.checkpoint,
-      **add.index_options(arguments),
-  )
+  edited = replace(passages, checkpoint=arguments.checkpoint, **add.index_options(arguments))
   add.report(arguments, len(passages), 'replaced', edited)

@@ -4,6 +4,7 @@ Each DIR is the OUTPUT of an evaluation, that of evaluation jobs, a run (its las
 evaluation during training counts) or a folder of runs seed_0, seed_1, ....
 What differs only in the seed makes one row.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -56,21 +57,20 @@ def collect(directory: str | os.PathLike[str]) -> list[Result]:
   if found is not None:
     return [found]
   seeds = sorted(
-      (path for path in root.glob('seed_*') if _SEED.fullmatch(path.name)),
-      key=lambda path: markdown.natural(path.name))
+    (path for path in root.glob('seed_*') if _SEED.fullmatch(path.name)),
+    key=lambda path: markdown.natural(path.name),
+  )
   results = [result for result in map(_of_folder, seeds) if result is not None]
   if not results:
     raise FileNotFoundError(
-        f'{directory} holds no results: neither metrics.json, nor cells/ of '
-        'evaluation jobs, nor inference_eval/step_*/metrics.json of a run (gin: '
-        'EVAL_QUESTIONS, EVAL_PERIOD), nor seed_*/ with one of them.'
+      f'{directory} holds no results: neither metrics.json, nor cells/ of '
+      'evaluation jobs, nor inference_eval/step_*/metrics.json of a run (gin: '
+      'EVAL_QUESTIONS, EVAL_PERIOD), nor seed_*/ with one of them.'
     )
   return results
 
 
-def render(
-    results: Sequence[Result], metrics: Sequence[str] | None = None
-) -> str:
+def render(results: Sequence[Result], metrics: Sequence[str] | None = None) -> str:
   """A row for each group of seeds, as Markdown.
 
   Args:
@@ -78,20 +78,16 @@ def render(
     metrics: names of those to show; None for all.
   """
   groups = markdown.grouped(results, lambda result: result.group)
-  known = list(dict.fromkeys(
-      name for result in results for name in result.metrics))
+  known = list(dict.fromkeys(name for result in results for name in result.metrics))
   names = known if metrics is None else list(metrics)
   missing = [name for name in names if name not in known]
   if missing:
-    raise ValueError(
-        f'No result has the metric {missing[0]!r}; there are '
-        f'{", ".join(known)}.')
+    raise ValueError(f'No result has the metric {missing[0]!r}; there are {", ".join(known)}.')
   rows = []
   for group, members in groups.items():
     row = [group, str(len(members))]
     for name in names:
-      values = [result.metrics[name] for result in members
-                if name in result.metrics]
+      values = [result.metrics[name] for result in members if name in result.metrics]
       row.append(_spread(values))
     rows.append(row)
   text = markdown.table(['results', 'seeds', *names], rows)
@@ -103,8 +99,8 @@ def render(
       text += f'\n{group}: differing numbers of questions: {counts}.\n'
     if len({result.step for result in members}) > 1:
       steps = ', '.join(
-          f'{"not known" if one.step is None else one.step} in {one.path}'
-          for one in members)
+        f'{"not known" if one.step is None else one.step} in {one.path}' for one in members
+      )
       text += f'\n{group}: differing steps: {steps}.\n'
   return text
 
@@ -112,18 +108,23 @@ def render(
 def as_json(results: Sequence[Result]) -> list[dict]:
   """Each group with its seeds, their mean and deviation."""
   rows = []
-  for group, members in markdown.grouped(
-      results, lambda result: result.group).items():
-    names = dict.fromkeys(
-        name for result in members for name in result.metrics)
-    rows.append({
+  for group, members in markdown.grouped(results, lambda result: result.group).items():
+    names = dict.fromkeys(name for result in members for name in result.metrics)
+    rows.append(
+      {
         'results': group,
         'seeds': {result.name: result.metrics for result in members},
         'steps': {result.name: result.step for result in members},
-        **{name: dataclasses.asdict(statistics.spread([
-            result.metrics[name] for result in members
-            if name in result.metrics])) for name in names},
-    })
+        **{
+          name: dataclasses.asdict(
+            statistics.spread(
+              [result.metrics[name] for result in members if name in result.metrics]
+            )
+          )
+          for name in names
+        },
+      }
+    )
   return rows
 
 
@@ -149,9 +150,11 @@ def _of_jobs(root: pathlib.Path) -> list[Result]:
       group, name = f'{which}, {what}', run.name
     else:
       group, name = f'{row["checkpoint"]}, {what}', row['checkpoint']
-    results.append(Result(
-        group, name, str(root / row['folder']), _numbers(row['metrics']),
-        row['count'], row['step']))
+    results.append(
+      Result(
+        group, name, str(root / row['folder']), _numbers(row['metrics']), row['count'], row['step']
+      )
+    )
   if not results:
     raise FileNotFoundError(f'{root}: no cell is finished yet.')
   return results
@@ -166,14 +169,12 @@ def _of_folder(folder: pathlib.Path) -> Result | None:
     content = json.loads(path.read_text('utf-8'))
     metrics, count = _numbers(content), int(content['count'])
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(
-        f'{path} is damaged ({error!r}); evaluate again.') from error
+    raise ValueError(f'{path} is damaged ({error!r}); evaluate again.') from error
   folder = pathlib.Path(os.path.abspath(folder))
   seed = _SEED.fullmatch(folder.name)
   group = str(folder.parent if seed else folder)
   step = _STEP.fullmatch(path.parent.name)
-  return Result(group, folder.name, str(path), metrics, count,
-                int(step[1]) if step else None)
+  return Result(group, folder.name, str(path), metrics, count, int(step[1]) if step else None)
 
 
 def _metrics_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -190,29 +191,28 @@ def _metrics_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _numbers(metrics: dict) -> dict[str, float]:
-  return {name: float(value) for name, value in metrics.items()
-          if name != 'count' and isinstance(value, (int, float))}
+  return {
+    name: float(value)
+    for name, value in metrics.items()
+    if name != 'count' and isinstance(value, (int, float))
+  }
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Prints a table of what the folders hold."""
   parser = argparse.ArgumentParser(
-      prog=prog, description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+    prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('directories', nargs='+', metavar='DIR')
+  parser.add_argument('--metrics', nargs='+', metavar='NAME', help='which ones (default: all)')
   parser.add_argument(
-      '--metrics', nargs='+', metavar='NAME', help='which ones (default: all)')
-  parser.add_argument(
-      '--together', metavar='NAME',
-      help='take all results for seeds of one thing and call it so')
-  parser.add_argument(
-      '--json', action='store_true', help='JSON in place of a table')
+    '--together', metavar='NAME', help='take all results for seeds of one thing and call it so'
+  )
+  parser.add_argument('--json', action='store_true', help='JSON in place of a table')
   arguments = parser.parse_args(argv)
-  results = [result for directory in arguments.directories
-             for result in collect(directory)]
+  results = [result for directory in arguments.directories for result in collect(directory)]
   if arguments.together:
-    results = [dataclasses.replace(result, group=arguments.together)
-               for result in results]
+    results = [dataclasses.replace(result, group=arguments.together) for result in results]
   if arguments.json:
     print(json.dumps(as_json(results), indent=2))
   else:

@@ -1,4 +1,5 @@
 """The same training run with several seeds, and what they vary by."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -28,14 +29,14 @@ _CHANGES_SHOWN = 3
 
 
 def train_seeds(
-    gin_files: Sequence[str],
-    bindings: Sequence[str],
-    search_paths: Sequence[str] = ('.',),
-    seeds: int | Sequence[int] = 5,
-    *,
-    flags: Sequence[str] = (),
-    metrics: Sequence[str] | None = None,
-    show: bool = True,
+  gin_files: Sequence[str],
+  bindings: Sequence[str],
+  search_paths: Sequence[str] = ('.',),
+  seeds: int | Sequence[int] = 5,
+  *,
+  flags: Sequence[str] = (),
+  metrics: Sequence[str] | None = None,
+  show: bool = True,
 ) -> list[Result]:
   """Trains with each seed into MODEL_DIR/seed_N, one after another.
 
@@ -63,8 +64,7 @@ def train_seeds(
   """
   chosen = list(range(seeds) if isinstance(seeds, int) else seeds)
   if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
-    raise ValueError(
-        f'seeds must be at least 1, or different numbers from 0; got {seeds}.')
+    raise ValueError(f'seeds must be at least 1, or different numbers from 0; got {seeds}.')
   # Before the first run starts: a mistake in it would stop each of them.
   macros = _macros(gin_files, bindings, search_paths)
   directory = str(macros[_DIRECTORY])
@@ -77,9 +77,12 @@ def train_seeds(
     if index is not None:
       own.append(f'{_INDEX} = {f"{index}-seed_{seed}"!r}')
     description = {
-        'seed': seed, 'steps': steps,
-        'configuration': _configuration(
-            gin_files, own, search_paths, without_steps=steps is not None)}
+      'seed': seed,
+      'steps': steps,
+      'configuration': _configuration(
+        gin_files, own, search_paths, without_steps=steps is not None
+      ),
+    }
     if _is_finished(folder, description):
       logging.info('%s is finished already.', folder)
     else:
@@ -89,13 +92,12 @@ def train_seeds(
     _train(gin_files, own, search_paths, flags, folder)
     _check_evaluated(folder, all(macros[name] for name in _EVALUATES))
     atomic_files.write(
-        os.path.join(folder, FINISHED),
-        (json.dumps(description, indent=2) + '\n').encode('utf-8'))
+      os.path.join(folder, FINISHED), (json.dumps(description, indent=2) + '\n').encode('utf-8')
+    )
   try:
     results = report.collect(directory)
   except FileNotFoundError as error:
-    logging.warning('All runs are finished, but there is nothing to average: '
-                    '%s', error)
+    logging.warning('All runs are finished, but there is nothing to average: %s', error)
     return []
   wanted = {f'seed_{seed}' for seed in chosen}
   results = [result for result in results if result.name in wanted]
@@ -105,22 +107,29 @@ def train_seeds(
 
 
 def _train(
-    gin_files: Sequence[str], bindings: Sequence[str],
-    search_paths: Sequence[str], flags: Sequence[str], folder: str,
+  gin_files: Sequence[str],
+  bindings: Sequence[str],
+  search_paths: Sequence[str],
+  flags: Sequence[str],
+  folder: str,
 ) -> None:
   command = [
-      sys.executable, '-m', 'ralm_jax.cli', 'train',
-      *(f'--gin_file={file}' for file in gin_files),
-      *(f'--gin_bindings={binding}' for binding in bindings),
-      f'--gin_search_paths={",".join(search_paths)}', *flags,
+    sys.executable,
+    '-m',
+    'ralm_jax.cli',
+    'train',
+    *(f'--gin_file={file}' for file in gin_files),
+    *(f'--gin_bindings={binding}' for binding in bindings),
+    f'--gin_search_paths={",".join(search_paths)}',
+    *flags,
   ]
   status = _run(command)
   if status == 130:
     raise KeyboardInterrupt
   if status:
     raise RuntimeError(
-        f'The run {folder} ended with status {status}; see above. The same '
-        'command goes on with it.')
+      f'The run {folder} ended with status {status}; see above. The same command goes on with it.'
+    )
 
 
 def _run(command: Sequence[str]) -> int:
@@ -183,29 +192,29 @@ def _check_evaluated(folder: str, evaluates: bool) -> None:
   path = os.path.join(evaluations, f'step_{max(steps)}', 'metrics.json')
   if not os.path.exists(path):
     raise RuntimeError(
-        f'The run {folder} ended without an evaluation of its last step: there '
-        f'is no {path}. The same command makes up for it.')
+      f'The run {folder} ended without an evaluation of its last step: there '
+      f'is no {path}. The same command makes up for it.'
+    )
 
 
 def _macros(
-    gin_files: Sequence[str], bindings: Sequence[str],
-    search_paths: Sequence[str],
+  gin_files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]
 ) -> dict[str, Any]:
   """What a configuration binds, which must be one that has seeds."""
   import gin
 
   _parse(gin_files, bindings, search_paths)
   values: dict[str, Any] = {}
-  for name in (_SEED, _DIRECTORY, _STEPS, _INDEX, _ADDRESS, _REFRESH, _FOLLOW,
-               *_EVALUATES):
+  for name in (_SEED, _DIRECTORY, _STEPS, _INDEX, _ADDRESS, _REFRESH, _FOLLOW, *_EVALUATES):
     try:
       values[name] = gin.query_parameter(f'%{name}')
     except ValueError:
       if name in (_SEED, _DIRECTORY):
         raise ValueError(
-            f'The configuration has no macro {name}, which several seeds need; '
-            f'write it as gin_configs/runs/train.gin does ({name} = ..., and '
-            f'%{name} where it is used).') from None
+          f'The configuration has no macro {name}, which several seeds need; '
+          f'write it as gin_configs/runs/train.gin does ({name} = ..., and '
+          f'%{name} where it is used).'
+        ) from None
       values[name] = None
   return values
 
@@ -215,9 +224,10 @@ def _own_index(macros: dict[str, Any]) -> str | None:
   changes = macros[_REFRESH] or macros[_FOLLOW]
   if changes and macros[_ADDRESS]:
     raise ValueError(
-        f'Every seed would refresh the index that {macros[_ADDRESS]} serves, or '
-        'follow who does, and begin with what the one before has left; give '
-        'INDEX in place of RETRIEVAL_ADDRESS, or run the seeds one by one.')
+      f'Every seed would refresh the index that {macros[_ADDRESS]} serves, or '
+      'follow who does, and begin with what the one before has left; give '
+      'INDEX in place of RETRIEVAL_ADDRESS, or run the seeds one by one.'
+    )
   index = macros[_INDEX]
   if not isinstance(index, str):
     return None
@@ -226,8 +236,11 @@ def _own_index(macros: dict[str, Any]) -> str | None:
 
 
 def _configuration(
-    gin_files: Sequence[str], bindings: Sequence[str],
-    search_paths: Sequence[str], *, without_steps: bool,
+  gin_files: Sequence[str],
+  bindings: Sequence[str],
+  search_paths: Sequence[str],
+  *,
+  without_steps: bool,
 ) -> list[str]:
   """Lines that tell one configuration from another, wherever the run lies."""
   import gin
@@ -237,10 +250,7 @@ def _configuration(
   return gin.config_str().splitlines()
 
 
-def _parse(
-    gin_files: Sequence[str], bindings: Sequence[str],
-    search_paths: Sequence[str],
-) -> None:
+def _parse(gin_files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> None:
   gin_config.import_tensorflow()
   gin_config.parse(gin_files, bindings, search_paths)
 
@@ -258,9 +268,10 @@ def _is_finished(folder: str, description: dict[str, Any]) -> bool:
   except (OSError, ValueError, KeyError, TypeError):
     return False
   changes = [
-      line for line in difflib.unified_diff(
-          configuration, description['configuration'], n=0, lineterm='')
-      if re.match(r'[-+](?![-+]{2} ).', line)]
+    line
+    for line in difflib.unified_diff(configuration, description['configuration'], n=0, lineterm='')
+    if re.match(r'[-+](?![-+]{2} ).', line)
+  ]
   if steps != description['steps']:
     if None not in (steps, description['steps']) and steps < description['steps']:
       if not changes:
@@ -270,8 +281,9 @@ def _is_finished(folder: str, description: dict[str, Any]) -> bool:
   if changes:
     more = len(changes) - _CHANGES_SHOWN
     raise ValueError(
-        f'{folder} is finished, and its results are of another configuration: '
-        f'{"; ".join(changes[:_CHANGES_SHOWN])}'
-        f'{f" (and {more} more)" if more > 0 else ""}. Give another MODEL_DIR; '
-        f'of a finished run {_STEPS} alone may grow.')
+      f'{folder} is finished, and its results are of another configuration: '
+      f'{"; ".join(changes[:_CHANGES_SHOWN])}'
+      f'{f" (and {more} more)" if more > 0 else ""}. Give another MODEL_DIR; '
+      f'of a finished run {_STEPS} alone may grow.'
+    )
   return True

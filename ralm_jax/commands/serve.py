@@ -1,4 +1,5 @@
 """Serve: run the retrieval process for an index."""
+
 from __future__ import annotations
 
 import argparse

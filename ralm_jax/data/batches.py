@@ -19,8 +19,7 @@ NO_PASSAGE = -1  # As a row: there is no such passage.
 class TokenSource(Protocol):
   """What assembly needs of a `corpus.PassageStore`."""
 
-  def tokens(self, rows: np.ndarray, column: str, *,
-             max_length: int | None = None) -> RaggedTokens:
+  def tokens(self, rows: np.ndarray, column: str, *, max_length: int | None = None) -> RaggedTokens:
     """Tokens of `rows` [N] int; none where a row is -1."""
 
 
@@ -58,8 +57,11 @@ class QueryBatch:
   exclude_document_keys: np.ndarray | None = None
 
   def __post_init__(self):
-    sizes = {field.name: len(value) for field in dataclasses.fields(self)
-             if (value := getattr(self, field.name)) is not None}
+    sizes = {
+      field.name: len(value)
+      for field in dataclasses.fields(self)
+      if (value := getattr(self, field.name)) is not None
+    }
     if len(set(sizes.values())) != 1:
       raise ValueError(f'the fields of a batch differ in size: {sizes}')
 
@@ -89,9 +91,14 @@ class PassageInputs:
 
 
 def assemble_reader_inputs(
-    queries: RaggedTokens | np.ndarray, rows: np.ndarray,
-    store: TokenSource | None, template: TokenTemplate, length: int,
-    *, titles: RaggedTokens | None = None) -> PassageInputs:
+  queries: RaggedTokens | np.ndarray,
+  rows: np.ndarray,
+  store: TokenSource | None,
+  template: TokenTemplate,
+  length: int,
+  *,
+  titles: RaggedTokens | None = None,
+) -> PassageInputs:
   """Puts queries and passages together for the reader.
 
   As in Atlas, one text a passage is truncated on the right and ends with eos;
@@ -134,20 +141,20 @@ def assemble_reader_inputs(
   fields = _passage_fields(store, 'reader', template, rows, length)
   if titles is not None and templates.TITLE_START in template.fields:
     raise ValueError(
-        f'template {template.format!r} begins with {{title}}, whose first word '
-        'has ids of its own there: other titles cannot take its place')
+      f'template {template.format!r} begins with {{title}}, whose first word '
+      'has ids of its own there: other titles cannot take its place'
+    )
   if titles is not None and 'title' in template.fields:
     fields['title'] = titles.truncate(length)
   if 'query' in template.fields:
     # One copy per passage, of no more than can be shown.
-    fields['query'] = queries.truncate(length).take(
-        np.repeat(np.arange(len(rows)), rows.shape[1]))
+    fields['query'] = queries.truncate(length).take(np.repeat(np.arange(len(rows)), rows.shape[1]))
   return _assemble(template, fields, rows, length)
 
 
 def assemble_retriever_inputs(
-    rows: np.ndarray, store: TokenSource, template: TokenTemplate,
-    length: int) -> PassageInputs:
+  rows: np.ndarray, store: TokenSource, template: TokenTemplate, length: int
+) -> PassageInputs:
   """Passages as the passage encoder reads them.
 
   Args:
@@ -173,14 +180,14 @@ def _checked_rows(rows: np.ndarray) -> np.ndarray:
   rows = np.asarray(rows)
   if rows.ndim != 2 or not np.issubdtype(rows.dtype, np.integer):
     raise ValueError(
-        'expected integer rows [batch, n_passages], found '
-        f'{rows.dtype} of shape {rows.shape}')
+      f'expected integer rows [batch, n_passages], found {rows.dtype} of shape {rows.shape}'
+    )
   return rows
 
 
 def _passage_fields(
-    store: TokenSource | None, model: str, template: TokenTemplate,
-    rows: np.ndarray, length: int) -> dict[str, RaggedTokens]:
+  store: TokenSource | None, model: str, template: TokenTemplate, rows: np.ndarray, length: int
+) -> dict[str, RaggedTokens]:
   """Tokens of the template's passage fields, `batch * n_passages` each."""
   fields = {}
   for name in template.fields:
@@ -188,21 +195,21 @@ def _passage_fields(
       continue
     if store is None:
       raise ValueError(
-          f'template {template.format!r} shows passages: give a store, or for '
-          f'closed-book the template {templates.CLOSED_BOOK_FORMAT!r}')
-    fields[name] = store.tokens(
-        rows.ravel(), f'{model}_{name}', max_length=length)
+        f'template {template.format!r} shows passages: give a store, or for '
+        f'closed-book the template {templates.CLOSED_BOOK_FORMAT!r}'
+      )
+    fields[name] = store.tokens(rows.ravel(), f'{model}_{name}', max_length=length)
   return fields
 
 
-def _assemble(template: TokenTemplate,
-              fields: dict[str, RaggedTokens], rows: np.ndarray,
-              length: int) -> PassageInputs:
+def _assemble(
+  template: TokenTemplate, fields: dict[str, RaggedTokens], rows: np.ndarray, length: int
+) -> PassageInputs:
   passage_mask = rows >= 0
   shows_passages = set(template.fields) != {'query'}
   rendered = template.render(
-      fields, length,
-      has_passage=passage_mask.ravel() if shows_passages else None)
+    fields, length, has_passage=passage_mask.ravel() if shows_passages else None
+  )
   mask = np.arange(length) < rendered.lengths[:, None]
   tokens = np.full(mask.shape, template.pad_id, np.int32)
   tokens[mask] = rendered.values

@@ -70,5 +70,4 @@ def _days(text: str, year: int, month: int, day: int) -> int:
 
 
 def _error(text: str) -> ValueError:
-  return ValueError(
-      f"{text!r} is no date; write 'YYYY', 'YYYY-MM' or 'YYYY-MM-DD'")
+  return ValueError(f"{text!r} is no date; write 'YYYY', 'YYYY-MM' or 'YYYY-MM-DD'")

@@ -1,4 +1,5 @@
 """seqio feature converter: retrieval-augmented tasks to QueryBatch arrays."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -13,16 +14,14 @@ from ralm_jax.data import dates
 # none, and the bound as in `QueryBatch.max_dates`. They are rows of no corpus
 # yet, so that a task can be cached.
 PASSAGE_FEATURES: Mapping[str, tf.Tensor] = {
-    'exclude_ids': tf.constant(''),
-    'exclude_documents': tf.constant(''),
-    'gold_ids': tf.constant(''),
-    'max_date': tf.constant(dates.NO_DATE_BOUND, tf.int32),
+  'exclude_ids': tf.constant(''),
+  'exclude_documents': tf.constant(''),
+  'gold_ids': tf.constant(''),
+  'max_date': tf.constant(dates.NO_DATE_BOUND, tf.int32),
 }
 
 
-def with_passage_features(
-    example: Mapping[str, tf.Tensor],
-) -> dict[str, tf.Tensor]:
+def with_passage_features(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
   """An example that has all of `PASSAGE_FEATURES`, by default saying nothing."""
   return {**PASSAGE_FEATURES, **example}
 
@@ -49,8 +48,7 @@ class TokenIds(seqio.PassThroughVocabulary):
     return super().__eq__(other) and self.pad_id == other.pad_id
 
   def __str__(self) -> str:
-    return (f'TokenIds(size={self.size}, eos_id={self.eos_id}, '
-            f'pad_id={self.pad_id})')
+    return f'TokenIds(size={self.size}, eos_id={self.eos_id}, pad_id={self.pad_id})'
 
 
 class RetrievalFeatureConverter(seqio.FeatureConverter):
@@ -62,30 +60,27 @@ class RetrievalFeatureConverter(seqio.FeatureConverter):
   """
 
   TASK_FEATURES = {
-      'query': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
-      'reader_query': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
-      'targets': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+    'query': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+    'reader_query': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+    'targets': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
   }
   MODEL_FEATURES = {
-      'query_tokens': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
-      'reader_query_tokens': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
-      'target_tokens': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
-      **{
-          name: seqio.FeatureConverter.FeatureSpec(dtype=value.dtype, rank=0)
-          for name, value in PASSAGE_FEATURES.items()
-      },
+    'query_tokens': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+    'reader_query_tokens': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+    'target_tokens': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+    **{
+      name: seqio.FeatureConverter.FeatureSpec(dtype=value.dtype, rank=0)
+      for name, value in PASSAGE_FEATURES.items()
+    },
   }
   PACKING_FEATURE_DTYPES = None
   _NAMES = {
-      'query': 'query_tokens',
-      'reader_query': 'reader_query_tokens',
-      'targets': 'target_tokens',
+    'query': 'query_tokens',
+    'reader_query': 'reader_query_tokens',
+    'targets': 'target_tokens',
   }
 
-  def __init__(
-      self, pack: bool = False, *, pad_ids: Mapping[str, int] | None = None,
-      **options,
-  ):
+  def __init__(self, pack: bool = False, *, pad_ids: Mapping[str, int] | None = None, **options):
     """Sets what fills arrays.
 
     Args:
@@ -103,37 +98,28 @@ class RetrievalFeatureConverter(seqio.FeatureConverter):
     """Trims and pads a feature that has a length."""
     ids = ids[:length]
     padded = tf.pad(
-        ids, [(0, length - tf.shape(ids)[0])],
-        constant_values=self._pad_ids.get(name, 0),
+      ids, [(0, length - tf.shape(ids)[0])], constant_values=self._pad_ids.get(name, 0)
     )
     return tf.ensure_shape(padded, [length])
 
   def _convert_features(
-      self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+    self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
   ) -> tf.data.Dataset:
     """Pads to the static lengths and renames."""
     return ds.map(
-        lambda features: {
-            **{
-                model: self._pad(task, features[task], task_feature_lengths[task])
-                for task, model in self._NAMES.items()
-            },
-            **{
-                name: features.get(name, default)
-                for name, default in PASSAGE_FEATURES.items()
-            },
+      lambda features: {
+        **{
+          model: self._pad(task, features[task], task_feature_lengths[task])
+          for task, model in self._NAMES.items()
         },
-        num_parallel_calls=tf.data.AUTOTUNE,
+        **{name: features.get(name, default) for name, default in PASSAGE_FEATURES.items()},
+      },
+      num_parallel_calls=tf.data.AUTOTUNE,
     )
 
-  def get_model_feature_lengths(
-      self, task_feature_lengths: Mapping[str, int]
-  ) -> Mapping[str, int]:
+  def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
     """The lengths under the model's names."""
     return {
-        **{
-            model: task_feature_lengths[task]
-            for task, model in self._NAMES.items()
-        },
-        **dict.fromkeys(PASSAGE_FEATURES, 1),  # Scalars: not looked at.
+      **{model: task_feature_lengths[task] for task, model in self._NAMES.items()},
+      **dict.fromkeys(PASSAGE_FEATURES, 1),  # Scalars: not looked at.
     }

@@ -1,4 +1,5 @@
 """seqio tasks to an endless, checkpointable stream of QueryBatches."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -93,15 +94,15 @@ class DatasetIterator:
         raise
       raise ValueError(message) from e
     exclude_ids, exclude_documents, gold_ids = (
-        [json.loads(names) if names else [] for names in arrays.pop(feature)]
-        for feature in ('exclude_ids', 'exclude_documents', 'gold_ids')
+      [json.loads(names) if names else [] for names in arrays.pop(feature)]
+      for feature in ('exclude_ids', 'exclude_documents', 'gold_ids')
     )
     max_dates = arrays.pop('max_date')
     if self._rows_of is None:
       if any(exclude_ids) and not self._closed_book:
         raise ValueError(
-            'The examples exclude passages, but of which corpus is not known; '
-            'call use_corpus(store) before reading batches.'
+          'The examples exclude passages, but of which corpus is not known; '
+          'call use_corpus(store) before reading batches.'
         )
       exclude_ids, gold_ids = (), ()
     if self._closed_book:
@@ -109,25 +110,21 @@ class DatasetIterator:
     rows_of = self._rows_of or (lambda ids: None)
     size = len(arrays['target_tokens'])
     return QueryBatch(
-        **arrays,
-        example_index=np.arange(size, dtype=np.int64),
-        exclude_rows=rows_of(exclude_ids),
-        gold_rows=rows_of(gold_ids),
-        max_dates=(
-            max_dates if np.any(max_dates != dates.NO_DATE_BOUND) else None
-        ),
-        exclude_document_keys=passage_ids.keys_of_documents(exclude_documents),
+      **arrays,
+      example_index=np.arange(size, dtype=np.int64),
+      exclude_rows=rows_of(exclude_ids),
+      gold_rows=rows_of(gold_ids),
+      max_dates=(max_dates if np.any(max_dates != dates.NO_DATE_BOUND) else None),
+      exclude_document_keys=passage_ids.keys_of_documents(exclude_documents),
     )
 
   def state(self) -> dict[str, np.ndarray]:
     """The position, as the bytes of TensorFlow's checkpoint files."""
     with tempfile.TemporaryDirectory() as folder:
-      tf.train.Checkpoint(iterator=self._iterator).write(
-          os.path.join(folder, 'iterator')
-      )
+      tf.train.Checkpoint(iterator=self._iterator).write(os.path.join(folder, 'iterator'))
       return {
-          os.path.basename(path): np.fromfile(path, np.uint8)
-          for path in sorted(glob.glob(os.path.join(folder, 'iterator*')))
+        os.path.basename(path): np.fromfile(path, np.uint8)
+        for path in sorted(glob.glob(os.path.join(folder, 'iterator*')))
       }
 
   def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -141,24 +138,24 @@ class DatasetIterator:
         content.tofile(os.path.join(folder, os.path.basename(name)))
       try:
         tf.train.Checkpoint(iterator=self._iterator).read(
-            os.path.join(folder, 'iterator')
+          os.path.join(folder, 'iterator')
         ).assert_consumed()
       except (tf.errors.OpError, AssertionError) as e:
         raise ValueError(
-            'The position in the data cannot be restored: the task, its '
-            'preprocessing or DatasetConfig is another than when it was saved. '
-            'Use the same, or start from the parameters alone with '
-            'INITIAL_CHECKPOINT_PATH and another MODEL_DIR.'
+          'The position in the data cannot be restored: the task, its '
+          'preprocessing or DatasetConfig is another than when it was saved. '
+          'Use the same, or start from the parameters alone with '
+          'INITIAL_CHECKPOINT_PATH and another MODEL_DIR.'
         ) from e
 
 
 def get_dataset_iterator(
-    config: DatasetConfig,
-    feature_lengths: Mapping[str, int],
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
-    pad_ids: Mapping[str, int] | None = None,
+  config: DatasetConfig,
+  feature_lengths: Mapping[str, int],
+  *,
+  process_index: int = 0,
+  process_count: int = 1,
+  pad_ids: Mapping[str, int] | None = None,
 ) -> DatasetIterator:
   """Builds the stream of one process.
 
@@ -177,52 +174,50 @@ def get_dataset_iterator(
   """
   if config.batch_size % process_count:
     raise ValueError(
-        f'BATCH_SIZE {config.batch_size} must be a multiple of the number of '
-        f'processes, {process_count}.'
+      f'BATCH_SIZE {config.batch_size} must be a multiple of the number of '
+      f'processes, {process_count}.'
     )
   task = get_task(config.mixture_or_task_name, config.module)
   if config.split not in task.splits:
     raise ValueError(
-        f'Task {task.name!r} has no split {config.split!r}; it has '
-        f'{sorted(task.splits)}.'
+      f'Task {task.name!r} has no split {config.split!r}; it has {sorted(task.splits)}.'
     )
   lengths = dict(config.task_feature_lengths or feature_lengths)
-  converter = RetrievalFeatureConverter(pad_ids={
-      **{
-          name: feature.vocabulary.pad_id
-          for name, feature in task.output_features.items()
-      },
+  converter = RetrievalFeatureConverter(
+    pad_ids={
+      **{name: feature.vocabulary.pad_id for name, feature in task.output_features.items()},
       **(pad_ids or {}),
-  })
+    }
+  )
   # As `seqio.get_dataset`, but for its copy in memory of a small source: that
   # would keep the order of the first epoch.
   dataset = _completed(task).get_dataset(
-      lengths,
-      split=config.split,
-      use_cached=config.use_cached,
-      shuffle=config.shuffle,
-      seed=config.seed,
-      shard_info=seqio.ShardInfo(process_index, process_count),
-      num_epochs=None,
-      try_in_mem_cache=False,
+    lengths,
+    split=config.split,
+    use_cached=config.use_cached,
+    shuffle=config.shuffle,
+    seed=config.seed,
+    shard_info=seqio.ShardInfo(process_index, process_count),
+    num_epochs=None,
+    try_in_mem_cache=False,
   )
   dataset = converter(dataset, task_feature_lengths=lengths).batch(
-      config.batch_size // process_count, drop_remainder=True)
+    config.batch_size // process_count, drop_remainder=True
+  )
   options = tf.data.Options()
   options.deterministic = True
   return DatasetIterator(dataset.with_options(options))
 
 
-def _completed(
-    task: seqio.Task | seqio.Mixture,
-) -> seqio.Task | seqio.Mixture:
+def _completed(task: seqio.Task | seqio.Mixture) -> seqio.Task | seqio.Mixture:
   """A mixture whose tasks may say different things of passages."""
   if not isinstance(task, seqio.Mixture):
     return task
 
   def get_task_dataset(*args: Any, **options: Any) -> tf.data.Dataset:
     return task.get_task_dataset(*args, **options).map(
-        features.with_passage_features, num_parallel_calls=tf.data.AUTOTUNE)
+      features.with_passage_features, num_parallel_calls=tf.data.AUTOTUNE
+    )
 
   # A copy: what is registered is everybody's.
   mixture = copy.copy(task)
@@ -244,13 +239,11 @@ def get_task(name_or_task: Any, module: str | None = None) -> Any:
   except ValueError as e:
     import difflib
 
-    known = sorted(seqio.TaskRegistry.names()) + sorted(
-        seqio.MixtureRegistry.names()
-    )
+    known = sorted(seqio.TaskRegistry.names()) + sorted(seqio.MixtureRegistry.names())
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f' Did you mean {near[0]!r}?' if near else ''
     raise ValueError(
-        f'Task {name!r} is not registered.{hint} Registered: '
-        f'{", ".join(known) or "none"}. Import the module that registers it '
-        'with MIXTURE_OR_TASK_MODULE.'
+      f'Task {name!r} is not registered.{hint} Registered: '
+      f'{", ".join(known) or "none"}. Import the module that registers it '
+      'with MIXTURE_OR_TASK_MODULE.'
     ) from e

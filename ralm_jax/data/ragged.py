@@ -28,7 +28,7 @@ class RaggedTokens:
     if not -len(self) <= index < len(self):
       raise IndexError(f'sequence {index} of {len(self)}')
     index %= len(self)
-    return self.values[self.offsets[index]:self.offsets[index + 1]]
+    return self.values[self.offsets[index] : self.offsets[index + 1]]
 
   @property
   def lengths(self) -> np.ndarray:
@@ -55,8 +55,7 @@ class RaggedTokens:
     if tokens.ndim != 2:
       raise ValueError(f'expected tokens [N, length], found shape {tokens.shape}')
     columns = np.arange(1, tokens.shape[1] + 1)
-    lengths = np.max(
-        np.where(tokens != pad_id, columns, 0), axis=1, initial=0)
+    lengths = np.max(np.where(tokens != pad_id, columns, 0), axis=1, initial=0)
     values = tokens[columns <= lengths[:, None]].astype(np.int32, copy=False)
     return cls(values, offsets_of(lengths))
 
@@ -98,8 +97,7 @@ def offsets_of(lengths: np.ndarray) -> np.ndarray:
   return offsets
 
 
-def gather(values: np.ndarray, starts: np.ndarray,
-           lengths: np.ndarray) -> RaggedTokens:
+def gather(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> RaggedTokens:
   """Copies the runs `values[start:start + length]` one after the other.
 
   Args:
@@ -133,4 +131,4 @@ def concatenate(parts: Sequence[RaggedTokens]) -> RaggedTokens:
     target = np.repeat(starts - part.offsets[:-1], part.lengths)
     target += np.arange(len(part.values))
     values[target] = part.values
-  return RaggedTokens(values, runs[::len(parts)].copy())
+  return RaggedTokens(values, runs[:: len(parts)].copy())

@@ -1,4 +1,5 @@
 """TextConfig: how questions, passages and answers become tokens."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -44,20 +45,13 @@ class TextConfig:
   choice_prompt_length: int = 356
 
   def __post_init__(self):
-    for field, name in (
-        ('question_format', 'question'), ('target_format', 'answer')
-    ):
+    for field, name in (('question_format', 'question'), ('target_format', 'answer')):
       if '{' + name + '}' not in getattr(self, field):
-        raise ValueError(
-            f'TextConfig.{field} {getattr(self, field)!r} must contain '
-            f'{{{name}}}.'
-        )
+        raise ValueError(f'TextConfig.{field} {getattr(self, field)!r} must contain {{{name}}}.')
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.type == 'int' and value < 1:
-        raise ValueError(
-            f'TextConfig.{field.name} must be at least 1, not {value}.'
-        )
+        raise ValueError(f'TextConfig.{field.name} must be at least 1, not {value}.')
 
   @property
   def closed_book(self) -> bool:
@@ -82,8 +76,8 @@ def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
     name, equals, value = argument.partition('=')
     if not equals or name not in types:
       raise ValueError(
-          f'--text {argument}: expected FIELD=VALUE, the field one of '
-          f'{", ".join(types)}.')
+        f'--text {argument}: expected FIELD=VALUE, the field one of {", ".join(types)}.'
+      )
     try:
       fields[name] = int(value) if types[name] == 'int' else value
     except ValueError:

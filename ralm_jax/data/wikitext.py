@@ -5,6 +5,7 @@ WikiText (Merity et al. 2017): a line ` = Title = ` begins an article,
 other line is a paragraph, tokenised. Wiki-40B (Guo et al. 2020): one text an
 article, with `_START_ARTICLE_` and its like on lines of their own.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -15,15 +16,10 @@ import re
 _HEADING = re.compile(r'((?:= )+)(.+?)((?: =)+)')
 # WikiText writes `5 @,@ 000` and `one @-@ time`.
 _JOINED = re.compile(r' @([-,.])@ ')
-_MARKERS = {
-    '_START_ARTICLE_': 'title', '_START_SECTION_': 'section',
-    '_START_PARAGRAPH_': 'text',
-}
+_MARKERS = {'_START_ARTICLE_': 'title', '_START_SECTION_': 'section', '_START_PARAGRAPH_': 'text'}
 
 
-def read_articles(
-    path: str | pathlib.Path, *, join: bool = True
-) -> Iterator[dict[str, str]]:
+def read_articles(path: str | pathlib.Path, *, join: bool = True) -> Iterator[dict[str, str]]:
   """The sections of a WikiText file, one passage each.
 
   Headings inside a section are joined to it, `Section: Part`, and what stands
@@ -53,10 +49,12 @@ def read_articles(
     nonlocal count
     if paragraphs:
       yield {
-          'id': f'{stem}-{article}-{count}', 'title': title,
-          'section': ': '.join(headings), 'text': '\n'.join(paragraphs),
-          # Titles that are rare words are all `<unk>`.
-          'document': f'{stem}-{article}',
+        'id': f'{stem}-{article}-{count}',
+        'title': title,
+        'section': ': '.join(headings),
+        'text': '\n'.join(paragraphs),
+        # Titles that are rare words are all `<unk>`.
+        'document': f'{stem}-{article}',
       }
       count += 1
       paragraphs.clear()
@@ -72,8 +70,9 @@ def read_articles(
       article, title, count, headings = article + 1, heading, 0, []
     elif article < 0:
       raise ValueError(
-          f"{path}:{number}: expected a title, ' = Title = ', found {text:.60}; "
-          'is this a file of WikiText?')
+        f"{path}:{number}: expected a title, ' = Title = ', found {text:.60}; "
+        'is this a file of WikiText?'
+      )
     elif depth:
       headings = [*headings[: depth - 2], heading]
     else:

@@ -6,6 +6,7 @@ estimate that may end a search too early) it is theirs: `generation/utils.py`,
 `_beam_search`. One difference is left: their output is padded with the end of
 sequence where the id of padding is 0, ours with `pad_id`.
 """
+
 from __future__ import annotations
 
 import flax.struct
@@ -74,11 +75,7 @@ class _Search:
   cache: Cache
 
 
-def beam_search(
-    stepper: Stepper,
-    options: DecodingOptions,
-    constraints: Constraints,
-) -> Decoded:
+def beam_search(stepper: Stepper, options: DecodingOptions, constraints: Constraints) -> Decoded:
   """The `options.num_return` best sequences that a search finds.
 
   Args:
@@ -93,14 +90,15 @@ def beam_search(
   if vocab < 2:
     raise ValueError('A beam search needs a vocabulary of at least 2 tokens.')
   search = _extend(
-      _nothing(batch, options, constraints),
-      jnp.broadcast_to(logits[:, None], (batch, beams, vocab)),
-      options, constraints,
+    _nothing(batch, options, constraints),
+    jnp.broadcast_to(logits[:, None], (batch, beams, vocab)),
+    options,
+    constraints,
   ).replace(cache=stepper.expand(cache, beams))
 
   def advance(search: _Search) -> _Search:
     newest = jax.lax.dynamic_index_in_dim(
-        search.running.tokens, search.step - 1, axis=-1, keepdims=False
+      search.running.tokens, search.step - 1, axis=-1, keepdims=False
     )
     cache = stepper.reorder(search.cache, search.parents)
     logits, cache = stepper.step(newest, cache)
@@ -108,46 +106,35 @@ def beam_search(
     return search.replace(cache=cache)
 
   end = jax.lax.while_loop(lambda search: search.going_on, advance, search)
-  kept = jax.tree.map(lambda x: x[:, :options.num_return], end.finished)
+  kept = jax.tree.map(lambda x: x[:, : options.num_return], end.finished)
   return Decoded(kept.tokens, kept.log_probs, kept.scores)
 
 
-def _nothing(
-    batch: int,
-    options: DecodingOptions,
-    constraints: Constraints,
-) -> _Search:
+def _nothing(batch: int, options: DecodingOptions, constraints: Constraints) -> _Search:
   """The state before the first token; its cache is not in it yet."""
   shape = (batch, options.num_beams)
   empty = _Sequences(
-      tokens=jnp.full(
-          shape + (constraints.max_length,), constraints.pad_id, jnp.int32
-      ),
-      scores=jnp.full(shape, _DOWN, jnp.float32),
-      log_probs=jnp.zeros(shape, jnp.float32),
-      ended=jnp.zeros(shape, bool),
+    tokens=jnp.full(shape + (constraints.max_length,), constraints.pad_id, jnp.int32),
+    scores=jnp.full(shape, _DOWN, jnp.float32),
+    log_probs=jnp.zeros(shape, jnp.float32),
+    ended=jnp.zeros(shape, bool),
   )
   # All beams are the same at first: only one of them counts, or every beam
   # would choose the same token.
   first = jnp.arange(options.num_beams) == 0
   return _Search(
-      step=jnp.zeros((), jnp.int32),
-      running=empty.replace(
-          scores=jnp.broadcast_to(jnp.where(first, 0.0, _DOWN), shape)
-      ),
-      parents=jnp.zeros(shape, jnp.int32),
-      finished=empty,
-      improvable=jnp.ones((batch,), bool),
-      going_on=jnp.ones((), bool),
-      cache=None,
+    step=jnp.zeros((), jnp.int32),
+    running=empty.replace(scores=jnp.broadcast_to(jnp.where(first, 0.0, _DOWN), shape)),
+    parents=jnp.zeros(shape, jnp.int32),
+    finished=empty,
+    improvable=jnp.ones((batch,), bool),
+    going_on=jnp.ones((), bool),
+    cache=None,
   )
 
 
 def _extend(
-    search: _Search,
-    logits: Array,
-    options: DecodingOptions,
-    constraints: Constraints,
+  search: _Search, logits: Array, options: DecodingOptions, constraints: Constraints
 ) -> _Search:
   """Continues every beam by a token and decides whether to go on.
 
@@ -160,14 +147,14 @@ def _extend(
   beams, step = options.num_beams, search.step
   # In double precision on the host, as Python does it.
   penalties = jnp.asarray(
-      np.arange(1, constraints.max_length + 1, dtype=np.float64)
-      ** options.length_penalty, jnp.float32,
+    np.arange(1, constraints.max_length + 1, dtype=np.float64) ** options.length_penalty,
+    jnp.float32,
   )
   candidates, parents = _candidates(search.running, logits, step, constraints)
 
-  running, chosen = candidates.replace(
-      scores=candidates.scores + _DOWN * candidates.ended
-  ).best(beams)
+  running, chosen = candidates.replace(scores=candidates.scores + _DOWN * candidates.ended).best(
+    beams
+  )
 
   # Candidates beyond the beam are there to run on, never to end.
   may_end = candidates.ended & (jnp.arange(2 * beams) < beams)
@@ -179,31 +166,27 @@ def _extend(
   scores = scores + _DOWN * closed
   scores = scores + _DOWN * ~may_end
   finished, _ = jax.tree.map(
-      lambda *parts: jnp.concatenate(parts, axis=1),
-      search.finished, candidates.replace(scores=scores, ended=may_end),
+    lambda *parts: jnp.concatenate(parts, axis=1),
+    search.finished,
+    candidates.replace(scores=scores, ended=may_end),
   ).best(beams)
 
-  improvable = search.improvable & _may_improve(
-      running, finished, step, penalties, options
-  )
+  improvable = search.improvable & _may_improve(running, finished, step, penalties, options)
   going_on = jnp.any(improvable) & ~jnp.all(candidates.ended)
   if options.early_stopping is True:
     going_on &= ~jnp.all(finished.ended)
   return search.replace(
-      step=step + 1,
-      running=running,
-      parents=_take(parents, chosen),
-      finished=finished,
-      improvable=improvable,
-      going_on=going_on,
+    step=step + 1,
+    running=running,
+    parents=_take(parents, chosen),
+    finished=finished,
+    improvable=improvable,
+    going_on=going_on,
   )
 
 
 def _candidates(
-    running: _Sequences,
-    logits: Array,
-    step: Array,
-    constraints: Constraints,
+  running: _Sequences, logits: Array, step: Array, constraints: Constraints
 ) -> tuple[_Sequences, Array]:
   """The best continuations of all beams together, twice as many as beams.
 
@@ -232,25 +215,16 @@ def _candidates(
   tokens = _take(tokens.reshape(batch, -1), chosen)
   extended = running.take(parents)
   sequences = _Sequences(
-      tokens=jax.lax.dynamic_update_slice(
-          extended.tokens, tokens[..., None], (0, 0, step)
-      ),
-      scores=scores,
-      log_probs=(
-          extended.log_probs + _take(token_log_probs.reshape(batch, -1), chosen)
-      ),
-      ended=(tokens == constraints.eos_id)
-      | (step == constraints.max_length - 1),
+    tokens=jax.lax.dynamic_update_slice(extended.tokens, tokens[..., None], (0, 0, step)),
+    scores=scores,
+    log_probs=(extended.log_probs + _take(token_log_probs.reshape(batch, -1), chosen)),
+    ended=(tokens == constraints.eos_id) | (step == constraints.max_length - 1),
   )
   return sequences, parents
 
 
 def _may_improve(
-    running: _Sequences,
-    finished: _Sequences,
-    step: Array,
-    penalties: Array,
-    options: DecodingOptions,
+  running: _Sequences, finished: _Sequences, step: Array, penalties: Array, options: DecodingOptions
 ) -> Array:
   """Whether the best running beam might pass the worst finished one: [batch].
 

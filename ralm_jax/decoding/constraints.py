@@ -1,4 +1,5 @@
 """What every decoded sequence must keep to, whoever chooses its tokens."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -39,18 +40,14 @@ class Constraints:
     if self.max_length < 1:
       raise ValueError(f'max_length must be at least 1, got {self.max_length}.')
     if self.min_length > self.max_length:
-      raise ValueError(
-          f'min_length={self.min_length} is above max_length={self.max_length}.'
-      )
+      raise ValueError(f'min_length={self.min_length} is above max_length={self.max_length}.')
 
   def check_vocabulary(self, size: int) -> None:
     """Raises ValueError for an id that logits of `size` tokens do not have."""
     for name in ('eos_id', 'pad_id', 'forced_first_id', 'forced_last_id'):
       value = getattr(self, name)
       if value is not None and not 0 <= value < size:
-        raise ValueError(
-            f'{name}={value} is not in the vocabulary of {size} tokens.'
-        )
+        raise ValueError(f'{name}={value} is not in the vocabulary of {size} tokens.')
 
   def apply(self, scores: Array, step: Array) -> Array:
     """Rules tokens out with -inf.

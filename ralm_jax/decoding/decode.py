@@ -1,4 +1,5 @@
 """The one entrance to greedy decoding, sampling and beam search."""
+
 from __future__ import annotations
 
 import jax
@@ -10,15 +11,15 @@ from ralm_jax.decoding.stepper import Decoded, Stepper
 
 
 def decode(
-    stepper: Stepper,
-    options: DecodingOptions = DecodingOptions(),
-    *,
-    max_length: int,
-    eos_id: int,
-    pad_id: int,
-    forced_first_id: int | None = None,
-    forced_last_id: int | None = None,
-    rng: jax.Array | None = None,
+  stepper: Stepper,
+  options: DecodingOptions = DecodingOptions(),
+  *,
+  max_length: int,
+  eos_id: int,
+  pad_id: int,
+  forced_first_id: int | None = None,
+  forced_last_id: int | None = None,
+  rng: jax.Array | None = None,
 ) -> Decoded:
   """Produces sequences as `options` say; to be called under `jax.jit`.
 
@@ -44,12 +45,12 @@ def decode(
       or sampling without a key.
   """
   constraints = Constraints(
-      max_length=max_length,
-      eos_id=eos_id,
-      pad_id=pad_id,
-      min_length=options.min_length,
-      forced_first_id=forced_first_id,
-      forced_last_id=forced_last_id,
+    max_length=max_length,
+    eos_id=eos_id,
+    pad_id=pad_id,
+    min_length=options.min_length,
+    forced_first_id=forced_first_id,
+    forced_last_id=forced_last_id,
   )
   if options.num_beams > 1:
     return beam.beam_search(stepper, options, constraints)
@@ -58,6 +59,4 @@ def decode(
     if rng is None:
       raise ValueError('Sampling needs a key: give `rng`.')
     choose = sampling.draw(options, rng)
-  return rows.decode_rows(
-      stepper, choose, constraints, num_rows=options.num_return
-  )
+  return rows.decode_rows(stepper, choose, constraints, num_rows=options.num_return)

@@ -1,4 +1,5 @@
 """Greedy decoding: always the most likely token."""
+
 from __future__ import annotations
 
 import jax

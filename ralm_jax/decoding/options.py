@@ -1,4 +1,5 @@
 """How answers are decoded: greedily, by sampling or by beam search."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -44,14 +45,10 @@ class DecodingOptions:
   num_return: int = 1
 
   def __post_init__(self):
-    for name, least in (
-        ('num_beams', 1), ('top_k', 0), ('min_length', 0), ('num_return', 1)
-    ):
+    for name, least in (('num_beams', 1), ('top_k', 0), ('min_length', 0), ('num_return', 1)):
       value = getattr(self, name)
       if not _is_number(value, numbers.Integral) or value < least:
-        raise ValueError(
-            f'{name} must be an integer of at least {least}, got {value!r}.'
-        )
+        raise ValueError(f'{name} must be an integer of at least {least}, got {value!r}.')
     for name in ('temperature', 'top_p', 'length_penalty'):
       value = getattr(self, name)
       if not _is_number(value, numbers.Real) or not math.isfinite(value):
@@ -60,17 +57,14 @@ class DecodingOptions:
       raise ValueError(f'sample must be True or False, got {self.sample!r}.')
     if self.temperature <= 0:
       raise ValueError(
-          f'temperature must be above 0, got {self.temperature}; for the most '
-          'likely token leave sample at False.'
+        f'temperature must be above 0, got {self.temperature}; for the most '
+        'likely token leave sample at False.'
       )
     if not 0 < self.top_p <= 1:
       raise ValueError(f'top_p must be in (0, 1], got {self.top_p}.')
-    if not isinstance(self.early_stopping, bool) and (
-        self.early_stopping != 'never'
-    ):
+    if not isinstance(self.early_stopping, bool) and (self.early_stopping != 'never'):
       raise ValueError(
-          "early_stopping must be True, False or 'never', "
-          f'got {self.early_stopping!r}.'
+        f"early_stopping must be True, False or 'never', got {self.early_stopping!r}."
       )
     self._check_combinations()
 
@@ -79,25 +73,22 @@ class DecodingOptions:
       for name, inactive in (('length_penalty', 1.0), ('early_stopping', False)):
         if getattr(self, name) != inactive:
           raise ValueError(
-              f'{name}={getattr(self, name)} has no effect unless num_beams is '
-              'above 1.'
+            f'{name}={getattr(self, name)} has no effect unless num_beams is above 1.'
           )
     if self.sample:
       if self.num_beams > 1:
         raise ValueError(
-            f'sample and num_beams={self.num_beams} exclude each other; for '
-            'several draws set num_return.'
+          f'sample and num_beams={self.num_beams} exclude each other; for '
+          'several draws set num_return.'
         )
       return
     for name, inactive in (('temperature', 1.0), ('top_k', 0), ('top_p', 1.0)):
       if getattr(self, name) != inactive:
-        raise ValueError(
-            f'{name}={getattr(self, name)} has no effect unless sample is True.'
-        )
+        raise ValueError(f'{name}={getattr(self, name)} has no effect unless sample is True.')
     if self.num_return > self.num_beams:
       raise ValueError(
-          f'num_return={self.num_return} sequences of num_beams='
-          f'{self.num_beams}: raise num_beams, or set sample.'
+        f'num_return={self.num_return} sequences of num_beams='
+        f'{self.num_beams}: raise num_beams, or set sample.'
       )
 
 

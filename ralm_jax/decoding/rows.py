@@ -1,4 +1,5 @@
 """Rows that are continued each on its own: greedy decoding and sampling."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -26,11 +27,7 @@ class _Loop:
 
 
 def decode_rows(
-    stepper: Stepper,
-    choose: Choose,
-    constraints: Constraints,
-    *,
-    num_rows: int,
+  stepper: Stepper, choose: Choose, constraints: Constraints, *, num_rows: int
 ) -> Decoded:
   """Continues `num_rows` rows an example until all of them have ended.
 
@@ -49,41 +46,35 @@ def decode_rows(
     logits = logits.astype(jnp.float32)
     token = choose(constraints.apply(logits, loop.step), loop.step)
     token = jnp.where(loop.ended, constraints.pad_id, token).astype(jnp.int32)
-    chosen = jnp.take_along_axis(
-        jax.nn.log_softmax(logits, axis=-1), token[..., None], axis=-1
-    )[..., 0]
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[..., None], axis=-1)[
+      ..., 0
+    ]
     return _Loop(
-        step=loop.step + 1,
-        token=token,
-        tokens=jax.lax.dynamic_update_slice(
-            loop.tokens, token[..., None], (0, 0, loop.step)
-        ),
-        log_probs=loop.log_probs + jnp.where(loop.ended, 0.0, chosen),
-        ended=loop.ended | (token == constraints.eos_id),
-        cache=cache,
+      step=loop.step + 1,
+      token=token,
+      tokens=jax.lax.dynamic_update_slice(loop.tokens, token[..., None], (0, 0, loop.step)),
+      log_probs=loop.log_probs + jnp.where(loop.ended, 0.0, chosen),
+      ended=loop.ended | (token == constraints.eos_id),
+      cache=cache,
     )
 
   def unfinished(loop: _Loop) -> Array:
     return (loop.step < constraints.max_length) & ~jnp.all(loop.ended)
 
   nothing = _Loop(
-      step=jnp.zeros((), jnp.int32),
-      token=jnp.zeros(shape, jnp.int32),
-      tokens=jnp.full(
-          shape + (constraints.max_length,), constraints.pad_id, jnp.int32
-      ),
-      log_probs=jnp.zeros(shape, jnp.float32),
-      ended=jnp.zeros(shape, bool),
-      cache=None,
+    step=jnp.zeros((), jnp.int32),
+    token=jnp.zeros(shape, jnp.int32),
+    tokens=jnp.full(shape + (constraints.max_length,), constraints.pad_id, jnp.int32),
+    log_probs=jnp.zeros(shape, jnp.float32),
+    ended=jnp.zeros(shape, bool),
+    cache=None,
   )
   first = advance(
-      nothing,
-      jnp.broadcast_to(logits[:, None], (batch, num_rows, vocab)),
-      stepper.expand(cache, num_rows),
+    nothing,
+    jnp.broadcast_to(logits[:, None], (batch, num_rows, vocab)),
+    stepper.expand(cache, num_rows),
   )
   end = jax.lax.while_loop(
-      unfinished,
-      lambda loop: advance(loop, *stepper.step(loop.token, loop.cache)),
-      first,
+    unfinished, lambda loop: advance(loop, *stepper.step(loop.token, loop.cache)), first
   )
   return Decoded(end.tokens, end.log_probs, end.log_probs)

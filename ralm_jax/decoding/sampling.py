@@ -3,6 +3,7 @@
 Each function is Hugging Face's warper of its name; tokens are ruled out with
 -inf.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -65,9 +66,7 @@ def _keep_highest(scores: Array, enough: Callable[[Array], Array]) -> Array:
   """
   # Integers in the order of the floats: a negative number's bits are inverted,
   # a positive one's sign is set. The two zeros become one.
-  bits = jax.lax.bitcast_convert_type(
-      jnp.where(scores == 0, 0.0, scores), jnp.uint32
-  )
+  bits = jax.lax.bitcast_convert_type(jnp.where(scores == 0, 0.0, scores), jnp.uint32)
   sign = jnp.uint32(1 << 31)
   ordered = jnp.where(bits >= sign, ~bits, bits | sign)
 
@@ -75,9 +74,7 @@ def _keep_highest(scores: Array, enough: Callable[[Array], Array]) -> Array:
     higher = lowest | (sign >> i.astype(jnp.uint32))
     return jnp.where(enough(ordered >= higher[..., None]), higher, lowest)
 
-  lowest = jax.lax.fori_loop(
-      0, 32, raise_by_bit, jnp.zeros(scores.shape[:-1], jnp.uint32)
-  )
+  lowest = jax.lax.fori_loop(0, 32, raise_by_bit, jnp.zeros(scores.shape[:-1], jnp.uint32))
   # Whatever rounding makes of a sum of probabilities, the likeliest stays.
   lowest = jnp.minimum(lowest, jnp.max(ordered, axis=-1))
   return jnp.where(ordered >= lowest[..., None], scores, -jnp.inf)
@@ -103,8 +100,6 @@ def draw(options: DecodingOptions, rng: Array) -> Choose:
   """
 
   def choose(scores: Array, step: Array) -> Array:
-    return jax.random.categorical(
-        jax.random.fold_in(rng, step), warp(scores, options), axis=-1
-    )
+    return jax.random.categorical(jax.random.fold_in(rng, step), warp(scores, options), axis=-1)
 
   return choose

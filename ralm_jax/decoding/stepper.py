@@ -1,4 +1,5 @@
 """What decoding asks of a model, and what it gives back."""
+
 from __future__ import annotations
 
 from typing import Any, Protocol

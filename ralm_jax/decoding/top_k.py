@@ -4,6 +4,7 @@
 every device, even where only the batch is sharded. Reductions and gathers are
 not, and in blocks they are as fast.
 """
+
 from __future__ import annotations
 
 import jax
@@ -54,8 +55,6 @@ def _select(scores: Array, k: int) -> tuple[Array, Array]:
   # -inf is what has been taken already: nothing is taken twice, not even where
   # all that is left has been ruled out.
   left = jnp.maximum(scores, jnp.finfo(scores.dtype).min)
-  _, indices = jax.lax.scan(
-      select, left, None, length=k, unroll=min(k, _UNROLL)
-  )
+  _, indices = jax.lax.scan(select, left, None, length=k, unroll=min(k, _UNROLL))
   indices = jnp.moveaxis(indices, 0, -1)
   return jnp.take_along_axis(scores, indices, axis=-1), indices

@@ -1,4 +1,5 @@
 """How an evaluator has answers decoded; also the flags that say so."""
+
 from __future__ import annotations
 
 import argparse
@@ -42,13 +43,9 @@ class AnswerOptions:
   def __post_init__(self):
     if self.rag_decoding not in prediction.RAG_DECODINGS:
       raise ValueError(
-          f'rag_decoding {self.rag_decoding!r} is unknown; choose one of '
-          f'{prediction.RAG_DECODINGS}.'
+        f'rag_decoding {self.rag_decoding!r} is unknown; choose one of {prediction.RAG_DECODINGS}.'
       )
-    for name in (
-        'decoder_prefix_length', 'prefill_chunk', 'max_length',
-        'candidate_chunk',
-    ):
+    for name in ('decoder_prefix_length', 'prefill_chunk', 'max_length', 'candidate_chunk'):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f'{name} must be at least 1, got {value}.')
@@ -64,28 +61,22 @@ class AnswerOptions:
       TypeError: an unknown name.
     """
     own = {field.name for field in dataclasses.fields(cls)}
-    decoding = DecodingOptions(
-        **{name: value for name, value in values.items() if name not in own})
+    decoding = DecodingOptions(**{name: value for name, value in values.items() if name not in own})
     rest = {name: value for name, value in values.items() if name in own}
     return cls(decoding=decoding, **rest)
 
   def check_reading(self, reading: str) -> None:
     """Raises ValueError for a choice that has no effect on such a reader."""
-    if self.rag_decoding != 'thorough' and (
-        reading != 'rag_sequence' or self.decoding.sample
-    ):
+    if self.rag_decoding != 'thorough' and (reading != 'rag_sequence' or self.decoding.sample):
       raise ValueError(
-          f'rag_decoding = {self.rag_decoding!r} is of searches of '
-          f"RAG-Sequence; the checkpoint's reading is {reading!r}"
-          + (' and answers are drawn' if self.decoding.sample else '')
-          + ', where it has no effect.'
+        f'rag_decoding = {self.rag_decoding!r} is of searches of '
+        f"RAG-Sequence; the checkpoint's reading is {reading!r}"
+        + (' and answers are drawn' if self.decoding.sample else '')
+        + ', where it has no effect.'
       )
 
   def prefixes(
-      self,
-      questions: Sequence[str],
-      size: int,
-      tokenizer: QueryTokenizer,
+    self, questions: Sequence[str], size: int, tokenizer: QueryTokenizer
   ) -> tuple[np.ndarray, np.ndarray] | None:
     """Prefixes of questions and of padding rows.
 
@@ -104,19 +95,18 @@ class AnswerOptions:
     if not self.decoder_prefix:
       return None
     vocabulary = tokenizer.reader_vocabulary
-    tokens = np.full(
-        (size, self.decoder_prefix_length), vocabulary.pad_id, np.int32)
+    tokens = np.full((size, self.decoder_prefix_length), vocabulary.pad_id, np.int32)
     lengths = np.zeros(size, np.int32)
     for i, question in enumerate(questions):
       text = self.decoder_prefix.replace('{question}', question)
       ids = [*vocabulary.reader_prefix, *vocabulary.encode_start(text)]
       if len(ids) > self.decoder_prefix_length:
         raise ValueError(
-            f'The decoder prefix {text!r} has {len(ids)} tokens, more than '
-            f'decoder_prefix_length, {self.decoder_prefix_length}; raise it or '
-            'shorten the prefix.'
+          f'The decoder prefix {text!r} has {len(ids)} tokens, more than '
+          f'decoder_prefix_length, {self.decoder_prefix_length}; raise it or '
+          'shorten the prefix.'
         )
-      tokens[i, self.decoder_prefix_length - len(ids):] = ids
+      tokens[i, self.decoder_prefix_length - len(ids) :] = ids
       lengths[i] = len(ids)
     return tokens, lengths
 
@@ -125,41 +115,47 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   """A flag for each choice; `with_choices` turns them into arguments."""
   group = parser.add_argument_group('decoding')
   group.add_argument('--num_beams', type=int, default=1)
-  group.add_argument(
-      '--sample', action='store_true', help='draw tokens')
+  group.add_argument('--sample', action='store_true', help='draw tokens')
   group.add_argument('--temperature', type=float, default=1.0)
+  group.add_argument('--top_k', type=int, default=0, help='draw among so many; 0 for all')
   group.add_argument(
-      '--top_k', type=int, default=0, help='draw among so many; 0 for all')
+    '--top_p',
+    type=float,
+    default=1.0,
+    help='draw among the likeliest with so much probability together',
+  )
+  group.add_argument('--seed', type=int, default=0, help='of the draws')
   group.add_argument(
-      '--top_p', type=float, default=1.0,
-      help='draw among the likeliest with so much probability together')
+    '--length_penalty',
+    type=float,
+    default=1.0,
+    help='above 0 favours long answers of a beam search',
+  )
   group.add_argument(
-      '--seed', type=int, default=0, help='of the draws')
+    '--early_stopping',
+    choices=('true', 'false', 'never'),
+    default='false',
+    help='when a beam search ends, as in Hugging Face',
+  )
+  group.add_argument('--min_length', type=int, default=0, help='tokens of an answer at least')
   group.add_argument(
-      '--length_penalty', type=float, default=1.0,
-      help='above 0 favours long answers of a beam search')
+    '--max_length', type=int, help='tokens of an answer at most (default: as in training)'
+  )
+  group.add_argument('--num_return', type=int, default=1, help='answers of each question')
   group.add_argument(
-      '--early_stopping', choices=('true', 'false', 'never'), default='false',
-      help='when a beam search ends, as in Hugging Face')
-  group.add_argument(
-      '--min_length', type=int, default=0, help='tokens of an answer at least')
-  group.add_argument(
-      '--max_length', type=int,
-      help='tokens of an answer at most (default: as in training)')
-  group.add_argument(
-      '--num_return', type=int, default=1, help='answers of each question')
-  group.add_argument(
-      '--rag_decoding', choices=prediction.RAG_DECODINGS, default='thorough',
-      help='of RAG-Sequence')
+    '--rag_decoding', choices=prediction.RAG_DECODINGS, default='thorough', help='of RAG-Sequence'
+  )
   group.add_argument('--candidate_chunk', type=int, help=argparse.SUPPRESS)
   group.add_argument(
-      '--decoder_prefix', default='', metavar='TEXT',
-      help='what every answer begins with; {question} stands for the question')
+    '--decoder_prefix',
+    default='',
+    metavar='TEXT',
+    help='what every answer begins with; {question} stands for the question',
+  )
   group.add_argument(
-      '--decoder_prefix_length', type=int, default=64,
-      help='tokens that has at most')
-  group.add_argument(
-      '--prefill_chunk', type=int, default=128, help=argparse.SUPPRESS)
+    '--decoder_prefix_length', type=int, default=64, help='tokens that has at most'
+  )
+  group.add_argument('--prefill_chunk', type=int, default=128, help=argparse.SUPPRESS)
 
 
 def with_choices(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 """Evaluator: questions to answers, with their passages and metrics."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -38,21 +39,21 @@ class Evaluator:
   """
 
   def __init__(
-      self,
-      spec: Specification,
-      partitioner: Partitioner,
-      retriever: PassageRetriever | None,
-      *,
-      batch_size: int = 32,
-      rerank_to: int | None = None,
-      rerank_chunk: int | None = None,
-      answering: AnswerOptions = AnswerOptions(),
-      file_passages: int | None = None,
-      search_filter: str = 'passage',
-      reads: bool = True,
-      passage_effects: bool = False,
-      with_loss: bool = False,
-      metrics: str = 'qa',
+    self,
+    spec: Specification,
+    partitioner: Partitioner,
+    retriever: PassageRetriever | None,
+    *,
+    batch_size: int = 32,
+    rerank_to: int | None = None,
+    rerank_chunk: int | None = None,
+    answering: AnswerOptions = AnswerOptions(),
+    file_passages: int | None = None,
+    search_filter: str = 'passage',
+    reads: bool = True,
+    passage_effects: bool = False,
+    with_loss: bool = False,
+    metrics: str = 'qa',
   ):
     """Compiles nothing yet.
 
@@ -76,20 +77,18 @@ class Evaluator:
     """
     size = passage_sources.per_process(batch_size, partitioner)
     if retriever is None and file_passages is None and not spec.text.closed_book:
+      raise ValueError('The model reads passages; give an index (--index or --retrieval_address).')
+    if not reads and (spec.text.closed_book or passage_effects or with_loss):
       raise ValueError(
-          'The model reads passages; give an index (--index or '
-          '--retrieval_address).'
+        'Without the reader there are neither answers nor likelihoods: '
+        'retrieving alone goes neither with closed-book models nor with '
+        '--passage_effects or --with_loss.'
       )
-    if not reads and (
-        spec.text.closed_book or passage_effects or with_loss):
-      raise ValueError(
-          'Without the reader there are neither answers nor likelihoods: '
-          'retrieving alone goes neither with closed-book models nor with '
-          '--passage_effects or --with_loss.')
     if passage_effects and (spec.text.closed_book or answering.decoder_prefix):
       raise ValueError(
-          '--passage_effects goes neither with closed-book models, which read '
-          'no passage, nor with a decoder prefix.')
+        '--passage_effects goes neither with closed-book models, which read '
+        'no passage, nor with a decoder prefix.'
+      )
     self.spec = spec
     self.partitioner = partitioner
     self.batch_size, self.size = batch_size, size
@@ -98,12 +97,12 @@ class Evaluator:
       self._source = NoPassages(spec, size)
     elif file_passages is not None:
       self._source = FileSource(
-          spec, partitioner, size, file_passages,
-          excludes=search_filter != 'none')
+        spec, partitioner, size, file_passages, excludes=search_filter != 'none'
+      )
     else:
       self._source = IndexSource(
-          spec, partitioner, retriever, size, rerank_to=rerank_to,
-          rerank_chunk=rerank_chunk)
+        spec, partitioner, retriever, size, rerank_to=rerank_to, rerank_chunk=rerank_chunk
+      )
     answering.check_reading(spec.model.reading)
     self._answering = answering
     self._reads = reads
@@ -113,8 +112,8 @@ class Evaluator:
     self._effects = None
     if passage_effects:
       self._effects = partitioner.partition_rows(
-          lambda params, batch: effects_lib.passage_effects(
-              spec.model, params, batch))
+        lambda params, batch: effects_lib.passage_effects(spec.model, params, batch)
+      )
     self._batches = 0
 
   @property
@@ -127,31 +126,27 @@ class Evaluator:
     """Names what passages are taken from, as it is now."""
     return self._source.name
 
-  def _decode(
-      self, params: PyTree, batch: ReaderBatch, key: jax.Array
-  ) -> Decoded:
+  def _decode(self, params: PyTree, batch: ReaderBatch, key: jax.Array) -> Decoded:
     chosen, model = self._answering, self.spec.model
     return model.predict(
-        params, batch,
-        max_length=chosen.max_length or self.spec.text.target_length,
-        options=chosen.decoding, rag_decoding=chosen.rag_decoding,
-        candidate_chunk=chosen.candidate_chunk,
-        prefill_chunk=chosen.prefill_chunk,
-        rng=jax.random.wrap_key_data(key) if chosen.decoding.sample else None,
+      params,
+      batch,
+      max_length=chosen.max_length or self.spec.text.target_length,
+      options=chosen.decoding,
+      rag_decoding=chosen.rag_decoding,
+      candidate_chunk=chosen.candidate_chunk,
+      prefill_chunk=chosen.prefill_chunk,
+      rng=jax.random.wrap_key_data(key) if chosen.decoding.sample else None,
     )
 
-  def retrieve(
-      self, params: PyTree, questions: Sequence[Question | str]
-  ) -> Retrieved:
+  def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:
     """Passages of at most `size` questions, without what these exclude.
 
     Rows beyond the questions are those of padding.
     """
     return self._source.retrieve(params, questions)
 
-  def answer(
-      self, params: PyTree, questions: Sequence[Question | str]
-  ) -> list[Answer]:
+  def answer(self, params: PyTree, questions: Sequence[Question | str]) -> list[Answer]:
     """Answers at most `size` questions.
 
     Every process calls this with its own questions, as many times.
@@ -170,14 +165,19 @@ class Evaluator:
     answers = []
     for rows, own, one in zip(tokens, log_probs, found):
       texts = list(zip(map(tokenizer.answer, rows), map(float, own)))
-      answers.append(dataclasses.replace(
-          one, prediction=texts[0][0], log_probability=texts[0][1],
+      answers.append(
+        dataclasses.replace(
+          one,
+          prediction=texts[0][0],
+          log_probability=texts[0][1],
           # Fewer answers than asked for may exist.
-          alternatives=tuple(a for a in texts[1:] if np.isfinite(a[1]))))
+          alternatives=tuple(a for a in texts[1:] if np.isfinite(a[1])),
+        )
+      )
     return self.with_likelihoods(params, batch, questions, tokens[:, 0], answers)
 
   def find(
-      self, params: PyTree, questions: Sequence[Question | str]
+    self, params: PyTree, questions: Sequence[Question | str]
   ) -> tuple[Retrieved, list[Answer]]:
     """Passages of a batch, also as answers that have no prediction yet."""
     retrieved = self.retrieve(params, questions)
@@ -187,17 +187,15 @@ class Evaluator:
       passages = self._passages(retrieved, len(questions))
       n_passages = retrieved.rows.shape[1]
     return retrieved, [
-        Answer(
-            None, None, shown, n_passages, retrieved.index_id,
-            retrieved.generation)
-        for shown in passages
+      Answer(None, None, shown, n_passages, retrieved.index_id, retrieved.generation)
+      for shown in passages
     ]
 
   def reader_batch(
-      self,
-      questions: Sequence[Question | str],
-      retrieved: Retrieved,
-      targets: Sequence[str] | None = None,
+    self,
+    questions: Sequence[Question | str],
+    retrieved: Retrieved,
+    targets: Sequence[str] | None = None,
   ) -> ReaderBatch:
     """Host arrays for the reader.
 
@@ -208,8 +206,7 @@ class Evaluator:
     """
     texts = list(map(passage_sources.question_text, questions))
     queries = self.spec.tokenizer.batch(texts, targets, size=self.size)
-    batch = self._source.assembler.reader_batch(
-        queries, retrieved.rows, with_retriever=False)
+    batch = self._source.assembler.reader_batch(queries, retrieved.rows, with_retriever=False)
     if self.spec.model.marginalizes:
       batch = batch.replace(passage_scores=retrieved.scores)
     prefixes = self._answering.prefixes(texts, self.size, self.spec.tokenizer)
@@ -218,12 +215,12 @@ class Evaluator:
     return batch.replace(prefix_tokens=prefixes[0], prefix_lengths=prefixes[1])
 
   def with_likelihoods(
-      self,
-      params: PyTree,
-      batch: ReaderBatch,
-      questions: Sequence[Question | str],
-      tokens: np.ndarray,
-      answers: list[Answer],
+    self,
+    params: PyTree,
+    batch: ReaderBatch,
+    questions: Sequence[Question | str],
+    tokens: np.ndarray,
+    answers: list[Answer],
   ) -> list[Answer]:
     """Adds losses of targets and effects of passages where they are asked for.
 
@@ -241,75 +238,70 @@ class Evaluator:
     return answers
 
   def _with_losses(
-      self,
-      params: PyTree,
-      batch: ReaderBatch,
-      questions: Sequence[Question | str],
-      answers: list[Answer],
+    self,
+    params: PyTree,
+    batch: ReaderBatch,
+    questions: Sequence[Question | str],
+    answers: list[Answer],
   ) -> list[Answer]:
     """Adds the mean negative log-likelihood of a target's tokens."""
-    targets = [getattr(q, 'target', None) or next(iter(getattr(q, 'answers', ())), '')
-               for q in questions]
-    tokens = self.spec.tokenizer.batch(
-        [''] * len(targets), targets, size=self.size).target_tokens
+    targets = [
+      getattr(q, 'target', None) or next(iter(getattr(q, 'answers', ())), '') for q in questions
+    ]
+    tokens = self.spec.tokenizer.batch([''] * len(targets), targets, size=self.size).target_tokens
     mask = tokens != self.spec.tokenizer.reader_vocabulary.pad_id
     mask[[i for i, target in enumerate(targets) if not target]] = False
-    mask[len(targets):] = False
-    log_probs = partitioning.local_rows(self._score(
-        params, self.partitioner.put_batch(
-            batch.replace(target_tokens=tokens, target_mask=mask))))
+    mask[len(targets) :] = False
+    log_probs = partitioning.local_rows(
+      self._score(
+        params, self.partitioner.put_batch(batch.replace(target_tokens=tokens, target_mask=mask))
+      )
+    )
     lengths = mask.sum(-1)
     return [
-        dataclasses.replace(answer, loss=float(-log_prob / n)) if n else answer
-        for answer, log_prob, n in zip(answers, log_probs, lengths)
+      dataclasses.replace(answer, loss=float(-log_prob / n)) if n else answer
+      for answer, log_prob, n in zip(answers, log_probs, lengths)
     ]
 
   def _with_effects(
-      self,
-      params: PyTree,
-      batch: ReaderBatch,
-      tokens: np.ndarray,
-      answers: list[Answer],
+    self, params: PyTree, batch: ReaderBatch, tokens: np.ndarray, answers: list[Answer]
   ) -> list[Answer]:
     """Adds each passage's effect on the likelihood of the answer decoded."""
     mask = tokens != self.spec.tokenizer.reader_vocabulary.pad_id
-    mask[len(answers):] = False
-    effects = partitioning.local_rows(self._effects(
-        params, self.partitioner.put_batch(
-            batch.replace(target_tokens=tokens, target_mask=mask))))
+    mask[len(answers) :] = False
+    effects = partitioning.local_rows(
+      self._effects(
+        params, self.partitioner.put_batch(batch.replace(target_tokens=tokens, target_mask=mask))
+      )
+    )
     return [
-        dataclasses.replace(answer, passages=tuple(
-            dataclasses.replace(shown, effect=float(effect))
-            for shown, effect in zip(answer.passages, own)))
-        for answer, own in zip(answers, effects)
+      dataclasses.replace(
+        answer,
+        passages=tuple(
+          dataclasses.replace(shown, effect=float(effect))
+          for shown, effect in zip(answer.passages, own)
+        ),
+      )
+      for answer, own in zip(answers, effects)
     ]
 
-  def _passages(
-      self, retrieved: Retrieved, count: int
-  ) -> list[tuple[AnsweredPassage, ...]]:
+  def _passages(self, retrieved: Retrieved, count: int) -> list[tuple[AnsweredPassage, ...]]:
     probabilities = retrieved.probabilities(self.spec.model.score_divisor)
     stored = self._source.store.passages(retrieved.rows[:count].ravel())
     k = retrieved.rows.shape[1]
     return [
-        tuple(
-            AnsweredPassage(
-                stored[i * k + j],
-                float(retrieved.scores[i, j]),
-                float(probabilities[i, j]),
-            )
-            for j in range(k)
-            if retrieved.rows[i, j] >= 0
+      tuple(
+        AnsweredPassage(
+          stored[i * k + j], float(retrieved.scores[i, j]), float(probabilities[i, j])
         )
-        for i in range(count)
+        for j in range(k)
+        if retrieved.rows[i, j] >= 0
+      )
+      for i in range(count)
     ]
 
   def predictions(
-      self,
-      params: PyTree,
-      questions: Sequence[Question],
-      *,
-      done: int = 0,
-      progress: bool = False,
+    self, params: PyTree, questions: Sequence[Question], *, done: int = 0, progress: bool = False
   ) -> Iterator[dict[str, Any]]:
     """One `predictions.jsonl` record a question of this process, in order.
 
@@ -321,28 +313,18 @@ class Evaluator:
     """
     self._batches = done
     starts = range(done * self.batch_size, len(questions), self.batch_size)
-    for start in progress_lib.bar(
-        starts, desc='answering', unit=' batches', show=progress
-    ):
+    for start in progress_lib.bar(starts, desc='answering', unit=' batches', show=progress):
       mine = self.mine(questions, start)
       answers = self.answer(params, mine)
       for question, answer in zip(mine, answers):
         yield records.prediction_record(question, answer, self._metrics)
 
-  def mine(
-      self, questions: Sequence[Question], start: int
-  ) -> Sequence[Question]:
+  def mine(self, questions: Sequence[Question], start: int) -> Sequence[Question]:
     """This process's part of the batch that begins at a question."""
     first = start + jax.process_index() * self.size
     return questions[first : min(first + self.size, start + self.batch_size)]
 
-  def retrieval_recall(
-      self,
-      params: PyTree,
-      questions: Sequence[Question],
-      *,
-      k: int,
-  ) -> float:
+  def retrieval_recall(self, params: PyTree, questions: Sequence[Question], *, k: int) -> float:
     """Share of questions with a gold passage among the first k; no reader.
 
     Raises:
@@ -357,23 +339,21 @@ class Evaluator:
         if not question.gold_passage_ids:
           continue
         shown = self._source.store.passages(rows[:k])
-        found = retrieval.gold_hits(
-            records.known_as(shown, question), question.gold_passage_ids)
+        found = retrieval.gold_hits(records.known_as(shown, question), question.gold_passage_ids)
         hits.append(bool(found.any()))
     if not hits:
       raise ValueError(
-          'No question names a gold passage (gold_passage_id), so recall by '
-          'passage is undefined.'
+        'No question names a gold passage (gold_passage_id), so recall by passage is undefined.'
       )
     return float(np.mean(hits))
 
   def evaluate(
-      self,
-      params: PyTree,
-      questions: Sequence[Question],
-      *,
-      output: str | os.PathLike[str] | None = None,
-      progress: bool = False,
+    self,
+    params: PyTree,
+    questions: Sequence[Question],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    progress: bool = False,
   ) -> dict[str, Any]:
     """Answers all questions and averages the metrics over all processes.
 
@@ -387,5 +367,7 @@ class Evaluator:
       See `summary.summarize`.
     """
     return prediction_files.write(
-        functools.partial(self.predictions, params, questions, progress=progress),
-        output, metrics=self._metrics)
+      functools.partial(self.predictions, params, questions, progress=progress),
+      output,
+      metrics=self._metrics,
+    )

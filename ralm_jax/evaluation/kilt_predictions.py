@@ -6,6 +6,7 @@ Wikipedia pages it was given, best first:
   {"id": "...", "output": [{"answer": "...",
                             "provenance": [{"wikipedia_id": "...", "title": "..."}]}]}
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,9 +24,7 @@ PAGE_FIELDS = ('auto', 'document', 'id', 'title')
 SEPARATORS = '_#-:'
 
 
-def page_of(
-    passage: Mapping[str, Any], field: str = 'auto', separators: str = SEPARATORS
-) -> str:
+def page_of(passage: Mapping[str, Any], field: str = 'auto', separators: str = SEPARATORS) -> str:
   """The page a passage is of, as provenance names it.
 
   Args:
@@ -44,8 +43,7 @@ def page_of(
     ValueError: the field is none of `PAGE_FIELDS`.
   """
   if field not in PAGE_FIELDS:
-    raise ValueError(
-        f'the page field is {field!r}; it must be one of {", ".join(PAGE_FIELDS)}')
+    raise ValueError(f'the page field is {field!r}; it must be one of {", ".join(PAGE_FIELDS)}')
   document = str(passage.get('document') or '').strip()
   if field == 'document' or (field == 'auto' and document):
     return document
@@ -54,12 +52,11 @@ def page_of(
   identifier = passages_lib.source_id(str(passage.get('id') or '').strip())
   # What begins with a separator has no page before it: the whole id it is.
   ends = [end for character in separators if (end := identifier.find(character)) > 0]
-  return identifier[:min(ends)] if ends else identifier
+  return identifier[: min(ends)] if ends else identifier
 
 
 def pages_of(
-    passages: Sequence[Mapping[str, Any]], field: str = 'auto',
-    separators: str = SEPARATORS,
+  passages: Sequence[Mapping[str, Any]], field: str = 'auto', separators: str = SEPARATORS
 ) -> list[str]:
   """Each page once, best first; passages without one are left out."""
   pages = (page_of(passage, field, separators) for passage in passages)
@@ -67,13 +64,13 @@ def pages_of(
 
 
 def write(
-    predictions: str | os.PathLike,
-    output: str | os.PathLike,
-    *,
-    record_format: str,
-    page_field: str = 'auto',
-    separators: str = SEPARATORS,
-    with_text: bool = False,
+  predictions: str | os.PathLike,
+  output: str | os.PathLike,
+  *,
+  record_format: str,
+  page_field: str = 'auto',
+  separators: str = SEPARATORS,
+  with_text: bool = False,
 ) -> int:
   """Turns a predictions.jsonl into a file of KILT's.
 
@@ -97,13 +94,12 @@ def write(
       names a page.
   """
   if record_format not in kilt.EXPECTED:
-    raise ValueError(
-        f'record_format is {record_format!r}; KILT\'s are '
-        f'{", ".join(kilt.EXPECTED)}')
+    raise ValueError(f"record_format is {record_format!r}; KILT's are {', '.join(kilt.EXPECTED)}")
   if os.path.realpath(output) == os.path.realpath(predictions):
     raise ValueError(
-        f'{os.fspath(output)}: the output would replace the predictions that it '
-        'is made of; name another file')
+      f'{os.fspath(output)}: the output would replace the predictions that it '
+      'is made of; name another file'
+    )
   seen: dict[str, int] = {}
   with atomic_files.replacing(output) as aside:
     with open(aside, 'w', encoding='utf-8') as file:
@@ -112,15 +108,15 @@ def write(
         _check(record, where)
         if record['id'] in seen:
           raise ValueError(
-              f"{where}: field 'id': {record['id']!r} is already the id of line "
-              f'{seen[record["id"]]}; a KILT file has one prediction a question')
+            f"{where}: field 'id': {record['id']!r} is already the id of line "
+            f'{seen[record["id"]]}; a KILT file has one prediction a question'
+          )
         seen[record['id']] = line
-        provenance = list(_provenance(
-            record.get('passages') or [], where, page_field, separators, with_text))
-        answer = kilt.published_answer(
-            record['prediction'].strip(), record_format)
-        row = {'id': record['id'],
-               'output': [{'answer': answer, 'provenance': provenance}]}
+        provenance = list(
+          _provenance(record.get('passages') or [], where, page_field, separators, with_text)
+        )
+        answer = kilt.published_answer(record['prediction'].strip(), record_format)
+        row = {'id': record['id'], 'output': [{'answer': answer, 'provenance': provenance}]}
         file.write(json.dumps(row, ensure_ascii=False) + '\n')
     if not seen:
       raise ValueError(f'{os.fspath(predictions)}: holds no predictions')
@@ -131,13 +127,14 @@ def _check(record: Mapping[str, Any], where: str) -> None:
   for name in ('id', 'prediction'):
     if not isinstance(record.get(name), str):
       raise ValueError(
-          f'{where}: field {name!r} must be a string, found '
-          f'{json_records.kind(record.get(name))}; is this a predictions.jsonl?')
+        f'{where}: field {name!r} must be a string, found '
+        f'{json_records.kind(record.get(name))}; is this a predictions.jsonl?'
+      )
   passages = record.get('passages')
   if not isinstance(passages, list | None):
     raise ValueError(
-        f"{where}: field 'passages' must be a list of objects, found "
-        f'{json_records.kind(passages)}')
+      f"{where}: field 'passages' must be a list of objects, found {json_records.kind(passages)}"
+    )
   for number, passage in enumerate(passages or []):
     _check_passage(passage, f"{where}: field 'passages[{number}]")
 
@@ -145,20 +142,17 @@ def _check(record: Mapping[str, Any], where: str) -> None:
 def _check_passage(passage: Any, where: str) -> None:
   """Checks the fields that are used; `where` ends within a quoted name."""
   if not isinstance(passage, dict):
-    raise ValueError(
-        f"{where}' must be an object, found {json_records.kind(passage)}")
+    raise ValueError(f"{where}' must be an object, found {json_records.kind(passage)}")
   for name in ('id', 'document', 'title', 'text'):
     value = passage.get(name)
     # bool is an int in Python, but true is no id.
     known = str | None if name in ('title', 'text') else str | int | None
     if isinstance(value, bool) or not isinstance(value, known):
-      raise ValueError(
-          f"{where}.{name}' must be a string, found {json_records.kind(value)}")
+      raise ValueError(f"{where}.{name}' must be a string, found {json_records.kind(value)}")
 
 
 def _provenance(
-    passages: Sequence[Mapping[str, Any]], where: str, field: str,
-    separators: str, with_text: bool,
+  passages: Sequence[Mapping[str, Any]], where: str, field: str, separators: str, with_text: bool
 ) -> Iterator[dict[str, str]]:
   shown: set[str] = set()
   for passage in passages:
@@ -167,32 +161,36 @@ def _provenance(
       continue
     shown.add(page)
     yield {
-        'wikipedia_id': page,
-        **({'title': passage['title']} if passage.get('title') else {}),
-        **({'text': passage.get('text') or ''} if with_text else {}),
+      'wikipedia_id': page,
+      **({'title': passage['title']} if passage.get('title') else {}),
+      **({'text': passage.get('text') or ''} if with_text else {}),
     }
   if passages and not shown:
     raise ValueError(
-        f'{where}: none of the {len(passages)} passages names a page in '
-        f'{field!r}; choose another page field')
+      f'{where}: none of the {len(passages)} passages names a page in '
+      f'{field!r}; choose another page field'
+    )
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Writes a file of KILT's from command-line flags."""
   parser = argparse.ArgumentParser(prog=prog, description=__doc__.split('\n', 1)[0])
   parser.add_argument('--predictions', required=True, metavar='predictions.jsonl')
-  parser.add_argument(
-      '--record_format', required=True, choices=kilt.EXPECTED)
+  parser.add_argument('--record_format', required=True, choices=kilt.EXPECTED)
   parser.add_argument('--output', required=True, metavar='FILE')
   parser.add_argument(
-      '--page_field', choices=PAGE_FIELDS, default='auto',
-      help='where a passage names its page; auto: its document, else its id up '
-           'to a separator')
+    '--page_field',
+    choices=PAGE_FIELDS,
+    default='auto',
+    help='where a passage names its page; auto: its document, else its id up to a separator',
+  )
   parser.add_argument(
-      '--separators', default=SEPARATORS, metavar='CHARACTERS',
-      help="what ends a page's id within a passage's")
-  parser.add_argument(
-      '--with_text', action='store_true', help='write every passage with its text')
+    '--separators',
+    default=SEPARATORS,
+    metavar='CHARACTERS',
+    help="what ends a page's id within a passage's",
+  )
+  parser.add_argument('--with_text', action='store_true', help='write every passage with its text')
   arguments = parser.parse_args(argv)
   count = write(**vars(arguments))
   print(f'{arguments.output}: {count:,} predictions')

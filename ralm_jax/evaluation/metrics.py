@@ -7,6 +7,7 @@ of the `rouge-score` package, as T5's scores are; KILT's scorer uses another
 (`kilt_metrics.rouge_l`).
 Every score is a fraction between 0 and 1 and the best over the references.
 """
+
 import collections
 from collections.abc import Mapping, Sequence
 import functools
@@ -93,9 +94,7 @@ def _token_f1(prediction: list[str], answer: list[str]) -> float:
   return 2 * precision * recall / (precision + recall)
 
 
-def rouge_l(
-    prediction: str, answers: Sequence[str], *, use_stemmer: bool = False
-) -> float:
+def rouge_l(prediction: str, answers: Sequence[str], *, use_stemmer: bool = False) -> float:
   """ROUGE-L F-measure (longest common subsequence), the best over the answers.
 
   The package keeps ASCII letters and digits only: text in another script
@@ -116,10 +115,7 @@ def rouge_l(
   """
   _check(prediction, answers)
   scorer = _rouge_scorer(use_stemmer)
-  return max(
-      float(scorer.score(answer, prediction)['rougeL'].fmeasure)
-      for answer in answers
-  )
+  return max(float(scorer.score(answer, prediction)['rougeL'].fmeasure) for answer in answers)
 
 
 @functools.lru_cache(maxsize=2)
@@ -127,15 +123,11 @@ def _rouge_scorer(use_stemmer: bool) -> Any:
   try:
     from rouge_score import rouge_scorer  # Optional, and slow to import.
   except ImportError as error:
-    raise ImportError(
-        'rouge_l needs the rouge-score package: pip install rouge-score'
-    ) from error
+    raise ImportError('rouge_l needs the rouge-score package: pip install rouge-score') from error
   return rouge_scorer.RougeScorer(['rougeL'], use_stemmer=use_stemmer)
 
 
-def mean_metrics(
-    rows: Sequence[Mapping[str, float | None]],
-) -> dict[str, float | None]:
+def mean_metrics(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
   """Averages each metric over the rows that have it.
 
   A metric that is None in a row, or missing there, does not apply to that
@@ -169,32 +161,27 @@ def mean_metrics(
   # fsum does not depend on the order, so that hosts which evaluated the
   # questions in another order print the same digits.
   return {
-      name: math.fsum(column) / len(column) if column else None
-      for name, column in values.items()
+    name: math.fsum(column) / len(column) if column else None for name, column in values.items()
   }
 
 
 def _no_number(name: str, index: int, value: Any) -> str:
-  return (
-      f'metric {name!r} of row {index} is {value!r}; it must be a number or None'
-  )
+  return f'metric {name!r} of row {index} is {value!r}; it must be a number or None'
 
 
 def _check(prediction: str, answers: Sequence[str]) -> None:
   if not isinstance(prediction, str):
-    raise TypeError(
-        f'the prediction must be a string, not {type(prediction).__name__}'
-    )
+    raise TypeError(f'the prediction must be a string, not {type(prediction).__name__}')
   # A bare string is a sequence of letters and would score silently wrong.
   if isinstance(answers, str) or not isinstance(answers, Sequence):
     raise TypeError(
-        'answers must be a list of strings, not '
-        f'{type(answers).__name__}; write [answer] for a single one'
+      'answers must be a list of strings, not '
+      f'{type(answers).__name__}; write [answer] for a single one'
     )
   if not answers:
     raise ValueError(
-        'answers is empty: there is nothing to compare the prediction with; '
-        'leave questions without answers out of the score'
+      'answers is empty: there is nothing to compare the prediction with; '
+      'leave questions without answers out of the score'
     )
   for answer in answers:
     if not isinstance(answer, str):

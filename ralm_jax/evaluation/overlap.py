@@ -20,6 +20,7 @@ A question is clean if no question of the training data is like it and the
 corpus does not hold it. An answer seen in training leaves it clean: most are.
 Paraphrases in other words, which Lewis et al. marked by hand, are not found.
 """
+
 from __future__ import annotations
 
 import collections
@@ -57,8 +58,7 @@ class Settings:
   def __post_init__(self):
     for name in ('word_overlap', 'span_share'):
       if not 0.0 < getattr(self, name) <= 1.0:
-        raise ValueError(
-            f'{name} is {getattr(self, name)}; it must be over 0 and at most 1')
+        raise ValueError(f'{name} is {getattr(self, name)}; it must be over 0 and at most 1')
     if self.min_words < 1:
       raise ValueError(f'min_words is {self.min_words}; it must be at least 1')
 
@@ -121,9 +121,7 @@ def answer_texts(question: Question) -> list[str]:
 
 
 def training_matches(
-    questions: Sequence[Question],
-    training: Iterable[Question],
-    settings: Settings = Settings(),
+  questions: Sequence[Question], training: Iterable[Question], settings: Settings = Settings()
 ) -> list[TrainingMatch]:
   """Compares every question with every training question.
 
@@ -156,8 +154,8 @@ def training_matches(
       known = matches[number]
       if (kind == 'exact', overlap) > (known.kind == 'exact', known.word_overlap):
         matches[number] = dataclasses.replace(
-            known, kind=kind, id=other.id, question=other.question,
-            word_overlap=overlap)
+          known, kind=kind, id=other.id, question=other.question, word_overlap=overlap
+        )
   return matches
 
 
@@ -175,8 +173,7 @@ class _Likeness:
   def __init__(self, texts: Sequence[str], threshold: float):
     self._threshold = threshold
     self._sets = [frozenset(word_spans.words_of(text)) for text in texts]
-    self._counts = collections.Counter(
-        word for words in self._sets for word in words)
+    self._counts = collections.Counter(word for words in self._sets for word in words)
     self._by_word: dict[str, list[int]] = collections.defaultdict(list)
     for number, words in enumerate(self._sets):
       for word in self._rarest(words):
@@ -191,9 +188,7 @@ class _Likeness:
     words = frozenset(word_spans.words_of(text))
     if not words:
       return
-    candidates = {
-        number for word in self._rarest(words)
-        for number in self._by_word.get(word, ())}
+    candidates = {number for word in self._rarest(words) for number in self._by_word.get(word, ())}
     for number in sorted(candidates):
       both = len(words & self._sets[number])
       similarity = both / (len(words) + len(self._sets[number]) - both)
@@ -208,15 +203,13 @@ class CorpusScan:
     matches: the best match so far, by number of the question.
   """
 
-  def __init__(
-      self, questions: Sequence[Question],
-      settings: Settings = Settings()):
+  def __init__(self, questions: Sequence[Question], settings: Settings = Settings()):
     """Indexes the questions."""
     self._questions = questions
     self._answers = [answer_texts(question) for question in questions]
     self._finder = SpanFinder(
-        [question.question for question in questions], settings.span_share,
-        settings.min_words)
+      [question.question for question in questions], settings.span_share, settings.min_words
+    )
     self.matches: dict[int, CorpusMatch] = {}
 
   def is_searched(self, number: int) -> bool:
@@ -231,12 +224,11 @@ class CorpusScan:
       if {passage.id, passage.source_id}.intersection(question.exclude_passage_ids):
         continue
       match = CorpusMatch(
-          passage_id=passage.id,
-          title=passage.merged_title,
-          span=self._finder.span_text(span),
-          share=span.length / self._finder.n_words(span.question),
-          has_answer=retrieval.has_answer(
-              texts[span.passage], self._answers[span.question]),
+        passage_id=passage.id,
+        title=passage.merged_title,
+        span=self._finder.span_text(span),
+        share=span.length / self._finder.n_words(span.question),
+        has_answer=retrieval.has_answer(texts[span.passage], self._answers[span.question]),
       )
       known = self.matches.get(span.question)
       if known is not None:
@@ -248,14 +240,13 @@ class CorpusScan:
 def digest(questions: Sequence[Question], settings: Settings) -> str:
   """Identifies what a scan looks for, so that one can be continued."""
   content = [dataclasses.astuple(settings)] + [
-      (q.id, q.question, answer_texts(q), q.exclude_passage_ids) for q in questions]
+    (q.id, q.question, answer_texts(q), q.exclude_passage_ids) for q in questions
+  ]
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def report_rows(
-    questions: Sequence[Question],
-    training: Sequence[TrainingMatch] | None,
-    corpus: CorpusScan | None,
+  questions: Sequence[Question], training: Sequence[TrainingMatch] | None, corpus: CorpusScan | None
 ) -> list[dict[str, Any]]:
   """One object a question.
 
@@ -273,9 +264,9 @@ def report_rows(
   for number, question in enumerate(questions):
     match = corpus.matches.get(number) if corpus else None
     row = {
-        'id': question.id,
-        'question': question.question,
-        'clean': match is None and not (training and training[number].kind),
+      'id': question.id,
+      'question': question.question,
+      'clean': match is None and not (training and training[number].kind),
     }
     if question.group:
       row['group'] = question.group
@@ -298,15 +289,13 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     `in_corpus_with_answer` and `too_short`; of groups `groups`, from group to
     count and clean.
   """
-  result: dict[str, Any] = {
-      'count': len(rows), 'clean': sum(row['clean'] for row in rows)}
+  result: dict[str, Any] = {'count': len(rows), 'clean': sum(row['clean'] for row in rows)}
   trained = [row['training'] for row in rows if 'training' in row]
   if trained:
     result['question_exact'] = sum(m['kind'] == 'exact' for m in trained)
     result['question_near'] = sum(m['kind'] == 'near' for m in trained)
     result['answer'] = sum(m['answer'] is not None for m in trained)
-    result |= {name: sum(row['category'] == name for row in rows)
-               for name in CATEGORIES}
+    result |= {name: sum(row['category'] == name for row in rows) for name in CATEGORIES}
   if any('corpus' in row for row in rows):
     found = [row['corpus'] for row in rows if row['corpus']]
     result['in_corpus'] = len(found)
@@ -322,7 +311,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def scores_by_cleanness(
-    rows: Sequence[Mapping[str, Any]], predictions: Iterable[Mapping[str, Any]]
+  rows: Sequence[Mapping[str, Any]], predictions: Iterable[Mapping[str, Any]]
 ) -> dict[str, dict[str, float | int | None]]:
   """The mean metrics of predictions over all, clean and other questions.
 
@@ -339,19 +328,22 @@ def scores_by_cleanness(
   """
   by_id = {row['id']: row for row in rows}
   parts: dict[str, list[dict[str, float | None]]] = {
-      name: [] for name in ('all', 'clean', 'leaked')}
+    name: [] for name in ('all', 'clean', 'leaked')
+  }
   if any('category' in row for row in rows):
     parts |= {name: [] for name in CATEGORIES}
   for prediction in predictions:
     row = by_id.get(prediction.get('id'))
     if row is None:
       raise ValueError(
-          f'the prediction of {prediction.get("id")!r} is of no question of the '
-          'report; name the questions that were predicted')
+        f'the prediction of {prediction.get("id")!r} is of no question of the '
+        'report; name the questions that were predicted'
+      )
     scores = prediction.get('metrics') or {}
     parts['all'].append(scores)
     parts['clean' if row['clean'] else 'leaked'].append(scores)
     if 'category' in row:
       parts[row['category']].append(scores)
-  return {name: {**metrics.mean_metrics(scores), 'count': len(scores)}
-          for name, scores in parts.items()}
+  return {
+    name: {**metrics.mean_metrics(scores), 'count': len(scores)} for name, scores in parts.items()
+  }

@@ -1,4 +1,5 @@
 """predictions.jsonl and metrics.json: written once, resumed where cut short."""
+
 from __future__ import annotations
 
 import collections
@@ -18,12 +19,12 @@ METRICS = 'metrics.json'
 
 
 def write(
-    predict: Callable[..., Iterator[Record]],
-    output: str | os.PathLike[str] | None,
-    *,
-    metrics: str = 'qa',
-    resume_as: str | None = None,
-    batch_size: int = 1,
+  predict: Callable[..., Iterator[Record]],
+  output: str | os.PathLike[str] | None,
+  *,
+  metrics: str = 'qa',
+  resume_as: str | None = None,
+  batch_size: int = 1,
 ) -> dict[str, Any]:
   """Writes predictions and their metrics.
 
@@ -47,8 +48,7 @@ def write(
   if jax.process_count() > 1:
     name += f'-{jax.process_index():05}-of-{jax.process_count():05}'
   path = os.path.join(output, name)
-  before = [] if resume_as is None else _resumable(
-      path + '.partial', resume_as, batch_size)
+  before = [] if resume_as is None else _resumable(path + '.partial', resume_as, batch_size)
   if jax.process_count() > 1:
     # All go on with the same batch, or they would wait for each other forever.
     done = min(gathering.gather([len(before) // batch_size]))
@@ -72,15 +72,15 @@ def write(
     os.fsync(file.fileno())
   if len(indexes) > 1:
     logging.warning(
-        'Another index was served meanwhile, and the metrics are averages '
-        'over the answers from all: %s.', ', '.join(
-            f'{count} from index {index}' for index, count in indexes.items())
+      'Another index was served meanwhile, and the metrics are averages '
+      'over the answers from all: %s.',
+      ', '.join(f'{count} from index {index}' for index, count in indexes.items()),
     )
   means = summary.summarize(gathering.gather(records), metrics)
   if jax.process_index() == 0:
     atomic_files.write(
-        os.path.join(output, METRICS),
-        (json.dumps(means, indent=2) + '\n').encode('utf-8'))
+      os.path.join(output, METRICS), (json.dumps(means, indent=2) + '\n').encode('utf-8')
+    )
   # Last: what was killed before goes on from the partial file.
   os.replace(path + '.partial', path)
   _remove(path + '.partial.name')

@@ -1,4 +1,5 @@
 """An answer with its passages, as a record of predictions.jsonl, and metrics."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -56,9 +57,7 @@ class Answer:
   loss: float | None = None
 
 
-def prediction_record(
-    question: Question, answer: Answer, metrics: str = 'qa'
-) -> dict[str, Any]:
+def prediction_record(question: Question, answer: Answer, metrics: str = 'qa') -> dict[str, Any]:
   """The object of one line of `predictions.jsonl`.
 
   Args:
@@ -67,36 +66,36 @@ def prediction_record(
     metrics: one of `task_metrics.FAMILIES`.
   """
   record: dict[str, Any] = {
-      'id': question.id,
-      'query': question.question,
-      'answers': list(question.answers),
+    'id': question.id,
+    'query': question.question,
+    'answers': list(question.answers),
   }
   if answer.prediction is not None:
     record['prediction'] = answer.prediction
     record['log_probability'] = answer.log_probability
   if answer.alternatives:
     record['alternatives'] = [
-        {'prediction': text, 'log_probability': log_probability}
-        for text, log_probability in answer.alternatives
+      {'prediction': text, 'log_probability': log_probability}
+      for text, log_probability in answer.alternatives
     ]
   return {
-      **record,
-      'passages': list(map(_passage_record, answer.passages)),
-      # A generation's number means something only within its index.
-      'index': answer.index_id or None,
-      'generation': answer.generation or None,
-      **about(question),
-      'metrics': answer_metrics(question, answer, metrics),
+    **record,
+    'passages': list(map(_passage_record, answer.passages)),
+    # A generation's number means something only within its index.
+    'index': answer.index_id or None,
+    'generation': answer.generation or None,
+    **about(question),
+    'metrics': answer_metrics(question, answer, metrics),
   }
 
 
 def about(question: Question) -> dict[str, Any]:
   """What a question's record carries along, where there is any."""
   fields = {
-      'group': question.group,
-      'date': question.date,
-      'provenance': [list(pages) for pages in question.provenance],
-      'metadata': dict(question.metadata),
+    'group': question.group,
+    'date': question.date,
+    'provenance': [list(pages) for pages in question.provenance],
+    'metadata': dict(question.metadata),
   }
   return {name: value for name, value in fields.items() if value}
 
@@ -104,18 +103,18 @@ def about(question: Question) -> dict[str, Any]:
 def _passage_record(shown: AnsweredPassage) -> dict[str, Any]:
   passage = shown.passage
   return {
-      'id': passage.id,
-      'title': passage.title,
-      'text': passage.text,
-      **({'document': passage.document} if passage.document else {}),
-      'score': shown.score,
-      'probability': shown.probability,
-      **({} if shown.effect is None else {'effect': shown.effect}),
+    'id': passage.id,
+    'title': passage.title,
+    'text': passage.text,
+    **({'document': passage.document} if passage.document else {}),
+    'score': shown.score,
+    'probability': shown.probability,
+    **({} if shown.effect is None else {'effect': shown.effect}),
   }
 
 
 def answer_metrics(
-    question: Question, answer: Answer, metrics: str = 'qa'
+  question: Question, answer: Answer, metrics: str = 'qa'
 ) -> dict[str, float | None]:
   """Metrics of one answer; retrieval by answer string and by gold passage."""
   result: dict[str, float | None] = {}
@@ -127,30 +126,22 @@ def answer_metrics(
     return result
   shown = [item.passage for item in answer.passages]
   ranks = retrieval.rank_passages(
-      [f'{p.title} {p.text}' for p in shown],
-      known_as(shown, question),
-      by_task.answer_strings(metrics, question),
-      question.gold_passage_ids,
+    [f'{p.title} {p.text}' for p in shown],
+    known_as(shown, question),
+    by_task.answer_strings(metrics, question),
+    question.gold_passage_ids,
   )
   for kind, rank in (('answer', ranks.answer), ('gold', ranks.gold)):
-    result |= retrieval.rank_metrics(
-        rank, answer.n_passages, RECALL_AT, kind)
+    result |= retrieval.rank_metrics(rank, answer.n_passages, RECALL_AT, kind)
   if question.provenance:
-    result |= by_task.evidence_metrics(
-        question, shown, result)
+    result |= by_task.evidence_metrics(question, shown, result)
   return result
 
 
-def known_as(
-    passages: Sequence[StoredPassage],
-    question: Question,
-) -> list[str]:
+def known_as(passages: Sequence[StoredPassage], question: Question) -> list[str]:
   """Ids as the question may name them.
 
   Any part of a long passage is gold where the passage is, but only one where
   the question names this very part.
   """
-  return [
-      p.id if p.id in question.gold_passage_ids else p.source_id
-      for p in passages
-  ]
+  return [p.id if p.id in question.gold_passage_ids else p.source_id for p in passages]

@@ -1,4 +1,5 @@
 """The corpus that questions are answered from, as long as its index is served."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -35,11 +36,7 @@ class SearchedCorpus:
     assembler: builds the reader's arrays of them.
   """
 
-  def __init__(
-      self,
-      tokenizer: QueryTokenizer,
-      store: PassageStore | None,
-  ):
+  def __init__(self, tokenizer: QueryTokenizer, store: PassageStore | None):
     """Looks nothing up yet.
 
     Args:
@@ -53,9 +50,7 @@ class SearchedCorpus:
     self.assembler = Assembler(tokenizer, store)
     self._rows_of = None if store is None else RowsOfIds(store)
 
-  def bounds(
-      self, questions: Sequence[Question | str], size: int
-  ) -> Bounds:
+  def bounds(self, questions: Sequence[Question | str], size: int) -> Bounds:
     """Of questions, and of padding up to `size`."""
     exclude_ids: list[Sequence[str]] = [()] * size
     max_dates = np.full(size, dates.NO_DATE_BOUND, np.int32)

@@ -1,4 +1,5 @@
 """metrics.json: means over questions, by group, and what is no mean."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,7 @@ def counted(record: Mapping[str, Any]) -> dict[str, Any]:
   return {name: record[name] for name in _COUNTED if name in record}
 
 
-def summarize(
-    records: Sequence[Mapping[str, Any]], metrics: str = 'qa'
-) -> dict[str, Any]:
+def summarize(records: Sequence[Mapping[str, Any]], metrics: str = 'qa') -> dict[str, Any]:
   """Metrics of a whole evaluation.
 
   Args:
@@ -43,7 +42,7 @@ def summarize(
 
 def _of(records: Sequence[Mapping[str, Any]], metrics: str) -> dict[str, Any]:
   return {
-      **metrics_lib.mean_metrics([record['metrics'] for record in records]),
-      **by_task.corpus_metrics(metrics, records),
-      'count': len(records),
+    **metrics_lib.mean_metrics([record['metrics'] for record in records]),
+    **by_task.corpus_metrics(metrics, records),
+    'count': len(records),
   }

@@ -4,6 +4,7 @@ For a few thousand questions and millions of passages: the questions' word
 n-grams are indexed once, and the passages stream past, hashed in NumPy. Only
 where a hash is found are words compared, so that no result rests on a hash.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -83,8 +84,9 @@ class SpanFinder:
       raise ValueError(f'min_words is {min_words}; it must be at least 1')
     self._words = [words_of(text) for text in texts]
     self._needed = [
-        math.ceil(share * len(words) - 1e-9) if len(words) >= min_words else 0
-        for words in self._words]
+      math.ceil(share * len(words) - 1e-9) if len(words) >= min_words else 0
+      for words in self._words
+    ]
     by_size: dict[int, dict[tuple[str, ...], list[tuple[int, int]]]] = {}
     for question, (words, needed) in enumerate(zip(self._words, self._needed)):
       if not needed:
@@ -92,10 +94,8 @@ class SpanFinder:
       size = next(size for size in _SIZES if size <= needed)
       ngrams = by_size.setdefault(size, {})
       for start in range(len(words) - size + 1):
-        ngrams.setdefault(tuple(words[start:start + size]), []).append(
-            (question, start))
-    self._indexes = {
-        size: _NgramIndex(size, ngrams) for size, ngrams in by_size.items()}
+        ngrams.setdefault(tuple(words[start : start + size]), []).append((question, start))
+    self._indexes = {size: _NgramIndex(size, ngrams) for size, ngrams in by_size.items()}
 
   def n_words(self, question: int) -> int:
     """Words of a question."""
@@ -107,7 +107,7 @@ class SpanFinder:
 
   def span_text(self, span: Span) -> str:
     """The words of a span."""
-    return ' '.join(self._words[span.question][span.start:span.start + span.length])
+    return ' '.join(self._words[span.question][span.start : span.start + span.length])
 
   def find(self, passages: Sequence[str]) -> Iterator[Span]:
     """The longest run of each question in each passage that has it.
@@ -132,16 +132,14 @@ class SpanFinder:
         words = [word for word in joined.split(' ') if word]
       numbers = np.searchsorted(breaks, positions)
       for position, passage in zip(positions.tolist(), numbers.tolist()):
-        for question, start in index.places(tuple(words[position:position + size])):
+        for question, start in index.places(tuple(words[position : position + size])):
           length = self._run(words, position, question, start)
           known = best.get((question, passage))
-          if length >= self._needed[question] and (
-              known is None or length > known.length):
+          if length >= self._needed[question] and (known is None or length > known.length):
             best[question, passage] = Span(question, passage, start, length)
     yield from best.values()
 
-  def _run(
-      self, words: list[str], position: int, question: int, start: int) -> int:
+  def _run(self, words: list[str], position: int, question: int, start: int) -> int:
     """Words shared from here on; 0 within a run that began before."""
     wanted = self._words[question]
     if position and start and words[position - 1] == wanted[start - 1]:
@@ -156,12 +154,11 @@ class SpanFinder:
 class _NgramIndex:
   """Where n-grams of one length occur in the questions."""
 
-  def __init__(
-      self, size: int, ngrams: dict[tuple[str, ...], list[tuple[int, int]]]):
+  def __init__(self, size: int, ngrams: dict[tuple[str, ...], list[tuple[int, int]]]):
     self._ngrams = ngrams
     hashes, _ = _word_hashes(_joined(map(' '.join, ngrams)))
     # Between two n-grams stands a break.
-    own = _ngram_hashes(hashes, size)[::size + 1]
+    own = _ngram_hashes(hashes, size)[:: size + 1]
     self._hashes = np.unique(own)
     self._table = np.zeros(1 << _TABLE_BITS, bool)
     self._table[_table_index(self._hashes)] = True
@@ -170,8 +167,7 @@ class _NgramIndex:
     """Positions of hashes [N] uint64 that are, in all likelihood, n-grams here."""
     positions = np.flatnonzero(self._table[_table_index(hashes)])
     found = hashes[positions]
-    nearest = np.minimum(
-        np.searchsorted(self._hashes, found), len(self._hashes) - 1)
+    nearest = np.minimum(np.searchsorted(self._hashes, found), len(self._hashes) - 1)
     return positions[self._hashes[nearest] == found]
 
   def places(self, ngram: tuple[str, ...]) -> list[tuple[int, int]]:
@@ -212,7 +208,7 @@ def _ngram_hashes(words: np.ndarray, size: int) -> np.ndarray:
   count = max(len(words) - size + 1, 0)
   hashes = np.zeros(count, np.uint64)
   for offset in range(size):
-    hashes = hashes * _WORD_BASE + words[offset:offset + count]
+    hashes = hashes * _WORD_BASE + words[offset : offset + count]
   # The high bits pick a place in the table: mix the low ones in.
   hashes ^= hashes >> np.uint64(32)
   return hashes * _BYTE_BASE

@@ -22,8 +22,7 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     path: the file to make or replace.
   """
   path = pathlib.Path(path)
-  aside = path.with_name(
-      f'{path.name}{UNFINISHED}{os.getpid()}-{secrets.token_hex(4)}')
+  aside = path.with_name(f'{path.name}{UNFINISHED}{os.getpid()}-{secrets.token_hex(4)}')
   try:
     yield aside
     _synchronise(aside)

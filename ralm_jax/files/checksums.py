@@ -4,6 +4,7 @@ Nobody has to ask for it: the files of the Hugging Face hub carry their SHA-256
 in the cache (`blobs/<sha256>`) or beside a local folder
 (`.cache/huggingface/download`), others in `SHA256SUMS` or `FILE.sha256`.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -44,8 +45,7 @@ def verify(path: str, *, progress: bool = True) -> int:
       expected[file] = checksum
   total = sum(os.path.getsize(file) for file in expected)
   with progress_lib.bar(
-      desc='checksums', unit='B', unit_scale=True, total=total,
-      show=progress and bool(expected),
+    desc='checksums', unit='B', unit_scale=True, total=total, show=progress and bool(expected)
   ) as bar:
     for file, (checksum, origin) in expected.items():
       digest = hashlib.sha256()
@@ -55,8 +55,8 @@ def verify(path: str, *, progress: bool = True) -> int:
           bar.update(len(chunk))
       if digest.hexdigest() != checksum:
         raise ValueError(
-            f'{file} has the SHA-256 {digest.hexdigest()}, expected {checksum} '
-            f'by {origin}; it is damaged, fetch it again.'
+          f'{file} has the SHA-256 {digest.hexdigest()}, expected {checksum} '
+          f'by {origin}; it is damaged, fetch it again.'
         )
   return len(expected)
 
@@ -81,8 +81,7 @@ def _expected(file: str, root: str) -> tuple[str, str] | None:
     found = _SHA256.search(_text(f'{file}.sha256').lower())
     if not found:
       raise ValueError(
-          f'{file}.sha256 holds no SHA-256 (64 hexadecimal digits); fetch it '
-          'again, or remove it.'
+        f'{file}.sha256 holds no SHA-256 (64 hexadecimal digits); fetch it again, or remove it.'
       )
     return found[0], f'{file}.sha256'
   for place, known_as in places.items():
@@ -91,20 +90,19 @@ def _expected(file: str, root: str) -> tuple[str, str] | None:
         checksum, _, of = line.strip().partition(' ')
         # A star in front of the name means binary mode.
         if of.strip().removeprefix('*').removeprefix('./') == known_as and (
-            _SHA256.fullmatch(checksum.lower())
+          _SHA256.fullmatch(checksum.lower())
         ):
           return checksum.lower(), os.path.join(place, listing)
   # The hub's cache: a link to a blob that is named by its content.
   blob = os.path.realpath(file)
   if os.path.basename(os.path.dirname(blob)) == 'blobs' and (
-      _SHA256.fullmatch(os.path.basename(blob))
+    _SHA256.fullmatch(os.path.basename(blob))
   ):
     return os.path.basename(blob), 'its name in the cache'
   # A local folder of the hub: commit, entity tag and time, a line each. The
   # tag of a large file is its SHA-256.
   for place, known_as in places.items():
-    note = os.path.join(
-        place, '.cache', 'huggingface', 'download', f'{known_as}.metadata')
+    note = os.path.join(place, '.cache', 'huggingface', 'download', f'{known_as}.metadata')
     lines = _text(note).splitlines()
     if len(lines) > 1 and _SHA256.fullmatch(lines[1].strip()):
       return lines[1].strip(), note

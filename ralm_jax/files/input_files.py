@@ -28,13 +28,11 @@ def expand_inputs(inputs: Path | Iterable[Path]) -> list[str]:
   paths: dict[str, str] = {}  # By real path.
   for item in map(os.path.expanduser, map(os.fspath, inputs)):
     if os.path.isdir(item):
-      raise ValueError(
-          f'{item}: a folder; write {item.rstrip("/")}/*.jsonl for its files')
+      raise ValueError(f'{item}: a folder; write {item.rstrip("/")}/*.jsonl for its files')
     if os.path.exists(item):
       matches = [item]
     elif glob.has_magic(item):
-      matches = sorted(p for p in glob.glob(item, recursive=True)
-                       if not os.path.isdir(p))
+      matches = sorted(p for p in glob.glob(item, recursive=True) if not os.path.isdir(p))
       if not matches:
         raise FileNotFoundError(f'{item}: no file matches')
     else:

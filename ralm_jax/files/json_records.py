@@ -20,7 +20,7 @@ _MARGIN = 32
 
 
 def read_json_lines(
-    path: str, on_error: Callable[[ValueError], None] | None = None,
+  path: str, on_error: Callable[[ValueError], None] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   """Reads the objects of a jsonl file, plain or gzipped (told by content).
 
@@ -69,34 +69,30 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
         yield line, content
   except (EOFError, zlib.error, gzip.BadGzipFile) as error:
     raise ValueError(
-        f'{path}:{line + 1}: the gzipped file is damaged or cut short '
-        f'({error}); fetch or compress it again') from error
+      f'{path}:{line + 1}: the gzipped file is damaged or cut short '
+      f'({error}); fetch or compress it again'
+    ) from error
 
 
 def _object(content: bytes, where: str) -> dict[str, Any]:
   if not content.strip():
-    raise ValueError(
-        f'{where}: blank line; delete it (every line is one JSON object)'
-    )
+    raise ValueError(f'{where}: blank line; delete it (every line is one JSON object)')
   try:
     row = json.loads(content.decode('utf-8'))
   except UnicodeDecodeError as error:
     raise ValueError(
-        f'{where}: not UTF-8 at byte {error.start} of the line; convert the '
-        'file to UTF-8'
+      f'{where}: not UTF-8 at byte {error.start} of the line; convert the file to UTF-8'
     ) from error
   except json.JSONDecodeError as error:
     raise ValueError(
-        f'{where}: malformed JSON at column {error.colno}: {error.msg}; every '
-        'line must be one JSON object'
+      f'{where}: malformed JSON at column {error.colno}: {error.msg}; every '
+      'line must be one JSON object'
     ) from error
   except (ValueError, RecursionError) as error:
     # An integer of thousands of digits, or thousands of brackets.
     raise ValueError(f'{where}: malformed JSON: {error}') from error
   if not isinstance(row, dict):
-    raise ValueError(
-        f'{where}: expected a JSON object, found {kind(row)}'
-    )
+    raise ValueError(f'{where}: expected a JSON object, found {kind(row)}')
   return row
 
 
@@ -165,22 +161,22 @@ class JsonReader:
       try:
         value, end = self._json.raw_decode(self._buffer, self._position)
         # A number may go on behind what was read so far: 1, 1e, 1e5.
-        if self._is_final(end) or (
-            self._buffer[end:end + 1] not in ('', '.', 'e', 'E')):
+        if self._is_final(end) or (self._buffer[end : end + 1] not in ('', '.', 'e', 'E')):
           self._position = end
           self._name = name and f'after {name}'
           return value
       except json.JSONDecodeError as error:
         # A string may go on for long, but nothing else.
-        if self._ended or (self._is_final(error.pos)
-                           and not error.msg.startswith('Unterminated string')):
+        if self._ended or (
+          self._is_final(error.pos) and not error.msg.startswith('Unterminated string')
+        ):
           raise self._malformed(error.msg, error.pos) from error
       except (ValueError, RecursionError) as error:
         raise self._malformed(str(error)) from error
       if len(self._buffer) - self._position > _MOST:
         raise self._malformed(
-            f'a value of more than {_MOST:,} characters; is a quotation mark or '
-            'a bracket left open?')
+          f'a value of more than {_MOST:,} characters; is a quotation mark or a bracket left open?'
+        )
       self._fill(wanted)
       wanted *= 2  # So that a large part is not decoded ever again.
 
@@ -230,8 +226,7 @@ class JsonReader:
   def _take(self, characters: str) -> str:
     found = self.peek()
     if not found or found not in characters:
-      raise self._malformed(
-          f'expected {" or ".join(map(repr, characters))}')
+      raise self._malformed(f'expected {" or ".join(map(repr, characters))}')
     self._position += 1
     return found
 
@@ -244,18 +239,18 @@ class JsonReader:
       text = self._utf8.decode(content, final=not content)
     except UnicodeDecodeError as error:
       raise ValueError(
-          f'{self._path}: not UTF-8 ({error.reason}); convert the file to UTF-8'
+        f'{self._path}: not UTF-8 ({error.reason}); convert the file to UTF-8'
       ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
       raise ValueError(
-          f'{self._path}: the gzipped file is damaged or cut short ({error}); '
-          'fetch or compress it again'
+        f'{self._path}: the gzipped file is damaged or cut short ({error}); '
+        'fetch or compress it again'
       ) from error
     self._ended = not content
     lines = self._buffer.count('\n', 0, self._position)
     self._columns = self._column(self._position)
     self._lines += lines
-    self._buffer = self._buffer[self._position:] + text
+    self._buffer = self._buffer[self._position :] + text
     self._position = 0
     return not self._ended
 
@@ -267,17 +262,20 @@ class JsonReader:
   def _malformed(self, problem: str, place: int | None = None) -> ValueError:
     place = self._position if place is None else place
     line = self._lines + self._buffer.count('\n', 0, place) + 1
-    near = self._buffer[place:place + 40]
+    near = self._buffer[place : place + 40]
     column = f'(column {self._column(place) + 1})'
-    found = (f'before {near!r} {column}' if near
-             else f'at its end {column}: is it cut short?')
+    found = f'before {near!r} {column}' if near else f'at its end {column}: is it cut short?'
     name = self._name and f'{self._name}: '
-    return ValueError(
-        f'{self._path}:{line}: {name}malformed JSON: {problem}, {found}')
+    return ValueError(f'{self._path}:{line}: {name}malformed JSON: {problem}, {found}')
 
 
 def kind(value: Any) -> str:
   """A JSON value's type, for error messages."""
-  kinds = {dict: 'an object', list: 'a list', str: 'a string',
-           bool: 'a boolean', type(None): 'null'}
+  kinds = {
+    dict: 'an object',
+    list: 'a list',
+    str: 'a string',
+    bool: 'a boolean',
+    type(None): 'null',
+  }
   return kinds.get(type(value), 'a number')

@@ -1,4 +1,5 @@
 """A folder that is either whole or not there."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -56,19 +57,15 @@ def check(directory: PathLike) -> None:
     FileExistsError: there is something in it.
     NotADirectoryError: it would lie in a file.
   """
-  if os.path.exists(directory) and (
-      not os.path.isdir(directory) or os.listdir(directory)
-  ):
+  if os.path.exists(directory) and (not os.path.isdir(directory) or os.listdir(directory)):
     raise FileExistsError(
-        f'{os.fspath(directory)} exists already; give another folder, or '
-        'remove it.'
+      f'{os.fspath(directory)} exists already; give another folder, or remove it.'
     )
   above = os.path.abspath(os.fspath(directory))
   while not os.path.lexists(above):
     above = os.path.dirname(above)
   if not os.path.isdir(above):
-    raise NotADirectoryError(
-        f'{os.fspath(directory)} cannot be made: {above} is not a folder.')
+    raise NotADirectoryError(f'{os.fspath(directory)} cannot be made: {above} is not a folder.')
 
 
 def _remove_abandoned(directory: str) -> None:

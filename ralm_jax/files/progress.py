@@ -1,4 +1,5 @@
 """Progress bars that suit a terminal and a log file alike."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -10,9 +11,7 @@ import tqdm
 _LOG_PERIOD_S = 30.0
 
 
-def bar(
-    iterable: Iterable[Any] | None = None, *, show: bool = True, **kwargs: Any
-) -> tqdm.tqdm:
+def bar(iterable: Iterable[Any] | None = None, *, show: bool = True, **kwargs: Any) -> tqdm.tqdm:
   """A tqdm bar with rate and time left; in a log, a line every 30 seconds.
 
   Args:
@@ -22,9 +21,9 @@ def bar(
   """
   terminal = sys.stderr.isatty()
   return tqdm.tqdm(
-      iterable,
-      disable=not show,
-      mininterval=0.1 if terminal else _LOG_PERIOD_S,
-      maxinterval=10.0 if terminal else _LOG_PERIOD_S,
-      **kwargs,
+    iterable,
+    disable=not show,
+    mininterval=0.1 if terminal else _LOG_PERIOD_S,
+    maxinterval=10.0 if terminal else _LOG_PERIOD_S,
+    **kwargs,
   )

@@ -1,4 +1,5 @@
 """Keeps native libraries' start-up notes off the terminal."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -11,6 +11,7 @@ Sharded runs put `module.` behind `reader.` and `retriever.`. Released weights
 were trained with a LayerNorm whose second moment is not centred
 (`BertConfig.second_moment_layer_norm`), the default here.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -34,8 +35,8 @@ FILE_NAME = 'model.pth.tar'
 _TIED = 'retriever.contriever.'
 # Prefix of a tower by its part of our retriever.
 _TOWERS = {
-    'query_encoder': 'retriever.query_contriever.',
-    'passage_encoder': 'retriever.passage_contriever.',
+  'query_encoder': 'retriever.query_contriever.',
+  'passage_encoder': 'retriever.passage_contriever.',
 }
 _HEAD_DIM = 64
 
@@ -65,11 +66,9 @@ class AtlasSource(TensorSource):
     value = self._archive.value
     model = value.get('model') if isinstance(value, dict) else None
     if not isinstance(model, dict):
-      found = sorted(map(str, value))[:8] if isinstance(value, dict) else (
-          type(value).__name__)
+      found = sorted(map(str, value))[:8] if isinstance(value, dict) else (type(value).__name__)
       raise ValueError(
-          f'{path} is no checkpoint of Atlas: expected the tensors under '
-          f"'model', found {found}."
+        f"{path} is no checkpoint of Atlas: expected the tensors under 'model', found {found}."
       )
     self._tensors: dict[str, StoredTensor] = {}
     for name, tensor in model.items():
@@ -77,8 +76,7 @@ class AtlasSource(TensorSource):
         continue
       name = re.sub(r'(^|\.)module\.', r'\1', name)
       if name in self._tensors:
-        raise ValueError(
-            f'{path} holds {name!r} twice, with and without `module.`.')
+        raise ValueError(f'{path} holds {name!r} twice, with and without `module.`.')
       self._tensors[name] = tensor
 
   def info(self, name: str) -> TensorInfo:
@@ -106,13 +104,14 @@ def find(path: PathLike) -> str | None:
     return path if path.endswith('.pth.tar') else None
   steps = os.path.join(path, 'checkpoint')
   numbered = sorted(
-      (int(match[1]), match[0]) for name in (
-          os.listdir(steps) if os.path.isdir(steps) else ())
-      if (match := re.fullmatch(r'step-(\d+)', name))
+    (int(match[1]), match[0])
+    for name in (os.listdir(steps) if os.path.isdir(steps) else ())
+    if (match := re.fullmatch(r'step-(\d+)', name))
   )
   for folder in (
-      path, os.path.join(steps, 'latest'),
-      *(os.path.join(steps, name) for _, name in reversed(numbered)),
+    path,
+    os.path.join(steps, 'latest'),
+    *(os.path.join(steps, name) for _, name in reversed(numbered)),
   ):
     file = os.path.join(folder, FILE_NAME)
     if os.path.isfile(file):
@@ -134,25 +133,26 @@ def open_checkpoint(path: PathLike) -> AtlasSource:
   file = find(path) or os.fspath(path)
   if os.path.isdir(file) or not os.path.exists(file):
     raise FileNotFoundError(
-        f'{file} holds no {FILE_NAME}, nor checkpoint/latest/{FILE_NAME}.'
-        if os.path.isdir(file) else f'{file} does not exist.'
+      f'{file} holds no {FILE_NAME}, nor checkpoint/latest/{FILE_NAME}.'
+      if os.path.isdir(file)
+      else f'{file} does not exist.'
     )
   source = AtlasSource(file)
   if 'reader.shared.weight' not in source:
     raise ValueError(
-        f"{file} is no checkpoint of Atlas: it has no tensor "
-        f"'reader.shared.weight', found {sorted(source)[:4]}."
+      f'{file} is no checkpoint of Atlas: it has no tensor '
+      f"'reader.shared.weight', found {sorted(source)[:4]}."
     )
   return source
 
 
 def describe(
-    source: TensorSource,
-    *,
-    tied: bool | None = None,
-    second_moment_layer_norm: bool = True,
-    retriever_heads: int | None = None,
-    **reader_overrides: Any,
+  source: TensorSource,
+  *,
+  tied: bool | None = None,
+  second_moment_layer_norm: bool = True,
+  retriever_heads: int | None = None,
+  **reader_overrides: Any,
 ) -> AtlasModel:
   """The configuration that the tensors tell.
 
@@ -173,34 +173,35 @@ def describe(
       to be tied, or the number of heads does not fit.
   """
   has_one = any(name.startswith(_TIED) for name in source)
-  has_two = [part for part, prefix in _TOWERS.items()
-             if any(name.startswith(prefix) for name in source)]
+  has_two = [
+    part for part, prefix in _TOWERS.items() if any(name.startswith(prefix) for name in source)
+  ]
   if len(has_two) == 1 or (has_one and has_two):
     raise ValueError(
-        f'{source.description} has the towers '
-        f'{", ".join([_TIED] * has_one + [_TOWERS[p] for p in has_two])}; '
-        'expected one of queries and one of passages, or one of both.'
+      f'{source.description} has the towers '
+      f'{", ".join([_TIED] * has_one + [_TOWERS[p] for p in has_two])}; '
+      'expected one of queries and one of passages, or one of both.'
     )
   if tied is False and has_one:
     raise ValueError(
-        f'{source.description} has one tower of both queries and passages; '
-        'load it tied, and untie it afterwards.'
+      f'{source.description} has one tower of both queries and passages; '
+      'load it tied, and untie it afterwards.'
     )
   retriever = None
   if has_one or has_two:
     retriever = _bert_config(
-        source, _TIED if has_one else _TOWERS['query_encoder'],
-        second_moment_layer_norm, retriever_heads)
+      source,
+      _TIED if has_one else _TOWERS['query_encoder'],
+      second_moment_layer_norm,
+      retriever_heads,
+    )
   one = has_one or (bool(tied) and bool(has_two))
-  model = AtlasModel(
-      _t5_config(source, 'reader.', reader_overrides), retriever, one)
+  model = AtlasModel(_t5_config(source, 'reader.', reader_overrides), retriever, one)
   copies(source, model)  # Raises where two towers are to be one and differ.
   return model
 
 
-def entries(
-    source: TensorSource, model: AtlasModel
-) -> list[tuple[str, Entry]]:
+def entries(source: TensorSource, model: AtlasModel) -> list[tuple[str, Entry]]:
   """Which tensors are which parameters.
 
   Args:
@@ -215,9 +216,11 @@ def entries(
   maps = {'reader': tensor_maps.t5_entries(model.reader_config, 'reader.')}
   if model.retriever_config is not None:
     if model.tied:
-      prefixes = {'retriever': _TIED if any(
-          name.startswith(_TIED) for name in source
-      ) else _TOWERS['query_encoder']}
+      prefixes = {
+        'retriever': _TIED
+        if any(name.startswith(_TIED) for name in source)
+        else _TOWERS['query_encoder']
+      }
     else:
       prefixes = _TOWERS
     for part, prefix in prefixes.items():
@@ -241,17 +244,12 @@ def copies(source: TensorSource, model: AtlasModel) -> dict[str, str]:
   query, passage = _TOWERS['query_encoder'], _TOWERS['passage_encoder']
   if not model.tied:
     return {}
-  found = {
-      name: query + name.removeprefix(passage)
-      for name in source if name.startswith(passage)
-  }
+  found = {name: query + name.removeprefix(passage) for name in source if name.startswith(passage)}
   for name, original in found.items():
-    if original not in source or not np.array_equal(
-        source[name], source[original], equal_nan=True
-    ):
+    if original not in source or not np.array_equal(source[name], source[original], equal_nan=True):
       raise ValueError(
-          f'{source.description}: {name} and {original} differ, so the towers '
-          'of queries and passages are two; load them untied.'
+        f'{source.description}: {name} and {original} differ, so the towers '
+        'of queries and passages are two; load them untied.'
       )
   return found
 
@@ -259,8 +257,8 @@ def copies(source: TensorSource, model: AtlasModel) -> dict[str, str]:
 def _shape(source: TensorSource, name: str) -> tuple[int, ...]:
   if name not in source:
     raise ValueError(
-        f'{source.description} has no tensor {name!r}, which every checkpoint '
-        'of Atlas has; is it complete?'
+      f'{source.description} has no tensor {name!r}, which every checkpoint '
+      'of Atlas has; is it complete?'
     )
   return source.info(name).shape
 
@@ -268,78 +266,73 @@ def _shape(source: TensorSource, name: str) -> tuple[int, ...]:
 def _depth(source: TensorSource, prefix: str) -> int:
   """Number of layers named `prefix<i>.`."""
   numbers = {
-      int(match[1]) for name in source
-      if (match := re.match(rf'{re.escape(prefix)}(\d+)\.', name))
+    int(match[1]) for name in source if (match := re.match(rf'{re.escape(prefix)}(\d+)\.', name))
   }
   if not numbers or numbers != set(range(len(numbers))):
     raise ValueError(
-        f'{source.description} has the layers {sorted(numbers)} of {prefix}, '
-        'expected 0, 1, 2 and so on.'
+      f'{source.description} has the layers {sorted(numbers)} of {prefix}, '
+      'expected 0, 1, 2 and so on.'
     )
   return len(numbers)
 
 
-def _t5_config(
-    source: TensorSource, prefix: str, overrides: dict[str, Any]
-) -> T5Config:
+def _t5_config(source: TensorSource, prefix: str, overrides: dict[str, Any]) -> T5Config:
   vocab_size, emb_dim = _shape(source, f'{prefix}shared.weight')
   block = f'{prefix}encoder.block.0.layer'
-  buckets, num_heads = _shape(
-      source, f'{block}.0.SelfAttention.relative_attention_bias.weight')
+  buckets, num_heads = _shape(source, f'{block}.0.SelfAttention.relative_attention_bias.weight')
   inner = _shape(source, f'{block}.0.SelfAttention.q.weight')[0]
   if inner % num_heads:
     raise ValueError(
-        f'{source.description}: {inner} attention features are not those of '
-        f'{num_heads} heads.'
+      f'{source.description}: {inner} attention features are not those of {num_heads} heads.'
     )
   dense = f'{block}.1.DenseReluDense'
   gated = f'{dense}.wi_0.weight' in source
   head, embedding = f'{prefix}lm_head.weight', f'{prefix}shared.weight'
   # Only T5 1.0 ties its head; the others' is not read to find out.
   tied = head not in source or (
-      not gated and source.info(head) == source.info(embedding)
-      and np.array_equal(source[head], source[embedding])
+    not gated
+    and source.info(head) == source.info(embedding)
+    and np.array_equal(source[head], source[embedding])
   )
-  return T5Config(**{
+  return T5Config(
+    **{
       **dict(
-          vocab_size=vocab_size,
-          emb_dim=emb_dim,
-          num_heads=num_heads,
-          head_dim=inner // num_heads,
-          mlp_dim=_shape(source, f'{dense}.{"wi_0" if gated else "wi"}.weight')[0],
-          num_encoder_layers=_depth(source, f'{prefix}encoder.block.'),
-          num_decoder_layers=_depth(source, f'{prefix}decoder.block.'),
-          mlp_activations=('gelu', 'linear') if gated else ('relu',),
-          logits_via_embedding=tied,
-          relative_attention_num_buckets=buckets,
+        vocab_size=vocab_size,
+        emb_dim=emb_dim,
+        num_heads=num_heads,
+        head_dim=inner // num_heads,
+        mlp_dim=_shape(source, f'{dense}.{"wi_0" if gated else "wi"}.weight')[0],
+        num_encoder_layers=_depth(source, f'{prefix}encoder.block.'),
+        num_decoder_layers=_depth(source, f'{prefix}decoder.block.'),
+        mlp_activations=('gelu', 'linear') if gated else ('relu',),
+        logits_via_embedding=tied,
+        relative_attention_num_buckets=buckets,
       ),
       **overrides,
-  })
+    }
+  )
 
 
 def _bert_config(
-    source: TensorSource, prefix: str, second_moment: bool, heads: int | None
+  source: TensorSource, prefix: str, second_moment: bool, heads: int | None
 ) -> BertConfig:
   embeddings = f'{prefix}embeddings'
   vocab_size, emb_dim = _shape(source, f'{embeddings}.word_embeddings.weight')
   if heads is None:
     if emb_dim % _HEAD_DIM:
       raise ValueError(
-          f'{source.description}: the retriever has {emb_dim} features, no '
-          f'multiple of {_HEAD_DIM}, so its number of attention heads must be '
-          'given (retriever_heads).'
+        f'{source.description}: the retriever has {emb_dim} features, no '
+        f'multiple of {_HEAD_DIM}, so its number of attention heads must be '
+        'given (retriever_heads).'
       )
     heads = emb_dim // _HEAD_DIM
   return BertConfig(
-      vocab_size=vocab_size,
-      emb_dim=emb_dim,
-      num_heads=heads,
-      num_layers=_depth(source, f'{prefix}encoder.layer.'),
-      mlp_dim=_shape(
-          source, f'{prefix}encoder.layer.0.intermediate.dense.weight')[0],
-      max_positions=_shape(
-          source, f'{embeddings}.position_embeddings.weight')[0],
-      type_vocab_size=_shape(
-          source, f'{embeddings}.token_type_embeddings.weight')[0],
-      second_moment_layer_norm=second_moment,
+    vocab_size=vocab_size,
+    emb_dim=emb_dim,
+    num_heads=heads,
+    num_layers=_depth(source, f'{prefix}encoder.layer.'),
+    mlp_dim=_shape(source, f'{prefix}encoder.layer.0.intermediate.dense.weight')[0],
+    max_positions=_shape(source, f'{embeddings}.position_embeddings.weight')[0],
+    type_vocab_size=_shape(source, f'{embeddings}.token_type_embeddings.weight')[0],
+    second_moment_layer_norm=second_moment,
   )

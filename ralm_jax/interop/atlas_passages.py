@@ -3,6 +3,7 @@
 `passages.{i}.pt` is a pickled list of dicts, as Atlas read them from jsonl, but
 with the section already in the title.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -42,15 +43,15 @@ class Shard:
 
 
 def build_corpus(
-    shards: Sequence[Shard],
-    output: PathLike,
-    reader_vocabulary: PathLike | Vocabulary,
-    retriever_vocabulary: PathLike | Vocabulary,
-    *,
-    own_ids: bool = True,
-    n_workers: int | None = None,
-    shard_size: int = passage_store.DEFAULT_SHARD_SIZE,
-    progress: bool = True,
+  shards: Sequence[Shard],
+  output: PathLike,
+  reader_vocabulary: PathLike | Vocabulary,
+  retriever_vocabulary: PathLike | Vocabulary,
+  *,
+  own_ids: bool = True,
+  n_workers: int | None = None,
+  shard_size: int = passage_store.DEFAULT_SHARD_SIZE,
+  progress: bool = True,
 ) -> PassageStore:
   """Builds a corpus folder, in the order of the passages.
 
@@ -74,13 +75,12 @@ def build_corpus(
       passage, or an id that repeats.
   """
   loaded = {
-      role: v if isinstance(v, Vocabulary)
-      else vocabularies.load_vocabulary(v)
-      for role, v in (('reader', reader_vocabulary),
-                      ('retriever', retriever_vocabulary))}
+    role: v if isinstance(v, Vocabulary) else vocabularies.load_vocabulary(v)
+    for role, v in (('reader', reader_vocabulary), ('retriever', retriever_vocabulary))
+  }
   settings = Settings(
-      {role: VocabularyEntry.of(role, v)
-       for role, v in loaded.items()}, max_words=None)
+    {role: VocabularyEntry.of(role, v) for role, v in loaded.items()}, max_words=None
+  )
   directory = pathlib.Path(output)
   directory.mkdir(parents=True, exist_ok=True)
   with corpus_manifest.writing(directory):
@@ -89,8 +89,9 @@ def build_corpus(
     if (directory / corpus_manifest.FILE_NAME).exists():
       before = Manifest.read(directory)
     other = FileExistsError(
-        f'{directory}: holds a finished corpus of other passages, vocabularies '
-        'or options; name another folder, or remove it first.')
+      f'{directory}: holds a finished corpus of other passages, vocabularies '
+      'or options; name another folder, or remove it first.'
+    )
     if before and before.settings != settings:
       raise other
     for role, entry in settings.vocabularies.items():
@@ -105,9 +106,15 @@ def build_corpus(
       return before.shards[index]
 
     entries = _build_shards(
-        shards, directory, settings, known_entry, own_ids=own_ids,
-        n_workers=n_workers or os.cpu_count() or 1, shard_size=shard_size,
-        progress=progress)
+      shards,
+      directory,
+      settings,
+      known_entry,
+      own_ids=own_ids,
+      n_workers=n_workers or os.cpu_count() or 1,
+      shard_size=shard_size,
+      progress=progress,
+    )
     if before and len(entries) != len(before.shards):
       raise other
     manifest = Manifest(settings, tuple(entries))
@@ -118,23 +125,29 @@ def build_corpus(
 
 
 def _build_shards(
-    shards: Sequence[Shard], directory: pathlib.Path,
-    settings: Settings, known_entry: Any, *, own_ids: bool,
-    n_workers: int, shard_size: int, progress: bool,
+  shards: Sequence[Shard],
+  directory: pathlib.Path,
+  settings: Settings,
+  known_entry: Any,
+  *,
+  own_ids: bool,
+  n_workers: int,
+  shard_size: int,
+  progress: bool,
 ) -> list[ShardEntry]:
   duplicates = DuplicateFinder(directory)
   entries: dict[int, ShardEntry] = {}
   bar = progress_lib.bar(
-      total=sum(shard.rows for shard in shards), unit=' passages',
-      desc='corpus', show=progress)
+    total=sum(shard.rows for shard in shards), unit=' passages', desc='corpus', show=progress
+  )
 
   def finish(chunk: Chunk, entry: ShardEntry) -> None:
     repeated = duplicates.add(chunk.index)
     if repeated is not None:
       raise ValueError(
-          f'{chunk.segments[0].path}: the id {repeated!r} is that of two '
-          'passages; ids must be unique in a corpus. Name the passages by '
-          'their rows instead (own_ids=False, or ralm convert --row_ids).'
+        f'{chunk.segments[0].path}: the id {repeated!r} is that of two '
+        'passages; ids must be unique in a corpus. Name the passages by '
+        'their rows instead (own_ids=False, or ralm convert --row_ids).'
       )
     entries[chunk.index] = entry
     bar.update(entry.rows)
@@ -150,44 +163,37 @@ def _build_shards(
   with bar:
     build = functools.partial(building.build_shard, directory, settings)
     # pylint: disable-next=protected-access
-    for chunk, entry in building._parallel_map(
-        build, missing(), n_workers):
+    for chunk, entry in building._parallel_map(build, missing(), n_workers):
       finish(chunk, entry)
   if not entries:
     raise passages_lib.empty_error([shard.path for shard in shards])
   return [entries[index] for index in range(len(entries))]
 
 
-def _read_chunks(
-    shards: Sequence[Shard], shard_size: int, own_ids: bool
-) -> Iterator[Chunk]:
+def _read_chunks(shards: Sequence[Shard], shard_size: int, own_ids: bool) -> Iterator[Chunk]:
   """What becomes one shard of the corpus each; none spans two files."""
   index = row = 0
   for shard in shards:
     passages = restricted_pickle.load_plain(shard.path)
     if not isinstance(passages, list):
       raise ValueError(
-          f'{shard.path} holds a {type(passages).__name__}, expected a list of '
-          'passages.'
+        f'{shard.path} holds a {type(passages).__name__}, expected a list of passages.'
       )
     if len(passages) != shard.rows:
       raise ValueError(
-          f'{shard.path} holds {len(passages):,} passages, but the file of '
-          f'their embeddings {shard.rows:,}; they are of two indexes, or one is '
-          'old.'
+        f'{shard.path} holds {len(passages):,} passages, but the file of '
+        f'their embeddings {shard.rows:,}; they are of two indexes, or one is '
+        'old.'
       )
     for start in range(0, len(passages), shard_size):
       contents = [
-          _line(passage, None if own_ids else row + start + i, shard.path,
-                start + i)
-          for i, passage in enumerate(passages[start : start + shard_size])
+        _line(passage, None if own_ids else row + start + i, shard.path, start + i)
+        for i, passage in enumerate(passages[start : start + shard_size])
       ]
       digest = hashlib.sha256(b''.join(contents)).hexdigest()
       yield Chunk(
-          index,
-          [Segment(
-              shard.path, start + 1, contents, passages_lib.parse_jsonl)],
-          digest, 0)
+        index, [Segment(shard.path, start + 1, contents, passages_lib.parse_jsonl)], digest, 0
+      )
       index += 1
     row += len(passages)
     del passages  # Or it stays until the next one is there as well.
@@ -197,16 +203,14 @@ def _line(passage: Any, row: int | None, path: str, position: int) -> bytes:
   """A passage as the jsonl it was; its parser checks the fields."""
   where = f'{path}:{position + 1}'
   if not isinstance(passage, dict):
-    raise ValueError(
-        f'{where}: expected a dict with id and text, found {passage!r:.60}')
-  fields = {name: passage[name] for name in _FIELDS
-            if passage.get(name) is not None}
+    raise ValueError(f'{where}: expected a dict with id and text, found {passage!r:.60}')
+  fields = {name: passage[name] for name in _FIELDS if passage.get(name) is not None}
   if row is not None:
     fields['id'] = str(row)
   elif passage.get('id') is None:
     raise ValueError(
-        f'{where}: a passage without id; name the passages by their rows '
-        '(own_ids=False, or ralm convert --row_ids).'
+      f'{where}: a passage without id; name the passages by their rows '
+      '(own_ids=False, or ralm convert --row_ids).'
     )
   else:
     fields['id'] = passage['id']

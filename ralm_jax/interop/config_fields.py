@@ -1,4 +1,5 @@
 """Fields of a foreign JSON object, checked: a wrong one is named with its file."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -7,7 +8,7 @@ Json = dict[str, Any]
 
 
 def whole_number(
-    raw: Json, name: str, where: str, default: int | None = None, least: int = 1
+  raw: Json, name: str, where: str, default: int | None = None, least: int = 1
 ) -> int:
   """A whole number; null is as good as absent.
 
@@ -23,10 +24,7 @@ def whole_number(
   """
   value = _given(raw, name, where, default)
   if not isinstance(value, int) or isinstance(value, bool) or value < least:
-    raise ValueError(
-        f'{where}: {name} is {value!r}, expected a whole number of at least '
-        f'{least}.'
-    )
+    raise ValueError(f'{where}: {name} is {value!r}, expected a whole number of at least {least}.')
   return value
 
 
@@ -46,8 +44,8 @@ def positive(raw: Json, name: str, where: str, default: float) -> float:
   """A number above 0; arguments and errors as `whole_number`."""
   value = _given(raw, name, where, default)
   # Infinity and NaN are JSON to Python.
-  if not isinstance(value, (int, float)) or isinstance(value, bool) or not (
-      0 < value < float('inf')
+  if (
+    not isinstance(value, (int, float)) or isinstance(value, bool) or not (0 < value < float('inf'))
   ):
     raise ValueError(f'{where}: {name} is {value!r}, expected a number above 0.')
   return value
@@ -65,8 +63,7 @@ def names(raw: Json, name: str, where: str) -> list[str]:
   """An array of strings, empty where it is absent; errors as `whole_number`."""
   value = _given(raw, name, where, [])
   if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-    raise ValueError(
-        f'{where}: {name} is {value!r}, expected an array of strings.')
+    raise ValueError(f'{where}: {name} is {value!r}, expected an array of strings.')
   return value
 
 

@@ -1,4 +1,5 @@
 """What a conversion does, in lines for people."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -8,15 +9,10 @@ from ralm_jax.interop.convert import Gathered
 from ralm_jax.interop.tensor_maps import Entry
 
 # What a tower is for, and so is not to be used for while it is random.
-_USES = {
-    'query_encoder': 'answer questions',
-    'passage_encoder': 'embed a corpus',
-}
+_USES = {'query_encoder': 'answer questions', 'passage_encoder': 'embed a corpus'}
 
 
-def report(
-    gathered: Gathered, to_format: str, *, every_tensor: bool
-) -> Iterator[str]:
+def report(gathered: Gathered, to_format: str, *, every_tensor: bool) -> Iterator[str]:
   """Lines that say what maps where and what does not.
 
   Args:
@@ -43,26 +39,23 @@ def report(
     elif every_tensor:
       info = target.part.source.info(target.entry.name)
       yield (
-          f'  {target.entry.name}{_piece(target.entry)} '
-          f'{info.dtype}{list(info.shape)} -> {where} {list(shape)}'
-          + (', transposed' if transposed else '')
+        f'  {target.entry.name}{_piece(target.entry)} '
+        f'{info.dtype}{list(info.shape)} -> {where} {list(shape)}'
+        + (', transposed' if transposed else '')
       )
   tower = gathered.missing_tower
   if tower and to_format == 'run' and 'reader' in gathered.parts:
-    other, = gathered.encoders.values()
+    (other,) = gathered.encoders.values()
     count += len(other.entries)
     missing += len(other.entries)
-    yield (
-        f'  missing: the whole {tower} (initialised at random; do not '
-        f'{_USES[tower]} with it)'
-    )
+    yield (f'  missing: the whole {tower} (initialised at random; do not {_USES[tower]} with it)')
   for path, left in gathered.leftovers:
     yield f'  left over: {left.name} of {path} ({left.reason or "not known"})'
   harmless = sum(left.reason is not None for _, left in gathered.leftovers)
   yield (
-      f'{count - missing} parameters mapped, {missing} missing, '
-      f'{len(gathered.leftovers) - harmless} tensors left over, {harmless} '
-      'known to be needless.'
+    f'{count - missing} parameters mapped, {missing} missing, '
+    f'{len(gathered.leftovers) - harmless} tensors left over, {harmless} '
+    'known to be needless.'
   )
 
 
@@ -73,9 +66,7 @@ def _piece(entry: Entry) -> str:
   return f'[{":," * axis}{index}]'
 
 
-def _foreign(
-    gathered: Gathered,
-) -> dict[tuple[str, str], Entry]:
+def _foreign(gathered: Gathered) -> dict[tuple[str, str], Entry]:
   """Hugging Face's entries by side and our path; none of what it has not."""
   found = {}
   for side, part in gathered.parts.items():

@@ -1,4 +1,5 @@
 """Writing a conversion, tensor by tensor: a run folder, or Hugging Face ones."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -32,12 +33,7 @@ _VOCABULARY_STEMS = {'.model': 'spiece', '.txt': 'vocab', '.json': 'tokenizer'}
 
 
 def write_run(
-    directory: str,
-    gathered: Gathered,
-    spec: Specification,
-    *,
-    seed: int = 0,
-    progress: bool = True,
+  directory: str, gathered: Gathered, spec: Specification, *, seed: int = 0, progress: bool = True
 ) -> None:
   """Writes MODEL_DIR with checkpoint_0, model.json and the vocabularies.
 
@@ -58,36 +54,41 @@ def write_run(
   absent = {path for path in abstract if path not in targets}
   _check_complete(targets, abstract)
   incomplete = absent | {
-      path for path, rows in targets.items()
-      if any(target.missing for target in rows.values())
+    path for path, rows in targets.items() if any(target.missing for target in rows.values())
   }
   initial = _initialise(spec.model, incomplete, seed)
-  with new_folder.creating(directory) as aside, progress_lib.bar(
-      desc='convert', unit='B', unit_scale=True, show=progress,
+  with (
+    new_folder.creating(directory) as aside,
+    progress_lib.bar(
+      desc='convert',
+      unit='B',
+      unit_scale=True,
+      show=progress,
       total=sum(_nbytes(leaf) for leaf in abstract.values()),
-  ) as bar:
+    ) as bar,
+  ):
     params = {
-        tuple(path.split('/')): LazyParameter(
-            tuple(leaf.shape), np.dtype(leaf.dtype),
-            _pieces(targets.get(path), leaf, initial.get(path), bar.update))
-        for path, leaf in abstract.items()
+      tuple(path.split('/')): LazyParameter(
+        tuple(leaf.shape),
+        np.dtype(leaf.dtype),
+        _pieces(targets.get(path), leaf, initial.get(path), bar.update),
+      )
+      for path, leaf in abstract.items()
     }
     spec.save(aside)
     streaming.save(
-        aside, flax.traverse_util.unflatten_dict(params),
-        {'converted_from': [path for path, _ in gathered.sources]})
+      aside,
+      flax.traverse_util.unflatten_dict(params),
+      {'converted_from': [path for path, _ in gathered.sources]},
+    )
 
 
-def check_complete(
-    gathered: Gathered, spec: Specification
-) -> None:
+def check_complete(gathered: Gathered, spec: Specification) -> None:
   """Raises ValueError where the parts are not parameters of the model."""
   _check_complete(_by_path(gathered), convert.abstract_params(spec.model))
 
 
-def _by_path(
-    gathered: Gathered,
-) -> dict[str, dict[int | None, Target]]:
+def _by_path(gathered: Gathered) -> dict[str, dict[int | None, Target]]:
   targets: dict[str, dict[int | None, Target]] = {}
   for target in convert.targets(gathered):
     targets.setdefault(target.path, {})[target.row] = target
@@ -95,22 +96,19 @@ def _by_path(
 
 
 def _check_complete(
-    targets: dict[str, dict[int | None, Target]],
-    abstract: dict[str, jax.ShapeDtypeStruct],
+  targets: dict[str, dict[int | None, Target]], abstract: dict[str, jax.ShapeDtypeStruct]
 ) -> None:
   """Raises ValueError where maps and model disagree."""
   for path, rows in targets.items():
     if path not in abstract:
       raise ValueError(
-          f'{path} is not a parameter of the model; is the checkpoint of '
-          'another version?')
+        f'{path} is not a parameter of the model; is the checkpoint of another version?'
+      )
     shape = next(iter(rows.values())).entry.shape
     if None not in rows:
       shape = (len(rows), *shape)
     if shape != abstract[path].shape:
-      raise ValueError(
-          f'{path} would have shape {shape}, the model has '
-          f'{abstract[path].shape}.')
+      raise ValueError(f'{path} would have shape {shape}, the model has {abstract[path].shape}.')
 
 
 def _nbytes(leaf: jax.ShapeDtypeStruct) -> int:
@@ -127,17 +125,14 @@ def _initialise(model: Any, paths: set[str], seed: int) -> dict[str, np.ndarray]
     flat = flax.traverse_util.flatten_dict(tree, sep='/')
     return {path: flat[path] for path in paths}
 
-  return {
-      path: np.asarray(value)
-      for path, value in jax.jit(init)(jax.random.key(seed)).items()
-  }
+  return {path: np.asarray(value) for path, value in jax.jit(init)(jax.random.key(seed)).items()}
 
 
 def _pieces(
-    rows: dict[int | None, Target] | None,
-    leaf: jax.ShapeDtypeStruct,
-    initial: np.ndarray | None,
-    done: Callable[[int], Any],
+  rows: dict[int | None, Target] | None,
+  leaf: jax.ShapeDtypeStruct,
+  initial: np.ndarray | None,
+  done: Callable[[int], Any],
 ) -> Callable[[], Iterator[tuple[tuple[int, ...], np.ndarray]]]:
 
   def read() -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
@@ -150,8 +145,7 @@ def _pieces(
       if target.missing:
         array = initial[index]
       else:
-        array = tensor_maps.read(
-            target.part.source, target.entry, np.dtype(leaf.dtype), copy=False)
+        array = tensor_maps.read(target.part.source, target.entry, np.dtype(leaf.dtype), copy=False)
       yield index, array
       done(array.nbytes)
 
@@ -180,12 +174,12 @@ class PartSource(TensorSource):
 
 
 def write_huggingface(
-    directory: str,
-    gathered: Gathered,
-    found_vocabularies: dict[str, Vocabulary | None],
-    *,
-    max_shard_bytes: int = huggingface_export.MAX_SHARD_BYTES,
-    progress: bool = True,
+  directory: str,
+  gathered: Gathered,
+  found_vocabularies: dict[str, Vocabulary | None],
+  *,
+  max_shard_bytes: int = huggingface_export.MAX_SHARD_BYTES,
+  progress: bool = True,
 ) -> list[str]:
   """Writes DIR/reader, DIR/retriever, DIR/query_encoder, DIR/passage_encoder.
 
@@ -208,38 +202,40 @@ def write_huggingface(
     ValueError: Hugging Face has no such model.
   """
   total = sum(
-      int(np.prod(entry.shape, dtype=np.int64)) * 4
-      for part in gathered.parts.values() for entry in part.entries)
+    int(np.prod(entry.shape, dtype=np.int64)) * 4
+    for part in gathered.parts.values()
+    for entry in part.entries
+  )
   maps = export_maps(gathered)  # Before anything is written.
-  with new_folder.creating(directory) as aside, progress_lib.bar(
-      desc='convert', unit='B', unit_scale=True, show=progress, total=total
-  ) as bar:
+  with (
+    new_folder.creating(directory) as aside,
+    progress_lib.bar(desc='convert', unit='B', unit_scale=True, show=progress, total=total) as bar,
+  ):
     for side, part in gathered.parts.items():
       folder = os.path.join(aside, side)
       raw, entries = maps[side]
       huggingface_export.write(
-          folder, raw, entries, PartSource(part),
-          max_shard_bytes=max_shard_bytes, on_tensor=bar.update)
+        folder,
+        raw,
+        entries,
+        PartSource(part),
+        max_shard_bytes=max_shard_bytes,
+        on_tensor=bar.update,
+      )
       if part.normalize:
-        huggingface_export.write_modules(
-            folder, part.config, part.pooling or 'mean')
-      vocabulary = found_vocabularies.get(
-          'reader' if side == 'reader' else 'retriever')
+        huggingface_export.write_modules(folder, part.config, part.pooling or 'mean')
+      vocabulary = found_vocabularies.get('reader' if side == 'reader' else 'retriever')
       if vocabulary is not None:
         vocabulary.save(folder, _VOCABULARY_STEMS.get(vocabulary.suffix, side))
   return list(gathered.parts)
 
 
-def export_maps(
-    gathered: Gathered,
-) -> dict[str, tuple[Json, list[Entry]]]:
+def export_maps(gathered: Gathered) -> dict[str, tuple[Json, list[Entry]]]:
   """`export_map` by side; ValueError where Hugging Face has no such model."""
   return {side: export_map(side, part) for side, part in gathered.parts.items()}
 
 
-def export_map(
-    side: str, part: Part
-) -> tuple[Json, list[Entry]]:
+def export_map(side: str, part: Part) -> tuple[Json, list[Entry]]:
   """config.json and map of a part as a Hugging Face folder."""
   if part.kind == 't5':
     return huggingface_configs.t5_json(part.config), tensor_maps.t5_entries(part.config)
@@ -248,6 +244,5 @@ def export_map(
   if part.normalize:
     return huggingface_export.bert_map(part.config)
   if part.pooling == 'cls' or part.config.projection_dim:
-    return huggingface_export.dpr_map(
-        part.config, 'query_encoder' if side == 'retriever' else side)
+    return huggingface_export.dpr_map(part.config, 'query_encoder' if side == 'retriever' else side)
   return huggingface_export.bert_map(part.config)

@@ -6,6 +6,7 @@ embeddings alone become the index of a corpus that exists, by its ids. Pickles
 are read by `restricted_pickle`, torch files by `torch_archive`: nothing in them
 is ever executed.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -48,17 +49,17 @@ class ConvertedIndex:
 
 
 def convert_atlas_index(
-    directory: PathLike,
-    corpus_directory: PathLike,
-    index_directory: PathLike,
-    reader_vocabulary: PathLike | Vocabulary,
-    retriever_vocabulary: PathLike | Vocabulary,
-    options: IndexOptions = IndexOptions(),
-    *,
-    own_ids: bool = True,
-    n_workers: int | None = None,
-    shard_size: int = passage_store.DEFAULT_SHARD_SIZE,
-    progress: bool = True,
+  directory: PathLike,
+  corpus_directory: PathLike,
+  index_directory: PathLike,
+  reader_vocabulary: PathLike | Vocabulary,
+  retriever_vocabulary: PathLike | Vocabulary,
+  options: IndexOptions = IndexOptions(),
+  *,
+  own_ids: bool = True,
+  n_workers: int | None = None,
+  shard_size: int = passage_store.DEFAULT_SHARD_SIZE,
+  progress: bool = True,
 ) -> ConvertedIndex:
   """Makes a corpus and an index of an Atlas index folder.
 
@@ -91,30 +92,41 @@ def convert_atlas_index(
   shards = _atlas_shards(os.fspath(directory))
   _check_empty(index_directory)
   store = atlas_passages.build_corpus(
-      [Shard(s.passages, s.rows) for s in shards],
-      corpus_directory, reader_vocabulary, retriever_vocabulary,
-      own_ids=own_ids, n_workers=n_workers, shard_size=shard_size,
-      progress=progress)
+    [Shard(s.passages, s.rows) for s in shards],
+    corpus_directory,
+    reader_vocabulary,
+    retriever_vocabulary,
+    own_ids=own_ids,
+    n_workers=n_workers,
+    shard_size=shard_size,
+    progress=progress,
+  )
 
   def embeddings() -> Iterator[tuple[str, np.ndarray, None]]:
     for shard in shards:
       yield shard.embeddings, _read_embeddings(shard), None
 
   return _write_index(
-      embeddings(), store, index_directory, options, count=len(store),
-      source=os.fspath(directory), progress=progress)
+    embeddings(),
+    store,
+    index_directory,
+    options,
+    count=len(store),
+    source=os.fspath(directory),
+    progress=progress,
+  )
 
 
 def convert_embeddings(
-    files: PathLike | Iterable[PathLike],
-    corpus: PathLike,
-    index_directory: PathLike,
-    options: IndexOptions = IndexOptions(),
-    *,
-    id_prefix: str = '',
-    allow_missing: bool = False,
-    allow_unused: bool = False,
-    progress: bool = True,
+  files: PathLike | Iterable[PathLike],
+  corpus: PathLike,
+  index_directory: PathLike,
+  options: IndexOptions = IndexOptions(),
+  *,
+  id_prefix: str = '',
+  allow_missing: bool = False,
+  allow_unused: bool = False,
+  progress: bool = True,
 ) -> ConvertedIndex:
   """Makes an index of a corpus from embeddings that another program made.
 
@@ -153,63 +165,65 @@ def convert_embeddings(
 
   others = f' and {len(paths) - 1} other files' if len(paths) > 1 else ''
   return _write_index(
-      embeddings(), store, index_directory, options, count=len(store),
-      source=paths[0] + others, progress=progress)
+    embeddings(),
+    store,
+    index_directory,
+    options,
+    count=len(store),
+    source=paths[0] + others,
+    progress=progress,
+  )
 
 
 def _check_empty(index: PathLike) -> None:
   numbers = GenerationStore(index).numbers()
   if numbers:
     raise FileExistsError(
-        f'{os.fspath(index)} holds an index already (generation {numbers[-1]}); '
-        'name another folder, or remove it first.'
+      f'{os.fspath(index)} holds an index already (generation {numbers[-1]}); '
+      'name another folder, or remove it first.'
     )
 
 
 def _write_index(
-    parts: Iterator[tuple[str, np.ndarray, np.ndarray | None]],
-    store: PassageStore,
-    index: PathLike,
-    options: IndexOptions,
-    *,
-    count: int,
-    source: str,
-    progress: bool,
+  parts: Iterator[tuple[str, np.ndarray, np.ndarray | None]],
+  store: PassageStore,
+  index: PathLike,
+  options: IndexOptions,
+  *,
+  count: int,
+  source: str,
+  progress: bool,
 ) -> ConvertedIndex:
   """Writes (file, embeddings [n, dim], rows or None) as the first generation."""
   os.makedirs(index, exist_ok=True)
   folder = GenerationStore(index)
   metadata = embedding.describe(
-      store, '', index=index, checkpoint=f'made by another program: {source}')
+    store, '', index=index, checkpoint=f'made by another program: {source}'
+  )
   writer, dim = None, 0
   with contextlib.ExitStack() as stack:
-    bar = stack.enter_context(progress_lib.bar(
-        total=count, unit=' embeddings', desc='index', show=progress))
+    bar = stack.enter_context(
+      progress_lib.bar(total=count, unit=' embeddings', desc='index', show=progress)
+    )
     for file, embeddings, rows in parts:
       if writer is None:
         dim = embeddings.shape[1]
-        writer = stack.enter_context(
-            folder.begin(options, dim, metadata, progress=progress))
+        writer = stack.enter_context(folder.begin(options, dim, metadata, progress=progress))
       for start in range(0, len(embeddings), embedding_files.PIECE):
         chosen = slice(start, start + embedding_files.PIECE)
-        _append(writer, file, embeddings[chosen],
-                None if rows is None else rows[chosen])
+        _append(writer, file, embeddings[chosen], None if rows is None else rows[chosen])
         bar.update(len(embeddings[chosen]))
       # Or it stays until the next one is there as well.
       del embeddings, rows
     if writer is None:
-      raise ValueError(
-          f'{source}: none of the embeddings is of a passage of '
-          f'{store.directory}.'
-      )
+      raise ValueError(f'{source}: none of the embeddings is of a passage of {store.directory}.')
     passages = writer.count
     number = writer.commit()
   return ConvertedIndex(number, passages, dim)
 
 
 def _append(
-    writer: GenerationWriter, file: str,
-    embeddings: np.ndarray, rows: np.ndarray | None
+  writer: GenerationWriter, file: str, embeddings: np.ndarray, rows: np.ndarray | None
 ) -> None:
   try:
     writer.append(rows, embeddings)
@@ -230,41 +244,42 @@ class _AtlasShard:
 def _atlas_shards(directory: str) -> list[_AtlasShard]:
   """All shards in order; reads no passage and no embedding."""
   if not os.path.isdir(directory):
-    raise FileNotFoundError(f'{directory} is not a folder; give that of an '
-                            'Atlas index (embeddings.0.pt, passages.0.pt, …).')
+    raise FileNotFoundError(
+      f'{directory} is not a folder; give that of an '
+      'Atlas index (embeddings.0.pt, passages.0.pt, …).'
+    )
   shards: list[_AtlasShard] = []
   names = set(os.listdir(directory))
   numbers = {
-      int(name.split('.')[1]) for name in names
-      if name.endswith('.pt') and name.startswith(('embeddings.', 'passages.'))
-      and name.count('.') == 2 and name.split('.')[1].isdigit()
+    int(name.split('.')[1])
+    for name in names
+    if name.endswith('.pt')
+    and name.startswith(('embeddings.', 'passages.'))
+    and name.count('.') == 2
+    and name.split('.')[1].isdigit()
   }
   if not numbers:
     raise FileNotFoundError(
-        f'{directory} holds no embeddings.0.pt and passages.0.pt; found '
-        f'{sorted(names)[:8]}. Is it the folder of an Atlas index?'
+      f'{directory} holds no embeddings.0.pt and passages.0.pt; found '
+      f'{sorted(names)[:8]}. Is it the folder of an Atlas index?'
     )
   for number in range(max(numbers) + 1):
     paths = [f'{kind}.{number}.pt' for kind in ('passages', 'embeddings')]
     for name in paths:
       if name not in names:
         raise FileNotFoundError(
-            f'{directory} has no {name}, but files up to {max(numbers)}; the '
-            'download is incomplete.'
+          f'{directory} has no {name}, but files up to {max(numbers)}; the download is incomplete.'
         )
     passages, embeddings = (os.path.join(directory, name) for name in paths)
     shape = _header(embeddings).shape
     if len(shape) != 2:
-      raise ValueError(
-          f'{embeddings} holds a tensor of shape {shape}, expected '
-          '[dim, passages].'
-      )
+      raise ValueError(f'{embeddings} holds a tensor of shape {shape}, expected [dim, passages].')
     shards.append(_AtlasShard(passages, embeddings, *shape))
     if shape[0] != shards[0].dim:
       raise ValueError(
-          f'{embeddings} has embeddings of size {shape[0]}, '
-          f'{shards[0].embeddings} of size {shards[0].dim}; they are of two '
-          'indexes.'
+        f'{embeddings} has embeddings of size {shape[0]}, '
+        f'{shards[0].embeddings} of size {shards[0].dim}; they are of two '
+        'indexes.'
       )
   return shards
 
@@ -272,13 +287,9 @@ def _atlas_shards(directory: str) -> list[_AtlasShard]:
 def _header(path: str) -> StoredTensor:
   value = TorchArchive(path).value
   if not isinstance(value, StoredTensor):
-    raise ValueError(
-        f'{path} holds a {type(value).__name__}, expected one tensor '
-        '[dim, passages].'
-    )
+    raise ValueError(f'{path} holds a {type(value).__name__}, expected one tensor [dim, passages].')
   if value.info.dtype.kind not in 'fV':  # bfloat16 counts as void.
-    raise ValueError(
-        f'{path} holds a tensor of {value.info.dtype}, expected float16.')
+    raise ValueError(f'{path} holds a tensor of {value.info.dtype}, expected float16.')
   return value
 
 
@@ -288,7 +299,6 @@ def _read_embeddings(shard: _AtlasShard) -> np.ndarray:
   tensor = archive.read(archive.value)
   if tensor.size and not tensor.any():
     raise ValueError(
-        f'{shard.embeddings} holds nothing but zeros: it was saved before the '
-        'index was built.'
+      f'{shard.embeddings} holds nothing but zeros: it was saved before the index was built.'
     )
   return tensor.T

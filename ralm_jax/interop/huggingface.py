@@ -3,6 +3,7 @@
 `open_*` finds a model in a folder without reading its weights (`ralm convert`
 streams them), `load_*` reads it.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -45,17 +46,13 @@ def load_t5(directory: PathLike, **overrides: Any) -> tuple[T5Config, Params]:
   return part.config, part.read()
 
 
-def load_bart(
-    directory: PathLike, **overrides: Any
-) -> tuple[BartConfig, Params]:
+def load_bart(directory: PathLike, **overrides: Any) -> tuple[BartConfig, Params]:
   """Loads BART weights; arguments, results and errors as `load_t5`."""
   part = open_bart(directory, **overrides)
   return part.config, part.read()
 
 
-def load_bert(
-    directory: PathLike, **overrides: Any
-) -> tuple[BertConfig, Params]:
+def load_bert(directory: PathLike, **overrides: Any) -> tuple[BertConfig, Params]:
   """Loads BERT or Contriever weights; the pooler is left out.
 
   Returns:
@@ -69,9 +66,7 @@ def load_bert(
   return part.config, part.read()
 
 
-def load_dpr(
-    directory: PathLike, **overrides: Any
-) -> tuple[BertConfig, Params]:
+def load_dpr(directory: PathLike, **overrides: Any) -> tuple[BertConfig, Params]:
   """Loads one tower of DPR, a question or a context encoder.
 
   Its embedding is that of the first token (`pooling='cls'`), behind the
@@ -103,9 +98,7 @@ class SentenceTransformer(NamedTuple):
   normalize: bool
 
 
-def load_sentence_transformer(
-    directory: PathLike, **overrides: Any
-) -> SentenceTransformer:
+def load_sentence_transformer(directory: PathLike, **overrides: Any) -> SentenceTransformer:
   """Loads a sentence-transformers folder around a BERT (MiniLM, ...).
 
   Raises:
@@ -113,9 +106,7 @@ def load_sentence_transformer(
       module that we do not have.
   """
   part = open_sentence_transformer(directory, **overrides)
-  return SentenceTransformer(
-      part.config, part.read(), part.pooling or 'mean', part.normalize
-  )
+  return SentenceTransformer(part.config, part.read(), part.pooling or 'mean', part.normalize)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +148,13 @@ def load_rag(directory: PathLike, **overrides: Any) -> RagCheckpoint:
   rag = open_rag(directory, **overrides)
   passage_encoder = rag.parts.get('passage_encoder')
   return RagCheckpoint(
-      reader_config=rag.parts['reader'].config,
-      reader_params=rag.parts['reader'].read(),
-      retriever_config=rag.parts['query_encoder'].config,
-      query_encoder_params=rag.parts['query_encoder'].read(),
-      passage_encoder_params=passage_encoder and passage_encoder.read(),
-      marginalization=rag.marginalization,
-      n_passages=rag.n_passages,
+    reader_config=rag.parts['reader'].config,
+    reader_params=rag.parts['reader'].read(),
+    retriever_config=rag.parts['query_encoder'].config,
+    query_encoder_params=rag.parts['query_encoder'].read(),
+    passage_encoder_params=passage_encoder and passage_encoder.read(),
+    marginalization=rag.marginalization,
+    n_passages=rag.n_passages,
   )
 
 
@@ -171,20 +162,25 @@ def open_t5(directory: PathLike, **overrides: Any) -> Part:
   """As `load_t5`, without reading the weights."""
   raw = huggingface_configs.read_config(directory, ('t5',))
   return _t5_part(
-      raw, _config_path(directory), WeightFiles(directory), '',
-      (os.fspath(directory),), overrides)
+    raw, _config_path(directory), WeightFiles(directory), '', (os.fspath(directory),), overrides
+  )
 
 
 def _t5_part(
-    raw: Json, where: str, source: TensorSource, prefix: str,
-    vocabulary_directories: tuple[str, ...], overrides: dict[str, Any],
+  raw: Json,
+  where: str,
+  source: TensorSource,
+  prefix: str,
+  vocabulary_directories: tuple[str, ...],
+  overrides: dict[str, Any],
 ) -> Part:
   head, embedding = f'{prefix}lm_head.weight', f'{prefix}shared.weight'
   # The weights tell what tie_word_embeddings, true in every T5 that
   # transformers 5 has written, does not.
   tied = head not in source or bool(
-      raw.get('tie_word_embeddings', True) and embedding in source
-      and np.array_equal(source[head], source[embedding])
+    raw.get('tie_word_embeddings', True)
+    and embedding in source
+    and np.array_equal(source[head], source[embedding])
   )
   config = huggingface_configs.t5_config(raw, where, tied=tied, **overrides)
   wi = f'{prefix}encoder.block.0.layer.1.DenseReluDense.wi'
@@ -192,13 +188,17 @@ def _t5_part(
     if weight in source and gated != (len(config.mlp_activations) > 1):
       said = raw.get('feed_forward_proj', 'relu')
       raise ValueError(
-          f'{where} says feed_forward_proj {said!r}, the tensors are '
-          f'{"gated" if gated else "not gated"} ({weight}); set it to '
-          f'{"gated-gelu, as T5 1.1 has it" if gated else "relu"}.'
+        f'{where} says feed_forward_proj {said!r}, the tensors are '
+        f'{"gated" if gated else "not gated"} ({weight}); set it to '
+        f'{"gated-gelu, as T5 1.1 has it" if gated else "relu"}.'
       )
   return Part(
-      't5', config, source, tensor_maps.t5_entries(config, prefix),
-      vocabulary_directories=vocabulary_directories)
+    't5',
+    config,
+    source,
+    tensor_maps.t5_entries(config, prefix),
+    vocabulary_directories=vocabulary_directories,
+  )
 
 
 def open_bart(directory: PathLike, **overrides: Any) -> Part:
@@ -206,27 +206,40 @@ def open_bart(directory: PathLike, **overrides: Any) -> Part:
   raw = huggingface_configs.read_config(directory, ('bart',))
   generation = os.path.join(directory, 'generation_config.json')
   return _bart_part(
-      raw, _config_path(directory), WeightFiles(directory), '',
-      (os.fspath(directory),), overrides,
-      weight_files.read_json(generation) if os.path.exists(generation) else None)
+    raw,
+    _config_path(directory),
+    WeightFiles(directory),
+    '',
+    (os.fspath(directory),),
+    overrides,
+    weight_files.read_json(generation) if os.path.exists(generation) else None,
+  )
 
 
 def _bart_part(
-    raw: Json, where: str, source: TensorSource, prefix: str,
-    vocabulary_directories: tuple[str, ...], overrides: dict[str, Any],
-    generation: Json | None = None,
+  raw: Json,
+  where: str,
+  source: TensorSource,
+  prefix: str,
+  vocabulary_directories: tuple[str, ...],
+  overrides: dict[str, Any],
+  generation: Json | None = None,
 ) -> Part:
   config = huggingface_configs.bart_config(raw, where, generation, **overrides)
   # The bare BartModel has neither prefix nor bias.
   bare = f'{prefix}shared.weight' in source
   bias = f'{prefix}final_logits_bias'
   if bias not in source:
-    source = SupplementedSource(
-        source, {bias: np.zeros((1, config.vocab_size), np.float32)})
+    source = SupplementedSource(source, {bias: np.zeros((1, config.vocab_size), np.float32)})
   entries = tensor_maps.bart_entries(config, prefix, '' if bare else 'model.')
   return Part(
-      'bart', config, source, entries,
-      vocabulary_directories=vocabulary_directories, text=part_lib.BART_TEXT)
+    'bart',
+    config,
+    source,
+    entries,
+    vocabulary_directories=vocabulary_directories,
+    text=part_lib.BART_TEXT,
+  )
 
 
 def open_bert(directory: PathLike, **overrides: Any) -> Part:
@@ -240,38 +253,51 @@ def open_bert(directory: PathLike, **overrides: Any) -> Part:
   named = [raw.get('model_type', ''), *(raw.get('architectures') or [])]
   contriever = any('contriever' in str(name).lower() for name in named)
   return Part(
-      'bert', config, source, tensor_maps.bert_entries(config, prefix),
-      pooling='mean' if contriever else None,
-      vocabulary_directories=(os.fspath(directory),))
+    'bert',
+    config,
+    source,
+    tensor_maps.bert_entries(config, prefix),
+    pooling='mean' if contriever else None,
+    vocabulary_directories=(os.fspath(directory),),
+  )
 
 
 def open_dpr(directory: PathLike, **overrides: Any) -> Part:
   """As `load_dpr`, without reading the weights."""
   raw = huggingface_configs.read_config(directory, ('dpr',))
   source = WeightFiles(directory)
-  for prefix, side in (
-      ('question_encoder.', 'query_encoder'), ('ctx_encoder.', 'passage_encoder')
-  ):
+  for prefix, side in (('question_encoder.', 'query_encoder'), ('ctx_encoder.', 'passage_encoder')):
     if f'{prefix}bert_model.embeddings.word_embeddings.weight' in source:
       return _dpr_part(
-          raw, _config_path(directory), source, prefix, side,
-          (os.fspath(directory),), overrides)
+        raw, _config_path(directory), source, prefix, side, (os.fspath(directory),), overrides
+      )
   raise ValueError(
-      f'{os.fspath(directory)} holds no question_encoder.* or ctx_encoder.* '
-      f'tensors; found {sorted(source)[:3]}. Is it DPR\'s reader?'
+    f'{os.fspath(directory)} holds no question_encoder.* or ctx_encoder.* '
+    f"tensors; found {sorted(source)[:3]}. Is it DPR's reader?"
   )
 
 
 def _dpr_part(
-    raw: Json, where: str, source: TensorSource, prefix: str, side: str,
-    vocabulary_directories: tuple[str, ...], overrides: dict[str, Any],
+  raw: Json,
+  where: str,
+  source: TensorSource,
+  prefix: str,
+  side: str,
+  vocabulary_directories: tuple[str, ...],
+  overrides: dict[str, Any],
 ) -> Part:
   config = huggingface_configs.bert_config(raw, where, **overrides)
-  entries = tensor_maps.bert_entries(
-      config, f'{prefix}bert_model.', f'{prefix}encode_proj')
+  entries = tensor_maps.bert_entries(config, f'{prefix}bert_model.', f'{prefix}encode_proj')
   return Part(
-      'bert', config, source, entries, pooling='cls', side=side,
-      vocabulary_directories=vocabulary_directories, text=part_lib.DPR_TEXT)
+    'bert',
+    config,
+    source,
+    entries,
+    pooling='cls',
+    side=side,
+    vocabulary_directories=vocabulary_directories,
+    text=part_lib.DPR_TEXT,
+  )
 
 
 def open_sentence_transformer(directory: PathLike, **overrides: Any) -> Part:
@@ -282,8 +308,7 @@ def open_sentence_transformer(directory: PathLike, **overrides: Any) -> Part:
   normalize = False
   for module in modules:
     kind = str(module.get('type', '')).rpartition('.')[2]
-    folder = os.path.join(
-        directory, config_fields.text(module, 'path', modules_path, ''))
+    folder = os.path.join(directory, config_fields.text(module, 'path', modules_path, ''))
     if kind == 'Transformer' and encoder is None:
       encoder = folder
     elif kind == 'Pooling' and pooling is None:
@@ -292,33 +317,36 @@ def open_sentence_transformer(directory: PathLike, **overrides: Any) -> Part:
       normalize = True
     else:
       raise ValueError(
-          f'{modules_path}: module {module.get("type")!r} is not supported; '
-          'supported: one Transformer (BERT), one Pooling, Normalize.'
+        f'{modules_path}: module {module.get("type")!r} is not supported; '
+        'supported: one Transformer (BERT), one Pooling, Normalize.'
       )
   if encoder is None or pooling is None:
     raise ValueError(
-        f'{modules_path} names no Transformer or no Pooling module; found '
-        f'{[module.get("type") for module in modules]}.'
+      f'{modules_path} names no Transformer or no Pooling module; found '
+      f'{[module.get("type") for module in modules]}.'
     )
   part = open_bert(encoder, **overrides)
   return dataclasses.replace(
-      part, pooling=pooling, normalize=normalize,
-      vocabulary_directories=(encoder, os.fspath(directory)))
+    part,
+    pooling=pooling,
+    normalize=normalize,
+    vocabulary_directories=(encoder, os.fspath(directory)),
+  )
 
 
 def _pooling(path: str) -> str:
   raw = weight_files.read_json(path)
   modes = [
-      name.removeprefix('pooling_mode_') for name, value in raw.items()
-      if name.startswith('pooling_mode_') and value is True
+    name.removeprefix('pooling_mode_')
+    for name, value in raw.items()
+    if name.startswith('pooling_mode_') and value is True
   ]
   if isinstance(raw.get('pooling_mode'), str):
     modes.append(raw['pooling_mode'])
   known = {'mean_tokens': 'mean', 'mean': 'mean', 'cls_token': 'cls', 'cls': 'cls'}
   if len(modes) != 1 or modes[0] not in known:
     raise ValueError(
-        f'{path}: pooling {modes} is not supported; supported: mean_tokens or '
-        'cls_token alone.'
+      f'{path}: pooling {modes} is not supported; supported: mean_tokens or cls_token alone.'
     )
   return known[modes[0]]
 
@@ -352,52 +380,53 @@ def open_rag(directory: PathLike, **overrides: Any) -> OpenedRag:
   huggingface_configs.check_type(generator, ('bart', 't5'), name)
   opener = _bart_part if generator['model_type'] == 'bart' else _t5_part
   parts['reader'] = opener(
-      generator, name, source, f'{prefix}generator.',
-      (os.path.join(folder, 'generator_tokenizer'), folder), overrides)
+    generator,
+    name,
+    source,
+    f'{prefix}generator.',
+    (os.path.join(folder, 'generator_tokenizer'), folder),
+    overrides,
+  )
   n_passages = config_fields.whole_number(raw, 'n_docs', where, 5)
   parts['reader'] = dataclasses.replace(
-      parts['reader'], text=_rag_text(raw, where) | {'n_passages': n_passages})
+    parts['reader'], text=_rag_text(raw, where) | {'n_passages': n_passages}
+  )
 
   question_encoder = config_fields.nested(raw, 'question_encoder', where)
   name = f'{where} (question_encoder)'
   huggingface_configs.check_type(question_encoder, ('dpr',), name)
   folders = (os.path.join(folder, 'question_encoder_tokenizer'), folder)
   for side, theirs in (
-      ('query_encoder', 'question_encoder.question_encoder.'),
-      ('passage_encoder', 'ctx_encoder.ctx_encoder.'),
+    ('query_encoder', 'question_encoder.question_encoder.'),
+    ('passage_encoder', 'ctx_encoder.ctx_encoder.'),
   ):
     # The released checkpoints hold no passage encoder.
-    if side == 'query_encoder' or any(
-        n.startswith(prefix + theirs) for n in source
-    ):
+    if side == 'query_encoder' or any(n.startswith(prefix + theirs) for n in source):
       parts[side] = _dpr_part(
-          question_encoder, name, source, prefix + theirs, side, folders,
-          overrides)
+        question_encoder, name, source, prefix + theirs, side, folders, overrides
+      )
   written_by = ' '.join(config_fields.names(raw, 'architectures', where))
   marginalization = next(
-      (kind.lower() for kind in ('Sequence', 'Token') if f'Rag{kind}' in written_by),
-      None)
+    (kind.lower() for kind in ('Sequence', 'Token') if f'Rag{kind}' in written_by), None
+  )
   return OpenedRag(parts, marginalization, n_passages)
 
 
 def _rag_text(raw: Json, where: str) -> dict[str, Any]:
   """How the generator reads a passage, as RagConfig says."""
   pieces = ['{title}']
-  for name, default, field in (
-      ('title_sep', ' / ', '{text}'), ('doc_sep', ' // ', '{query}')
-  ):
+  for name, default, field in (('title_sep', ' / ', '{text}'), ('doc_sep', ' // ', '{query}')):
     separator = config_fields.text(raw, name, where, default)
     if not (separator[:1].isspace() and separator[-1:].isspace()):
       raise ValueError(
-          f'{where}: {name} is {separator!r}, which is not supported; a '
-          'separator must begin and end with a space, as the fields beside it '
-          'are tokenised apart.'
+        f'{where}: {name} is {separator!r}, which is not supported; a '
+        'separator must begin and end with a space, as the fields beside it '
+        'are tokenised apart.'
       )
     pieces += [separator.replace('{', '{{').replace('}', '}}'), field]
   return part_lib.BART_TEXT | {
-      'reader_format': ''.join(pieces),
-      'passage_length': config_fields.whole_number(
-          raw, 'max_combined_length', where, 300),
+    'reader_format': ''.join(pieces),
+    'passage_length': config_fields.whole_number(raw, 'max_combined_length', where, 300),
   }
 
 

@@ -3,6 +3,7 @@
 Weights are written tensor by tensor, so that exporting needs memory for the
 largest one; a folder is written aside and renamed.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,14 +30,13 @@ PathLike = str | os.PathLike[str]
 # As transformers shards.
 MAX_SHARD_BYTES = 5_000_000_000
 _DPR_SIDES = {
-    'query_encoder': ('question_encoder.', 'DPRQuestionEncoder'),
-    'passage_encoder': ('ctx_encoder.', 'DPRContextEncoder'),
+  'query_encoder': ('question_encoder.', 'DPRQuestionEncoder'),
+  'passage_encoder': ('ctx_encoder.', 'DPRContextEncoder'),
 }
 
 
 def save_t5(
-    directory: PathLike, config: T5Config, params: Params, *,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
+  directory: PathLike, config: T5Config, params: Params, *, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
   """Writes a folder that T5ForConditionalGeneration loads.
 
@@ -51,22 +51,30 @@ def save_t5(
     ValueError: the parameters do not fit the configuration, or Hugging Face
       has no such model.
   """
-  write(directory, huggingface_configs.t5_json(config), tensor_maps.t5_entries(config),
-        source_of(params), max_shard_bytes=max_shard_bytes)
+  write(
+    directory,
+    huggingface_configs.t5_json(config),
+    tensor_maps.t5_entries(config),
+    source_of(params),
+    max_shard_bytes=max_shard_bytes,
+  )
 
 
 def save_bart(
-    directory: PathLike, config: BartConfig, params: Params, *,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
+  directory: PathLike, config: BartConfig, params: Params, *, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
   """Writes a folder that BartForConditionalGeneration loads; see `save_t5`."""
-  write(directory, huggingface_configs.bart_json(config), tensor_maps.bart_entries(config),
-        source_of(params), max_shard_bytes=max_shard_bytes)
+  write(
+    directory,
+    huggingface_configs.bart_json(config),
+    tensor_maps.bart_entries(config),
+    source_of(params),
+    max_shard_bytes=max_shard_bytes,
+  )
 
 
 def save_bert(
-    directory: PathLike, config: BertConfig, params: Params, *,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
+  directory: PathLike, config: BertConfig, params: Params, *, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
   """Writes a folder that BertModel loads (without pooler); see `save_t5`.
 
@@ -75,26 +83,21 @@ def save_bert(
       not have.
   """
   raw, entries = bert_map(config)
-  write(directory, raw, entries, source_of(params),
-        max_shard_bytes=max_shard_bytes)
+  write(directory, raw, entries, source_of(params), max_shard_bytes=max_shard_bytes)
 
 
-def bert_map(
-    config: BertConfig,
-) -> tuple[Json, list[Entry]]:
+def bert_map(config: BertConfig) -> tuple[Json, list[Entry]]:
   """config.json and map of a BERT folder; ValueError as `save_bert`."""
   _check_layer_norm(config)
   if config.projection_dim:
     raise ValueError(
-        'A BERT folder has no projection (BertConfig.projection_dim '
-        f'{config.projection_dim}); write it as DPR (save_dpr).'
+      'A BERT folder has no projection (BertConfig.projection_dim '
+      f'{config.projection_dim}); write it as DPR (save_dpr).'
     )
   return huggingface_configs.bert_json(config), tensor_maps.bert_entries(config)
 
 
-def write_modules(
-    directory: PathLike, config: BertConfig, pooling: str
-) -> None:
+def write_modules(directory: PathLike, config: BertConfig, pooling: str) -> None:
   """Adds to a BERT folder what makes it sentence-transformers' normalised one.
 
   Args:
@@ -104,21 +107,19 @@ def write_modules(
   """
   kinds = {'': 'Transformer', '1_Pooling': 'Pooling', '2_Normalize': 'Normalize'}
   modules = [
-      {'idx': i, 'name': str(i), 'path': path,
-       'type': f'sentence_transformers.models.{kind}'}
-      for i, (path, kind) in enumerate(kinds.items())
+    {'idx': i, 'name': str(i), 'path': path, 'type': f'sentence_transformers.models.{kind}'}
+    for i, (path, kind) in enumerate(kinds.items())
   ]
   files = {
-      'modules.json': modules,
-      'sentence_bert_config.json': {
-          'max_seq_length': config.max_positions, 'do_lower_case': False},
-      '1_Pooling/config.json': {
-          'word_embedding_dimension': config.emb_dim,
-          'pooling_mode_cls_token': pooling == 'cls',
-          'pooling_mode_mean_tokens': pooling == 'mean',
-          'pooling_mode_max_tokens': False,
-          'pooling_mode_mean_sqrt_len_tokens': False,
-      },
+    'modules.json': modules,
+    'sentence_bert_config.json': {'max_seq_length': config.max_positions, 'do_lower_case': False},
+    '1_Pooling/config.json': {
+      'word_embedding_dimension': config.emb_dim,
+      'pooling_mode_cls_token': pooling == 'cls',
+      'pooling_mode_mean_tokens': pooling == 'mean',
+      'pooling_mode_max_tokens': False,
+      'pooling_mode_mean_sqrt_len_tokens': False,
+    },
   }
   for path in kinds:
     os.makedirs(os.path.join(directory, path), exist_ok=True)
@@ -129,8 +130,12 @@ def write_modules(
 
 
 def save_dpr(
-    directory: PathLike, config: BertConfig, params: Params, *,
-    side: str = 'query_encoder', max_shard_bytes: int = MAX_SHARD_BYTES,
+  directory: PathLike,
+  config: BertConfig,
+  params: Params,
+  *,
+  side: str = 'query_encoder',
+  max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
   """Writes a folder that DPRQuestionEncoder or DPRContextEncoder loads.
 
@@ -145,33 +150,30 @@ def save_dpr(
     FileExistsError, ValueError: as `save_t5` and `save_bert`.
   """
   raw, entries = dpr_map(config, side)
-  write(directory, raw, entries, source_of(params),
-        max_shard_bytes=max_shard_bytes)
+  write(directory, raw, entries, source_of(params), max_shard_bytes=max_shard_bytes)
 
 
-def dpr_map(
-    config: BertConfig, side: str
-) -> tuple[Json, list[Entry]]:
+def dpr_map(config: BertConfig, side: str) -> tuple[Json, list[Entry]]:
   """config.json and map of a DPR folder; ValueError as `save_dpr`."""
   _check_layer_norm(config)
   if side not in _DPR_SIDES:
     raise ValueError(f'side {side!r} is unknown; choose one of {list(_DPR_SIDES)}.')
   prefix, architecture = _DPR_SIDES[side]
   raw = huggingface_configs.bert_json(config) | {
-      'model_type': 'dpr', 'architectures': [architecture],
-      'projection_dim': config.projection_dim,
+    'model_type': 'dpr',
+    'architectures': [architecture],
+    'projection_dim': config.projection_dim,
   }
-  return raw, tensor_maps.bert_entries(
-      config, f'{prefix}bert_model.', f'{prefix}encode_proj')
+  return raw, tensor_maps.bert_entries(config, f'{prefix}bert_model.', f'{prefix}encode_proj')
 
 
 def _check_layer_norm(config: BertConfig) -> None:
   if config.second_moment_layer_norm:
     raise ValueError(
-        "This retriever has the released Atlas code's LayerNorm "
-        '(second_moment_layer_norm), which no Hugging Face class has; exported '
-        'it would give other embeddings. To have it all the same set '
-        'second_moment_layer_norm = False (ralm convert --layer_norm standard).'
+      "This retriever has the released Atlas code's LayerNorm "
+      '(second_moment_layer_norm), which no Hugging Face class has; exported '
+      'it would give other embeddings. To have it all the same set '
+      'second_moment_layer_norm = False (ralm convert --layer_norm standard).'
     )
 
 
@@ -232,13 +234,13 @@ class UnscannedSource(TensorSource):
 
 
 def write(
-    directory: PathLike,
-    config: Json,
-    entries: Sequence[Entry],
-    source: TensorSource,
-    *,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    on_tensor: Callable[[int], object] | None = None,
+  directory: PathLike,
+  config: Json,
+  entries: Sequence[Entry],
+  source: TensorSource,
+  *,
+  max_shard_bytes: int = MAX_SHARD_BYTES,
+  on_tensor: Callable[[int], object] | None = None,
 ) -> None:
   """Writes config.json and the weights of a map.
 
@@ -272,41 +274,42 @@ def write(
           if on_tensor is not None:
             on_tensor(info.nbytes)
 
-      safetensors_file.write(
-          os.path.join(aside, name), shard, arrays(), {'format': 'pt'})
+      safetensors_file.write(os.path.join(aside, name), shard, arrays(), {'format': 'pt'})
     if len(shards) > 1:
       total = sum(info.nbytes for info, _ in tensors.values())
       path = os.path.join(aside, f'{SAFETENSORS}.index.json')
       with open(path, 'w', encoding='utf-8') as file:
         json.dump(
-            {'metadata': {'total_size': total}, 'weight_map': weight_map}, file,
-            indent=2, sort_keys=True)
+          {'metadata': {'total_size': total}, 'weight_map': weight_map},
+          file,
+          indent=2,
+          sort_keys=True,
+        )
 
 
 def _foreign_tensors(
-    entries: Sequence[Entry], source: TensorSource
+  entries: Sequence[Entry], source: TensorSource
 ) -> dict[str, tuple[TensorInfo, list[Entry]]]:
   """Foreign names with what they are made of, all shapes checked."""
   groups: dict[str, list[Entry]] = {}
   for entry in entries:
     if entry.path not in source:
       raise ValueError(
-          f'{source.description} has no parameter {entry.path}, which the '
-          'configuration calls for.'
+        f'{source.description} has no parameter {entry.path}, which the configuration calls for.'
       )
     found = source.info(entry.path).shape
     if found != entry.shape:
       raise ValueError(
-          f'{source.description}: parameter {entry.path} has shape {found}, '
-          f'expected {entry.shape} by the configuration.'
+        f'{source.description}: parameter {entry.path} has shape {found}, '
+        f'expected {entry.shape} by the configuration.'
       )
     groups.setdefault(entry.name, []).append(entry)
   known = {entry.path for entry in entries}
   unknown = [path for path in source if path not in known]
   if unknown:
     raise ValueError(
-        f'{source.description}: parameter {unknown[0]} has no place in a '
-        'Hugging Face folder by the configuration.'
+      f'{source.description}: parameter {unknown[0]} has no place in a '
+      'Hugging Face folder by the configuration.'
     )
   result = {}
   for name, group in groups.items():
@@ -319,20 +322,14 @@ def _foreign_tensors(
   return result
 
 
-def _foreign(
-    source: TensorSource, group: Sequence[Entry], info: TensorInfo
-) -> np.ndarray:
-  pieces = [
-      source[e.path].T if e.transpose else source[e.path] for e in group
-  ]
+def _foreign(source: TensorSource, group: Sequence[Entry], info: TensorInfo) -> np.ndarray:
+  pieces = [source[e.path].T if e.transpose else source[e.path] for e in group]
   if group[0].part is not None:
     return np.stack(pieces, axis=group[0].part[0])
   return np.ascontiguousarray(pieces[0]).reshape(info.shape)
 
 
-def _shards(
-    tensors: Mapping[str, TensorInfo], max_bytes: int
-) -> list[dict[str, TensorInfo]]:
+def _shards(tensors: Mapping[str, TensorInfo], max_bytes: int) -> list[dict[str, TensorInfo]]:
   shards: list[dict[str, TensorInfo]] = [{}]
   size = 0
   for name, info in tensors.items():

@@ -10,6 +10,7 @@ In gin, pass the function itself:
 They are read into the memory of every host; `ralm convert` makes a checkpoint
 of them once, of which hosts read their shards (INITIAL_CHECKPOINT_PATH).
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -23,12 +24,12 @@ Params = dict[str, Any]
 
 
 def from_huggingface(
-    reader: str,
-    retriever: str | None = None,
-    scan_layers: bool = False,
-    tied_retriever: bool = True,
-    query_encoder: str | None = None,
-    passage_encoder: str | None = None,
+  reader: str,
+  retriever: str | None = None,
+  scan_layers: bool = False,
+  tied_retriever: bool = True,
+  query_encoder: str | None = None,
+  passage_encoder: str | None = None,
 ) -> Params:
   """Parameters of a RetrievalLM from Hugging Face folders.
 
@@ -49,8 +50,8 @@ def from_huggingface(
   if any(towers.values()):
     if retriever or tied_retriever:
       raise ValueError(
-          'initial_weights.from_huggingface: query_encoder and passage_encoder '
-          'are two towers; leave retriever out and set tied_retriever = False.'
+        'initial_weights.from_huggingface: query_encoder and passage_encoder '
+        'are two towers; leave retriever out and set tied_retriever = False.'
       )
     needed |= towers
   else:
@@ -58,9 +59,9 @@ def from_huggingface(
   for name, folder in needed.items():
     if not folder:
       raise ValueError(
-          f'initial_weights.from_huggingface.{name} names no folder; set it '
-          '(gin: READER_WEIGHTS, RETRIEVER_WEIGHTS), or INITIAL_PARAMS = None '
-          'to start from random weights.'
+        f'initial_weights.from_huggingface.{name} names no folder; set it '
+        '(gin: READER_WEIGHTS, RETRIEVER_WEIGHTS), or INITIAL_PARAMS = None '
+        'to start from random weights.'
       )
   params: Params = {}
   for side, folder in needed.items():

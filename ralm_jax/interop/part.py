@@ -1,4 +1,5 @@
 """A reader or an encoder in a foreign checkpoint, found but not read."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,13 +16,14 @@ from ralm_jax.interop.tensor_maps import Entry, Params
 
 # What parts were trained with: RAG's BART, DPR, and Atlas' reader.
 BART_TEXT = dict(
-    question_format='{question}', target_format='{answer}',
-    reader_format=templates.RAG_READER_FORMAT, passage_length=300,
-    reader_query_length=128,
+  question_format='{question}',
+  target_format='{answer}',
+  reader_format=templates.RAG_READER_FORMAT,
+  passage_length=300,
+  reader_query_length=128,
 )
 DPR_TEXT = dict(
-    retriever_format=templates.DPR_RETRIEVER_FORMAT, query_length=128,
-    retriever_passage_length=256,
+  retriever_format=templates.DPR_RETRIEVER_FORMAT, query_length=128, retriever_passage_length=256
 )
 ATLAS_TEXT = dict(passage_length=384, n_passages=40)
 
@@ -74,22 +76,19 @@ class Leftover:
 
 # End of a name, or a piece of it, and why nothing is lost.
 _UNUSED_SUFFIXES = {
-    'position_ids': 'a buffer that counts positions',
-    # The first BARTs, by a counter of their code.
-    'encoder.version': 'the version of the code that wrote it',
-    'decoder.version': 'the version of the code that wrote it',
-    # The first T5 checkpoints carry it; the model never had it.
-    'EncDecAttention.relative_attention_bias.weight': 'never used by T5',
+  'position_ids': 'a buffer that counts positions',
+  # The first BARTs, by a counter of their code.
+  'encoder.version': 'the version of the code that wrote it',
+  'decoder.version': 'the version of the code that wrote it',
+  # The first T5 checkpoints carry it; the model never had it.
+  'EncDecAttention.relative_attention_bias.weight': 'never used by T5',
 }
 _UNUSED_PIECES = {
-    'pooler.': 'the pooler, which retrievers do not use',
-    'cls.predictions.': 'the head of masked language modelling',
-    'cls.seq_relationship.': 'the head of next sentence prediction',
+  'pooler.': 'the pooler, which retrievers do not use',
+  'cls.predictions.': 'the head of masked language modelling',
+  'cls.seq_relationship.': 'the head of next sentence prediction',
 }
-_COPIES = (
-    'encoder.embed_tokens.weight', 'decoder.embed_tokens.weight',
-    'lm_head.weight',
-)
+_COPIES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight', 'lm_head.weight')
 
 
 def leftovers(parts: Iterable[Part]) -> list[Leftover]:
@@ -102,22 +101,17 @@ def leftovers(parts: Iterable[Part]) -> list[Leftover]:
   used = {entry.name for part in parts for entry in part.entries}
   found: dict[str, Leftover] = {}
   for part in parts:
-    embeddings = sorted({
-        entry.name for entry in part.entries
-        if entry.name.endswith('shared.weight')
-    })
+    embeddings = sorted(
+      {entry.name for entry in part.entries if entry.name.endswith('shared.weight')}
+    )
     for name in part.source:
       # A copy is one of the embedding of its own part.
-      if name not in used and (
-          name not in found or found[name].reason is None
-      ):
+      if name not in used and (name not in found or found[name].reason is None):
         found[name] = Leftover(name, _reason(part.source, name, embeddings))
   return list(found.values())
 
 
-def _reason(
-    source: TensorSource, name: str, embeddings: Sequence[str]
-) -> str | None:
+def _reason(source: TensorSource, name: str, embeddings: Sequence[str]) -> str | None:
   for suffix, reason in _UNUSED_SUFFIXES.items():
     if name.endswith(suffix):
       return reason
@@ -130,8 +124,8 @@ def _reason(
     prefix = name.removesuffix(suffix)
     for original in embeddings:
       if original == f'{prefix}shared.weight' or (
-          # BART's head lies beside `model.`, not in it.
-          original == f'{prefix}model.shared.weight'
+        # BART's head lies beside `model.`, not in it.
+        original == f'{prefix}model.shared.weight'
       ):
         if _equal(source, name, original):
           return f'a copy of {original}'
@@ -142,6 +136,5 @@ def _equal(source: TensorSource, first: str, second: str) -> bool:
   if source.info(first) != source.info(second):
     return False
   return np.array_equal(
-      np.asarray(source[first]).view(np.uint8),
-      np.asarray(source[second]).view(np.uint8),
+    np.asarray(source[first]).view(np.uint8), np.asarray(source[second]).view(np.uint8)
   )

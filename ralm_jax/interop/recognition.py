@@ -1,4 +1,5 @@
 """Which checkpoint is at a path, by its content."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -18,21 +19,25 @@ from ralm_jax.models.bart import BartConfig
 SIDES = ('reader', 'retriever', 'query_encoder', 'passage_encoder')
 ENCODERS = SIDES[1:]
 _EXPECTED = (
-    'expected a MODEL_DIR of ours, a Hugging Face folder (config.json), a '
-    'sentence-transformers folder (modules.json), an Atlas model.pth.tar or a '
-    'T5X checkpoint'
+  'expected a MODEL_DIR of ours, a Hugging Face folder (config.json), a '
+  'sentence-transformers folder (modules.json), an Atlas model.pth.tar or a '
+  'T5X checkpoint'
 )
 
 
 # Of `TextConfig`, what belongs to a reader and what to an encoder.
 _READER_TEXT = (
-    'question_format', 'target_format', 'reader_format', 'reader_query_length',
-    'passage_length', 'target_length', 'n_passages',
+  'question_format',
+  'target_format',
+  'reader_format',
+  'reader_query_length',
+  'passage_length',
+  'target_length',
+  'n_passages',
 )
 _ENCODER_TEXT = ('retriever_format', 'query_length', 'retriever_passage_length')
 # A file of a Hugging Face folder.
-_INNER_FILE = re.compile(
-    r'.*\.(safetensors|json)|pytorch_model.*\.bin|spiece\.model|vocab\.txt')
+_INNER_FILE = re.compile(r'.*\.(safetensors|json)|pytorch_model.*\.bin|spiece\.model|vocab\.txt')
 ATLAS = 'Atlas checkpoint'
 
 
@@ -58,7 +63,7 @@ class Recognised:
 
 
 def recognise(
-    path: str, as_side: str | None = None, retriever_heads: int | None = None
+  path: str, as_side: str | None = None, retriever_heads: int | None = None
 ) -> Recognised:
   """Finds the models at a path; reads (almost) no weights.
 
@@ -75,8 +80,7 @@ def recognise(
     raise ValueError(f'--from {as_side or ""}= names no path; {_EXPECTED}.')
   if os.path.isfile(path) and _INNER_FILE.fullmatch(os.path.basename(path)):
     raise ValueError(
-        f'{path} is one file of a checkpoint; give its folder, '
-        f'{os.path.dirname(path) or "."}.'
+      f'{path} is one file of a checkpoint; give its folder, {os.path.dirname(path) or "."}.'
     )
   if not os.path.exists(path):
     raise FileNotFoundError(f'{path} does not exist; {_EXPECTED}.')
@@ -89,19 +93,18 @@ def recognise(
     found = dataclasses.replace(found, model_fields={})
   if found.whole:
     return dataclasses.replace(
-        found, parts={as_side: _side_of(found, as_side, path)},
-        spec=None, whole=False)
-  (side, part), = found.parts.items()
+      found, parts={as_side: _side_of(found, as_side, path)}, spec=None, whole=False
+    )
+  ((side, part),) = found.parts.items()
   if (side == 'reader') != (as_side == 'reader'):
     raise ValueError(
-        f'{path} is a {found.format}, expected a '
-        f'{"reader (T5, BART)" if as_side == "reader" else "BERT encoder"} '
-        f'for {as_side}=.'
+      f'{path} is a {found.format}, expected a '
+      f'{"reader (T5, BART)" if as_side == "reader" else "BERT encoder"} '
+      f'for {as_side}=.'
     )
   if part.side and as_side in ENCODERS[1:] and part.side != as_side:
     raise ValueError(
-        f'{path} is a {found.format} {part.side}, given as {as_side}=; are the '
-        'two swapped?'
+      f'{path} is a {found.format} {part.side}, given as {as_side}=; are the two swapped?'
     )
   return dataclasses.replace(found, parts={as_side: part})
 
@@ -111,10 +114,7 @@ def _side_of(found: Recognised, side: str, path: str) -> Part:
     return found.parts[side]
   if side in ENCODERS and 'retriever' in found.parts:
     return found.parts['retriever']
-  raise ValueError(
-      f'{path} ({found.format}) has no {side}; it has '
-      f'{", ".join(found.parts)}.'
-  )
+  raise ValueError(f'{path} ({found.format}) has no {side}; it has {", ".join(found.parts)}.')
 
 
 def _recognise(path: str, retriever_heads: int | None) -> Recognised:
@@ -149,23 +149,33 @@ def _run(path: str) -> Recognised:
   model = spec.model
   kind = 'bart' if isinstance(model.reader_config, BartConfig) else 't5'
   text = dataclasses.asdict(spec.text)
-  parts = {'reader': Part(
-      kind, model.reader_config, source, _run_entries(source, 'reader/'),
+  parts = {
+    'reader': Part(
+      kind,
+      model.reader_config,
+      source,
+      _run_entries(source, 'reader/'),
       vocabulary=spec.tokenizer.reader_vocabulary,
-      text={name: text[name] for name in _READER_TEXT})}
+      text={name: text[name] for name in _READER_TEXT},
+    )
+  }
   towers = (
-      {'retriever': 'retriever/'} if model.tied_retriever else
-      {side: f'retriever/{side}/' for side in ENCODERS[1:]}
+    {'retriever': 'retriever/'}
+    if model.tied_retriever
+    else {side: f'retriever/{side}/' for side in ENCODERS[1:]}
   )
   for side, prefix in towers.items():
     parts[side] = Part(
-        'bert', model.retriever_config, source, _run_entries(source, prefix),
-        pooling=model.pooling, normalize=model.normalize_embeddings,
-        vocabulary=spec.tokenizer.retriever_vocabulary,
-        text={name: text[name] for name in _ENCODER_TEXT})
-  return Recognised(
-      'run', parts, whole=True, spec=spec,
-      model_fields={'reading': model.reading})
+      'bert',
+      model.retriever_config,
+      source,
+      _run_entries(source, prefix),
+      pooling=model.pooling,
+      normalize=model.normalize_embeddings,
+      vocabulary=spec.tokenizer.retriever_vocabulary,
+      text={name: text[name] for name in _ENCODER_TEXT},
+    )
+  return Recognised('run', parts, whole=True, spec=spec, model_fields={'reading': model.reading})
 
 
 def _run_entries(source: RunSource, prefix: str) -> list[Entry]:
@@ -179,9 +189,11 @@ def _run_entries(source: RunSource, prefix: str) -> list[Entry]:
       entries.append(Entry(path, name, shape))
       continue
     for row in range(shape[0]):
-      entries.append(Entry(
-          f'/{path}'.replace('/layers/', f'/layers_{row}/', 1)[1:], name,
-          shape[1:], part=(0, row)))
+      entries.append(
+        Entry(
+          f'/{path}'.replace('/layers/', f'/layers_{row}/', 1)[1:], name, shape[1:], part=(0, row)
+        )
+      )
   return entries
 
 
@@ -192,22 +204,26 @@ def _huggingface(path: str) -> Recognised:
     return Recognised('Hugging Face T5', {'reader': huggingface.open_t5(path)})
   if kind == 'bart':
     return Recognised(
-        'Hugging Face BART', {'reader': huggingface.open_bart(path)},
-        model_fields={'reading': 'rag_token'})
+      'Hugging Face BART',
+      {'reader': huggingface.open_bart(path)},
+      model_fields={'reading': 'rag_token'},
+    )
   if kind in ('bert', 'contriever'):
-    return Recognised(
-        'Hugging Face BERT', {'retriever': huggingface.open_bert(path)})
+    return Recognised('Hugging Face BERT', {'retriever': huggingface.open_bert(path)})
   if kind == 'dpr':
     part = huggingface.open_dpr(path)
     return Recognised('Hugging Face DPR', {part.side or 'query_encoder': part})
   if kind == 'rag':
     rag = huggingface.open_rag(path)
     return Recognised(
-        'Hugging Face RAG', rag.parts, whole=True,
-        model_fields={'reading': f'rag_{rag.marginalization or "token"}'})
+      'Hugging Face RAG',
+      rag.parts,
+      whole=True,
+      model_fields={'reading': f'rag_{rag.marginalization or "token"}'},
+    )
   raise ValueError(
-      f'{path}/config.json is of model_type {kind!r}, expected t5, bart, bert, '
-      'contriever, dpr or rag.'
+    f'{path}/config.json is of model_type {kind!r}, expected t5, bart, bert, '
+    'contriever, dpr or rag.'
   )
 
 
@@ -221,11 +237,10 @@ def _atlas(path: str, retriever_heads: int | None) -> Recognised:
   for side, entry in atlas.entries(source, model):
     entries.setdefault(side, []).append(entry)
   parts = {
-      side: Part(
-          't5', model.reader_config, source, group, text=part_lib.ATLAS_TEXT)
-      if side == 'reader' else Part(
-          'bert', model.retriever_config, source, group, pooling='mean')
-      for side, group in entries.items()
+    side: Part('t5', model.reader_config, source, group, text=part_lib.ATLAS_TEXT)
+    if side == 'reader'
+    else Part('bert', model.retriever_config, source, group, pooling='mean')
+    for side, group in entries.items()
   }
   return Recognised(ATLAS, parts, whole=True)
 
@@ -238,5 +253,6 @@ def _t5x(path: str) -> Recognised:
     found = sorted(os.listdir(path))[:8] if os.path.isdir(path) else 'a file'
     raise ValueError(f'{path} is no checkpoint: {_EXPECTED}; found {found}.')
   config = t5x.t5_config(source)
-  return Recognised('T5X checkpoint', {'reader': Part(
-      't5', config, source, t5x.t5_entries(source, config))})
+  return Recognised(
+    'T5X checkpoint', {'reader': Part('t5', config, source, t5x.t5_entries(source, config))}
+  )

@@ -1,4 +1,5 @@
 """The parameters of one of our own checkpoints, read one at a time."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -47,22 +48,25 @@ class RunSource(TensorSource):
     if name not in self._opened:
       key = '.'.join(['params', *name.split('/')])
       try:
-        self._opened[name] = tensorstore.open({
+        self._opened[name] = tensorstore.open(
+          {
             'driver': 'zarr',
             'kvstore': {
-                'driver': 'ocdbt',
-                'base': {'driver': 'file', 'path': self._state + '/'},
-                'path': key + '/',
+              'driver': 'ocdbt',
+              'base': {'driver': 'file', 'path': self._state + '/'},
+              'path': key + '/',
             },
-        }, open=True, read=True).result()
+          },
+          open=True,
+          read=True,
+        ).result()
       except Exception as e:
         raise self._damaged(name, e) from e
     return self._opened[name]
 
   def _damaged(self, name: str, cause: Exception) -> ValueError:
     return ValueError(
-        f'{self.description}: parameter {name} is missing or damaged '
-        f'({str(cause)[:200]}).'
+      f'{self.description}: parameter {name} is missing or damaged ({str(cause)[:200]}).'
     )
 
   def _read(self, name: str, where: tuple[Any, ...]) -> np.ndarray:

@@ -4,6 +4,7 @@
 foreign checkpoint, written in chunks and forgotten, so that no more than
 one foreign tensor is in memory. What comes out is a checkpoint as any other.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -60,28 +61,29 @@ class LazyParameterHandler(ocp.type_handlers.NumpyHandler):
     self._turn: asyncio.Lock | None = None
 
   async def serialize(
-      self,
-      values: Sequence[LazyParameter],
-      infos: Sequence[Any],
-      args: Sequence[ocp.SaveArgs] | None = None,
+    self,
+    values: Sequence[LazyParameter],
+    infos: Sequence[Any],
+    args: Sequence[ocp.SaveArgs] | None = None,
   ) -> Sequence[Any]:
     args = [
-        ocp.SaveArgs(
-            chunk_byte_size=CHUNK_BYTES,
-            # A layer of a stack is a chunk of its own: it is written alone.
-            shard_axes=(0,) if _is_stack(info.name) else (),
-        ) for info in infos
+      ocp.SaveArgs(
+        chunk_byte_size=CHUNK_BYTES,
+        # A layer of a stack is a chunk of its own: it is written alone.
+        shard_axes=(0,) if _is_stack(info.name) else (),
+      )
+      for info in infos
     ]
     self._turn = asyncio.Lock()
     return await super().serialize(values, infos, args)
 
   async def _open_and_write(
-      self, value: LazyParameter, tspec: dict[str, Any], ts_context: Any
+    self, value: LazyParameter, tspec: dict[str, Any], ts_context: Any
   ) -> None:
     # The parent starts all writes at once.
     async with self._turn:
       store = await tensorstore.open(
-          tensorstore.Spec(tspec), create=True, open=True, context=ts_context
+        tensorstore.Spec(tspec), create=True, open=True, context=ts_context
       )
       for index, piece in value.pieces():
         await (store[index] if index else store).write(piece)
@@ -92,10 +94,7 @@ def _is_stack(name: str) -> bool:
 
 
 def save(
-    model_dir: str | os.PathLike[str],
-    params: Any,
-    metadata: Mapping[str, Any],
-    step: int = 0,
+  model_dir: str | os.PathLike[str], params: Any, metadata: Mapping[str, Any], step: int = 0
 ) -> None:
   """Writes MODEL_DIR/checkpoint_<step> as `training.checkpoints` does.
 
@@ -111,32 +110,36 @@ def save(
   """
   # The registry of all types already has a handler that writes this typestr.
   registry = ocp.type_handlers.create_type_handler_registry(
-      (LazyParameter, LazyParameterHandler()),
-      (jax.Array, ocp.type_handlers.ArrayHandler()),
+    (LazyParameter, LazyParameterHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
   )
   manager = ocp.CheckpointManager(
-      os.path.abspath(os.fspath(model_dir)),
-      item_handlers={
-          'state': ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
-          'host': HostArraysHandler(),
-          'metadata': ocp.JsonCheckpointHandler(),
-      },
-      options=ocp.CheckpointManagerOptions(
-          step_prefix='checkpoint', enable_async_checkpointing=False),
+    os.path.abspath(os.fspath(model_dir)),
+    item_handlers={
+      'state': ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+      'host': HostArraysHandler(),
+      'metadata': ocp.JsonCheckpointHandler(),
+    },
+    options=ocp.CheckpointManagerOptions(
+      step_prefix='checkpoint', enable_async_checkpointing=False
+    ),
   )
   try:
-    manager.save(step, args=ocp.args.Composite(
+    manager.save(
+      step,
+      args=ocp.args.Composite(
         state=ocp.args.PyTreeSave({'params': params}),
         host=HostArraysSave({}),
         metadata=ocp.args.JsonSave(dict(metadata)),
-    ), force=True)
+      ),
+      force=True,
+    )
   except Exception as e:
     # TensorStore reports the system's errors inside pages of its own.
     full = os.strerror(errno.ENOSPC)
     if full not in str(e):
       raise
     raise OSError(
-        errno.ENOSPC, f'{full}; free some and start the same command again',
-        os.fspath(model_dir)) from e
+      errno.ENOSPC, f'{full}; free some and start the same command again', os.fspath(model_dir)
+    ) from e
   finally:
     manager.close()

@@ -10,6 +10,7 @@
 Layers may be scanned, that is stacked along axis 1 (T5X's default) or 0.
 Parameters are named as ours, so that a map is little more than the list of them.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -66,9 +67,10 @@ def open_checkpoint(path: PathLike) -> T5XSource | None:
     if os.path.isfile(os.path.join(path, item, _METADATA)):
       return _open_orbax(os.path.join(path, item))
   steps = {
-      int(match[1]): name for name in os.listdir(path)
-      if (match := re.fullmatch(r'(?:checkpoint_)?(\d+)', name))
-      and os.path.isdir(os.path.join(path, name))
+    int(match[1]): name
+    for name in os.listdir(path)
+    if (match := re.fullmatch(r'(?:checkpoint_)?(\d+)', name))
+    and os.path.isdir(os.path.join(path, name))
   }
   return open_checkpoint(os.path.join(path, steps[max(steps)])) if steps else None
 
@@ -81,16 +83,15 @@ def _is_msgpack(path: str) -> bool:
     return False
   size = {0xDE: 3, 0xDF: 5}.get(head[0], 1 if 0x80 < head[0] <= 0x8F else 0)
   following = head[size : size + 1]
-  return bool(size and following) and (
-      0xA0 < following[0] <= 0xBF or following[0] in (0xD9, 0xDA))
+  return bool(size and following) and (0xA0 < following[0] <= 0xBF or following[0] in (0xD9, 0xDA))
 
 
 def _refuse_tensorflow(path: str) -> None:
   with open(path, 'rb') as file:
     if file.read(22) == b'model_checkpoint_path:':
       raise ValueError(
-          f'{path} is of a TensorFlow checkpoint (Mesh TensorFlow T5); expected '
-          'one of T5X. Convert it with T5X first.'
+        f'{path} is of a TensorFlow checkpoint (Mesh TensorFlow T5); expected '
+        'one of T5X. Convert it with T5X first.'
       )
 
 
@@ -98,20 +99,17 @@ def _open_msgpack(path: str) -> T5XSource:
   file = MsgpackFile(path)
   if not isinstance(file.tree, dict):
     raise ValueError(
-        f'{path} holds a {type(file.tree).__name__}, expected the tree of a '
-        'T5X checkpoint.'
+      f'{path} holds a {type(file.tree).__name__}, expected the tree of a T5X checkpoint.'
     )
   version = file.tree.get('version')
   if version in (0, 1):
-    raise ValueError(f'{path} is of T5X\'s version {version}; 2 and 3 are read.')
+    raise ValueError(f"{path} is of T5X's version {version}; 2 and 3 are read.")
   leaves: dict[tuple[str, ...], Any] = {}
   _flatten(file.tree, (), leaves, path)
   return T5XSource(path, _parameters(leaves, path), file)
 
 
-def _flatten(
-    tree: Any, at: tuple[str, ...], leaves: dict[tuple[str, ...], Any], path: str
-) -> None:
+def _flatten(tree: Any, at: tuple[str, ...], leaves: dict[tuple[str, ...], Any], path: str) -> None:
   if isinstance(tree, dict):
     if {'driver', 'kvstore'} <= tree.keys():
       leaves[at] = Stored(_relative(_folder_of(tree), path))
@@ -134,8 +132,7 @@ def _relative(name: Any, path: str) -> str:
   """A folder beside the checkpoint file; no other place is ever opened."""
   clean = name.strip('/') if isinstance(name, str) else ''
   if not clean or name.startswith('/') or '..' in clean.split('/'):
-    raise ValueError(
-        f'{path} describes a tensor at {name!r}, expected a folder beside it.')
+    raise ValueError(f'{path} describes a tensor at {name!r}, expected a folder beside it.')
   return clean
 
 
@@ -153,33 +150,35 @@ def _open_orbax(folder: str) -> T5XSource:
   except (ValueError, KeyError, TypeError, AttributeError) as e:
     if isinstance(e, ValueError) and 'expected a folder' in str(e):
       raise
-    raise ValueError(
-        f'{path} is damaged ({type(e).__name__}: {e}); fetch it again.') from e
+    raise ValueError(f'{path} is damaged ({type(e).__name__}: {e}); fetch it again.') from e
   driver = 'zarr3' if metadata.get('use_zarr3') else 'zarr'
   return T5XSource(folder, _parameters(leaves, folder), None, driver)
 
 
-def _parameters(
-    leaves: dict[tuple[str, ...], Any], path: str
-) -> dict[str, Span | Stored]:
+def _parameters(leaves: dict[tuple[str, ...], Any], path: str) -> dict[str, Span | Stored]:
   """The parameters among the leaves of a training state, by path."""
   for root in (
-      ('optimizer', 'target'), ('target',), ('state', 'target'), ('params',),
-      ('state', 'params'), (),
+    ('optimizer', 'target'),
+    ('target',),
+    ('state', 'target'),
+    ('params',),
+    ('state', 'params'),
+    (),
   ):
     # Flax's collection may or may not be part of what was saved.
     for prefix in ((*root, 'params'), root):
       size = len(prefix)
       found = {
-          '/'.join(keys[size:]): leaf for keys, leaf in leaves.items()
-          if keys[:size] == prefix and len(keys) > size
+        '/'.join(keys[size:]): leaf
+        for keys, leaf in leaves.items()
+        if keys[:size] == prefix and len(keys) > size
       }
       if any(name.startswith(('token_embedder/', 'encoder/')) for name in found):
         return found
   top = sorted({'/'.join(keys[:2]) for keys in leaves})
   raise ValueError(
-      f'{path} holds no parameters of a T5: expected encoder, decoder and '
-      f'token_embedder below target or params, found {top[:8]}.'
+    f'{path} holds no parameters of a T5: expected encoder, decoder and '
+    f'token_embedder below target or params, found {top[:8]}.'
   )
 
 
@@ -201,45 +200,44 @@ def t5_config(source: TensorSource, **overrides: Any) -> T5Config:
   def shape(name: str) -> tuple[int, ...]:
     if name not in source:
       raise ValueError(
-          f'{source.description} has no tensor {name!r}; expected the '
-          f'parameters of a T5, found {sorted(source)[:4]}.'
+        f'{source.description} has no tensor {name!r}; expected the '
+        f'parameters of a T5, found {sorted(source)[:4]}.'
       )
     return source.info(name).shape
 
   stacks = {name: _Layers.of(source, name) for name in ('encoder', 'decoder')}
   vocab_size, emb_dim = shape('token_embedder/embedding')
   encoder = stacks['encoder']
-  num_heads, buckets = encoder.layer_shape(
-      source, shape, _relative_table(source, encoder))
+  num_heads, buckets = encoder.layer_shape(source, shape, _relative_table(source, encoder))
   attention = encoder.name(0, 'attention/query/kernel')
   inner = encoder.layer_shape(source, shape, attention)[-1]
   if inner % num_heads:
     raise ValueError(
-        f'{source.description}: {attention} has {inner} columns, which '
-        f'{num_heads} heads do not divide; is it a T5?'
+      f'{source.description}: {attention} has {inner} columns, which '
+      f'{num_heads} heads do not divide; is it a T5?'
     )
   gated = encoder.name(0, 'mlp/wi_0/kernel') in source
   wi = encoder.name(0, f'mlp/{"wi_0" if gated else "wi"}/kernel')
-  return T5Config(**{
+  return T5Config(
+    **{
       **dict(
-          vocab_size=vocab_size,
-          emb_dim=emb_dim,
-          num_heads=num_heads,
-          head_dim=inner // num_heads,
-          mlp_dim=encoder.layer_shape(source, shape, wi)[-1],
-          num_encoder_layers=encoder.depth,
-          num_decoder_layers=stacks['decoder'].depth,
-          mlp_activations=('gelu', 'linear') if gated else ('relu',),
-          logits_via_embedding='decoder/logits_dense/kernel' not in source,
-          relative_attention_num_buckets=buckets,
+        vocab_size=vocab_size,
+        emb_dim=emb_dim,
+        num_heads=num_heads,
+        head_dim=inner // num_heads,
+        mlp_dim=encoder.layer_shape(source, shape, wi)[-1],
+        num_encoder_layers=encoder.depth,
+        num_decoder_layers=stacks['decoder'].depth,
+        mlp_activations=('gelu', 'linear') if gated else ('relu',),
+        logits_via_embedding='decoder/logits_dense/kernel' not in source,
+        relative_attention_num_buckets=buckets,
       ),
       **overrides,
-  })
+    }
+  )
 
 
-def t5_entries(
-    source: TensorSource, config: T5Config
-) -> list[Entry]:
+def t5_entries(source: TensorSource, config: T5Config) -> list[Entry]:
   """The map from a checkpoint's tensors to our (unscanned) parameters.
 
   Args:
@@ -286,29 +284,27 @@ class _Layers:
   @classmethod
   def of(cls, source: TensorSource, stack: str) -> _Layers:
     numbers = {
-        int(match[1]) for name in source
-        if (match := re.match(rf'{stack}/layers_(\d+)/', name))
+      int(match[1]) for name in source if (match := re.match(rf'{stack}/layers_(\d+)/', name))
     }
     if numbers:
       if numbers != set(range(len(numbers))):
         missing = min(set(range(max(numbers))) - numbers)
         raise ValueError(
-            f'{source.description} has no {stack}/layers_{missing}, but '
-            f'{stack}/layers_{max(numbers)}; it is incomplete.'
+          f'{source.description} has no {stack}/layers_{missing}, but '
+          f'{stack}/layers_{max(numbers)}; it is incomplete.'
         )
       return cls(stack, len(numbers), None)
     norm = f'{stack}/layers/pre_mlp_layer_norm/scale'
     embedding = 'token_embedder/embedding'
     if norm not in source or embedding not in source:
       raise ValueError(
-          f'{source.description} has no {stack}/layers_0 or {stack}/layers; '
-          f'expected the parameters of a T5, found {sorted(source)[:4]}.'
+        f'{source.description} has no {stack}/layers_0 or {stack}/layers; '
+        f'expected the parameters of a T5, found {sorted(source)[:4]}.'
       )
     shape, emb = source.info(norm).shape, source.info(embedding).shape[-1]
     if len(shape) != 2 or emb not in shape:
       raise ValueError(
-          f'{source.description}: {norm} has shape {shape}, expected {emb} and '
-          'the number of layers.'
+        f'{source.description}: {norm} has shape {shape}, expected {emb} and the number of layers.'
       )
     # T5X's own default decides where there are as many layers as features.
     axis = 1 if shape[0] == emb else 0
@@ -318,17 +314,14 @@ class _Layers:
     layers = 'layers' if self.axis is not None else f'layers_{index}'
     return f'{self.stack}/{layers}/{rest}'
 
-  def layer_shape(
-      self, source: TensorSource, shape: Any, name: str
-  ) -> tuple[int, int]:
+  def layer_shape(self, source: TensorSource, shape: Any, name: str) -> tuple[int, int]:
     """Of one layer's matrix, in a tensor of all of them or its own."""
     found = shape(name)
     if self.axis is not None and '/layers/' in name:
       found = found[: self.axis] + found[self.axis + 1 :]
     if len(found) != 2:
       raise ValueError(
-          f'{source.description}: {name} has shape {shape(name)}, expected a '
-          'matrix a layer.'
+        f'{source.description}: {name} has shape {shape(name)}, expected a matrix a layer.'
       )
     return found
 
@@ -339,8 +332,7 @@ def _relative_table(source: TensorSource, layers: _Layers) -> str:
   if shared in source:
     return shared
   for own in _OWN_TABLES:
-    names = [
-        layers.name(i, f'{own}/rel_embedding') for i in range(layers.depth)]
+    names = [layers.name(i, f'{own}/rel_embedding') for i in range(layers.depth)]
     if names[0] not in source:
       continue
     first = names[0]
@@ -351,8 +343,8 @@ def _relative_table(source: TensorSource, layers: _Layers) -> str:
     if len(rows) == layers.depth and all(np.array_equal(rows[0], r) for r in rows):
       return first
     raise ValueError(
-        f'{source.description}: each layer of the {layers.stack} has its own '
-        'relative position table (umT5 and scalable T5 do so); expected one of '
-        'the whole stack, as T5 has it.'
+      f'{source.description}: each layer of the {layers.stack} has its own '
+      'relative position table (umT5 and scalable T5 do so); expected one of '
+      'the whole stack, as T5 has it.'
     )
   return shared

@@ -1,4 +1,5 @@
 """Parameters of a T5X or Orbax checkpoint, wherever each of them is kept."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -29,11 +30,11 @@ class T5XSource(TensorSource):
   """
 
   def __init__(
-      self,
-      path: str,
-      leaves: dict[str, Span | Stored],
-      file: MsgpackFile | None,
-      zarr_driver: str = 'zarr',
+    self,
+    path: str,
+    leaves: dict[str, Span | Stored],
+    file: MsgpackFile | None,
+    zarr_driver: str = 'zarr',
   ):
     """Use `open_checkpoint`."""
     self.description = path
@@ -77,15 +78,15 @@ class T5XSource(TensorSource):
     if leaf.name not in self._opened:
       if self._in_database:
         store = {
-            'driver': 'ocdbt', 'base': {'driver': 'file', 'path': self._folder + '/'},
-            'path': leaf.name + '/',
+          'driver': 'ocdbt',
+          'base': {'driver': 'file', 'path': self._folder + '/'},
+          'path': leaf.name + '/',
         }
       else:
-        store = {
-            'driver': 'file', 'path': os.path.join(self._folder, leaf.name) + '/'}
+        store = {'driver': 'file', 'path': os.path.join(self._folder, leaf.name) + '/'}
       try:
         self._opened[leaf.name] = tensorstore.open(
-            {'driver': self._driver, 'kvstore': store}, open=True, read=True
+          {'driver': self._driver, 'kvstore': store}, open=True, read=True
         ).result()
       except Exception as e:
         raise self._damaged(leaf, e) from e
@@ -107,19 +108,18 @@ class T5XSource(TensorSource):
     counts = [-(-n // c) for n, c in zip(metadata['shape'], metadata['chunks'])]
     separator = metadata.get('dimension_separator') or '.'
     for place in itertools.product(*map(range, counts)):
-      file = os.path.join(
-          self._folder, leaf.name, separator.join(map(str, place)) or '0')
+      file = os.path.join(self._folder, leaf.name, separator.join(map(str, place)) or '0')
       if not os.path.exists(file):
         raise ValueError(
-            f'{file} does not exist, a piece of the tensor of shape '
-            f'{tuple(metadata["shape"])}; the download is incomplete.'
+          f'{file} does not exist, a piece of the tensor of shape '
+          f'{tuple(metadata["shape"])}; the download is incomplete.'
         )
 
   def _damaged(self, leaf: Stored, cause: Exception) -> ValueError:
     text = str(cause).split(' [')[0].strip() or type(cause).__name__
     return ValueError(
-        f'{self.description}: the tensor {leaf.name} is missing or damaged '
-        f'({text[:300]}); fetch the checkpoint again.'
+      f'{self.description}: the tensor {leaf.name} is missing or damaged '
+      f'({text[:300]}); fetch the checkpoint again.'
     )
 
 

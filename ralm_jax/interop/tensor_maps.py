@@ -4,6 +4,7 @@ A map is a list of `Entry`. Loading reads its entries, exporting writes them
 back; the names here are those of Hugging Face's T5, BERT and BART. Paths are
 ours with unscanned layers (`encoder/layers_0/attention/query/kernel`).
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -54,12 +55,10 @@ def problem(source: TensorSource, entry: Entry) -> str | None:
   Reads no data; a tensor that is not there is a KeyError.
   """
   info = source.info(entry.name)
-  if not np.issubdtype(info.dtype, np.floating) and (
-      info.dtype != ml_dtypes.bfloat16
-  ):
+  if not np.issubdtype(info.dtype, np.floating) and (info.dtype != ml_dtypes.bfloat16):
     return (
-        f'tensor {entry.name!r} is of type {info.dtype}, expected '
-        'floating-point numbers; is it quantised?'
+      f'tensor {entry.name!r} is of type {info.dtype}, expected '
+      'floating-point numbers; is it quantised?'
     )
   shape = info.shape
   whole, part = shape, ''
@@ -67,22 +66,20 @@ def problem(source: TensorSource, entry: Entry) -> str | None:
     axis, index = entry.part
     if axis >= len(shape) or index >= shape[axis]:
       return (
-          f'tensor {entry.name!r} has shape {whole}, expected more than '
-          f'{index} rows on axis {axis}'
+        f'tensor {entry.name!r} has shape {whole}, expected more than {index} rows on axis {axis}'
       )
-    shape = shape[:axis] + shape[axis + 1:]
+    shape = shape[:axis] + shape[axis + 1 :]
     part = f' beside axis {axis}'
   if shape != entry.foreign_shape:
     return (
-        f'tensor {entry.name!r} has shape {whole}, expected '
-        f'{entry.foreign_shape}{part} for {entry.path}'
+      f'tensor {entry.name!r} has shape {whole}, expected '
+      f'{entry.foreign_shape}{part} for {entry.path}'
     )
   return None
 
 
 def read(
-    source: TensorSource, entry: Entry, dtype: Any = np.float32, *,
-    copy: bool = True,
+  source: TensorSource, entry: Entry, dtype: Any = np.float32, *, copy: bool = True
 ) -> np.ndarray:
   """The parameter of one entry, in our layout.
 
@@ -100,18 +97,14 @@ def read(
   """
   if entry.name not in source:
     raise ValueError(
-        f'{source.description} has no tensor {entry.name!r}, which its '
-        f'configuration calls for ({entry.path}); is it a checkpoint of '
-        'another architecture?'
+      f'{source.description} has no tensor {entry.name!r}, which its '
+      f'configuration calls for ({entry.path}); is it a checkpoint of '
+      'another architecture?'
     )
   wrong = problem(source, entry)
   if wrong:
-    raise ValueError(
-        f'{source.description}: not as its configuration says: {wrong}')
-  tensor = (
-      source[entry.name] if entry.part is None
-      else source.part(entry.name, *entry.part)
-  )
+    raise ValueError(f'{source.description}: not as its configuration says: {wrong}')
+  tensor = source[entry.name] if entry.part is None else source.part(entry.name, *entry.part)
   if entry.transpose:
     tensor = tensor.T
   array = np.ascontiguousarray(tensor, dtype=dtype)
@@ -120,14 +113,11 @@ def read(
   return array.reshape(entry.shape)
 
 
-def read_all(
-    source: TensorSource, entries: Sequence[Entry], dtype: Any = np.float32
-) -> Params:
+def read_all(source: TensorSource, entries: Sequence[Entry], dtype: Any = np.float32) -> Params:
   """All parameters of a map as our tree; ValueError as `read`."""
-  return flax.traverse_util.unflatten_dict({
-      tuple(entry.path.split('/')): read(source, entry, dtype)
-      for entry in entries
-  })
+  return flax.traverse_util.unflatten_dict(
+    {tuple(entry.path.split('/')): read(source, entry, dtype) for entry in entries}
+  )
 
 
 class _Map:
@@ -138,11 +128,14 @@ class _Map:
     self.entries: list[Entry] = []
 
   def add(
-      self, path: str, name: str, shape: tuple[int, ...], transpose: bool = False,
-      part: tuple[int, int] | None = None,
+    self,
+    path: str,
+    name: str,
+    shape: tuple[int, ...],
+    transpose: bool = False,
+    part: tuple[int, int] | None = None,
   ) -> None:
-    self.entries.append(
-        Entry(path, self.prefix + name, tuple(shape), transpose, part))
+    self.entries.append(Entry(path, self.prefix + name, tuple(shape), transpose, part))
 
   def dense(self, path: str, name: str, shape: tuple[int, int], bias: bool = True) -> None:
     self.add(f'{path}/kernel', f'{name}.weight', shape, True)
@@ -177,13 +170,14 @@ def t5_entries(config: T5Config, prefix: str = '') -> list[Entry]:
 
   wi = ('wi',) if len(config.mlp_activations) == 1 else ('wi_0', 'wi_1')
   for stack, depth in (
-      ('encoder', config.num_encoder_layers),
-      ('decoder', config.num_decoder_layers),
+    ('encoder', config.num_encoder_layers),
+    ('decoder', config.num_decoder_layers),
   ):
     tensors.add(
-        f'{stack}/relpos_bias/rel_embedding',
-        f'{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
-        (config.num_heads, config.relative_attention_num_buckets), True,
+      f'{stack}/relpos_bias/rel_embedding',
+      f'{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
+      (config.num_heads, config.relative_attention_num_buckets),
+      True,
     )
     for i in range(depth):
       ours, theirs = f'{stack}/layers_{i}', f'{stack}.block.{i}.layer'
@@ -209,7 +203,7 @@ def t5_entries(config: T5Config, prefix: str = '') -> list[Entry]:
 
 
 def bert_entries(
-    config: BertConfig, prefix: str = '', projection: str = 'encode_proj'
+  config: BertConfig, prefix: str = '', projection: str = 'encode_proj'
 ) -> list[Entry]:
   """The map of a BERT encoder without its pooler.
 
@@ -220,20 +214,16 @@ def bert_entries(
   """
   tensors, emb = _Map(prefix), config.emb_dim
   for ours, theirs, rows in (
-      ('token', 'word', config.vocab_size),
-      ('position', 'position', config.max_positions),
-      ('type', 'token_type', config.type_vocab_size),
+    ('token', 'word', config.vocab_size),
+    ('position', 'position', config.max_positions),
+    ('type', 'token_type', config.type_vocab_size),
   ):
-    tensors.add(
-        f'{ours}_embedder/embedding', f'embeddings.{theirs}_embeddings.weight',
-        (rows, emb),
-    )
+    tensors.add(f'{ours}_embedder/embedding', f'embeddings.{theirs}_embeddings.weight', (rows, emb))
   tensors.norm('embedding_layer_norm', 'embeddings.LayerNorm', emb)
   for i in range(config.num_layers):
     ours, theirs = f'layers_{i}', f'encoder.layer.{i}'
     for name in ('query', 'key', 'value'):
-      tensors.dense(
-          f'{ours}/attention/{name}', f'{theirs}.attention.self.{name}', (emb, emb))
+      tensors.dense(f'{ours}/attention/{name}', f'{theirs}.attention.self.{name}', (emb, emb))
     output = f'{theirs}.attention.output'
     tensors.dense(f'{ours}/attention/out', f'{output}.dense', (emb, emb))
     tensors.norm(f'{ours}/attention_layer_norm', f'{output}.LayerNorm', emb)
@@ -246,9 +236,7 @@ def bert_entries(
   return tensors.entries
 
 
-def bart_entries(
-    config: BartConfig, prefix: str = '', model_prefix: str = 'model.'
-) -> list[Entry]:
+def bart_entries(config: BartConfig, prefix: str = '', model_prefix: str = 'model.') -> list[Entry]:
   """The map of a BART.
 
   Args:
@@ -259,24 +247,27 @@ def bart_entries(
   """
   tensors, emb = _Map(prefix), config.emb_dim
   # Foreign [1, vocab].
-  tensors.add(
-      'final_logits_bias', 'final_logits_bias', (config.vocab_size,), part=(0, 0))
+  tensors.add('final_logits_bias', 'final_logits_bias', (config.vocab_size,), part=(0, 0))
   tensors.prefix = prefix + model_prefix
   tensors.add('token_embedder/embedding', 'shared.weight', (config.vocab_size, emb))
 
   def attention(path: str, name: str) -> None:
     for ours, theirs in (
-        ('query', 'q_proj'), ('key', 'k_proj'), ('value', 'v_proj'), ('out', 'out_proj')
+      ('query', 'q_proj'),
+      ('key', 'k_proj'),
+      ('value', 'v_proj'),
+      ('out', 'out_proj'),
     ):
       tensors.dense(f'{path}/{ours}', f'{name}.{theirs}', (emb, emb))
 
   for stack, depth, mlp in (
-      ('encoder', config.num_encoder_layers, config.encoder_mlp_dim),
-      ('decoder', config.num_decoder_layers, config.decoder_mlp_dim),
+    ('encoder', config.num_encoder_layers, config.encoder_mlp_dim),
+    ('decoder', config.num_decoder_layers, config.decoder_mlp_dim),
   ):
     tensors.add(
-        f'{stack}/position_embedder/embedding', f'{stack}.embed_positions.weight',
-        (config.max_positions + bart.POSITION_OFFSET, emb),
+      f'{stack}/position_embedder/embedding',
+      f'{stack}.embed_positions.weight',
+      (config.max_positions + bart.POSITION_OFFSET, emb),
     )
     tensors.norm(f'{stack}/embedding_layer_norm', f'{stack}.layernorm_embedding', emb)
     for i in range(depth):
@@ -286,8 +277,7 @@ def bart_entries(
       tensors.norm(f'{ours}/{own}_layer_norm', f'{theirs}.self_attn_layer_norm', emb)
       if stack == 'decoder':
         attention(f'{ours}/encoder_decoder_attention', f'{theirs}.encoder_attn')
-        tensors.norm(
-            f'{ours}/cross_attention_layer_norm', f'{theirs}.encoder_attn_layer_norm', emb)
+        tensors.norm(f'{ours}/cross_attention_layer_norm', f'{theirs}.encoder_attn_layer_norm', emb)
       tensors.dense(f'{ours}/mlp/wi', f'{theirs}.fc1', (emb, mlp))
       tensors.dense(f'{ours}/mlp/wo', f'{theirs}.fc2', (mlp, emb))
       tensors.norm(f'{ours}/mlp_layer_norm', f'{theirs}.final_layer_norm', emb)

@@ -12,6 +12,7 @@ dead one's stays until the cell is left, so that nobody finds the folder
 unclaimed meanwhile. Numbers begin at 1 again then, but a claim also holds random
 letters: a worker that wakes up after that does not take another's for its own.
 """
+
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
@@ -50,8 +51,7 @@ class Claim:
     token: random letters, of this claim alone.
   """
 
-  def __init__(
-      self, folder: pathlib.Path, number: int, token: str, timeout_s: float):
+  def __init__(self, folder: pathlib.Path, number: int, token: str, timeout_s: float):
     """Starts the heartbeat of a claim whose file exists.
 
     Args:
@@ -64,7 +64,8 @@ class Claim:
     self._folder = folder
     self._stopping = threading.Event()
     self._thread = threading.Thread(
-        target=self._beat, args=(timeout_s / 4,), daemon=True, name='claim')
+      target=self._beat, args=(timeout_s / 4,), daemon=True, name='claim'
+    )
     self._thread.start()
 
   def check(self) -> None:
@@ -74,14 +75,13 @@ class Claim:
     """
     if not self._holds():
       raise LostClaimError(
-          f'{self._folder}: another worker took this cell over, because this '
-          'one gave no sign of life; its results are left to that one. Raise '
-          'claim_timeout_s if workers are often suspended.'
+        f'{self._folder}: another worker took this cell over, because this '
+        'one gave no sign of life; its results are left to that one. Raise '
+        'claim_timeout_s if workers are often suspended.'
       )
 
   def _holds(self) -> bool:
-    return (max(_numbers(self._folder), default=0) == self.number
-            and self._is_ours())
+    return max(_numbers(self._folder), default=0) == self.number and self._is_ours()
 
   def _is_ours(self) -> bool:
     """Whether the file of our number is the one we made."""
@@ -134,9 +134,7 @@ class Cell:
       return None
     return manifest
 
-  def why_undone(
-      self, inputs: Mapping[str, Any], ignore: tuple[str, ...] = ()
-  ) -> str | None:
+  def why_undone(self, inputs: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> str | None:
     """Why the cell must be evaluated; None where its results are of `inputs`.
 
     Args:
@@ -182,8 +180,10 @@ class Cell:
       if silent_s < timeout_s and not _has_ended(owner):
         return None
       logging.warning(
-          '%s: taking over from a worker that has ended (%s).',
-          self.folder, owner.strip() or 'unknown')
+        '%s: taking over from a worker that has ended (%s).',
+        self.folder,
+        owner.strip() or 'unknown',
+      )
     number = last + 1
     path = self.folder / f'claim-{number}'
     try:
@@ -191,8 +191,10 @@ class Cell:
     except FileExistsError:
       return None
     with open(descriptor, 'w', encoding='utf-8') as file:
-      json.dump({'host': socket.gethostname(), 'pid': os.getpid(),
-                 'machine': _machine(), 'token': token}, file)
+      json.dump(
+        {'host': socket.gethostname(), 'pid': os.getpid(), 'machine': _machine(), 'token': token},
+        file,
+      )
     if max(_numbers(self.folder), default=0) != number:
       path.unlink(missing_ok=True)
       return None
@@ -204,8 +206,7 @@ class Cell:
     Copied, since that worker may only be slow, and still be writing.
     """
     claim.check()
-    formers = [path for path in self.folder.iterdir()
-               if _WORK.fullmatch(path.name)]
+    formers = [path for path in self.folder.iterdir() if _WORK.fullmatch(path.name)]
     work = self.folder / f'work-{claim.token}'
     work.mkdir()
     wanted = _as_json(inputs)
@@ -217,16 +218,11 @@ class Cell:
           break
     for former in formers:
       shutil.rmtree(former, ignore_errors=True)
-    atomic_files.write(
-        work / _INPUTS, json.dumps(wanted, indent=2).encode('utf-8'))
+    atomic_files.write(work / _INPUTS, json.dumps(wanted, indent=2).encode('utf-8'))
     return work
 
   def publish(
-      self,
-      claim: Claim,
-      work: pathlib.Path,
-      inputs: Mapping[str, Any],
-      about: Mapping[str, Any],
+    self, claim: Claim, work: pathlib.Path, inputs: Mapping[str, Any], about: Mapping[str, Any]
   ) -> dict[str, Any]:
     """Makes what is in `work` the results of the cell; returns its manifest.
 
@@ -241,8 +237,7 @@ class Cell:
     """
     claim.check()
     (work / _INPUTS).unlink(missing_ok=True)
-    files = {path.name: path.stat().st_size for path in sorted(work.iterdir())
-             if path.is_file()}
+    files = {path.name: path.stat().st_size for path in sorted(work.iterdir()) if path.is_file()}
     manifest = {**_as_json(about), 'inputs': _as_json(inputs), 'files': files}
     # Never a manifest beside results that it is not of.
     (self.folder / MANIFEST).unlink(missing_ok=True)
@@ -252,8 +247,8 @@ class Cell:
     for name in files:
       os.replace(work / name, self.folder / name)
     atomic_files.write(
-        self.folder / MANIFEST,
-        (json.dumps(manifest, indent=2, ensure_ascii=False) + '\n').encode())
+      self.folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + '\n').encode()
+    )
     shutil.rmtree(work, ignore_errors=True)
     return manifest
 
@@ -270,9 +265,7 @@ def file_name(name: str) -> str:
   return safe
 
 
-def differences(
-    former: Any, now: Mapping[str, Any], ignore: Collection[str] = ()
-) -> str | None:
+def differences(former: Any, now: Mapping[str, Any], ignore: Collection[str] = ()) -> str | None:
   """How inputs differ from those of a manifest; None where they do not.
 
   Args:
@@ -281,12 +274,13 @@ def differences(
     ignore: dotted names that may differ; also all that begins with one of them.
   """
   changes = [
-      text for name, text in _changes(former, _as_json(now))
-      if not any(f'{name}.'.startswith(f'{one}.') for one in ignore)]
+    text
+    for name, text in _changes(former, _as_json(now))
+    if not any(f'{name}.'.startswith(f'{one}.') for one in ignore)
+  ]
   if not changes:
     return None
-  return '; '.join(changes[:3]) + (
-      f' (and {len(changes) - 3} more)' if len(changes) > 3 else '')
+  return '; '.join(changes[:3]) + (f' (and {len(changes) - 3} more)' if len(changes) > 3 else '')
 
 
 def _numbers(folder: pathlib.Path) -> set[int]:

@@ -1,4 +1,5 @@
 """What evaluation jobs are told: checkpoints, tasks and indexes."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -82,9 +83,11 @@ class Task:
 
   def arguments(self) -> dict[str, Any]:
     """Of `eval.evaluate`."""
-    values = {field.name: getattr(self, field.name)
-              for field in dataclasses.fields(self)
-              if field.name not in ('name', 'answering')}
+    values = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name not in ('name', 'answering')
+    }
     answering = dict(vars(self.answering))
     decoding = dataclasses.asdict(answering.pop('decoding'))
     return {**values, **answering, **decoding}
@@ -121,12 +124,11 @@ class Index:
 
   def __post_init__(self):
     if self.generation is not None and self.backend == 'device':
-      raise ValueError(
-          "Index.generation goes with backend = 'process', which keeps several.")
+      raise ValueError("Index.generation goes with backend = 'process', which keeps several.")
     if (self.path is None) == (self.retrieval_address is None):
       raise ValueError(
-          'An Index has either a path or a retrieval_address; got '
-          f'{self.path!r} and {self.retrieval_address!r}.'
+        'An Index has either a path or a retrieval_address; got '
+        f'{self.path!r} and {self.retrieval_address!r}.'
       )
     connect.check_backend(self.backend, self.retrieval_address)
 
@@ -135,8 +137,7 @@ class Index:
     if self.name:
       return self.name
     place = self.retrieval_address or os.path.basename(os.path.abspath(self.path))
-    return place if self.generation is None else (
-        f'{place} generation {self.generation}')
+    return place if self.generation is None else (f'{place} generation {self.generation}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +177,7 @@ class FoundCheckpoint:
 
 
 def find_checkpoints(
-    checkpoints: str | Checkpoint | Sequence[str | Checkpoint],
+  checkpoints: str | Checkpoint | Sequence[str | Checkpoint],
 ) -> list[FoundCheckpoint]:
   """The checkpoints that are there.
 
@@ -204,8 +205,9 @@ def find_checkpoints(
     other = by_name.setdefault(cells.file_name(one.name), one)
     if other.path != one.path:
       raise ValueError(
-          f'{other.path} and {one.path} are both called {one.name}; name them '
-          'apart with Checkpoint.name.')
+        f'{other.path} and {one.path} are both called {one.name}; name them '
+        'apart with Checkpoint.name.'
+      )
   return list(found)
 
 
@@ -214,8 +216,7 @@ def _holds_checkpoint(path: str) -> bool:
   if re.fullmatch(r'checkpoint_\d+', os.path.basename(path)):
     return os.path.isdir(path)
   with contextlib.suppress(OSError):
-    return not os.path.basename(path).startswith('checkpoint_') and bool(
-        store.find(path))
+    return not os.path.basename(path).startswith('checkpoint_') and bool(store.find(path))
   return False
 
 
@@ -233,16 +234,11 @@ def listed(what: str, items: Any, kind: type) -> list[Any]:
   if isinstance(items, (str, os.PathLike, kind)):
     items = [items]
   if not isinstance(items, Sequence):
-    raise ValueError(
-        f'{what} is {items!r}; give a text, {kind.__name__}() or a list of '
-        'such.')
+    raise ValueError(f'{what} is {items!r}; give a text, {kind.__name__}() or a list of such.')
   for item in items:
     if not isinstance(item, (str, os.PathLike, kind)):
-      raise ValueError(
-          f'{what} holds {item!r}, which is neither a text nor '
-          f'{kind.__name__}.')
-  return [item if isinstance(item, kind) else kind(os.fspath(item))
-          for item in items]
+      raise ValueError(f'{what} holds {item!r}, which is neither a text nor {kind.__name__}.')
+  return [item if isinstance(item, kind) else kind(os.fspath(item)) for item in items]
 
 
 def check_names(what: str, names: Sequence[str]) -> None:
@@ -252,5 +248,5 @@ def check_names(what: str, names: Sequence[str]) -> None:
     other = seen.setdefault(cells.file_name(name), name)
     if other is not name:
       raise ValueError(
-          f'Two {what} have names that make one folder, {other!r} and '
-          f'{name!r}; give each its own.')
+        f'Two {what} have names that make one folder, {other!r} and {name!r}; give each its own.'
+      )

@@ -1,4 +1,5 @@
 """What the results of an evaluation depend on, told apart by content."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -20,9 +21,19 @@ from retrieval_service.generations import GenerationStore
 from retrieval_service.manifest import Manifest
 
 _PACKAGES = (
-    'ralm_jax', 'jax', 'jaxlib', 'flax', 'numpy', 'orbax-checkpoint',
-    'faiss-cpu', 'seqio', 'tensorflow', 'sentencepiece', 'tokenizers',
-    'rouge-score', 'sacrebleu',
+  'ralm_jax',
+  'jax',
+  'jaxlib',
+  'flax',
+  'numpy',
+  'orbax-checkpoint',
+  'faiss-cpu',
+  'seqio',
+  'tensorflow',
+  'sentencepiece',
+  'tokenizers',
+  'rouge-score',
+  'sacrebleu',
 )
 
 
@@ -46,9 +57,7 @@ class IndexState:
   directory: str
 
   @classmethod
-  def of(
-      cls, index: Index, retry_for_s: float = 30.0
-  ) -> IndexState:
+  def of(cls, index: Index, retry_for_s: float = 30.0) -> IndexState:
     """Read from its folder, without serving it, or asked of its process.
 
     Raises:
@@ -60,15 +69,17 @@ class IndexState:
       store = GenerationStore(index.path)
       number = index.generation or store.current()
       manifest = Manifest.read(store.folder(number))
-      return cls(store.index_id(), number, store.edit_log().last,
-                 manifest.count, store.directory)
-    with RetrievalClient(
-        index.retrieval_address, retry_for_s=retry_for_s) as client:
+      return cls(store.index_id(), number, store.edit_log().last, manifest.count, store.directory)
+    with RetrievalClient(index.retrieval_address, retry_for_s=retry_for_s) as client:
       status = client.status()
     number = index.generation or status.generation
-    return cls(status.index_id, number, status.edits,
-               status.count if number == status.generation else None,
-               status.index_directory)
+    return cls(
+      status.index_id,
+      number,
+      status.edits,
+      status.count if number == status.generation else None,
+      status.index_directory,
+    )
 
   def memory_bytes(self, index: Index) -> int | None:
     """What searching it takes; None where its folder is out of reach."""
@@ -118,13 +129,10 @@ class Fingerprints:
     Args:
       files: paths and globs.
     """
-    return {str(i): self.of_file(path)
-            for i, path in enumerate(input_files.expand_inputs(files))}
+    return {str(i): self.of_file(path) for i, path in enumerate(input_files.expand_inputs(files))}
 
 
-def checkpoint_inputs(
-    checkpoint: FoundCheckpoint, fingerprints: Fingerprints
-) -> dict[str, Any]:
+def checkpoint_inputs(checkpoint: FoundCheckpoint, fingerprints: Fingerprints) -> dict[str, Any]:
   """What a checkpoint is, wherever it lies, as JSON values.
 
   Raises:
@@ -133,21 +141,19 @@ def checkpoint_inputs(
   model = None  # opening the checkpoint will say what is wrong
   with contextlib.suppress(FileNotFoundError):
     # Layers, text formats, and the vocabularies' own fingerprints.
-    model = fingerprints.of_file(
-        os.path.join(checkpoint.directory, specification.FILE))
+    model = fingerprints.of_file(os.path.join(checkpoint.directory, specification.FILE))
   fingerprint = checkpoint_fingerprint(checkpoint.path)
   if not os.path.isdir(checkpoint.path):
     raise FileNotFoundError(f'{checkpoint.path} does not exist any more.')
-  return {
-      'step': checkpoint.step, 'model': model, 'fingerprint': fingerprint}
+  return {'step': checkpoint.step, 'model': model, 'fingerprint': fingerprint}
 
 
 def task_inputs(
-    task: Task,
-    index: Index | None,
-    state: IndexState | None,
-    fingerprints: Fingerprints,
-    batch_size: int,
+  task: Task,
+  index: Index | None,
+  state: IndexState | None,
+  fingerprints: Fingerprints,
+  batch_size: int,
 ) -> dict[str, Any]:
   """All but the checkpoint that decides results, as JSON values.
 
@@ -162,18 +168,16 @@ def task_inputs(
   del choices['questions']  # by content, wherever they lie
   search = None
   if index is not None:
-    search = {'backend': index.backend, 'nprobe': index.nprobe,
-              'rerank': index.rerank}
+    search = {'backend': index.backend, 'nprobe': index.nprobe, 'rerank': index.rerank}
     if index.backend == 'device':
       search['device_dtype'] = index.device_dtype
   if choices['sample']:
     choices['batch_size'] = batch_size  # answers are drawn by the batch
   return {
-      'questions': fingerprints.of_files(task.questions),
-      'index': state and {
-          name: getattr(state, name) for name in ('id', 'generation', 'edits')},
-      'search': search,
-      'task': choices,
+    'questions': fingerprints.of_files(task.questions),
+    'index': state and {name: getattr(state, name) for name in ('id', 'generation', 'edits')},
+    'search': search,
+    'task': choices,
   }
 
 

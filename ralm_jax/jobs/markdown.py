@@ -1,4 +1,5 @@
 """Markdown tables that are aligned as plain text, too."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -19,8 +20,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   Returns:
     Lines, the last one ended.
   """
-  rows = [[str(cell).replace('|', '\\|').replace('\n', ' ') for cell in row]
-          for row in (header, *rows)]
+  rows = [
+    [str(cell).replace('|', '\\|').replace('\n', ' ') for cell in row] for row in (header, *rows)
+  ]
   widths = [max(3, *map(_width, column)) for column in zip(*rows)]
 
   def line(cells: Sequence[str]) -> str:
@@ -30,17 +32,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
       padded.append(space + cell if i else cell + space)
     return f'| {" | ".join(padded)} |'
 
-  ruler = [('-' if i else ':') + '-' * (width - 2) + (':' if i else '-')
-           for i, width in enumerate(widths)]
+  ruler = [
+    ('-' if i else ':') + '-' * (width - 2) + (':' if i else '-') for i, width in enumerate(widths)
+  ]
   return '\n'.join([line(rows[0]), line(ruler), *map(line, rows[1:])]) + '\n'
 
 
 def pivot(
-    items: Sequence[Any],
-    row: Callable[[Any], str],
-    column: Callable[[Any], str],
-    cell: Callable[[Any], str],
-    corner: str = '',
+  items: Sequence[Any],
+  row: Callable[[Any], str],
+  column: Callable[[Any], str],
+  cell: Callable[[Any], str],
+  corner: str = '',
 ) -> str:
   """A table of items by two of their properties.
 
@@ -56,23 +59,22 @@ def pivot(
     cells[row(item), column(item)] = cell(item)
   rows = sorted({name for name, _ in cells}, key=natural)
   columns = sorted({name for _, name in cells}, key=natural)
-  return table([corner, *columns], [
-      [name, *(cells.get((name, other), NOTHING) for other in columns)]
-      for name in rows
-  ])
+  return table(
+    [corner, *columns],
+    [[name, *(cells.get((name, other), NOTHING) for other in columns)] for name in rows],
+  )
 
 
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
   """A sort key by which 'run-9' comes before 'run-10'."""
   return tuple(
-      (0, int(part), '') if part.isdecimal() else (1, 0, part)
-      for part in re.split(r'(\d+)', text) if part
+    (0, int(part), '') if part.isdecimal() else (1, 0, part)
+    for part in re.split(r'(\d+)', text)
+    if part
   )
 
 
-def grouped(
-    items: Sequence[Any], key: Callable[[Any], Hashable]
-) -> dict[Any, list[Any]]:
+def grouped(items: Sequence[Any], key: Callable[[Any], Hashable]) -> dict[Any, list[Any]]:
   """Items by their key, in order of first appearance."""
   groups: dict[Any, list[Any]] = {}
   for item in items:
@@ -85,9 +87,7 @@ def number(value: float | None, digits: int = 4) -> str:
   return NOTHING if value is None else f'{value:.{digits}f}'
 
 
-def interval(
-    value: float | None, ends: Mapping[str, float] | None = None
-) -> str:
+def interval(value: float | None, ends: Mapping[str, float] | None = None) -> str:
   """A metric with the ends of its interval, where there is one."""
   if value is None or not ends:
     return number(value)
@@ -114,5 +114,6 @@ def size(count: int | None) -> str:
 
 def _width(text: str) -> int:
   return sum(
-      0 if unicodedata.combining(c) else
-      2 if unicodedata.east_asian_width(c) in 'WF' else 1 for c in text)
+    0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in 'WF' else 1
+    for c in text
+  )

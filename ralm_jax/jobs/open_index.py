@@ -1,4 +1,5 @@
 """The index that evaluation jobs search: served once, in the state of a cell."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -28,11 +29,7 @@ class OpenIndex:
     self._key = self._connected = None
     self._stack.close()
 
-  def arguments(
-      self,
-      index: Index | None,
-      state: IndexState | None,
-  ) -> dict[str, Any]:
+  def arguments(self, index: Index | None, state: IndexState | None) -> dict[str, Any]:
     """Those of `eval.evaluate` that name an index in a state.
 
     Args:
@@ -42,22 +39,26 @@ class OpenIndex:
     if index is None:
       return {}
     if index.backend == 'device':
-      return {'index': index.path, 'corpus': index.corpus,
-              'backend': index.backend, 'device_dtype': index.device_dtype}
+      return {
+        'index': index.path,
+        'corpus': index.corpus,
+        'backend': index.backend,
+        'device_dtype': index.device_dtype,
+      }
     connected = self._connect(index, state)
     return {
-        'retrieval_address': connected.client.address,
-        'corpus': str(connected.store.directory),
-        'generation': searched_generation(index, state),
+      'retrieval_address': connected.client.address,
+      'corpus': str(connected.store.directory),
+      'generation': searched_generation(index, state),
     }
 
   def milliseconds_a_query(
-      self,
-      opened: OpenedCheckpoint,
-      index: Index | None,
-      state: IndexState | None,
-      questions: Sequence[str],
-      k: int,
+    self,
+    opened: OpenedCheckpoint,
+    index: Index | None,
+    state: IndexState | None,
+    questions: Sequence[str],
+    k: int,
   ) -> float | None:
     """Median time of a search; None where there is no process to ask.
 
@@ -73,34 +74,43 @@ class OpenIndex:
     client = self._connect(index, state).client
     try:
       return search_time.milliseconds_a_query(
-          opened.spec, opened.partitioner, opened.params, client, questions,
-          k=k, batch_size=self._options.batch_size,
-          generation=searched_generation(index, state))
+        opened.spec,
+        opened.partitioner,
+        opened.params,
+        client,
+        questions,
+        k=k,
+        batch_size=self._options.batch_size,
+        generation=searched_generation(index, state),
+      )
     except (ValueError, LookupError) as error:
       logging.warning('The search is not timed: %s', error)
       return None
 
-  def _connect(
-      self, index: Index, state: IndexState
-  ) -> Connection:
-    key = (index,) if index.path is None else (
-        index, state.id, state.generation)
+  def _connect(self, index: Index, state: IndexState) -> Connection:
+    key = (index,) if index.path is None else (index, state.id, state.generation)
     if self._connected is None or self._key != key:
       self.close()
-      own = {} if index.path is None else {
-          'nprobe': index.nprobe, 'rerank': index.rerank,
-          'threads': index.threads}
-      self._connected = self._stack.enter_context(connect.connect(
-          index=index.path, address=index.retrieval_address,
-          corpus=index.corpus, retry_for_s=self._options.retry_for_s,
-          follow_swaps=True, **own))
+      own = (
+        {}
+        if index.path is None
+        else {'nprobe': index.nprobe, 'rerank': index.rerank, 'threads': index.threads}
+      )
+      self._connected = self._stack.enter_context(
+        connect.connect(
+          index=index.path,
+          address=index.retrieval_address,
+          corpus=index.corpus,
+          retry_for_s=self._options.retry_for_s,
+          follow_swaps=True,
+          **own,
+        )
+      )
       self._key = key
     return self._connected
 
 
-def searched_generation(
-    index: Index, state: IndexState
-) -> int | None:
+def searched_generation(index: Index, state: IndexState) -> int | None:
   """The one that is asked for by its number; None asks for whatever is current.
 
   Our own process could serve an older one than the folder has now, or a newer
@@ -110,10 +120,7 @@ def searched_generation(
 
 
 def check_answers(
-    records: Sequence[Mapping[str, Any]],
-    index: Index,
-    state: IndexState,
-    now: IndexState,
+  records: Sequence[Mapping[str, Any]], index: Index, state: IndexState, now: IndexState
 ) -> None:
   """Raises RuntimeError where answers are of another state of the index.
 
@@ -123,15 +130,22 @@ def check_answers(
     state: what it was when the cell was begun.
     now: what it is at its end.
   """
-  moved = now.id != state.id or now.edits != state.edits or (
-      index.path is None and now.generation != state.generation)
-  others = sorted({
+  moved = (
+    now.id != state.id
+    or now.edits != state.edits
+    or (index.path is None and now.generation != state.generation)
+  )
+  others = sorted(
+    {
       f'{record.get("index")} generation {record.get("generation")}'
       for record in records
       if record.get('index') not in (None, '', state.id)
-      or record.get('generation') not in (None, state.generation)})
+      or record.get('generation') not in (None, state.generation)
+    }
+  )
   if moved or others:
     found = f'; answers are from {", ".join(others)}' if others else ''
     raise RuntimeError(
-        f'the index changed meanwhile, from {state} to {now}{found}; start '
-        'again, or set JobOptions.follow_index')
+      f'the index changed meanwhile, from {state} to {now}{found}; start '
+      'again, or set JobOptions.follow_index'
+    )

@@ -1,9 +1,10 @@
 """results.jsonl of evaluation jobs, made of the finished cells.
 
-    OUTPUT/cells/<checkpoint>/<task>/<index>/   see cells.py
-    OUTPUT/results.jsonl                        one line a finished cell
-    OUTPUT/table.md                             see job_tables.py
+OUTPUT/cells/<checkpoint>/<task>/<index>/   see cells.py
+OUTPUT/results.jsonl                        one line a finished cell
+OUTPUT/table.md                             see job_tables.py
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -56,20 +57,17 @@ class TableOptions:
   def __post_init__(self):
     if not 0 < self.confidence < 1:
       raise ValueError(
-          f'TableOptions.confidence is {self.confidence}; it must lie between 0 '
-          'and 1.')
+        f'TableOptions.confidence is {self.confidence}; it must lie between 0 and 1.'
+      )
     if self.resamples < 1:
-      raise ValueError(
-          f'TableOptions.resamples is {self.resamples}; it must be at least 1.')
+      raise ValueError(f'TableOptions.resamples is {self.resamples}; it must be at least 1.')
     if isinstance(self.metrics, str):
-      raise ValueError(
-          f'TableOptions.metrics is {self.metrics!r}; write a list of names.')
+      raise ValueError(f'TableOptions.metrics is {self.metrics!r}; write a list of names.')
 
   @property
   def of_intervals(self) -> dict[str, Any]:
     """What intervals depend on, as JSON values."""
-    return {'confidence': self.confidence, 'resamples': self.resamples,
-            'seed': self.seed}
+    return {'confidence': self.confidence, 'resamples': self.resamples, 'seed': self.seed}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,23 +97,18 @@ class Wanted:
     former = inputs.pop('checkpoint', None)
     if names['checkpoint'] in self.checkpoints:
       inputs['checkpoint'] = former
-      wanted = {
-          **wanted, 'checkpoint': self.checkpoints[names['checkpoint']]}
-    return cells.differences(
-        inputs, wanted, self.ignore.get(names['index'], ()))
+      wanted = {**wanted, 'checkpoint': self.checkpoints[names['checkpoint']]}
+    return cells.differences(inputs, wanted, self.ignore.get(names['index'], ()))
 
 
 def cell_folder(
-    output: str | os.PathLike[str], checkpoint: str, task: str, index: str
+  output: str | os.PathLike[str], checkpoint: str, task: str, index: str
 ) -> pathlib.Path:
   """Where a cell's results are."""
-  return pathlib.Path(output, CELLS, *map(
-      cells.file_name, (checkpoint, task, index)))
+  return pathlib.Path(output, CELLS, *map(cells.file_name, (checkpoint, task, index)))
 
 
-def question_metrics(
-    predictions: str | os.PathLike[str],
-) -> list[dict[str, float | None]]:
+def question_metrics(predictions: str | os.PathLike[str]) -> list[dict[str, float | None]]:
   """Metrics of each question; a value that is no number counts as None.
 
   Raises:
@@ -131,13 +124,16 @@ def question_metrics(
     rows.append(row)
   if strange:
     logging.warning(
-        '%s: %s is not finite and counts as missing%s.', predictions, strange[0],
-        f', as do {len(strange) - 1} other values' if strange[1:] else '')
+      '%s: %s is not finite and counts as missing%s.',
+      predictions,
+      strange[0],
+      f', as do {len(strange) - 1} other values' if strange[1:] else '',
+    )
   return rows
 
 
 def intervals(
-    predictions: str | os.PathLike[str], options: TableOptions = TableOptions()
+  predictions: str | os.PathLike[str], options: TableOptions = TableOptions()
 ) -> dict[str, dict[str, float]]:
   """`{metric: {mean, low, high}}` of the metrics that every question may have."""
   values: dict[str, list[float]] = {}
@@ -153,9 +149,7 @@ def intervals(
 
 
 def read_cells(
-    output: str | os.PathLike[str],
-    wanted: Wanted | None = None,
-    options: TableOptions | None = None,
+  output: str | os.PathLike[str], wanted: Wanted | None = None, options: TableOptions | None = None
 ) -> list[Row]:
   """A row for each finished cell, sorted by checkpoint, task and index.
 
@@ -174,13 +168,17 @@ def read_cells(
     row = _read_cell(path.parent, output, wanted, options)
     if row is not None:
       rows.append(row)
-  return sorted(rows, key=lambda row: tuple(
-      map(markdown.natural, (row['checkpoint'], row['task'], row['index']))))
+  return sorted(
+    rows,
+    key=lambda row: tuple(map(markdown.natural, (row['checkpoint'], row['task'], row['index']))),
+  )
 
 
 def _read_cell(
-    folder: pathlib.Path, output: str | os.PathLike[str],
-    wanted: Wanted | None, options: TableOptions | None,
+  folder: pathlib.Path,
+  output: str | os.PathLike[str],
+  wanted: Wanted | None,
+  options: TableOptions | None,
 ) -> Row | None:
   """None where it is not finished, or is just being replaced."""
   cell = Cell(folder)
@@ -204,39 +202,37 @@ def _read_cell(
   index = inputs.get('index') or {}
   metrics = _finite(metrics)
   return {
-      **manifest['names'],
-      'count': metrics['count'],
-      'metrics': {
-          # Without the questions that have no number.
-          name: ends.get(name, {}).get('mean') if value is None else value
-          for name, value in metrics.items()
-          if name != 'count' and not isinstance(value, dict)},
-      'intervals': ends,
-      'of_intervals': made_with,
-      **{name: value for name, value in metrics.items()
-         if isinstance(value, dict)},
-      'run': manifest['run'],
-      'step': inputs['checkpoint']['step'],
-      # Cells of the same have the same questions in the same order.
-      'asked': hashlib.sha256(json.dumps(
-          [inputs.get('questions'), inputs.get('task')], sort_keys=True,
-      ).encode()).hexdigest()[:16],
-      'outdated': wanted and wanted.why_outdated(manifest),
-      'index_id': index.get('id'),
-      'generation': index.get('generation'),
-      'index_passages': manifest.get('index_passages'),
-      'index_bytes': manifest.get('index_bytes'),
-      'search_ms': manifest.get('search_ms'),
-      'seconds': manifest['seconds'],
-      'date': manifest['date'],
-      'folder': os.path.relpath(folder, output),
+    **manifest['names'],
+    'count': metrics['count'],
+    'metrics': {
+      # Without the questions that have no number.
+      name: ends.get(name, {}).get('mean') if value is None else value
+      for name, value in metrics.items()
+      if name != 'count' and not isinstance(value, dict)
+    },
+    'intervals': ends,
+    'of_intervals': made_with,
+    **{name: value for name, value in metrics.items() if isinstance(value, dict)},
+    'run': manifest['run'],
+    'step': inputs['checkpoint']['step'],
+    # Cells of the same have the same questions in the same order.
+    'asked': hashlib.sha256(
+      json.dumps([inputs.get('questions'), inputs.get('task')], sort_keys=True).encode()
+    ).hexdigest()[:16],
+    'outdated': wanted and wanted.why_outdated(manifest),
+    'index_id': index.get('id'),
+    'generation': index.get('generation'),
+    'index_passages': manifest.get('index_passages'),
+    'index_bytes': manifest.get('index_bytes'),
+    'search_ms': manifest.get('search_ms'),
+    'seconds': manifest['seconds'],
+    'date': manifest['date'],
+    'folder': os.path.relpath(folder, output),
   }
 
 
 def write_results(
-    output: str | os.PathLike[str],
-    wanted: Wanted | None = None,
-    options: TableOptions | None = None,
+  output: str | os.PathLike[str], wanted: Wanted | None = None, options: TableOptions | None = None
 ) -> list[Row]:
   """Rebuilds results.jsonl, as `read_cells` has it; returns its rows."""
   rows = read_cells(output, wanted, options)

@@ -3,6 +3,7 @@
 `ralm eval --gin_file=gin_configs/runs/evaluation.gin ...` calls `run`. Started
 again, or on several hosts that share OUTPUT, it does what is not finished yet.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -23,20 +24,20 @@ TableOptions = results.TableOptions
 
 
 def run(
-    *,
-    tasks: Task | Sequence[Task],
-    output: str,
-    checkpoints: str | Checkpoint | Sequence[str | Checkpoint] = (),
-    indexes: str | Index | Sequence[str | Index] = (),
-    shard: str = '0/1',
-    watch: str | None = None,
-    until_step: int | None = None,
-    idle_s: float | None = None,
-    poll_s: float = 10.0,
-    require_answers: bool | None = None,
-    options: JobOptions = JobOptions(),
-    table: TableOptions = TableOptions(),
-    show: bool = True,
+  *,
+  tasks: Task | Sequence[Task],
+  output: str,
+  checkpoints: str | Checkpoint | Sequence[str | Checkpoint] = (),
+  indexes: str | Index | Sequence[str | Index] = (),
+  shard: str = '0/1',
+  watch: str | None = None,
+  until_step: int | None = None,
+  idle_s: float | None = None,
+  poll_s: float = 10.0,
+  require_answers: bool | None = None,
+  options: JobOptions = JobOptions(),
+  table: TableOptions = TableOptions(),
+  show: bool = True,
 ) -> list[dict[str, Any]]:
   """Evaluates every cell that is not finished; writes results and tables.
 
@@ -71,31 +72,35 @@ def run(
   """
   if jax.process_count() > 1:
     raise ValueError(
-        'Evaluation jobs run on one process each: start one on every host '
-        "without --multihost, with shard = 'I/N' or none; they share OUTPUT."
+      'Evaluation jobs run on one process each: start one on every host '
+      "without --multihost, with shard = 'I/N' or none; they share OUTPUT."
     )
   if not checkpoints and watch is None:
     raise ValueError('Give checkpoints to evaluate, or a run to watch.')
   tasks = [tasks] if isinstance(tasks, Task) else list(tasks)
   if require_answers is not None:
-    tasks = [dataclasses.replace(task, require_answers=require_answers)
-             for task in tasks]
+    tasks = [dataclasses.replace(task, require_answers=require_answers) for task in tasks]
   if watch is None and table.baseline is not None:
-    tables.check_baseline(table, list(dict.fromkeys([
-        *(found.name for found in config.find_checkpoints(checkpoints)),
-        *(row['checkpoint'] for row in results.read_cells(output))])))
-  with Worker(
-      tasks, indexes, output, options=options, table=table) as worker:
+    tables.check_baseline(
+      table,
+      list(
+        dict.fromkeys(
+          [
+            *(found.name for found in config.find_checkpoints(checkpoints)),
+            *(row['checkpoint'] for row in results.read_cells(output)),
+          ]
+        )
+      ),
+    )
+  with Worker(tasks, indexes, output, options=options, table=table) as worker:
     if checkpoints:
       worker.work(checkpoints, shard)
     if watch is not None:
-      for found in watch_lib.follow(
-          watch, until_step=until_step, idle_s=idle_s, poll_s=poll_s):
+      for found in watch_lib.follow(watch, until_step=until_step, idle_s=idle_s, poll_s=poll_s):
         worker.work([Checkpoint(found.path)], shard, passing=True)
   try:
     rows = results.write_results(output, worker.wanted(), table)
-    text = tables.write_table(
-        output, table, rows, pending=worker.is_partial)
+    text = tables.write_table(output, table, rows, pending=worker.is_partial)
   except Exception:
     worker.check()  # what happened to the cells tells more
     raise

@@ -1,4 +1,5 @@
 """How long an index takes to answer, as its users see it."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,15 +17,15 @@ _ENOUGH_S = 2.0
 
 
 def milliseconds_a_query(
-    spec: Specification,
-    partitioner: Partitioner,
-    params: Any,
-    client: Any,
-    questions: Sequence[str],
-    *,
-    k: int,
-    batch_size: int = 32,
-    generation: int | None = None,
+  spec: Specification,
+  partitioner: Partitioner,
+  params: Any,
+  client: Any,
+  questions: Sequence[str],
+  *,
+  k: int,
+  batch_size: int = 32,
+  generation: int | None = None,
 ) -> float:
   """Median time of a search, over the queries of a batch.
 
@@ -48,18 +49,18 @@ def milliseconds_a_query(
   encode = partitioner.partition_rows(spec.model.encode_queries)
   batches = []
   for first in range(0, len(questions), batch_size):
-    part = list(questions[first:first + batch_size])
+    part = list(questions[first : first + batch_size])
     queries = spec.tokenizer.batch(part, size=batch_size)
     mask = queries.query_tokens != spec.tokenizer.retriever_vocabulary.pad_id
-    embeddings = encode(
-        params, *partitioner.put_batch((queries.query_tokens, mask)))
-    batches.append(partitioning.local_rows(embeddings)[:len(part)])
+    embeddings = encode(params, *partitioner.put_batch((queries.query_tokens, mask)))
+    batches.append(partitioning.local_rows(embeddings)[: len(part)])
   # The first one also reads the index.
   client.search(batches[0], k, generation=generation)
   times = []
   start = time.perf_counter()
   while len(times) < _LEAST_SEARCHES or (
-      len(times) < len(batches) and time.perf_counter() - start < _ENOUGH_S):
+    len(times) < len(batches) and time.perf_counter() - start < _ENOUGH_S
+  ):
     batch = batches[len(times) % len(batches)]
     begin = time.perf_counter()
     client.search(batch, k, generation=generation)

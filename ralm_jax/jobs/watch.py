@@ -1,4 +1,5 @@
 """Following the checkpoints of a run that is being trained."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -26,12 +27,12 @@ class NewCheckpoint:
 
 
 def follow(
-    run: str | os.PathLike[str],
-    *,
-    until_step: int | None = None,
-    idle_s: float | None = None,
-    poll_s: float = 10.0,
-    sleep: Callable[[float], None] = time.sleep,
+  run: str | os.PathLike[str],
+  *,
+  until_step: int | None = None,
+  idle_s: float | None = None,
+  poll_s: float = 10.0,
+  sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[NewCheckpoint]:
   """Each checkpoint once, in the order of steps, those there are first.
 
@@ -50,10 +51,7 @@ def follow(
     ValueError: a time that is none.
   """
   if poll_s <= 0 or (idle_s is not None and idle_s < 0):
-    raise ValueError(
-        f'poll_s must be above 0 and idle_s not below, got {poll_s} and '
-        f'{idle_s}.'
-    )
+    raise ValueError(f'poll_s must be above 0 and idle_s not below, got {poll_s} and {idle_s}.')
   run = os.path.abspath(os.fspath(run))
   seen: dict[int, tuple[int, ...]] = {}
   said = ''
@@ -81,8 +79,11 @@ def follow(
     if idle_s is not None and waited_s >= idle_s:
       logging.info('Nothing new in %s for %.0f s.', run, waited_s)
       return
-    message = (f'Waiting for a checkpoint after {max(seen)} in {run}.'
-               if seen else f'Waiting for a first checkpoint in {run}.')
+    message = (
+      f'Waiting for a checkpoint after {max(seen)} in {run}.'
+      if seen
+      else f'Waiting for a first checkpoint in {run}.'
+    )
     if message != said:
       logging.info('%s', message)
       said = message

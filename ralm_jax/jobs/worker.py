@@ -1,4 +1,5 @@
 """A worker of evaluation jobs: does cells one after another."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -41,10 +42,7 @@ class _Job:
 
   @property
   def names(self) -> dict[str, str]:
-    return {
-        'checkpoint': self.checkpoint.name, 'task': self.task.name,
-        'index': _label(self.index),
-    }
+    return {'checkpoint': self.checkpoint.name, 'task': self.task.name, 'index': _label(self.index)}
 
   def __str__(self) -> str:
     return ' × '.join(self.names.values())
@@ -54,13 +52,13 @@ class Worker:
   """Does cells; what is open stays open for the next one."""
 
   def __init__(
-      self,
-      tasks: Task | Sequence[Task],
-      indexes: str | Index | Sequence[str | Index],
-      output: str | os.PathLike[str],
-      *,
-      options: JobOptions = JobOptions(),
-      table: TableOptions = TableOptions(),
+    self,
+    tasks: Task | Sequence[Task],
+    indexes: str | Index | Sequence[str | Index],
+    output: str | os.PathLike[str],
+    *,
+    options: JobOptions = JobOptions(),
+    table: TableOptions = TableOptions(),
   ):
     """Checks names; opens nothing yet.
 
@@ -75,8 +73,7 @@ class Worker:
         raise ValueError(f'tasks holds {task!r}, which is no Task.')
     self._indexes = config.listed('indexes', indexes, Index)
     config.check_names('tasks', [task.name for task in self._tasks])
-    config.check_names('indexes', [
-        results.NO_INDEX, *(index.label for index in self._indexes)])
+    config.check_names('indexes', [results.NO_INDEX, *(index.label for index in self._indexes)])
     self._output = os.fspath(output)
     self._options = options
     self._table = table
@@ -105,12 +102,11 @@ class Worker:
     return self._sharded or bool(self._failures or self._elsewhere)
 
   def work(
-      self,
-      checkpoints: str | Checkpoint | Sequence[
-          str | Checkpoint],
-      shard: str = '0/1',
-      *,
-      passing: bool = False,
+    self,
+    checkpoints: str | Checkpoint | Sequence[str | Checkpoint],
+    shard: str = '0/1',
+    *,
+    passing: bool = False,
   ) -> None:
     """Does the cells of some checkpoints.
 
@@ -148,8 +144,7 @@ class Worker:
         continue
       except Exception as error:  # pylint: disable=broad-except
         if passing and not os.path.isdir(job.checkpoint.path):
-          logging.warning(
-              '%s: the run has removed the checkpoint meanwhile.', job)
+          logging.warning('%s: the run has removed the checkpoint meanwhile.', job)
           continue
         logging.error('%s failed: %s', job, error)
         logging.debug('', exc_info=True)
@@ -163,12 +158,14 @@ class Worker:
     """Raises RuntimeError if any cell has failed."""
     if self._elsewhere:
       logging.info(
-          '%d cells are being done by other workers; the last of them makes '
-          'the whole table.', self._elsewhere)
+        '%d cells are being done by other workers; the last of them makes the whole table.',
+        self._elsewhere,
+      )
     if self._failures:
       raise RuntimeError(
-          f'{len(self._failures)} of {self._count} cells failed; the same '
-          'command tries those again:\n' + '\n'.join(self._failures))
+        f'{len(self._failures)} of {self._count} cells failed; the same '
+        'command tries those again:\n' + '\n'.join(self._failures)
+      )
 
   def wanted(self, *, whole: bool = True) -> Wanted:
     """What finished cells should be of, as things are now.
@@ -191,20 +188,22 @@ class Worker:
         ignore[index.label] = _INDEX_STATE
     tasks: dict[tuple[str, str], dict[str, Any] | str] = {}
     for task in self._tasks:
-      for index in (
-          None, *(self._indexes if task.passages_from == 'index' else ())):
+      for index in (None, *(self._indexes if task.passages_from == 'index' else ())):
         try:
           tasks[task.name, _label(index)] = job_inputs.task_inputs(
-              task, index, index and states.get(index.label),
-              self._fingerprints, self._options.batch_size)
+            task,
+            index,
+            index and states.get(index.label),
+            self._fingerprints,
+            self._options.batch_size,
+          )
         except (OSError, ValueError) as error:
           tasks[task.name, _label(index)] = str(error)
     checkpoints = {}
     for name, found in self._found.items():
       with contextlib.suppress(OSError):
         if name not in self._checkpoints and whole:
-          self._checkpoints[name] = job_inputs.checkpoint_inputs(
-              found, self._fingerprints)
+          self._checkpoints[name] = job_inputs.checkpoint_inputs(found, self._fingerprints)
       # What the run has removed counts no more.
       if name in self._checkpoints and os.path.isdir(found.path):
         checkpoints[name] = self._checkpoints[name]
@@ -224,8 +223,9 @@ class Worker:
     for found in checkpoints:
       if found.index is not None and found.index not in known:
         raise ValueError(
-            f'Checkpoint {found.name} is to be evaluated with the index '
-            f'{found.index!r}; there are {known or "none"}.')
+          f'Checkpoint {found.name} is to be evaluated with the index '
+          f'{found.index!r}; there are {known or "none"}.'
+        )
       if found.directory not in closed_book:
         closed_book[found.directory] = _is_closed_book(found.directory)
 
@@ -234,8 +234,9 @@ class Worker:
         return False
       if not self._indexes:
         raise ValueError(
-            f'Task {task.name} of {found.name} reads passages; give indexes, '
-            "or passages_from = 'file' or 'none'.")
+          f'Task {task.name} of {found.name} reads passages; give indexes, '
+          "or passages_from = 'file' or 'none'."
+        )
       return True
 
     jobs = []
@@ -243,22 +244,26 @@ class Worker:
       # There and back: the last checkpoint of an index is the first of the next.
       for found in checkpoints[::-1] if turn % 2 else checkpoints:
         jobs += [
-            _Job(found, task, index) for task in self._tasks
-            if reads_index(found, task) == (index is not None) and (
-                index is None or found.index in (None, index.label))]
+          _Job(found, task, index)
+          for task in self._tasks
+          if reads_index(found, task) == (index is not None)
+          and (index is None or found.index in (None, index.label))
+        ]
     return jobs
 
   def _do(self, job: _Job) -> bool:
     """Evaluates a cell if need be; says whether it did."""
     cell = Cell(results.cell_folder(self._output, **job.names))
     self._checkpoints[job.checkpoint.name] = job_inputs.checkpoint_inputs(
-        job.checkpoint, self._fingerprints)
+      job.checkpoint, self._fingerprints
+    )
     state = self._index_state(job.index)
     inputs = {
-        'checkpoint': self._checkpoints[job.checkpoint.name],
-        **job_inputs.task_inputs(
-            job.task, job.index, state, self._fingerprints,
-            self._options.batch_size)}
+      'checkpoint': self._checkpoints[job.checkpoint.name],
+      **job_inputs.task_inputs(
+        job.task, job.index, state, self._fingerprints, self._options.batch_size
+      ),
+    }
     ignore = _REFRESHED if self._options.follow_index else ()
     if cell.why_undone(inputs, ignore) is None:
       logging.info('is finished already.')
@@ -283,29 +288,36 @@ class Worker:
     return True
 
   def _evaluate(
-      self, job: _Job, cell: Cell, claim: Claim,
-      inputs: dict[str, Any], state: IndexState | None,
+    self, job: _Job, cell: Cell, claim: Claim, inputs: dict[str, Any], state: IndexState | None
   ) -> None:
     start = time.monotonic()
     work = cell.begin(claim, inputs)
     opened = self._open(job.checkpoint)
     evaluation.evaluate(
-        checkpoint=opened, output=str(work), **job.task.arguments(),
-        **self._index.arguments(job.index, state),
-        batch_size=self._options.batch_size,
-        retry_for_s=self._options.retry_for_s, progress=self._options.progress,
+      checkpoint=opened,
+      output=str(work),
+      **job.task.arguments(),
+      **self._index.arguments(job.index, state),
+      batch_size=self._options.batch_size,
+      retry_for_s=self._options.retry_for_s,
+      progress=self._options.progress,
     )
     predictions = work / cells.PREDICTIONS
     records = prediction_files.read(predictions)
     search_ms = self._index.milliseconds_a_query(
-        opened, job.index, state,
-        [record['query'] for record in records[:self._options.search_queries]],
-        job.task.n_candidates or job.task.n_passages
-        or opened.spec.text.n_passages)
+      opened,
+      job.index,
+      state,
+      [record['query'] for record in records[: self._options.search_queries]],
+      job.task.n_candidates or job.task.n_passages or opened.spec.text.n_passages,
+    )
     if job.index is not None and not self._options.follow_index:
-      open_index.check_answers(
-          records, job.index, state, self._index_state(job.index))
-    cell.publish(claim, work, inputs, {
+      open_index.check_answers(records, job.index, state, self._index_state(job.index))
+    cell.publish(
+      claim,
+      work,
+      inputs,
+      {
         'names': job.names,
         'run': job.checkpoint.directory,
         'checkpoint': job.checkpoint.path,
@@ -323,7 +335,8 @@ class Worker:
         'python': platform.python_version(),
         'versions': job_inputs.package_versions(),
         'gin': gin.operative_config_str(),
-    })
+      },
+    )
 
   def _open(self, found: FoundCheckpoint) -> OpenedCheckpoint:
     if self._opened is None or self._opened[0] != found.path:
@@ -331,9 +344,7 @@ class Worker:
       self._opened = (found.path, opening.open_checkpoint(found.path))
     return self._opened[1]
 
-  def _index_state(
-      self, index: Index | None
-  ) -> IndexState | None:
+  def _index_state(self, index: Index | None) -> IndexState | None:
     if index is None:
       return None
     state = IndexState.of(index, self._options.retry_for_s)
@@ -363,11 +374,10 @@ def _part(jobs: list[_Job], shard: str, *, by_name: bool) -> list[_Job]:
   """
   match = re.fullmatch(r'(\d+)/(\d+)', shard)
   if not match or not int(match[1]) < int(match[2]):
-    raise ValueError(
-        f"shard is {shard!r}; write 'I/N' with I from 0 to N - 1, such as "
-        "'0/4'.")
+    raise ValueError(f"shard is {shard!r}; write 'I/N' with I from 0 to N - 1, such as '0/4'.")
   i, n = int(match[1]), int(match[2])
   if by_name:
-    return [job for job in jobs if int.from_bytes(
-        hashlib.sha256(str(job).encode()).digest()[:8]) % n == i]
-  return jobs[len(jobs) * i // n:len(jobs) * (i + 1) // n]
+    return [
+      job for job in jobs if int.from_bytes(hashlib.sha256(str(job).encode()).digest()[:8]) % n == i
+    ]
+  return jobs[len(jobs) * i // n : len(jobs) * (i + 1) // n]

@@ -1,4 +1,5 @@
 """In-batch contrastive loss (InfoNCE), which warms a retriever up."""
+
 from __future__ import annotations
 
 import jax
@@ -10,7 +11,7 @@ Array = jax.Array
 
 
 def in_batch_contrastive(
-    queries: Array, passages: Array, *, temperature: float, symmetric: bool = False
+  queries: Array, passages: Array, *, temperature: float, symmetric: bool = False
 ) -> tuple[WeightedSum, WeightedSum]:
   """Each query should prefer its own passage to all others of the batch.
 
@@ -36,6 +37,6 @@ def in_batch_contrastive(
     own_log_probs = 0.5 * (own_log_probs + backwards)
   correct = jnp.argmax(scores, axis=-1) == own
   return (
-      WeightedSum(-jnp.sum(own_log_probs), count),
-      WeightedSum(jnp.sum(correct.astype(jnp.float32)), count),
+    WeightedSum(-jnp.sum(own_log_probs), count),
+    WeightedSum(jnp.sum(correct.astype(jnp.float32)), count),
   )

@@ -1,4 +1,5 @@
 """How two scores of the same passages agree: statistics, never losses."""
+
 from __future__ import annotations
 
 import jax
@@ -29,9 +30,7 @@ def pearson(first: Array, second: Array, mask: Array) -> Array:
 
   first, second = centre(first), centre(second)
   covariance = jnp.sum(first * second, axis=-1)
-  scale = jnp.sqrt(
-      jnp.sum(jnp.square(first), -1) * jnp.sum(jnp.square(second), -1)
-  )
+  scale = jnp.sqrt(jnp.sum(jnp.square(first), -1) * jnp.sum(jnp.square(second), -1))
   return jnp.where(scale > 0, covariance / jnp.maximum(scale, 1e-30), 0.0)
 
 

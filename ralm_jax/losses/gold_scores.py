@@ -3,6 +3,7 @@
 A gold score is a [batch, n_passages] float32 array, larger for a more helpful
 passage; `losses/retriever.py` turns it into a target distribution.
 """
+
 from __future__ import annotations
 
 import jax
@@ -13,9 +14,7 @@ REDUCTIONS = ('sum', 'mean')
 NORMALIZATIONS = ('average', 'released')
 
 
-def perplexity(
-    token_log_probs: Array, target_mask: Array, *, reduction: str = 'sum'
-) -> Array:
+def perplexity(token_log_probs: Array, target_mask: Array, *, reduction: str = 'sum') -> Array:
   """Perplexity distillation's gold score (Atlas, section 2.2, eq. 3).
 
   Args:
@@ -38,14 +37,10 @@ def perplexity(
     return total
   if reduction == 'mean':
     return total / jnp.maximum(jnp.sum(mask, axis=-1), 1.0)
-  raise ValueError(
-      f"reduction {reduction!r} is unknown; choose 'sum' or 'mean'."
-  )
+  raise ValueError(f"reduction {reduction!r} is unknown; choose 'sum' or 'mean'.")
 
 
-def leave_one_out(
-    token_log_probs: Array, target_mask: Array, *, reduction: str = 'sum'
-) -> Array:
+def leave_one_out(token_log_probs: Array, target_mask: Array, *, reduction: str = 'sum') -> Array:
   """Leave-one-out perplexity's gold score (Atlas, section 2.2, eq. 6).
 
   The worse the reader does without a passage, the better the passage.
@@ -66,12 +61,12 @@ def leave_one_out(
 
 
 def attention(
-    attention_norms: Array,
-    reader_mask: Array,
-    target_mask: Array,
-    *,
-    n_layers: int,
-    normalization: str = 'average',
+  attention_norms: Array,
+  reader_mask: Array,
+  target_mask: Array,
+  *,
+  n_layers: int,
+  normalization: str = 'average',
 ) -> Array:
   """Attention distillation's gold score (Atlas, section 2.2, eq. 2).
 
@@ -101,8 +96,5 @@ def attention(
   elif normalization == 'released':
     tokens = 256.0
   else:
-    raise ValueError(
-        f"normalization {normalization!r} is unknown; choose 'average' or "
-        "'released'."
-    )
+    raise ValueError(f"normalization {normalization!r} is unknown; choose 'average' or 'released'.")
   return total / (tokens * n_layers * jnp.maximum(targets, 1.0))

@@ -1,4 +1,5 @@
 """Retriever losses: train the retriever towards the reader's gold scores."""
+
 from __future__ import annotations
 
 import jax
@@ -27,12 +28,12 @@ def entropy(scores: Array, passage_mask: Array | None = None) -> Array:
 
 
 def kl_per_example(
-    retriever_scores: Array,
-    gold_scores: Array,
-    *,
-    temperature_score: float,
-    temperature_gold: float,
-    passage_mask: Array | None = None,
+  retriever_scores: Array,
+  gold_scores: Array,
+  *,
+  temperature_score: float,
+  temperature_gold: float,
+  passage_mask: Array | None = None,
 ) -> Array:
   """KL(gold || retriever) of each example (Atlas, section 2.2).
 
@@ -49,9 +50,7 @@ def kl_per_example(
   # float32 before the division: a small temperature magnifies rounding.
   retriever_scores = retriever_scores.astype(jnp.float32)
   gold_scores = jax.lax.stop_gradient(gold_scores).astype(jnp.float32)
-  log_retriever = _masked_log_softmax(
-      retriever_scores / temperature_score, passage_mask
-  )
+  log_retriever = _masked_log_softmax(retriever_scores / temperature_score, passage_mask)
   log_gold = _masked_log_softmax(gold_scores / temperature_gold, passage_mask)
   terms = jnp.exp(log_gold) * (log_gold - log_retriever)
   if passage_mask is not None:
@@ -60,34 +59,34 @@ def kl_per_example(
 
 
 def kl_distillation(
-    retriever_scores: Array,
-    gold_scores: Array,
-    *,
-    temperature_score: float = 0.1,
-    temperature_gold: float = 0.1,
-    passage_mask: Array | None = None,
-    reduction: str = 'batch',
+  retriever_scores: Array,
+  gold_scores: Array,
+  *,
+  temperature_score: float = 0.1,
+  temperature_gold: float = 0.1,
+  passage_mask: Array | None = None,
+  reduction: str = 'batch',
 ) -> Array:
   """KL(gold || retriever) reduced to a scalar; see `kl_weighted_sum`."""
   return kl_weighted_sum(
-      retriever_scores,
-      gold_scores,
-      temperature_score=temperature_score,
-      temperature_gold=temperature_gold,
-      passage_mask=passage_mask,
-      reduction=reduction,
+    retriever_scores,
+    gold_scores,
+    temperature_score=temperature_score,
+    temperature_gold=temperature_gold,
+    passage_mask=passage_mask,
+    reduction=reduction,
   ).mean
 
 
 def kl_weighted_sum(
-    retriever_scores: Array,
-    gold_scores: Array,
-    *,
-    temperature_score: float = 0.1,
-    temperature_gold: float = 0.1,
-    passage_mask: Array | None = None,
-    example_mask: Array | None = None,
-    reduction: str = 'batch',
+  retriever_scores: Array,
+  gold_scores: Array,
+  *,
+  temperature_score: float = 0.1,
+  temperature_gold: float = 0.1,
+  passage_mask: Array | None = None,
+  example_mask: Array | None = None,
+  reduction: str = 'batch',
 ) -> WeightedSum:
   """KL(gold || retriever) as a sum over examples and its weight.
 
@@ -107,16 +106,14 @@ def kl_weighted_sum(
     ValueError: for an unknown reduction.
   """
   if reduction not in KL_REDUCTIONS:
-    raise ValueError(
-        f'reduction {reduction!r} is unknown; choose one of {KL_REDUCTIONS}.'
-    )
+    raise ValueError(f'reduction {reduction!r} is unknown; choose one of {KL_REDUCTIONS}.')
   retriever_scores = jnp.asarray(retriever_scores)
   divergence = kl_per_example(
-      retriever_scores,
-      jnp.asarray(gold_scores),
-      temperature_score=temperature_score,
-      temperature_gold=temperature_gold,
-      passage_mask=passage_mask,
+    retriever_scores,
+    jnp.asarray(gold_scores),
+    temperature_score=temperature_score,
+    temperature_gold=temperature_gold,
+    passage_mask=passage_mask,
   )
   weights = jnp.ones(divergence.shape, jnp.float32)
   if passage_mask is not None:
@@ -129,34 +126,34 @@ def kl_weighted_sum(
 
 
 def emdr2(
-    retriever_scores: Array,
-    token_log_probs: Array,
-    target_mask: Array,
-    *,
-    temperature_score: float = 1.0,
-    level: str = 'sequence',
-    passage_mask: Array | None = None,
+  retriever_scores: Array,
+  token_log_probs: Array,
+  target_mask: Array,
+  *,
+  temperature_score: float = 1.0,
+  level: str = 'sequence',
+  passage_mask: Array | None = None,
 ) -> Array:
   """EMDR² reduced to a scalar; see `emdr2_weighted_sum`."""
   return emdr2_weighted_sum(
-      retriever_scores,
-      token_log_probs,
-      target_mask,
-      temperature_score=temperature_score,
-      level=level,
-      passage_mask=passage_mask,
+    retriever_scores,
+    token_log_probs,
+    target_mask,
+    temperature_score=temperature_score,
+    level=level,
+    passage_mask=passage_mask,
   ).mean
 
 
 def emdr2_weighted_sum(
-    retriever_scores: Array,
-    token_log_probs: Array,
-    target_mask: Array,
-    *,
-    temperature_score: float = 1.0,
-    level: str = 'sequence',
-    passage_mask: Array | None = None,
-    example_mask: Array | None = None,
+  retriever_scores: Array,
+  token_log_probs: Array,
+  target_mask: Array,
+  *,
+  temperature_score: float = 1.0,
+  level: str = 'sequence',
+  passage_mask: Array | None = None,
+  example_mask: Array | None = None,
 ) -> WeightedSum:
   """EMDR² (Sachan et al. 2021, eq. 6; Atlas, section 2.2): the retriever's part.
 
@@ -185,11 +182,9 @@ def emdr2_weighted_sum(
   log_probs = jax.lax.stop_gradient(jnp.asarray(token_log_probs))
   log_probs = log_probs.astype(jnp.float32)
   targets = jnp.asarray(target_mask).astype(jnp.float32)
-  log_prior = _masked_log_softmax(
-      retriever_scores / temperature_score, passage_mask
-  )
+  log_prior = _masked_log_softmax(retriever_scores / temperature_score, passage_mask)
   weights = emdr2_weights(
-      targets, level=level, passage_mask=passage_mask, example_mask=example_mask
+    targets, level=level, passage_mask=passage_mask, example_mask=example_mask
   )
   if level == 'sequence':
     sequences = jnp.sum(log_probs * targets[:, None], axis=-1)
@@ -202,23 +197,18 @@ def emdr2_weighted_sum(
 
 
 def emdr2_weights(
-    target_mask: Array,
-    *,
-    level: str,
-    passage_mask: Array | None = None,
-    example_mask: Array | None = None,
+  target_mask: Array,
+  *,
+  level: str,
+  passage_mask: Array | None = None,
+  example_mask: Array | None = None,
 ) -> Array:
   """Weights of EMDR²'s terms: float32 [batch], or [batch, length] by token."""
   if level not in EMDR2_LEVELS:
-    raise ValueError(
-        f'level {level!r} is unknown; choose one of {EMDR2_LEVELS}.'
-    )
+    raise ValueError(f'level {level!r} is unknown; choose one of {EMDR2_LEVELS}.')
   target_mask = target_mask.astype(jnp.float32)
   examples = jnp.ones(target_mask.shape[0], jnp.float32)
-  for mask in (
-      None if passage_mask is None else jnp.any(passage_mask, axis=-1),
-      example_mask,
-  ):
+  for mask in (None if passage_mask is None else jnp.any(passage_mask, axis=-1), example_mask):
     if mask is not None:
       examples *= mask
   if level == 'token':

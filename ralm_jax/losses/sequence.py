@@ -3,6 +3,7 @@
 Losses are sums with their weights, so that gradient accumulation and
 data-parallel shards divide once, by the weight of the whole batch.
 """
+
 from __future__ import annotations
 
 import flax.struct
@@ -41,12 +42,12 @@ def token_log_probs(logits: Array, targets: Array) -> Array:
 
 
 def cross_entropy(
-    logits: Array,
-    targets: Array,
-    weights: Array,
-    *,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
+  logits: Array,
+  targets: Array,
+  weights: Array,
+  *,
+  label_smoothing: float = 0.0,
+  z_loss: float = 0.0,
 ) -> WeightedSum:
   """Cross-entropy with T5X's label smoothing and z-loss.
 
@@ -73,10 +74,7 @@ def cross_entropy(
     # -sum_v q_v log p_v, with q the smoothed targets, without a one-hot array.
     mean_other = vocab * log_z - jnp.sum(logits, axis=-1)
     loss = (confidence - low) * loss + low * mean_other
-    loss -= -(
-        confidence * jnp.log(confidence)
-        + (vocab - 1) * low * jnp.log(low + 1e-20)
-    )
+    loss -= -(confidence * jnp.log(confidence) + (vocab - 1) * low * jnp.log(low + 1e-20))
   if z_loss:
     loss = loss + z_loss * jnp.square(log_z)
   return WeightedSum(jnp.sum(loss * weights), jnp.sum(weights))

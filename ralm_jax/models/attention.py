@@ -1,4 +1,5 @@
 """Attention with relative positions and a key-value cache."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -19,14 +20,14 @@ Dtype = Any
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    bias: Array | None,
-    *,
-    scale: float = 1.0,
-    dropout: Callable[[Array], Array] | None = None,
-    norm_weights: Array | None = None,
+  query: Array,
+  key: Array,
+  value: Array,
+  bias: Array | None,
+  *,
+  scale: float = 1.0,
+  dropout: Callable[[Array], Array] | None = None,
+  norm_weights: Array | None = None,
 ) -> Array | tuple[Array, Array]:
   """Softmax attention over the last key axis; scores and softmax in float32.
 
@@ -45,9 +46,7 @@ def attend(
   """
   if scale != 1.0:
     query = query * jnp.asarray(scale, query.dtype)
-  scores = jnp.einsum(
-      'bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32
-  )
+  scores = jnp.einsum('bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32)
   if bias is not None:
     scores = scores + bias
   exact_probabilities = jax.nn.softmax(scores, axis=-1)
@@ -60,9 +59,7 @@ def attend(
   return attended, attention_norms(exact_probabilities, value, norm_weights)
 
 
-def attention_norms(
-    probabilities: Array, value: Array, weights: Array
-) -> Array:
+def attention_norms(probabilities: Array, value: Array, weights: Array) -> Array:
   """How much of each key's value the queries take in (Atlas, section 2.2).
 
   Attention probability times norm of the value, averaged over heads and summed
@@ -84,13 +81,13 @@ def attention_norms(
 
 
 def attend_in_groups(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Array,
-    *,
-    scale: float = 1.0,
-    group_chunk: int | None = None,
+  query: Array,
+  key: Array,
+  value: Array,
+  mask: Array,
+  *,
+  scale: float = 1.0,
+  group_chunk: int | None = None,
 ) -> Array:
   """Attention of several groups of queries to one set of keys and values.
 
@@ -113,12 +110,13 @@ def attend_in_groups(
   def attend_chunk(query: Array, bias: Array) -> Array:
     """query: [batch, chunk, length, heads, d_kv]; bias: [batch, chunk, keys]."""
     chunk = query.shape[1]
-    bias = jnp.broadcast_to(
-        bias[:, None, :, None, :], (batch, 1, chunk, length, bias.shape[-1])
-    )
+    bias = jnp.broadcast_to(bias[:, None, :, None, :], (batch, 1, chunk, length, bias.shape[-1]))
     attended = attend(
-        query.reshape(batch, chunk * length, heads, d_kv), key, value,
-        bias.reshape(batch, 1, chunk * length, -1), scale=scale,
+      query.reshape(batch, chunk * length, heads, d_kv),
+      key,
+      value,
+      bias.reshape(batch, 1, chunk * length, -1),
+      scale=scale,
     )
     return attended.reshape(batch, chunk, length, heads, d_kv)
 
@@ -127,21 +125,15 @@ def attend_in_groups(
   if not group_chunk or group_chunk >= groups:
     attended = attend_chunk(query, bias)
   else:
-    split = functools.partial(
-        layers.split_passages, size=group_chunk, name='gold_chunk'
+    split = functools.partial(layers.split_passages, size=group_chunk, name='gold_chunk')
+    attended = layers.join_passages(
+      jax.lax.map(lambda part: attend_chunk(*part), (split(query), split(bias)))
     )
-    attended = layers.join_passages(jax.lax.map(
-        lambda part: attend_chunk(*part), (split(query), split(bias))
-    ))
   return attended.reshape(batch * groups, length, heads, d_kv)
 
 
 def relative_position_bucket(
-    relative_position: Array,
-    *,
-    bidirectional: bool,
-    num_buckets: int = 32,
-    max_distance: int = 128,
+  relative_position: Array, *, bidirectional: bool, num_buckets: int = 32, max_distance: int = 128
 ) -> Array:
   """T5's logarithmic distance buckets (Raffel et al. 2020, section 2.1).
 
@@ -165,9 +157,9 @@ def relative_position_bucket(
   max_exact = num_buckets // 2
   # The maximum avoids log(0); those entries take the exact branch below.
   logarithmic = max_exact + (
-      jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / max_exact)
-      / np.log(max_distance / max_exact)
-      * (num_buckets - max_exact)
+    jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / max_exact)
+    / np.log(max_distance / max_exact)
+    * (num_buckets - max_exact)
   ).astype(jnp.int32)
   logarithmic = jnp.minimum(logarithmic, num_buckets - 1)
   return bucket + jnp.where(distance < max_exact, distance, logarithmic)
@@ -186,19 +178,18 @@ class RelativePositionBias(nn.Module):
   def __call__(self, query_positions: Array, key_positions: Array) -> Array:
     """[query_length], [key_length] -> float32 [1, heads, query, key]."""
     table = self.param(
-        'rel_embedding',
-        nn.with_logical_partitioning(
-            nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform'),
-            ('heads', 'relpos_buckets'),
-        ),
-        (self.num_heads, self.num_buckets),
-        self.param_dtype,
+      'rel_embedding',
+      nn.with_logical_partitioning(
+        nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform'), ('heads', 'relpos_buckets')
+      ),
+      (self.num_heads, self.num_buckets),
+      self.param_dtype,
     )
     buckets = relative_position_bucket(
-        key_positions[None, :] - query_positions[:, None],
-        bidirectional=self.bidirectional,
-        num_buckets=self.num_buckets,
-        max_distance=self.max_distance,
+      key_positions[None, :] - query_positions[:, None],
+      bidirectional=self.bidirectional,
+      num_buckets=self.num_buckets,
+      max_distance=self.max_distance,
     )
     return jnp.take(table.astype(jnp.float32), buckets, axis=1)[None]
 
@@ -246,38 +237,30 @@ class MultiHeadAttention(nn.Module):
   dtype: Dtype = jnp.float32
   param_dtype: Dtype = jnp.float32
 
-  def _cached_self(
-      self, key: Array, value: Array
-  ) -> tuple[Array, Array]:
+  def _cached_self(self, key: Array, value: Array) -> tuple[Array, Array]:
     """Writes one chunk into the cache; key, value: [batch, chunk, heads, d]."""
     batch, _, heads, d_kv = key.shape
     shape = (batch, self.max_decode_length, heads, d_kv)
     cached_key = self.variable('cache', 'cached_key', jnp.zeros, shape, key.dtype)
-    cached_value = self.variable(
-        'cache', 'cached_value', jnp.zeros, shape, value.dtype
-    )
-    index = self.variable(
-        'cache', 'cache_index', lambda: jnp.zeros((), jnp.int32)
-    )
+    cached_value = self.variable('cache', 'cached_value', jnp.zeros, shape, value.dtype)
+    index = self.variable('cache', 'cache_index', lambda: jnp.zeros((), jnp.int32))
     start = (0, index.value, 0, 0)
     cached_key.value = jax.lax.dynamic_update_slice(cached_key.value, key, start)
-    cached_value.value = jax.lax.dynamic_update_slice(
-        cached_value.value, value, start
-    )
+    cached_value.value = jax.lax.dynamic_update_slice(cached_value.value, value, start)
     index.value = index.value + key.shape[1]
     return cached_key.value, cached_value.value
 
   @nn.compact
   def __call__(
-      self,
-      query_inputs: Array,
-      key_value_inputs: Array | None,
-      bias: Array | None,
-      *,
-      deterministic: bool = True,
-      decode: bool = False,
-      norm_weights: Array | None = None,
-      group_mask: Array | None = None,
+    self,
+    query_inputs: Array,
+    key_value_inputs: Array | None,
+    bias: Array | None,
+    *,
+    deterministic: bool = True,
+    decode: bool = False,
+    norm_weights: Array | None = None,
+    group_mask: Array | None = None,
   ) -> Array | tuple[Array, Array]:
     """Attends.
 
@@ -297,18 +280,16 @@ class MultiHeadAttention(nn.Module):
       float32 [batch, key_length].
     """
     project = functools.partial(
-        Dense,
-        self.num_heads * self.head_dim,
-        kernel_axes=('embed', 'joined_kv'),
-        use_bias=self.use_bias,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
+      Dense,
+      self.num_heads * self.head_dim,
+      kernel_axes=('embed', 'joined_kv'),
+      use_bias=self.use_bias,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
     )
 
     def split(hidden: Array) -> Array:
-      hidden = hidden.reshape(
-          hidden.shape[:-1] + (self.num_heads, self.head_dim)
-      )
+      hidden = hidden.reshape(hidden.shape[:-1] + (self.num_heads, self.head_dim))
       return layers.constrain(hidden, 'batch', 'length', 'heads', 'kv')
 
     query = split(project(name='query', kernel_init=self.query_init)(query_inputs))
@@ -331,28 +312,24 @@ class MultiHeadAttention(nn.Module):
     norms = None
     if group_mask is not None:
       attended = attend_in_groups(
-          query, key, value, group_mask, scale=self.scale,
-          group_chunk=self.group_chunk,
+        query, key, value, group_mask, scale=self.scale, group_chunk=self.group_chunk
       )
     else:
       dropout = None
       if self.dropout_rate and not deterministic:
         dropout = nn.Dropout(self.dropout_rate, deterministic=False)
       attended = attend(
-          query, key, value, bias, scale=self.scale, dropout=dropout,
-          norm_weights=norm_weights,
+        query, key, value, bias, scale=self.scale, dropout=dropout, norm_weights=norm_weights
       )
       if norm_weights is not None:
         attended, norms = attended
-    attended = attended.reshape(
-        attended.shape[:-2] + (self.num_heads * self.head_dim,)
-    )
+    attended = attended.reshape(attended.shape[:-2] + (self.num_heads * self.head_dim,))
     outputs = Dense(
-        query_inputs.shape[-1],
-        kernel_axes=('joined_kv', 'embed'),
-        use_bias=self.use_bias,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        name='out',
+      query_inputs.shape[-1],
+      kernel_axes=('joined_kv', 'embed'),
+      use_bias=self.use_bias,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name='out',
     )(attended)
     return outputs if norm_weights is None else (outputs, norms)

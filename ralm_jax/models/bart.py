@@ -3,6 +3,7 @@
 Post-norm encoder and decoder with learned positions and a tied head. The
 methods are those of `t5.T5`, so that either can be a reader.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -57,35 +58,29 @@ class BartConfig:
   def __post_init__(self):
     if self.emb_dim % self.num_heads:
       raise ValueError(
-          f'BartConfig.emb_dim {self.emb_dim} is not divisible by num_heads '
-          f'{self.num_heads}.'
+        f'BartConfig.emb_dim {self.emb_dim} is not divisible by num_heads {self.num_heads}.'
       )
 
 
 def _norm(config: BartConfig, name: str) -> LayerNorm:
   return LayerNorm(
-      epsilon=config.layer_norm_epsilon,
-      dtype=config.dtype,
-      param_dtype=config.param_dtype,
-      name=name,
+    epsilon=config.layer_norm_epsilon, dtype=config.dtype, param_dtype=config.param_dtype, name=name
   )
 
 
-def _attention(
-    config: BartConfig, name: str, **kwargs: Any
-) -> MultiHeadAttention:
+def _attention(config: BartConfig, name: str, **kwargs: Any) -> MultiHeadAttention:
   head_dim = config.emb_dim // config.num_heads
   return MultiHeadAttention(
-      num_heads=config.num_heads,
-      head_dim=head_dim,
-      use_bias=True,
-      scale=head_dim**-0.5,
-      query_init=nn.initializers.normal(config.embedding_init_stddev),
-      dropout_rate=config.attention_dropout_rate,
-      dtype=config.dtype,
-      param_dtype=config.param_dtype,
-      name=name,
-      **kwargs,
+    num_heads=config.num_heads,
+    head_dim=head_dim,
+    use_bias=True,
+    scale=head_dim**-0.5,
+    query_init=nn.initializers.normal(config.embedding_init_stddev),
+    dropout_rate=config.attention_dropout_rate,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    name=name,
+    **kwargs,
   )
 
 
@@ -93,16 +88,14 @@ def _dropout(config: BartConfig, hidden: Array, deterministic: bool) -> Array:
   return nn.Dropout(config.dropout_rate)(hidden, deterministic=deterministic)
 
 
-def _feed_forward(
-    config: BartConfig, mlp_dim: int, hidden: Array, deterministic: bool
-) -> Array:
+def _feed_forward(config: BartConfig, mlp_dim: int, hidden: Array, deterministic: bool) -> Array:
   fed = MlpBlock(
-      mlp_dim=mlp_dim,
-      activations=(config.mlp_activation,),
-      use_bias=True,
-      dtype=config.dtype,
-      param_dtype=config.param_dtype,
-      name='mlp',
+    mlp_dim=mlp_dim,
+    activations=(config.mlp_activation,),
+    use_bias=True,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    name='mlp',
   )(hidden, deterministic=True)
   hidden = hidden + _dropout(config, fed, deterministic)
   hidden = _norm(config, 'mlp_layer_norm')(hidden)
@@ -119,14 +112,10 @@ class EncoderLayer(nn.Module):
     """hidden: [batch, length, embed]; bias: [batch, 1, 1, length]."""
     del decode
     config = self.config
-    attended = _attention(config, 'attention')(
-        hidden, hidden, bias, deterministic=deterministic
-    )
+    attended = _attention(config, 'attention')(hidden, hidden, bias, deterministic=deterministic)
     hidden = hidden + _dropout(config, attended, deterministic)
     hidden = _norm(config, 'attention_layer_norm')(hidden)
-    return _feed_forward(
-        config, config.encoder_mlp_dim, hidden, deterministic
-    )
+    return _feed_forward(config, config.encoder_mlp_dim, hidden, deterministic)
 
 
 class DecoderLayer(nn.Module):
@@ -138,48 +127,58 @@ class DecoderLayer(nn.Module):
 
   @nn.compact
   def __call__(
-      self, carry, encoded, self_bias, cross_bias, group_mask, norm_weights,
-      deterministic, decode=False, uses_norms=None,
+    self,
+    carry,
+    encoded,
+    self_bias,
+    cross_bias,
+    group_mask,
+    norm_weights,
+    deterministic,
+    decode=False,
+    uses_norms=None,
   ):
     """One layer; arguments as those of `t5.DecoderLayer`."""
     config = self.config
     hidden, norms = (carry, None) if norm_weights is None else carry
-    attended = _attention(
-        config, 'self_attention', max_decode_length=self.max_decode_length
-    )(hidden, hidden, self_bias, deterministic=deterministic, decode=decode)
+    attended = _attention(config, 'self_attention', max_decode_length=self.max_decode_length)(
+      hidden, hidden, self_bias, deterministic=deterministic, decode=decode
+    )
     hidden = hidden + _dropout(config, attended, deterministic)
     hidden = _norm(config, 'self_attention_layer_norm')(hidden)
     own_weights = None if uses_norms is False else norm_weights
     attended = _attention(
-        config, 'encoder_decoder_attention', is_cross=True,
-        group_chunk=self.group_chunk,
+      config, 'encoder_decoder_attention', is_cross=True, group_chunk=self.group_chunk
     )(
-        hidden, encoded, cross_bias, deterministic=deterministic, decode=decode,
-        norm_weights=own_weights, group_mask=group_mask,
+      hidden,
+      encoded,
+      cross_bias,
+      deterministic=deterministic,
+      decode=decode,
+      norm_weights=own_weights,
+      group_mask=group_mask,
     )
     if own_weights is not None:
       attended, own_norms = attended
       norms = norms + jnp.where(uses_norms, own_norms, 0.0)
     hidden = hidden + _dropout(config, attended, deterministic)
     hidden = _norm(config, 'cross_attention_layer_norm')(hidden)
-    hidden = _feed_forward(
-        config, config.decoder_mlp_dim, hidden, deterministic
-    )
+    hidden = _feed_forward(config, config.decoder_mlp_dim, hidden, deterministic)
     return hidden if norm_weights is None else (hidden, norms)
 
 
 def _with_positions(
-    config: BartConfig, embedded: Array, positions: Array, deterministic: bool
+  config: BartConfig, embedded: Array, positions: Array, deterministic: bool
 ) -> Array:
   """Adds learned positions, int [length] or [rows, length], and norms."""
   table = Embed(
-      config.max_positions + POSITION_OFFSET,
-      config.emb_dim,
-      embedding_axes=(None, 'embed'),
-      embedding_init=nn.initializers.normal(config.embedding_init_stddev),
-      dtype=config.dtype,
-      param_dtype=config.param_dtype,
-      name='position_embedder',
+    config.max_positions + POSITION_OFFSET,
+    config.emb_dim,
+    embedding_axes=(None, 'embed'),
+    embedding_init=nn.initializers.normal(config.embedding_init_stddev),
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    name='position_embedder',
   )
   hidden = embedded + table(positions + POSITION_OFFSET)
   hidden = _norm(config, 'embedding_layer_norm')(hidden)
@@ -193,20 +192,16 @@ class Encoder(nn.Module):
   config: BartConfig
 
   @nn.compact
-  def __call__(
-      self, embedded: Array, mask: Array, *, deterministic: bool = True
-  ) -> Array:
+  def __call__(self, embedded: Array, mask: Array, *, deterministic: bool = True) -> Array:
     """embedded: [batch, length, embed], mask: [batch, length] -> hidden."""
     config = self.config
-    hidden = _with_positions(
-        config, embedded, jnp.arange(embedded.shape[1]), deterministic
-    )
+    hidden = _with_positions(config, embedded, jnp.arange(embedded.shape[1]), deterministic)
     run = layers.stack_layers(
-        EncoderLayer,
-        config.num_encoder_layers,
-        scan=config.scan_layers,
-        remat_policy=config.remat_policy,
-        config=config,
+      EncoderLayer,
+      config.num_encoder_layers,
+      scan=config.scan_layers,
+      remat_policy=config.remat_policy,
+      config=config,
     )
     bias = layers.mask_to_bias(mask)[:, None, None, :]
     return run(hidden, bias, deterministic=deterministic)
@@ -219,22 +214,25 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      embedded: Array,
-      encoded: Array | None,
-      encoded_mask: Array,
-      *,
-      deterministic: bool = True,
-      decode: bool = False,
-      max_decode_length: int | None = None,
-      left_padding: Array | None = None,
-      options: CrossAttentionOptions = CrossAttentionOptions(),
+    self,
+    embedded: Array,
+    encoded: Array | None,
+    encoded_mask: Array,
+    *,
+    deterministic: bool = True,
+    decode: bool = False,
+    max_decode_length: int | None = None,
+    left_padding: Array | None = None,
+    options: CrossAttentionOptions = CrossAttentionOptions(),
   ) -> tuple[Array, Array | None]:
     """As `t5.Decoder`, but always a pair; no norms are None."""
     config = self.config
     positions = decoder_stack.decoder_positions(
-        self, embedded.shape[1], decode=decode,
-        max_decode_length=max_decode_length, left_padding=left_padding,
+      self,
+      embedded.shape[1],
+      decode=decode,
+      max_decode_length=max_decode_length,
+      left_padding=left_padding,
     )
     # Positions count from a row's first token.
     query = positions.query
@@ -242,9 +240,16 @@ class Decoder(nn.Module):
       query = jnp.maximum(query[None] - left_padding[:, None], 0)
     hidden = _with_positions(config, embedded, query, deterministic)
     return decoder_stack.run_decoder_layers(
-        DecoderLayer, config, hidden, encoded, encoded_mask,
-        positions.mask_bias, deterministic=deterministic, decode=decode,
-        max_decode_length=max_decode_length, options=options,
+      DecoderLayer,
+      config,
+      hidden,
+      encoded,
+      encoded_mask,
+      positions.mask_bias,
+      deterministic=deterministic,
+      decode=decode,
+      max_decode_length=max_decode_length,
+      options=options,
     )
 
 
@@ -256,46 +261,40 @@ class Bart(nn.Module):
   def setup(self):
     config = self.config
     self.token_embedder = Embed(
-        config.vocab_size,
-        config.emb_dim,
-        embedding_init=nn.initializers.normal(config.embedding_init_stddev),
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
+      config.vocab_size,
+      config.emb_dim,
+      embedding_init=nn.initializers.normal(config.embedding_init_stddev),
+      dtype=config.dtype,
+      param_dtype=config.param_dtype,
     )
     self.encoder = Encoder(config)
     self.decoder = Decoder(config)
     self.final_logits_bias = self.param(
-        'final_logits_bias',
-        nn.with_logical_partitioning(nn.initializers.zeros_init(), ('vocab',)),
-        (config.vocab_size,),
-        config.param_dtype,
+      'final_logits_bias',
+      nn.with_logical_partitioning(nn.initializers.zeros_init(), ('vocab',)),
+      (config.vocab_size,),
+      config.param_dtype,
     )
 
   def _check_length(self, length: int, what: str) -> None:
     if length > self.config.max_positions:
       raise ValueError(
-          f'{what} of {length} tokens exceed BartConfig.max_positions '
-          f'{self.config.max_positions}; shorten TextConfig.passage_length, or '
-          'target_length with the decoder prefix (--max_length, '
-          '--decoder_prefix_length).'
+        f'{what} of {length} tokens exceed BartConfig.max_positions '
+        f'{self.config.max_positions}; shorten TextConfig.passage_length, or '
+        'target_length with the decoder prefix (--max_length, '
+        '--decoder_prefix_length).'
       )
 
   def _embed(self, tokens: Array) -> Array:
     embedded = self.token_embedder(tokens)
     if self.config.scale_embedding:
-      embedded = embedded * jnp.asarray(
-          self.config.emb_dim**0.5, embedded.dtype
-      )
+      embedded = embedded * jnp.asarray(self.config.emb_dim**0.5, embedded.dtype)
     return embedded
 
-  def encode(
-      self, tokens: Array, mask: Array, *, deterministic: bool = True
-  ) -> Array:
+  def encode(self, tokens: Array, mask: Array, *, deterministic: bool = True) -> Array:
     """tokens: int [batch, length], mask: [batch, length] -> [batch, length, embed]."""
     self._check_length(tokens.shape[-1], 'Inputs')
-    return self.encoder(
-        self._embed(tokens), mask, deterministic=deterministic
-    )
+    return self.encoder(self._embed(tokens), mask, deterministic=deterministic)
 
   def logits(self, hidden: Array) -> Array:
     """hidden: [batch, length, embed] -> float32 [batch, length, vocab]."""
@@ -305,49 +304,40 @@ class Bart(nn.Module):
     return layers.constrain(logits, 'batch', 'length', 'vocab')
 
   def decode(
-      self,
-      encoded: Array | None,
-      encoded_mask: Array,
-      decoder_input_tokens: Array,
-      *,
-      deterministic: bool = True,
-      decode: bool = False,
-      max_decode_length: int | None = None,
-      left_padding: Array | None = None,
-      last_only: bool = False,
-      options: CrossAttentionOptions = CrossAttentionOptions(),
+    self,
+    encoded: Array | None,
+    encoded_mask: Array,
+    decoder_input_tokens: Array,
+    *,
+    deterministic: bool = True,
+    decode: bool = False,
+    max_decode_length: int | None = None,
+    left_padding: Array | None = None,
+    last_only: bool = False,
+    options: CrossAttentionOptions = CrossAttentionOptions(),
   ) -> Array | tuple[Array, Array]:
     """Decoder logits; arguments and results as those of `t5.T5.decode`.
 
     Raises:
       ValueError: more positions than BartConfig.max_positions.
     """
-    self._check_length(
-        max_decode_length or decoder_input_tokens.shape[-1], 'Targets'
-    )
+    self._check_length(max_decode_length or decoder_input_tokens.shape[-1], 'Targets')
     hidden, norms = self.decoder(
-        self._embed(decoder_input_tokens),
-        encoded,
-        encoded_mask,
-        deterministic=deterministic,
-        decode=decode,
-        max_decode_length=max_decode_length,
-        left_padding=left_padding,
-        options=options,
+      self._embed(decoder_input_tokens),
+      encoded,
+      encoded_mask,
+      deterministic=deterministic,
+      decode=decode,
+      max_decode_length=max_decode_length,
+      left_padding=left_padding,
+      options=options,
     )
     logits = self.logits(hidden[:, -1:] if last_only else hidden)
     return logits if norms is None else (logits, norms)
 
   def __call__(
-      self,
-      tokens: Array,
-      mask: Array,
-      decoder_input_tokens: Array,
-      *,
-      deterministic: bool = True,
+    self, tokens: Array, mask: Array, decoder_input_tokens: Array, *, deterministic: bool = True
   ) -> Array:
     """[batch, length] x2, [batch, target] -> float32 [batch, target, vocab]."""
     encoded = self.encode(tokens, mask, deterministic=deterministic)
-    return self.decode(
-        encoded, mask, decoder_input_tokens, deterministic=deterministic
-    )
+    return self.decode(encoded, mask, decoder_input_tokens, deterministic=deterministic)

@@ -1,4 +1,5 @@
 """BERT (Devlin et al. 2019): the encoder behind Contriever and DPR."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -43,18 +44,17 @@ class BertConfig:
   def __post_init__(self):
     if self.emb_dim % self.num_heads:
       raise ValueError(
-          f'BertConfig.emb_dim {self.emb_dim} is not divisible by num_heads '
-          f'{self.num_heads}.'
+        f'BertConfig.emb_dim {self.emb_dim} is not divisible by num_heads {self.num_heads}.'
       )
 
 
 def _norm(config: BertConfig, name: str) -> LayerNorm:
   return LayerNorm(
-      epsilon=config.layer_norm_epsilon,
-      second_moment=config.second_moment_layer_norm,
-      dtype=config.dtype,
-      param_dtype=config.param_dtype,
-      name=name,
+    epsilon=config.layer_norm_epsilon,
+    second_moment=config.second_moment_layer_norm,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    name=name,
   )
 
 
@@ -71,31 +71,29 @@ class BertLayer(nn.Module):
     head_dim = config.emb_dim // config.num_heads
     init = nn.initializers.normal(0.02)
     attended = MultiHeadAttention(
-        num_heads=config.num_heads,
-        head_dim=head_dim,
-        use_bias=True,
-        scale=head_dim**-0.5,
-        query_init=init,
-        dropout_rate=config.dropout_rate,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
-        name='attention',
+      num_heads=config.num_heads,
+      head_dim=head_dim,
+      use_bias=True,
+      scale=head_dim**-0.5,
+      query_init=init,
+      dropout_rate=config.dropout_rate,
+      dtype=config.dtype,
+      param_dtype=config.param_dtype,
+      name='attention',
     )(hidden, hidden, bias, deterministic=deterministic)
     dropout = nn.Dropout(config.dropout_rate)
     hidden = _norm(config, 'attention_layer_norm')(
-        hidden + dropout(attended, deterministic=deterministic)
+      hidden + dropout(attended, deterministic=deterministic)
     )
     fed = MlpBlock(
-        mlp_dim=config.mlp_dim,
-        activations=(config.mlp_activation,),
-        use_bias=True,
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
-        name='mlp',
+      mlp_dim=config.mlp_dim,
+      activations=(config.mlp_activation,),
+      use_bias=True,
+      dtype=config.dtype,
+      param_dtype=config.param_dtype,
+      name='mlp',
     )(hidden, deterministic=True)
-    hidden = _norm(config, 'mlp_layer_norm')(
-        hidden + dropout(fed, deterministic=deterministic)
-    )
+    hidden = _norm(config, 'mlp_layer_norm')(hidden + dropout(fed, deterministic=deterministic))
     return layers.constrain(hidden, 'batch', 'length', 'embed')
 
 
@@ -105,9 +103,7 @@ class Bert(nn.Module):
   config: BertConfig
 
   @nn.compact
-  def __call__(
-      self, tokens: Array, mask: Array, *, deterministic: bool = True
-  ) -> Array:
+  def __call__(self, tokens: Array, mask: Array, *, deterministic: bool = True) -> Array:
     """Encodes.
 
     Args:
@@ -125,40 +121,34 @@ class Bert(nn.Module):
     length = tokens.shape[-1]
     if length > config.max_positions:
       raise ValueError(
-          f'Input length {length} exceeds BertConfig.max_positions '
-          f'{config.max_positions}; shorten the query or passage length.'
+        f'Input length {length} exceeds BertConfig.max_positions '
+        f'{config.max_positions}; shorten the query or passage length.'
       )
 
     def embed(name: str, rows: int, first_axis: str | None) -> Embed:
       return Embed(
-          rows,
-          config.emb_dim,
-          embedding_axes=(first_axis, 'embed'),
-          embedding_init=nn.initializers.normal(config.embedding_init_stddev),
-          dtype=config.dtype,
-          param_dtype=config.param_dtype,
-          name=name,
+        rows,
+        config.emb_dim,
+        embedding_axes=(first_axis, 'embed'),
+        embedding_init=nn.initializers.normal(config.embedding_init_stddev),
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        name=name,
       )
 
     hidden = embed('token_embedder', config.vocab_size, 'vocab')(tokens)
-    hidden += embed('position_embedder', config.max_positions, None)(
-        jnp.arange(length)
-    )
+    hidden += embed('position_embedder', config.max_positions, None)(jnp.arange(length))
     # One segment only: retrievers never use the second.
-    hidden += embed('type_embedder', config.type_vocab_size, None)(
-        jnp.zeros((), jnp.int32)
-    )
+    hidden += embed('type_embedder', config.type_vocab_size, None)(jnp.zeros((), jnp.int32))
     hidden = _norm(config, 'embedding_layer_norm')(hidden)
-    hidden = nn.Dropout(config.dropout_rate)(
-        hidden, deterministic=deterministic
-    )
+    hidden = nn.Dropout(config.dropout_rate)(hidden, deterministic=deterministic)
     hidden = layers.constrain(hidden, 'batch', 'length', 'embed')
     bias = layers.mask_to_bias(mask)[:, None, None, :]
     run = layers.stack_layers(
-        BertLayer,
-        config.num_layers,
-        scan=config.scan_layers,
-        remat_policy=config.remat_policy,
-        config=config,
+      BertLayer,
+      config.num_layers,
+      scan=config.scan_layers,
+      remat_policy=config.remat_policy,
+      config=config,
     )
     return run(hidden, bias, deterministic=deterministic)

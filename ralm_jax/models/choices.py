@@ -1,4 +1,5 @@
 """What a reader thinks of the options of a multiple choice, without decoding."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -45,26 +46,25 @@ class ChoiceTokens:
     for i, ids in enumerate(targets):
       if ids in targets[:i]:
         raise ValueError(
-            f'Options {targets.index(ids) + 1} and {i + 1} have the same target, '
-            f'tokens {list(ids)}: the reader vocabulary does not know their '
-            'letters, or target_length cuts them off.')
+          f'Options {targets.index(ids) + 1} and {i + 1} have the same target, '
+          f'tokens {list(ids)}: the reader vocabulary does not know their '
+          'letters, or target_length cuts them off.'
+        )
     length = max(map(len, targets))
     tokens = np.zeros((len(targets), length), np.int32)
     mask = np.zeros((len(targets), length), bool)
     for i, ids in enumerate(targets):
-      tokens[i, :len(ids)], mask[i, :len(ids)] = ids, True
+      tokens[i, : len(ids)], mask[i, : len(ids)] = ids, True
     differ = np.flatnonzero(np.any(tokens != tokens[0], axis=0))
     same_length = len(set(map(len, targets))) == 1
-    found = same_length and len(differ) == 1 and (
-        len(np.unique(tokens[:, differ[0]])) == len(targets))
+    found = (
+      same_length and len(differ) == 1 and (len(np.unique(tokens[:, differ[0]])) == len(targets))
+    )
     return cls(tokens, mask, int(differ[0]) if found else None)
 
 
 def choice_logits(
-    model: RetrievalLM,
-    params: Params,
-    batch: ReaderBatch,
-    choices: ChoiceTokens,
+  model: RetrievalLM, params: Params, batch: ReaderBatch, choices: ChoiceTokens
 ) -> Array:
   """Unnormalised log-probabilities of the options' letters.
 
@@ -91,28 +91,24 @@ def choice_logits(
   if choices.position is not None:
     # All targets are the same before the letter.
     inputs = _inputs(model, choices.tokens[0], len(tokens))
-    logits = apply(tokens, mask, inputs[:, :choices.position + 1])
+    logits = apply(tokens, mask, inputs[:, : choices.position + 1])
     letters = choices.tokens[:, choices.position]
     return logits[:, choices.position, letters].astype(jnp.float32)
   encoded = apply(tokens, mask, method='encode_passages')
 
   def score(target: Array, target_mask: Array) -> Array:
-    logits = apply(
-        encoded, mask, _inputs(model, target, len(tokens)), method='decode_fused')
+    logits = apply(encoded, mask, _inputs(model, target, len(tokens)), method='decode_fused')
     log_probs = sequence.token_log_probs(logits, target[None])
     return jnp.sum(log_probs * target_mask, axis=-1)
 
   scores = jax.lax.map(
-      lambda choice: score(*choice),
-      (jnp.asarray(choices.tokens), jnp.asarray(choices.mask)))
+    lambda choice: score(*choice), (jnp.asarray(choices.tokens), jnp.asarray(choices.mask))
+  )
   return scores.T  # [n, B] -> [B, n]
 
 
 def _marginal(
-    model: RetrievalLM,
-    params: Params,
-    batch: ReaderBatch,
-    choices: ChoiceTokens,
+  model: RetrievalLM, params: Params, batch: ReaderBatch, choices: ChoiceTokens
 ) -> Array:
   """Log-likelihoods of RAG-Sequence or RAG-Token; passages are encoded once."""
   apply = functools.partial(model.reader.apply, {'params': params['reader']})
@@ -136,23 +132,17 @@ def _marginal(
     log_probs = score(*arrays)
   else:
     parts = [layers.split_passages(a, chunk, 'gold_chunk') for a in arrays]
-    log_probs = layers.join_passages(
-        jax.lax.map(lambda part: score(*part), parts))
+    log_probs = layers.join_passages(jax.lax.map(lambda part: score(*part), parts))
   likelihood = (
-      rag.sequence_log_likelihood if model.reading == 'rag_sequence'
-      else rag.token_log_likelihood)
+    rag.sequence_log_likelihood if model.reading == 'rag_sequence' else rag.token_log_likelihood
+  )
   prior = model.log_prior(params, batch)
-  masks = jnp.broadcast_to(
-      choices.mask[:, None], (len(targets), len(prior), targets.shape[1]))
-  return jax.vmap(likelihood, in_axes=(None, 2, 0), out_axes=1)(
-      prior, log_probs, masks)
+  masks = jnp.broadcast_to(choices.mask[:, None], (len(targets), len(prior), targets.shape[1]))
+  return jax.vmap(likelihood, in_axes=(None, 2, 0), out_axes=1)(prior, log_probs, masks)
 
 
-def _inputs(
-    model: RetrievalLM, target: Array | np.ndarray, batch: int
-) -> Array:
+def _inputs(model: RetrievalLM, target: Array | np.ndarray, batch: int) -> Array:
   """[T] -> decoder inputs [batch, T]."""
   target = jnp.asarray(target)
-  inputs = decoder_stack.shift_right(
-      target[None], model.reader_config.decoder_start_id)
+  inputs = decoder_stack.shift_right(target[None], model.reader_config.decoder_start_id)
   return jnp.broadcast_to(inputs, (batch, len(target)))

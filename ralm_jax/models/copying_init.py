@@ -7,6 +7,7 @@ just written. Here attention carries identity from the start (its output map
 undoes its value map), and the relative position bias is strong enough to look
 at neighbours. Pre-trained weights need none of this.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -18,9 +19,7 @@ Array = jax.Array
 Params = Any
 
 
-def copying_init(
-    reader: Params, rng: Array, *, relative_bias_stddev: float = 2.0
-) -> Params:
+def copying_init(reader: Params, rng: Array, *, relative_bias_stddev: float = 2.0) -> Params:
   """Replaces value, output and position parameters of a T5 reader.
 
   Args:
@@ -45,8 +44,8 @@ def copying_init(
       kernel = tree['value']['kernel']
       if kernel.ndim != 2:
         raise ValueError(
-            'copying_init needs unscanned layers; set T5Config.scan_layers to '
-            'False (gin: SCAN_LAYERS).'
+          'copying_init needs unscanned layers; set T5Config.scan_layers to '
+          'False (gin: SCAN_LAYERS).'
         )
       value = jax.nn.initializers.orthogonal()(key, kernel.shape, kernel.dtype)
       tree['value'] = {**tree['value'], 'kernel': value}
@@ -54,7 +53,7 @@ def copying_init(
     if 'rel_embedding' in tree:
       table = tree['rel_embedding']
       tree['rel_embedding'] = relative_bias_stddev * jax.random.normal(
-          key, table.shape, jnp.float32
+        key, table.shape, jnp.float32
       ).astype(table.dtype)
     return tree
 

@@ -1,4 +1,5 @@
 """What the decoders of T5 and BART have in common: positions, cache, carry."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -31,12 +32,12 @@ class DecoderPositions:
 
 
 def decoder_positions(
-    module: nn.Module,
-    length: int,
-    *,
-    decode: bool,
-    max_decode_length: int | None,
-    left_padding: Array | None,
+  module: nn.Module,
+  length: int,
+  *,
+  decode: bool,
+  max_decode_length: int | None,
+  left_padding: Array | None,
 ) -> DecoderPositions:
   """Positions of a teacher-forced sequence, or of one chunk behind the cache.
 
@@ -49,9 +50,7 @@ def decoder_positions(
   """
   if decode:
     # Every layer's cache has an index; the stack needs it before them.
-    position = module.variable(
-        'cache', 'position', lambda: jnp.zeros((), jnp.int32)
-    )
+    position = module.variable('cache', 'position', lambda: jnp.zeros((), jnp.int32))
     query = position.value + jnp.arange(length)
     key = jnp.arange(max_decode_length)
     position.value = position.value + length
@@ -64,17 +63,17 @@ def decoder_positions(
 
 
 def run_decoder_layers(
-    layer_class: type[nn.Module],
-    config: Any,
-    hidden: Array,
-    encoded: Array | None,
-    encoded_mask: Array,
-    self_bias: Array,
-    *,
-    deterministic: bool,
-    decode: bool,
-    max_decode_length: int | None,
-    options: CrossAttentionOptions,
+  layer_class: type[nn.Module],
+  config: Any,
+  hidden: Array,
+  encoded: Array | None,
+  encoded_mask: Array,
+  self_bias: Array,
+  *,
+  deterministic: bool,
+  decode: bool,
+  max_decode_length: int | None,
+  options: CrossAttentionOptions,
 ) -> tuple[Array, Array | None]:
   """Runs a stack of decoder layers.
 
@@ -98,13 +97,13 @@ def run_decoder_layers(
   if options.group_mask is None:
     cross_bias = layers.mask_to_bias(encoded_mask)[:, None, None, :]
   run = layers.stack_layers(
-      layer_class,
-      config.num_decoder_layers,
-      scan=config.scan_layers,
-      remat_policy=config.remat_policy,
-      config=config,
-      max_decode_length=max_decode_length,
-      group_chunk=options.group_chunk,
+    layer_class,
+    config.num_decoder_layers,
+    scan=config.scan_layers,
+    remat_policy=config.remat_policy,
+    config=config,
+    max_decode_length=max_decode_length,
+    group_chunk=options.group_chunk,
   )
   collects = options.norm_weights is not None
   carry, flags = hidden, None
@@ -114,9 +113,15 @@ def run_decoder_layers(
     flags = [i >= first for i in range(count)]
     carry = (hidden, jnp.zeros(encoded_mask.shape, jnp.float32))
   carry = run(
-      carry, encoded, self_bias, cross_bias, options.group_mask,
-      options.norm_weights, deterministic=deterministic, decode=decode,
-      flags=flags,
+    carry,
+    encoded,
+    self_bias,
+    cross_bias,
+    options.group_mask,
+    options.norm_weights,
+    deterministic=deterministic,
+    decode=decode,
+    flags=flags,
   )
   return carry if collects else (carry, None)
 

@@ -1,4 +1,5 @@
 """DualEncoder: Contriever (tied, mean pooling) and DPR (two towers, CLS)."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -22,13 +23,9 @@ class Tower(Bert):
   normalize: bool = False
 
   @nn.compact
-  def embed(
-      self, tokens: Array, mask: Array, *, deterministic: bool = True
-  ) -> Array:
+  def embed(self, tokens: Array, mask: Array, *, deterministic: bool = True) -> Array:
     """tokens, mask: [batch, length] -> float32 [batch, dim]."""
-    hidden = Bert.__call__(
-        self, tokens, mask, deterministic=deterministic
-    ).astype(jnp.float32)
+    hidden = Bert.__call__(self, tokens, mask, deterministic=deterministic).astype(jnp.float32)
     if self.pooling == 'mean':
       # A padding row has no token at all; it embeds to zero, not to NaN.
       weights = mask.astype(jnp.float32)[..., None]
@@ -38,10 +35,10 @@ class Tower(Bert):
       pooled = hidden[..., 0, :]
     if self.config.projection_dim:
       pooled = Dense(
-          self.config.projection_dim,
-          kernel_axes=('embed', 'joined_kv'),
-          use_bias=True,
-          name='projection',
+        self.config.projection_dim,
+        kernel_axes=('embed', 'joined_kv'),
+        use_bias=True,
+        name='projection',
       )(pooled)
     if self.normalize:
       # Not the norm itself, whose derivative at a zero row would be NaN.
@@ -74,12 +71,8 @@ class DualEncoder(nn.Module):
 
   def setup(self):
     if self.pooling not in POOLINGS:
-      raise ValueError(
-          f'pooling {self.pooling!r} is unknown; choose one of {POOLINGS}.'
-      )
-    kwargs = dict(
-        config=self.config, pooling=self.pooling, normalize=self.normalize
-    )
+      raise ValueError(f'pooling {self.pooling!r} is unknown; choose one of {POOLINGS}.')
+    kwargs = dict(config=self.config, pooling=self.pooling, normalize=self.normalize)
     if self.tied:
       self.encoder = Tower(**kwargs)
       nn.share_scope(self, self.encoder)
@@ -91,48 +84,38 @@ class DualEncoder(nn.Module):
   def embedding_dim(self) -> int:
     return self.config.projection_dim or self.config.emb_dim
 
-  def encode_queries(
-      self, tokens: Array, mask: Array, *, deterministic: bool = True
-  ) -> Array:
+  def encode_queries(self, tokens: Array, mask: Array, *, deterministic: bool = True) -> Array:
     """tokens, mask: [batch, length] -> float32 [batch, dim]."""
     tower = self.encoder if self.tied else self.query_encoder
     return tower.embed(tokens, mask, deterministic=deterministic)
 
-  def encode_passages(
-      self, tokens: Array, mask: Array, *, deterministic: bool = True
-  ) -> Array:
+  def encode_passages(self, tokens: Array, mask: Array, *, deterministic: bool = True) -> Array:
     """tokens, mask: [..., length] -> float32 [..., dim]."""
     tower = self.encoder if self.tied else self.passage_encoder
     leading, length = tokens.shape[:-1], tokens.shape[-1]
     embeddings = tower.embed(
-        layers.constrain(tokens.reshape(-1, length), 'batch', 'length'),
-        layers.constrain(mask.reshape(-1, length), 'batch', 'length'),
-        deterministic=deterministic,
+      layers.constrain(tokens.reshape(-1, length), 'batch', 'length'),
+      layers.constrain(mask.reshape(-1, length), 'batch', 'length'),
+      deterministic=deterministic,
     )
     return embeddings.reshape(*leading, embeddings.shape[-1])
 
   def __call__(
-      self,
-      query_tokens: Array,
-      query_mask: Array,
-      passage_tokens: Array,
-      passage_mask: Array,
-      *,
-      deterministic: bool = True,
+    self,
+    query_tokens: Array,
+    query_mask: Array,
+    passage_tokens: Array,
+    passage_mask: Array,
+    *,
+    deterministic: bool = True,
   ) -> Array:
     """Scores, see `retriever_scores`: [batch, q], [batch, n, p] -> [batch, n]."""
-    queries = self.encode_queries(
-        query_tokens, query_mask, deterministic=deterministic
-    )
-    passages = self.encode_passages(
-        passage_tokens, passage_mask, deterministic=deterministic
-    )
+    queries = self.encode_queries(query_tokens, query_mask, deterministic=deterministic)
+    passages = self.encode_passages(passage_tokens, passage_mask, deterministic=deterministic)
     return retriever_scores(queries, passages, scale=self.scale_scores)
 
 
-def retriever_scores(
-    queries: Array, passages: Array, *, scale: bool = True
-) -> Array:
+def retriever_scores(queries: Array, passages: Array, *, scale: bool = True) -> Array:
   """Inner products, scaled (Atlas, section 2.2) or plain (DPR).
 
   Args:

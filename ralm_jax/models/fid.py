@@ -1,4 +1,5 @@
 """Fusion-in-Decoder (Izacard & Grave 2021): encode apart, decode together."""
+
 from __future__ import annotations
 
 from flax import linen as nn
@@ -21,11 +22,7 @@ class PassageReader(nn.Module):
   """
 
   def encode_passages(
-      self,
-      passage_tokens: Array,
-      passage_mask: Array,
-      *,
-      deterministic: bool = True,
+    self, passage_tokens: Array, passage_mask: Array, *, deterministic: bool = True
   ) -> Array:
     """Encodes every passage on its own.
 
@@ -40,24 +37,20 @@ class PassageReader(nn.Module):
     batch, n_passages, length = passage_tokens.shape
     # batch x passages is one axis to shard, so that a mesh larger than the
     # batch still has work for every device.
-    tokens = layers.constrain(
-        passage_tokens.reshape(batch * n_passages, length), 'batch', 'length'
-    )
-    mask = layers.constrain(
-        passage_mask.reshape(batch * n_passages, length), 'batch', 'length'
-    )
+    tokens = layers.constrain(passage_tokens.reshape(batch * n_passages, length), 'batch', 'length')
+    mask = layers.constrain(passage_mask.reshape(batch * n_passages, length), 'batch', 'length')
     encoded = self.encode(tokens, mask, deterministic=deterministic)
     return encoded.reshape(batch, n_passages, length, encoded.shape[-1])
 
   def decode_fused(
-      self,
-      encoded: Array,
-      passage_mask: Array,
-      decoder_input_tokens: Array,
-      *,
-      deterministic: bool = True,
-      norm_weights: Array | None = None,
-      norm_layers: int | None = None,
+    self,
+    encoded: Array,
+    passage_mask: Array,
+    decoder_input_tokens: Array,
+    *,
+    deterministic: bool = True,
+    norm_weights: Array | None = None,
+    norm_layers: int | None = None,
   ) -> Array | tuple[Array, Array]:
     """Teacher-forced logits over the passages of each example together.
 
@@ -77,13 +70,11 @@ class PassageReader(nn.Module):
     """
     batch, n_passages, length, embed = encoded.shape
     decoded = self.decode(
-        encoded.reshape(batch, n_passages * length, embed),
-        passage_mask.reshape(batch, n_passages * length),
-        decoder_input_tokens,
-        deterministic=deterministic,
-        options=CrossAttentionOptions(
-            norm_weights=norm_weights, norm_layers=norm_layers
-        ),
+      encoded.reshape(batch, n_passages * length, embed),
+      passage_mask.reshape(batch, n_passages * length),
+      decoder_input_tokens,
+      deterministic=deterministic,
+      options=CrossAttentionOptions(norm_weights=norm_weights, norm_layers=norm_layers),
     )
     if norm_weights is None:
       return decoded
@@ -91,12 +82,12 @@ class PassageReader(nn.Module):
     return logits, norms.reshape(batch, n_passages, length)
 
   def decode_each(
-      self,
-      encoded: Array,
-      passage_mask: Array,
-      decoder_input_tokens: Array,
-      *,
-      deterministic: bool = True,
+    self,
+    encoded: Array,
+    passage_mask: Array,
+    decoder_input_tokens: Array,
+    *,
+    deterministic: bool = True,
   ) -> Array:
     """Teacher-forced logits with one passage at a time.
 
@@ -111,24 +102,22 @@ class PassageReader(nn.Module):
     """
     batch, n_passages, length, embed = encoded.shape
     target_length = decoder_input_tokens.shape[-1]
-    tokens = jnp.broadcast_to(
-        decoder_input_tokens[:, None], (batch, n_passages, target_length)
-    )
+    tokens = jnp.broadcast_to(decoder_input_tokens[:, None], (batch, n_passages, target_length))
     logits = self.decode(
-        encoded.reshape(batch * n_passages, length, embed),
-        passage_mask.reshape(batch * n_passages, length),
-        tokens.reshape(batch * n_passages, target_length),
-        deterministic=deterministic,
+      encoded.reshape(batch * n_passages, length, embed),
+      passage_mask.reshape(batch * n_passages, length),
+      tokens.reshape(batch * n_passages, target_length),
+      deterministic=deterministic,
     )
     return logits.reshape(batch, n_passages, target_length, -1)
 
   def decode_leaving_out(
-      self,
-      encoded: Array,
-      passage_mask: Array,
-      decoder_input_tokens: Array,
-      *,
-      chunk: int | None = None,
+    self,
+    encoded: Array,
+    passage_mask: Array,
+    decoder_input_tokens: Array,
+    *,
+    chunk: int | None = None,
   ) -> Array:
     """Teacher-forced logits of n_passages decodings, each without one passage.
 
@@ -148,37 +137,29 @@ class PassageReader(nn.Module):
     target_length = decoder_input_tokens.shape[-1]
     others = ~jnp.eye(n_passages, dtype=bool)
     group_mask = passage_mask.astype(bool)[:, None] & others[None, :, :, None]
-    tokens = jnp.broadcast_to(
-        decoder_input_tokens[:, None], (batch, n_passages, target_length)
-    )
+    tokens = jnp.broadcast_to(decoder_input_tokens[:, None], (batch, n_passages, target_length))
     logits = self.decode(
-        encoded.reshape(batch, n_passages * length, embed),
-        passage_mask.reshape(batch, n_passages * length),
-        tokens.reshape(batch * n_passages, target_length),
-        options=CrossAttentionOptions(
-            group_mask=group_mask.reshape(batch, n_passages, -1),
-            group_chunk=chunk,
-        ),
+      encoded.reshape(batch, n_passages * length, embed),
+      passage_mask.reshape(batch, n_passages * length),
+      tokens.reshape(batch * n_passages, target_length),
+      options=CrossAttentionOptions(
+        group_mask=group_mask.reshape(batch, n_passages, -1), group_chunk=chunk
+      ),
     )
     return logits.reshape(batch, n_passages, target_length, -1)
 
   def __call__(
-      self,
-      passage_tokens: Array,
-      passage_mask: Array,
-      decoder_input_tokens: Array,
-      *,
-      deterministic: bool = True,
+    self,
+    passage_tokens: Array,
+    passage_mask: Array,
+    decoder_input_tokens: Array,
+    *,
+    deterministic: bool = True,
   ) -> Array:
     """[batch, passages, length] x2, [batch, target] -> float32 [batch, target, vocab]."""
-    encoded = self.encode_passages(
-        passage_tokens, passage_mask, deterministic=deterministic
-    )
+    encoded = self.encode_passages(passage_tokens, passage_mask, deterministic=deterministic)
     return self.decode_fused(
-        encoded,
-        passage_mask,
-        decoder_input_tokens,
-        deterministic=deterministic,
+      encoded, passage_mask, decoder_input_tokens, deterministic=deterministic
     )
 
 
@@ -202,29 +183,29 @@ def make_reader(config: ReaderConfig) -> FusionInDecoder | BartFusionInDecoder:
 
 def has_dropout(config: ReaderConfig) -> bool:
   """Whether training draws anything at random."""
-  return max(
-      config.dropout_rate, getattr(config, 'attention_dropout_rate', 0.0)
-  ) > 0
+  return max(config.dropout_rate, getattr(config, 'attention_dropout_rate', 0.0)) > 0
 
 
 def read(
-    reader: PassageReader,
-    tokens: Array,
-    mask: Array,
-    target_tokens: Array,
-    *,
-    deterministic: bool,
-    norm_weights: Array | None,
-    norm_layers: int | None,
+  reader: PassageReader,
+  tokens: Array,
+  mask: Array,
+  target_tokens: Array,
+  *,
+  deterministic: bool,
+  norm_weights: Array | None,
+  norm_layers: int | None,
 ) -> tuple[Array, Array, Array | None]:
   """Encoder states, logits and attention norms of one forward pass."""
   encoded = reader.encode_passages(tokens, mask, deterministic=deterministic)
-  decoder_inputs = decoder_stack.shift_right(
-      target_tokens, reader.config.decoder_start_id
-  )
+  decoder_inputs = decoder_stack.shift_right(target_tokens, reader.config.decoder_start_id)
   decoded = reader.decode_fused(
-      encoded, mask, decoder_inputs, deterministic=deterministic,
-      norm_weights=norm_weights, norm_layers=norm_layers,
+    encoded,
+    mask,
+    decoder_inputs,
+    deterministic=deterministic,
+    norm_weights=norm_weights,
+    norm_layers=norm_layers,
   )
   logits, norms = (decoded, None) if norm_weights is None else decoded
   return encoded, logits, norms

@@ -1,4 +1,5 @@
 """The readers behind `decoding.decode`: passages encoded once, keys cached."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -72,43 +73,39 @@ class CachedReader:
 
   def _rows(self, array: Array, n: int) -> Array:
     """[batch, n, ...] -> [batch * K * n, ...], the same for every passage."""
-    spread = jnp.broadcast_to(
-        array[:, None],
-        (self._batch, self._n_passages, n, *array.shape[2:]),
-    )
+    spread = jnp.broadcast_to(array[:, None], (self._batch, self._n_passages, n, *array.shape[2:]))
     return spread.reshape(-1, *array.shape[2:])
 
   def _left_padding(self, n: int) -> Array | None:
     if self.prefix is None:
       return None
     padding = self._prefix_length - self.prefix.lengths
-    return self._rows(jnp.broadcast_to(
-        padding[:, None], (self._batch, n)), n)
+    return self._rows(jnp.broadcast_to(padding[:, None], (self._batch, n)), n)
 
   def _apply(
-      self,
-      tokens: Array,
-      cache: Cache | None,
-      n: int,
-      max_decode_length: int,
-      last_only: bool = True,
+    self, tokens: Array, cache: Cache | None, n: int, max_decode_length: int, last_only: bool = True
   ) -> tuple[Array, Cache]:
     """tokens: [batch * K * n, length] -> logits [rows, length or 1, vocab]."""
     options = CrossAttentionOptions()
     if n > 1:
       mask = self.encoded_mask.astype(bool)[:, None]
       options = CrossAttentionOptions(
-          group_mask=jnp.broadcast_to(
-              mask, (mask.shape[0], n, mask.shape[-1])))
+        group_mask=jnp.broadcast_to(mask, (mask.shape[0], n, mask.shape[-1]))
+      )
     tokens = layers.constrain(tokens, 'batch', 'length')
     variables = {'params': self.params}
     logits, updated = self.reader.apply(
-        variables if cache is None else variables | {'cache': cache},
-        self.encoded if cache is None else None,
-        self.encoded_mask, tokens, decode=True,
-        max_decode_length=max_decode_length,
-        left_padding=self._left_padding(n), last_only=last_only,
-        options=options, method='decode', mutable=['cache'],
+      variables if cache is None else variables | {'cache': cache},
+      self.encoded if cache is None else None,
+      self.encoded_mask,
+      tokens,
+      decode=True,
+      max_decode_length=max_decode_length,
+      left_padding=self._left_padding(n),
+      last_only=last_only,
+      options=options,
+      method='decode',
+      mutable=['cache'],
     )
     return logits, updated['cache']
 
@@ -128,8 +125,7 @@ class CachedReader:
       return first
     length = self._prefix_length
     position = jnp.arange(length + 1)
-    inputs = jnp.concatenate(
-        [first, self.prefix.tokens.astype(jnp.int32)], axis=1)
+    inputs = jnp.concatenate([first, self.prefix.tokens.astype(jnp.int32)], axis=1)
     at_start = position[None] == (length - self.prefix.lengths)[:, None]
     return jnp.where(at_start, start, inputs)
 
@@ -154,8 +150,7 @@ class CachedReader:
         _, cache = carry
         return self._apply(part, cache, 1, self._cache_length), None
 
-      (logits, cache), _ = jax.lax.scan(
-          fill, (logits, cache), jnp.swapaxes(parts, 0, 1))
+      (logits, cache), _ = jax.lax.scan(fill, (logits, cache), jnp.swapaxes(parts, 0, 1))
     return self._marginalize(logits, 1)[:, 0], cache
 
   def _marginalize(self, logits: Array, n: int) -> Array:
@@ -168,14 +163,12 @@ class CachedReader:
   def step(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
     """int32 [batch, n], cache -> float32 [batch, n, vocab], cache."""
     n = tokens.shape[1]
-    logits, cache = self._apply(
-        self._rows(tokens, n)[:, None], cache, n, self._cache_length)
+    logits, cache = self._apply(self._rows(tokens, n)[:, None], cache, n, self._cache_length)
     return self._marginalize(logits, n), cache
 
   def expand(self, cache: Cache, n: int) -> Cache:
     """The cache of one row an example -> of n equal rows."""
-    return _map_own_cache(
-        lambda rows, axis: jnp.repeat(rows, n, axis=axis), cache)
+    return _map_own_cache(lambda rows, axis: jnp.repeat(rows, n, axis=axis), cache)
 
   def reorder(self, cache: Cache, parents: Array) -> Cache:
     """The cache whose row j of an example continues row `parents[:, j]`.
@@ -191,16 +184,13 @@ class CachedReader:
       # Rows of an example apart from examples: a gather over both at once would
       # bring the caches of all devices together on each.
       shape = rows.shape
-      grouped = rows.reshape(*shape[:axis], -1, n, *shape[axis + 1:])
-      spread = index.reshape(
-          (1,) * axis + index.shape + (1,) * (rows.ndim - axis - 1))
+      grouped = rows.reshape(*shape[:axis], -1, n, *shape[axis + 1 :])
+      spread = index.reshape((1,) * axis + index.shape + (1,) * (rows.ndim - axis - 1))
       return jnp.take_along_axis(grouped, spread, axis=axis + 1).reshape(shape)
 
     return _map_own_cache(take, cache)
 
-  def score(
-      self, candidates: Array, mask: Array, cache: Cache
-  ) -> Array:
+  def score(self, candidates: Array, mask: Array, cache: Cache) -> Array:
     """log p(candidate | x, z) of every candidate under every passage.
 
     Args:
@@ -212,9 +202,9 @@ class CachedReader:
       float32 [batch, K, n].
     """
     n, length = candidates.shape[1:]
-    inputs = jnp.concatenate([
-        jnp.repeat(self._inputs()[:, None], n, axis=1), candidates[..., :-1]
-    ], axis=-1)
+    inputs = jnp.concatenate(
+      [jnp.repeat(self._inputs()[:, None], n, axis=1), candidates[..., :-1]], axis=-1
+    )
     total = inputs.shape[-1]
 
     def empty(rows: Array, axis: int) -> Array:
@@ -223,18 +213,17 @@ class CachedReader:
       return jnp.zeros(shape, rows.dtype)
 
     cache = _map_own_cache(empty, cache, jnp.zeros_like)
-    logits, _ = self._apply(
-        self._rows(inputs, n), cache, n, total, last_only=False)
-    logits = logits[:, self._prefix_length:]
+    logits, _ = self._apply(self._rows(inputs, n), cache, n, total, last_only=False)
+    logits = logits[:, self._prefix_length :]
     log_probs = sequence.token_log_probs(logits, self._rows(candidates, n))
     log_probs = jnp.sum(log_probs * self._rows(mask, n), axis=-1)
     return log_probs.reshape(self._batch, -1, n)
 
 
 def _map_own_cache(
-    function: Callable[[Array, int], Array],
-    cache: Cache,
-    of_indices: Callable[[Array], Array] = lambda index: index,
+  function: Callable[[Array, int], Array],
+  cache: Cache,
+  of_indices: Callable[[Array], Array] = lambda index: index,
 ) -> Cache:
   """Applies a function to the self-attention's keys and values.
 

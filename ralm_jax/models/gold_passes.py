@@ -3,6 +3,7 @@
 None of them has dropout or a gradient. All of them start from the passages'
 encoder states, which the reader's own loss may have computed already.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -48,9 +49,7 @@ class GoldPasses:
 
   @property
   def _decoder_inputs(self) -> Array:
-    return decoder_stack.shift_right(
-        self.target_tokens, self.reader.config.decoder_start_id
-    )
+    return decoder_stack.shift_right(self.target_tokens, self.reader.config.decoder_start_id)
 
   def encoded(self) -> Array:
     """Encoder states of all passages: [batch, n_passages, length, embed]."""
@@ -59,15 +58,17 @@ class GoldPasses:
       parts.append(jax.lax.stop_gradient(self.encoded_context))
       have = self.encoded_context.shape[1]
     if have < self.reader_tokens.shape[1]:
-      parts.append(self.reader.apply(
-          self._variables, self.reader_tokens[:, have:],
-          self.reader_mask[:, have:], method='encode_passages',
-      ))
+      parts.append(
+        self.reader.apply(
+          self._variables,
+          self.reader_tokens[:, have:],
+          self.reader_mask[:, have:],
+          method='encode_passages',
+        )
+      )
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
-  def log_probs_of_each(
-      self, encoded: Array, *, temperature: float = 1.0
-  ) -> Array:
+  def log_probs_of_each(self, encoded: Array, *, temperature: float = 1.0) -> Array:
     """log p(target token | query, one passage).
 
     Args:
@@ -81,7 +82,7 @@ class GoldPasses:
 
     def score(encoded: Array, mask: Array) -> Array:
       logits = self.reader.apply(
-          self._variables, encoded, mask, decoder_inputs, method='decode_each'
+        self._variables, encoded, mask, decoder_inputs, method='decode_each'
       )
       if temperature != 1.0:
         logits = logits / temperature
@@ -90,12 +91,10 @@ class GoldPasses:
     n_passages = self.reader_tokens.shape[1]
     if not self.chunk or self.chunk >= n_passages:
       return score(encoded, self.reader_mask)
-    split = lambda array: layers.split_passages(
-        array, self.chunk, 'gold_chunk'
+    split = lambda array: layers.split_passages(array, self.chunk, 'gold_chunk')
+    return layers.join_passages(
+      jax.lax.map(lambda part: score(*part), (split(encoded), split(self.reader_mask)))
     )
-    return layers.join_passages(jax.lax.map(
-        lambda part: score(*part), (split(encoded), split(self.reader_mask))
-    ))
 
   def log_probs_leaving_out(self, encoded: Array) -> Array:
     """log p(target token | query, all passages but one).
@@ -107,13 +106,17 @@ class GoldPasses:
       float32 [batch, n_passages, target_length].
     """
     logits = self.reader.apply(
-        self._variables, encoded, self.reader_mask, self._decoder_inputs,
-        chunk=self.chunk, method='decode_leaving_out',
+      self._variables,
+      encoded,
+      self.reader_mask,
+      self._decoder_inputs,
+      chunk=self.chunk,
+      method='decode_leaving_out',
     )
     return sequence.token_log_probs(logits, self.target_tokens[:, None])
 
   def attention_norms(
-      self, encoded: Array, target_mask: Array, n_layers: int | None = None
+    self, encoded: Array, target_mask: Array, n_layers: int | None = None
   ) -> Array:
     """Attention norms of all passages read together.
 
@@ -126,7 +129,12 @@ class GoldPasses:
       float32 [batch, n_passages, length].
     """
     _, norms = self.reader.apply(
-        self._variables, encoded, self.reader_mask, self._decoder_inputs,
-        norm_weights=target_mask, norm_layers=n_layers, method='decode_fused',
+      self._variables,
+      encoded,
+      self.reader_mask,
+      self._decoder_inputs,
+      norm_weights=target_mask,
+      norm_layers=n_layers,
+      method='decode_fused',
     )
     return norms

@@ -6,6 +6,7 @@ constrained by the same mechanism. Parameters are float32 (`param_dtype`),
 computation happens in the configured dtype, and softmax, norms and logits are
 float32 whatever that dtype is.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -25,9 +26,7 @@ Dtype = Any
 # producing NaN; far enough below any score to vanish in float32 and bfloat16.
 MASK_BIAS = -1e10
 
-default_kernel_init = nn.initializers.variance_scaling(
-    1.0, 'fan_in', 'normal'
-)
+default_kernel_init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
 
 
 def constrain(array: Array, *logical_axes: str | None) -> Array:
@@ -53,9 +52,7 @@ def constrain(array: Array, *logical_axes: str | None) -> Array:
     divides = size % math.prod(mesh.shape[name] for name in names) == 0
     return axis if divides else PartitionSpec.UNCONSTRAINED
 
-  return jax.lax.with_sharding_constraint(
-      array, PartitionSpec(*map(fit, spec, array.shape))
-  )
+  return jax.lax.with_sharding_constraint(array, PartitionSpec(*map(fit, spec, array.shape)))
 
 
 def mask_to_bias(mask: Array) -> Array:
@@ -79,9 +76,7 @@ def split_passages(array: Array, size: int, name: str) -> Array:
 def join_passages(parts: Array) -> Array:
   """The inverse of `split_passages`."""
   count, batch, size = parts.shape[:3]
-  return jnp.moveaxis(parts, 0, 1).reshape(
-      batch, count * size, *parts.shape[3:]
-  )
+  return jnp.moveaxis(parts, 0, 1).reshape(batch, count * size, *parts.shape[3:])
 
 
 class Dense(nn.Module):
@@ -99,23 +94,20 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, inputs: Array) -> Array:
     kernel = self.param(
-        'kernel',
-        nn.with_logical_partitioning(self.kernel_init, self.kernel_axes),
-        (inputs.shape[-1], self.features),
-        self.param_dtype,
+      'kernel',
+      nn.with_logical_partitioning(self.kernel_init, self.kernel_axes),
+      (inputs.shape[-1], self.features),
+      self.param_dtype,
     )
     outputs = jnp.dot(
-        inputs.astype(self.dtype), kernel.astype(self.dtype),
-        preferred_element_type=self.output_dtype,
+      inputs.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=self.output_dtype
     )
     if self.use_bias:
       bias = self.param(
-          'bias',
-          nn.with_logical_partitioning(
-              nn.initializers.zeros_init(), (self.kernel_axes[-1],)
-          ),
-          (self.features,),
-          self.param_dtype,
+        'bias',
+        nn.with_logical_partitioning(nn.initializers.zeros_init(), (self.kernel_axes[-1],)),
+        (self.features,),
+        self.param_dtype,
       )
       outputs = outputs + bias.astype(self.dtype)
     return outputs
@@ -133,10 +125,10 @@ class Embed(nn.Module):
 
   def setup(self):
     self.embedding = self.param(
-        'embedding',
-        nn.with_logical_partitioning(self.embedding_init, self.embedding_axes),
-        (self.num_embeddings, self.features),
-        self.param_dtype,
+      'embedding',
+      nn.with_logical_partitioning(self.embedding_init, self.embedding_axes),
+      (self.num_embeddings, self.features),
+      self.param_dtype,
     )
 
   def __call__(self, tokens: Array) -> Array:
@@ -146,9 +138,9 @@ class Embed(nn.Module):
   def attend(self, hidden: Array) -> Array:
     """hidden: [..., features] -> float32 [..., num_embeddings]."""
     return jnp.dot(
-        hidden.astype(self.dtype),
-        self.embedding.astype(self.dtype).T,
-        preferred_element_type=jnp.float32,
+      hidden.astype(self.dtype),
+      self.embedding.astype(self.dtype).T,
+      preferred_element_type=jnp.float32,
     )
 
 
@@ -164,10 +156,10 @@ class RMSNorm(nn.Module):
     hidden = inputs.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(hidden), axis=-1, keepdims=True)
     scale = self.param(
-        'scale',
-        nn.with_logical_partitioning(nn.initializers.ones_init(), ('embed',)),
-        (inputs.shape[-1],),
-        self.param_dtype,
+      'scale',
+      nn.with_logical_partitioning(nn.initializers.ones_init(), ('embed',)),
+      (inputs.shape[-1],),
+      self.param_dtype,
     )
     normed = hidden * jax.lax.rsqrt(mean_square + self.epsilon)
     return normed.astype(self.dtype) * scale.astype(self.dtype)
@@ -190,32 +182,31 @@ class LayerNorm(nn.Module):
     hidden = inputs.astype(jnp.float32)
     mean = jnp.mean(hidden, axis=-1, keepdims=True)
     centred = hidden - mean
-    moment = jnp.mean(
-        jnp.square(hidden if self.second_moment else centred),
-        axis=-1, keepdims=True,
-    )
+    moment = jnp.mean(jnp.square(hidden if self.second_moment else centred), axis=-1, keepdims=True)
     shape = (inputs.shape[-1],)
     scale = self.param(
-        'scale',
-        nn.with_logical_partitioning(nn.initializers.ones_init(), ('embed',)),
-        shape, self.param_dtype,
+      'scale',
+      nn.with_logical_partitioning(nn.initializers.ones_init(), ('embed',)),
+      shape,
+      self.param_dtype,
     )
     bias = self.param(
-        'bias',
-        nn.with_logical_partitioning(nn.initializers.zeros_init(), ('embed',)),
-        shape, self.param_dtype,
+      'bias',
+      nn.with_logical_partitioning(nn.initializers.zeros_init(), ('embed',)),
+      shape,
+      self.param_dtype,
     )
     normed = centred * jax.lax.rsqrt(moment + self.epsilon)
     return (normed * scale + bias).astype(self.dtype)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    'relu': jax.nn.relu,
-    # The tanh form is what T5 1.1 calls gelu; BERT's is the error function.
-    'gelu': functools.partial(jax.nn.gelu, approximate=True),
-    'gelu_exact': functools.partial(jax.nn.gelu, approximate=False),
-    'silu': jax.nn.silu,
-    'linear': lambda x: x,
+  'relu': jax.nn.relu,
+  # The tanh form is what T5 1.1 calls gelu; BERT's is the error function.
+  'gelu': functools.partial(jax.nn.gelu, approximate=True),
+  'gelu_exact': functools.partial(jax.nn.gelu, approximate=False),
+  'silu': jax.nn.silu,
+  'linear': lambda x: x,
 }
 
 
@@ -234,48 +225,41 @@ class MlpBlock(nn.Module):
     """inputs: [batch, length, embed] -> the same shape."""
     unknown = set(self.activations) - set(ACTIVATIONS)
     if unknown:
-      raise ValueError(
-          f'Unknown activation {sorted(unknown)}; known: {sorted(ACTIVATIONS)}.'
-      )
+      raise ValueError(f'Unknown activation {sorted(unknown)}; known: {sorted(ACTIVATIONS)}.')
     hidden = None
     for i, activation in enumerate(self.activations):
       name = 'wi' if len(self.activations) == 1 else f'wi_{i}'
       branch = Dense(
-          self.mlp_dim,
-          kernel_axes=('embed', 'mlp'),
-          use_bias=self.use_bias,
-          dtype=self.dtype,
-          param_dtype=self.param_dtype,
-          name=name,
+        self.mlp_dim,
+        kernel_axes=('embed', 'mlp'),
+        use_bias=self.use_bias,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name=name,
       )(inputs)
       branch = ACTIVATIONS[activation](branch)
       hidden = branch if hidden is None else hidden * branch
     hidden = nn.Dropout(self.dropout_rate)(hidden, deterministic=deterministic)
     hidden = constrain(hidden, 'batch', 'length', 'mlp')
     return Dense(
-        inputs.shape[-1],
-        kernel_axes=('mlp', 'embed'),
-        use_bias=self.use_bias,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        name='wo',
+      inputs.shape[-1],
+      kernel_axes=('mlp', 'embed'),
+      use_bias=self.use_bias,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name='wo',
     )(hidden)
 
 
 REMAT_POLICIES = {
-    'none': None,
-    'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'none': None,
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
 def stack_layers(
-    layer_class: type[nn.Module],
-    num_layers: int,
-    *,
-    scan: bool,
-    remat_policy: str,
-    **layer_kwargs,
+  layer_class: type[nn.Module], num_layers: int, *, scan: bool, remat_policy: str, **layer_kwargs
 ) -> Callable[..., Array]:
   """Returns `run(hidden, *arrays, deterministic, decode)` over a layer stack.
 
@@ -292,13 +276,11 @@ def stack_layers(
   """
   if remat_policy not in REMAT_POLICIES:
     raise ValueError(
-        f'remat_policy {remat_policy!r} is unknown; choose one of '
-        f'{sorted(REMAT_POLICIES)}.'
+      f'remat_policy {remat_policy!r} is unknown; choose one of {sorted(REMAT_POLICIES)}.'
     )
 
   def run(
-      hidden, *arrays, deterministic: bool, decode: bool = False,
-      flags: Sequence[bool] | None = None,
+    hidden, *arrays, deterministic: bool, decode: bool = False, flags: Sequence[bool] | None = None
   ):
     cls = layer_class
     if remat_policy != 'none' and not decode:
@@ -306,26 +288,21 @@ def stack_layers(
       last = 5 if flags is not None and not scan else 4
       static = tuple(range(2 + len(arrays), last + len(arrays)))
       cls = nn.remat(
-          cls,
-          policy=REMAT_POLICIES[remat_policy],
-          prevent_cse=not scan,
-          static_argnums=static,
+        cls, policy=REMAT_POLICIES[remat_policy], prevent_cse=not scan, static_argnums=static
       )
     if not scan:
       for i in range(num_layers):
         flag = () if flags is None else (bool(flags[i]),)
         hidden = cls(name=f'layers_{i}', **layer_kwargs)(
-            hidden, *arrays, deterministic, decode, *flag
+          hidden, *arrays, deterministic, decode, *flag
         )
       return hidden
     scanned = nn.scan(
-        lambda layer, carry, flag: (
-            layer(carry, *arrays, deterministic, decode, *flag), None
-        ),
-        variable_axes={'params': 0, 'cache': 0},
-        split_rngs={'params': True, 'dropout': True},
-        length=num_layers,
-        metadata_params={nn.PARTITION_NAME: 'layers'},
+      lambda layer, carry, flag: (layer(carry, *arrays, deterministic, decode, *flag), None),
+      variable_axes={'params': 0, 'cache': 0},
+      split_rngs={'params': True, 'dropout': True},
+      length=num_layers,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
     )
     flag = () if flags is None else (jnp.asarray(flags, bool),)
     hidden, _ = scanned(cls(name='layers', **layer_kwargs), hidden, flag)

@@ -1,4 +1,5 @@
 """How much each passage helps a target: its likelihood without that passage."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,7 @@ Array = jax.Array
 Params = Any
 
 
-def passage_effects(
-    model: retrieval_lm.RetrievalLM, params: Params, batch: ReaderBatch
-) -> Array:
+def passage_effects(model: retrieval_lm.RetrievalLM, params: Params, batch: ReaderBatch) -> Array:
   """log p(target | all passages) - log p(target | all but this one).
 
   Positive where the passage makes the target likelier. With fusion the passage
@@ -39,28 +38,31 @@ def passage_effects(
   mask = batch.target_mask
   if model.marginalizes:
     log_probs = rag_loss.token_log_probs(
-        model.reader, params['reader'], batch, chunk=model.gold_chunk)
+      model.reader, params['reader'], batch, chunk=model.gold_chunk
+    )
     prior = model.log_prior(params, batch)
     likelihood = (
-        rag.sequence_log_likelihood if model.reading == 'rag_sequence'
-        else rag.token_log_likelihood)
+      rag.sequence_log_likelihood if model.reading == 'rag_sequence' else rag.token_log_likelihood
+    )
     all_of_them = likelihood(prior, log_probs, mask)
     without = jax.vmap(
-        lambda left_out: likelihood(
-            jax.nn.log_softmax(
-                jnp.where(left_out, 10 * rag.ABSENT, prior), axis=-1),
-            log_probs, mask),
-        out_axes=1,
+      lambda left_out: likelihood(
+        jax.nn.log_softmax(jnp.where(left_out, 10 * rag.ABSENT, prior), axis=-1), log_probs, mask
+      ),
+      out_axes=1,
     )(jnp.eye(n_passages, dtype=bool)[:, None])
     n_read = n_passages
   else:
     n_read = min(model.n_context or n_passages, n_passages)
     passes = GoldPasses(
-        model.reader, params['reader'], batch.reader_tokens[:, :n_read],
-        batch.reader_mask[:, :n_read], batch.target_tokens,
-        chunk=model.gold_chunk)
-    without = jnp.sum(
-        passes.log_probs_leaving_out(passes.encoded()) * mask[:, None], axis=-1)
+      model.reader,
+      params['reader'],
+      batch.reader_tokens[:, :n_read],
+      batch.reader_mask[:, :n_read],
+      batch.target_tokens,
+      chunk=model.gold_chunk,
+    )
+    without = jnp.sum(passes.log_probs_leaving_out(passes.encoded()) * mask[:, None], axis=-1)
     all_of_them = model.score(params, batch)
   effects = all_of_them[:, None] - without
   # Without its last passage a reader attends to nothing at all.

@@ -1,4 +1,5 @@
 """Answers from passages: fused, or by RAG's marginal likelihoods."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -21,20 +22,20 @@ RAG_DECODINGS = ('thorough', 'fast')
 
 
 def predict(
-    reader: PassageReader,
-    params: Params,
-    tokens: Array,
-    mask: Array,
-    *,
-    reading: str,
-    log_prior: Array | None,
-    max_length: int,
-    options: DecodingOptions,
-    rag_decoding: str = 'thorough',
-    candidate_chunk: int | None = None,
-    prefix: Prefix | None = None,
-    prefill_chunk: int = 128,
-    rng: Array | None = None,
+  reader: PassageReader,
+  params: Params,
+  tokens: Array,
+  mask: Array,
+  *,
+  reading: str,
+  log_prior: Array | None,
+  max_length: int,
+  options: DecodingOptions,
+  rag_decoding: str = 'thorough',
+  candidate_chunk: int | None = None,
+  prefix: Prefix | None = None,
+  prefill_chunk: int = 128,
+  rng: Array | None = None,
 ) -> Decoded:
   """Decodes answers; every passage is encoded once.
 
@@ -58,59 +59,54 @@ def predict(
     ValueError: an unknown `rag_decoding`, or as `decode.decode`.
   """
   if rag_decoding not in RAG_DECODINGS:
-    raise ValueError(
-        f'rag_decoding {rag_decoding!r} is unknown; choose one of '
-        f'{RAG_DECODINGS}.'
-    )
+    raise ValueError(f'rag_decoding {rag_decoding!r} is unknown; choose one of {RAG_DECODINGS}.')
   batch, n_passages, length = tokens.shape
-  encoded = reader.apply(
-      {'params': params}, tokens, mask, method='encode_passages'
-  )
+  encoded = reader.apply({'params': params}, tokens, mask, method='encode_passages')
   shared: dict[str, Any] = dict(
-      reader=reader, params=params, max_length=max_length, prefix=prefix,
-      prefill_chunk=prefill_chunk,
+    reader=reader, params=params, max_length=max_length, prefix=prefix, prefill_chunk=prefill_chunk
   )
   if reading == 'fusion':
     stepper = CachedReader(
-        encoded=encoded.reshape(batch, n_passages * length, -1),
-        encoded_mask=mask.reshape(batch, -1), **shared,
+      encoded=encoded.reshape(batch, n_passages * length, -1),
+      encoded_mask=mask.reshape(batch, -1),
+      **shared,
     )
     return _decode(stepper, options, rng)
   each = CachedReader(
-      encoded=encoded.reshape(batch * n_passages, length, -1),
-      encoded_mask=mask.reshape(batch * n_passages, length),
-      log_prior=log_prior, **shared,
+    encoded=encoded.reshape(batch * n_passages, length, -1),
+    encoded_mask=mask.reshape(batch * n_passages, length),
+    log_prior=log_prior,
+    **shared,
   )
   if reading == 'rag_token':
     return _decode(each, options, rng)
   return _sequence(
-      each, options, rng, rag_decoding,
-      candidate_chunk or max(options.num_beams, options.num_return),
+    each, options, rng, rag_decoding, candidate_chunk or max(options.num_beams, options.num_return)
   )
 
 
-def _decode(
-    stepper: CachedReader,
-    options: DecodingOptions,
-    rng: Array | None,
-) -> Decoded:
+def _decode(stepper: CachedReader, options: DecodingOptions, rng: Array | None) -> Decoded:
   config = stepper.reader.config
   # As in Hugging Face, what is forced first is what follows the bare start.
-  first = None if stepper.prefix is not None else getattr(
-      config, 'forced_first_id', None)
+  first = None if stepper.prefix is not None else getattr(config, 'forced_first_id', None)
   return decode.decode(
-      stepper, options, max_length=stepper.max_length, eos_id=config.eos_id,
-      pad_id=config.pad_id, forced_first_id=first,
-      forced_last_id=getattr(config, 'forced_last_id', None), rng=rng,
+    stepper,
+    options,
+    max_length=stepper.max_length,
+    eos_id=config.eos_id,
+    pad_id=config.pad_id,
+    forced_first_id=first,
+    forced_last_id=getattr(config, 'forced_last_id', None),
+    rng=rng,
   )
 
 
 def _sequence(
-    each: CachedReader,
-    options: DecodingOptions,
-    rng: Array | None,
-    rag_decoding: str,
-    candidate_chunk: int,
+  each: CachedReader,
+  options: DecodingOptions,
+  rng: Array | None,
+  rag_decoding: str,
+  candidate_chunk: int,
 ) -> Decoded:
   """RAG-Sequence's decoding (Lewis et al. 2020, section 2.5).
 
@@ -127,22 +123,23 @@ def _sequence(
   batch, n_passages = prior.shape
   count = options.num_return if options.sample else options.num_beams
   alone = CachedReader(
-      each.reader, each.params, each.encoded, each.encoded_mask,
-      each.max_length, prefix=_for_each_passage(each.prefix, n_passages),
-      prefill_chunk=each.prefill_chunk,
+    each.reader,
+    each.params,
+    each.encoded,
+    each.encoded_mask,
+    each.max_length,
+    prefix=_for_each_passage(each.prefix, n_passages),
+    prefill_chunk=each.prefill_chunk,
   )
-  search = options if options.sample else dataclasses.replace(
-      options, num_return=count)
+  search = options if options.sample else dataclasses.replace(options, num_return=count)
   draw_rng = passage_rng = None
   if rng is not None:
     draw_rng, passage_rng = jax.random.split(rng)
   found = _decode(alone, search, draw_rng)
   tokens = found.tokens.reshape(batch, n_passages, count, -1)
   if options.sample:
-    chosen = jax.random.categorical(
-        passage_rng, prior[:, None], axis=-1, shape=(batch, count))
-    tokens = jnp.take_along_axis(
-        tokens, chosen[:, None, :, None], axis=1)[:, 0]
+    chosen = jax.random.categorical(passage_rng, prior[:, None], axis=-1, shape=(batch, count))
+    tokens = jnp.take_along_axis(tokens, chosen[:, None, :, None], axis=1)[:, 0]
     log_probs = _marginal(each, tokens, candidate_chunk)
     return Decoded(tokens, log_probs, log_probs)
   candidates = tokens.reshape(batch, n_passages * count, -1)
@@ -165,30 +162,22 @@ def _sequence(
   return Decoded(tokens, scores, scores)
 
 
-def _for_each_passage(
-    prefix: Prefix | None, n_passages: int
-) -> Prefix | None:
+def _for_each_passage(prefix: Prefix | None, n_passages: int) -> Prefix | None:
   if prefix is None:
     return None
   return Prefix(
-      jnp.repeat(prefix.tokens, n_passages, axis=0),
-      jnp.repeat(prefix.lengths, n_passages, axis=0),
+    jnp.repeat(prefix.tokens, n_passages, axis=0), jnp.repeat(prefix.lengths, n_passages, axis=0)
   )
 
 
-def _marginal(
-    each: CachedReader, candidates: Array, chunk: int
-) -> Array:
+def _marginal(each: CachedReader, candidates: Array, chunk: int) -> Array:
   """log p(candidate | x) of RAG-Sequence: [batch, n, length] -> [batch, n]."""
   batch, n, length = candidates.shape
   config = each.reader.config
   _, cache = each.start()
   chunk = min(chunk, n)
   padding = -n % chunk
-  padded = jnp.pad(
-      candidates, ((0, 0), (0, padding), (0, 0)),
-      constant_values=config.pad_id,
-  )
+  padded = jnp.pad(candidates, ((0, 0), (0, padding), (0, 0)), constant_values=config.pad_id)
 
   def score(part: Array) -> Array:
     log_probs = each.score(part, answer_mask(part, config.eos_id), cache)
@@ -200,9 +189,7 @@ def _marginal(
   return layers.join_passages(scores)[:, :n]
 
 
-def _fast(
-    prior: Array, tokens: Array, log_probs: Array, candidates: Array
-) -> Array:
+def _fast(prior: Array, tokens: Array, log_probs: Array, candidates: Array) -> Array:
   """Scores of candidates by the searches that found them.
 
   Args:
@@ -214,22 +201,14 @@ def _fast(
   Returns:
     float32 [batch, C].
   """
-  same = jnp.all(
-      tokens[:, :, :, None] == candidates[:, None, None], axis=-1
-  )  # [batch, K, n, C]
+  same = jnp.all(tokens[:, :, :, None] == candidates[:, None, None], axis=-1)  # [batch, K, n, C]
   # A passage's own beams differ from each other.
-  of_candidate = jnp.max(
-      jnp.where(same, log_probs[..., None], -jnp.inf), axis=2
-  )
-  return rag.fast_log_likelihood(
-      prior, of_candidate, jnp.any(same, axis=2)
-  )
+  of_candidate = jnp.max(jnp.where(same, log_probs[..., None], -jnp.inf), axis=2)
+  return rag.fast_log_likelihood(prior, of_candidate, jnp.any(same, axis=2))
 
 
 def answer_mask(tokens: Array, eos_id: int) -> Array:
   """bool [..., length], true up to the end of sequence, which is included."""
   ended = jnp.cumsum((tokens == eos_id).astype(jnp.int32), axis=-1)
-  before = jnp.pad(
-      ended[..., :-1], [(0, 0)] * (tokens.ndim - 1) + [(1, 0)]
-  )
+  before = jnp.pad(ended[..., :-1], [(0, 0)] * (tokens.ndim - 1) + [(1, 0)])
   return before == 0

@@ -1,8 +1,9 @@
 """RAG-Sequence and RAG-Token marginalisation (Lewis et al. 2020, section 2.1).
 
-  RAG-Sequence: p(y|x) = sum_z p(z|x) prod_i p(y_i | x, z, y_<i)
-  RAG-Token:    p(y|x) = prod_i sum_z p(z|x) p(y_i | x, z, y_<i)
+RAG-Sequence: p(y|x) = sum_z p(z|x) prod_i p(y_i | x, z, y_<i)
+RAG-Token:    p(y|x) = prod_i sum_z p(z|x) p(y_i | x, z, y_<i)
 """
+
 from __future__ import annotations
 
 import jax
@@ -31,9 +32,7 @@ def log_prior(scores: Array, passage_mask: Array | None = None) -> Array:
   return jax.nn.log_softmax(scores, axis=-1)
 
 
-def sequence_log_likelihood(
-    log_prior: Array, token_log_probs: Array, target_mask: Array
-) -> Array:
+def sequence_log_likelihood(log_prior: Array, token_log_probs: Array, target_mask: Array) -> Array:
   """log p(target | query) of RAG-Sequence.
 
   Args:
@@ -51,36 +50,25 @@ def sequence_log_likelihood(
   return jax.nn.logsumexp(log_prior.astype(jnp.float32) + sequences, axis=-1)
 
 
-def token_log_likelihood(
-    log_prior: Array, token_log_probs: Array, target_mask: Array
-) -> Array:
+def token_log_likelihood(log_prior: Array, token_log_probs: Array, target_mask: Array) -> Array:
   """log p(target | query) of RAG-Token; as `sequence_log_likelihood`."""
-  joint = (
-      log_prior.astype(jnp.float32)[..., None]
-      + token_log_probs.astype(jnp.float32)
-  )
+  joint = log_prior.astype(jnp.float32)[..., None] + token_log_probs.astype(jnp.float32)
   mask = target_mask.astype(jnp.float32)
   tokens = jnp.where(mask > 0, jax.nn.logsumexp(joint, axis=1), 0.0)
   return jnp.sum(tokens * mask, axis=-1)
 
 
-def sequence_nll(
-    log_prior: Array, token_log_probs: Array, target_mask: Array
-) -> Array:
+def sequence_nll(log_prior: Array, token_log_probs: Array, target_mask: Array) -> Array:
   """-log p(target | query) of RAG-Sequence, float32 [batch]."""
   return -sequence_log_likelihood(
-      jnp.asarray(log_prior), jnp.asarray(token_log_probs),
-      jnp.asarray(target_mask),
+    jnp.asarray(log_prior), jnp.asarray(token_log_probs), jnp.asarray(target_mask)
   )
 
 
-def token_nll(
-    log_prior: Array, token_log_probs: Array, target_mask: Array
-) -> Array:
+def token_nll(log_prior: Array, token_log_probs: Array, target_mask: Array) -> Array:
   """-log p(target | query) of RAG-Token, float32 [batch]."""
   return -token_log_likelihood(
-      jnp.asarray(log_prior), jnp.asarray(token_log_probs),
-      jnp.asarray(target_mask),
+    jnp.asarray(log_prior), jnp.asarray(token_log_probs), jnp.asarray(target_mask)
   )
 
 
@@ -99,9 +87,7 @@ def marginal_log_probs(log_prior: Array, logits: Array) -> Array:
   return jax.nn.logsumexp(prior + log_probs, axis=1)
 
 
-def fast_log_likelihood(
-    log_prior: Array, found_log_probs: Array, found: Array
-) -> Array:
+def fast_log_likelihood(log_prior: Array, found_log_probs: Array, found: Array) -> Array:
   """RAG-Sequence's fast decoding (Lewis et al. 2020, section 2.5).
 
   A candidate that a passage's own beam did not produce counts as impossible

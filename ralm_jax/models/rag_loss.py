@@ -1,4 +1,5 @@
 """The marginal likelihood that trains RAG's generator and query encoder."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -17,12 +18,12 @@ Params = Any
 
 
 def token_log_probs(
-    reader: PassageReader,
-    params: Params,
-    batch: ReaderBatch,
-    *,
-    dropout_rng: Array | None = None,
-    chunk: int | None = None,
+  reader: PassageReader,
+  params: Params,
+  batch: ReaderBatch,
+  *,
+  dropout_rng: Array | None = None,
+  chunk: int | None = None,
 ) -> Array:
   """log p(y_i | x, z, y_<i) for every passage z, with gradients.
 
@@ -37,29 +38,24 @@ def token_log_probs(
   Returns:
     float32 [batch, n_passages, target_length].
   """
-  inputs = decoder_stack.shift_right(
-      batch.target_tokens, reader.config.decoder_start_id
-  )
+  inputs = decoder_stack.shift_right(batch.target_tokens, reader.config.decoder_start_id)
 
   def score(tokens: Array, mask: Array, rng: Array | None) -> Array:
     variables, kwargs = {'params': params}, {'deterministic': rng is None}
     rngs = [None, None] if rng is None else jax.random.split(rng)
     apply = lambda *args, rng, method: reader.apply(
-        variables, *args, **kwargs, method=method,
-        rngs={} if rng is None else {'dropout': rng},
+      variables, *args, **kwargs, method=method, rngs={} if rng is None else {'dropout': rng}
     )
     encoded = apply(tokens, mask, rng=rngs[0], method='encode_passages')
-    logits = apply(
-        encoded, mask, inputs, rng=rngs[1], method='decode_each'
-    )
+    logits = apply(encoded, mask, inputs, rng=rngs[1], method='decode_each')
     return sequence.token_log_probs(logits, batch.target_tokens[:, None])
 
   n_passages = batch.reader_tokens.shape[1]
   if not chunk or chunk >= n_passages:
     return score(batch.reader_tokens, batch.reader_mask, dropout_rng)
   parts = [
-      layers.split_passages(array, chunk, 'gold_chunk')
-      for array in (batch.reader_tokens, batch.reader_mask)
+    layers.split_passages(array, chunk, 'gold_chunk')
+    for array in (batch.reader_tokens, batch.reader_mask)
   ]
   if dropout_rng is None:
     run = lambda part: score(*part, None)
@@ -70,7 +66,7 @@ def token_log_probs(
 
 
 def marginal_loss(
-    log_probs: Array, scores: Array, batch: ReaderBatch, *, reading: str
+  log_probs: Array, scores: Array, batch: ReaderBatch, *, reading: str
 ) -> tuple[WeightedSum, dict[str, WeightedSum]]:
   """-log p(y | x), summed over examples (Lewis et al. 2020, section 2.4).
 
@@ -99,14 +95,13 @@ def marginal_loss(
     return WeightedSum(jnp.sum(values * counted), jnp.sum(counted))
 
   posterior = jax.lax.stop_gradient(prior) + jnp.sum(
-      jax.lax.stop_gradient(log_probs) * batch.target_mask[:, None], axis=-1
+    jax.lax.stop_gradient(log_probs) * batch.target_mask[:, None], axis=-1
   )
   mask = batch.passage_mask
   best = lambda logits: jnp.argmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
   return WeightedSum(total, jnp.sum(examples)), {
-      'nll_per_token': WeightedSum(jax.lax.stop_gradient(total), tokens),
-      'retriever/entropy': mean(retriever.entropy(prior, mask)),
-      'retriever/posterior_entropy': mean(
-          retriever.entropy(posterior, mask)),
-      'retriever/posterior_agreement': mean(best(prior) == best(posterior)),
+    'nll_per_token': WeightedSum(jax.lax.stop_gradient(total), tokens),
+    'retriever/entropy': mean(retriever.entropy(prior, mask)),
+    'retriever/posterior_entropy': mean(retriever.entropy(posterior, mask)),
+    'retriever/posterior_agreement': mean(best(prior) == best(posterior)),
   }

@@ -1,4 +1,5 @@
 """The arrays of a train step and what it returns."""
+
 from __future__ import annotations
 
 import flax.struct

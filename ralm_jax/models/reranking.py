@@ -1,4 +1,5 @@
 """Re-ranking by the encoders of now (Atlas, section 2.4)."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -33,13 +34,13 @@ class Reranked:
 
 
 def rerank(
-    encode_queries: Encode,
-    encode_passages: Encode,
-    params: Params,
-    batch: ReaderBatch,
-    n_passages: int,
-    *,
-    chunk: int | None = None,
+  encode_queries: Encode,
+  encode_passages: Encode,
+  params: Params,
+  batch: ReaderBatch,
+  n_passages: int,
+  *,
+  chunk: int | None = None,
 ) -> Reranked:
   """Keeps the best of a stale index's candidates.
 
@@ -59,17 +60,14 @@ def rerank(
   """
   candidates = batch.passage_mask.shape[1]
   if candidates < n_passages:
-    raise ValueError(
-        f'{n_passages} passages cannot be kept of {candidates} candidates.'
-    )
+    raise ValueError(f'{n_passages} passages cannot be kept of {candidates} candidates.')
   queries = encode_queries(params, batch.query_tokens, batch.query_mask)
   tokens, mask = batch.retriever_tokens, batch.retriever_mask
   if chunk and chunk < candidates:
     split = lambda array: layers.split_passages(array, chunk, 'rerank_chunk')
-    passages = layers.join_passages(jax.lax.map(
-        lambda part: encode_passages(params, *part),
-        (split(tokens), split(mask)),
-    ))
+    passages = layers.join_passages(
+      jax.lax.map(lambda part: encode_passages(params, *part), (split(tokens), split(mask)))
+    )
   else:
     passages = encode_passages(params, tokens, mask)
   scores = jnp.einsum('bd,bnd->bn', queries, passages)
@@ -80,12 +78,17 @@ def rerank(
     index = chosen.reshape(chosen.shape + (1,) * (array.ndim - 2))
     return jnp.take_along_axis(array, index, axis=1)
 
-  per_passage = ('reader_tokens', 'reader_mask', 'passage_mask',
-                 'retriever_tokens', 'retriever_mask')
+  per_passage = (
+    'reader_tokens',
+    'reader_mask',
+    'passage_mask',
+    'retriever_tokens',
+    'retriever_mask',
+  )
   stored = batch.passage_embeddings
   kept = batch.replace(
-      passage_scores=None if batch.passage_scores is None else scores,
-      passage_embeddings=None if stored is None else keep(stored),
-      **{name: keep(getattr(batch, name)) for name in per_passage}
+    passage_scores=None if batch.passage_scores is None else scores,
+    passage_embeddings=None if stored is None else keep(stored),
+    **{name: keep(getattr(batch, name)) for name in per_passage},
   )
   return Reranked(kept, chosen, scores)

@@ -5,6 +5,7 @@ every method is a pure function of them and of arrays. No gradient flows from
 the retriever's loss to the reader, from the reader's loss to the retriever, or
 through the search.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -66,35 +67,32 @@ class RetrievalLM(RetrieverObjective):
     super().__post_init__()
     if self.pooling not in dual_encoder.POOLINGS:
       raise ValueError(
-          f'RetrievalLM.pooling {self.pooling!r} is unknown; choose one of '
-          f'{dual_encoder.POOLINGS}.'
+        f'RetrievalLM.pooling {self.pooling!r} is unknown; choose one of {dual_encoder.POOLINGS}.'
       )
     if self.query_side in ('stored', 'frozen') and self.tied_retriever:
       raise ValueError(
-          f'RetrievalLM.query_side {self.query_side!r} keeps the passage '
-          'encoder as it is, which takes two towers; set tied_retriever = '
-          "False, or query_side = 'released' for the released code's "
-          'behaviour.'
+        f'RetrievalLM.query_side {self.query_side!r} keeps the passage '
+        'encoder as it is, which takes two towers; set tied_retriever = '
+        "False, or query_side = 'released' for the released code's "
+        'behaviour.'
       )
     if self.query_side == 'released' and not self.tied_retriever:
       raise ValueError(
-          "RetrievalLM.query_side 'released' is that of tied towers; with "
-          "tied_retriever = False choose 'stored' or 'frozen'."
+        "RetrievalLM.query_side 'released' is that of tied towers; with "
+        "tied_retriever = False choose 'stored' or 'frozen'."
       )
     if self.marginalizes:
-      for name, neutral in (
-          ('n_context', None), ('label_smoothing', 0.0), ('z_loss', 0.0)
-      ):
+      for name, neutral in (('n_context', None), ('label_smoothing', 0.0), ('z_loss', 0.0)):
         if getattr(self, name) != neutral:
           raise ValueError(
-              f'RetrievalLM.{name} does not go with reading = '
-              f'{self.reading!r}; leave it at {neutral}.'
+            f'RetrievalLM.{name} does not go with reading = '
+            f'{self.reading!r}; leave it at {neutral}.'
           )
     n_layers = self.reader_config.num_decoder_layers
     if not 1 <= (self.gold_attention_layers or 1) <= n_layers:
       raise ValueError(
-          f'RetrievalLM.gold_attention_layers {self.gold_attention_layers} is '
-          f'not between 1 and the {n_layers} decoder layers.'
+        f'RetrievalLM.gold_attention_layers {self.gold_attention_layers} is '
+        f'not between 1 and the {n_layers} decoder layers.'
       )
 
   @property
@@ -104,11 +102,11 @@ class RetrievalLM(RetrieverObjective):
   @property
   def retriever(self) -> DualEncoder:
     return DualEncoder(
-        self.retriever_config,
-        pooling=self.pooling,
-        tied=self.tied_retriever,
-        normalize=self.normalize_embeddings,
-        scale_scores=self.scale_scores,
+      self.retriever_config,
+      pooling=self.pooling,
+      tied=self.tied_retriever,
+      normalize=self.normalize_embeddings,
+      scale_scores=self.scale_scores,
     )
 
   @property
@@ -123,30 +121,28 @@ class RetrievalLM(RetrieverObjective):
     # Parameter shapes do not depend on these lengths.
     tokens = jnp.zeros((1, 1, 8), jnp.int32)
     reader = self.reader.init(reader_rng, tokens, tokens, tokens[:, 0])
-    retriever = self.retriever.init(
-        retriever_rng, tokens[0], tokens[0], tokens, tokens
-    )
+    retriever = self.retriever.init(retriever_rng, tokens[0], tokens[0], tokens, tokens)
     return {'reader': reader['params'], 'retriever': retriever['params']}
 
   def encode_queries(self, params: Params, tokens: Array, mask: Array) -> Array:
     """int [batch, length], mask -> float32 [batch, dim], without dropout."""
     return self.retriever.apply(
-        {'params': params['retriever']}, tokens, mask, method='encode_queries'
+      {'params': params['retriever']}, tokens, mask, method='encode_queries'
     )
 
   def encode_passages(self, params: Params, tokens: Array, mask: Array) -> Array:
     """int [..., length], mask -> float32 [..., dim], without dropout."""
     return self.retriever.apply(
-        {'params': params['retriever']}, tokens, mask, method='encode_passages'
+      {'params': params['retriever']}, tokens, mask, method='encode_passages'
     )
 
   def loss_fn(
-      self,
-      params: Params,
-      batch: ReaderBatch,
-      dropout_rng: Array | None,
-      *,
-      retriever_learns: Array | None = None,
+    self,
+    params: Params,
+    batch: ReaderBatch,
+    dropout_rng: Array | None,
+    *,
+    retriever_learns: Array | None = None,
   ) -> LossOutput:
     """Losses of one batch or microbatch.
 
@@ -165,9 +161,7 @@ class RetrievalLM(RetrieverObjective):
     if dropout_rng is not None:
       reader_rng, retriever_rng = jax.random.split(dropout_rng)
     if self.marginalizes:
-      return self._marginal_loss(
-          params, batch, reader_rng, retriever_rng, retriever_learns
-      )
+      return self._marginal_loss(params, batch, reader_rng, retriever_rng, retriever_learns)
     drops = reader_rng is not None and fid.has_dropout(self.reader_config)
     shares = not drops or self.gold_encoder == 'shared'
 
@@ -175,26 +169,29 @@ class RetrievalLM(RetrieverObjective):
     n_context = min(self.n_context or n_passages, n_passages)
     # Passages that are scored but not read would be missing from the norms.
     keeps_norms = (
-        self.distils and shares and n_context == n_passages
-        and 'attention' in (self.gold_score, *self.compared_gold_scores)
+      self.distils
+      and shares
+      and n_context == n_passages
+      and 'attention' in (self.gold_score, *self.compared_gold_scores)
     )
     encoded, logits, norms = nn.apply(fid.read, self.reader)(
-        {'params': params['reader']},
-        batch.reader_tokens[:, :n_context], batch.reader_mask[:, :n_context],
-        batch.target_tokens, deterministic=not drops,
-        norm_weights=batch.target_mask if keeps_norms else None,
-        norm_layers=self.gold_attention_layers,
-        rngs={'dropout': reader_rng} if drops else {},
+      {'params': params['reader']},
+      batch.reader_tokens[:, :n_context],
+      batch.reader_mask[:, :n_context],
+      batch.target_tokens,
+      deterministic=not drops,
+      norm_weights=batch.target_mask if keeps_norms else None,
+      norm_layers=self.gold_attention_layers,
+      rngs={'dropout': reader_rng} if drops else {},
     )
     reader_loss = sequence.cross_entropy(
-        logits, batch.target_tokens, batch.target_mask,
-        label_smoothing=self.label_smoothing, z_loss=self.z_loss,
+      logits,
+      batch.target_tokens,
+      batch.target_mask,
+      label_smoothing=self.label_smoothing,
+      z_loss=self.z_loss,
     )
-    metrics = {
-        'accuracy': sequence.correct_tokens(
-            logits, batch.target_tokens, batch.target_mask
-        ),
-    }
+    metrics = {'accuracy': sequence.correct_tokens(logits, batch.target_tokens, batch.target_mask)}
     zero = jnp.zeros((), jnp.float32)
     if not self.distils:
       return LossOutput(reader_loss, WeightedSum(zero, zero), metrics)
@@ -202,53 +199,47 @@ class RetrievalLM(RetrieverObjective):
     def distil() -> tuple[WeightedSum, dict[str, WeightedSum]]:
       passes = self.make_gold_passes(params, batch, encoded if shares else None)
       return self.retriever_loss(
-          batch,
-          self.retriever_scores(params, batch, retriever_rng),
-          self.gold_scores(passes, batch, attention_norms=norms),
+        batch,
+        self.retriever_scores(params, batch, retriever_rng),
+        self.gold_scores(passes, batch, attention_norms=norms),
       )
 
     if retriever_learns is None:
       retriever_loss, retriever_metrics = distil()
     else:
-      nothing = jax.tree.map(
-          lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(distil)
-      )
-      retriever_loss, retriever_metrics = jax.lax.cond(
-          retriever_learns, distil, lambda: nothing
-      )
+      nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(distil))
+      retriever_loss, retriever_metrics = jax.lax.cond(retriever_learns, distil, lambda: nothing)
     return LossOutput(reader_loss, retriever_loss, metrics | retriever_metrics)
 
   def _marginal_loss(
-      self,
-      params: Params,
-      batch: ReaderBatch,
-      reader_rng: Array | None,
-      retriever_rng: Array | None,
-      retriever_learns: Array | None,
+    self,
+    params: Params,
+    batch: ReaderBatch,
+    reader_rng: Array | None,
+    retriever_rng: Array | None,
+    retriever_learns: Array | None,
   ) -> LossOutput:
     drops = reader_rng is not None and fid.has_dropout(self.reader_config)
     log_probs = rag_loss.token_log_probs(
-        self.reader, params['reader'], batch,
-        dropout_rng=reader_rng if drops else None, chunk=self.gold_chunk,
+      self.reader,
+      params['reader'],
+      batch,
+      dropout_rng=reader_rng if drops else None,
+      chunk=self.gold_chunk,
     )
     scores = self.retriever_scores(params, batch, retriever_rng)
     if not self.train_retriever:
       scores = jax.lax.stop_gradient(scores)
     elif retriever_learns is not None:
-      scores = jnp.where(
-          retriever_learns, scores, jax.lax.stop_gradient(scores)
-      )
+      scores = jnp.where(retriever_learns, scores, jax.lax.stop_gradient(scores))
     loss, metrics = rag_loss.marginal_loss(
-        log_probs, scores / self.temperature_score, batch, reading=self.reading
+      log_probs, scores / self.temperature_score, batch, reading=self.reading
     )
     zero = jnp.zeros((), jnp.float32)
     return LossOutput(loss, WeightedSum(zero, zero), metrics)
 
   def make_gold_passes(
-      self,
-      params: Params,
-      batch: ReaderBatch,
-      encoded_context: Array | None = None,
+    self, params: Params, batch: ReaderBatch, encoded_context: Array | None = None
   ) -> GoldPasses:
     """The passes behind the gold scores.
 
@@ -259,12 +250,17 @@ class RetrievalLM(RetrieverObjective):
         to reuse.
     """
     return GoldPasses(
-        self.reader, params['reader'], batch.reader_tokens, batch.reader_mask,
-        batch.target_tokens, encoded_context, self.gold_chunk,
+      self.reader,
+      params['reader'],
+      batch.reader_tokens,
+      batch.reader_mask,
+      batch.target_tokens,
+      encoded_context,
+      self.gold_chunk,
     )
 
   def retriever_scores(
-      self, params: Params, batch: ReaderBatch, dropout_rng: Array | None = None
+    self, params: Params, batch: ReaderBatch, dropout_rng: Array | None = None
   ) -> Array:
     """Scores of the passages, with the gradients that `query_side` lets.
 
@@ -281,36 +277,36 @@ class RetrievalLM(RetrieverObjective):
     variables = {'params': params['retriever']}
     if self.query_side is None:
       return self.retriever.apply(
-          variables, batch.query_tokens, batch.query_mask,
-          batch.retriever_tokens, batch.retriever_mask,
-          deterministic=not drops, rngs=rngs,
+        variables,
+        batch.query_tokens,
+        batch.query_mask,
+        batch.retriever_tokens,
+        batch.retriever_mask,
+        deterministic=not drops,
+        rngs=rngs,
       )
     queries = self.retriever.apply(
-        variables, batch.query_tokens, batch.query_mask,
-        deterministic=not drops, rngs=rngs, method='encode_queries',
+      variables,
+      batch.query_tokens,
+      batch.query_mask,
+      deterministic=not drops,
+      rngs=rngs,
+      method='encode_queries',
     )
     if self.query_side == 'stored':
       passages = batch.passage_embeddings.astype(jnp.float32)
     else:
-      passages = self.encode_passages(
-          params, batch.retriever_tokens, batch.retriever_mask
-      )
+      passages = self.encode_passages(params, batch.retriever_tokens, batch.retriever_mask)
     return dual_encoder.retriever_scores(
-        queries, jax.lax.stop_gradient(passages), scale=self.scale_scores
+      queries, jax.lax.stop_gradient(passages), scale=self.scale_scores
     )
 
   def rerank(
-      self,
-      params: Params,
-      batch: ReaderBatch,
-      n_passages: int,
-      *,
-      chunk: int | None = None,
+    self, params: Params, batch: ReaderBatch, n_passages: int, *, chunk: int | None = None
   ) -> Reranked:
     """Keeps the best of a stale index's candidates; see `reranking.rerank`."""
     return reranking.rerank(
-        self.encode_queries, self.encode_passages, params, batch, n_passages,
-        chunk=chunk,
+      self.encode_queries, self.encode_passages, params, batch, n_passages, chunk=chunk
     )
 
   def log_prior(self, params: Params, batch: ReaderBatch) -> Array:
@@ -330,14 +326,14 @@ class RetrievalLM(RetrieverObjective):
     return rag.log_prior(scores, batch.passage_mask)
 
   def predict(
-      self,
-      params: Params,
-      batch: ReaderBatch,
-      *,
-      max_length: int,
-      options: DecodingOptions = DecodingOptions(),
-      rng: Array | None = None,
-      **kwargs: Any,
+    self,
+    params: Params,
+    batch: ReaderBatch,
+    *,
+    max_length: int,
+    options: DecodingOptions = DecodingOptions(),
+    rng: Array | None = None,
+    **kwargs: Any,
   ) -> Decoded:
     """Answers; only the reader's fields of `batch` are read.
 
@@ -357,33 +353,35 @@ class RetrievalLM(RetrieverObjective):
     if batch.prefix_tokens is not None:
       prefix = Prefix(batch.prefix_tokens, batch.prefix_lengths)
     return prediction.predict(
-        self.reader, params['reader'],
-        batch.reader_tokens[:, :n_context], batch.reader_mask[:, :n_context],
-        reading=self.reading, max_length=max_length, options=options,
-        log_prior=self.log_prior(params, batch) if self.marginalizes else None,
-        prefix=prefix, rng=rng, **kwargs,
+      self.reader,
+      params['reader'],
+      batch.reader_tokens[:, :n_context],
+      batch.reader_mask[:, :n_context],
+      reading=self.reading,
+      max_length=max_length,
+      options=options,
+      log_prior=self.log_prior(params, batch) if self.marginalizes else None,
+      prefix=prefix,
+      rng=rng,
+      **kwargs,
     )
 
   def score(self, params: Params, batch: ReaderBatch) -> Array:
     """log p(target | query, passages together or marginal): float32 [B]."""
     if self.marginalizes:
       log_probs = rag_loss.token_log_probs(
-          self.reader, params['reader'], batch, chunk=self.gold_chunk
+        self.reader, params['reader'], batch, chunk=self.gold_chunk
       )
       likelihood = (
-          rag.sequence_log_likelihood if self.reading == 'rag_sequence'
-          else rag.token_log_likelihood
+        rag.sequence_log_likelihood if self.reading == 'rag_sequence' else rag.token_log_likelihood
       )
-      return likelihood(
-          self.log_prior(params, batch), log_probs, batch.target_mask
-      )
+      return likelihood(self.log_prior(params, batch), log_probs, batch.target_mask)
     n_context = self.n_context or batch.reader_tokens.shape[1]
     logits = self.reader.apply(
-        {'params': params['reader']},
-        batch.reader_tokens[:, :n_context], batch.reader_mask[:, :n_context],
-        decoder_stack.shift_right(
-            batch.target_tokens, self.reader_config.decoder_start_id
-        ),
+      {'params': params['reader']},
+      batch.reader_tokens[:, :n_context],
+      batch.reader_mask[:, :n_context],
+      decoder_stack.shift_right(batch.target_tokens, self.reader_config.decoder_start_id),
     )
     log_probs = sequence.token_log_probs(logits, batch.target_tokens)
     return jnp.sum(log_probs * batch.target_mask, axis=-1)

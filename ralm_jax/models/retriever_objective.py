@@ -1,4 +1,5 @@
 """What teaches the retriever: one of four losses of the reader's signals."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -72,37 +73,31 @@ class RetrieverObjective:
 
   def __post_init__(self):
     # gin and JSON hand over lists; a model must stay hashable for jit.
-    object.__setattr__(
-        self, 'compared_gold_scores', tuple(self.compared_gold_scores)
-    )
+    object.__setattr__(self, 'compared_gold_scores', tuple(self.compared_gold_scores))
     for name, known in (
-        ('reading', READINGS),
-        ('gold_score', GOLD_SCORES),
-        ('gold_reduction', gold_scores_lib.REDUCTIONS),
-        ('gold_normalization', gold_scores_lib.NORMALIZATIONS),
-        ('gold_encoder', GOLD_ENCODERS),
-        ('emdr2_level', retriever.EMDR2_LEVELS),
-        ('kl_reduction', retriever.KL_REDUCTIONS),
-        ('query_side', QUERY_SIDES),
+      ('reading', READINGS),
+      ('gold_score', GOLD_SCORES),
+      ('gold_reduction', gold_scores_lib.REDUCTIONS),
+      ('gold_normalization', gold_scores_lib.NORMALIZATIONS),
+      ('gold_encoder', GOLD_ENCODERS),
+      ('emdr2_level', retriever.EMDR2_LEVELS),
+      ('kl_reduction', retriever.KL_REDUCTIONS),
+      ('query_side', QUERY_SIDES),
     ):
       if getattr(self, name) not in known:
         raise ValueError(
-            f'RetrievalLM.{name} {getattr(self, name)!r} is unknown; choose '
-            f'one of {known}.'
+          f'RetrievalLM.{name} {getattr(self, name)!r} is unknown; choose one of {known}.'
         )
-    if self.marginalizes and (
-        self.gold_score != 'none' or self.compared_gold_scores
-    ):
+    if self.marginalizes and (self.gold_score != 'none' or self.compared_gold_scores):
       raise ValueError(
-          f'RetrievalLM.reading {self.reading!r} trains the retriever by its own '
-          f"likelihood; set gold_score = 'none' (it is {self.gold_score!r}) and "
-          'compared_gold_scores = () (gin: GOLD_SCORE).'
+        f'RetrievalLM.reading {self.reading!r} trains the retriever by its own '
+        f"likelihood; set gold_score = 'none' (it is {self.gold_score!r}) and "
+        'compared_gold_scores = () (gin: GOLD_SCORE).'
       )
     for name in self.compared_gold_scores:
       if name not in GOLD_SCORES[1:]:
         raise ValueError(
-            f'RetrievalLM.compared_gold_scores names {name!r}; choose from '
-            f'{GOLD_SCORES[1:]}.'
+          f'RetrievalLM.compared_gold_scores names {name!r}; choose from {GOLD_SCORES[1:]}.'
         )
 
   @property
@@ -150,18 +145,15 @@ class RetrieverObjective:
       return jnp.sum(targets), jnp.zeros((), jnp.float32)
     level = self.emdr2_level if self.gold_score == 'emdr2' else 'sequence'
     examples = retriever.emdr2_weights(
-        batch.target_mask, level=level, passage_mask=batch.passage_mask,
-        example_mask=jnp.any(batch.target_mask, axis=-1),
+      batch.target_mask,
+      level=level,
+      passage_mask=batch.passage_mask,
+      example_mask=jnp.any(batch.target_mask, axis=-1),
     )
-    return (
-        jnp.sum(batch.target_mask.astype(jnp.float32)), jnp.sum(examples)
-    )
+    return (jnp.sum(batch.target_mask.astype(jnp.float32)), jnp.sum(examples))
 
   def gold_scores(
-      self,
-      passes: GoldPasses,
-      batch: ReaderBatch,
-      attention_norms: Array | None = None,
+    self, passes: GoldPasses, batch: ReaderBatch, attention_norms: Array | None = None
   ) -> dict[str, Array]:
     """What the reader says of the passages, without dropout or gradient.
 
@@ -176,9 +168,7 @@ class RetrieverObjective:
       'token_log_probs', [B, K, T], what EMDR² is computed from.
     """
     wanted = (self.gold_score, *self.compared_gold_scores)
-    if {'perplexity', 'leave_one_out', 'emdr2'} & set(wanted) or (
-        attention_norms is None
-    ):
+    if {'perplexity', 'leave_one_out', 'emdr2'} & set(wanted) or (attention_norms is None):
       encoded = passes.encoded()
     result: dict[str, Array] = {}
     # The released EMDR² alone divides the reader's logits.
@@ -187,35 +177,32 @@ class RetrieverObjective:
       log_probs = passes.log_probs_of_each(encoded)
     if 'perplexity' in wanted:
       result['perplexity'] = gold_scores_lib.perplexity(
-          log_probs, batch.target_mask, reduction=self.gold_reduction
+        log_probs, batch.target_mask, reduction=self.gold_reduction
       )
     if 'emdr2' in wanted:
       if released:
-        log_probs = passes.log_probs_of_each(
-            encoded, temperature=self.temperature_gold
-        )
+        log_probs = passes.log_probs_of_each(encoded, temperature=self.temperature_gold)
       result['token_log_probs'] = log_probs
       result['emdr2'] = gold_scores_lib.perplexity(log_probs, batch.target_mask)
     if 'leave_one_out' in wanted:
       result['leave_one_out'] = gold_scores_lib.leave_one_out(
-          passes.log_probs_leaving_out(encoded), batch.target_mask,
-          reduction=self.gold_reduction,
+        passes.log_probs_leaving_out(encoded), batch.target_mask, reduction=self.gold_reduction
       )
     if 'attention' in wanted:
       n_layers = self.gold_attention_layers
       if attention_norms is None:
-        attention_norms = passes.attention_norms(
-            encoded, batch.target_mask, n_layers
-        )
+        attention_norms = passes.attention_norms(encoded, batch.target_mask, n_layers)
       result['attention'] = gold_scores_lib.attention(
-          attention_norms, batch.reader_mask, batch.target_mask,
-          n_layers=n_layers or passes.reader.config.num_decoder_layers,
-          normalization=self.gold_normalization,
+        attention_norms,
+        batch.reader_mask,
+        batch.target_mask,
+        n_layers=n_layers or passes.reader.config.num_decoder_layers,
+        normalization=self.gold_normalization,
       )
     return result
 
   def retriever_loss(
-      self, batch: ReaderBatch, scores: Array, gold: dict[str, Array]
+    self, batch: ReaderBatch, scores: Array, gold: dict[str, Array]
   ) -> tuple[WeightedSum, dict[str, WeightedSum]]:
     """The retriever's loss and statistics.
 
@@ -230,19 +217,25 @@ class RetrieverObjective:
     own = gold[self.gold_score]
     if self.gold_score == 'emdr2':
       loss = retriever.emdr2_weighted_sum(
-          scores, gold['token_log_probs'], batch.target_mask,
-          temperature_score=self.temperature_score, level=self.emdr2_level,
-          passage_mask=mask, example_mask=examples,
+        scores,
+        gold['token_log_probs'],
+        batch.target_mask,
+        temperature_score=self.temperature_score,
+        level=self.emdr2_level,
+        passage_mask=mask,
+        example_mask=examples,
       )
       # Its gradient pulls the retriever to the posterior over passages.
       target_logits = logits + own
     else:
       loss = retriever.kl_weighted_sum(
-          scores, own,
-          temperature_score=self.temperature_score,
-          temperature_gold=self.temperature_gold,
-          passage_mask=mask, example_mask=examples,
-          reduction=self.kl_reduction,
+        scores,
+        own,
+        temperature_score=self.temperature_score,
+        temperature_gold=self.temperature_gold,
+        passage_mask=mask,
+        example_mask=examples,
+        reduction=self.kl_reduction,
       )
       target_logits = own / self.temperature_gold
     weights = (examples & jnp.any(mask, axis=-1)).astype(jnp.float32)
@@ -253,14 +246,13 @@ class RetrieverObjective:
 
     entropy = retriever.entropy
     metrics = {
-        'retriever/entropy': mean(entropy(logits, mask)),
-        'retriever/gold_entropy': mean(entropy(target_logits, mask)),
-        'retriever/gold_agreement': mean(
-            diagnostics.same_best(scores, own, mask)),
-        'retriever/rank_correlation': mean(
-            diagnostics.spearman(scores, own, mask)),
+      'retriever/entropy': mean(entropy(logits, mask)),
+      'retriever/gold_entropy': mean(entropy(target_logits, mask)),
+      'retriever/gold_agreement': mean(diagnostics.same_best(scores, own, mask)),
+      'retriever/rank_correlation': mean(diagnostics.spearman(scores, own, mask)),
     }
     for name in self.compared_gold_scores:
       metrics[f'gold_correlation/{self.gold_score}-{name}'] = mean(
-          diagnostics.pearson(own, gold[name], mask))
+        diagnostics.pearson(own, gold[name], mask)
+      )
     return loss, metrics

@@ -4,6 +4,7 @@ The parameter tree is named as T5X names it
 (`encoder/layers_0/attention/query/kernel`, `token_embedder/embedding`, ...), so
 that T5X checkpoints map one to one.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -65,38 +66,33 @@ class T5Config:
 
 def _attention(config: T5Config, name: str, **kwargs) -> MultiHeadAttention:
   # T5 has no 1/sqrt(d_kv) in its scores; the query's initialisation has it.
-  scaled = nn.initializers.variance_scaling(
-      1.0 / config.head_dim, 'fan_in', 'normal'
-  )
+  scaled = nn.initializers.variance_scaling(1.0 / config.head_dim, 'fan_in', 'normal')
   return MultiHeadAttention(
-      num_heads=config.num_heads,
-      head_dim=config.head_dim,
-      query_init=scaled,
-      dropout_rate=config.dropout_rate,
-      dtype=config.dtype,
-      param_dtype=config.param_dtype,
-      name=name,
-      **kwargs,
+    num_heads=config.num_heads,
+    head_dim=config.head_dim,
+    query_init=scaled,
+    dropout_rate=config.dropout_rate,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    name=name,
+    **kwargs,
   )
 
 
 def _norm(config: T5Config, name: str) -> RMSNorm:
   return RMSNorm(
-      epsilon=config.layer_norm_epsilon,
-      dtype=config.dtype,
-      param_dtype=config.param_dtype,
-      name=name,
+    epsilon=config.layer_norm_epsilon, dtype=config.dtype, param_dtype=config.param_dtype, name=name
   )
 
 
 def _mlp(config: T5Config) -> MlpBlock:
   return MlpBlock(
-      mlp_dim=config.mlp_dim,
-      activations=config.mlp_activations,
-      dropout_rate=config.dropout_rate,
-      dtype=config.dtype,
-      param_dtype=config.param_dtype,
-      name='mlp',
+    mlp_dim=config.mlp_dim,
+    activations=config.mlp_activations,
+    dropout_rate=config.dropout_rate,
+    dtype=config.dtype,
+    param_dtype=config.param_dtype,
+    name='mlp',
   )
 
 
@@ -115,9 +111,7 @@ class EncoderLayer(nn.Module):
     del decode
     config = self.config
     normed = _norm(config, 'pre_attention_layer_norm')(hidden)
-    attended = _attention(config, 'attention')(
-        normed, normed, bias, deterministic=deterministic
-    )
+    attended = _attention(config, 'attention')(normed, normed, bias, deterministic=deterministic)
     hidden = hidden + _dropout(config, attended, deterministic)
     normed = _norm(config, 'pre_mlp_layer_norm')(hidden)
     fed = _mlp(config)(normed, deterministic=deterministic)
@@ -134,8 +128,16 @@ class DecoderLayer(nn.Module):
 
   @nn.compact
   def __call__(
-      self, carry, encoded, self_bias, cross_bias, group_mask, norm_weights,
-      deterministic, decode=False, uses_norms=None,
+    self,
+    carry,
+    encoded,
+    self_bias,
+    cross_bias,
+    group_mask,
+    norm_weights,
+    deterministic,
+    decode=False,
+    uses_norms=None,
   ):
     """One layer.
 
@@ -154,20 +156,24 @@ class DecoderLayer(nn.Module):
     config = self.config
     hidden, norms = (carry, None) if norm_weights is None else carry
     normed = _norm(config, 'pre_self_attention_layer_norm')(hidden)
-    attended = _attention(
-        config, 'self_attention', max_decode_length=self.max_decode_length
-    )(normed, normed, self_bias, deterministic=deterministic, decode=decode)
+    attended = _attention(config, 'self_attention', max_decode_length=self.max_decode_length)(
+      normed, normed, self_bias, deterministic=deterministic, decode=decode
+    )
     hidden = hidden + _dropout(config, attended, deterministic)
     normed = _norm(config, 'pre_cross_attention_layer_norm')(hidden)
     # A layer known not to count computes no norms; in a scanned stack all
     # layers are one program.
     own_weights = None if uses_norms is False else norm_weights
     attended = _attention(
-        config, 'encoder_decoder_attention', is_cross=True,
-        group_chunk=self.group_chunk,
+      config, 'encoder_decoder_attention', is_cross=True, group_chunk=self.group_chunk
     )(
-        normed, encoded, cross_bias, deterministic=deterministic, decode=decode,
-        norm_weights=own_weights, group_mask=group_mask,
+      normed,
+      encoded,
+      cross_bias,
+      deterministic=deterministic,
+      decode=decode,
+      norm_weights=own_weights,
+      group_mask=group_mask,
     )
     if own_weights is not None:
       attended, own_norms = attended
@@ -182,12 +188,12 @@ class DecoderLayer(nn.Module):
 
 def _relative_bias(config: T5Config, bidirectional: bool):
   return RelativePositionBias(
-      num_heads=config.num_heads,
-      bidirectional=bidirectional,
-      num_buckets=config.relative_attention_num_buckets,
-      max_distance=config.relative_attention_max_distance,
-      param_dtype=config.param_dtype,
-      name='relpos_bias',
+    num_heads=config.num_heads,
+    bidirectional=bidirectional,
+    num_buckets=config.relative_attention_num_buckets,
+    max_distance=config.relative_attention_max_distance,
+    param_dtype=config.param_dtype,
+    name='relpos_bias',
   )
 
 
@@ -197,9 +203,7 @@ class Encoder(nn.Module):
   config: T5Config
 
   @nn.compact
-  def __call__(
-      self, embedded: Array, mask: Array, *, deterministic: bool = True
-  ) -> Array:
+  def __call__(self, embedded: Array, mask: Array, *, deterministic: bool = True) -> Array:
     """embedded: [batch, length, embed], mask: [batch, length] -> hidden."""
     config = self.config
     positions = jnp.arange(embedded.shape[1])
@@ -207,11 +211,11 @@ class Encoder(nn.Module):
     bias = bias + layers.mask_to_bias(mask)[:, None, None, :]
     hidden = _dropout(config, embedded, deterministic)
     run = layers.stack_layers(
-        EncoderLayer,
-        config.num_encoder_layers,
-        scan=config.scan_layers,
-        remat_policy=config.remat_policy,
-        config=config,
+      EncoderLayer,
+      config.num_encoder_layers,
+      scan=config.scan_layers,
+      remat_policy=config.remat_policy,
+      config=config,
     )
     hidden = run(hidden, bias, deterministic=deterministic)
     hidden = _norm(config, 'encoder_norm')(hidden)
@@ -225,16 +229,16 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      embedded: Array,
-      encoded: Array | None,
-      encoded_mask: Array,
-      *,
-      deterministic: bool = True,
-      decode: bool = False,
-      max_decode_length: int | None = None,
-      left_padding: Array | None = None,
-      options: CrossAttentionOptions = CrossAttentionOptions(),
+    self,
+    embedded: Array,
+    encoded: Array | None,
+    encoded_mask: Array,
+    *,
+    deterministic: bool = True,
+    decode: bool = False,
+    max_decode_length: int | None = None,
+    left_padding: Array | None = None,
+    options: CrossAttentionOptions = CrossAttentionOptions(),
   ) -> tuple[Array, Array | None]:
     """Decodes teacher-forced, or one chunk behind the cache.
 
@@ -255,16 +259,27 @@ class Decoder(nn.Module):
     """
     config = self.config
     positions = decoder_stack.decoder_positions(
-        self, embedded.shape[1], decode=decode,
-        max_decode_length=max_decode_length, left_padding=left_padding,
+      self,
+      embedded.shape[1],
+      decode=decode,
+      max_decode_length=max_decode_length,
+      left_padding=left_padding,
     )
-    self_bias = positions.mask_bias + _relative_bias(
-        config, bidirectional=False)(positions.query, positions.key)
+    self_bias = positions.mask_bias + _relative_bias(config, bidirectional=False)(
+      positions.query, positions.key
+    )
     hidden = _dropout(config, embedded, deterministic)
     hidden, norms = decoder_stack.run_decoder_layers(
-        DecoderLayer, config, hidden, encoded, encoded_mask, self_bias,
-        deterministic=deterministic, decode=decode,
-        max_decode_length=max_decode_length, options=options,
+      DecoderLayer,
+      config,
+      hidden,
+      encoded,
+      encoded_mask,
+      self_bias,
+      deterministic=deterministic,
+      decode=decode,
+      max_decode_length=max_decode_length,
+      options=options,
     )
     hidden = _norm(config, 'decoder_norm')(hidden)
     hidden = _dropout(config, hidden, deterministic)
@@ -279,26 +294,24 @@ class T5(nn.Module):
   def setup(self):
     config = self.config
     self.token_embedder = Embed(
-        config.vocab_size,
-        config.emb_dim,
-        embedding_init=nn.initializers.normal(config.embedding_init_stddev),
-        dtype=config.dtype,
-        param_dtype=config.param_dtype,
+      config.vocab_size,
+      config.emb_dim,
+      embedding_init=nn.initializers.normal(config.embedding_init_stddev),
+      dtype=config.dtype,
+      param_dtype=config.param_dtype,
     )
     self.encoder = Encoder(config)
     self.decoder = Decoder(config)
     if not config.logits_via_embedding:
       self.logits_dense = Dense(
-          config.vocab_size,
-          kernel_axes=('embed', 'vocab'),
-          dtype=config.dtype,
-          param_dtype=config.param_dtype,
-          output_dtype=jnp.float32,
+        config.vocab_size,
+        kernel_axes=('embed', 'vocab'),
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        output_dtype=jnp.float32,
       )
 
-  def encode(
-      self, tokens: Array, mask: Array, *, deterministic: bool = True
-  ) -> Array:
+  def encode(self, tokens: Array, mask: Array, *, deterministic: bool = True) -> Array:
     """tokens: int [batch, length], mask: [batch, length] -> [batch, length, embed]."""
     embedded = self.token_embedder(tokens)
     embedded = layers.constrain(embedded, 'batch', 'length', 'embed')
@@ -317,17 +330,17 @@ class T5(nn.Module):
     return layers.constrain(logits, 'batch', 'length', 'vocab')
 
   def decode(
-      self,
-      encoded: Array | None,
-      encoded_mask: Array,
-      decoder_input_tokens: Array,
-      *,
-      deterministic: bool = True,
-      decode: bool = False,
-      max_decode_length: int | None = None,
-      left_padding: Array | None = None,
-      last_only: bool = False,
-      options: CrossAttentionOptions = CrossAttentionOptions(),
+    self,
+    encoded: Array | None,
+    encoded_mask: Array,
+    decoder_input_tokens: Array,
+    *,
+    deterministic: bool = True,
+    decode: bool = False,
+    max_decode_length: int | None = None,
+    left_padding: Array | None = None,
+    last_only: bool = False,
+    options: CrossAttentionOptions = CrossAttentionOptions(),
   ) -> Array | tuple[Array, Array]:
     """Decoder logits; see `Decoder`.
 
@@ -347,28 +360,21 @@ class T5(nn.Module):
       summed attention norms, float32 [batch, keys].
     """
     hidden, norms = self.decoder(
-        self.token_embedder(decoder_input_tokens),
-        encoded,
-        encoded_mask,
-        deterministic=deterministic,
-        decode=decode,
-        max_decode_length=max_decode_length,
-        left_padding=left_padding,
-        options=options,
+      self.token_embedder(decoder_input_tokens),
+      encoded,
+      encoded_mask,
+      deterministic=deterministic,
+      decode=decode,
+      max_decode_length=max_decode_length,
+      left_padding=left_padding,
+      options=options,
     )
     logits = self.logits(hidden[:, -1:] if last_only else hidden)
     return logits if norms is None else (logits, norms)
 
   def __call__(
-      self,
-      tokens: Array,
-      mask: Array,
-      decoder_input_tokens: Array,
-      *,
-      deterministic: bool = True,
+    self, tokens: Array, mask: Array, decoder_input_tokens: Array, *, deterministic: bool = True
   ) -> Array:
     """[batch, length] x2, [batch, target] -> float32 [batch, target, vocab]."""
     encoded = self.encode(tokens, mask, deterministic=deterministic)
-    return self.decode(
-        encoded, mask, decoder_input_tokens, deterministic=deterministic
-    )
+    return self.decode(encoded, mask, decoder_input_tokens, deterministic=deterministic)

@@ -5,6 +5,7 @@ however much of it could be read. Only the bytes of plain files are taken: links
 devices, permissions and owners of an archive mean nothing here, and nothing is
 written outside of the folder.
 """
+
 from __future__ import annotations
 
 import bz2
@@ -28,7 +29,10 @@ _TAR = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz')
 _SINGLE: dict[str, Callable[..., BinaryIO]] = {'.gz': gzip.open, '.bz2': bz2.open}
 # By content: how a compressed file begins.
 _BEGINNINGS: dict[bytes, Callable[..., BinaryIO]] = {
-    b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ\0': lzma.open}
+  b'\x1f\x8b': gzip.open,
+  b'BZh': bz2.open,
+  b'\xfd7zXZ\0': lzma.open,
+}
 _CHUNK = 1 << 20
 
 
@@ -38,8 +42,12 @@ def is_archive(path: str) -> bool:
 
 
 def extract(
-    archive: str, folder: str, wanted: Callable[[str], bool], *,
-    max_bytes: int = MAX_BYTES, progress: bool = True,
+  archive: str,
+  folder: str,
+  wanted: Callable[[str], bool],
+  *,
+  max_bytes: int = MAX_BYTES,
+  progress: bool = True,
 ) -> list[str]:
   """Writes an archive's files.
 
@@ -60,9 +68,12 @@ def extract(
   written: dict[str, None] = {}
   left = max_bytes
   members = _zip_members if archive.lower().endswith('.zip') else _tar_members
-  with _naming_damage(archive), progress_lib.bar(
-      desc=f'unpacking {os.path.basename(archive)}', unit=' files',
-      show=progress) as bar:
+  with (
+    _naming_damage(archive),
+    progress_lib.bar(
+      desc=f'unpacking {os.path.basename(archive)}', unit=' files', show=progress
+    ) as bar,
+  ):
     for name, content in members(archive, wanted):
       path = _inside(folder, name, archive)
       if path in written:
@@ -93,8 +104,7 @@ def _naming_damage(path: str) -> Iterator[None]:
   """Makes a ValueError that names the file of whatever says it is damaged."""
   try:
     yield
-  except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error,
-          lzma.LZMAError, OSError) as e:
+  except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError) as e:
     if isinstance(e, OSError) and e.errno is not None:
       raise  # Of the disk, not of the data: gzip and bz2 raise bare ones.
     raise ValueError(f'{path} is damaged or cut short ({e}); fetch it again.') from e
@@ -116,16 +126,17 @@ class _Header(tarfile.TarInfo):
       raise tarfile.ReadError(str(e)) from e
 
 
-def _tar_members(
-    path: str, wanted: Callable[[str], bool]
-) -> Iterator[tuple[str, BinaryIO]]:
+def _tar_members(path: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
   with open(path, 'rb') as raw:
     beginning = raw.read(max(map(len, _BEGINNINGS)))
-  opened = next((opened for magic, opened in _BEGINNINGS.items()
-                 if beginning.startswith(magic)), open)
+  opened = next(
+    (opened for magic, opened in _BEGINNINGS.items() if beginning.startswith(magic)), open
+  )
   # A stream: the members that nobody wants are read past once.
-  with opened(path, 'rb') as stream, tarfile.open(
-      fileobj=stream, mode='r:', tarinfo=_Header) as archive:
+  with (
+    opened(path, 'rb') as stream,
+    tarfile.open(fileobj=stream, mode='r:', tarinfo=_Header) as archive,
+  ):
     for member in archive:
       if member.isfile() and wanted(member.name):
         content = archive.extractfile(member)
@@ -137,17 +148,14 @@ def _tar_members(
         raise tarfile.ReadError('it goes on behind its end')
 
 
-def _zip_members(
-    path: str, wanted: Callable[[str], bool]
-) -> Iterator[tuple[str, BinaryIO]]:
+def _zip_members(path: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
   with zipfile.ZipFile(path) as archive:
     for member in archive.infolist():
       link = stat.S_ISLNK(member.external_attr >> 16)
       if member.is_dir() or link or not wanted(member.filename):
         continue
       if member.flag_bits & 1:
-        raise ValueError(
-            f'{path}: {member.filename!r} is encrypted; unpack it by hand.')
+        raise ValueError(f'{path}: {member.filename!r} is encrypted; unpack it by hand.')
       with archive.open(member) as content:
         yield member.filename, content
 
@@ -155,24 +163,23 @@ def _zip_members(
 def _inside(folder: str, name: str, archive: str) -> str:
   """The path of an archive's file in the folder."""
   parts = pathlib.PurePosixPath(name.replace('\\', '/')).parts
-  if not parts or '..' in parts or parts[0] == '/' or ':' in parts[0] or (
-      '\0' in name):
+  if not parts or '..' in parts or parts[0] == '/' or ':' in parts[0] or ('\0' in name):
     raise ValueError(
-        f'{archive}: holds the file {name!r}, which would lie outside of the '
-        'folder; do not trust this archive.')
+      f'{archive}: holds the file {name!r}, which would lie outside of the '
+      'folder; do not trust this archive.'
+    )
   return os.path.join(os.path.abspath(folder), *parts)
 
 
-def _copy(
-    content: BinaryIO, path: str, left: int, archive: str, max_bytes: int
-) -> int:
+def _copy(content: BinaryIO, path: str, left: int, archive: str, max_bytes: int) -> int:
   size = 0
   with open(path, 'xb') as file:
     while chunk := content.read(_CHUNK):
       size += len(chunk)
       if size > left:
         raise ValueError(
-            f'{archive}: its files have more than {max_bytes:,} bytes; unpack '
-            'it by hand if that is right.')
+          f'{archive}: its files have more than {max_bytes:,} bytes; unpack '
+          'it by hand if that is right.'
+        )
       file.write(chunk)
   return size

@@ -1,4 +1,5 @@
 """The benchmarks: which files each is published in, and what they become."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -63,9 +64,7 @@ class Benchmark:
 
   def expected(self) -> str:
     """What its files are called, for errors."""
-    return ', '.join(
-        f'{part.names[0]} ({part.role})' for part in self.parts
-        if not part.optional)
+    return ', '.join(f'{part.names[0]} ({part.role})' for part in self.parts if not part.optional)
 
   def example(self) -> str:
     """A role to show in errors."""
@@ -73,8 +72,7 @@ class Benchmark:
 
   def by_hand(self) -> str:
     """Where to get its files, for errors."""
-    return (f'Get the files by hand from {self.home}, and pass them with '
-            '--from FILE_OR_FOLDER.')
+    return f'Get the files by hand from {self.home}, and pass them with --from FILE_OR_FOLDER.'
 
 
 def _splits(record_format: str, **names: tuple[str, ...]) -> tuple[Part, ...]:
@@ -85,36 +83,51 @@ def _splits(record_format: str, **names: tuple[str, ...]) -> tuple[Part, ...]:
   """
   others = {'train': _TRAIN, 'valid': _DEV, 'test': _TEST, 'dev': ()}
   return tuple(
-      Part(role, patterns, others[role], record_format, optional=role == 'dev')
-      for role, patterns in names.items())
+    Part(role, patterns, others[role], record_format, optional=role == 'dev')
+    for role, patterns in names.items()
+  )
 
 
 def _indexes(prefix: str) -> tuple[Part, ...]:
   return tuple(
-      Part(f'index_{split}', (f'{prefix}.{split}.idx.json',), optional=True)
-      for split in ('train', 'dev', 'test'))
+    Part(f'index_{split}', (f'{prefix}.{split}.idx.json',), optional=True)
+    for split in ('train', 'dev', 'test')
+  )
 
 
 def _fever(record_format: str) -> Benchmark:
   return Benchmark(
-      record_format, '', (
-          Part('train', ('train.jsonl',), _TRAIN, record_format),
-          Part('dev', ('shared_task_dev.jsonl', 'dev.jsonl'), (), record_format),
-          Part('test', ('shared_task_test.jsonl', 'test.jsonl'), (), record_format,
-               answers=False),
-          Part('paper_dev', ('paper_dev.jsonl', 'paper_dev*.jsonl'), (),
-               record_format, optional=True),
-          Part('paper_test', ('paper_test.jsonl', 'paper_test*.jsonl'), (),
-               record_format, optional=True),
-      ), 'as_published', addresses.FEVER, 'https://fever.ai/dataset/fever.html',
-      ('shots',))
+    record_format,
+    '',
+    (
+      Part('train', ('train.jsonl',), _TRAIN, record_format),
+      Part('dev', ('shared_task_dev.jsonl', 'dev.jsonl'), (), record_format),
+      Part('test', ('shared_task_test.jsonl', 'test.jsonl'), (), record_format, answers=False),
+      Part('paper_dev', ('paper_dev.jsonl', 'paper_dev*.jsonl'), (), record_format, optional=True),
+      Part(
+        'paper_test', ('paper_test.jsonl', 'paper_test*.jsonl'), (), record_format, optional=True
+      ),
+    ),
+    'as_published',
+    addresses.FEVER,
+    'https://fever.ai/dataset/fever.html',
+    ('shots',),
+  )
 
 
 # Our name of a set of KILT to KILT's.
 KILT_SETS = {
-    'fever': 'fever', 'aida': 'aidayago2', 'wned': 'wned', 'cweb': 'cweb',
-    'trex': 'trex', 'zsre': 'structured_zeroshot', 'nq': 'nq',
-    'hotpotqa': 'hotpotqa', 'triviaqa': 'triviaqa', 'eli5': 'eli5', 'wow': 'wow',
+  'fever': 'fever',
+  'aida': 'aidayago2',
+  'wned': 'wned',
+  'cweb': 'cweb',
+  'trex': 'trex',
+  'zsre': 'structured_zeroshot',
+  'nq': 'nq',
+  'hotpotqa': 'hotpotqa',
+  'triviaqa': 'triviaqa',
+  'eli5': 'eli5',
+  'wow': 'wow',
 }
 TRIVIAQA_QUESTIONS = 'triviaqa_questions'
 
@@ -125,135 +138,217 @@ def _kilt(variant: str, sets: Sequence[str]) -> Benchmark:
   for name in sets:
     theirs = KILT_SETS[name]
     for split, spellings in (
-        ('train', ('train', 'train_id')), ('dev', ('dev', 'dev_id')),
-        ('test', ('test_without_answers', 'test', 'test_id_without_answers')),
+      ('train', ('train', 'train_id')),
+      ('dev', ('dev', 'dev_id')),
+      ('test', ('test_without_answers', 'test', 'test_id_without_answers')),
     ):
-      parts.append(Part(
+      parts.append(
+        Part(
           f'{name}/{split}',
-          tuple(f'{theirs}-{spelling}-kilt.jsonl' for spelling in spellings), (),
-          f'kilt_{name}', answers=split != 'test'))
+          tuple(f'{theirs}-{spelling}-kilt.jsonl' for spelling in spellings),
+          (),
+          f'kilt_{name}',
+          answers=split != 'test',
+        )
+      )
     for source in addresses.kilt(theirs):
       sources[source.name] = source
   if 'triviaqa' in sets:
-    parts.append(Part(
+    parts.append(
+      Part(
         TRIVIAQA_QUESTIONS,
-        ('wikipedia-train.json', 'wikipedia-dev.json',
-         'wikipedia-test-without-answers.json'), many=True, optional=True))
+        ('wikipedia-train.json', 'wikipedia-dev.json', 'wikipedia-test-without-answers.json'),
+        many=True,
+        optional=True,
+      )
+    )
   return Benchmark(
-      'kilt', variant, tuple(parts), 'kilt', tuple(sources.values()),
-      'https://github.com/facebookresearch/KILT', ('shots',))
+    'kilt',
+    variant,
+    tuple(parts),
+    'kilt',
+    tuple(sources.values()),
+    'https://github.com/facebookresearch/KILT',
+    ('shots',),
+  )
 
 
 def _mmlu(variant: str) -> Benchmark:
   # `auxiliary_train` has a file mc_test.csv: it comes first.
   parts = (
-      Part('auxiliary', ('auxiliary_train/*.csv',), (), 'mmlu', many=True,
-           optional=True),
-      Part('dev', ('*_dev.csv',), (), 'mmlu', many=True, optional=True),
-      Part('valid', ('*_val.csv', '*_valid.csv'), (), 'mmlu', many=True),
-      Part('test', ('*_test.csv',), (), 'mmlu', many=True),
+    Part('auxiliary', ('auxiliary_train/*.csv',), (), 'mmlu', many=True, optional=True),
+    Part('dev', ('*_dev.csv',), (), 'mmlu', many=True, optional=True),
+    Part('valid', ('*_val.csv', '*_valid.csv'), (), 'mmlu', many=True),
+    Part('test', ('*_test.csv',), (), 'mmlu', many=True),
   )
   return Benchmark(
-      'mmlu', variant, parts, f'mmlu_{variant}', addresses.MMLU,
-      'https://github.com/hendrycks/test',
-      ('auxiliary_valid',) if variant == 'transfer' else ())
+    'mmlu',
+    variant,
+    parts,
+    f'mmlu_{variant}',
+    addresses.MMLU,
+    'https://github.com/hendrycks/test',
+    ('auxiliary_valid',) if variant == 'transfer' else (),
+  )
 
 
 _ALL = (
+  Benchmark(
+    'nq_open',
+    '',
+    _indexes('nq')
+    + _splits(
+      'nq_open',
+      train=('nq-open.train.jsonl',),
+      # The hidden test set was never published: dev takes its place.
+      test=('nq-open.dev.jsonl',),
+      # FiD's and DPR's names.
+      dev=('dev.jsonl', 'dev.json', 'nq-dev.qa.*'),
+    ),
+    'indexed',
+    addresses.NQ_OPEN,
+    'https://github.com/google-research-datasets/natural-questions',
+    ('shots', 'dev_fraction'),
+  ),
+  Benchmark(
+    'triviaqa',
+    'unfiltered',
+    _indexes('tqa')
+    + (
+      Part(
+        'hidden_test',
+        ('unfiltered-web-test-without-answers.json',),
+        (),
+        'triviaqa',
+        answers=False,
+        optional=True,
+      ),
+    )
+    + _splits(
+      'triviaqa',
+      train=('unfiltered-web-train.json',),
+      test=('unfiltered-web-dev.json',),
+      dev=('dev.jsonl', 'dev.json', 'trivia-dev.qa.*'),
+    ),
+    'indexed',
+    addresses.TRIVIAQA_UNFILTERED,
+    'https://nlp.cs.washington.edu/triviaqa/',
+    ('shots', 'dev_fraction'),
+  ),
+  Benchmark(
+    'triviaqa',
+    'filtered',
+    (
+      Part('train', ('web-train.json',), _TRAIN, 'triviaqa'),
+      Part('dev', ('web-dev.json',), (), 'triviaqa'),
+      Part('test', ('web-test-without-answers.json',), (), 'triviaqa', answers=False),
+    ),
+    'as_published',
+    addresses.TRIVIAQA_FILTERED,
+    'https://nlp.cs.washington.edu/triviaqa/',
+    ('shots',),
+  ),
+  Benchmark(
+    'web_questions',
+    '',
+    (
+      Part(
+        'train', ('webquestions.examples.train.json', 'trainmodel.json'), _TRAIN, 'web_questions'
+      ),
+      Part('dev', ('devtest.json', 'val.json'), _DEV, 'web_questions', many=True, optional=True),
+      Part('test', ('webquestions.examples.test.json', 'test.json'), _TEST, 'web_questions'),
+    ),
+    'indexed',
+    addresses.WEB_QUESTIONS,
+    'https://nlp.stanford.edu/software/sempre/ or '
+    'https://github.com/brmson/dataset-factoid-webquestions',
+    ('shots', 'dev_fraction'),
+  ),
+  Benchmark(
+    'curated_trec',
+    '',
+    _splits(
+      'curated_trec',
+      train=('large2180-train.tsv', 'curatedtrec-train.*', 'curated-train.tsv'),
+      test=('large2180-test.tsv', 'curatedtrec-test.*', 'curated-test.tsv'),
+      dev=('curatedtrec-dev.*',),
+    ),
+    'indexed',
+    addresses.CURATED_TREC,
+    'https://github.com/brmson/dataset-factoid-curated',
+    ('shots', 'dev_fraction'),
+  ),
+  _fever('fever'),
+  _fever('fever_2way'),
+  Benchmark(
+    'fever_symmetric',
+    '',
+    tuple(
+      Part(role, (f'fever_symmetric_{name}.jsonl',), (), 'fever_symmetric')
+      for role, name in (
+        ('v0.1_full', 'full'),
+        ('v0.1_generated', 'generated'),
+        ('dev', 'dev'),
+        ('test', 'test'),
+      )
+    ),
+    'as_published',
+    addresses.FEVER_SYMMETRIC,
+    'https://github.com/TalSchuster/FeverSymmetric',
+  ),
+  _kilt('all', tuple(KILT_SETS)),
+  *(_kilt(name, (name,)) for name in KILT_SETS),
+  *(_mmlu(variant) for variant in ('zero_shot', 'five_shot', 'multitask', 'transfer')),
+  Benchmark(
+    'ms_marco',
+    '',
+    (
+      Part('train', ('train_v2.1.json',), _TRAIN, 'ms_marco'),
+      Part('dev', ('dev_v2.1.json',), _DEV, 'ms_marco'),
+      Part('test', ('eval_v2.1_public.json',), (), 'ms_marco', answers=False),
+    ),
+    'as_published',
+    addresses.MS_MARCO,
+    'https://microsoft.github.io/msmarco/ (under its terms of use)',
+    ('shots',),
+  ),
+  Benchmark(
+    'jeopardy',
+    '',
+    (Part('all', ('jeopardy_questions1.json',), ('*jeopardy*.json*',), 'jeopardy', optional=True),)
+    + _splits('jeopardy', train=('train.jsonl',), dev=('dev.jsonl',), test=('test.jsonl',)),
+    'jeopardy',
+    (),
+    'https://www.reddit.com/r/datasets/comments/1uyd0t/'
+    '200000_jeopardy_questions_in_a_json_file/ (JEOPARDY_QUESTIONS1.json; it '
+    'has no fixed address)',
+    ('shots', 'dev_fraction', 'test_fraction'),
+  ),
+  Benchmark(
+    'templama',
+    '',
+    _splits(
+      'templama', train=('train.json',), valid=('val.json', 'valid.json'), test=('test.json',)
+    ),
+    'templama',
+    addresses.TEMPLAMA,
+    'https://github.com/google-research/language/tree/master/language/templama',
+    ('years',),
+  ),
+  *(
     Benchmark(
-        'nq_open', '', _indexes('nq') + _splits(
-            'nq_open', train=('nq-open.train.jsonl',),
-            # The hidden test set was never published: dev takes its place.
-            test=('nq-open.dev.jsonl',),
-            # FiD's and DPR's names.
-            dev=('dev.jsonl', 'dev.json', 'nq-dev.qa.*')),
-        'indexed', addresses.NQ_OPEN,
-        'https://github.com/google-research-datasets/natural-questions',
-        ('shots', 'dev_fraction')),
-    Benchmark(
-        'triviaqa', 'unfiltered', _indexes('tqa') + (
-            Part('hidden_test', ('unfiltered-web-test-without-answers.json',), (),
-                 'triviaqa', answers=False, optional=True),
-        ) + _splits(
-            'triviaqa', train=('unfiltered-web-train.json',),
-            test=('unfiltered-web-dev.json',),
-            dev=('dev.jsonl', 'dev.json', 'trivia-dev.qa.*')),
-        'indexed', addresses.TRIVIAQA_UNFILTERED,
-        'https://nlp.cs.washington.edu/triviaqa/', ('shots', 'dev_fraction')),
-    Benchmark(
-        'triviaqa', 'filtered', (
-            Part('train', ('web-train.json',), _TRAIN, 'triviaqa'),
-            Part('dev', ('web-dev.json',), (), 'triviaqa'),
-            Part('test', ('web-test-without-answers.json',), (), 'triviaqa',
-                 answers=False),
-        ), 'as_published', addresses.TRIVIAQA_FILTERED,
-        'https://nlp.cs.washington.edu/triviaqa/', ('shots',)),
-    Benchmark(
-        'web_questions', '', (
-            Part('train', ('webquestions.examples.train.json', 'trainmodel.json'),
-                 _TRAIN, 'web_questions'),
-            Part('dev', ('devtest.json', 'val.json'), _DEV, 'web_questions',
-                 many=True, optional=True),
-            Part('test', ('webquestions.examples.test.json', 'test.json'), _TEST,
-                 'web_questions'),
-        ), 'indexed', addresses.WEB_QUESTIONS,
-        'https://nlp.stanford.edu/software/sempre/ or '
-        'https://github.com/brmson/dataset-factoid-webquestions',
-        ('shots', 'dev_fraction')),
-    Benchmark(
-        'curated_trec', '', _splits(
-            'curated_trec',
-            train=('large2180-train.tsv', 'curatedtrec-train.*', 'curated-train.tsv'),
-            test=('large2180-test.tsv', 'curatedtrec-test.*', 'curated-test.tsv'),
-            dev=('curatedtrec-dev.*',)),
-        'indexed', addresses.CURATED_TREC,
-        'https://github.com/brmson/dataset-factoid-curated',
-        ('shots', 'dev_fraction')),
-    _fever('fever'),
-    _fever('fever_2way'),
-    Benchmark(
-        'fever_symmetric', '', tuple(
-            Part(role, (f'fever_symmetric_{name}.jsonl',), (), 'fever_symmetric')
-            for role, name in (
-                ('v0.1_full', 'full'), ('v0.1_generated', 'generated'),
-                ('dev', 'dev'), ('test', 'test'))),
-        'as_published', addresses.FEVER_SYMMETRIC,
-        'https://github.com/TalSchuster/FeverSymmetric'),
-    _kilt('all', tuple(KILT_SETS)),
-    *(_kilt(name, (name,)) for name in KILT_SETS),
-    *(_mmlu(variant)
-      for variant in ('zero_shot', 'five_shot', 'multitask', 'transfer')),
-    Benchmark(
-        'ms_marco', '', (
-            Part('train', ('train_v2.1.json',), _TRAIN, 'ms_marco'),
-            Part('dev', ('dev_v2.1.json',), _DEV, 'ms_marco'),
-            Part('test', ('eval_v2.1_public.json',), (), 'ms_marco', answers=False),
-        ), 'as_published', addresses.MS_MARCO,
-        'https://microsoft.github.io/msmarco/ (under its terms of use)',
-        ('shots',)),
-    Benchmark(
-        'jeopardy', '',
-        (Part('all', ('jeopardy_questions1.json',), ('*jeopardy*.json*',), 'jeopardy',
-              optional=True),) + _splits('jeopardy', train=('train.jsonl',), dev=('dev.jsonl',),
-                     test=('test.jsonl',)),
-        'jeopardy', (),
-        'https://www.reddit.com/r/datasets/comments/1uyd0t/'
-        '200000_jeopardy_questions_in_a_json_file/ (JEOPARDY_QUESTIONS1.json; it '
-        'has no fixed address)', ('shots', 'dev_fraction', 'test_fraction')),
-    Benchmark(
-        'templama', '', _splits(
-            'templama', train=('train.json',), valid=('val.json', 'valid.json'),
-            test=('test.json',)),
-        'templama', addresses.TEMPLAMA,
-        'https://github.com/google-research/language/tree/master/language/templama',
-        ('years',)),
-    *(Benchmark(
-        'wikitext', variant, tuple(
-            Part(split, (f'wiki.{split}.tokens', f'wiki.{split}.raw', f'{split}.txt'))
-            for split in ('train', 'valid', 'test')),
-        'wikitext', sources, 'https://wikitext.smerity.com/')
-      for variant, sources in (
-          ('2', addresses.WIKITEXT_2), ('103', addresses.WIKITEXT_103))),
+      'wikitext',
+      variant,
+      tuple(
+        Part(split, (f'wiki.{split}.tokens', f'wiki.{split}.raw', f'{split}.txt'))
+        for split in ('train', 'valid', 'test')
+      ),
+      'wikitext',
+      sources,
+      'https://wikitext.smerity.com/',
+    )
+    for variant, sources in (('2', addresses.WIKITEXT_2), ('103', addresses.WIKITEXT_103))
+  ),
 )
 
 # Name to variant to benchmark; the first variant is the default.
@@ -273,14 +368,13 @@ def find(name: str, variant: str | None = None) -> Benchmark:
     ValueError: there is no such benchmark, or no such variant of it.
   """
   if name not in BENCHMARKS:
-    raise ValueError(
-        f'there is no benchmark {name!r}; there are {", ".join(BENCHMARKS)}')
+    raise ValueError(f'there is no benchmark {name!r}; there are {", ".join(BENCHMARKS)}')
   variants = BENCHMARKS[name]
   if variant is None:
     return next(iter(variants.values()))
   if variant not in variants:
     named = ', '.join(filter(None, variants))
     raise ValueError(
-        f'{name} has no variant {variant!r}; '
-        + (f'it has {named}' if named else 'leave it out'))
+      f'{name} has no variant {variant!r}; ' + (f'it has {named}' if named else 'leave it out')
+    )
   return variants[variant]

@@ -5,6 +5,7 @@ right. A cut connection goes on where it stopped, now or in another process, if
 the server says that the file is still the same one. What was fetched is noted
 in `checksums.json` beside it and compared with that ever after.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -53,14 +54,14 @@ class _Refused(Exception):
 
 
 def fetch(
-    addresses: str | Sequence[str],
-    path: str,
-    *,
-    sha256: str | None = None,
-    size: int | None = None,
-    by_hand: str = '',
-    patience: Patience = Patience(),
-    progress: bool = True,
+  addresses: str | Sequence[str],
+  path: str,
+  *,
+  sha256: str | None = None,
+  size: int | None = None,
+  by_hand: str = '',
+  patience: Patience = Patience(),
+  progress: bool = True,
 ) -> Download:
   """Makes sure that a file is there and is what it should be.
 
@@ -104,8 +105,7 @@ def fetch(
     kind: type[OSError] = FileNotFoundError
     for address in addresses:
       try:
-        return _fetch(
-            address, path, sha256, size, patience, origin, progress)
+        return _fetch(address, path, sha256, size, patience, origin, progress)
       except _Refused as e:
         refusals.append(f'{address} {e}')
       except ConnectionError as e:
@@ -114,20 +114,19 @@ def fetch(
         refusals.append(str(e))
         kind = ConnectionError
       logging.warning('%s', refusals[-1])
-  raise kind(
-      f'{name} cannot be fetched: {"; ".join(refusals)}. {by_hand}'.rstrip())
+  raise kind(f'{name} cannot be fetched: {"; ".join(refusals)}. {by_hand}'.rstrip())
 
 
 def _existing(
-    path: str, sha256: str | None, origin: str, known: dict[str, Any],
-    progress: bool,
+  path: str, sha256: str | None, origin: str, known: dict[str, Any], progress: bool
 ) -> Download:
   found = fetched.file_sha256(path, show=progress)
   if sha256 is not None and found != sha256:
     raise ValueError(
-        f'{path} has the SHA-256 {found}, expected {sha256} by {origin}; remove '
-        'it to fetch it again, or give --sha256 '
-        f'{os.path.basename(path)}={found} if you trust it.')
+      f'{path} has the SHA-256 {found}, expected {sha256} by {origin}; remove '
+      'it to fetch it again, or give --sha256 '
+      f'{os.path.basename(path)}={found} if you trust it.'
+    )
   file = Download(path, found, os.path.getsize(path), known.get('address', ''))
   if known.get('sha256') != found:
     fetched.note(file)
@@ -135,8 +134,13 @@ def _existing(
 
 
 def _fetch(
-    address: str, path: str, sha256: str | None, size: int | None,
-    patience: Patience, origin: str, progress: bool,
+  address: str,
+  path: str,
+  sha256: str | None,
+  size: int | None,
+  patience: Patience,
+  origin: str,
+  progress: bool,
 ) -> Download:
   """One address, as often as it takes."""
   partial = path + PARTIAL
@@ -145,17 +149,21 @@ def _fetch(
     before = _length(partial)
     try:
       resumed_at = _connect(
-          address, partial, size, patience.timeout_s, sha256 is not None,
-          progress)
+        address, partial, size, patience.timeout_s, sha256 is not None, progress
+      )
     except _Passing as e:
       failures = 0 if _length(partial) > before else failures
       failures += 1
       if failures >= patience.attempts:
         kept = _length(partial)
         raise ConnectionError(
-            f'{address} {e}, {failures} times in a row' + (
-                f'. {kept:,} bytes are in {partial}; the same command goes on '
-                'from there.' if kept else '')) from e
+          f'{address} {e}, {failures} times in a row'
+          + (
+            f'. {kept:,} bytes are in {partial}; the same command goes on from there.'
+            if kept
+            else ''
+          )
+        ) from e
       wait = patience.back_off_s * 2 ** (failures - 1)
       wait = min(max(wait, e.wait_s), _MAX_WAIT_S)
       logging.warning('%s %s; trying again in %.0f s', address, e, wait)
@@ -167,17 +175,16 @@ def _fetch(
     _forget(partial)
     if not resumed_at:
       raise ValueError(
-          f'{address} has the SHA-256 {found}, expected {sha256} by {origin}: '
-          'the publisher has changed the file, or it is another one. If you '
-          f'trust it, give --sha256 {os.path.basename(path)}={found}.')
+        f'{address} has the SHA-256 {found}, expected {sha256} by {origin}: '
+        'the publisher has changed the file, or it is another one. If you '
+        f'trust it, give --sha256 {os.path.basename(path)}={found}.'
+      )
     logging.warning(
-        '%s: the parts of several connections do not make the file; fetching it '
-        'anew', address)
+      '%s: the parts of several connections do not make the file; fetching it anew', address
+    )
   with open(partial, 'rb') as file:
     os.fsync(file.fileno())
-  result = Download(
-      path, found, _length(partial), address, fetched=True,
-      resumed_at=resumed_at)
+  result = Download(path, found, _length(partial), address, fetched=True, resumed_at=resumed_at)
   fetched.note(result)
   os.replace(partial, path)
   _forget(partial)
@@ -193,8 +200,7 @@ class _Passing(Exception):
 
 
 def _connect(
-    address: str, partial: str, size: int | None, timeout_s: float,
-    checked: bool, progress: bool,
+  address: str, partial: str, size: int | None, timeout_s: float, checked: bool, progress: bool
 ) -> int:
   """Fetches what is missing.
 
@@ -218,7 +224,8 @@ def _connect(
     start = 0
   try:
     response = urllib.request.urlopen(
-        urllib.request.Request(address, headers=headers), timeout=timeout_s)
+      urllib.request.Request(address, headers=headers), timeout=timeout_s
+    )
   except urllib.error.HTTPError as e:
     with e:
       if e.code == 416 and start:
@@ -228,8 +235,7 @@ def _connect(
         _forget(partial)
         raise _Passing('has another file now') from e
       if e.code in _PASSING:
-        raise _Passing(
-            f'answers {e.code} {e.reason}', _retry_after(e.headers)) from e
+        raise _Passing(f'answers {e.code} {e.reason}', _retry_after(e.headers)) from e
       raise _Refused(f'answers {e.code} {e.reason}') from e
   except urllib.error.URLError as e:
     raise _Passing(f'cannot be reached ({e.reason})') from e
@@ -261,20 +267,24 @@ def _connect(
 
 
 def _copy(
-    response: http.client.HTTPResponse, file: BinaryIO, start: int, total: int,
-    progress: bool,
+  response: http.client.HTTPResponse, file: BinaryIO, start: int, total: int, progress: bool
 ) -> None:
   name = os.path.basename(file.name).removesuffix(PARTIAL)
   received = start
   with progress_lib.bar(
-      desc=name, unit='B', unit_scale=True, initial=start,
-      total=total if total >= 0 else None, show=progress) as bar:
+    desc=name,
+    unit='B',
+    unit_scale=True,
+    initial=start,
+    total=total if total >= 0 else None,
+    show=progress,
+  ) as bar:
     while True:
       try:
         chunk = response.read(_CHUNK)
       except (OSError, http.client.HTTPException) as e:
         raise _Passing(
-            f'broke the connection at {received:,} bytes ({e or type(e).__name__})'
+          f'broke the connection at {received:,} bytes ({e or type(e).__name__})'
         ) from e
       if not chunk:
         break
@@ -303,12 +313,12 @@ def _total(response: http.client.HTTPResponse, start: int) -> int | None:
 def _check_kind(response: http.client.HTTPResponse, address: str) -> None:
   """A moved file's address often answers with a page that says so."""
   kind = response.headers.get_content_type()
-  if kind in ('text/html', 'application/xhtml+xml') and not address.endswith(
-      ('.html', '.htm')):
+  if kind in ('text/html', 'application/xhtml+xml') and not address.endswith(('.html', '.htm')):
     raise _Refused(
-        'answers with a web page' + (
-            '' if response.geturl() == address else f', {response.geturl()},')
-        + ' in place of the file')
+      'answers with a web page'
+      + ('' if response.geturl() == address else f', {response.geturl()},')
+      + ' in place of the file'
+    )
 
 
 def _retry_after(headers: http.client.HTTPMessage) -> float:
@@ -320,15 +330,14 @@ def _length(path: str) -> int:
   return os.path.getsize(path) if os.path.exists(path) else 0
 
 
-def _write_state(
-    partial: str, address: str, response: http.client.HTTPResponse) -> None:
+def _write_state(partial: str, address: str, response: http.client.HTTPResponse) -> None:
   """Notes what the partial file is a part of."""
   tag = response.headers.get('ETag') or ''
   # A weak tag is of equal meaning, not of equal bytes.
   validator = tag if tag.startswith('"') else response.headers.get('Last-Modified')
   atomic_files.write(
-      f'{partial}.json',
-      json.dumps({'address': address, 'validator': validator}).encode())
+    f'{partial}.json', json.dumps({'address': address, 'validator': validator}).encode()
+  )
 
 
 def _state(partial: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 """What is known of fetched files: `checksums.json` beside them."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -45,8 +46,7 @@ def checked_sha256(text: str, name: str) -> str:
     ValueError: it is none.
   """
   if not _SHA256.fullmatch(text.lower()):
-    raise ValueError(
-        f'{name}: {text!r:.80} is no SHA-256 (64 hexadecimal digits)')
+    raise ValueError(f'{name}: {text!r:.80} is no SHA-256 (64 hexadecimal digits)')
   return text.lower()
 
 
@@ -67,8 +67,8 @@ def read_checksums(folder: str) -> dict[str, dict[str, Any]]:
   except (ValueError, TypeError, KeyError, AttributeError):
     pass
   raise ValueError(
-      f'{path} is no list of checksums; remove it, and what was fetched will be '
-      'taken as it is.')
+    f'{path} is no list of checksums; remove it, and what was fetched will be taken as it is.'
+  )
 
 
 def note(file: Download) -> None:
@@ -79,11 +79,10 @@ def note(file: Download) -> None:
     # Two processes may fetch two files; the list is of both.
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     known = read_checksums(folder)
-    known[name] = {
-        'sha256': file.sha256, 'size': file.size, 'address': file.address}
+    known[name] = {'sha256': file.sha256, 'size': file.size, 'address': file.address}
     atomic_files.write(
-        os.path.join(folder, CHECKSUMS),
-        (json.dumps(known, indent=2, sort_keys=True) + '\n').encode())
+      os.path.join(folder, CHECKSUMS), (json.dumps(known, indent=2, sort_keys=True) + '\n').encode()
+    )
   finally:
     os.close(descriptor)
 
@@ -101,8 +100,7 @@ def only_process(path: str) -> Iterator[None]:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
-      raise BlockingIOError(
-          f'{path} is being fetched by another process; wait for it.') from e
+      raise BlockingIOError(f'{path} is being fetched by another process; wait for it.') from e
     yield
     # Only once the file is there, which whoever waits looks for first.
     os.remove(lock)
@@ -111,9 +109,16 @@ def only_process(path: str) -> Iterator[None]:
 def file_sha256(path: str, *, show: bool = False) -> str:
   """SHA-256 of a file's bytes, hexadecimal; `show` shows a bar."""
   digest = hashlib.sha256()
-  with open(path, 'rb') as file, progress.bar(
-      desc=f'checking {os.path.basename(path)}', unit='B', unit_scale=True,
-      total=os.path.getsize(path), show=show) as bar:
+  with (
+    open(path, 'rb') as file,
+    progress.bar(
+      desc=f'checking {os.path.basename(path)}',
+      unit='B',
+      unit_scale=True,
+      total=os.path.getsize(path),
+      show=show,
+    ) as bar,
+  ):
     while chunk := file.read(1 << 22):
       digest.update(chunk)
       bar.update(len(chunk))

@@ -1,4 +1,5 @@
 """Finds a benchmark's files among what the user names."""
+
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
@@ -36,10 +37,7 @@ class Found:
     return list(dict.fromkeys([*files, *self.archives]))
 
 
-def find(
-    benchmark: Benchmark, sources: Sequence[str],
-    passing: Collection[str] = (),
-) -> Found:
+def find(benchmark: Benchmark, sources: Sequence[str], passing: Collection[str] = ()) -> Found:
   """Sorts files by their role.
 
   Args:
@@ -63,23 +61,27 @@ def find(
     if equals and role in roles:
       named.setdefault(role, []).extend(_files(path, passing))
       continue
-    if equals and not os.path.exists(os.path.expanduser(source)) and (
-        role.replace('/', '_').replace('.', '_').isidentifier()):
+    if (
+      equals
+      and not os.path.exists(os.path.expanduser(source))
+      and (role.replace('/', '_').replace('.', '_').isidentifier())
+    ):
       raise ValueError(
-          f'--from {source}: {benchmark.title} has no part {role!r}; it has '
-          f'{", ".join(roles)}. For a path with such a name write ./ in front.')
+        f'--from {source}: {benchmark.title} has no part {role!r}; it has '
+        f'{", ".join(roles)}. For a path with such a name write ./ in front.'
+      )
     folder = os.path.expanduser(source)
     if os.path.isdir(folder):
       inside = list(_walk(folder, passing))
       own = [s.name for s in benchmark.sources]
       kept = [p for p in inside if os.path.basename(p) in own and archives.is_archive(p)]
-      files = [p for p in inside if not archives.is_archive(p)
-               and _part(benchmark, p) is not None]
+      files = [p for p in inside if not archives.is_archive(p) and _part(benchmark, p) is not None]
       if not kept and not files:
         raise FileNotFoundError(
-            f'{source}: no file of {benchmark.title} is in this folder; expected '
-            f'{benchmark.expected()}. Other names are passed as '
-            f'--from {benchmark.example()}=FILE.')
+          f'{source}: no file of {benchmark.title} is in this folder; expected '
+          f'{benchmark.expected()}. Other names are passed as '
+          f'--from {benchmark.example()}=FILE.'
+        )
       held += kept
       loose += files
       continue
@@ -88,15 +90,18 @@ def find(
         held.append(path)
       elif _part(benchmark, path) is None:
         raise ValueError(
-            f'{path}: its name does not say which part of {benchmark.title} it '
-            f'is; write --from {benchmark.example()}={path} (parts: '
-            f'{", ".join(roles)})')
+          f'{path}: its name does not say which part of {benchmark.title} it '
+          f'is; write --from {benchmark.example()}={path} (parts: '
+          f'{", ".join(roles)})'
+        )
       else:
         loose.append(path)
   files = sort(benchmark, loose, named)
   guessed = [
-      role for role, paths in files.items()
-      if role not in named and any(_exact(benchmark, p) is None for p in paths)]
+    role
+    for role, paths in files.items()
+    if role not in named and any(_exact(benchmark, p) is None for p in paths)
+  ]
   return Found(files, list(dict.fromkeys(held)), frozenset(named), frozenset(guessed))
 
 
@@ -109,8 +114,7 @@ def has(benchmark: Benchmark, found: Found, name: str) -> bool:
 
 
 def unpack(
-    benchmark: Benchmark, found: Found, folder: str, *,
-    progress: bool = True,
+  benchmark: Benchmark, found: Found, folder: str, *, progress: bool = True
 ) -> dict[str, list[str]]:
   """Files by role, those in archives included.
 
@@ -129,12 +133,15 @@ def unpack(
   loose: list[str] = []
   for number, archive in enumerate(found.archives):
     files = archives.extract(
-        archive, os.path.join(folder, str(number)),
-        lambda name: _exact(benchmark, name) is not None, progress=progress)
+      archive,
+      os.path.join(folder, str(number)),
+      lambda name: _exact(benchmark, name) is not None,
+      progress=progress,
+    )
     if not files:
       raise ValueError(
-          f'{archive}: holds no file of {benchmark.title}; expected '
-          f'{benchmark.expected()}')
+        f'{archive}: holds no file of {benchmark.title}; expected {benchmark.expected()}'
+      )
     loose += files
   result = dict(found.files)
   parts = {part.role: part for part in benchmark.parts}
@@ -144,16 +151,17 @@ def unpack(
   for role, paths in result.items():
     # The readers know gzip, not bzip2.
     result[role] = [
-        archives.decompress(path, os.path.join(folder, f'{role}-{i}'))
-        if path.lower().endswith('.bz2') else path
-        for i, path in enumerate(paths)]
+      archives.decompress(path, os.path.join(folder, f'{role}-{i}'))
+      if path.lower().endswith('.bz2')
+      else path
+      for i, path in enumerate(paths)
+    ]
   order = [part.role for part in benchmark.parts]
   return dict(sorted(result.items(), key=lambda item: order.index(item[0])))
 
 
 def sort(
-    benchmark: Benchmark, paths: Sequence[str],
-    named: dict[str, list[str]],
+  benchmark: Benchmark, paths: Sequence[str], named: dict[str, list[str]]
 ) -> dict[str, list[str]]:
   """Gives each file its role.
 
@@ -190,33 +198,32 @@ def sort(
         raise _ambiguous(part, [path for _, path in candidates])
     # By name, so that nothing hangs on how a disk lists its files.
     result[part.role] = sorted(
-        (path for _, path in candidates),
-        key=lambda path: (os.path.basename(path), path))
+      (path for _, path in candidates), key=lambda path: (os.path.basename(path), path)
+    )
   return result
 
 
-def _merged(
-    part: Part, loose: list[str], unpacked: list[str]) -> list[str]:
+def _merged(part: Part, loose: list[str], unpacked: list[str]) -> list[str]:
   """Files of a part, of which some lie in archives."""
   there = {_plain(path)[-1] for path in loose}
   more = [path for path in unpacked if _plain(path)[-1] not in there]
   if loose and more and not part.many:
     raise ValueError(
-        f'{loose[0]} and {os.path.basename(more[0])} of an archive are both '
-        f'{part.role!r} by their names; say which one is: --from '
-        f'{part.role}=FILE')
+      f'{loose[0]} and {os.path.basename(more[0])} of an archive are both '
+      f'{part.role!r} by their names; say which one is: --from '
+      f'{part.role}=FILE'
+    )
   return sorted(loose + more, key=lambda path: (os.path.basename(path), path))
 
 
 def _ambiguous(part: Part, paths: Sequence[str]) -> ValueError:
   return ValueError(
-      f'{" and ".join(paths[:3])} are both {part.role!r} by their names; say '
-      f'which one is: --from {part.role}=FILE')
+    f'{" and ".join(paths[:3])} are both {part.role!r} by their names; say '
+    f'which one is: --from {part.role}=FILE'
+  )
 
 
-def _part(
-    benchmark: Benchmark, path: str
-) -> tuple[Part, int] | None:
+def _part(benchmark: Benchmark, path: str) -> tuple[Part, int] | None:
   """The part that a file is by name, and how far down its patterns."""
   match = _exact(benchmark, path)
   if match is not None:
@@ -231,15 +238,13 @@ def _part(
   return None
 
 
-def _exact(
-    benchmark: Benchmark, path: str
-) -> tuple[Part, int] | None:
+def _exact(benchmark: Benchmark, path: str) -> tuple[Part, int] | None:
   parts = _plain(path)
   if parts[-1].startswith('.'):
     return None  # macOS leaves such companions in archives.
   for part in benchmark.parts:
     for rank, pattern in enumerate(part.names):
-      tail = '/'.join(parts[-1 - pattern.count('/'):])
+      tail = '/'.join(parts[-1 - pattern.count('/') :])
       if fnmatch.fnmatchcase(tail, pattern):
         return part, rank
   return None
@@ -269,13 +274,12 @@ def _walk(folder: str, passing: Collection[str]) -> Iterator[str]:
   passed = {os.path.realpath(path) for path in passing}
 
   def is_passed(path: str) -> bool:
-    return (os.path.realpath(path) in passed
-            or writing.read_manifest(path) is not None)
+    return os.path.realpath(path) in passed or writing.read_manifest(path) is not None
 
   for root, folders, names in os.walk(folder):
     folders[:] = sorted(
-        name for name in folders
-        if not _hidden(name) and not is_passed(os.path.join(root, name)))
+      name for name in folders if not _hidden(name) and not is_passed(os.path.join(root, name))
+    )
     for name in sorted(names):
       if not _hidden(name) and not name.endswith(download.PARTIAL):
         yield os.path.join(root, name)

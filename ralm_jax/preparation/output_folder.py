@@ -3,6 +3,7 @@
 Whatever lies beside the output under a name that a user might give is the
 user's. Folders of our own have the names that `_private` makes.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -70,8 +71,9 @@ def recover(output: str) -> None:
   if not os.path.isdir(folder):
     return
   ours = re.compile(
-      rf'\.{re.escape(name)}\.(?P<what>made|replaced)'
-      r'-(?P<process>\d+-[0-9a-f]{8})(\.unfinished-.*)?')
+    rf'\.{re.escape(name)}\.(?P<what>made|replaced)'
+    r'-(?P<process>\d+-[0-9a-f]{8})(\.unfinished-.*)?'
+  )
   left = [match for entry in os.listdir(folder) if (match := ours.fullmatch(entry))]
   if not left:
     return
@@ -110,8 +112,9 @@ def _check_ours(output: str) -> None:
       path = os.path.join(folder, name)
       if os.path.relpath(path, output) not in known:
         raise FileExistsError(
-            f'{path} is in the output that would be replaced, but not of it; '
-            'move it away, or give another folder.')
+          f'{path} is in the output that would be replaced, but not of it; '
+          'move it away, or give another folder.'
+        )
 
 
 @contextlib.contextmanager

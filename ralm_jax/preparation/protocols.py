@@ -1,4 +1,5 @@
 """What becomes of a benchmark's files: the splits of the papers."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -58,9 +59,13 @@ class Inputs:
   """A benchmark's files, ready to be read."""
 
   def __init__(
-      self, benchmark: Benchmark, files: dict[str, list[str]],
-      reader: Reader, options: Options, skips: bool,
-      guessed: Collection[str] = (),
+    self,
+    benchmark: Benchmark,
+    files: dict[str, list[str]],
+    reader: Reader,
+    options: Options,
+    skips: bool,
+    guessed: Collection[str] = (),
   ):
     self.benchmark = benchmark
     self.files = files
@@ -70,28 +75,25 @@ class Inputs:
     self._reader = reader
     self._parts = {part.role: part for part in benchmark.parts}
 
-  def questions(
-      self, role: str, records: Records | None = None
-  ) -> Iterator[Question]:
+  def questions(self, role: str, records: Records | None = None) -> Iterator[Question]:
     """The questions of a part that there is."""
     part = self._parts[role]
-    return self._reader.questions(
-        role, self.files[role], part.record_format, part.answers, records)
+    return self._reader.questions(role, self.files[role], part.record_format, part.answers, records)
 
   def how(self, role: str, how: str = '') -> str:
     """`Split.how` of a part, with its file where only a guess tells that."""
     names = ', '.join(map(os.path.basename, self.files[role]))
-    return '; '.join(filter(None, (
-        f'from {names}' if role in self._guessed else '', how)))
+    return '; '.join(filter(None, (f'from {names}' if role in self._guessed else '', how)))
 
   def need(self, *roles: str) -> None:
     """Raises ValueError if a part is missing."""
     for role in roles:
       if role not in self.files:
         raise ValueError(
-            f'{self.benchmark.title} needs {self._parts[role].names[0]}, too; '
-            f'pass it with --from, or a file of another name with '
-            f'--from {role}=FILE. It is published at {self.benchmark.home}')
+          f'{self.benchmark.title} needs {self._parts[role].names[0]}, too; '
+          f'pass it with --from, or a file of another name with '
+          f'--from {role}=FILE. It is published at {self.benchmark.home}'
+        )
 
 
 def _as_published(inputs: Inputs) -> Iterator[Split]:
@@ -106,8 +108,11 @@ def _indexed(inputs: Inputs) -> Iterator[Split]:
   Dev is a part of the published training questions: the one that FiD's lists
   name, or, without them, one that a hash of the question decides.
   """
-  lists = {role.removeprefix('index_'): paths[0]
-           for role, paths in inputs.files.items() if role.startswith('index_')}
+  lists = {
+    role.removeprefix('index_'): paths[0]
+    for role, paths in inputs.files.items()
+    if role.startswith('index_')
+  }
   if 'train' in inputs.files:
     yield from _train_and_dev(inputs, lists)
   elif set(lists) & {'train', 'dev'}:
@@ -116,10 +121,16 @@ def _indexed(inputs: Inputs) -> Iterator[Split]:
     yield Split('dev', inputs.questions('dev'), how=inputs.how('dev'))
   if 'test' in inputs.files:
     if 'test' in lists:
-      yield Split('test', splits.at(
-          list(inputs.questions('test')), splits.read_indexes(lists['test']),
-          lists['test'], skipped=inputs.skips),
-          how=inputs.how('test', "FiD's list"))
+      yield Split(
+        'test',
+        splits.at(
+          list(inputs.questions('test')),
+          splits.read_indexes(lists['test']),
+          lists['test'],
+          skipped=inputs.skips,
+        ),
+        how=inputs.how('test', "FiD's list"),
+      )
     else:
       yield Split('test', inputs.questions('test'), how=inputs.how('test'))
   if 'hidden_test' in inputs.files:
@@ -132,20 +143,25 @@ def _train_and_dev(inputs: Inputs, lists: dict[str, str]) -> Iterator[Split]:
     inputs.need('index_train', 'index_dev')
     for name in ('train', 'dev'):
       yield Split(
-          name, splits.at(original, splits.read_indexes(lists[name]), lists[name],
-                          skipped=inputs.skips),
-          original=original, how=inputs.how('train', "FiD's list"))
+        name,
+        splits.at(original, splits.read_indexes(lists[name]), lists[name], skipped=inputs.skips),
+        original=original,
+        how=inputs.how('train', "FiD's list"),
+      )
   elif 'dev' in inputs.files:
     yield Split('train', original, how=inputs.how('train'))
     yield Split('dev', inputs.questions('dev'), how=inputs.how('dev'))
   elif not inputs.options.dev_fraction:
     yield Split('train', original, how=inputs.how('train'))
   else:
-    carved = splits.carve(
-        original, {'dev': inputs.options.dev_fraction}, 'train')
+    carved = splits.carve(original, {'dev': inputs.options.dev_fraction}, 'train')
     for name in ('train', 'dev'):
-      yield Split(name, carved[name], original=original, how=inputs.how(
-          'train', f'by hash, {inputs.options.dev_fraction:g} of train are dev'))
+      yield Split(
+        name,
+        carved[name],
+        original=original,
+        how=inputs.how('train', f'by hash, {inputs.options.dev_fraction:g} of train are dev'),
+      )
 
 
 def _jeopardy(inputs: Inputs) -> Iterator[Split]:
@@ -155,19 +171,27 @@ def _jeopardy(inputs: Inputs) -> Iterator[Split]:
     return
   if len(inputs.files) > 1:
     raise ValueError(
-        'jeopardy is either one file of all clues or files of splits; pass '
-        'one kind with --from')
+      'jeopardy is either one file of all clues or files of splits; pass one kind with --from'
+    )
   options = inputs.options
   original = list(inputs.questions('all'))
   carved = splits.carve(
-      original,
-      {'test': options.test_fraction, 'dev': options.dev_fraction}, 'train',
-      key=lambda question: question.answers[0])
+    original,
+    {'test': options.test_fraction, 'dev': options.dev_fraction},
+    'train',
+    key=lambda question: question.answers[0],
+  )
   for name in ('train', 'dev', 'test'):
     if name in carved:
-      yield Split(name, carved[name], original=original, how=inputs.how(
-          'all', f'by hash of the clue, {options.dev_fraction:g} dev, '
-          f'{options.test_fraction:g} test'))
+      yield Split(
+        name,
+        carved[name],
+        original=original,
+        how=inputs.how(
+          'all',
+          f'by hash of the clue, {options.dev_fraction:g} dev, {options.test_fraction:g} test',
+        ),
+      )
 
 
 def _templama(inputs: Inputs) -> Iterator[Split]:
@@ -176,11 +200,13 @@ def _templama(inputs: Inputs) -> Iterator[Split]:
     if not inputs.options.years:
       yield Split(role, inputs.questions(role), how=inputs.how(role))
       continue
-    by_year = temporal.disjoint_years(
-        inputs.questions(role), inputs.options.years)
+    by_year = temporal.disjoint_years(inputs.questions(role), inputs.options.years)
     for year, questions in by_year.items():
-      yield Split(f'{role}.{year}', questions, how=inputs.how(
-          role, f'answers that changed, {" to ".join(inputs.options.years)}'))
+      yield Split(
+        f'{role}.{year}',
+        questions,
+        how=inputs.how(role, f'answers that changed, {" to ".join(inputs.options.years)}'),
+      )
 
 
 def _kilt(inputs: Inputs) -> Iterator[Split]:
@@ -189,8 +215,7 @@ def _kilt(inputs: Inputs) -> Iterator[Split]:
     inputs.need(inputs.benchmark.example())
   triviaqa: dict[str, str] = {}
   if any(role.startswith('triviaqa/') for role in inputs.files):
-    triviaqa = kilt.triviaqa_questions(
-        inputs.files.get(catalogue.TRIVIAQA_QUESTIONS, []))
+    triviaqa = kilt.triviaqa_questions(inputs.files.get(catalogue.TRIVIAQA_QUESTIONS, []))
   parts = {part.role: part for part in inputs.benchmark.parts}
   for role in inputs.files:
     if role == catalogue.TRIVIAQA_QUESTIONS:
@@ -203,10 +228,9 @@ def _kilt(inputs: Inputs) -> Iterator[Split]:
 
 
 def _triviaqa_records(
-    part: Part, questions: dict[str, str], path: str, on_error: Any
+  part: Part, questions: dict[str, str], path: str, on_error: Any
 ) -> Iterable[Any]:
-  return kilt.records(
-      path, part.record_format, part.answers, on_error, questions=questions)
+  return kilt.records(path, part.record_format, part.answers, on_error, questions=questions)
 
 
 def _mmlu(inputs: Inputs, variant: str) -> Iterator[Split]:
@@ -233,7 +257,8 @@ def _mmlu(inputs: Inputs, variant: str) -> Iterator[Split]:
     else:
       inputs.need('auxiliary')
       train, valid = splits.auxiliary(
-          list(inputs.questions('auxiliary')), inputs.options.auxiliary_valid)
+        list(inputs.questions('auxiliary')), inputs.options.auxiliary_valid
+      )
       how = f'shuffled with seed {splits.AUXILIARY_SEED}'
       yield Split('train', train + dev, how=f'auxiliary {how}, then dev')
       yield Split('auxiliary_valid', valid, how=f'the last auxiliary ones, {how}')
@@ -248,21 +273,25 @@ def _wikitext(inputs: Inputs) -> Iterator[Split]:
   def of(role: str, passage: dict[str, str]) -> dict[str, str]:
     # The published files are all called `wiki.`, and ids begin so.
     return {
-        name: value if name not in ('id', 'document') or value.startswith(f'{role}-')
-        else f'{role}-{value}' for name, value in passage.items()}
+      name: value
+      if name not in ('id', 'document') or value.startswith(f'{role}-')
+      else f'{role}-{value}'
+      for name, value in passage.items()
+    }
 
   for role, paths in inputs.files.items():
-    yield Split(role, passages=map(
-        functools.partial(of, role), wikitext.read_articles(paths[0])))
+    yield Split(role, passages=map(functools.partial(of, role), wikitext.read_articles(paths[0])))
 
 
 PROTOCOLS: dict[str, Callable[[Inputs], Iterator[Split]]] = {
-    'as_published': _as_published,
-    'indexed': _indexed,
-    'jeopardy': _jeopardy,
-    'templama': _templama,
-    'kilt': _kilt,
-    'wikitext': _wikitext,
-    **{f'mmlu_{variant}': functools.partial(_mmlu, variant=variant)
-       for variant in ('zero_shot', 'five_shot', 'multitask', 'transfer')},
+  'as_published': _as_published,
+  'indexed': _indexed,
+  'jeopardy': _jeopardy,
+  'templama': _templama,
+  'kilt': _kilt,
+  'wikitext': _wikitext,
+  **{
+    f'mmlu_{variant}': functools.partial(_mmlu, variant=variant)
+    for variant in ('zero_shot', 'five_shot', 'multitask', 'transfer')
+  },
 }

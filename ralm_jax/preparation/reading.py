@@ -1,4 +1,5 @@
 """Reads published files one question at a time, and counts what it leaves out."""
+
 from __future__ import annotations
 
 import collections
@@ -19,8 +20,7 @@ _REASON_LENGTH = 120
 _EXAMPLES = 5
 
 # (path, on_error) to the records of a file.
-Records = Callable[
-    [str, OnError], Iterable[Record]]
+Records = Callable[[str, OnError], Iterable[Record]]
 
 
 @dataclasses.dataclass
@@ -36,8 +36,7 @@ class Tally:
 
   read: int = 0
   renamed: int = 0
-  skipped: collections.Counter[str] = dataclasses.field(
-      default_factory=collections.Counter)
+  skipped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
   examples: list[str] = dataclasses.field(default_factory=list)
 
   def skip(self, error: ValueError, path: str) -> None:
@@ -54,8 +53,11 @@ class Tally:
   def to_json(self) -> dict[str, Any]:
     """For the manifest."""
     return {
-        'read': self.read, 'renamed_ids': self.renamed,
-        'skipped': dict(self.skipped), 'examples': self.examples}
+      'read': self.read,
+      'renamed_ids': self.renamed,
+      'skipped': dict(self.skipped),
+      'examples': self.examples,
+    }
 
 
 class Reader:
@@ -83,12 +85,12 @@ class Reader:
     self.tallies: dict[str, Tally] = {}
 
   def questions(
-      self,
-      role: str,
-      paths: Sequence[str],
-      record_format: str,
-      require_answers: bool = True,
-      records: Records | None = None,
+    self,
+    role: str,
+    paths: Sequence[str],
+    record_format: str,
+    require_answers: bool = True,
+    records: Records | None = None,
   ) -> Iterator[Question]:
     """Questions of one part.
 
@@ -109,26 +111,33 @@ class Reader:
     tally = self.tallies[role] = Tally()
     ids: set[str] = set()
 
-    def default(
-        path: str, on_error: OnError
-    ) -> Iterable[Record]:
-      return catalogue.read_records(
-          path, record_format, require_answers, on_error=on_error)
+    def default(path: str, on_error: OnError) -> Iterable[Record]:
+      return catalogue.read_records(path, record_format, require_answers, on_error=on_error)
 
     with progress_lib.bar(
-        desc=f'reading {role}', unit=' questions', show=self._progress,
-        total=_lines(paths) if self._progress else None) as bar:
+      desc=f'reading {role}',
+      unit=' questions',
+      show=self._progress,
+      total=_lines(paths) if self._progress else None,
+    ) as bar:
       for path in paths:
+
         def skip(error: ValueError, path: str = path) -> None:
           tally.skip(error, path)
 
         for record in (records or default)(path, skip if self._skips else None):
           try:
             question = Question(
-                line=record.number, path=path, **rows.parse(
-                    record.row, record.where,
-                    f'{os.path.basename(path)}:{record.number}', require_answers,
-                    catalogue.METRICS.get(record_format, '')))
+              line=record.number,
+              path=path,
+              **rows.parse(
+                record.row,
+                record.where,
+                f'{os.path.basename(path)}:{record.number}',
+                require_answers,
+                catalogue.METRICS.get(record_format, ''),
+              ),
+            )
           except ValueError as error:
             if not self._skips:
               raise
@@ -140,13 +149,12 @@ class Reader:
           yield question
     if not tally.read:
       raise ValueError(
-          f'{", ".join(paths)}: no question could be read as {record_format}'
-          + (f'; {tally.examples[0]}' if tally.examples else ''))
+        f'{", ".join(paths)}: no question could be read as {record_format}'
+        + (f'; {tally.examples[0]}' if tally.examples else '')
+      )
 
   @staticmethod
-  def _unique(
-      question: Question, ids: set[str], tally: Tally
-  ) -> Question:
+  def _unique(question: Question, ids: set[str], tally: Tally) -> Question:
     name, number = question.id, 1
     while name in ids:
       number += 1

@@ -1,4 +1,5 @@
 """How questions are divided into train, dev and test."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,10 +15,10 @@ AUXILIARY_SEED = 10
 
 
 def carve(
-    questions: Iterable[Question],
-    fractions: dict[str, float],
-    rest: str,
-    key: Callable[[Question], str] = lambda question: question.question,
+  questions: Iterable[Question],
+  fractions: dict[str, float],
+  rest: str,
+  key: Callable[[Question], str] = lambda question: question.question,
 ) -> dict[str, list[Question]]:
   """Divides questions by the SHA-256 of their text.
 
@@ -38,10 +39,8 @@ def carve(
     if not 0 <= fraction <= 1:
       raise ValueError(f'{name}_fraction is {fraction}; give 0 to 1')
   if sum(fractions.values()) > 1:
-    raise ValueError(
-        f'the fractions {fractions} make more than all of the questions')
-  result: dict[str, list[Question]] = {
-      name: [] for name, fraction in fractions.items() if fraction}
+    raise ValueError(f'the fractions {fractions} make more than all of the questions')
+  result: dict[str, list[Question]] = {name: [] for name, fraction in fractions.items() if fraction}
   result[rest] = []
   for question in questions:
     digest = hashlib.sha256(key(question).encode('utf-8')).digest()
@@ -56,8 +55,9 @@ def carve(
   for name, chosen in result.items():
     if not chosen:
       raise ValueError(
-          f'there are too few questions to make {name} of them; give another '
-          'fraction, or 0 for no such split')
+        f'there are too few questions to make {name} of them; give another '
+        'fraction, or 0 for no such split'
+      )
   return result
 
 
@@ -77,8 +77,7 @@ def read_indexes(path: str) -> list[int]:
   seen: set[int] = set()
   for place, index in enumerate(indexes):
     if not isinstance(index, int) or isinstance(index, bool) or index < 0:
-      raise ValueError(
-          f'{path}: entry {place} is {index!r:.40}; expected a place from 0 on')
+      raise ValueError(f'{path}: entry {place} is {index!r:.40}; expected a place from 0 on')
     if index in seen:
       raise ValueError(f'{path}: entry {place}: {index} is in the list twice')
     seen.add(index)
@@ -86,8 +85,7 @@ def read_indexes(path: str) -> list[int]:
 
 
 def at(
-    questions: Sequence[Question], indexes: Sequence[int], path: str,
-    *, skipped: bool = False,
+  questions: Sequence[Question], indexes: Sequence[int], path: str, *, skipped: bool = False
 ) -> list[Question]:
   """The questions at places of the original file, in the order of the list.
 
@@ -109,16 +107,14 @@ def at(
       chosen.append(by_index[index])
     elif index > last or not skipped:
       raise ValueError(
-          f'{path}: entry {place} is {index}, but '
-          + (f'the original ends at {last}' if index > last
-             else 'the original has no such record')
-          + '; is the list one of another file?')
+        f'{path}: entry {place} is {index}, but '
+        + (f'the original ends at {last}' if index > last else 'the original has no such record')
+        + '; is the list one of another file?'
+      )
   return chosen
 
 
-def auxiliary(
-    questions: Sequence[Question], n_valid: int
-) -> tuple[list[Question], list[Question]]:
+def auxiliary(questions: Sequence[Question], n_valid: int) -> tuple[list[Question], list[Question]]:
   """MMLU's auxiliary questions, shuffled and cut as Atlas cuts them.
 
   Atlas joins the files in the order in which the disk lists them, which differs
@@ -137,8 +133,9 @@ def auxiliary(
   """
   if not 0 < n_valid < len(questions):
     raise ValueError(
-        f'auxiliary_valid is {n_valid}, but there are {len(questions)} auxiliary '
-        'questions; give fewer than all of them, and at least 1')
+      f'auxiliary_valid is {n_valid}, but there are {len(questions)} auxiliary '
+      'questions; give fewer than all of them, and at least 1'
+    )
   shuffled = list(questions)
   random.Random(AUXILIARY_SEED).shuffle(shuffled)
   return shuffled[:-n_valid], shuffled[-n_valid:]

@@ -1,4 +1,5 @@
 """Question files of ours, and the manifest that says what they are made of."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -41,30 +42,30 @@ def row(question: Question) -> dict[str, Any]:
   place = f'{os.path.basename(question.path)}:{question.line}'
   made = question.id == place or question.id.startswith(f'{place}#')
   fields = {
-      'id': None if made else question.id,
-      'question': question.question,
-      'answers': list(question.answers),
-      'target': question.target,
-      'gold_passage_ids': list(question.gold_passage_ids) or None,
-      'exclude_passage_ids': list(question.exclude_passage_ids) or None,
-      'date': question.date,
-      'options': list(question.options) or None,
-      'passages': [
-          {**({'id': passage.id} if passage.id else {}),
-           'title': passage.title, 'text': passage.text}
-          for passage in question.passages] or None,
-      'provenance': [list(pages) for pages in question.provenance] or None,
-      'group': question.group or None,
-      'patterns': question.patterns or None,
-      'metadata': dict(question.metadata) or None,
-      'metrics': question.metrics or None,
+    'id': None if made else question.id,
+    'question': question.question,
+    'answers': list(question.answers),
+    'target': question.target,
+    'gold_passage_ids': list(question.gold_passage_ids) or None,
+    'exclude_passage_ids': list(question.exclude_passage_ids) or None,
+    'date': question.date,
+    'options': list(question.options) or None,
+    'passages': [
+      {**({'id': passage.id} if passage.id else {}), 'title': passage.title, 'text': passage.text}
+      for passage in question.passages
+    ]
+    or None,
+    'provenance': [list(pages) for pages in question.provenance] or None,
+    'group': question.group or None,
+    'patterns': question.patterns or None,
+    'metadata': dict(question.metadata) or None,
+    'metrics': question.metrics or None,
   }
   return {name: value for name, value in fields.items() if value is not None}
 
 
 def write_rows(
-    folder: str, name: str, rows: Iterable[dict[str, Any]], *, how: str = '',
-    progress: bool = True,
+  folder: str, name: str, rows: Iterable[dict[str, Any]], *, how: str = '', progress: bool = True
 ) -> Written:
   """Writes one JSON object a line.
 
@@ -82,8 +83,10 @@ def write_rows(
   os.makedirs(os.path.dirname(path), exist_ok=True)
   digest = hashlib.sha256()
   records = 0
-  with open(path, 'xb') as file, progress_lib.bar(
-      desc=f'writing {name}', unit=' lines', show=progress) as bar:
+  with (
+    open(path, 'xb') as file,
+    progress_lib.bar(desc=f'writing {name}', unit=' lines', show=progress) as bar,
+  ):
     for one in rows:
       line = json.dumps(one, ensure_ascii=False).encode('utf-8') + b'\n'
       file.write(line)
@@ -109,8 +112,11 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
       manifest = json.load(file)
   except (FileNotFoundError, NotADirectoryError, ValueError):
     return None
-  ours = (isinstance(manifest, dict) and manifest.get('format') == FORMAT
-          and {'benchmark', 'files'} <= set(manifest))
+  ours = (
+    isinstance(manifest, dict)
+    and manifest.get('format') == FORMAT
+    and {'benchmark', 'files'} <= set(manifest)
+  )
   return manifest if ours else None
 
 
@@ -123,11 +129,13 @@ def difference(before: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
     if (was := before['options'].get(name)) != value:
       return f'option {name} {was!r} was, {value!r} is'
   contents = [
-      {(source['role'], source['sha256']): source['path'] for source in m['sources']}
-      for m in (before, manifest)]
+    {(source['role'], source['sha256']): source['path'] for source in m['sources']}
+    for m in (before, manifest)
+  ]
   for one, other, what in (
-      (contents[1], contents[0], 'was not among the files'),
-      (contents[0], contents[1], 'is no longer among the files')):
+    (contents[1], contents[0], 'was not among the files'),
+    (contents[0], contents[1], 'is no longer among the files'),
+  ):
     for key in one:
       if key not in other:
         return f'{one[key]} {what}'

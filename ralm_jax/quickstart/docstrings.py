@@ -31,28 +31,42 @@ import warnings
 
 # Test suites, demos and vendored code say little about the library; `ntpath`
 # repeats `posixpath`; `readline` writes to the terminal when it is imported.
-_SKIPPED = frozenset({
-    'antigravity', 'ensurepip', 'idlelib', 'lib2to3', 'ntpath', 'pydoc_data',
-    'readline', 'test', 'tests', 'this', 'turtledemo', 'idle_test',
-    'site-packages', '__main__', '__phello__',
-})
+_SKIPPED = frozenset(
+  {
+    'antigravity',
+    'ensurepip',
+    'idlelib',
+    'lib2to3',
+    'ntpath',
+    'pydoc_data',
+    'readline',
+    'test',
+    'tests',
+    'this',
+    'turtledemo',
+    'idle_test',
+    'site-packages',
+    '__main__',
+    '__phello__',
+  }
+)
 
 # Where a module that users never name is documented. Other private modules are
 # taken for the public one of the same name (`_socket` for `socket`) or left out.
 _PUBLIC_MODULE = {
-    '_collections_abc': 'collections.abc',
-    '_elementtree': 'xml.etree.ElementTree',
-    '_thread': '_thread',
-    'posix': 'os',
-    'posixpath': 'os.path',
+  '_collections_abc': 'collections.abc',
+  '_elementtree': 'xml.etree.ElementTree',
+  '_thread': '_thread',
+  'posix': 'os',
+  'posixpath': 'os.path',
 }
 
 # 'name(arguments) -> result' at the start of compiled code's docstrings, with
 # whatever dash or full stop parts it from the description.
 _SIGNATURE = re.compile(
-    r'^[A-Za-z_][\w.]*\([^()]*(?:\([^()]*\)[^()]*)*\)'
-    r'(?:[ \t]*->[ \t]*[^\n.:]*?(?=\.|:|--|\n|$))?'
-    r'[ \t]*(?:--|[.:-])?[ \t]*(?:\n+|(?=[A-Z])|$)'
+  r'^[A-Za-z_][\w.]*\([^()]*(?:\([^()]*\)[^()]*)*\)'
+  r'(?:[ \t]*->[ \t]*[^\n.:]*?(?=\.|:|--|\n|$))?'
+  r'[ \t]*(?:--|[.:-])?[ \t]*(?:\n+|(?=[A-Z])|$)'
 )
 _ABBREVIATIONS = ('e.g.', 'i.e.', 'etc.', 'vs.', 'cf.', 'approx.', 'incl.')
 _ARTICLES = re.compile(r'\b(a|an|the)\b')
@@ -90,7 +104,7 @@ def clean_docstring(docstring: str) -> str:
     match = _SIGNATURE.match(text)
     if not match:
       return text
-    text = text[match.end():].strip()
+    text = text[match.end() :].strip()
 
 
 def first_sentence(text: str) -> str:
@@ -101,14 +115,14 @@ def first_sentence(text: str) -> str:
   """
   paragraph = ' '.join(re.split(r'\n\s*\n', text, maxsplit=1)[0].split())
   for match in re.finditer(r'[.!?](?=\s|$)', paragraph):
-    sentence = paragraph[:match.end()]
+    sentence = paragraph[: match.end()]
     if not sentence.lower().endswith(_ABBREVIATIONS):
       return sentence
   return paragraph
 
 
 def collect_docstrings(
-    min_words: int = 4, max_words: int = 100, max_sentence_words: int = 30
+  min_words: int = 4, max_words: int = 100, max_sentence_words: int = 30
 ) -> list[Docstring]:
   """Returns the documentation of this Python's standard library.
 
@@ -144,7 +158,7 @@ def collect_docstrings(
 
 
 def split_by_object(
-    docstrings: Iterable[Docstring], test_fraction: float = 0.1, seed: int = 0
+  docstrings: Iterable[Docstring], test_fraction: float = 0.1, seed: int = 0
 ) -> Split:
   """Splits so that no object, under whatever name, is on both sides.
 
@@ -162,16 +176,14 @@ def split_by_object(
     ValueError: `test_fraction` is not between 0 and 1.
   """
   if not 0 < test_fraction < 1:
-    raise ValueError(
-        f'test_fraction must lie between 0 and 1, got {test_fraction}'
-    )
+    raise ValueError(f'test_fraction must lie between 0 and 1, got {test_fraction}')
   docstrings = list(docstrings)
   group = _Groups()
   for docstring in docstrings:
     group.join(
-        'name ' + docstring.name,
-        'answer ' + _normalize(docstring.name),
-        'text ' + _normalize(docstring.text),
+      'name ' + docstring.name,
+      'answer ' + _normalize(docstring.name),
+      'text ' + _normalize(docstring.text),
     )
   first_name: dict[str, str] = {}
   for docstring in docstrings:
@@ -187,10 +199,10 @@ def split_by_object(
 
 
 def write_corpus(
-    directory: str | os.PathLike,
-    docstrings: Iterable[Docstring],
-    test_fraction: float = 0.1,
-    seed: int = 0,
+  directory: str | os.PathLike,
+  docstrings: Iterable[Docstring],
+  test_fraction: float = 0.1,
+  seed: int = 0,
 ) -> Split:
   """Writes `passages.jsonl`, `train.jsonl` and `test.jsonl`.
 
@@ -218,27 +230,23 @@ def write_corpus(
   split = split_by_object(docstrings, test_fraction, seed)
   if not split.train or not split.test:
     raise ValueError(
-        f'{len(docstrings)} docstrings make {len(split.train)} training and '
-        f'{len(split.test)} test questions; both need at least one'
+      f'{len(docstrings)} docstrings make {len(split.train)} training and '
+      f'{len(split.test)} test questions; both need at least one'
     )
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  _write_lines(directory / 'passages.jsonl', (
-      {'id': d.name, 'title': d.name, 'section': '', 'text': d.text}
-      for d in docstrings
-  ))
-  for file_name, side in (
-      ('train.jsonl', split.train), ('test.jsonl', split.test)
-  ):
-    _write_lines(directory / file_name, (
-        {
-            'id': d.name,
-            'question': d.sentence,
-            'answers': [d.name],
-            'gold_passage_id': d.name,
-        }
+  _write_lines(
+    directory / 'passages.jsonl',
+    ({'id': d.name, 'title': d.name, 'section': '', 'text': d.text} for d in docstrings),
+  )
+  for file_name, side in (('train.jsonl', split.train), ('test.jsonl', split.test)):
+    _write_lines(
+      directory / file_name,
+      (
+        {'id': d.name, 'question': d.sentence, 'answers': [d.name], 'gold_passage_id': d.name}
         for d in side
-    ))
+      ),
+    )
   return split
 
 
@@ -310,8 +318,8 @@ def _raw_docstrings() -> Iterator[tuple[str, str]]:
       yield from _parse_module(public, path)
   if not parsed:
     raise FileNotFoundError(
-        f'no Python sources under {library}: this Python was installed without '
-        'its standard library sources; use one that has them'
+      f'no Python sources under {library}: this Python was installed without '
+      'its standard library sources; use one that has them'
     )
   for module in compiled:
     public = _public_module(module)
@@ -348,9 +356,7 @@ def _parse_module(module: str, path: Path) -> Iterator[tuple[str, str]]:
   yield from _parse_body(module, tree.body)
 
 
-def _parse_body(
-    prefix: str, body: list[ast.stmt]
-) -> Iterator[tuple[str, str]]:
+def _parse_body(prefix: str, body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
   for node in body:
     if isinstance(node, (ast.If, ast.Try)):
       # Definitions that depend on the platform, or on a compiled module.
@@ -358,9 +364,7 @@ def _parse_body(
       branches += [handler.body for handler in getattr(node, 'handlers', ())]
       for branch in branches:
         yield from _parse_body(prefix, branch)
-    elif isinstance(
-        node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    ):
+    elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
       if node.name.startswith('_'):
         continue
       name = f'{prefix}.{node.name}'
@@ -386,12 +390,15 @@ def _inspect_module(public: str, module: str) -> Iterator[tuple[str, str]]:
 
 
 def _inspect_members(
-    prefix: str, members: dict[str, object], module: str
+  prefix: str, members: dict[str, object], module: str
 ) -> Iterator[tuple[str, str]]:
   kinds = (
-      type, types.BuiltinFunctionType, types.MethodDescriptorType,
-      types.ClassMethodDescriptorType, types.GetSetDescriptorType,
-      types.MemberDescriptorType,
+    type,
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.ClassMethodDescriptorType,
+    types.GetSetDescriptorType,
+    types.MemberDescriptorType,
   )
   seen = set()
   for name in sorted(members):

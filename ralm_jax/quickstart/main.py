@@ -4,6 +4,7 @@ About 6,000 docstrings of the standard library are the corpus; a docstring's
 first sentence asks and the qualified name answers. A tiny model is trained from
 scratch and answers questions about objects it was never trained on.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -42,9 +43,11 @@ from ralm_jax.training.partitioning import Partitioner
 
 # Not in any documentation: only the index can know it.
 NEW_PASSAGE = Passage(
-    'added-moonphase', 'calendar.moonphase', '',
-    'Return the phase of the moon on a given day as seen from a city. The '
-    'phase is a number from zero, the new moon, to one, the full moon.',
+  'added-moonphase',
+  'calendar.moonphase',
+  '',
+  'Return the phase of the moon on a given day as seen from a city. The '
+  'phase is a number from zero, the new moon, to one, the full moon.',
 )
 NEW_QUESTION = 'Return the phase of the moon on a given day as seen from a city.'
 
@@ -70,8 +73,8 @@ class Quickstart:
     with open(path, encoding='utf-8') as file:
       if json.load(file) != recipe:
         raise ValueError(
-            f'{self.output} holds a quickstart of another recipe (its '
-            'recipe.json differs); choose another --output.'
+          f'{self.output} holds a quickstart of another recipe (its '
+          'recipe.json differs); choose another --output.'
         )
 
   def path(self, *names: str) -> str:
@@ -81,18 +84,18 @@ class Quickstart:
     """Formats of the quickstart: bare questions and answers."""
     recipe = self.recipe
     return dataclasses.replace(
-        TextConfig(
-            question_format='{question}',
-            target_format='{answer}',
-            query_length=32,
-            reader_query_length=32,
-            reader_format=recipe_lib.READER_FORMAT,
-            passage_length=recipe.passage_length,
-            retriever_passage_length=64,
-            target_length=20,
-            n_passages=recipe.n_passages,
-        ),
-        **changes,
+      TextConfig(
+        question_format='{question}',
+        target_format='{answer}',
+        query_length=32,
+        reader_query_length=32,
+        reader_format=recipe_lib.READER_FORMAT,
+        passage_length=recipe.passage_length,
+        retriever_passage_length=64,
+        target_length=20,
+        n_passages=recipe.n_passages,
+      ),
+      **changes,
     )
 
   def corpus(self) -> PassageStore:
@@ -101,24 +104,23 @@ class Quickstart:
       found = docstrings.collect_docstrings()[: self.recipe.max_docstrings]
       docstrings.write_corpus(self.output, found, seed=self.recipe.seed)
       vocabulary = vocabulary_lib.train_vocabulary(
-          self.path('passages.jsonl'), self.path('vocabulary'),
-          self.recipe.vocabulary_size,
+        self.path('passages.jsonl'), self.path('vocabulary'), self.recipe.vocabulary_size
       )
       passage_store.build_corpus(
-          self.path('passages.jsonl'), self.path('corpus'),
-          vocabulary, vocabulary, progress=False, resume=False,
+        self.path('passages.jsonl'),
+        self.path('corpus'),
+        vocabulary,
+        vocabulary,
+        progress=False,
+        resume=False,
       )
     return PassageStore.open(self.path('corpus'))
 
-  def specification(
-      self, store: PassageStore, text: TextConfig
-  ) -> Specification:
+  def specification(self, store: PassageStore, text: TextConfig) -> Specification:
     vocabulary = store.reader_vocabulary
     return Specification(
-        self.recipe.model(vocabulary.vocab_size),
-        QueryTokenizer(
-            text, vocabulary, store.retriever_vocabulary
-        ),
+      self.recipe.model(vocabulary.vocab_size),
+      QueryTokenizer(text, vocabulary, store.retriever_vocabulary),
     )
 
   def _save_params(self, name: str, spec: Any, params: Any) -> None:
@@ -135,12 +137,8 @@ class Quickstart:
     if _finished(self.path('untrained'), 0):
       return
     spec = self.specification(store, self.text())
-    params = train_state.initialize(
-        spec.model, {}, self.partitioner, self.recipe.seed
-    ).params
-    reader = copying_init.copying_init(
-        params['reader'], jax.random.key(self.recipe.seed)
-    )
+    params = train_state.initialize(spec.model, {}, self.partitioner, self.recipe.seed).params
+    reader = copying_init.copying_init(params['reader'], jax.random.key(self.recipe.seed))
     self._save_params('untrained', spec, {**params, 'reader': reader})
 
   def warm_start(self, store: PassageStore) -> None:
@@ -151,16 +149,20 @@ class Quickstart:
     opened = opening.open_checkpoint(self.path('untrained'), self.partitioner)
     steps = recipe.warm_start.steps
     params = crop_training.warm_start(
-        opened.spec.model, opened.params,
-        CropSampler(store, recipe.warm_start),
-        optimizers.adamw(
-            schedules.create_learning_rate_scheduler(
-                'constant * linear_warmup * cosine_decay',
-                recipe.warm_start_learning_rate, 30, total_steps=steps,
-            ),
-            weight_decay=0.0,
+      opened.spec.model,
+      opened.params,
+      CropSampler(store, recipe.warm_start),
+      optimizers.adamw(
+        schedules.create_learning_rate_scheduler(
+          'constant * linear_warmup * cosine_decay',
+          recipe.warm_start_learning_rate,
+          30,
+          total_steps=steps,
         ),
-        recipe.warm_start, partitioner=self.partitioner,
+        weight_decay=0.0,
+      ),
+      recipe.warm_start,
+      partitioner=self.partitioner,
     )
     self._save_params('warm_start', opened.spec, params)
 
@@ -169,41 +171,42 @@ class Quickstart:
     path = self.path(name)
     if not os.path.exists(os.path.join(path, 'CURRENT')):
       embed.embed(
-          checkpoint=self.path(checkpoint), corpus=self.path('corpus'),
-          output=path, progress=False,
+        checkpoint=self.path(checkpoint), corpus=self.path('corpus'), output=path, progress=False
       )
     return path
 
   def train(self, store: PassageStore, index: str) -> str:
     """The reader in phases, then reader and retriever together."""
     recipe, start = self.recipe, 'warm_start'
-    allowed = store.rows_of(
-        [q.id for q in reading.read_questions(self.path('train.jsonl'))]
-    )
+    allowed = store.rows_of([q.id for q in reading.read_questions(self.path('train.jsonl'))])
     for number, phase in enumerate(recipe.phases, 1):
       last = number == len(recipe.phases)
       name = 'reader_and_retriever' if last else f'reader_phase_{number}'
       text = self.text(
-          reader_format=phase.reader_format,
-          reader_query_length=phase.query_length,
-          passage_length=phase.passage_length,
-          n_passages=max(phase.n_passages, 1),
+        reader_format=phase.reader_format,
+        reader_query_length=phase.query_length,
+        passage_length=phase.passage_length,
+        n_passages=max(phase.n_passages, 1),
       )
       self._train_phase(
-          name, phase, text,
-          initial=self.path(start),
-          retrieval_cfg=RetrievalConfig(
-              corpus=self.path('corpus'), index=index),
-          augmentation=TitleReassignment(
-              store, title_rows=allowed, random_titles=phase.random_titles,
-              max_title_length=phase.title_length, seed=recipe.seed),
+        name,
+        phase,
+        text,
+        initial=self.path(start),
+        retrieval_cfg=RetrievalConfig(corpus=self.path('corpus'), index=index),
+        augmentation=TitleReassignment(
+          store,
+          title_rows=allowed,
+          random_titles=phase.random_titles,
+          max_title_length=phase.title_length,
+          seed=recipe.seed,
+        ),
       )
       start = name
     # At evaluation the model reads what this recipe says, not the last phase.
     Specification(
-        Specification.load(self.path(start)).model,
-        QueryTokenizer(
-            self.text(), store.reader_vocabulary, store.retriever_vocabulary),
+      Specification.load(self.path(start)).model,
+      QueryTokenizer(self.text(), store.reader_vocabulary, store.retriever_vocabulary),
     ).save(self.path(start))
     return self.path(start)
 
@@ -213,25 +216,32 @@ class Quickstart:
     steps = sum(phase.steps for phase in phases)
     examples = sum(phase.steps * phase.batch_size for phase in phases)
     phase = dataclasses.replace(
-        phases[-1], steps=steps, batch_size=max(1, round(examples / steps)),
-        n_passages=0, passage_length=32, query_length=32,
+      phases[-1],
+      steps=steps,
+      batch_size=max(1, round(examples / steps)),
+      n_passages=0,
+      passage_length=32,
+      query_length=32,
     )
     self._train_phase(
-        'closed_book', phase,
-        self.text(reader_format='{query}', passage_length=32, n_passages=1),
-        initial=self.path('untrained'), retrieval_cfg=None, augmentation=None,
+      'closed_book',
+      phase,
+      self.text(reader_format='{query}', passage_length=32, n_passages=1),
+      initial=self.path('untrained'),
+      retrieval_cfg=None,
+      augmentation=None,
     )
     return self.path('closed_book')
 
   def _train_phase(
-      self,
-      name: str,
-      phase: Phase,
-      text: TextConfig,
-      *,
-      initial: str,
-      retrieval_cfg: RetrievalConfig | None,
-      augmentation: Any,
+    self,
+    name: str,
+    phase: Phase,
+    text: TextConfig,
+    *,
+    initial: str,
+    retrieval_cfg: RetrievalConfig | None,
+    augmentation: Any,
   ) -> None:
     if _finished(self.path(name), phase.steps):
       return
@@ -245,69 +255,68 @@ class Quickstart:
     distils = phase.n_passages > 0
     model = dataclasses.replace(model, train_retriever=distils)
     task = qa.jsonl_task(
-        f'quickstart_{name}', train=self.path('train.jsonl'), text=text,
-        reader_vocabulary=vocabulary, retriever_vocabulary=vocabulary,
+      f'quickstart_{name}',
+      train=self.path('train.jsonl'),
+      text=text,
+      reader_vocabulary=vocabulary,
+      retriever_vocabulary=vocabulary,
     )
 
     def schedule(rate: float):
       warmup = min(30, phase.steps // 4)
       return optax.join_schedules(
-          [
-              optax.linear_schedule(0.0, rate, warmup),
-              optax.constant_schedule(rate),
-              optax.cosine_decay_schedule(
-                  rate, phase.steps - phase.steps // 2, phase.final_rate),
-          ],
-          [warmup, phase.steps // 2],
+        [
+          optax.linear_schedule(0.0, rate, warmup),
+          optax.constant_schedule(rate),
+          optax.cosine_decay_schedule(rate, phase.steps - phase.steps // 2, phase.final_rate),
+        ],
+        [warmup, phase.steps // 2],
       )
 
     training.train(
-        model=model,
-        text=text,
-        model_dir=self.path(name),
-        total_steps=phase.steps,
-        train_dataset_cfg=pipeline.DatasetConfig(
-            task, batch_size=phase.batch_size, seed=self.recipe.seed),
-        reader_vocabulary=vocabulary,
-        retriever_vocabulary=vocabulary,
-        reader_optimizer=optimizers.adamw(
-            schedule(phase.learning_rate), b2=0.98, weight_decay=0.0),
-        retriever_optimizer=optimizers.adamw(
-            schedule(self.recipe.retriever_learning_rate), weight_decay=0.0,
-        ) if distils else None,
-        retrieval_cfg=retrieval_cfg,
-        checkpoint_cfg=CheckpointConfig(period=200, keep=1),
-        partitioner=self.partitioner,
-        initial_checkpoint_path=initial,
-        augmentation=augmentation,
-        recall_skip=0,
-        stats_period=100,
-        random_seed=self.recipe.seed,
+      model=model,
+      text=text,
+      model_dir=self.path(name),
+      total_steps=phase.steps,
+      train_dataset_cfg=pipeline.DatasetConfig(
+        task, batch_size=phase.batch_size, seed=self.recipe.seed
+      ),
+      reader_vocabulary=vocabulary,
+      retriever_vocabulary=vocabulary,
+      reader_optimizer=optimizers.adamw(schedule(phase.learning_rate), b2=0.98, weight_decay=0.0),
+      retriever_optimizer=optimizers.adamw(
+        schedule(self.recipe.retriever_learning_rate), weight_decay=0.0
+      )
+      if distils
+      else None,
+      retrieval_cfg=retrieval_cfg,
+      checkpoint_cfg=CheckpointConfig(period=200, keep=1),
+      partitioner=self.partitioner,
+      initial_checkpoint_path=initial,
+      augmentation=augmentation,
+      recall_skip=0,
+      stats_period=100,
+      random_seed=self.recipe.seed,
     )
 
   def evaluate(
-      self, checkpoint: str, index: str | None, name: str,
-      n_passages: int | None = None,
+    self, checkpoint: str, index: str | None, name: str, n_passages: int | None = None
   ) -> dict[str, Any]:
     """Answers the test questions; writes `name/`."""
     questions = reading.read_questions(self.path('test.jsonl'))
     questions = questions[: self.recipe.test_questions]
     opened = opening.open_checkpoint(checkpoint, self.partitioner)
     with opening.open_evaluator(
-        opened, index=index, n_passages=n_passages, batch_size=64
+      opened, index=index, n_passages=n_passages, batch_size=64
     ) as evaluator:
-      return evaluator.evaluate(
-          opened.params, questions, output=self.path(name)
-      )
+      return evaluator.evaluate(opened.params, questions, output=self.path(name))
 
   def recall(self, checkpoint: str, index: str) -> float:
     """Recall@5 of the answer's passage over the test questions."""
     questions = reading.read_questions(self.path('test.jsonl'))
     questions = questions[: self.recipe.test_questions]
     opened = opening.open_checkpoint(checkpoint, self.partitioner)
-    with opening.open_evaluator(
-        opened, index=index, n_passages=5, batch_size=64
-    ) as evaluator:
+    with opening.open_evaluator(opened, index=index, n_passages=5, batch_size=64) as evaluator:
       return evaluator.retrieval_recall(opened.params, questions, k=5)
 
   def run(self) -> dict[str, Any]:
@@ -318,8 +327,10 @@ class Quickstart:
     store = self.corpus()
     train = reading.read_questions(self.path('train.jsonl'))
     test = reading.read_questions(self.path('test.jsonl'))
-    say(f'corpus: {len(store):,} docstrings, {len(train):,} training questions, '
-        f'{len(test):,} about unseen objects')
+    say(
+      f'corpus: {len(store):,} docstrings, {len(train):,} training questions, '
+      f'{len(test):,} about unseen objects'
+    )
 
     self.untrained(store)
     index = self.index('untrained', 'index_untrained')
@@ -339,36 +350,34 @@ class Quickstart:
     metrics = self.evaluate(checkpoint, index, 'evaluation')
     say(f'exact match on unseen objects: {metrics["exact_match"]:.1%}')
 
-    closed = self.evaluate(
-        self.train_closed_book(store), None, 'evaluation_closed_book'
-    )
+    closed = self.evaluate(self.train_closed_book(store), None, 'evaluation_closed_book')
     say(f'closed-book with the same steps: {closed["exact_match"]:.1%}')
 
     show_answers(self.path('evaluation', 'predictions.jsonl'))
     edit = self.show_edit(checkpoint, index)
     summary = {
-        'recall_at_5_before': before,
-        'recall_at_5_warm_start': warm,
-        'recall_at_5_after': after,
-        'exact_match': metrics['exact_match'],
-        'exact_match_closed_book': closed['exact_match'],
-        **edit,
-        'passages': len(store),
-        'test_questions': metrics['count'],
-        'seconds': round(time.monotonic() - start, 1),
-        'checkpoint': checkpoint,
-        'index': index,
-        'corpus': self.path('corpus'),
+      'recall_at_5_before': before,
+      'recall_at_5_warm_start': warm,
+      'recall_at_5_after': after,
+      'exact_match': metrics['exact_match'],
+      'exact_match_closed_book': closed['exact_match'],
+      **edit,
+      'passages': len(store),
+      'test_questions': metrics['count'],
+      'seconds': round(time.monotonic() - start, 1),
+      'checkpoint': checkpoint,
+      'index': index,
+      'corpus': self.path('corpus'),
     }
     with open(self.path('summary.json.tmp'), 'w', encoding='utf-8') as file:
       json.dump(summary, file, indent=2)
     os.replace(self.path('summary.json.tmp'), self.path('summary.json'))
     print(
-        f'\nSaved in {self.output}: corpus/, index/, reader_and_retriever/ (the '
-        'checkpoint), evaluation/predictions.jsonl, summary.json\n'
-        'Ask it yourself:\n'
-        f'  ralm ask --checkpoint {checkpoint} --index {index} '
-        f'"{test[0].question}"'
+      f'\nSaved in {self.output}: corpus/, index/, reader_and_retriever/ (the '
+      'checkpoint), evaluation/predictions.jsonl, summary.json\n'
+      'Ask it yourself:\n'
+      f'  ralm ask --checkpoint {checkpoint} --index {index} '
+      f'"{test[0].question}"'
     )
     return summary
 
@@ -376,9 +385,7 @@ class Quickstart:
     """A passage added to the index changes an answer without training."""
 
     def answer() -> str:
-      return ask.ask(
-          NEW_QUESTION, checkpoint=checkpoint, index=index
-      ).prediction
+      return ask.ask(NEW_QUESTION, checkpoint=checkpoint, index=index).prediction
 
     store = PassageStore.open(self.path('corpus'))
     known = store.rows_of([NEW_PASSAGE.id], unknown=-1)[0] >= 0
@@ -386,10 +393,10 @@ class Quickstart:
     add.add([NEW_PASSAGE], checkpoint=checkpoint, index=index)
     after = answer()
     print(
-        '\nOne passage added to the index, nothing trained:\n'
-        f'  ralm add --checkpoint {checkpoint} --index {index} '
-        f'--title {NEW_PASSAGE.title} \\\n    --text "{NEW_PASSAGE.text}"\n'
-        f'  {NEW_QUESTION}\n  answer before: {before}\n  answer after:  {after}'
+      '\nOne passage added to the index, nothing trained:\n'
+      f'  ralm add --checkpoint {checkpoint} --index {index} '
+      f'--title {NEW_PASSAGE.title} \\\n    --text "{NEW_PASSAGE.text}"\n'
+      f'  {NEW_QUESTION}\n  answer before: {before}\n  answer after:  {after}'
     )
     return {'answer_before_edit': before, 'answer_after_edit': after}
 
@@ -400,12 +407,12 @@ def show_answers(predictions: str) -> None:
     records = [json.loads(line) for line in file]
   print('\nThree questions about objects never seen in training:')
   for record in records[:: max(1, len(records) // 3)][:3]:
-    right = 'right' if record['metrics']['exact_match'] else (
-        f'wrong, it is {record["answers"][0]}')
+    right = (
+      'right' if record['metrics']['exact_match'] else (f'wrong, it is {record["answers"][0]}')
+    )
     print(f'\n  {record["query"]}\n  answer: {record["prediction"]}  ({right})')
     for passage in record['passages'][:3]:
-      print(f'    {passage["probability"]:.2f}  {passage["title"]}: '
-            f'{passage["text"][:60]}…')
+      print(f'    {passage["probability"]:.2f}  {passage["title"]}: {passage["text"][:60]}…')
 
 
 def _finished(directory: str, steps: int) -> bool:
@@ -419,8 +426,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   parser = argparse.ArgumentParser(prog=prog, description=__doc__)
   parser.add_argument('--output', required=True, metavar='DIR')
   parser.add_argument(
-      '--smoke', action='store_true',
-      help='sizes for a test of a minute: everything runs, little is learnt')
+    '--smoke',
+    action='store_true',
+    help='sizes for a test of a minute: everything runs, little is learnt',
+  )
   parser.add_argument('--verbose', action='store_true', help='show every report')
   arguments = parser.parse_args(argv)
   if not arguments.verbose:

@@ -5,6 +5,7 @@ knows the training titles by heart and learns nothing that helps on new ones.
 Given other titles at random in every batch, and now and then titles of random
 pieces, it can only answer by reading.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -22,13 +23,13 @@ class TitleReassignment:
   """An augmentation (see `retrieval/augmenter.py`) for title answers."""
 
   def __init__(
-      self,
-      store: PassageStore,
-      *,
-      title_rows: np.ndarray | None = None,
-      random_titles: float = 0.0,
-      max_title_length: int = 19,
-      seed: int = 0,
+    self,
+    store: PassageStore,
+    *,
+    title_rows: np.ndarray | None = None,
+    random_titles: float = 0.0,
+    max_title_length: int = 19,
+    seed: int = 0,
   ):
     """Learns which title belongs to which row.
 
@@ -70,17 +71,13 @@ class TitleReassignment:
     pieces = generator.choice(self._titles.values, int(lengths.sum()))
     invented = RaggedTokens(pieces, ragged.offsets_of(lengths))
     both = RaggedTokens(
-        np.concatenate([drawn.values, invented.values]),
-        np.concatenate([
-            drawn.offsets, drawn.offsets[-1] + invented.offsets[1:]
-        ]),
+      np.concatenate([drawn.values, invented.values]),
+      np.concatenate([drawn.offsets, drawn.offsets[-1] + invented.offsets[1:]]),
     )
     random = generator.random(count) < self._random_titles
     return both.take(np.arange(count) + count * random)
 
-  def __call__(
-      self, queries: QueryBatch, rows: np.ndarray, step: int
-  ) -> Shown:
+  def __call__(self, queries: QueryBatch, rows: np.ndarray, step: int) -> Shown:
     """The gold passage comes first; every passage has a title drawn anew.
 
     An example whose answer is no title of the corpus is left out (it has no
@@ -101,6 +98,4 @@ class TitleReassignment:
       target = np.append(titles[i * rows.shape[1]], self._eos)
       target = target[: targets.shape[1]]
       targets[i, : len(target)] = target
-    return Shown(
-        dataclasses.replace(queries, target_tokens=targets), rows, titles
-    )
+    return Shown(dataclasses.replace(queries, target_tokens=targets), rows, titles)

@@ -1,4 +1,5 @@
 """The quickstart's sizes and phases: everything a reader may want to change."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -78,21 +79,30 @@ class Recipe:
   num_decoder_layers: int = 1
   retriever_layers: int = 0
   warm_start: warm_start.WarmStartConfig = warm_start.WarmStartConfig(
-      steps=700, batch_size=128, query_length=17, passage_length=41,
-      # 0.1 on the plain inner product of 128 dimensions.
-      temperature=0.1 / 128**0.5, symmetric=True,
-      query_crops=CropConfig(0.1, 0.6, 0.1, 4, 16),
-      passage_crops=CropConfig(0.5, 1.0, 0.1, 16, 40),
+    steps=700,
+    batch_size=128,
+    query_length=17,
+    passage_length=41,
+    # 0.1 on the plain inner product of 128 dimensions.
+    temperature=0.1 / 128**0.5,
+    symmetric=True,
+    query_crops=CropConfig(0.1, 0.6, 0.1, 4, 16),
+    passage_crops=CropConfig(0.5, 1.0, 0.1, 16, 40),
   )
   warm_start_learning_rate: float = 1e-2
   phases: tuple[Phase, ...] = (
-      Phase(
-          220, 64, reader_format='{query} title: {title}', query_length=4,
-          title_length=13, passage_length=24, random_titles=0.5, final_rate=1.0,
-      ),
-      Phase(900, 32, final_rate=0.3),
-      Phase(300, 32, passage_length=64, query_length=32, n_passages=5,
-            learning_rate=1e-3),
+    Phase(
+      220,
+      64,
+      reader_format='{query} title: {title}',
+      query_length=4,
+      title_length=13,
+      passage_length=24,
+      random_titles=0.5,
+      final_rate=1.0,
+    ),
+    Phase(900, 32, final_rate=0.3),
+    Phase(300, 32, passage_length=64, query_length=32, n_passages=5, learning_rate=1e-3),
   )
   retriever_learning_rate: float = 1e-3
   n_passages: int = 5
@@ -104,43 +114,48 @@ class Recipe:
   def model(self, vocab_size: int) -> RetrievalLM:
     """The model of this recipe for a vocabulary."""
     return RetrievalLM(
-        reader_config=T5Config(
-            vocab_size=vocab_size,
-            emb_dim=self.emb_dim,
-            num_heads=self.num_heads,
-            head_dim=self.emb_dim // self.num_heads,
-            mlp_dim=self.mlp_dim,
-            num_encoder_layers=self.num_encoder_layers,
-            num_decoder_layers=self.num_decoder_layers,
-            logits_via_embedding=True,
-        ),
-        retriever_config=BertConfig(
-            vocab_size=vocab_size,
-            emb_dim=self.emb_dim,
-            num_heads=4,
-            num_layers=self.retriever_layers,
-            mlp_dim=2 * self.emb_dim,
-            max_positions=128,
-        ),
-        n_context=self.n_context,
-        temperature_score=0.1 / self.emb_dim**0.5,
-        temperature_gold=1.0,
+      reader_config=T5Config(
+        vocab_size=vocab_size,
+        emb_dim=self.emb_dim,
+        num_heads=self.num_heads,
+        head_dim=self.emb_dim // self.num_heads,
+        mlp_dim=self.mlp_dim,
+        num_encoder_layers=self.num_encoder_layers,
+        num_decoder_layers=self.num_decoder_layers,
+        logits_via_embedding=True,
+      ),
+      retriever_config=BertConfig(
+        vocab_size=vocab_size,
+        emb_dim=self.emb_dim,
+        num_heads=4,
+        num_layers=self.retriever_layers,
+        mlp_dim=2 * self.emb_dim,
+        max_positions=128,
+      ),
+      n_context=self.n_context,
+      temperature_score=0.1 / self.emb_dim**0.5,
+      temperature_gold=1.0,
     )
 
 
 # Ends in about a minute and learns next to nothing: for tests.
 SMOKE = Recipe(
-    vocabulary_size=400,
-    max_docstrings=150,
-    emb_dim=32,
-    mlp_dim=64,
-    num_encoder_layers=1,
-    warm_start=dataclasses.replace(
-        Recipe.warm_start, steps=30, batch_size=32),
-    phases=(
-        Phase(6, 8, reader_format='{query} title: {title}', query_length=4,
-              title_length=8, passage_length=24),
-        Phase(6, 8, n_passages=3, passage_length=64),
+  vocabulary_size=400,
+  max_docstrings=150,
+  emb_dim=32,
+  mlp_dim=64,
+  num_encoder_layers=1,
+  warm_start=dataclasses.replace(Recipe.warm_start, steps=30, batch_size=32),
+  phases=(
+    Phase(
+      6,
+      8,
+      reader_format='{query} title: {title}',
+      query_length=4,
+      title_length=8,
+      passage_length=24,
     ),
-    test_questions=10,
+    Phase(6, 8, n_passages=3, passage_length=64),
+  ),
+  test_questions=10,
 )

@@ -1,4 +1,5 @@
 """From a QueryBatch and retrieved rows to the arrays of a train step."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -16,11 +17,7 @@ from ralm_jax.models.retrieval_lm import ReaderBatch
 class Assembler:
   """Builds static ReaderBatches of host arrays."""
 
-  def __init__(
-      self,
-      tokenizer: QueryTokenizer,
-      store: PassageStore | None,
-  ):
+  def __init__(self, tokenizer: QueryTokenizer, store: PassageStore | None):
     """Prepares the templates.
 
     Args:
@@ -40,30 +37,31 @@ class Assembler:
         theirs = getattr(store, f'{side}_vocabulary')
         if ours.fingerprint != theirs.fingerprint:
           raise ValueError(
-              f'The corpus {store.directory} was tokenised with another {side} '
-              f'vocabulary ({theirs.path}) than the model uses ({ours.path}); '
-              'build it again with `ralm corpus` and the model\'s vocabularies.'
+            f'The corpus {store.directory} was tokenised with another {side} '
+            f'vocabulary ({theirs.path}) than the model uses ({ours.path}); '
+            "build it again with `ralm corpus` and the model's vocabularies."
           )
     self._reader_template = TokenTemplate.for_reader(
-        tokenizer.reader_vocabulary, text.reader_format
+      tokenizer.reader_vocabulary, text.reader_format
     )
     self._retriever_template = TokenTemplate.for_retriever(
-        tokenizer.retriever_vocabulary, text.retriever_format
+      tokenizer.retriever_vocabulary, text.retriever_format
     )
     for side, template in (
-        ('reader', self._reader_template), ('retriever', self._retriever_template)
+      ('reader', self._reader_template),
+      ('retriever', self._retriever_template),
     ):
       if store is not None and templates.TITLE_START in template.fields:
         store.tokens(np.zeros(1, np.int64), f'{side}_{templates.TITLE_START}')
 
   def reader_batch(
-      self,
-      queries: QueryBatch,
-      rows: np.ndarray,
-      *,
-      with_retriever: bool = True,
-      with_passages: bool = True,
-      titles: RaggedTokens | None = None,
+    self,
+    queries: QueryBatch,
+    rows: np.ndarray,
+    *,
+    with_retriever: bool = True,
+    with_passages: bool = True,
+    titles: RaggedTokens | None = None,
   ) -> ReaderBatch:
     """Host arrays of one batch.
 
@@ -78,38 +76,35 @@ class Assembler:
     """
     text, tokenizer = self.tokenizer.text, self.tokenizer
     reader_inputs = batches.assemble_reader_inputs(
-        queries.reader_query_tokens, rows, self.store, self._reader_template,
-        text.passage_length, titles=titles,
+      queries.reader_query_tokens,
+      rows,
+      self.store,
+      self._reader_template,
+      text.passage_length,
+      titles=titles,
     )
     real = queries.is_example[:, None]
     batch = ReaderBatch(
-        reader_tokens=reader_inputs.tokens,
-        reader_mask=reader_inputs.mask,
-        passage_mask=reader_inputs.passage_mask & real,
-        target_tokens=queries.target_tokens,
-        target_mask=(
-            queries.target_tokens != tokenizer.reader_vocabulary.pad_id
-        ) & real,
+      reader_tokens=reader_inputs.tokens,
+      reader_mask=reader_inputs.mask,
+      passage_mask=reader_inputs.passage_mask & real,
+      target_tokens=queries.target_tokens,
+      target_mask=(queries.target_tokens != tokenizer.reader_vocabulary.pad_id) & real,
     )
     if not with_retriever or self.store is None:
       return batch
     batch = batch.replace(
-        query_tokens=queries.query_tokens,
-        query_mask=queries.query_tokens != tokenizer.retriever_vocabulary.pad_id,
+      query_tokens=queries.query_tokens,
+      query_mask=queries.query_tokens != tokenizer.retriever_vocabulary.pad_id,
     )
     if not with_passages:
       return batch
     passages = batches.assemble_retriever_inputs(
-        rows, self.store, self._retriever_template,
-        text.retriever_passage_length,
+      rows, self.store, self._retriever_template, text.retriever_passage_length
     )
-    return batch.replace(
-        retriever_tokens=passages.tokens, retriever_mask=passages.mask
-    )
+    return batch.replace(retriever_tokens=passages.tokens, retriever_mask=passages.mask)
 
-  def answer_recall(
-      self, batch: ReaderBatch, skip: int = 0
-  ) -> float:
+  def answer_recall(self, batch: ReaderBatch, skip: int = 0) -> float:
     """`answer_recall` of a batch, whatever a target begins with.
 
     Where a first word has ids of its own, an answer is looked for as it stands
@@ -132,15 +127,16 @@ class Assembler:
       if np.any(batch.target_mask[i]):
         targets[i, : len(ids) + 1] = [*ids, vocabulary.eos_id]
     return answer_recall(
-        batch.replace(
-            target_tokens=targets, target_mask=targets != vocabulary.pad_id)
+      batch.replace(target_tokens=targets, target_mask=targets != vocabulary.pad_id)
     )
 
   def passage_inputs(self, rows: np.ndarray) -> PassageInputs:
     """The passage encoder's inputs for rows [n]: tokens [n, 1, length]."""
     return batches.assemble_retriever_inputs(
-        rows[:, None], self.store, self._retriever_template,
-        self.tokenizer.text.retriever_passage_length,
+      rows[:, None],
+      self.store,
+      self._retriever_template,
+      self.tokenizer.text.retriever_passage_length,
     )
 
 
@@ -163,14 +159,13 @@ def answer_recall(batch: ReaderBatch, skip: int = 0) -> float:
   answers = np.asarray(target)[:, skip:]
   # Where an answer's first token stands; few, and fewer with each one more.
   example, passage, position = np.nonzero(
-      (tokens == answers[:, :1, None])
-      & (np.asarray(batch.passage_mask) & asked[:, None])[..., None]
+    (tokens == answers[:, :1, None]) & (np.asarray(batch.passage_mask) & asked[:, None])[..., None]
   )
   for i in range(1, int(lengths.max())):
     at = np.minimum(position + i, tokens.shape[-1] - 1)
     left = lengths[example] <= i
     left |= (tokens[example, passage, at] == answers[example, i]) & (
-        position + i < tokens.shape[-1]
+      position + i < tokens.shape[-1]
     )
     example, passage, position = example[left], passage[left], position[left]
   return len(np.unique(example)) / int(asked.sum())

@@ -5,6 +5,7 @@ moment; search and assembly then run in a thread while the device works on the
 step before. `result()` gives the assembled batch, `snapshot()` what a
 checkpoint needs to assemble it again.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -82,9 +83,9 @@ class PendingBatch:
     """Arrays from which `RetrievalAugmenter.resume` assembles it again."""
     prepared = self.result()
     arrays = {
-        f'queries/{field.name}': value
-        for field in dataclasses.fields(prepared.queries)
-        if (value := getattr(prepared.queries, field.name)) is not None
+      f'queries/{field.name}': value
+      for field in dataclasses.fields(prepared.queries)
+      if (value := getattr(prepared.queries, field.name)) is not None
     }
     arrays['rows'] = prepared.retrieved.rows
     arrays['scores'] = prepared.retrieved.scores
@@ -92,8 +93,7 @@ class PendingBatch:
       arrays['embeddings'] = prepared.retrieved.embeddings
     arrays['generation'] = np.asarray(prepared.retrieved.generation, np.int64)
     if prepared.generation_step is not None:
-      arrays['generation_step'] = np.asarray(
-          prepared.generation_step, np.int64)
+      arrays['generation_step'] = np.asarray(prepared.generation_step, np.int64)
     return arrays
 
 
@@ -101,17 +101,17 @@ class RetrievalAugmenter:
   """Retrieves and assembles batches, one or more ahead of the step."""
 
   def __init__(
-      self,
-      model: RetrievalLM,
-      partitioner: Partitioner,
-      assembler: Assembler,
-      retriever: PassageRetriever | None,
-      *,
-      augmentation: Augmentation | None = None,
-      recall_skip: int = 0,
-      n_passages: int | None = None,
-      generation_steps: GenerationSteps | None = None,
-      before_search: Callable[[], None] | None = None,
+    self,
+    model: RetrievalLM,
+    partitioner: Partitioner,
+    assembler: Assembler,
+    retriever: PassageRetriever | None,
+    *,
+    augmentation: Augmentation | None = None,
+    recall_skip: int = 0,
+    n_passages: int | None = None,
+    generation_steps: GenerationSteps | None = None,
+    before_search: Callable[[], None] | None = None,
   ):
     """Compiles nothing yet.
 
@@ -136,18 +136,13 @@ class RetrievalAugmenter:
     self._n_passages = n_passages
     self._generation_steps = generation_steps
     self._before_search = before_search
-    reranks = (
-        retriever is not None and n_passages is not None
-        and retriever.n_passages > n_passages
-    )
+    reranks = retriever is not None and n_passages is not None and retriever.n_passages > n_passages
     self._with_retriever = model.scores_passages or reranks
     self._encode = partitioner.partition_rows(model.encode_queries)
     # One thread keeps searches in order, which keeps a run reproducible.
     self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix='retrieval')
 
-  def submit(
-      self, params: PyTree, queries: QueryBatch, step: int
-  ) -> PendingBatch:
+  def submit(self, params: PyTree, queries: QueryBatch, step: int) -> PendingBatch:
     """Starts retrieval for a batch that step `step` will train on.
 
     Args:
@@ -161,46 +156,42 @@ class RetrievalAugmenter:
       tokens = queries.query_tokens
       tokens, mask = self._partitioner.put_batch((tokens, tokens != pad_id))
       embeddings = self._encode(params, tokens, mask)
-    return PendingBatch(
-        self._pool.submit(self._search_and_assemble, embeddings, queries, step)
-    )
+    return PendingBatch(self._pool.submit(self._search_and_assemble, embeddings, queries, step))
 
   def resume(self, arrays: dict[str, np.ndarray], step: int) -> PendingBatch:
     """The pending batch of a snapshot: nothing is searched again."""
-    queries = QueryBatch(**{
+    queries = QueryBatch(
+      **{
         name.split('/', 1)[1]: value
         for name, value in arrays.items()
         if name.startswith('queries/')
-    })
+      }
+    )
     width = arrays['rows'].shape[1]
     if self._retriever is not None:
       width = self._retriever.n_passages
     retrieved = Retrieved(
-        _widened(arrays['rows'], width, batches.NO_PASSAGE),
-        _widened(arrays['scores'], width, -np.inf),
-        int(arrays['generation']),
-        _widened(arrays['embeddings'], width, 0)
-        if 'embeddings' in arrays else None,
-        '' if self._retriever is None else self._retriever.index_id,
+      _widened(arrays['rows'], width, batches.NO_PASSAGE),
+      _widened(arrays['scores'], width, -np.inf),
+      int(arrays['generation']),
+      _widened(arrays['embeddings'], width, 0) if 'embeddings' in arrays else None,
+      '' if self._retriever is None else self._retriever.index_id,
     )
     if self._model.uses_stored_embeddings and retrieved.embeddings is None:
       raise ValueError(
-          'The checkpoint holds no stored embeddings for its next batch, which '
-          "query_side = 'stored' trains on; start another MODEL_DIR from its "
-          'parameters (INITIAL_CHECKPOINT_PATH).'
+        'The checkpoint holds no stored embeddings for its next batch, which '
+        "query_side = 'stored' trains on; start another MODEL_DIR from its "
+        'parameters (INITIAL_CHECKPOINT_PATH).'
       )
     if self._generation_steps is not None and 'generation_step' in arrays:
-      self._generation_steps.tell(
-          retrieved.generation, int(arrays['generation_step']))
-    return PendingBatch(
-        self._pool.submit(self._assemble, queries, retrieved, step, 0.0)
-    )
+      self._generation_steps.tell(retrieved.generation, int(arrays['generation_step']))
+    return PendingBatch(self._pool.submit(self._assemble, queries, retrieved, step, 0.0))
 
   def close(self) -> None:
     self._pool.shutdown(wait=False, cancel_futures=True)
 
   def _search_and_assemble(
-      self, embeddings: jax.Array | None, queries: QueryBatch, step: int
+    self, embeddings: jax.Array | None, queries: QueryBatch, step: int
   ) -> PreparedBatch:
     if embeddings is None:
       retrieved = Retrieved.none(len(queries))
@@ -210,8 +201,7 @@ class RetrievalAugmenter:
     if self._before_search is not None:
       self._before_search()
     retrieved = self._retriever.search(
-        local, queries.exclude_rows, queries.max_dates,
-        queries.exclude_document_keys,
+      local, queries.exclude_rows, queries.max_dates, queries.exclude_document_keys
     )
     store = self._retriever.store
     if np.max(retrieved.rows, initial=-1) >= len(store):
@@ -219,11 +209,7 @@ class RetrievalAugmenter:
     return self._assemble(queries, retrieved, step, time.monotonic() - start)
 
   def _assemble(
-      self,
-      queries: QueryBatch,
-      retrieved: Retrieved,
-      step: int,
-      search_seconds: float,
+    self, queries: QueryBatch, retrieved: Retrieved, step: int, search_seconds: float
   ) -> PreparedBatch:
     shown = Shown(queries, retrieved.rows)
     if self._augmentation is not None:
@@ -232,36 +218,31 @@ class RetrievalAugmenter:
       reader_batch = self._with_stored_embeddings(shown, retrieved)
     else:
       reader_batch = self._assembler.reader_batch(
-          shown.queries, shown.rows, titles=shown.titles,
-          with_retriever=self._with_retriever,
+        shown.queries, shown.rows, titles=shown.titles, with_retriever=self._with_retriever
       )
     generation_step, metrics = None, {}
     if self._retriever is not None:
       metrics = {
-          **self._recall(reader_batch),
-          'retrieval/search_seconds': search_seconds,
-          'retrieval/generation': float(retrieved.generation),
+        **self._recall(reader_batch),
+        'retrieval/search_seconds': search_seconds,
+        'retrieval/generation': float(retrieved.generation),
       }
       if self._generation_steps is not None:
         generation_step = self._generation_steps.step_of(retrieved.generation)
       if generation_step is not None:
         metrics['retrieval/staleness'] = float(step - generation_step)
-    return PreparedBatch(
-        queries, retrieved, reader_batch, metrics, generation_step
-    )
+    return PreparedBatch(queries, retrieved, reader_batch, metrics, generation_step)
 
-  def _with_stored_embeddings(
-      self, shown: Shown, retrieved: Retrieved
-  ) -> ReaderBatch:
+  def _with_stored_embeddings(self, shown: Shown, retrieved: Retrieved) -> ReaderBatch:
     """The passages' embeddings as the index holds them, not their tokens."""
     if not np.array_equal(shown.rows, retrieved.rows):
       raise ValueError(
-          'The augmentation shows other passages than were retrieved, whose '
-          "embeddings query_side = 'stored' does not have; use query_side = "
-          "'frozen'."
+        'The augmentation shows other passages than were retrieved, whose '
+        "embeddings query_side = 'stored' does not have; use query_side = "
+        "'frozen'."
       )
     batch = self._assembler.reader_batch(
-        shown.queries, shown.rows, titles=shown.titles, with_passages=False
+      shown.queries, shown.rows, titles=shown.titles, with_passages=False
     )
     return batch.replace(passage_embeddings=retrieved.embeddings)
 
@@ -271,12 +252,12 @@ class RetrievalAugmenter:
     if n_passages is None or n_passages >= batch.reader_tokens.shape[1]:
       return {'retrieval/recall': self._assembler.answer_recall(batch, skip)}
     first = batch.replace(
-        reader_tokens=batch.reader_tokens[:, :n_passages],
-        passage_mask=batch.passage_mask[:, :n_passages],
+      reader_tokens=batch.reader_tokens[:, :n_passages],
+      passage_mask=batch.passage_mask[:, :n_passages],
     )
     return {
-        'retrieval/recall': self._assembler.answer_recall(first, skip),
-        'retrieval/candidate_recall': self._assembler.answer_recall(batch, skip),
+      'retrieval/recall': self._assembler.answer_recall(first, skip),
+      'retrieval/candidate_recall': self._assembler.answer_recall(batch, skip),
     }
 
 

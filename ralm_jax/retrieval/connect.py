@@ -1,4 +1,5 @@
 """Opening an index: a retrieval process, remote or our own, or the devices."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -33,9 +34,7 @@ class Connection:
   store: PassageStore
   corpus: str | os.PathLike[str] | None = None
 
-  def open_corpus(
-      self, status: ServerStatus, former: PassageStore
-  ) -> PassageStore:
+  def open_corpus(self, status: ServerStatus, former: PassageStore) -> PassageStore:
     """The corpus of an index that took another's place.
 
     Args:
@@ -47,7 +46,8 @@ class Connection:
       FileNotFoundError: it is not where the index says.
     """
     if self.corpus is not None and retriever.is_index_of_corpus(
-        status.metadata, status.next_id, self.store):
+      status.metadata, status.next_id, self.store
+    ):
       return self.store
     path = find_corpus(status.metadata, status.index_directory)
     if os.path.realpath(path) == os.path.realpath(former.directory):
@@ -57,19 +57,19 @@ class Connection:
 
 @contextlib.contextmanager
 def connect(
-    *,
-    index: str | os.PathLike[str] | None = None,
-    address: str | None = None,
-    corpus: str | os.PathLike[str] | None = None,
-    retry_for_s: float = 300.0,
-    nprobe: int | None = None,
-    rerank: int | None = None,
-    threads: int | None = None,
-    backend: str = 'process',
-    partitioner: Partitioner | None = None,
-    device_dtype: str = 'bfloat16',
-    approximate: bool = False,
-    follow_swaps: bool = False,
+  *,
+  index: str | os.PathLike[str] | None = None,
+  address: str | None = None,
+  corpus: str | os.PathLike[str] | None = None,
+  retry_for_s: float = 300.0,
+  nprobe: int | None = None,
+  rerank: int | None = None,
+  threads: int | None = None,
+  backend: str = 'process',
+  partitioner: Partitioner | None = None,
+  device_dtype: str = 'bfloat16',
+  approximate: bool = False,
+  follow_swaps: bool = False,
 ) -> Iterator[Connection]:
   """Connects to `address`, or starts a process for `index` on loopback.
 
@@ -102,8 +102,8 @@ def connect(
   """
   if (index is None) == (address is None):
     raise ValueError(
-        'Give either an index folder (--index) or the address of a running '
-        'retrieval process (--retrieval_address).'
+      'Give either an index folder (--index) or the address of a running '
+      'retrieval process (--retrieval_address).'
     )
   check_backend(backend, address)
   with contextlib.ExitStack() as stack:
@@ -111,15 +111,12 @@ def connect(
       check_index_folder(index)
     if backend == 'device':
       client = DeviceIndex(
-          index, partitioner or Partitioner(), dtype=device_dtype,
-          approximate=approximate,
+        index, partitioner or Partitioner(), dtype=device_dtype, approximate=approximate
       )
     else:
       if address is None:
         server = stack.enter_context(
-            LocalRetrievalServer(
-                index, nprobe=nprobe, rerank=rerank, threads=threads
-            )
+          LocalRetrievalServer(index, nprobe=nprobe, rerank=rerank, threads=threads)
         )
         stack.enter_context(_supervised(server))
         address = server.address
@@ -128,24 +125,19 @@ def connect(
     status = client.status()
     if backend == 'process' and not follow_swaps:
       client.stay_with(status.index_id)
-    store = PassageStore.open(
-        corpus or find_corpus(status.metadata, index)
-    )
+    store = PassageStore.open(corpus or find_corpus(status.metadata, index))
     yield Connection(client, store, corpus)
 
 
 def check_backend(backend: str, address: str | None) -> None:
   """Raises ValueError for a backend that cannot be."""
   if backend not in BACKENDS:
-    raise ValueError(
-        f'The retrieval backend is one of {", ".join(BACKENDS)}, not '
-        f'{backend!r}.'
-    )
+    raise ValueError(f'The retrieval backend is one of {", ".join(BACKENDS)}, not {backend!r}.')
   if backend == 'device' and address is not None:
     raise ValueError(
-        "The backend 'device' searches an index folder on this program's own "
-        'devices; give the folder (--index) in place of the address '
-        f'{address}.'
+      "The backend 'device' searches an index folder on this program's own "
+      'devices; give the folder (--index) in place of the address '
+      f'{address}.'
     )
 
 
@@ -156,10 +148,10 @@ def check_lookahead(client: object, retrieval_lookahead: int) -> None:
   """
   if retrieval_lookahead and getattr(client, 'needs_strict_order', False):
     raise ValueError(
-        "The backend 'device' on several processes searches with all devices "
-        'together, and a search during the train step could come before it on '
-        'one host and after it on another; set retrieval_lookahead to 0 (gin: '
-        'RETRIEVAL_LOOKAHEAD = 0).'
+      "The backend 'device' on several processes searches with all devices "
+      'together, and a search during the train step could come before it on '
+      'one host and after it on another; set retrieval_lookahead to 0 (gin: '
+      'RETRIEVAL_LOOKAHEAD = 0).'
     )
 
 
@@ -167,14 +159,12 @@ def check_index_folder(index: str | os.PathLike[str]) -> None:
   """Raises FileNotFoundError unless an index has been built there."""
   if not os.path.exists(os.path.join(index, 'CURRENT')):
     raise FileNotFoundError(
-        f'{os.fspath(index)} holds no index; build one with `ralm embed '
-        '--checkpoint CKPT --corpus CORPUS --output INDEX`.'
+      f'{os.fspath(index)} holds no index; build one with `ralm embed '
+      '--checkpoint CKPT --corpus CORPUS --output INDEX`.'
     )
 
 
-def find_corpus(
-    metadata: dict, index: str | os.PathLike[str] | None = None
-) -> str:
+def find_corpus(metadata: dict, index: str | os.PathLike[str] | None = None) -> str:
   """The corpus an index names, also after both were moved together.
 
   Raises:
@@ -182,27 +172,21 @@ def find_corpus(
     FileNotFoundError: it is not where the index says.
   """
   if 'corpus' not in metadata:
-    raise ValueError(
-        'The index does not name its corpus; build it with `ralm embed`.'
-    )
+    raise ValueError('The index does not name its corpus; build it with `ralm embed`.')
   candidates = [metadata['corpus']]
   if index is not None and 'corpus_relative' in metadata:
-    candidates.insert(
-        0, os.path.normpath(os.path.join(index, metadata['corpus_relative']))
-    )
+    candidates.insert(0, os.path.normpath(os.path.join(index, metadata['corpus_relative'])))
   for path in candidates:
     if os.path.isdir(path):
       return path
   raise FileNotFoundError(
-      f'The index was built of the corpus {metadata["corpus"]}, which is not '
-      'there; say where it is with --corpus.'
+    f'The index was built of the corpus {metadata["corpus"]}, which is not '
+    'there; say where it is with --corpus.'
   )
 
 
 @contextlib.contextmanager
-def _supervised(
-    server: LocalRetrievalServer, period_s: float = 1.0
-) -> Iterator[None]:
+def _supervised(server: LocalRetrievalServer, period_s: float = 1.0) -> Iterator[None]:
   """Restarts the process while the context lasts, should it die."""
   stopping = threading.Event()
 

@@ -1,4 +1,5 @@
 """Embedding a corpus: every passage once, resumable, into a new generation."""
+
 from __future__ import annotations
 
 import collections
@@ -32,12 +33,12 @@ class PassageEmbedder:
   """Encodes passages in batches of a few static lengths."""
 
   def __init__(
-      self,
-      model: RetrievalLM,
-      partitioner: Partitioner,
-      assembler: Assembler,
-      *,
-      batch_size: int = 256,
+    self,
+    model: RetrievalLM,
+    partitioner: Partitioner,
+    assembler: Assembler,
+    *,
+    batch_size: int = 256,
   ):
     """Compiles one program a length, when first needed.
 
@@ -70,9 +71,7 @@ class PassageEmbedder:
       longest = int(mask[chosen[-1]].sum())
       length = int(self._lengths[np.searchsorted(self._lengths, longest)])
       padded = np.resize(chosen, self._batch_size)
-      batch = self._partitioner.put_batch(
-          (tokens[padded, :length], mask[padded, :length])
-      )
+      batch = self._partitioner.put_batch((tokens[padded, :length], mask[padded, :length]))
       embeddings = self._encode(params, *batch)
       # On its way to the host as soon as it is there.
       embeddings.copy_to_host_async()
@@ -85,9 +84,7 @@ class PassageEmbedder:
     assert result is not None
     return result
 
-  def stream(
-      self, params: PyTree, parts: Iterable[np.ndarray]
-  ) -> Iterator[np.ndarray]:
+  def stream(self, params: PyTree, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """`embed` of one part after another, without a pause of the devices.
 
     While they work on a part, the host assembles the next, and the caller does
@@ -101,9 +98,7 @@ class PassageEmbedder:
       float32 [n, dim], in the order of the parts.
     """
     pool = futures.ThreadPoolExecutor(2, thread_name_prefix='embedding')
-    under_way: collections.deque[futures.Future[np.ndarray]] = (
-        collections.deque()
-    )
+    under_way: collections.deque[futures.Future[np.ndarray]] = collections.deque()
     try:
       for number, part in enumerate(parts):
         under_way.append(pool.submit(self.embed, params, part))
@@ -119,17 +114,17 @@ class PassageEmbedder:
 
 
 def build_generation(
-    embedder: PassageEmbedder,
-    params: PyTree,
-    store: PassageStore,
-    index: str | os.PathLike[str],
-    options: IndexOptions,
-    *,
-    checkpoint: str = '',
-    run: str | os.PathLike[str] | None = None,
-    step: int | None = None,
-    chunk_size: int = 8192,
-    progress: bool = True,
+  embedder: PassageEmbedder,
+  params: PyTree,
+  store: PassageStore,
+  index: str | os.PathLike[str],
+  options: IndexOptions,
+  *,
+  checkpoint: str = '',
+  run: str | os.PathLike[str] | None = None,
+  step: int | None = None,
+  chunk_size: int = 8192,
+  progress: bool = True,
 ) -> int:
   """Embeds a corpus and publishes it as the index's current generation.
 
@@ -168,8 +163,7 @@ def build_generation(
   done, dim = _progress(mark, partial, key)
   start, first_done = time.monotonic(), done
   with progress_lib.bar(
-      total=len(rows), initial=done, unit=' passages', desc='embedding',
-      show=progress,
+    total=len(rows), initial=done, unit=' passages', desc='embedding', show=progress
   ) as bar:
     mode = 'r+b' if done else 'wb'
     with open(partial, mode) as file:
@@ -188,16 +182,11 @@ def build_generation(
         bar.update(len(part))
   seconds = max(time.monotonic() - start, 1e-9)
   metadata = {
-      **describe(
-          store, fingerprint, index=index, checkpoint=checkpoint, run=run,
-          step=step,
-      ),
-      'passages_per_second': round((len(rows) - first_done) / seconds, 1),
+    **describe(store, fingerprint, index=index, checkpoint=checkpoint, run=run, step=step),
+    'passages_per_second': round((len(rows) - first_done) / seconds, 1),
   }
   embeddings = np.memmap(partial, np.float16, 'r', shape=(len(rows), dim))
-  with folder.begin(
-      options, dim, metadata, edits_applied=edits
-  ) as writer:
+  with folder.begin(options, dim, metadata, edits_applied=edits) as writer:
     for part, chunk in zip(_chunks(rows, 65536), _chunks(embeddings, 65536)):
       writer.append(ids_of(part, rows), chunk)
     number = writer.commit()
@@ -207,9 +196,7 @@ def build_generation(
   return number
 
 
-def _check_same_corpus(
-    folder: GenerationStore, store: PassageStore
-) -> None:
+def _check_same_corpus(folder: GenerationStore, store: PassageStore) -> None:
   """Raises ValueError where the index holds rows of another corpus.
 
   Edits and older generations, which a run may still search, name passages by
@@ -219,18 +206,15 @@ def _check_same_corpus(
   fingerprint = served and served.manifest.metadata.get('corpus_fingerprint')
   if fingerprint and store.rows_at(fingerprint) is None:
     raise ValueError(
-        f'{folder.directory} is an index of another corpus '
-        f'({served.manifest.metadata.get("corpus")}) than {store.directory}; '
-        'choose another folder for it, or remove that index first.'
+      f'{folder.directory} is an index of another corpus '
+      f'({served.manifest.metadata.get("corpus")}) than {store.directory}; '
+      'choose another folder for it, or remove that index first.'
     )
 
 
 def live_rows(store: PassageStore) -> np.ndarray:
   """int64 [n], rows of the corpus that belong into an index, ascending."""
-  return np.setdiff1d(
-      np.arange(len(store), dtype=np.int64), store.superseded(),
-      assume_unique=True,
-  )
+  return np.setdiff1d(np.arange(len(store), dtype=np.int64), store.superseded(), assume_unique=True)
 
 
 def ids_of(part: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
@@ -248,20 +232,20 @@ def as_stored(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
     stored = embeddings.astype(np.float16)
   if not np.all(np.isfinite(stored)):
     raise ValueError(
-        f'The passage encoder gives values beyond float16 for rows {rows[0]} '
-        f'to {rows[-1]}; is the checkpoint a retriever?'
+      f'The passage encoder gives values beyond float16 for rows {rows[0]} '
+      f'to {rows[-1]}; is the checkpoint a retriever?'
     )
   return stored
 
 
 def describe(
-    store: PassageStore,
-    fingerprint: str,
-    *,
-    index: str | os.PathLike[str] | None = None,
-    checkpoint: str = '',
-    run: str | os.PathLike[str] | None = None,
-    step: int | None = None,
+  store: PassageStore,
+  fingerprint: str,
+  *,
+  index: str | os.PathLike[str] | None = None,
+  checkpoint: str = '',
+  run: str | os.PathLike[str] | None = None,
+  step: int | None = None,
 ) -> dict[str, Any]:
   """What an index says of how it was embedded.
 
@@ -274,10 +258,10 @@ def describe(
     step: of that run.
   """
   metadata: dict[str, Any] = {
-      'corpus': os.path.abspath(store.directory),
-      'corpus_fingerprint': store.fingerprint,
-      'encoder_fingerprint': fingerprint,
-      'checkpoint': checkpoint,
+    'corpus': os.path.abspath(store.directory),
+    'corpus_fingerprint': store.fingerprint,
+    'encoder_fingerprint': fingerprint,
+    'checkpoint': checkpoint,
   }
   if index is not None:
     metadata['corpus_relative'] = os.path.relpath(store.directory, index)
@@ -310,14 +294,11 @@ def _write_json(path: str, value: dict[str, Any]) -> None:
   os.replace(path + '.tmp', path)
 
 
-def is_of(
-    metadata: dict[str, Any], store: PassageStore, params: PyTree
-) -> bool:
+def is_of(metadata: dict[str, Any], store: PassageStore, params: PyTree) -> bool:
   """Whether an index says it is of this corpus and this passage encoder."""
-  return (
-      metadata.get('corpus_fingerprint') == store.fingerprint
-      and metadata.get('encoder_fingerprint') == retriever_fingerprint(params)
-  )
+  return metadata.get('corpus_fingerprint') == store.fingerprint and metadata.get(
+    'encoder_fingerprint'
+  ) == retriever_fingerprint(params)
 
 
 def gathered_retriever(params: PyTree) -> PyTree:
@@ -333,9 +314,7 @@ def retriever_fingerprint(params: PyTree) -> str:
   tower = params['retriever']
   tower = tower.get('passage_encoder', tower)
   digest = hashlib.blake2b(digest_size=16)
-  for path, leaf in sorted(
-      jax.tree_util.tree_leaves_with_path(tower), key=lambda x: str(x[0])
-  ):
+  for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(tower), key=lambda x: str(x[0])):
     digest.update(jax.tree_util.keystr(path).encode())
     digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
   return digest.hexdigest()

@@ -1,4 +1,5 @@
 """Refreshing an index with the passage encoder of now (Atlas, section 2.3)."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
@@ -64,8 +65,8 @@ class RefreshSchedule:
       start, dash, end = bounds.partition('-')
       if not colon or not dash:
         raise ValueError(
-            f'The refresh schedule {text!r} has the part {part.strip()!r}, '
-            f'which is no range; {_SYNTAX}'
+          f'The refresh schedule {text!r} has the part {part.strip()!r}, '
+          f'which is no range; {_SYNTAX}'
         )
       ranges.append(_checked(part.strip(), start, end, rate))
     return cls(tuple(ranges))
@@ -84,25 +85,20 @@ class RefreshSchedule:
 _SYNTAX = "write START-END:RATE,… such as '0-1000:500,1000-10000:2000', or RATE."
 
 
-def _checked(
-    part: str, start: str, end: str | None, rate: str
-) -> tuple[int, int | None, int]:
+def _checked(part: str, start: str, end: str | None, rate: str) -> tuple[int, int | None, int]:
   numbers = [text.strip() for text in (start, end or '0', rate)]
   if not all(text.isdecimal() for text in numbers):
     raise ValueError(
-        f'The refresh schedule has the part {part!r}, whose numbers are not '
-        f'all whole; {_SYNTAX}'
+      f'The refresh schedule has the part {part!r}, whose numbers are not all whole; {_SYNTAX}'
     )
   first, last, every = map(int, numbers)
   if every < 1:
     raise ValueError(
-        f'The refresh schedule has the part {part!r}, whose rate is not at '
-        f'least 1; {_SYNTAX}'
+      f'The refresh schedule has the part {part!r}, whose rate is not at least 1; {_SYNTAX}'
     )
   if end is not None and last <= first:
     raise ValueError(
-        f'The refresh schedule has the part {part!r}, which ends before it '
-        f'starts; {_SYNTAX}'
+      f'The refresh schedule has the part {part!r}, which ends before it starts; {_SYNTAX}'
     )
   return first, None if end is None else last, every
 
@@ -123,10 +119,7 @@ class Refreshed:
 
   @property
   def metrics(self) -> dict[str, float]:
-    result = {
-        'refresh/generation': float(self.generation),
-        'refresh/seconds': self.seconds,
-    }
+    result = {'refresh/generation': float(self.generation), 'refresh/seconds': self.seconds}
     if self.passages:
       result['refresh/passages_per_second'] = self.passages / self.seconds
     return result
@@ -136,16 +129,16 @@ class IndexPublisher:
   """Embeds a corpus on all devices and has the retrieval process serve it."""
 
   def __init__(
-      self,
-      client: Any,
-      model: RetrievalLM,
-      partitioner: Partitioner,
-      assembler: Assembler,
-      *,
-      index: str | os.PathLike[str] | None = None,
-      batch_size: int = 256,
-      chunk_size: int | None = None,
-      progress: bool = True,
+    self,
+    client: Any,
+    model: RetrievalLM,
+    partitioner: Partitioner,
+    assembler: Assembler,
+    *,
+    index: str | os.PathLike[str] | None = None,
+    batch_size: int = 256,
+    chunk_size: int | None = None,
+    progress: bool = True,
   ):
     """Compiles nothing yet.
 
@@ -166,14 +159,14 @@ class IndexPublisher:
     if processes > 1:
       # Each on its own devices and at its own pace.
       own = [
-          device for device in partitioner.mesh.devices.flat
-          if device.process_index == jax.process_index()
+        device
+        for device in partitioner.mesh.devices.flat
+        if device.process_index == jax.process_index()
       ]
       partitioner = dataclasses.replace(partitioner, devices=own)
     self._partitioner = partitioner
     self._embedder = PassageEmbedder(
-        model, partitioner, assembler,
-        batch_size=max(1, batch_size // processes),
+      model, partitioner, assembler, batch_size=max(1, batch_size // processes)
     )
     self._dim = model.retriever.embedding_dim
     self._chunk_size = chunk_size or 32 * batch_size
@@ -210,7 +203,7 @@ class IndexPublisher:
       rows = embedding.live_rows(self._store)
     _check_agreed(len(rows))
     generation = _agreed_number(
-        status.generation if status and self._is_of(status, fingerprint) else 0
+      status.generation if status and self._is_of(status, fingerprint) else 0
     )
     passages = 0
     if not generation:
@@ -225,50 +218,41 @@ class IndexPublisher:
         self._client.reload()
     return Refreshed(generation, passages, time.monotonic() - start)
 
-  def _is_of(
-      self, status: ServerStatus, fingerprint: str
-  ) -> bool:
+  def _is_of(self, status: ServerStatus, fingerprint: str) -> bool:
     metadata = status.metadata
     return (
-        metadata.get('encoder_fingerprint') == fingerprint
-        and metadata.get('corpus_fingerprint') == self._store.fingerprint
+      metadata.get('encoder_fingerprint') == fingerprint
+      and metadata.get('corpus_fingerprint') == self._store.fingerprint
     )
 
   def _header(
-      self,
-      status: ServerStatus,
-      fingerprint: str,
-      key: str,
-      description: Mapping[str, Any],
+    self, status: ServerStatus, fingerprint: str, key: str, description: Mapping[str, Any]
   ) -> dict[str, Any]:
     """The arguments of `RetrievalClient.build`."""
     own = embedding.describe(self._store, fingerprint, index=self._index)
     if self._index is None:
       # Where the corpus is, the server's machine may see otherwise.
       own = {
-          name: value for name, value in own.items()
-          if name != 'corpus' or name not in status.metadata
+        name: value
+        for name, value in own.items()
+        if name != 'corpus' or name not in status.metadata
       }
     served = dict(status.metadata)
     for name in ('passages_per_second', pinning.STARTED_WITH):
       served.pop(name, None)  # of another embedding, of another run
     options = status.options
-    identity = json.dumps([
-        key, fingerprint, self._store.fingerprint,
-        options and options.to_dict(),
-    ])
+    identity = json.dumps(
+      [key, fingerprint, self._store.fingerprint, options and options.to_dict()]
+    )
     return {
-        'dim': self._dim,
-        'options': options,
-        'metadata': {**served, **own, **description},
-        'edits_applied': status.edits,
-        'build_id': hashlib.blake2b(
-            identity.encode(), digest_size=16).hexdigest(),
+      'dim': self._dim,
+      'options': options,
+      'metadata': {**served, **own, **description},
+      'edits_applied': status.edits,
+      'build_id': hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
     }
 
-  def _upload(
-      self, params: PyTree, rows: np.ndarray, header: dict[str, Any] | None
-  ) -> int:
+  def _upload(self, params: PyTree, rows: np.ndarray, header: dict[str, Any] | None) -> int:
     """Until the build is acknowledged, also by a process that was restarted."""
     for attempt in range(1, _ATTEMPTS + 1):
       generation = 0
@@ -293,7 +277,7 @@ class IndexPublisher:
     raise AssertionError('unreachable')
 
   def _chunks(
-      self, params: PyTree, rows: np.ndarray, stopping: threading.Event
+    self, params: PyTree, rows: np.ndarray, stopping: threading.Event
   ) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
     """Pairs of ids and float16 [n, dim], the same on every process."""
     processes, size = jax.process_count(), self._chunk_size
@@ -308,8 +292,7 @@ class IndexPublisher:
       return part[np.minimum(index, len(part) - 1)]
 
     with progress_lib.bar(
-        total=len(rows), unit=' passages', desc='refreshing the index',
-        show=self._progress,
+      total=len(rows), unit=' passages', desc='refreshing the index', show=self._progress
     ) as bar:
       stream = self._embedder.stream(params, map(own, parts))
       for part, embedded in zip(parts, stream):
@@ -318,8 +301,7 @@ class IndexPublisher:
         stop = stopping.is_set()
         if processes > 1:
           with partitioning.dispatching():
-            embedded, stops = multihost_utils.process_allgather(
-                (embedded, np.asarray(stop)))
+            embedded, stops = multihost_utils.process_allgather((embedded, np.asarray(stop)))
           embedded = embedded.reshape(-1, embedded.shape[-1])[: len(part)]
           stop = bool(np.any(stops))
         if stop:
@@ -332,10 +314,10 @@ class _Chunks:
   """An iterator that a thread of gRPC reads, and another one may finish."""
 
   def __init__(
-      self,
-      make: Callable[[PyTree, np.ndarray, threading.Event], Iterator[Any]],
-      params: PyTree,
-      rows: np.ndarray,
+    self,
+    make: Callable[[PyTree, np.ndarray, threading.Event], Iterator[Any]],
+    params: PyTree,
+    rows: np.ndarray,
   ):
     self._stopping = threading.Event()
     self._lock = threading.Lock()
@@ -367,8 +349,8 @@ def _check_agreed(count: int) -> None:
   counts = multihost_utils.process_allgather(np.asarray(count, np.int32))
   if np.ptp(counts):
     raise RuntimeError(
-        f'The processes read corpora of different sizes ({counts.tolist()} '
-        'passages); was one just added to? The same command goes on.'
+      f'The processes read corpora of different sizes ({counts.tolist()} '
+      'passages); was one just added to? The same command goes on.'
     )
 
 

@@ -1,4 +1,5 @@
 """PassageRetriever: query embeddings to rows of a corpus, filtered."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -57,8 +58,7 @@ class Retrieved:
   def none(cls, batch: int) -> Retrieved:
     """One empty slot an example: closed-book."""
     return cls(
-        np.full((batch, 1), NO_PASSAGE, np.int64),
-        np.full((batch, 1), -np.inf, np.float32), 0,
+      np.full((batch, 1), NO_PASSAGE, np.int64), np.full((batch, 1), -np.inf, np.float32), 0
     )
 
   def probabilities(self, divisor: float) -> np.ndarray:
@@ -88,15 +88,15 @@ class PassageRetriever:
   """
 
   def __init__(
-      self,
-      client: SearchClient,
-      store: PassageStore,
-      n_passages: int,
-      *,
-      generation: int | None = None,
-      search_filter: SearchFilter = SearchFilter(),
-      return_embeddings: bool = False,
-      open_corpus: OpenCorpus | None = None,
+    self,
+    client: SearchClient,
+    store: PassageStore,
+    n_passages: int,
+    *,
+    generation: int | None = None,
+    search_filter: SearchFilter = SearchFilter(),
+    return_embeddings: bool = False,
+    open_corpus: OpenCorpus | None = None,
   ):
     """Checks that index and corpus belong together.
 
@@ -116,8 +116,8 @@ class PassageRetriever:
     """
     if open_corpus is not None and generation is not None:
       raise ValueError(
-          f'Generation {generation} means nothing in another index; either '
-          'search that or follow swaps of the index.'
+        f'Generation {generation} means nothing in another index; either '
+        'search that or follow swaps of the index.'
       )
     self.client = client
     self.n_passages = n_passages
@@ -141,8 +141,8 @@ class PassageRetriever:
     check_index_of_corpus(status.metadata, status.next_id, store)
     if status.count < self.n_passages:
       raise ValueError(
-          f'The index holds {status.count} passages, fewer than the '
-          f'{self.n_passages} to retrieve; lower n_passages (gin: N_PASSAGES).'
+        f'The index holds {status.count} passages, fewer than the '
+        f'{self.n_passages} to retrieve; lower n_passages (gin: N_PASSAGES).'
       )
 
   @property
@@ -161,29 +161,31 @@ class PassageRetriever:
     status = self.client.status()
     if status.dim != self.embedding_dim:
       raise ValueError(
-          f'The index that is served now ({status.index_directory}) holds '
-          f'embeddings of size {status.dim}, the one before of size '
-          f'{self.embedding_dim}: another encoder made them. Swap it back '
-          '(`ralm swap`), or embed that corpus with this checkpoint '
-          '(`ralm embed`).'
+        f'The index that is served now ({status.index_directory}) holds '
+        f'embeddings of size {status.dim}, the one before of size '
+        f'{self.embedding_dim}: another encoder made them. Swap it back '
+        '(`ralm swap`), or embed that corpus with this checkpoint '
+        '(`ralm embed`).'
       )
     store = self._open_corpus(status, self.store)
     self._check(status, store)
     logging.info(
-        'From now on %s is searched (index %s, generation %d) and passages are '
-        'of %s.', status.index_directory, status.index_id, status.generation,
-        store.directory,
+      'From now on %s is searched (index %s, generation %d) and passages are of %s.',
+      status.index_directory,
+      status.index_id,
+      status.generation,
+      store.directory,
     )
     self.store, self._count = store, status.count
     self.index_id = status.index_id
     self._warned = False
 
   def search(
-      self,
-      query_embeddings: np.ndarray,
-      exclude_rows: np.ndarray | None = None,
-      max_dates: np.ndarray | None = None,
-      exclude_document_keys: np.ndarray | None = None,
+    self,
+    query_embeddings: np.ndarray,
+    exclude_rows: np.ndarray | None = None,
+    max_dates: np.ndarray | None = None,
+    exclude_document_keys: np.ndarray | None = None,
   ) -> Retrieved:
     """Finds passages.
 
@@ -203,8 +205,7 @@ class PassageRetriever:
     """
     queries = np.ascontiguousarray(query_embeddings, np.float32)
     with self._stopping_all():
-      hidden = self.search_filter.hidden(
-          self.store, exclude_rows, max_dates, exclude_document_keys)
+      hidden = self.search_filter.hidden(self.store, exclude_rows, max_dates, exclude_document_keys)
     for _ in range(_ATTEMPTS - 1):
       try:
         return self._search(queries, hidden)
@@ -212,9 +213,7 @@ class PassageRetriever:
         pass  # All are searched anew, in the generation that came after.
     return self._search(queries, hidden)
 
-  def _search(
-      self, queries: np.ndarray, hidden: Hidden | None
-  ) -> Retrieved:
+  def _search(self, queries: np.ndarray, hidden: Hidden | None) -> Retrieved:
     """Searches, deeper and deeper for the examples that are left short."""
     batch, wanted = len(queries), self.n_passages
     rows = np.full((batch, wanted), NO_PASSAGE, np.int64)
@@ -245,18 +244,15 @@ class PassageRetriever:
       kept = np.take_along_axis(keep, best, -1)
       # An answer may be narrower than the one before, after deletions.
       rows[asking, width:], scores[asking, width:] = NO_PASSAGE, -np.inf
-      rows[asking, :width] = np.where(
-          kept, np.take_along_axis(found.ids, best, -1), NO_PASSAGE)
-      scores[asking, :width] = np.where(
-          kept, np.take_along_axis(found.scores, best, -1), -np.inf)
+      rows[asking, :width] = np.where(kept, np.take_along_axis(found.ids, best, -1), NO_PASSAGE)
+      scores[asking, :width] = np.where(kept, np.take_along_axis(found.scores, best, -1), -np.inf)
       if embeddings is not None:
         embeddings[asking, width:] = 0
         embeddings[asking, :width] = np.where(
-            kept[..., None],
-            np.take_along_axis(found.embeddings, best[..., None], 1), 0)
+          kept[..., None], np.take_along_axis(found.embeddings, best[..., None], 1), 0
+        )
       short = asking[keep.sum(-1) < wanted]
-      goes_on = (
-          len(short) > 0 and hidden is not None and found.ids.shape[1] == depth)
+      goes_on = len(short) > 0 and hidden is not None and found.ids.shape[1] == depth
       if not self._largest(goes_on):
         break
       deeper = self._possible(2 * depth)
@@ -305,9 +301,10 @@ class PassageRetriever:
     if depth < self._count and not self._warned:
       self._warned = True
       logging.warning(
-          'For some questions fewer than %d of the %d best passages are '
-          'allowed; no deeper search is made (SearchFilter.max_candidates).',
-          self.n_passages, depth,
+        'For some questions fewer than %d of the %d best passages are '
+        'allowed; no deeper search is made (SearchFilter.max_candidates).',
+        self.n_passages,
+        depth,
       )
 
   def _at_most(self, queries: np.ndarray, k: int, generation: int | None):
@@ -349,9 +346,9 @@ class PassageRetriever:
       self.store.reload()
       if ids.max() >= len(self.store):
         raise ValueError(
-            f'The index has a passage {ids.max()}, the corpus '
-            f'{self.store.directory} only {len(self.store)}; it is a copy '
-            'older than the one that was added to.'
+          f'The index has a passage {ids.max()}, the corpus '
+          f'{self.store.directory} only {len(self.store)}; it is a copy '
+          'older than the one that was added to.'
         )
 
 
@@ -359,23 +356,18 @@ class _GenerationGone(LookupError):
   """The generation of a search was removed before a deeper one."""
 
 
-def is_index_of_corpus(
-    metadata: dict, next_id: int, store: PassageStore
-) -> bool:
+def is_index_of_corpus(metadata: dict, next_id: int, store: PassageStore) -> bool:
   """Whether the index's ids are rows of this corpus; see the check below."""
   fingerprint = metadata.get('corpus_fingerprint')
   # Rows never change, so that an index of an earlier state of the corpus fits,
   # and one that was added to by several at once names any of their states.
-  fits = lambda: (
-      store.rows_at(fingerprint) is not None and next_id <= len(store))
+  fits = lambda: store.rows_at(fingerprint) is not None and next_id <= len(store)
   if not fits():
     store.reload()
   return fits()
 
 
-def check_index_of_corpus(
-    metadata: dict, next_id: int, store: PassageStore
-) -> None:
+def check_index_of_corpus(metadata: dict, next_id: int, store: PassageStore) -> None:
   """Raises ValueError unless the index's ids are rows of this corpus.
 
   Args:
@@ -384,13 +376,10 @@ def check_index_of_corpus(
     store: the corpus; read again if it was added to.
   """
   if metadata.get('corpus_fingerprint') is None:
-    raise ValueError(
-        'The index does not say of which corpus it is; build it with '
-        '`ralm embed`.'
-    )
+    raise ValueError('The index does not say of which corpus it is; build it with `ralm embed`.')
   if not is_index_of_corpus(metadata, next_id, store):
     raise ValueError(
-        f'The index was built of another corpus ({metadata.get("corpus")}) '
-        f'than {store.directory}; use the corpus it was built of, or embed '
-        'this one with `ralm embed`.'
+      f'The index was built of another corpus ({metadata.get("corpus")}) '
+      f'than {store.directory}; use the corpus it was built of, or embed '
+      'this one with `ralm embed`.'
     )

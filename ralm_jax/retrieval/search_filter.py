@@ -1,4 +1,5 @@
 """What an example must not see, among the passages that a search finds."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -38,21 +39,18 @@ class SearchFilter:
 
   def __post_init__(self):
     if self.by not in FILTERS:
-      raise ValueError(
-          f'SearchFilter.by {self.by!r} must be one of {", ".join(FILTERS)}.'
-      )
+      raise ValueError(f'SearchFilter.by {self.by!r} must be one of {", ".join(FILTERS)}.')
     if self.overretrieve_ratio < 1:
       raise ValueError(
-          'SearchFilter.overretrieve_ratio must be at least 1, not '
-          f'{self.overretrieve_ratio}.'
+        f'SearchFilter.overretrieve_ratio must be at least 1, not {self.overretrieve_ratio}.'
       )
 
   def hidden(
-      self,
-      store: PassageStore,
-      exclude_rows: np.ndarray | None,
-      max_dates: np.ndarray | None,
-      exclude_document_keys: np.ndarray | None = None,
+    self,
+    store: PassageStore,
+    exclude_rows: np.ndarray | None,
+    max_dates: np.ndarray | None,
+    exclude_document_keys: np.ndarray | None = None,
   ) -> Hidden | None:
     """What a batch must not see; None where nothing is hidden from it.
 
@@ -73,39 +71,38 @@ class SearchFilter:
       max_dates = None
     if exclude_document_keys is not None and not np.any(exclude_document_keys):
       exclude_document_keys = None
-    if all(one is None for one in (
-        exclude_rows, max_dates, exclude_document_keys)):
+    if all(one is None for one in (exclude_rows, max_dates, exclude_document_keys)):
       return None
     if max_dates is not None and not store.has_dates():
       raise ValueError(
-          'The questions have dates, but no passage of the corpus '
-          f"{store.directory} has one: none could be shown. Add 'date' to the "
-          'passages and build the corpus anew, or bind '
-          "SearchFilter.by = 'none'."
+        'The questions have dates, but no passage of the corpus '
+        f"{store.directory} has one: none could be shown. Add 'date' to the "
+        'passages and build the corpus anew, or bind '
+        "SearchFilter.by = 'none'."
       )
     return Hidden(
-        store, exclude_rows, max_dates, exclude_document_keys,
-        documents=self.by == 'document')
+      store, exclude_rows, max_dates, exclude_document_keys, documents=self.by == 'document'
+    )
 
 
 class Hidden:
   """What the examples of a batch must not see."""
 
   def __init__(
-      self,
-      store: PassageStore,
-      exclude_rows: np.ndarray | None,
-      max_dates: np.ndarray | None,
-      exclude_document_keys: np.ndarray | None,
-      *,
-      documents: bool,
+    self,
+    store: PassageStore,
+    exclude_rows: np.ndarray | None,
+    max_dates: np.ndarray | None,
+    exclude_document_keys: np.ndarray | None,
+    *,
+    documents: bool,
   ):
     self._store = store
     self._max_dates = max_dates
     self._excluded: list[tuple[_KeysOf, np.ndarray]] = []
     if exclude_rows is not None:
       # Keys, not rows: a passage may have been replaced in the index since.
-      for keys_of in (store.sources, store.documents)[:1 + documents]:
+      for keys_of in (store.sources, store.documents)[: 1 + documents]:
         self._excluded.append((keys_of, keys_of(exclude_rows)))
     if exclude_document_keys is not None:
       self._excluded.append((store.documents, exclude_document_keys))

@@ -1,4 +1,5 @@
 """Which generation an index serves, and how stale its embeddings are."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,11 +15,11 @@ class GenerationSteps:
   """Which step's parameters embedded a generation; asked once a generation."""
 
   def __init__(
-      self,
-      client: Any,
-      run: str | os.PathLike[str],
-      *,
-      check: Callable[[ServerStatus], None] = lambda status: None,
+    self,
+    client: Any,
+    run: str | os.PathLike[str],
+    *,
+    check: Callable[[ServerStatus], None] = lambda status: None,
   ):
     """Asks nothing yet.
 
@@ -44,9 +45,7 @@ class GenerationSteps:
       if status.generation not in self._steps:
         self._check(status)
         own = status.metadata.get('run') == self._run
-        self._steps[status.generation] = (
-            status.metadata.get('step') if own else None
-        )
+        self._steps[status.generation] = status.metadata.get('step') if own else None
       self._steps.setdefault(generation, None)
     return self._steps[generation]
 

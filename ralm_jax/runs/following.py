@@ -3,6 +3,7 @@
 A second job beside `ralm train` with RetrievalConfig.follow_current = True
 (gin: FOLLOW_CURRENT), on devices of its own.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -35,20 +36,20 @@ _MAX_FAILURES = 3
 
 
 def refresh(
-    *,
-    model_dir: str,
-    index: str | None = None,
-    retrieval_address: str | None = None,
-    corpus: str | None = None,
-    every_steps: int = 1,
-    poll_s: float = 10.0,
-    once: bool = False,
-    stop_after_steps: int | None = None,
-    batch_size: int = 256,
-    keep_generations: int = 2,
-    retry_for_s: float = 300.0,
-    partitioner: Partitioner | None = None,
-    progress: bool = True,
+  *,
+  model_dir: str,
+  index: str | None = None,
+  retrieval_address: str | None = None,
+  corpus: str | None = None,
+  every_steps: int = 1,
+  poll_s: float = 10.0,
+  once: bool = False,
+  stop_after_steps: int | None = None,
+  batch_size: int = 256,
+  keep_generations: int = 2,
+  retry_for_s: float = 300.0,
+  partitioner: Partitioner | None = None,
+  progress: bool = True,
 ) -> int:
   """Embeds the corpus with each new checkpoint's encoder and publishes it.
 
@@ -84,8 +85,8 @@ def refresh(
   """
   if (index is None) == (retrieval_address is None):
     raise ValueError(
-        'Give either the INDEX folder (--index) or the address of the '
-        'retrieval process that serves it (--retrieval_address).'
+      'Give either the INDEX folder (--index) or the address of the '
+      'retrieval process that serves it (--retrieval_address).'
     )
   if once:
     store.find(model_dir)
@@ -93,17 +94,17 @@ def refresh(
     if index is not None:
       connect.check_index_folder(index)
       target: _Target = _IndexFolder(
-          index, corpus, batch_size=batch_size, keep=keep_generations,
-          progress=progress,
+        index, corpus, batch_size=batch_size, keep=keep_generations, progress=progress
       )
     else:
-      client = stack.enter_context(RetrievalClient(
-          retrieval_address, retry_for_s=retry_for_s))
-      target = _ServedIndex(
-          client, corpus, batch_size=batch_size, progress=progress)
+      client = stack.enter_context(RetrievalClient(retrieval_address, retry_for_s=retry_for_s))
+      target = _ServedIndex(client, corpus, batch_size=batch_size, progress=progress)
     follower = _Follower(
-        model_dir, target, partitioner or Partitioner(),
-        every_steps=every_steps, stop_after_steps=stop_after_steps,
+      model_dir,
+      target,
+      partitioner or Partitioner(),
+      every_steps=every_steps,
+      stop_after_steps=stop_after_steps,
     )
     while True:
       published = follower.look(at_once=once)
@@ -120,8 +121,7 @@ class _Target(Protocol):
     """Of what is current."""
 
   def publish(
-      self, spec: Specification,
-      partitioner: Partitioner, params: PyTree, run: str, step: int,
+    self, spec: Specification, partitioner: Partitioner, params: PyTree, run: str, step: int
   ) -> Refreshed:
     """Embeds with `{'retriever': ...}`, unless it is current already."""
 
@@ -130,49 +130,43 @@ class _ServedIndex:
   """A retrieval process at an address."""
 
   def __init__(
-      self, client: RetrievalClient, corpus: str | None, *,
-      batch_size: int, progress: bool,
+    self, client: RetrievalClient, corpus: str | None, *, batch_size: int, progress: bool
   ):
     self._client = client
     status = client.status()
     client.stay_with(status.index_id)  # A swap must not redirect the uploads.
-    self._store = PassageStore.open(
-        corpus or connect.find_corpus(status.metadata))
+    self._store = PassageStore.open(corpus or connect.find_corpus(status.metadata))
     self._settings = {'batch_size': batch_size, 'progress': progress}
     self._publisher: IndexPublisher | None = None
 
   def metadata(self) -> dict[str, Any]:
     status = self._client.status()
     self._store.reload()
-    retriever.check_index_of_corpus(
-        status.metadata, status.next_id, self._store)
+    retriever.check_index_of_corpus(status.metadata, status.next_id, self._store)
     return status.metadata
 
   def publish(self, spec, partitioner, params, run, step):
     if self._publisher is None:
       opening.check_dimension(spec, self._client.status().dim)
       self._publisher = IndexPublisher(
-          self._client, spec.model, partitioner,
-          Assembler(spec.tokenizer, self._store),
-          **self._settings,
+        self._client,
+        spec.model,
+        partitioner,
+        Assembler(spec.tokenizer, self._store),
+        **self._settings,
       )
     return self._publisher.publish(
-        params, f'{run} {step}', checkpoint=f'{run}/checkpoint_{step}',
-        run=run, step=step,
+      params, f'{run} {step}', checkpoint=f'{run}/checkpoint_{step}', run=run, step=step
     )
 
 
 class _IndexFolder:
   """An INDEX folder, whoever serves it."""
 
-  def __init__(
-      self, index: str, corpus: str | None, *, batch_size: int, keep: int,
-      progress: bool,
-  ):
+  def __init__(self, index: str, corpus: str | None, *, batch_size: int, keep: int, progress: bool):
     self._index = index
     self._folder = GenerationStore(index)
-    self._store = PassageStore.open(
-        corpus or connect.find_corpus(self._current().metadata, index))
+    self._store = PassageStore.open(corpus or connect.find_corpus(self._current().metadata, index))
     self._batch_size = batch_size
     self._keep = keep
     self._progress = progress
@@ -184,8 +178,7 @@ class _IndexFolder:
   def metadata(self) -> dict[str, Any]:
     current = self._current()
     self._store.reload()
-    retriever.check_index_of_corpus(
-        current.metadata, self._folder.next_id(), self._store)
+    retriever.check_index_of_corpus(current.metadata, self._folder.next_id(), self._store)
     return current.metadata
 
   def publish(self, spec, partitioner, params, run, step):
@@ -193,9 +186,7 @@ class _IndexFolder:
     if self._embedder is None:
       opening.check_dimension(spec, current.dim)
       self._embedder = PassageEmbedder(
-          spec.model, partitioner,
-          Assembler(spec.tokenizer, self._store),
-          batch_size=self._batch_size,
+        spec.model, partitioner, Assembler(spec.tokenizer, self._store), batch_size=self._batch_size
       )
     start = time.monotonic()
     passages = 0
@@ -204,10 +195,15 @@ class _IndexFolder:
     if not embedding.is_of(current.metadata, self._store, params):
       # Interrupted, it goes on where it was.
       number = embedding.build_generation(
-          self._embedder, params, self._store, self._index,
-          current.generation.manifest.options,
-          checkpoint=f'{run}/checkpoint_{step}', run=run, step=step,
-          progress=self._progress,
+        self._embedder,
+        params,
+        self._store,
+        self._index,
+        current.generation.manifest.options,
+        checkpoint=f'{run}/checkpoint_{step}',
+        run=run,
+        step=step,
+        progress=self._progress,
       )
       passages = len(self._store)
       self._folder.prune(self._keep)
@@ -218,9 +214,13 @@ class _Follower:
   """Publishes the newest checkpoint of a run, time and again."""
 
   def __init__(
-      self, model_dir: str, target: _Target,
-      partitioner: Partitioner, *, every_steps: int,
-      stop_after_steps: int | None,
+    self,
+    model_dir: str,
+    target: _Target,
+    partitioner: Partitioner,
+    *,
+    every_steps: int,
+    stop_after_steps: int | None,
   ):
     if every_steps < 1:
       raise ValueError(f'every_steps must be at least 1, not {every_steps}.')
@@ -240,8 +240,9 @@ class _Follower:
   def finished(self) -> bool:
     """Whether there is nothing more to wait for."""
     return (
-        self._stop_after_steps is not None and self._last is not None
-        and self._last >= self._stop_after_steps
+      self._stop_after_steps is not None
+      and self._last is not None
+      and self._last >= self._stop_after_steps
     )
 
   def look(self, *, at_once: bool = False) -> bool:
@@ -266,19 +267,15 @@ class _Follower:
       if self._failures >= _MAX_FAILURES and step == self._newest():
         reason = (str(error).splitlines() or [''])[0][:200]
         raise ValueError(
-            f'{self._run}/checkpoint_{step} cannot be read '
-            f'({type(error).__name__}: {reason}). It is damaged, or of another '
-            'model; remove it, and an older one is taken.'
+          f'{self._run}/checkpoint_{step} cannot be read '
+          f'({type(error).__name__}: {reason}). It is damaged, or of another '
+          'model; remove it, and an older one is taken.'
         ) from error
-      logging.info(
-          'checkpoint_%d cannot be read (%s); looking again.', step,
-          type(error).__name__,
-      )
+      logging.info('checkpoint_%d cannot be read (%s); looking again.', step, type(error).__name__)
       return False
     self._failures = 0
     try:
-      done = self._target.publish(
-          spec, self._partitioner, params, self._run, step)
+      done = self._target.publish(spec, self._partitioner, params, self._run, step)
     except ConnectionError as error:
       logging.warning('checkpoint_%d is not published yet: %s', step, error)
       return False
@@ -287,14 +284,16 @@ class _Follower:
     if done.passages:
       self.published += 1
       logging.info(
-          'checkpoint_%d is generation %d: %d passages in %.1f s '
-          '(%.0f passages/s).', step, done.generation, done.passages,
-          done.seconds, done.passages / done.seconds,
+        'checkpoint_%d is generation %d: %d passages in %.1f s (%.0f passages/s).',
+        step,
+        done.generation,
+        done.passages,
+        done.seconds,
+        done.passages / done.seconds,
       )
     else:
       logging.info(
-          'checkpoint_%d has the encoder that is served, generation %d.',
-          step, done.generation,
+        'checkpoint_%d has the encoder that is served, generation %d.', step, done.generation
       )
     return True
 
@@ -310,9 +309,7 @@ class _Follower:
     if self._last is None or step < self._last:  # the run began anew
       return True
     last = self._stop_after_steps
-    return step - self._last >= self._every_steps or (
-        last is not None and step >= last
-    )
+    return step - self._last >= self._every_steps or (last is not None and step >= last)
 
   def _say_what_is_missing(self, step: int | None) -> None:
     """Once, until something has changed."""
@@ -320,18 +317,15 @@ class _Follower:
       message = f'Waiting for a first checkpoint in {self._run}.'
     else:
       message = (
-          f'checkpoint_{self._last} is published; waiting for one of step '
-          f'{self._last + self._every_steps} or later in {self._run}.'
+        f'checkpoint_{self._last} is published; waiting for one of step '
+        f'{self._last + self._every_steps} or later in {self._run}.'
       )
     if message != self._said:
       logging.info('%s', message)
       self._said = message
 
 
-def load_retriever(
-    directory: str, step: int, model: Any,
-    partitioner: Partitioner,
-) -> PyTree:
+def load_retriever(directory: str, step: int, model: Any, partitioner: Partitioner) -> PyTree:
   """`{'retriever': ...}` of a checkpoint; the reader is not read.
 
   Raises:
@@ -340,16 +334,24 @@ def load_retriever(
   path = os.path.join(directory, f'checkpoint_{step}', 'state')
   files = _count_files(path)
   boxed = jax.eval_shape(model.init, jax.random.key(0))['retriever']
-  abstract = {'params': {'retriever': jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      nn.meta.unbox(boxed), partitioner.param_shardings(boxed),
-  )}}
+  abstract = {
+    'params': {
+      'retriever': jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        nn.meta.unbox(boxed),
+        partitioner.param_shardings(boxed),
+      )
+    }
+  }
   with ocp.PyTreeCheckpointer() as checkpointer:
-    restored = checkpointer.restore(path, args=ocp.args.PyTreeRestore(
+    restored = checkpointer.restore(
+      path,
+      args=ocp.args.PyTreeRestore(
         item=abstract,
         restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
         partial_restore=True,
-    ))
+      ),
+    )
   # Whether all was there while it was read.
   if not files or _count_files(path) != files:
     raise FileNotFoundError(f'{path} is being removed.')
@@ -364,30 +366,41 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Refreshes from command-line flags."""
   parser = argparse.ArgumentParser(prog=prog, description=__doc__)
   parser.add_argument('--model_dir', required=True, metavar='RUN')
+  parser.add_argument('--index', metavar='INDEX', help='index folder to publish in')
   parser.add_argument(
-      '--index', metavar='INDEX', help='index folder to publish in')
+    '--retrieval_address',
+    metavar='HOST:PORT',
+    help='a running retrieval process, instead of --index',
+  )
+  parser.add_argument('--corpus', metavar='CORPUS', help="where the index's corpus is now")
   parser.add_argument(
-      '--retrieval_address', metavar='HOST:PORT',
-      help='a running retrieval process, instead of --index')
-  parser.add_argument(
-      '--corpus', metavar='CORPUS', help='where the index\'s corpus is now')
-  parser.add_argument(
-      '--every_steps', type=int, default=1, metavar='N',
-      help='publish when the run is so many steps further (default: every '
-      'checkpoint)')
+    '--every_steps',
+    type=int,
+    default=1,
+    metavar='N',
+    help='publish when the run is so many steps further (default: every checkpoint)',
+  )
   parser.add_argument('--poll_s', type=float, default=10.0, metavar='SECONDS')
+  parser.add_argument('--once', action='store_true', help='publish the newest checkpoint and stop')
   parser.add_argument(
-      '--once', action='store_true',
-      help='publish the newest checkpoint and stop')
-  parser.add_argument(
-      '--stop_after_steps', type=int, metavar='TOTAL',
-      help='stop when a checkpoint of this step is published')
+    '--stop_after_steps',
+    type=int,
+    metavar='TOTAL',
+    help='stop when a checkpoint of this step is published',
+  )
   parser.add_argument('--batch_size', type=int, default=256)
   parser.add_argument(
-      '--keep_generations', type=int, default=2,
-      help='newest generations kept in INDEX, besides pinned ones')
+    '--keep_generations',
+    type=int,
+    default=2,
+    help='newest generations kept in INDEX, besides pinned ones',
+  )
   parser.add_argument(
-      '--retry_for_s', type=float, default=300.0, metavar='SECONDS',
-      help='how long an unreachable retrieval process is waited for')
+    '--retry_for_s',
+    type=float,
+    default=300.0,
+    metavar='SECONDS',
+    help='how long an unreachable retrieval process is waited for',
+  )
   published = refresh(**vars(parser.parse_args(argv)))
   print(f'{published} generations published')

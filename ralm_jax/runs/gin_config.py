@@ -3,6 +3,7 @@
 `--gin_file`, `--gin_bindings`, `--gin_search_paths` and `--gin.NAME=VALUE`.
 Later files and bindings override earlier ones.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,17 +22,28 @@ _PREFIX = '--gin.'
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """Adds the gin flags to a parser."""
   parser.add_argument(
-      '--gin_file', action='append', default=[], metavar='FILE',
-      help='gin file; may be repeated, later ones override')
+    '--gin_file',
+    action='append',
+    default=[],
+    metavar='FILE',
+    help='gin file; may be repeated, later ones override',
+  )
   parser.add_argument(
-      '--gin_bindings', action='append', default=[], metavar='BINDING',
-      help="one binding, e.g. 'TRAIN_STEPS = 100'; may be repeated")
+    '--gin_bindings',
+    action='append',
+    default=[],
+    metavar='BINDING',
+    help="one binding, e.g. 'TRAIN_STEPS = 100'; may be repeated",
+  )
   parser.add_argument(
-      '--gin_search_paths', default='.', metavar='DIRS',
-      help='folders where gin files are looked for, separated by commas')
+    '--gin_search_paths',
+    default='.',
+    metavar='DIRS',
+    help='folders where gin files are looked for, separated by commas',
+  )
   parser.epilog = (
-      '--gin.NAME=VALUE sets a macro or parameter, e.g. '
-      '--gin.MODEL_DIR=/tmp/run --gin.TRAIN_STEPS=100'
+    '--gin.NAME=VALUE sets a macro or parameter, e.g. '
+    '--gin.MODEL_DIR=/tmp/run --gin.TRAIN_STEPS=100'
   )
 
 
@@ -76,9 +88,7 @@ def _literal(value: str) -> str:
 
 
 def parse(
-    gin_files: Sequence[str],
-    bindings: Sequence[str],
-    search_paths: Sequence[str] = ('.',),
+  gin_files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str] = ('.',)
 ) -> None:
   """Parses the configuration.
 
@@ -94,17 +104,15 @@ def parse(
   gin_config._FILE_READERS[:] = [(open, os.path.isfile)]  # pylint: disable=protected-access
   for file in gin_files:
     if not any(
-        os.path.exists(os.path.join(path, file))
-        for path in gin_config._LOCATION_PREFIXES  # pylint: disable=protected-access
+      os.path.exists(os.path.join(path, file))
+      for path in gin_config._LOCATION_PREFIXES  # pylint: disable=protected-access
     ):
       raise FileNotFoundError(
-          f'gin file {file} is in none of {list(search_paths)} nor installed '
-          'with the package (gin_configs/…).'
+        f'gin file {file} is in none of {list(search_paths)} nor installed '
+        'with the package (gin_configs/…).'
       )
   try:
-    gin.parse_config_files_and_bindings(
-        list(gin_files), list(bindings), finalize_config=False
-    )
+    gin.parse_config_files_and_bindings(list(gin_files), list(bindings), finalize_config=False)
   except Exception as e:
     raise ValueError(f'{_first_lines(e)}{_nearest_in(str(e))}') from e
   _check_macros()
@@ -118,27 +126,28 @@ def _check_macros() -> None:
     near = difflib.get_close_matches(name, sorted(set(_macros_used())), n=1)
     hint = f' Did you mean {near[0]}?' if near else ''
     raise ValueError(
-        f'gin sets {name}, which no configuration uses.{hint} Names in use: '
-        f'{", ".join(sorted(set(_macros_used()))) or "none"}.'
+      f'gin sets {name}, which no configuration uses.{hint} Names in use: '
+      f'{", ".join(sorted(set(_macros_used()))) or "none"}.'
     )
   required = sorted(
-      scope for (scope, selector), bound in gin_config._CONFIG.items()  # pylint: disable=protected-access
-      if selector == 'gin.macro' and _is_required(bound.get('value'))
+    scope
+    for (scope, selector), bound in gin_config._CONFIG.items()  # pylint: disable=protected-access
+    if selector == 'gin.macro' and _is_required(bound.get('value'))
   )
   undefined = sorted(set(_macros_used()) - _macros_bound() - {''})
   if required or undefined:
     names = ', '.join([*required, *undefined])
     raise ValueError(
-        f'The configuration leaves {names} open; set each, e.g. '
-        f'--gin.{[*required, *undefined][0]}=VALUE.'
+      f'The configuration leaves {names} open; set each, e.g. '
+      f'--gin.{[*required, *undefined][0]}=VALUE.'
     )
 
 
 def _is_required(value: Any) -> bool:
   """Whether a macro is bound to `%gin.REQUIRED`, a reference to a constant."""
   return value is gin.REQUIRED or (
-      isinstance(value, gin_config.ConfigurableReference)
-      and value.config_key == ('gin.REQUIRED', 'gin.constant')
+    isinstance(value, gin_config.ConfigurableReference)
+    and value.config_key == ('gin.REQUIRED', 'gin.constant')
   )
 
 
@@ -153,12 +162,11 @@ def _nearest_in(message: str) -> str:
   match = re.search(r"No configurable matching '([^']+)'", message)
   if match:
     known = {key[1] for key in gin_config._CONFIG} | {  # pylint: disable=protected-access
-        selector for selector in gin_config._REGISTRY._selector_map  # pylint: disable=protected-access
+      selector
+      for selector in gin_config._REGISTRY._selector_map  # pylint: disable=protected-access
     }
     wanted = match[1].split('.')[-1]
-    near = difflib.get_close_matches(
-        wanted, sorted({name.split('.')[-1] for name in known}), n=1
-    )
+    near = difflib.get_close_matches(wanted, sorted({name.split('.')[-1] for name in known}), n=1)
     return f' Did you mean {near[0]}?' if near else ''
   return _nearest_parameter(message)
 
@@ -168,9 +176,7 @@ def _nearest_parameter(message: str) -> str:
   import inspect
   import re
 
-  match = re.search(
-      r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message
-  )
+  match = re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message)
   if not match:
     return ''
   try:
@@ -184,8 +190,9 @@ def _nearest_parameter(message: str) -> str:
 
 def _macros_bound() -> set[str]:
   return {
-      scope for scope, selector in gin_config._CONFIG  # pylint: disable=protected-access
-      if selector == 'gin.macro'
+    scope
+    for scope, selector in gin_config._CONFIG  # pylint: disable=protected-access
+    if selector == 'gin.macro'
   }
 
 
@@ -218,8 +225,8 @@ def save_config(directory: str) -> None:
   """Writes `config.gin` and, once run, `operative_config.gin`."""
   os.makedirs(directory, exist_ok=True)
   for name, text in (
-      ('config.gin', gin.config_str()),
-      ('operative_config.gin', gin.operative_config_str()),
+    ('config.gin', gin.config_str()),
+    ('operative_config.gin', gin.operative_config_str()),
   ):
     path = os.path.join(directory, name)
     with open(path + '.tmp', 'w', encoding='utf-8') as file:

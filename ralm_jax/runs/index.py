@@ -1,4 +1,5 @@
 """All that a training run has to do with its index."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -42,14 +43,14 @@ class RunRetrieval:
   """
 
   def __init__(
-      self,
-      cfg: RetrievalConfig,
-      connected: Connection,
-      spec: Specification,
-      partitioner: Partitioner,
-      checkpoints: Checkpoints,
-      *,
-      freeze_retriever_steps: int = 0,
+    self,
+    cfg: RetrievalConfig,
+    connected: Connection,
+    spec: Specification,
+    partitioner: Partitioner,
+    checkpoints: Checkpoints,
+    *,
+    freeze_retriever_steps: int = 0,
   ):
     """Checks that index, corpus and model belong together."""
     client, store = connected.client, connected.store
@@ -58,13 +59,14 @@ class RunRetrieval:
     n_passages = spec.text.n_passages
 
     self.retriever = PassageRetriever(
-        client, store, cfg.n_candidates or n_passages,
-        search_filter=cfg.search_filter,
-        return_embeddings=spec.model.uses_stored_embeddings,
+      client,
+      store,
+      cfg.n_candidates or n_passages,
+      search_filter=cfg.search_filter,
+      return_embeddings=spec.model.uses_stored_embeddings,
     )
     self.evaluation_retriever = PassageRetriever(
-        client, store, cfg.n_candidates or n_passages,
-        search_filter=cfg.search_filter,
+      client, store, cfg.n_candidates or n_passages, search_filter=cfg.search_filter
     )
     opening.check_dimension(spec, self.retriever.embedding_dim)
     self.assembler = Assembler(spec.tokenizer, store)
@@ -72,8 +74,7 @@ class RunRetrieval:
 
     def check(status: Any) -> None:
       store.reload()
-      retriever_lib.check_index_of_corpus(
-          status.metadata, status.next_id, store)
+      retriever_lib.check_index_of_corpus(status.metadata, status.next_id, store)
 
     self.generation_steps = GenerationSteps(client, run, check=check)
     self._owner = run
@@ -87,14 +88,20 @@ class RunRetrieval:
     self._pins = Pins(client, checkpoints, run)
     if cfg.schedule:
       self.index_refresh = ScheduledRefresh(
-          cfg.schedule,
-          IndexPublisher(
-              client, spec.model, partitioner, self.assembler,
-              index=cfg.index, batch_size=cfg.embed_batch_size,
-          ),
-          [self.retriever, self.evaluation_retriever], self._pins,
-          self.generation_steps, run=run,
-          freeze_retriever_steps=freeze_retriever_steps,
+        cfg.schedule,
+        IndexPublisher(
+          client,
+          spec.model,
+          partitioner,
+          self.assembler,
+          index=cfg.index,
+          batch_size=cfg.embed_batch_size,
+        ),
+        [self.retriever, self.evaluation_retriever],
+        self._pins,
+        self.generation_steps,
+        run=run,
+        freeze_retriever_steps=freeze_retriever_steps,
       )
 
   @property
@@ -112,10 +119,10 @@ class RunRetrieval:
     found = self.retriever.index_id
     if self._pins is not None and index_id and found and index_id != found:
       raise ValueError(
-          f'The checkpoint was made with the index of id {index_id}; the one '
-          f'that is searched now has id {found}. Serve that one again (`ralm '
-          'swap`, `ralm serve`), or, to go on with whatever is served: '
-          'RetrievalConfig.follow_current = True (gin: FOLLOW_CURRENT).'
+        f'The checkpoint was made with the index of id {index_id}; the one '
+        f'that is searched now has id {found}. Serve that one again (`ralm '
+        'swap`, `ralm serve`), or, to go on with whatever is served: '
+        'RetrievalConfig.follow_current = True (gin: FOLLOW_CURRENT).'
       )
 
   def begin(self, generation: int | None, params: PyTree) -> None:
@@ -141,20 +148,20 @@ class RunRetrieval:
 
   def _recognise_start(self, generation: int, params: PyTree) -> None:
     """Tells whether the index is of the parameters the run starts with."""
-    fingerprint = embedding.retriever_fingerprint(
-        embedding.gathered_retriever(params))
+    fingerprint = embedding.retriever_fingerprint(embedding.gathered_retriever(params))
     with self._agreement.together():
       status = self._client.status()
     if status.generation == generation and (
-        status.metadata.get('encoder_fingerprint') == fingerprint
+      status.metadata.get('encoder_fingerprint') == fingerprint
     ):
       self.generation_steps.tell(generation, 0)
     elif self._model.query_side in ('stored', 'frozen'):
       logging.warning(
-          'The index was embedded by other parameters (%s) than those of the '
-          'passage encoder that query-side training keeps; embed the corpus '
-          'with the starting checkpoint first (`ralm embed`).',
-          status.metadata.get('checkpoint') or 'of an unknown checkpoint')
+        'The index was embedded by other parameters (%s) than those of the '
+        'passage encoder that query-side training keeps; embed the corpus '
+        'with the starting checkpoint first (`ralm embed`).',
+        status.metadata.get('checkpoint') or 'of an unknown checkpoint',
+      )
 
   def end(self) -> None:
     """The last checkpoint is on disk."""
@@ -163,37 +170,38 @@ class RunRetrieval:
 
 
 def build_missing_index(
-    cfg: RetrievalConfig,
-    spec: Specification,
-    optimizers: Optimizers,
-    partitioner: Partitioner,
-    params: PyTree,
-    *,
-    run: str,
-    seed: int,
+  cfg: RetrievalConfig,
+  spec: Specification,
+  optimizers: Optimizers,
+  partitioner: Partitioner,
+  params: PyTree,
+  *,
+  run: str,
+  seed: int,
 ) -> TrainState:
   """Embeds the corpus with the parameters a run starts from; returns those."""
   if cfg.corpus is None:
     raise ValueError(
-        f'{cfg.index} holds no index yet; bind RetrievalConfig.corpus (gin: '
-        'CORPUS) to build one.'
+      f'{cfg.index} holds no index yet; bind RetrievalConfig.corpus (gin: CORPUS) to build one.'
     )
   if jax.process_count() > 1:
     raise ValueError(
-        f'{cfg.index} holds no index yet; on several processes build it first '
-        'with `ralm embed`.'
+      f'{cfg.index} holds no index yet; on several processes build it first with `ralm embed`.'
     )
   store = PassageStore.open(cfg.corpus)
-  state = train_state.initialize(
-      spec.model, optimizers, partitioner, seed, params
-  )
+  state = train_state.initialize(spec.model, optimizers, partitioner, seed, params)
   embedder = PassageEmbedder(
-      spec.model, partitioner, Assembler(spec.tokenizer, store),
-      batch_size=cfg.embed_batch_size,
+    spec.model, partitioner, Assembler(spec.tokenizer, store), batch_size=cfg.embed_batch_size
   )
   logging.info('Building %s of %d passages.', cfg.index, len(store))
   embedding.build_generation(
-      embedder, state.params, store, cfg.index, cfg.options,
-      checkpoint='the start of training', run=run, step=0,
+    embedder,
+    state.params,
+    store,
+    cfg.index,
+    cfg.options,
+    checkpoint='the start of training',
+    run=run,
+    step=0,
   )
   return state

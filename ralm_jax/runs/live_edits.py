@@ -5,6 +5,7 @@ their embeddings in and takes out what they replace: a search sees all of an
 edit or nothing. Where a command is interrupted between the two, the passages
 are stored but not yet found, and the same command completes it.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -45,15 +46,15 @@ class Edited:
 
 
 def put(
-    passages: Sequence[Passage],
-    *,
-    checkpoint: str,
-    index: str | None = None,
-    retrieval_address: str | None = None,
-    corpus: str | None = None,
-    retry_for_s: float = 30.0,
-    replace: bool = False,
-    known: bool = False,
+  passages: Sequence[Passage],
+  *,
+  checkpoint: str,
+  index: str | None = None,
+  retrieval_address: str | None = None,
+  corpus: str | None = None,
+  retry_for_s: float = 30.0,
+  replace: bool = False,
+  known: bool = False,
 ) -> Edited:
   """Puts passages into the corpus and the index.
 
@@ -94,24 +95,27 @@ def put(
     found = store.find(ids)
     rows = np.sort(found.rows[found.is_newest])
     embedder = PassageEmbedder(
-        opened.spec.model, opened.partitioner,
-        Assembler(opened.spec.tokenizer, store),
-        batch_size=max(8, opened.partitioner.mesh.size),
+      opened.spec.model,
+      opened.partitioner,
+      Assembler(opened.spec.tokenizer, store),
+      batch_size=max(8, opened.partitioner.mesh.size),
     )
     return _edit(
-        connected.client, found, ids=rows,
-        embeddings=_embed(embedder, opened.params, rows),
-        metadata={'corpus_fingerprint': store.fingerprint},
+      connected.client,
+      found,
+      ids=rows,
+      embeddings=_embed(embedder, opened.params, rows),
+      metadata={'corpus_fingerprint': store.fingerprint},
     )
 
 
 def delete(
-    ids: Sequence[str],
-    *,
-    index: str | None = None,
-    retrieval_address: str | None = None,
-    corpus: str | None = None,
-    retry_for_s: float = 30.0,
+  ids: Sequence[str],
+  *,
+  index: str | None = None,
+  retrieval_address: str | None = None,
+  corpus: str | None = None,
+  retry_for_s: float = 30.0,
 ) -> Edited:
   """Deletes passages from an index, with all their parts; all or none.
 
@@ -134,65 +138,57 @@ def delete(
     raise ValueError('No passage ids were given.')
   with _connected(index, retrieval_address, corpus, retry_for_s) as connected:
     connected.store.rows_of(ids)  # names an unknown one
-    return _edit(
-        connected.client, connected.store.find(ids), names=ids)
+    return _edit(connected.client, connected.store.find(ids), names=ids)
 
 
 @contextlib.contextmanager
 def _connected(
-    index: str | None, address: str | None, corpus: str | None,
-    retry_for_s: float,
+  index: str | None, address: str | None, corpus: str | None, retry_for_s: float
 ) -> Iterator[Connection]:
   """A connection whose index is of its corpus."""
   with connect.connect(
-      index=index, address=address, corpus=corpus, retry_for_s=retry_for_s
+    index=index, address=address, corpus=corpus, retry_for_s=retry_for_s
   ) as connected:
     status = connected.client.status()
-    retriever.check_index_of_corpus(
-        status.metadata, status.next_id, connected.store)
+    retriever.check_index_of_corpus(status.metadata, status.next_id, connected.store)
     yield connected
 
 
-def _not_yet_stored(
-    passages: Sequence[Passage], store: PassageStore
-) -> list[Passage]:
+def _not_yet_stored(passages: Sequence[Passage], store: PassageStore) -> list[Passage]:
   """Leaves out passages that are stored already, word for word."""
   found = store.find([passage.id for passage in passages])
   stored: list[list[tuple]] = [[] for _ in passages]
   rows = found.rows[found.is_newest]
-  for position, part in zip(
-      found.positions[found.is_newest].tolist(), store.passages(rows)
-  ):
+  for position, part in zip(found.positions[found.is_newest].tolist(), store.passages(rows)):
     stored[position].append(_content(part))
   return [
-      passage for passage, parts in zip(passages, stored)
-      if sorted(parts) != sorted(
-          map(_content, passages_lib.split_long(passage, store.max_words)))
+    passage
+    for passage, parts in zip(passages, stored)
+    if sorted(parts) != sorted(map(_content, passages_lib.split_long(passage, store.max_words)))
   ]
 
 
 def _content(passage: Passage) -> tuple[str | int, ...]:
-  return (passage.id, passage.title, passage.section, passage.text,
-          passage.document, passage.last_day)
+  return (
+    passage.id,
+    passage.title,
+    passage.section,
+    passage.text,
+    passage.document,
+    passage.last_day,
+  )
 
 
-def _embed(
-    embedder: PassageEmbedder, params: Any, rows: np.ndarray
-) -> np.ndarray:
+def _embed(embedder: PassageEmbedder, params: Any, rows: np.ndarray) -> np.ndarray:
   """float16 [n, dim], as the index stores them."""
   chunks = [rows[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK)]
-  return np.concatenate([
-      embedding.as_stored(embedder.embed(params, chunk), chunk)
-      for chunk in chunks
-  ])
+  return np.concatenate(
+    [embedding.as_stored(embedder.embed(params, chunk), chunk) for chunk in chunks]
+  )
 
 
 def _edit(
-    client: Any,
-    found: FoundRows,
-    *,
-    names: Sequence[str] | None = None,
-    **put_options: Any,
+  client: Any, found: FoundRows, *, names: Sequence[str] | None = None, **put_options: Any
 ) -> Edited:
   """One edit, which deletes every version of each passage but what is put.
 
@@ -217,11 +213,8 @@ def _edit(
     absent = np.setdiff1d(np.arange(len(names)), found.positions[present])
     if len(absent):
       raise LookupError(
-          f'The index has no passage {names[absent[0]]!r} any more (nor any '
-          'other version of it); nothing was deleted.'
+        f'The index has no passage {names[absent[0]]!r} any more (nor any '
+        'other version of it); nothing was deleted.'
       )
-  result = client.edit(
-      delete_ids=rows if len(rows) else None, delete_absent=True, **put_options)
-  return Edited(
-      put_rows, np.setdiff1d(rows, result.absent_ids), result.generation,
-      result.count)
+  result = client.edit(delete_ids=rows if len(rows) else None, delete_absent=True, **put_options)
+  return Edited(put_rows, np.setdiff1d(rows, result.absent_ids), result.generation, result.count)

@@ -1,4 +1,5 @@
 """Opening a checkpoint folder for embedding, evaluation or asking."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -50,8 +51,7 @@ class OpenedCheckpoint:
 
 
 def open_checkpoint(
-    path: str | os.PathLike[str],
-    partitioner: Partitioner | None = None,
+  path: str | os.PathLike[str], partitioner: Partitioner | None = None
 ) -> OpenedCheckpoint:
   """Loads MODEL_DIR or MODEL_DIR/checkpoint_<step>; parameters only.
 
@@ -64,8 +64,9 @@ def open_checkpoint(
   partitioner = partitioner or Partitioner()
   boxed = jax.eval_shape(spec.model.init, jax.random.key(0))
   abstract = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      nn.meta.unbox(boxed), partitioner.param_shardings(boxed),
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    nn.meta.unbox(boxed),
+    partitioner.param_shardings(boxed),
   )
   store = Checkpoints(directory, read_only=True)
   try:
@@ -77,21 +78,21 @@ def open_checkpoint(
 
 @contextlib.contextmanager
 def open_evaluator(
-    opened: OpenedCheckpoint,
-    *,
-    index: str | os.PathLike[str] | None = None,
-    retrieval_address: str | None = None,
-    generation: int | None = None,
-    corpus: str | os.PathLike[str] | None = None,
-    n_passages: int | None = None,
-    batch_size: int = 32,
-    backend: str = 'process',
-    search_filter: str = 'passage',
-    n_candidates: int | None = None,
-    rerank_chunk: int | None = None,
-    passages_from: str = 'index',
-    evaluation: Mapping[str, Any] | None = None,
-    **connection: Any,
+  opened: OpenedCheckpoint,
+  *,
+  index: str | os.PathLike[str] | None = None,
+  retrieval_address: str | None = None,
+  generation: int | None = None,
+  corpus: str | os.PathLike[str] | None = None,
+  n_passages: int | None = None,
+  batch_size: int = 32,
+  backend: str = 'process',
+  search_filter: str = 'passage',
+  n_candidates: int | None = None,
+  rerank_chunk: int | None = None,
+  passages_from: str = 'index',
+  evaluation: Mapping[str, Any] | None = None,
+  **connection: Any,
 ) -> Iterator[Evaluator]:
   """An evaluator of a checkpoint with its index.
 
@@ -121,12 +122,13 @@ def open_evaluator(
   """
   if passages_from not in passage_sources.SOURCES:
     raise ValueError(
-        f'passages_from {passages_from!r} must be one of '
-        f'{", ".join(passage_sources.SOURCES)}.')
+      f'passages_from {passages_from!r} must be one of {", ".join(passage_sources.SOURCES)}.'
+    )
   spec = opened.spec
   for source, closed in (
-      (f'Passages come from {passages_from!r}', passages_from != 'index'),
-      (f'{opened.name} was trained closed-book', spec.text.closed_book)):
+    (f'Passages come from {passages_from!r}', passages_from != 'index'),
+    (f'{opened.name} was trained closed-book', spec.text.closed_book),
+  ):
     if closed and (index or retrieval_address):
       raise ValueError(f'{source}: leave --index and --retrieval_address out.')
   evaluation = dict(evaluation or {})
@@ -135,24 +137,30 @@ def open_evaluator(
   if spec.text.closed_book or passages_from == 'file':
     if spec.text.closed_book and passages_from == 'file':
       raise ValueError(
-          f'{opened.name} was trained closed-book and reads no passages; leave '
-          "passages_from = 'file' out.")
+        f'{opened.name} was trained closed-book and reads no passages; leave '
+        "passages_from = 'file' out."
+      )
     yield Evaluator(
-        spec, opened.partitioner, None, batch_size=batch_size,
-        file_passages=(n_passages or spec.text.n_passages
-                       if passages_from == 'file' else None),
-        search_filter=search_filter,
-        **evaluation,
+      spec,
+      opened.partitioner,
+      None,
+      batch_size=batch_size,
+      file_passages=(n_passages or spec.text.n_passages if passages_from == 'file' else None),
+      search_filter=search_filter,
+      **evaluation,
     )
     return
   with connect.connect(
-      index=index, address=retrieval_address, corpus=corpus, backend=backend,
-      partitioner=opened.partitioner, follow_swaps=True, **connection
+    index=index,
+    address=retrieval_address,
+    corpus=corpus,
+    backend=backend,
+    partitioner=opened.partitioner,
+    follow_swaps=True,
+    **connection,
   ) as connected:
 
-    def open_corpus(
-        status: ServerStatus, former: PassageStore
-    ) -> PassageStore:
+    def open_corpus(status: ServerStatus, former: PassageStore) -> PassageStore:
       store = connected.open_corpus(status, former)
       Assembler(spec.tokenizer, store)  # has the same vocabularies
       warn_if_stale(opened, status.metadata)
@@ -161,16 +169,22 @@ def open_evaluator(
     warn_if_stale(opened, connected.client.status().metadata)
     n_passages = n_passages or spec.text.n_passages
     retriever = PassageRetriever(
-        connected.client, connected.store, n_candidates or n_passages,
-        search_filter=SearchFilter(by=search_filter),
-        generation=generation,
-        open_corpus=open_corpus if generation is None else None,
+      connected.client,
+      connected.store,
+      n_candidates or n_passages,
+      search_filter=SearchFilter(by=search_filter),
+      generation=generation,
+      open_corpus=open_corpus if generation is None else None,
     )
     check_dimension(spec, retriever.embedding_dim)
     yield Evaluator(
-        spec, opened.partitioner, retriever, batch_size=batch_size,
-        rerank_to=n_passages if n_candidates else None,
-        rerank_chunk=rerank_chunk, **evaluation,
+      spec,
+      opened.partitioner,
+      retriever,
+      batch_size=batch_size,
+      rerank_to=n_passages if n_candidates else None,
+      rerank_chunk=rerank_chunk,
+      **evaluation,
     )
 
 
@@ -179,8 +193,8 @@ def check_dimension(spec: Specification, dim: int) -> None:
   ours = spec.model.retriever.embedding_dim
   if ours != dim:
     raise ValueError(
-        f'The index holds embeddings of size {dim}, the checkpoint\'s retriever '
-        f'makes {ours}; embed the corpus with this checkpoint (`ralm embed`).'
+      f"The index holds embeddings of size {dim}, the checkpoint's retriever "
+      f'makes {ours}; embed the corpus with this checkpoint (`ralm embed`).'
     )
 
 
@@ -189,7 +203,8 @@ def warn_if_stale(opened: OpenedCheckpoint, metadata: dict[str, Any]) -> None:
   made_by = metadata.get('encoder_fingerprint')
   if made_by and made_by != embedding.retriever_fingerprint(opened.params):
     logging.warning(
-        'The index was embedded with %s, not with %s: its embeddings are '
-        'stale. Run `ralm embed` for exact ones.',
-        metadata.get('checkpoint') or 'other parameters', opened.name,
+      'The index was embedded with %s, not with %s: its embeddings are '
+      'stale. Run `ralm embed` for exact ones.',
+      metadata.get('checkpoint') or 'other parameters',
+      opened.name,
     )

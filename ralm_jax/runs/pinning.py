@@ -1,4 +1,5 @@
 """Which generations of an index a run needs, and keeps on disk."""
+
 from __future__ import annotations
 
 import logging
@@ -27,12 +28,7 @@ class Pins:
   Every process makes the same calls, and learns when another's fail.
   """
 
-  def __init__(
-      self,
-      client: Any,
-      checkpoints: Checkpoints,
-      model_dir: str | os.PathLike[str],
-  ):
+  def __init__(self, client: Any, checkpoints: Checkpoints, model_dir: str | os.PathLike[str]):
     """Pins nothing yet.
 
     Args:
@@ -64,21 +60,19 @@ class Pins:
       status = self._client.status()
       if generation is not None and generation not in status.generations:
         raise LookupError(
-            f'The checkpoint was made with generation {generation} of the '
-            f'index in {status.index_directory}, which holds '
-            f'{status.generations} alone. To go on with whatever it serves: '
-            'RetrievalConfig.follow_current = True (gin: FOLLOW_CURRENT).'
+          f'The checkpoint was made with generation {generation} of the '
+          f'index in {status.index_directory}, which holds '
+          f'{status.generations} alone. To go on with whatever it serves: '
+          'RetrievalConfig.follow_current = True (gin: FOLLOW_CURRENT).'
         )
     if generation is None:
       generation = self._start(status)
       if jax.process_count() > 1:
-        generation = int(multihost_utils.broadcast_one_to_all(
-            np.asarray(generation, np.int32)))
+        generation = int(multihost_utils.broadcast_one_to_all(np.asarray(generation, np.int32)))
       self.started_with = generation
     else:
       own = status.metadata.get('run') == self._run
-      self.started_with = status.metadata.get(
-          STARTED_WITH, generation) if own else generation
+      self.started_with = status.metadata.get(STARTED_WITH, generation) if own else generation
     self.add(generation)
     return generation
 
@@ -88,9 +82,10 @@ class Pins:
       started_with = status.metadata.get(STARTED_WITH)
       if started_with in status.generations:
         logging.info(
-            'Generation %d of the index is a refresh of this run, which begins '
-            'anew: with generation %d, as it did.',
-            status.generation, started_with,
+          'Generation %d of the index is a refresh of this run, which begins '
+          'anew: with generation %d, as it did.',
+          status.generation,
+          started_with,
         )
         return started_with
     return status.generation
@@ -124,5 +119,4 @@ class Pins:
         # A run that followed others' generations pinned none: those of its
         # older checkpoints may be gone.
         gone = wanted.difference(self._client.status().generations)
-        self._client.pin(
-            self._owner, sorted(wanted - gone.difference(*self._recent)))
+        self._client.pin(self._owner, sorted(wanted - gone.difference(*self._recent)))

@@ -1,4 +1,5 @@
 """Refreshing the index at step boundaries of a training run."""
+
 from __future__ import annotations
 
 import logging
@@ -19,15 +20,15 @@ class ScheduledRefresh:
   """Publishes the index anew when it is due, and searches what it published."""
 
   def __init__(
-      self,
-      schedule: RefreshSchedule,
-      publisher: IndexPublisher,
-      retrievers: list[PassageRetriever],
-      pins: Pins,
-      steps: GenerationSteps,
-      *,
-      run: str | os.PathLike[str],
-      freeze_retriever_steps: int = 0,
+    self,
+    schedule: RefreshSchedule,
+    publisher: IndexPublisher,
+    retrievers: list[PassageRetriever],
+    pins: Pins,
+    steps: GenerationSteps,
+    *,
+    run: str | os.PathLike[str],
+    freeze_retriever_steps: int = 0,
   ):
     """Does nothing yet.
 
@@ -65,9 +66,12 @@ class ScheduledRefresh:
       Metrics; `refresh/share` is the part of all time spent refreshing.
     """
     done = self._publisher.publish(
-        params, f'{self._run} {step}',
-        checkpoint=f'{self._run} at step {step}', run=self._run, step=step,
-        **{pinning.STARTED_WITH: self._pins.started_with},
+      params,
+      f'{self._run} {step}',
+      checkpoint=f'{self._run} at step {step}',
+      run=self._run,
+      step=step,
+      **{pinning.STARTED_WITH: self._pins.started_with},
     )
     self._pins.add(done.generation)
     self._steps.tell(done.generation, step)
@@ -77,14 +81,17 @@ class ScheduledRefresh:
     share = self._spent / (time.monotonic() - self._start)
     if done.passages:
       logging.info(
-          'Refreshed the index at step %d: generation %d, %d passages in '
-          '%.1f s (%.0f passages/s; %.1f %% of all time so far).', step,
-          done.generation, done.passages, done.seconds,
-          done.passages / done.seconds, 100 * share,
+        'Refreshed the index at step %d: generation %d, %d passages in '
+        '%.1f s (%.0f passages/s; %.1f %% of all time so far).',
+        step,
+        done.generation,
+        done.passages,
+        done.seconds,
+        done.passages / done.seconds,
+        100 * share,
       )
     else:
       logging.info(
-          'Step %d searches generation %d, which is of its encoder already.',
-          step, done.generation,
+        'Step %d searches generation %d, which is of its encoder already.', step, done.generation
       )
     return {**done.metrics, 'refresh/share': share}

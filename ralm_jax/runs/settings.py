@@ -1,4 +1,5 @@
 """What a training run is told of its checkpoints and its index."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -77,48 +78,48 @@ class RetrievalConfig:
 
   @property
   def index_is_missing(self) -> bool:
-    return self.index is not None and not os.path.exists(
-        os.path.join(self.index, 'CURRENT')
-    )
+    return self.index is not None and not os.path.exists(os.path.join(self.index, 'CURRENT'))
 
-  def check(
-      self, model: RetrievalLM, text: TextConfig
-  ) -> None:
+  def check(self, model: RetrievalLM, text: TextConfig) -> None:
     """Raises ValueError where it contradicts itself, model or texts."""
     connect.check_backend(self.backend, self.address)
     if self.schedule and not model.moves_passages:
       raise ValueError(
-          f'RetrievalConfig.refresh_index is {self.refresh_index!r}, but '
-          'nothing trains the passage encoder (fixed retriever, or query_side '
-          f'= {model.query_side!r}), so the index never gets stale. Set it to '
-          'None (gin: REFRESH_INDEX).'
+        f'RetrievalConfig.refresh_index is {self.refresh_index!r}, but '
+        'nothing trains the passage encoder (fixed retriever, or query_side '
+        f'= {model.query_side!r}), so the index never gets stale. Set it to '
+        'None (gin: REFRESH_INDEX).'
       )
     if self.schedule and self.follow_current:
       raise ValueError(
-          'RetrievalConfig has both refresh_index and follow_current: either '
-          'the run refreshes its index, or a second job does (gin: '
-          'REFRESH_INDEX = None, or FOLLOW_CURRENT = False).'
+        'RetrievalConfig has both refresh_index and follow_current: either '
+        'the run refreshes its index, or a second job does (gin: '
+        'REFRESH_INDEX = None, or FOLLOW_CURRENT = False).'
       )
     if self.n_candidates is None:
       return
     if self.n_candidates < text.n_passages:
       raise ValueError(
-          f'RetrievalConfig.n_candidates {self.n_candidates} is fewer than the '
-          f'{text.n_passages} passages to keep of them (gin: N_CANDIDATES, '
-          'N_PASSAGES).'
+        f'RetrievalConfig.n_candidates {self.n_candidates} is fewer than the '
+        f'{text.n_passages} passages to keep of them (gin: N_CANDIDATES, '
+        'N_PASSAGES).'
       )
     if model.uses_stored_embeddings:
       raise ValueError(
-          "RetrievalConfig.n_candidates re-encodes candidates, query_side = "
-          "'stored' takes them as the index has them: set one of the two to "
-          'None (gin: N_CANDIDATES, QUERY_SIDE).'
+        'RetrievalConfig.n_candidates re-encodes candidates, query_side = '
+        "'stored' takes them as the index has them: set one of the two to "
+        'None (gin: N_CANDIDATES, QUERY_SIDE).'
       )
 
   def connection(self, partitioner: Any) -> Mapping[str, Any]:
     """The arguments of `connection.connect`."""
     return {
-        'index': self.index, 'address': self.address, 'corpus': self.corpus,
-        'retry_for_s': self.retry_for_s, 'backend': self.backend,
-        'partitioner': partitioner, 'device_dtype': self.device_dtype,
-        'approximate': self.approximate,
+      'index': self.index,
+      'address': self.address,
+      'corpus': self.corpus,
+      'retry_for_s': self.retry_for_s,
+      'backend': self.backend,
+      'partitioner': partitioner,
+      'device_dtype': self.device_dtype,
+      'approximate': self.approximate,
     }

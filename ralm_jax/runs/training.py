@@ -1,4 +1,5 @@
 """Training: `python -m ralm_jax.train --gin_file=… --gin.MODEL_DIR=…`."""
+
 from __future__ import annotations
 
 import argparse
@@ -41,38 +42,38 @@ RetrievalConfig = settings.RetrievalConfig
 
 
 def train(
-    *,
-    model: RetrievalLM,
-    text: TextConfig,
-    model_dir: str,
-    total_steps: int,
-    train_dataset_cfg: Any,
-    reader_vocabulary: str,
-    retriever_vocabulary: str,
-    reader_optimizer: Optimizer | None,
-    retriever_optimizer: Optimizer | None = None,
-    retrieval_cfg: RetrievalConfig | None = None,
-    checkpoint_cfg: CheckpointConfig = CheckpointConfig(),
-    partitioner: Partitioner | None = None,
-    initial_checkpoint_path: str | None = None,
-    initial_params: Callable[[], Any] | None = None,
-    num_microbatches: int = 1,
-    freeze_retriever_steps: int = 0,
-    global_clip_norm: float | None = None,
-    retrieval_lookahead: int = 1,
-    augmentation: Augmentation | None = None,
-    recall_skip: int = 1,
-    eval_questions: str | Sequence[str] | None = None,
-    eval_record_format: str = 'qa',
-    eval_on_error: str = 'raise',
-    eval_metrics: str | None = None,
-    eval_permutations: str = 'single',
-    eval_period: int | None = None,
-    eval_num_examples: int | None = None,
-    eval_batch_size: int = 32,
-    eval_answering: AnswerOptions = AnswerOptions(),
-    stats_period: int = 10,
-    random_seed: int = 0,
+  *,
+  model: RetrievalLM,
+  text: TextConfig,
+  model_dir: str,
+  total_steps: int,
+  train_dataset_cfg: Any,
+  reader_vocabulary: str,
+  retriever_vocabulary: str,
+  reader_optimizer: Optimizer | None,
+  retriever_optimizer: Optimizer | None = None,
+  retrieval_cfg: RetrievalConfig | None = None,
+  checkpoint_cfg: CheckpointConfig = CheckpointConfig(),
+  partitioner: Partitioner | None = None,
+  initial_checkpoint_path: str | None = None,
+  initial_params: Callable[[], Any] | None = None,
+  num_microbatches: int = 1,
+  freeze_retriever_steps: int = 0,
+  global_clip_norm: float | None = None,
+  retrieval_lookahead: int = 1,
+  augmentation: Augmentation | None = None,
+  recall_skip: int = 1,
+  eval_questions: str | Sequence[str] | None = None,
+  eval_record_format: str = 'qa',
+  eval_on_error: str = 'raise',
+  eval_metrics: str | None = None,
+  eval_permutations: str = 'single',
+  eval_period: int | None = None,
+  eval_num_examples: int | None = None,
+  eval_batch_size: int = 32,
+  eval_answering: AnswerOptions = AnswerOptions(),
+  stats_period: int = 10,
+  random_seed: int = 0,
 ) -> TrainState:
   """Trains reader and retriever together; resumes where it was stopped.
 
@@ -123,24 +124,22 @@ def train(
   agreement = Agreement()
   with agreement.together():
     tokenizer = QueryTokenizer(
-        text,
-        vocabularies.load_vocabulary(reader_vocabulary),
-        vocabularies.load_vocabulary(retriever_vocabulary),
+      text,
+      vocabularies.load_vocabulary(reader_vocabulary),
+      vocabularies.load_vocabulary(retriever_vocabulary),
     )
     spec = Specification(model, tokenizer)
     spec.check()
     partitioner = partitioner or Partitioner()
     optimizers = {
-        name: optimizer
-        for name, optimizer in (
-            ('reader', reader_optimizer), ('retriever', retriever_optimizer)
-        )
-        if optimizer is not None
+      name: optimizer
+      for name, optimizer in (('reader', reader_optimizer), ('retriever', retriever_optimizer))
+      if optimizer is not None
     }
     if 'retriever' in optimizers and not (model.learns_retriever and retrieval_cfg):
       raise ValueError(
-          'A retriever optimizer is given, but the model does not train its '
-          'retriever (train_retriever, gold_score, reading) or has no index.'
+        'A retriever optimizer is given, but the model does not train its '
+        'retriever (train_retriever, gold_score, reading) or has no index.'
       )
     if model.learns_retriever and 'retriever' not in optimizers:
       model = dataclasses.replace(model, train_retriever=False)
@@ -149,40 +148,41 @@ def train(
       retrieval_cfg.check(model, text)
     if not text.closed_book and retrieval_cfg is None:
       raise ValueError(
-          'The reader format shows passages; give a RetrievalConfig with an '
-          "index or an address, or use reader_format = '{query}'."
+        'The reader format shows passages; give a RetrievalConfig with an '
+        "index or an address, or use reader_format = '{query}'."
       )
     questions = None
     if eval_questions:
       questions = reading.read_questions(
-          eval_questions, duplicate_ids='number',
-          record_format=eval_record_format, on_error=eval_on_error,
+        eval_questions,
+        duplicate_ids='number',
+        record_format=eval_record_format,
+        on_error=eval_on_error,
       )[:eval_num_examples]
       eval_metrics = eval_metrics or by_task.family_of(questions)
       by_task.check(eval_metrics)
-      choice_evaluator.check(
-          eval_metrics, questions, eval_permutations, tokenizer)
+      choice_evaluator.check(eval_metrics, questions, eval_permutations, tokenizer)
     iterator = pipeline.get_dataset_iterator(
-        train_dataset_cfg,
-        {
-            'query': text.query_length,
-            'reader_query': text.reader_query_length,
-            'targets': text.target_length,
-        },
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        # A task of the user's own may know nothing of the model's padding.
-        pad_ids={
-            'query': tokenizer.retriever_vocabulary.pad_id,
-            'reader_query': tokenizer.reader_vocabulary.pad_id,
-            'targets': tokenizer.reader_vocabulary.pad_id,
-        },
+      train_dataset_cfg,
+      {
+        'query': text.query_length,
+        'reader_query': text.reader_query_length,
+        'targets': text.target_length,
+      },
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      # A task of the user's own may know nothing of the model's padding.
+      pad_ids={
+        'query': tokenizer.retriever_vocabulary.pad_id,
+        'reader_query': tokenizer.reader_vocabulary.pad_id,
+        'targets': tokenizer.reader_vocabulary.pad_id,
+      },
     )
   checkpoints = Checkpoints(
-      model_dir,
-      keep=checkpoint_cfg.keep,
-      keep_period=checkpoint_cfg.keep_period,
-      asynchronous=checkpoint_cfg.asynchronous,
+    model_dir,
+    keep=checkpoint_cfg.keep,
+    keep_period=checkpoint_cfg.keep_period,
+    asynchronous=checkpoint_cfg.asynchronous,
   )
 
   def starting_params() -> Any:
@@ -195,48 +195,47 @@ def train(
       params = initial_params()
     if params is not None and not model.tied_retriever:
       # Of one tower (a warm start), two that begin alike.
-      params = {
-          **params, 'retriever': dual_encoder.untie(params['retriever'])
-      }
+      params = {**params, 'retriever': dual_encoder.untie(params['retriever'])}
     return params
 
-  def run(
-      retrieval: RunRetrieval | None,
-      state: TrainState | None,
-  ) -> TrainState:
+  def run(retrieval: RunRetrieval | None, state: TrainState | None) -> TrainState:
     if retrieval is None:
       evaluation_retriever = None
       iterator.use_corpus(None)
       augmenter = RetrievalAugmenter(
-          model, partitioner, Assembler(tokenizer, None), None,
-          augmentation=augmentation,
+        model, partitioner, Assembler(tokenizer, None), None, augmentation=augmentation
       )
     else:
       evaluation_retriever = retrieval.evaluation_retriever
       iterator.use_corpus(retrieval.assembler.store)
       augmenter = RetrievalAugmenter(
-          model, partitioner, retrieval.assembler, retrieval.retriever,
-          augmentation=augmentation, recall_skip=recall_skip,
-          n_passages=text.n_passages,
-          generation_steps=(
-              retrieval.generation_steps if model.moves_passages else None
-          ),
-          before_search=retrieval.before_search,
+        model,
+        partitioner,
+        retrieval.assembler,
+        retrieval.retriever,
+        augmentation=augmentation,
+        recall_skip=recall_skip,
+        n_passages=text.n_passages,
+        generation_steps=(retrieval.generation_steps if model.moves_passages else None),
+        before_search=retrieval.before_search,
       )
-    reranks = retrieval is not None and (
-        (retrieval_cfg.n_candidates or 0) > text.n_passages)
+    reranks = retrieval is not None and ((retrieval_cfg.n_candidates or 0) > text.n_passages)
     trainer = Trainer(
-        model, optimizers, partitioner, augmenter, checkpoints,
-        num_microbatches=num_microbatches,
-        freeze_retriever_steps=freeze_retriever_steps,
-        global_clip_norm=global_clip_norm,
-        rerank_to=text.n_passages if reranks else None,
-        rerank_chunk=retrieval_cfg.rerank_chunk if reranks else None,
-        index_refresh=retrieval and retrieval.index_refresh,
-        retrieval_lookahead=retrieval_lookahead,
-        checkpoint_period=checkpoint_cfg.period,
-        on_checkpoint=retrieval and retrieval.on_checkpoint,
-        metadata={'seed': random_seed, 'batch_size': train_dataset_cfg.batch_size},
+      model,
+      optimizers,
+      partitioner,
+      augmenter,
+      checkpoints,
+      num_microbatches=num_microbatches,
+      freeze_retriever_steps=freeze_retriever_steps,
+      global_clip_norm=global_clip_norm,
+      rerank_to=text.n_passages if reranks else None,
+      rerank_chunk=retrieval_cfg.rerank_chunk if reranks else None,
+      index_refresh=retrieval and retrieval.index_refresh,
+      retrieval_lookahead=retrieval_lookahead,
+      checkpoint_period=checkpoint_cfg.period,
+      on_checkpoint=retrieval and retrieval.on_checkpoint,
+      metadata={'seed': random_seed, 'batch_size': train_dataset_cfg.batch_size},
     )
     generation = None
     if checkpoints.latest_step() is not None:
@@ -258,44 +257,56 @@ def train(
     if retrieval is not None:
       retrieval.begin(generation, progress.state.params)
     reporter = Reporter(
-        total_steps, directory=os.path.join(model_dir, 'train'),
-        period=stats_period,
+      total_steps, directory=os.path.join(model_dir, 'train'), period=stats_period
     )
     evaluate = None
     if questions is not None:
       evaluator = Evaluator(
-          spec, partitioner, evaluation_retriever, batch_size=eval_batch_size,
-          rerank_to=text.n_passages if reranks else None,
-          rerank_chunk=retrieval_cfg.rerank_chunk if reranks else None,
-          answering=eval_answering, metrics=eval_metrics,
+        spec,
+        partitioner,
+        evaluation_retriever,
+        batch_size=eval_batch_size,
+        rerank_to=text.n_passages if reranks else None,
+        rerank_chunk=retrieval_cfg.rerank_chunk if reranks else None,
+        answering=eval_answering,
+        metrics=eval_metrics,
       )
       if eval_metrics == 'multiple_choice':
-        evaluator = ChoiceEvaluator(
-            evaluator, permutations=eval_permutations)
+        evaluator = ChoiceEvaluator(evaluator, permutations=eval_permutations)
 
       def evaluation_folder(step: int) -> str:
         return os.path.join(model_dir, 'inference_eval', f'step_{step}')
 
       def evaluate(state: TrainState) -> None:
         step = int(state.step)
-        means = evaluator.evaluate(
-            state.params, questions, output=evaluation_folder(step))
-        scalars = {f'eval/{k}': v for k, v in means.items()
-                   if isinstance(v, (int, float))}
+        means = evaluator.evaluate(state.params, questions, output=evaluation_folder(step))
+        scalars = {f'eval/{k}': v for k, v in means.items() if isinstance(v, (int, float))}
         reporter.write(step, scalars)
-        logging.info('evaluation at step %d: %s', step, '  '.join(
-            f'{k} {v:.4g}' for k, v in scalars.items()))
+        logging.info(
+          'evaluation at step %d: %s', step, '  '.join(f'{k} {v:.4g}' for k, v in scalars.items())
+        )
 
     try:
       step = progress.step
-      if evaluate and eval_period and step and (
-          step % eval_period == 0 or step == total_steps
-      ) and not any(gathering.gather([os.path.exists(os.path.join(
-          evaluation_folder(step), prediction_files.METRICS))])):
+      if (
+        evaluate
+        and eval_period
+        and step
+        and (step % eval_period == 0 or step == total_steps)
+        and not any(
+          gathering.gather(
+            [os.path.exists(os.path.join(evaluation_folder(step), prediction_files.METRICS))]
+          )
+        )
+      ):
         evaluate(progress.state)  # It was stopped between saving and this.
       state = trainer.train(
-          progress, iterator, total_steps,
-          reporter=reporter, eval_period=eval_period, evaluate=evaluate,
+        progress,
+        iterator,
+        total_steps,
+        reporter=reporter,
+        eval_period=eval_period,
+        evaluate=evaluate,
       )
     finally:
       augmenter.close()
@@ -310,18 +321,25 @@ def train(
     with agreement.together():
       if retrieval_cfg.index_is_missing:
         state = index.build_missing_index(
-            retrieval_cfg, spec, optimizers, partitioner, starting_params(),
-            run=model_dir, seed=random_seed,
+          retrieval_cfg,
+          spec,
+          optimizers,
+          partitioner,
+          starting_params(),
+          run=model_dir,
+          seed=random_seed,
         )
     with contextlib.ExitStack() as stack:
       with agreement.together():
-        connected = stack.enter_context(
-            connect.connect(**retrieval_cfg.connection(partitioner))
-        )
+        connected = stack.enter_context(connect.connect(**retrieval_cfg.connection(partitioner)))
         connect.check_lookahead(connected.client, retrieval_lookahead)
         retrieval = RunRetrieval(
-            retrieval_cfg, connected, spec, partitioner, checkpoints,
-            freeze_retriever_steps=freeze_retriever_steps,
+          retrieval_cfg,
+          connected,
+          spec,
+          partitioner,
+          checkpoints,
+          freeze_retriever_steps=freeze_retriever_steps,
         )
       return run(retrieval, state)
   finally:
@@ -331,15 +349,18 @@ def train(
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Parses flags and gin, then trains."""
   launch.run_from_gin(
-      train, argv, prog=prog, description=__doc__, add_flags=_add_flags,
-      instead=_train_seeds)
+    train, argv, prog=prog, description=__doc__, add_flags=_add_flags, instead=_train_seeds
+  )
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-      '--seeds', type=int, metavar='N',
-      help='train with the seeds 0 to N - 1, one after another, into '
-           'MODEL_DIR/seed_0, ..., and print mean and standard deviation')
+    '--seeds',
+    type=int,
+    metavar='N',
+    help='train with the seeds 0 to N - 1, one after another, into '
+    'MODEL_DIR/seed_0, ..., and print mean and standard deviation',
+  )
 
 
 def _train_seeds(arguments: argparse.Namespace, bindings: list[str]) -> bool:
@@ -348,9 +369,13 @@ def _train_seeds(arguments: argparse.Namespace, bindings: list[str]) -> bool:
     return False
   if arguments.coordinator_address or arguments.multihost or arguments.dry_run:
     raise ValueError(
-        '--seeds goes neither with several hosts nor with --dry_run; bind '
-        'RANDOM_SEED and MODEL_DIR for each run instead.')
+      '--seeds goes neither with several hosts nor with --dry_run; bind '
+      'RANDOM_SEED and MODEL_DIR for each run instead.'
+    )
   seeds.train_seeds(
-      arguments.gin_file, [*arguments.gin_bindings, *bindings],
-      arguments.gin_search_paths.split(','), arguments.seeds)
+    arguments.gin_file,
+    [*arguments.gin_bindings, *bindings],
+    arguments.gin_search_paths.split(','),
+    arguments.seeds,
+  )
   return True

@@ -3,6 +3,7 @@
 `ralm warm_start --gin_file=… --gin.MODEL_DIR=…` writes a checkpoint that
 `ralm train` starts from with INITIAL_CHECKPOINT_PATH.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -27,18 +28,18 @@ from ralm_jax.training.partitioning import Partitioner
 
 
 def warm_start(
-    *,
-    model: RetrievalLM,
-    text: TextConfig,
-    model_dir: str,
-    corpus: str,
-    config: WarmStartConfig,
-    optimizer: Optimizer,
-    partitioner: Partitioner | None = None,
-    initial_params: Callable[[], Any] | None = None,
-    reader_init: str = 'random',
-    checkpoint_period: int = 1000,
-    random_seed: int = 0,
+  *,
+  model: RetrievalLM,
+  text: TextConfig,
+  model_dir: str,
+  corpus: str,
+  config: WarmStartConfig,
+  optimizer: Optimizer,
+  partitioner: Partitioner | None = None,
+  initial_params: Callable[[], Any] | None = None,
+  reader_init: str = 'random',
+  checkpoint_period: int = 1000,
+  random_seed: int = 0,
 ) -> Any:
   """Trains the retriever on crops; resumes where it was stopped.
 
@@ -60,13 +61,9 @@ def warm_start(
     The parameters.
   """
   if reader_init not in ('random', 'copying'):
-    raise ValueError(
-        f"reader_init {reader_init!r} is unknown; choose 'random' or 'copying'."
-    )
+    raise ValueError(f"reader_init {reader_init!r} is unknown; choose 'random' or 'copying'.")
   store = PassageStore.open(corpus)
-  tokenizer = QueryTokenizer(
-      text, store.reader_vocabulary, store.retriever_vocabulary
-  )
+  tokenizer = QueryTokenizer(text, store.reader_vocabulary, store.retriever_vocabulary)
   spec = Specification(model, tokenizer)
   spec.check()
   partitioner = partitioner or Partitioner()
@@ -74,20 +71,25 @@ def warm_start(
   spec.save(model_dir)
   gin_config.save_config(model_dir)
   params = train_state.initialize(
-      model, {}, partitioner, random_seed,
-      initial_params() if initial_params is not None else None,
+    model, {}, partitioner, random_seed, initial_params() if initial_params is not None else None
   ).params
   if reader_init == 'copying':
-    params = {**params, 'reader': copying_init.copying_init(
-        params['reader'], jax.random.key(random_seed))}
+    params = {
+      **params,
+      'reader': copying_init.copying_init(params['reader'], jax.random.key(random_seed)),
+    }
   checkpoints = Checkpoints(model_dir)
   try:
     return crop_training.warm_start(
-        model, params,
-        CropSampler(store, config), optimizer, config,
-        partitioner=partitioner, checkpoints=checkpoints,
-        checkpoint_period=checkpoint_period,
-        progress=jax.process_index() == 0,
+      model,
+      params,
+      CropSampler(store, config),
+      optimizer,
+      config,
+      partitioner=partitioner,
+      checkpoints=checkpoints,
+      checkpoint_period=checkpoint_period,
+      progress=jax.process_index() == 0,
     )
   finally:
     checkpoints.close()

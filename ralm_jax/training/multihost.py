@@ -4,6 +4,7 @@ A host whose search has finally failed must not leave the others waiting in a
 collective. Before each step all processes therefore meet at a barrier of the
 coordination service, and each learns of any other's failure.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -34,10 +35,7 @@ class Agreement:
     self._timeout_ms = int(timeout_s * 1000)
     self._name = f'ralm_jax/agreement_{next(_numbers)}'
     self._count = 0
-    self._client = (
-        multihost.get_jax_distributed_client()
-        if jax.process_count() > 1 else None
-    )
+    self._client = multihost.get_jax_distributed_client() if jax.process_count() > 1 else None
 
   def check(self, error: BaseException | None) -> None:
     """Meets the other processes; raises where any of them failed.
@@ -55,21 +53,16 @@ class Agreement:
       return
     if error is not None:
       message = f'{type(error).__name__}: {error}'
-      self._client.key_value_set(
-          f'{_FAILURES}{jax.process_index()}', message, allow_overwrite=True
-      )
+      self._client.key_value_set(f'{_FAILURES}{jax.process_index()}', message, allow_overwrite=True)
     self._count += 1
-    self._client.wait_at_barrier(
-        f'{self._name}/{self._count}', self._timeout_ms
-    )
+    self._client.wait_at_barrier(f'{self._name}/{self._count}', self._timeout_ms)
     failures = self._client.key_value_dir_get(_FAILURES)
     if error is not None:
       raise error
     if failures:
       key, message = failures[0]
       raise RuntimeError(
-          f'Process {key.rsplit("/", 1)[-1]} failed, so all processes stop: '
-          f'{message}'
+        f'Process {key.rsplit("/", 1)[-1]} failed, so all processes stop: {message}'
       )
 
   @contextlib.contextmanager

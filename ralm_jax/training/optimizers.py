@@ -1,4 +1,5 @@
 """Optimisers: an optax transformation with the schedule it follows."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -23,51 +24,47 @@ class Optimizer:
   clip_norm: float | None = 1.0
 
 
-def _schedule(
-    learning_rate: float | Schedule,
-) -> Schedule:
+def _schedule(learning_rate: float | Schedule) -> Schedule:
   if callable(learning_rate):
     return learning_rate
   return optax.constant_schedule(learning_rate)
 
 
 def adamw(
-    learning_rate: float | Schedule = 1e-4,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-6,
-    weight_decay: float = 0.01,
-    clip_norm: float | None = 1.0,
+  learning_rate: float | Schedule = 1e-4,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-6,
+  weight_decay: float = 0.01,
+  clip_norm: float | None = 1.0,
 ) -> Optimizer:
   """AdamW with decoupled weight decay on all parameters, as Atlas has it."""
   schedule = _schedule(learning_rate)
   return Optimizer(
-      optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay),
-      schedule,
-      clip_norm,
+    optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay), schedule, clip_norm
   )
 
 
 def adafactor(
-    learning_rate: float | Schedule = 1e-3,
-    decay_rate: float = 0.8,
-    multiply_by_parameter_scale: bool = True,
-    clipping_threshold: float | None = 1.0,
-    min_dim_size_to_factor: int = 128,
-    weight_decay_rate: float | None = None,
-    clip_norm: float | None = None,
+  learning_rate: float | Schedule = 1e-3,
+  decay_rate: float = 0.8,
+  multiply_by_parameter_scale: bool = True,
+  clipping_threshold: float | None = 1.0,
+  min_dim_size_to_factor: int = 128,
+  weight_decay_rate: float | None = None,
+  clip_norm: float | None = None,
 ) -> Optimizer:
   """Adafactor (Shazeer & Stern 2018): T5's optimiser, sublinear in memory."""
   schedule = _schedule(learning_rate)
   return Optimizer(
-      optax.adafactor(
-          schedule,
-          min_dim_size_to_factor=min_dim_size_to_factor,
-          decay_rate=decay_rate,
-          multiply_by_parameter_scale=multiply_by_parameter_scale,
-          clipping_threshold=clipping_threshold,
-          weight_decay_rate=weight_decay_rate,
-      ),
+    optax.adafactor(
       schedule,
-      clip_norm,
+      min_dim_size_to_factor=min_dim_size_to_factor,
+      decay_rate=decay_rate,
+      multiply_by_parameter_scale=multiply_by_parameter_scale,
+      clipping_threshold=clipping_threshold,
+      weight_decay_rate=weight_decay_rate,
+    ),
+    schedule,
+    clip_norm,
   )

@@ -3,6 +3,7 @@
 Mesh axes are `data` and `model`. A rule table maps the logical axes that the
 models name to mesh axes; parameters may be sharded over `data` too (FSDP).
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -24,9 +25,9 @@ DATA, MODEL = 'data', 'model'
 
 
 def standard_logical_axis_rules(
-    activation_partitioning_dims: int = 1,
-    parameter_partitioning_dims: int = 1,
-    additional_rules: LogicalAxisRules | None = None,
+  activation_partitioning_dims: int = 1,
+  parameter_partitioning_dims: int = 1,
+  additional_rules: LogicalAxisRules | None = None,
 ) -> list[tuple[str, str | None]]:
   """The rules a T5X user knows.
 
@@ -44,18 +45,18 @@ def standard_logical_axis_rules(
     ValueError: for dimensions other than 1 and 2.
   """
   for name, dims in (
-      ('activation_partitioning_dims', activation_partitioning_dims),
-      ('parameter_partitioning_dims', parameter_partitioning_dims),
+    ('activation_partitioning_dims', activation_partitioning_dims),
+    ('parameter_partitioning_dims', parameter_partitioning_dims),
   ):
     if dims not in (1, 2):
       raise ValueError(f'{name} must be 1 or 2, not {dims}.')
   rules: list[tuple[str, str | None]] = list(additional_rules or [])
   rules += [
-      ('batch', DATA),
-      ('vocab', MODEL),
-      ('mlp', MODEL),
-      ('heads', MODEL),
-      ('joined_kv', MODEL),
+    ('batch', DATA),
+    ('vocab', MODEL),
+    ('mlp', MODEL),
+    ('heads', MODEL),
+    ('joined_kv', MODEL),
   ]
   if activation_partitioning_dims == 2:
     rules.append(('embed', MODEL))
@@ -64,11 +65,11 @@ def standard_logical_axis_rules(
     # parameters alone.
     rules.append(('embed', DATA))
   rules += [
-      ('embed', None),
-      ('kv', None),
-      ('length', None),
-      ('layers', None),
-      ('relpos_buckets', None),
+    ('embed', None),
+    ('kv', None),
+    ('length', None),
+    ('layers', None),
+    ('relpos_buckets', None),
   ]
   return rules
 
@@ -92,9 +93,9 @@ class Partitioner:
   def __post_init__(self):
     if self.model_parallel_submesh is not None:
       raise ValueError(
-          'Partitioner.model_parallel_submesh is not supported: the mesh is '
-          'laid out by JAX. Set num_partitions to the product of the submesh '
-          f'({int(np.prod(self.model_parallel_submesh))}) instead.'
+        'Partitioner.model_parallel_submesh is not supported: the mesh is '
+        'laid out by JAX. Set num_partitions to the product of the submesh '
+        f'({int(np.prod(self.model_parallel_submesh))}) instead.'
       )
 
   @functools.cached_property
@@ -103,14 +104,13 @@ class Partitioner:
     devices = list(self.devices) if self.devices is not None else jax.devices()
     if self.num_partitions < 1 or len(devices) % self.num_partitions:
       raise ValueError(
-          f'Partitioner.num_partitions {self.num_partitions} must divide the '
-          f'number of devices, {len(devices)}.'
+        f'Partitioner.num_partitions {self.num_partitions} must divide the '
+        f'number of devices, {len(devices)}.'
       )
     shape = (len(devices) // self.num_partitions, self.num_partitions)
     if self.devices is not None:
       return Mesh(
-          np.asarray(devices).reshape(shape), (DATA, MODEL),
-          axis_types=(AxisType.Auto,) * 2,
+        np.asarray(devices).reshape(shape), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2
       )
     return jax.make_mesh(shape, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
 
@@ -160,14 +160,15 @@ class Partitioner:
       wanted = [axis for axis in spec if axis and self.mesh.shape[axis] > 1]
       if wanted and not any(sharding.spec):
         logging.info(
-            'Parameter %s of shape %s is replicated: %s does not divide it.',
-            jax.tree_util.keystr(path), leaf.shape, wanted,
+          'Parameter %s of shape %s is replicated: %s does not divide it.',
+          jax.tree_util.keystr(path),
+          leaf.shape,
+          wanted,
         )
       return sharding
 
     return jax.tree_util.tree_map_with_path(
-        fit, specs, nn.meta.unbox(boxed),
-        is_leaf=lambda x: isinstance(x, PartitionSpec),
+      fit, specs, nn.meta.unbox(boxed), is_leaf=lambda x: isinstance(x, PartitionSpec)
     )
 
   def partition(self, function: Callable[..., Any], **jit_kwargs: Any) -> PartitionedFunction:
@@ -183,10 +184,8 @@ class Partitioner:
 
     def with_rows(*args: Any, **kwargs: Any) -> Any:
       return jax.tree.map(
-          lambda x: jax.lax.with_sharding_constraint(
-              x, self.data_sharding(x.shape)
-          ),
-          function(*args, **kwargs),
+        lambda x: jax.lax.with_sharding_constraint(x, self.data_sharding(x.shape)),
+        function(*args, **kwargs),
       )
 
     return self.partition(with_rows)
@@ -207,10 +206,10 @@ class Partitioner:
     processes = len({d.process_index for d in self.mesh.devices.flat})
     if self.mesh.shape[DATA] % processes:
       raise ValueError(
-          f'Partitioner.num_partitions {self.num_partitions} spreads one data '
-          f'partition over several of the {processes} processes, which would '
-          'have to feed the same rows; use at most the devices of one process, '
-          f'{self.mesh.size // processes}.'
+        f'Partitioner.num_partitions {self.num_partitions} spreads one data '
+        f'partition over several of the {processes} processes, which would '
+        'have to feed the same rows; use at most the devices of one process, '
+        f'{self.mesh.size // processes}.'
       )
 
     def put(array: np.ndarray) -> jax.Array:
@@ -220,9 +219,9 @@ class Partitioner:
         return jax.device_put(array, sharding)
       if not any(sharding.spec):
         raise ValueError(
-            f'A global batch of {shape[0]} rows cannot be split over '
-            f'{self.mesh.shape[DATA]} data partitions on {processes} '
-            'processes; make BATCH_SIZE a multiple of the data partitions.'
+          f'A global batch of {shape[0]} rows cannot be split over '
+          f'{self.mesh.shape[DATA]} data partitions on {processes} '
+          'processes; make BATCH_SIZE a multiple of the data partitions.'
         )
       return jax.make_array_from_process_local_data(sharding, array, shape)
 
@@ -253,15 +252,15 @@ class PartitionedFunction:
   jitted: Any
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
-    with dispatching(), jax.set_mesh(self.partitioner.mesh), nn.logical_axis_rules(
-        self.partitioner.rules
+    with (
+      dispatching(),
+      jax.set_mesh(self.partitioner.mesh),
+      nn.logical_axis_rules(self.partitioner.rules),
     ):
       return self.jitted(*args, **kwargs)
 
   def lower(self, *args: Any, **kwargs: Any) -> Any:
-    with jax.set_mesh(self.partitioner.mesh), nn.logical_axis_rules(
-        self.partitioner.rules
-    ):
+    with jax.set_mesh(self.partitioner.mesh), nn.logical_axis_rules(self.partitioner.rules):
       return self.jitted.lower(*args, **kwargs)
 
   def cache_size(self) -> int:
@@ -282,11 +281,11 @@ def local_rows(array: jax.Array) -> np.ndarray:
     return np.asarray(array)
   whole = array.shape[1:]
   if array.is_fully_replicated or any(
-      shard.data.shape[1:] != whole for shard in array.addressable_shards
+    shard.data.shape[1:] != whole for shard in array.addressable_shards
   ):
     raise ValueError(
-        f'expected an array sharded by rows, found {array.sharding}; make it '
-        'with Partitioner.partition_rows.'
+      f'expected an array sharded by rows, found {array.sharding}; make it '
+      'with Partitioner.partition_rows.'
     )
   pieces: dict[int, jax.Array] = {}
   for shard in array.addressable_shards:

@@ -1,4 +1,5 @@
 """Training metrics to the console and TensorBoard."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -9,9 +10,15 @@ import jax
 import numpy as np
 
 _CONSOLE = (
-    'loss/reader', 'loss/retriever', 'accuracy', 'retrieval/recall',
-    'retrieval/rerank_overlap', 'retrieval/staleness',
-    'gradient_norm/reader', 'gradient_norm/retriever', 'skipped_steps',
+  'loss/reader',
+  'loss/retriever',
+  'accuracy',
+  'retrieval/recall',
+  'retrieval/rerank_overlap',
+  'retrieval/staleness',
+  'gradient_norm/reader',
+  'gradient_norm/retriever',
+  'skipped_steps',
 )
 
 
@@ -26,12 +33,12 @@ class Reporter:
   """
 
   def __init__(
-      self,
-      total_steps: int,
-      *,
-      directory: str | None = None,
-      period: int = 10,
-      tensorboard: bool = True,
+    self,
+    total_steps: int,
+    *,
+    directory: str | None = None,
+    period: int = 10,
+    tensorboard: bool = True,
   ):
     """Opens the writers on the first process only.
 
@@ -58,9 +65,7 @@ class Reporter:
     """Takes time spent on something else (an evaluation) out of the rates."""
     self._start += seconds
 
-  def add(
-      self, step: int, device: Mapping[str, jax.Array], host: Mapping[str, float]
-  ) -> None:
+  def add(self, step: int, device: Mapping[str, jax.Array], host: Mapping[str, float]) -> None:
     """Adds the metrics of a finished step; reports when due."""
     self._device.append(device)
     self._host.append(host)
@@ -74,9 +79,7 @@ class Reporter:
     device = jax.device_get(self._device)
     seconds = max(time.monotonic() - self._start, 1e-9)
     count = len(device)
-    metrics = {
-        name: float(np.mean([row[name] for row in device])) for name in device[0]
-    }
+    metrics = {name: float(np.mean([row[name] for row in device])) for name in device[0]}
     for name in {key for row in self._host for key in row}:
       values = [row[name] for row in self._host if name in row]
       values = [value for value in values if not np.isnan(value)]
@@ -92,13 +95,15 @@ class Reporter:
     self.write(step, metrics)
     if self.is_first:
       left = (self._total_steps - step) * seconds / count
-      shown = '  '.join(
-          f'{name} {metrics[name]:.4g}' for name in _CONSOLE if name in metrics
-      )
+      shown = '  '.join(f'{name} {metrics[name]:.4g}' for name in _CONSOLE if name in metrics)
       logging.info(
-          'step %d/%d  %s  %.2f steps/s  wait %.1f %%  left %s',
-          step, self._total_steps, shown, count / seconds,
-          100 * metrics['retrieval/wait_share'], _duration(left),
+        'step %d/%d  %s  %.2f steps/s  wait %.1f %%  left %s',
+        step,
+        self._total_steps,
+        shown,
+        count / seconds,
+        100 * metrics['retrieval/wait_share'],
+        _duration(left),
       )
     self._start = time.monotonic()
     self._device, self._host = [], []

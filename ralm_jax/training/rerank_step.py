@@ -1,4 +1,5 @@
 """Re-ranking a batch's candidates on the device, as one compiled function."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -14,11 +15,7 @@ PyTree = Any
 
 
 def partition_rerank(
-    model: RetrievalLM,
-    partitioner: Partitioner,
-    n_passages: int,
-    *,
-    chunk: int | None = None,
+  model: RetrievalLM, partitioner: Partitioner, n_passages: int, *, chunk: int | None = None
 ) -> PartitionedFunction:
   """`rerank(params, batch) -> (Reranked, overlap)` compiled for a mesh.
 
@@ -32,14 +29,10 @@ def partition_rerank(
     chunk: candidates encoded at a time, to bound memory.
   """
 
-  def rerank(
-      params: PyTree, batch: ReaderBatch
-  ) -> tuple[Reranked, jax.Array]:
+  def rerank(params: PyTree, batch: ReaderBatch) -> tuple[Reranked, jax.Array]:
     reranked = model.rerank(params, batch, n_passages, chunk=chunk)
     kept = reranked.batch
-    counted = kept.passage_mask & jnp.any(
-        kept.target_mask, axis=-1, keepdims=True
-    )
+    counted = kept.passage_mask & jnp.any(kept.target_mask, axis=-1, keepdims=True)
     first = (reranked.chosen < n_passages) & counted
     overlap = jnp.sum(first) / jnp.maximum(jnp.sum(counted), 1)
     return reranked, overlap.astype(jnp.float32)

@@ -1,4 +1,5 @@
 """Learning-rate schedules: T5X's factors and Atlas's shapes."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,14 +11,14 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 
 def create_learning_rate_scheduler(
-    factors: str = 'constant * linear_warmup * rsqrt_decay',
-    base_learning_rate: float = 0.5,
-    warmup_steps: int = 1000,
-    decay_factor: float = 0.5,
-    steps_per_decay: int = 20000,
-    total_steps: int = 100000,
-    step_offset: int = 0,
-    min_learning_rate: float = 1e-8,
+  factors: str = 'constant * linear_warmup * rsqrt_decay',
+  base_learning_rate: float = 0.5,
+  warmup_steps: int = 1000,
+  decay_factor: float = 0.5,
+  steps_per_decay: int = 20000,
+  total_steps: int = 100000,
+  step_offset: int = 0,
+  min_learning_rate: float = 1e-8,
 ) -> Schedule:
   """A product of factors, named as in T5X.
 
@@ -42,21 +43,22 @@ def create_learning_rate_scheduler(
   """
   names = [name.strip() for name in factors.split('*')]
   known = (
-      'constant', 'linear_warmup', 'rsqrt_decay', 'rsqrt_normalized_decay',
-      'decay_every', 'linear_decay', 'cosine_decay',
+    'constant',
+    'linear_warmup',
+    'rsqrt_decay',
+    'rsqrt_normalized_decay',
+    'decay_every',
+    'linear_decay',
+    'cosine_decay',
   )
   for name in names:
     if name not in known:
-      raise ValueError(
-          f'Learning-rate factor {name!r} is unknown; known: {known}.'
-      )
+      raise ValueError(f'Learning-rate factor {name!r} is unknown; known: {known}.')
 
   def schedule(step: jax.Array) -> jax.Array:
     step = jnp.maximum(0, jnp.asarray(step, jnp.float32) - step_offset)
     warmup = float(max(warmup_steps, 1))
-    progress = jnp.clip(
-        (step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0
-    )
+    progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
     rate = jnp.ones((), jnp.float32)
     for name in names:
       if name == 'constant':
@@ -79,11 +81,11 @@ def create_learning_rate_scheduler(
 
 
 def atlas_schedule(
-    learning_rate: float,
-    total_steps: int,
-    warmup_steps: int,
-    shape: str = 'linear',
-    form: str = 'paper',
+  learning_rate: float,
+  total_steps: int,
+  warmup_steps: int,
+  shape: str = 'linear',
+  form: str = 'paper',
 ) -> Schedule:
   """The schedules of Atlas's released recipes.
 
@@ -99,21 +101,17 @@ def atlas_schedule(
   Raises:
     ValueError: for an unknown shape or form.
   """
-  if shape not in ('linear', 'cosine', 'fixed') or form not in (
-      'paper', 'released'
-  ):
+  if shape not in ('linear', 'cosine', 'fixed') or form not in ('paper', 'released'):
     raise ValueError(
-        f'atlas_schedule: shape {shape!r} must be linear, cosine or fixed and '
-        f'form {form!r} paper or released.'
+      f'atlas_schedule: shape {shape!r} must be linear, cosine or fixed and '
+      f'form {form!r} paper or released.'
     )
   released = form == 'released'
 
   def schedule(step: jax.Array) -> jax.Array:
     step = jnp.asarray(step, jnp.float32)
     warm = jnp.clip(step / max(warmup_steps, 1), 0.0, 1.0)
-    left = jnp.clip(
-        (step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0
-    )
+    left = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
     if shape == 'fixed':
       decay = 1.0
     elif shape == 'linear':

@@ -1,4 +1,5 @@
 """TrainState: everything a step changes, and how it lies on the mesh."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -32,19 +33,18 @@ def trained_params(model: Any, optimizers: Optimizers, params: PyTree) -> PyTree
     A tree of the same names without the frozen ones.
   """
   return {
-      name: {
-          part: tree for part, tree in params[name].items()
-          if name != 'retriever' or part not in model.frozen_towers
-      }
-      for name in optimizers
+    name: {
+      part: tree
+      for part, tree in params[name].items()
+      if name != 'retriever' or part not in model.frozen_towers
+    }
+    for name in optimizers
   }
 
 
 def with_trained(params: PyTree, trained: PyTree) -> PyTree:
   """All parameters, those of `trained_params` replaced."""
-  return {
-      name: {**tree, **trained.get(name, {})} for name, tree in params.items()
-  }
+  return {name: {**tree, **trained.get(name, {})} for name, tree in params.items()}
 
 
 @flax.struct.dataclass
@@ -66,27 +66,22 @@ class TrainState:
   skipped_steps: jax.Array
 
 
-def create(
-    model: Any, params: PyTree, optimizers: Optimizers, seed: int
-) -> TrainState:
+def create(model: Any, params: PyTree, optimizers: Optimizers, seed: int) -> TrainState:
   """A state at step 0 from (possibly boxed) parameters."""
   params = nn.meta.unbox(params)
   trained = trained_params(model, optimizers, params)
   return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      opt_state={
-          name: optimizer.transformation.init(trained[name])
-          for name, optimizer in optimizers.items()
-      },
-      rng=jax.random.key_data(jax.random.key(seed)),
-      skipped_steps=jnp.zeros((), jnp.int32),
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state={
+      name: optimizer.transformation.init(trained[name]) for name, optimizer in optimizers.items()
+    },
+    rng=jax.random.key_data(jax.random.key(seed)),
+    skipped_steps=jnp.zeros((), jnp.int32),
   )
 
 
-def shardings(
-    model: Any, optimizers: Optimizers, partitioner: Partitioner
-) -> TrainState:
+def shardings(model: Any, optimizers: Optimizers, partitioner: Partitioner) -> TrainState:
   """The shardings of a TrainState, as a TrainState of NamedSharding.
 
   Optimiser moments lie as their parameters do; factored ones (Adafactor), of
@@ -101,31 +96,29 @@ def shardings(
 
   def of_optimizer(name: str) -> PyTree:
     return optax.tree_map_params(
-        optimizers[name].transformation,
-        lambda leaf, param, sharding: (
-            sharding if leaf.shape == param.shape else replicated
-        ),
-        abstract.opt_state[name],
-        trained[name],
-        trained_shardings[name],
-        transform_non_params=lambda _: replicated,
+      optimizers[name].transformation,
+      lambda leaf, param, sharding: sharding if leaf.shape == param.shape else replicated,
+      abstract.opt_state[name],
+      trained[name],
+      trained_shardings[name],
+      transform_non_params=lambda _: replicated,
     )
 
   return TrainState(
-      step=replicated,
-      params=param_shardings,
-      opt_state={name: of_optimizer(name) for name in optimizers},
-      rng=replicated,
-      skipped_steps=replicated,
+    step=replicated,
+    params=param_shardings,
+    opt_state={name: of_optimizer(name) for name in optimizers},
+    rng=replicated,
+    skipped_steps=replicated,
   )
 
 
 def initialize(
-    model: Any,
-    optimizers: Optimizers,
-    partitioner: Partitioner,
-    seed: int = 0,
-    params: PyTree | None = None,
+  model: Any,
+  optimizers: Optimizers,
+  partitioner: Partitioner,
+  seed: int = 0,
+  params: PyTree | None = None,
 ) -> TrainState:
   """A sharded state, from random parameters or from given ones.
 
@@ -142,25 +135,20 @@ def initialize(
   """
   state_shardings = shardings(model, optimizers, partitioner)
   if params is not None:
-    check_same_shapes(
-        jax.eval_shape(model.init, jax.random.key(0)), params
-    )
+    check_same_shapes(jax.eval_shape(model.init, jax.random.key(0)), params)
     params = jax.tree.map(_on_mesh, params, state_shardings.params)
     return partitioner.partition(
-        lambda p: create(model, p, optimizers, seed), out_shardings=state_shardings
+      lambda p: create(model, p, optimizers, seed), out_shardings=state_shardings
     )(params)
   return partitioner.partition(
-      lambda rng: create(model, model.init(rng), optimizers, seed),
-      out_shardings=state_shardings,
+    lambda rng: create(model, model.init(rng), optimizers, seed), out_shardings=state_shardings
   )(jax.random.key(seed))
 
 
 def _on_mesh(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
   if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
     return leaf
-  return jax.make_array_from_callback(
-      leaf.shape, sharding, lambda index: np.asarray(leaf[index])
-  )
+  return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.asarray(leaf[index]))
 
 
 def check_same_shapes(expected: PyTree, found: PyTree) -> None:
@@ -168,25 +156,25 @@ def check_same_shapes(expected: PyTree, found: PyTree) -> None:
 
   def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     return {
-        '/'.join(str(key.key) for key in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(
-            nn.meta.unbox(tree)
-        )
+      '/'.join(str(key.key) for key in path): leaf.shape
+      for path, leaf in jax.tree_util.tree_leaves_with_path(nn.meta.unbox(tree))
     }
 
   wanted, given = shapes(expected), shapes(found)
-  problems = [
-      f'{name} is missing' for name in wanted if name not in given
-  ] + [
-      f'{name} is not part of the model' for name in given if name not in wanted
-  ] + [
+  problems = (
+    [f'{name} is missing' for name in wanted if name not in given]
+    + [f'{name} is not part of the model' for name in given if name not in wanted]
+    + [
       f'{name} has shape {given[name]}, the model has {shape}'
       for name, shape in wanted.items()
       if name in given and given[name] != shape
-  ]
+    ]
+  )
   if problems:
     more = f' (and {len(problems) - 3} more)' if len(problems) > 3 else ''
     raise ValueError(
-        'The parameters do not fit the model: ' + '; '.join(problems[:3])
-        + more + '. Use the model configuration they were made with.'
+      'The parameters do not fit the model: '
+      + '; '.join(problems[:3])
+      + more
+      + '. Use the model configuration they were made with.'
     )

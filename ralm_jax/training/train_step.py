@@ -1,4 +1,5 @@
 """The train step: losses, accumulation, clipping, update. A pure function."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -22,12 +23,12 @@ TrainState = train_state.TrainState
 
 
 def make_train_step(
-    model: RetrievalLM,
-    optimizers: Optimizers,
-    *,
-    num_microbatches: int = 1,
-    freeze_retriever_steps: int = 0,
-    global_clip_norm: float | None = None,
+  model: RetrievalLM,
+  optimizers: Optimizers,
+  *,
+  num_microbatches: int = 1,
+  freeze_retriever_steps: int = 0,
+  global_clip_norm: float | None = None,
 ) -> Callable[[TrainState, ReaderBatch], tuple[TrainState, Metrics]]:
   """Builds `train_step(state, batch) -> (state, metrics)`.
 
@@ -53,26 +54,21 @@ def make_train_step(
     ValueError: (when traced) if the batch does not divide.
   """
 
-  def train_step(
-      state: TrainState, batch: ReaderBatch
-  ) -> tuple[TrainState, Metrics]:
-    rng = jax.random.fold_in(
-        jax.random.wrap_key_data(state.rng), state.step
-    )
+  def train_step(state: TrainState, batch: ReaderBatch) -> tuple[TrainState, Metrics]:
+    rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     weights = model.loss_weights(batch)
     trained = train_state.trained_params(model, optimizers, state.params)
     learns = None
     if freeze_retriever_steps and model.learns_retriever:
       learns = state.step >= freeze_retriever_steps
     grads, sums = _accumulate(
-        model, trained, state.params, batch, rng, weights, learns,
-        num_microbatches,
+      model, trained, state.params, batch, rng, weights, learns, num_microbatches
     )
 
     metrics = {name: value.mean for name, value in sums.items()}
     norms = {name: optax.tree.norm(grads[name]) for name in optimizers}
     loss = metrics['loss/reader'] + (
-        model.retriever_loss_weight * metrics.get('loss/retriever', 0.0)
+      model.retriever_loss_weight * metrics.get('loss/retriever', 0.0)
     )
     finite = jnp.isfinite(loss)
     for norm in norms.values():
@@ -88,35 +84,32 @@ def make_train_step(
         scale = jnp.minimum(1.0, limit / (norm + 1e-6))
         grad = jax.tree.map(lambda g, s=scale: g * s, grad)
       old, old_opt_state = trained[name], state.opt_state[name]
-      updates, new_opt_state = optimizer.transformation.update(
-          grad, old_opt_state, old
-      )
-      moves = finite if learns is None or name != 'retriever' else (
-          finite & learns
-      )
+      updates, new_opt_state = optimizer.transformation.update(grad, old_opt_state, old)
+      moves = finite if learns is None or name != 'retriever' else (finite & learns)
       trained[name] = _choose(moves, optax.apply_updates(old, updates), old)
       # Frozen steps count for the schedule, skipped ones do not.
       opt_state[name] = _choose(
-          finite, _with_schedules(_choose(moves, new_opt_state, old_opt_state),
-                                  new_opt_state), old_opt_state)
+        finite,
+        _with_schedules(_choose(moves, new_opt_state, old_opt_state), new_opt_state),
+        old_opt_state,
+      )
       metrics[f'learning_rate/{name}'] = jnp.asarray(
-          optimizer.learning_rate_fn(
-              _schedule_count(old_opt_state, state.step)), jnp.float32
+        optimizer.learning_rate_fn(_schedule_count(old_opt_state, state.step)), jnp.float32
       )
       metrics[f'gradient_norm/{name}'] = norms[name]
 
     skipped = state.skipped_steps + (~finite).astype(jnp.int32)
     metrics |= {
-        'loss': loss,
-        'skipped_steps': skipped.astype(jnp.float32),
-        'target_tokens': weights[0],
-        'reader_tokens': jnp.sum(batch.reader_mask, dtype=jnp.float32),
+      'loss': loss,
+      'skipped_steps': skipped.astype(jnp.float32),
+      'target_tokens': weights[0],
+      'reader_tokens': jnp.sum(batch.reader_mask, dtype=jnp.float32),
     }
     state = state.replace(
-        step=state.step + 1,
-        params=train_state.with_trained(state.params, trained),
-        opt_state=opt_state,
-        skipped_steps=skipped,
+      step=state.step + 1,
+      params=train_state.with_trained(state.params, trained),
+      opt_state=opt_state,
+      skipped_steps=skipped,
     )
     return state, metrics
 
@@ -124,14 +117,14 @@ def make_train_step(
 
 
 def partition_train_step(
-    model: RetrievalLM,
-    optimizers: Optimizers,
-    partitioner: Partitioner,
-    *,
-    num_microbatches: int = 1,
-    freeze_retriever_steps: int = 0,
-    global_clip_norm: float | None = None,
-    **jit_kwargs: Any,
+  model: RetrievalLM,
+  optimizers: Optimizers,
+  partitioner: Partitioner,
+  *,
+  num_microbatches: int = 1,
+  freeze_retriever_steps: int = 0,
+  global_clip_norm: float | None = None,
+  **jit_kwargs: Any,
 ) -> PartitionedFunction:
   """`make_train_step` compiled for a mesh; the given state is donated.
 
@@ -140,17 +133,16 @@ def partition_train_step(
   would be compiled all over again.
   """
   return partitioner.partition(
-      make_train_step(
-          model, optimizers, num_microbatches=num_microbatches,
-          freeze_retriever_steps=freeze_retriever_steps,
-          global_clip_norm=global_clip_norm,
-      ),
-      donate_argnums=0,
-      out_shardings=(
-          train_state.shardings(model, optimizers, partitioner),
-          partitioner.replicated,
-      ),
-      **jit_kwargs,
+    make_train_step(
+      model,
+      optimizers,
+      num_microbatches=num_microbatches,
+      freeze_retriever_steps=freeze_retriever_steps,
+      global_clip_norm=global_clip_norm,
+    ),
+    donate_argnums=0,
+    out_shardings=(train_state.shardings(model, optimizers, partitioner), partitioner.replicated),
+    **jit_kwargs,
   )
 
 
@@ -165,8 +157,7 @@ def _is_schedule(node: Any) -> bool:
 def _with_schedules(opt_state: PyTree, source: PyTree) -> PyTree:
   """`opt_state` with the learning-rate schedules' counts of `source`."""
   return jax.tree.map(
-      lambda own, other: other if _is_schedule(own) else own,
-      opt_state, source, is_leaf=_is_schedule,
+    lambda own, other: other if _is_schedule(own) else own, opt_state, source, is_leaf=_is_schedule
   )
 
 
@@ -179,14 +170,14 @@ def _schedule_count(opt_state: PyTree, default: Array) -> Array:
 
 
 def _accumulate(
-    model: RetrievalLM,
-    trained: PyTree,
-    params: PyTree,
-    batch: ReaderBatch,
-    rng: Array,
-    weights: tuple[Array, Array],
-    learns: Array | None,
-    num_microbatches: int,
+  model: RetrievalLM,
+  trained: PyTree,
+  params: PyTree,
+  batch: ReaderBatch,
+  rng: Array,
+  weights: tuple[Array, Array],
+  learns: Array | None,
+  num_microbatches: int,
 ) -> tuple[PyTree, dict[str, WeightedSum]]:
   """Gradients and summed losses over the microbatches.
 
@@ -197,16 +188,12 @@ def _accumulate(
 
   def loss_fn(trained: PyTree, batch: ReaderBatch, rng: Array):
     output = model.loss_fn(
-        train_state.with_trained(params, trained), batch, rng,
-        retriever_learns=learns,
+      train_state.with_trained(params, trained), batch, rng, retriever_learns=learns
     )
     loss = output.reader.total / reader_weight
     sums = {'loss/reader': output.reader, **output.metrics}
     if model.distils:
-      loss += (
-          model.retriever_loss_weight
-          * output.retriever.total / retriever_weight
-      )
+      loss += model.retriever_loss_weight * output.retriever.total / retriever_weight
       sums['loss/retriever'] = output.retriever
     return loss, sums
 
@@ -216,16 +203,11 @@ def _accumulate(
 
   size = batch.target_tokens.shape[0]
   if size % num_microbatches:
-    raise ValueError(
-        f'num_microbatches {num_microbatches} must divide the batch size '
-        f'{size}.'
-    )
+    raise ValueError(f'num_microbatches {num_microbatches} must divide the batch size {size}.')
 
   def split(array: Array) -> Array:
     # Interleaved, so that every device keeps its own rows in each part.
-    array = array.reshape(
-        size // num_microbatches, num_microbatches, *array.shape[1:]
-    )
+    array = array.reshape(size // num_microbatches, num_microbatches, *array.shape[1:])
     array = jnp.swapaxes(array, 0, 1)
     return layers.constrain(array, None, 'batch', *(None,) * (array.ndim - 2))
 
@@ -236,10 +218,8 @@ def _accumulate(
     return jax.tree.map(jnp.add, carry, grad_fn(trained, *part)), None
 
   zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(
-          grad_fn, trained, jax.tree.map(lambda x: x[0], parts), rngs[0]
-      ),
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(grad_fn, trained, jax.tree.map(lambda x: x[0], parts), rngs[0]),
   )
   total, _ = jax.lax.scan(body, zeros, (parts, rngs))
   return total

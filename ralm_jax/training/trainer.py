@@ -5,6 +5,7 @@ dispatched, so that search and assembly overlap it; only the candidates are one
 update old, the scores in the loss are always computed anew. Where the index is
 refreshed before step t+1, its batch is retrieved after that instead.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -34,8 +35,7 @@ TrainState = train_state.TrainState
 class BatchIterator(Protocol):
   """Endless batches whose position can be saved."""
 
-  def __next__(self) -> QueryBatch:
-    ...
+  def __next__(self) -> QueryBatch: ...
 
   def state(self) -> dict[str, np.ndarray]:
     """The position, as arrays."""
@@ -70,23 +70,23 @@ class Trainer:
   """Runs train steps, checkpoints and evaluations."""
 
   def __init__(
-      self,
-      model: RetrievalLM,
-      optimizers: Optimizers,
-      partitioner: Partitioner,
-      augmenter: RetrievalAugmenter,
-      checkpoints: Checkpoints | None = None,
-      *,
-      num_microbatches: int = 1,
-      freeze_retriever_steps: int = 0,
-      global_clip_norm: float | None = None,
-      rerank_to: int | None = None,
-      rerank_chunk: int | None = None,
-      index_refresh: IndexRefresh | None = None,
-      retrieval_lookahead: int = 1,
-      checkpoint_period: int = 1000,
-      on_checkpoint: Callable[[int, int], None] | None = None,
-      metadata: Mapping[str, Any] | None = None,
+    self,
+    model: RetrievalLM,
+    optimizers: Optimizers,
+    partitioner: Partitioner,
+    augmenter: RetrievalAugmenter,
+    checkpoints: Checkpoints | None = None,
+    *,
+    num_microbatches: int = 1,
+    freeze_retriever_steps: int = 0,
+    global_clip_norm: float | None = None,
+    rerank_to: int | None = None,
+    rerank_chunk: int | None = None,
+    index_refresh: IndexRefresh | None = None,
+    retrieval_lookahead: int = 1,
+    checkpoint_period: int = 1000,
+    on_checkpoint: Callable[[int, int], None] | None = None,
+    metadata: Mapping[str, Any] | None = None,
   ):
     """Prepares the step; nothing is compiled yet.
 
@@ -112,9 +112,7 @@ class Trainer:
         from one must have the same.
     """
     if retrieval_lookahead not in (0, 1):
-      raise ValueError(
-          f'retrieval_lookahead must be 0 or 1, not {retrieval_lookahead}.'
-      )
+      raise ValueError(f'retrieval_lookahead must be 0 or 1, not {retrieval_lookahead}.')
     self._model = model
     self._optimizers = optimizers
     self._partitioner = partitioner
@@ -126,27 +124,24 @@ class Trainer:
     self._metadata = dict(metadata or {})
     self._index_refresh = index_refresh
     self._agreement = Agreement()
-    self._state_shardings = train_state.shardings(
-        model, optimizers, partitioner
-    )
+    self._state_shardings = train_state.shardings(model, optimizers, partitioner)
     self.step_fn = train_step.partition_train_step(
-        model, optimizers, partitioner, num_microbatches=num_microbatches,
-        freeze_retriever_steps=freeze_retriever_steps,
-        global_clip_norm=global_clip_norm,
+      model,
+      optimizers,
+      partitioner,
+      num_microbatches=num_microbatches,
+      freeze_retriever_steps=freeze_retriever_steps,
+      global_clip_norm=global_clip_norm,
     )
     self.rerank_fn = None
     if rerank_to is not None:
       self.rerank_fn = rerank_step.partition_rerank(
-          model, partitioner, rerank_to, chunk=rerank_chunk
+        model, partitioner, rerank_to, chunk=rerank_chunk
       )
 
-  def initialize(
-      self, seed: int = 0, params: PyTree | None = None
-  ) -> TrainState:
+  def initialize(self, seed: int = 0, params: PyTree | None = None) -> TrainState:
     """A fresh state, random or from given host parameters."""
-    return train_state.initialize(
-        self._model, self._optimizers, self._partitioner, seed, params
-    )
+    return train_state.initialize(self._model, self._optimizers, self._partitioner, seed, params)
 
   def resume(self, iterator: BatchIterator) -> Progress | None:
     """The newest checkpoint's progress; None if there is no checkpoint.
@@ -163,14 +158,13 @@ class Trainer:
       return None
     step = self._checkpoints.latest_step()
     abstract = jax.eval_shape(
-        lambda rng: train_state.create(
-            self._model, self._model.init(rng), self._optimizers, 0
-        ),
-        jax.random.key(0),
+      lambda rng: train_state.create(self._model, self._model.init(rng), self._optimizers, 0),
+      jax.random.key(0),
     )
     abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        abstract, self._state_shardings,
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      abstract,
+      self._state_shardings,
     )
     self._check_metadata(step)
     restored = self._checkpoints.restore(step, abstract)
@@ -186,21 +180,21 @@ class Trainer:
     for name, value in self._metadata.items():
       if saved.get(name, value) != value:
         raise ValueError(
-            f'{self._checkpoints.directory}/checkpoint_{step} was trained with '
-            f'{name} {saved[name]}, this run has {value}: its position in the '
-            'data would mean other examples. Go on with the same, or start '
-            'another MODEL_DIR from its parameters (INITIAL_CHECKPOINT_PATH).'
+          f'{self._checkpoints.directory}/checkpoint_{step} was trained with '
+          f'{name} {saved[name]}, this run has {value}: its position in the '
+          'data would mean other examples. Go on with the same, or start '
+          'another MODEL_DIR from its parameters (INITIAL_CHECKPOINT_PATH).'
         )
 
   def train(
-      self,
-      progress: Progress,
-      iterator: BatchIterator,
-      total_steps: int,
-      *,
-      reporter: Reporter | None = None,
-      eval_period: int | None = None,
-      evaluate: Callable[[TrainState], None] | None = None,
+    self,
+    progress: Progress,
+    iterator: BatchIterator,
+    total_steps: int,
+    *,
+    reporter: Reporter | None = None,
+    eval_period: int | None = None,
+    evaluate: Callable[[TrainState], None] | None = None,
   ) -> TrainState:
     """Trains until `total_steps`, counted from the beginning of the run.
 
@@ -228,9 +222,7 @@ class Trainer:
       # The next batch's queries are encoded with the parameters of now.
       next_pending = None
       if self._lookahead and not self._is_due(step + 1):
-        next_pending = self._augmenter.submit(
-            state.params, next(iterator), step + 1
-        )
+        next_pending = self._augmenter.submit(state.params, next(iterator), step + 1)
       device_batch = self._partitioner.put_batch(prepared.reader_batch)
       extra = {}
       if self.rerank_fn is not None:
@@ -243,11 +235,11 @@ class Trainer:
       pending = next_pending
       if reporter is not None:
         examples = len(prepared.queries) * jax.process_count()
-        reporter.add(step, {**metrics, **extra}, {
-            **prepared.metrics,
-            'retrieval/wait_seconds': waited,
-            'examples': float(examples),
-        })
+        reporter.add(
+          step,
+          {**metrics, **extra},
+          {**prepared.metrics, 'retrieval/wait_seconds': waited, 'examples': float(examples)},
+        )
       if self._refresh_if_due(state, step, reporter):
         finished = None
       due = self._checkpoint_period and step % self._checkpoint_period == 0
@@ -256,9 +248,7 @@ class Trainer:
           pending = self._augmenter.submit(state.params, next(iterator), step)
         self._save(step, state, pending, iterator)
         finished = None
-      if evaluate is not None and eval_period and (
-          step % eval_period == 0 or step == total_steps
-      ):
+      if evaluate is not None and eval_period and (step % eval_period == 0 or step == total_steps):
         evaluating = time.monotonic()
         evaluate(state)
         finished = None
@@ -271,9 +261,7 @@ class Trainer:
   def _is_due(self, step: int) -> bool:
     return self._index_refresh is not None and self._index_refresh.due(step)
 
-  def _refresh_if_due(
-      self, state: TrainState, step: int, reporter: Reporter | None
-  ) -> bool:
+  def _refresh_if_due(self, state: TrainState, step: int, reporter: Reporter | None) -> bool:
     """Refreshes the index before anything is retrieved for this step."""
     if not self._is_due(step):
       return False
@@ -284,32 +272,26 @@ class Trainer:
       reporter.write(step, metrics)
     return True
 
-  def _agreed(
-      self, pending: PendingBatch
-  ) -> PreparedBatch:
+  def _agreed(self, pending: PendingBatch) -> PreparedBatch:
     """The batch, once every process has its own; else all stop."""
     with self._agreement.together():
       prepared = pending.result()
     return prepared
 
   def _save(
-      self,
-      step: int,
-      state: TrainState,
-      pending: PendingBatch,
-      iterator: BatchIterator,
+    self, step: int, state: TrainState, pending: PendingBatch, iterator: BatchIterator
   ) -> None:
     prepared = self._agreed(pending)
     host = {
-        **{f'iterator/{k}': v for k, v in iterator.state().items()},
-        **{f'pending/{k}': v for k, v in pending.snapshot().items()},
+      **{f'iterator/{k}': v for k, v in iterator.state().items()},
+      **{f'pending/{k}': v for k, v in pending.snapshot().items()},
     }
     generation = prepared.retrieved.generation
     self._checkpoints.save(
-        step, state, host, {
-            **self._metadata, 'generation': generation,
-            'index': prepared.retrieved.index_id,
-        }
+      step,
+      state,
+      host,
+      {**self._metadata, 'generation': generation, 'index': prepared.retrieved.index_id},
     )
     if self._on_checkpoint is not None:
       with self._agreement.together():
@@ -334,7 +316,5 @@ class _Finished:
 
 def _take(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
   return {
-      name.removeprefix(prefix): value
-      for name, value in arrays.items()
-      if name.startswith(prefix)
+    name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)
   }

@@ -1,4 +1,5 @@
 """Checkpoints that cannot be written, or cannot be read."""
+
 import os
 import pathlib
 import shutil
@@ -15,17 +16,14 @@ from ralm_jax.checkpoints.store import Checkpoints
 
 def _state(rows: int = 4, value: float = 0.0) -> dict:
   return {
-      'params': {
-          'reader': {'kernel': jnp.full((rows, 3), value), 'scale': jnp.ones(3)},
-      },
-      'step': jnp.asarray(int(value), jnp.int32),
+    'params': {'reader': {'kernel': jnp.full((rows, 3), value), 'scale': jnp.ones(3)}},
+    'step': jnp.asarray(int(value), jnp.int32),
   }
 
 
 def _abstract(state) -> dict:
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
 
 
 HOST = {'iterator/position': np.arange(5, dtype=np.uint8)}
@@ -54,8 +52,7 @@ def test_everything_comes_back(run):
   restored = _restore(run, 2)
   jax.tree.map(np.testing.assert_array_equal, restored.state, _state(value=2))
   assert restored.metadata == {'generation': 2}
-  np.testing.assert_array_equal(
-      restored.host['iterator/position'], HOST['iterator/position'])
+  np.testing.assert_array_equal(restored.host['iterator/position'], HOST['iterator/position'])
 
 
 def test_keeps_the_newest_and_every_multiple(tmp_path):
@@ -65,7 +62,10 @@ def test_keeps_the_newest_and_every_multiple(tmp_path):
   store.wait()
   assert store.steps() == [4, 6, 7]
   assert sorted(p.name for p in tmp_path.glob('checkpoint_*')) == [
-      'checkpoint_4', 'checkpoint_6', 'checkpoint_7']
+    'checkpoint_4',
+    'checkpoint_6',
+    'checkpoint_7',
+  ]
   store.close()
 
 
@@ -87,9 +87,8 @@ def test_half_written_folder_is_no_checkpoint(run):
 
 def test_parameter_of_another_shape_is_named(run):
   for load in (
-      lambda: _restore(run, 2, rows=5),
-      lambda: Checkpoints(run, read_only=True).restore_params(
-          2, _abstract(_state(5)['params'])),
+    lambda: _restore(run, 2, rows=5),
+    lambda: Checkpoints(run, read_only=True).restore_params(2, _abstract(_state(5)['params'])),
   ):
     with pytest.raises(ValueError) as raised:
       load()
@@ -105,8 +104,7 @@ def test_missing_and_unknown_parameters_are_named(run):
   reader = Checkpoints(run, read_only=True)
   with pytest.raises(ValueError, match='reader/bias') as raised:
     reader.restore_params(2, _abstract(params))
-  assert 'reader/scale is in the checkpoint but not in the model' in str(
-      raised.value)
+  assert 'reader/scale is in the checkpoint but not in the model' in str(raised.value)
   reader.close()
 
 
@@ -140,8 +138,7 @@ def test_truncated_files(run):
 
 def test_another_number_of_processes(run):
   host = run / 'checkpoint_2' / 'host'
-  (host / 'process_00000-of-00001.npz').rename(
-      host / 'process_00000-of-00002.npz')
+  (host / 'process_00000-of-00001.npz').rename(host / 'process_00000-of-00002.npz')
   with pytest.raises(ValueError) as raised:
     _restore(run, 2)
   message = str(raised.value)
@@ -164,9 +161,13 @@ def small_disk(tmp_path):
   """A file system of its own of two megabytes."""
   folder = tmp_path / 'disk'
   folder.mkdir()
-  mounted = os.geteuid() == 0 and subprocess.run(
-      ['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(folder)],
-      capture_output=True).returncode == 0
+  mounted = (
+    os.geteuid() == 0
+    and subprocess.run(
+      ['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', str(folder)], capture_output=True
+    ).returncode
+    == 0
+  )
   if not mounted:
     pytest.skip('no permission to mount a small file system')
   yield folder
@@ -185,7 +186,8 @@ def test_full_disk(small_disk, asynchronous):
   rng = np.random.default_rng(0)
   big = _state(value=2)
   big['params']['reader']['kernel'] = jnp.asarray(
-      rng.standard_normal((40_000, 3)), jnp.float32)  # compression does not help
+    rng.standard_normal((40_000, 3)), jnp.float32
+  )  # compression does not help
   with pytest.raises(OSError) as raised:
     store.save(2, big, HOST, {'generation': 1})
     store.wait()

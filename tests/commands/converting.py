@@ -1,4 +1,5 @@
 """Folders as they are released, tiny, and what tests of `ralm convert` share."""
+
 import pathlib
 import shutil
 import sys
@@ -17,8 +18,14 @@ from tests import tiny
 from tests.interop import huggingface_folders as folders
 
 TEXT = dict(
-    question_format='{question}', query_length=32, reader_query_length=24,
-    passage_length=64, retriever_passage_length=32, target_length=8, n_passages=3)
+  question_format='{question}',
+  query_length=32,
+  reader_query_length=24,
+  passage_length=64,
+  retriever_passage_length=32,
+  target_length=8,
+  n_passages=3,
+)
 
 
 def make(folder: pathlib.Path) -> pathlib.Path:
@@ -39,22 +46,28 @@ def make(folder: pathlib.Path) -> pathlib.Path:
   save('context', folders.dpr('Context', 1, vocab_size=128), pieces)
   bpe = tokenizers.ByteLevelBPETokenizer()
   bpe.train_from_iterator(
-      (p['text'] for p in tiny.passages()), vocab_size=300, show_progress=False,
-      special_tokens=['<s>', '<pad>', '</s>', '<unk>', '<mask>'])
+    (p['text'] for p in tiny.passages()),
+    vocab_size=300,
+    show_progress=False,
+    special_tokens=['<s>', '<pad>', '</s>', '<unk>', '<mask>'],
+  )
   bpe.save_model(str(folder))
   files = [(folder / name, name) for name in ('vocab.json', 'merges.txt')]
   save('bart', folders.bart(vocab_size=304, max_position_embeddings=80), *files)
-  save('rag', folders.rag('Sequence', folders.t5(vocab_size=256)),
-       (data.reader_vocabulary, 'generator_tokenizer/spiece.model'),
-       (data.retriever_vocabulary, 'question_encoder_tokenizer/vocab.txt'))
+  save(
+    'rag',
+    folders.rag('Sequence', folders.t5(vocab_size=256)),
+    (data.reader_vocabulary, 'generator_tokenizer/spiece.model'),
+    (data.retriever_vocabulary, 'question_encoder_tokenizer/vocab.txt'),
+  )
   return folder
 
 
 def convert(to, *paths, **options):
   options = {'text': TEXT, 'progress': False, **options}
   return convert_lib.convert(
-      sources=[convert_lib.parse_source(str(p)) for p in paths], to=str(to),
-      **options).lines
+    sources=[convert_lib.parse_source(str(p)) for p in paths], to=str(to), **options
+  ).lines
 
 
 class Opened:
@@ -64,7 +77,8 @@ class Opened:
     source = RunSource(run)
     self.spec = Specification.load(source.directory)
     self.params = flax.traverse_util.unflatten_dict(
-        {name: source[name] for name in source}, sep='/')
+      {name: source[name] for name in source}, sep='/'
+    )
 
 
 def assert_equal(first, second):

@@ -1,4 +1,5 @@
 """`ralm convert`: foreign checkpoints to runs and to Hugging Face, and back."""
+
 import json
 import os
 import pickle
@@ -36,20 +37,20 @@ def sources(tmp_path_factory):
 
 @pytest.mark.parametrize('scan', [False, True])
 def test_a_run_of_two_folders(scan, sources, tmp_path):
-  convert(tmp_path / 'run', f'reader={sources}/t5', sources / 'bert',
-          scan_layers=scan, dtype='bfloat16')
-  opened = opening.open_checkpoint(
-      tmp_path / 'run', Partitioner(num_partitions=2))
+  convert(
+    tmp_path / 'run', f'reader={sources}/t5', sources / 'bert', scan_layers=scan, dtype='bfloat16'
+  )
+  opened = opening.open_checkpoint(tmp_path / 'run', Partitioner(num_partitions=2))
   model = opened.spec.model
   assert model.reader_config.dtype == model.retriever_config.dtype == 'bfloat16'
   assert model.reader_config.scan_layers == scan
-  expected = initial_weights.from_huggingface(
-      f'{sources}/t5', f'{sources}/bert', scan_layers=scan)
+  expected = initial_weights.from_huggingface(f'{sources}/t5', f'{sources}/bert', scan_layers=scan)
   assert_equal(jax.tree.map(np.asarray, opened.params), expected)
   own = opened.spec.tokenizer.reader_vocabulary
   assert own.path.parent == tmp_path / 'run' / 'vocabularies'
   assert own.encode('the colour') == vocabularies.load_vocabulary(
-      sources / 't5' / 'spiece.model').encode('the colour')
+    sources / 't5' / 'spiece.model'
+  ).encode('the colour')
   assert opened.spec.text.n_passages == 3
   # Shards, not copies: the mesh's model axis halves the embedding.
   embedding = opened.params['reader']['token_embedder']['embedding']
@@ -60,41 +61,67 @@ def test_the_commands_use_it(sources, tmp_path, capsys):
   """A corpus is embedded by it, and questions are answered."""
   data = tiny.Data(sources / 'data')
   run, index = str(tmp_path / 'run'), str(tmp_path / 'index')
-  assert cli.main([
-      'convert', '--from', f'reader={sources}/t5', f'{sources}/bert', '--to', run,
-      '--text', *(f'{k}={v}' for k, v in TEXT.items())]) == 0
+  assert (
+    cli.main(
+      [
+        'convert',
+        '--from',
+        f'reader={sources}/t5',
+        f'{sources}/bert',
+        '--to',
+        run,
+        '--text',
+        *(f'{k}={v}' for k, v in TEXT.items()),
+      ]
+    )
+    == 0
+  )
   assert 'INITIAL_CHECKPOINT_PATH' in capsys.readouterr().out
-  assert cli.main(['embed', '--checkpoint', run, '--corpus', str(data.corpus),
-                   '--output', index]) == 0
+  assert (
+    cli.main(['embed', '--checkpoint', run, '--corpus', str(data.corpus), '--output', index]) == 0
+  )
   out = tmp_path / 'out'
-  assert cli.main(['eval', '--checkpoint', run, '--index', index, '--questions',
-                   str(data.questions), '--output', str(out)]) == 0
+  assert (
+    cli.main(
+      [
+        'eval',
+        '--checkpoint',
+        run,
+        '--index',
+        index,
+        '--questions',
+        str(data.questions),
+        '--output',
+        str(out),
+      ]
+    )
+    == 0
+  )
   assert len((out / 'predictions.jsonl').read_text().splitlines()) == tiny.COUNT
 
 
 def test_there_and_back_again(sources, tmp_path, scan=True):
   """Foreign to ours to foreign to ours: identical bytes."""
-  convert(tmp_path / 'run', f'reader={sources}/t5', f'retriever={sources}/bert',
-          scan_layers=scan)
-  convert(tmp_path / 'out', tmp_path / 'run', to_format='huggingface',
-          max_shard_bytes=20_000)
+  convert(tmp_path / 'run', f'reader={sources}/t5', f'retriever={sources}/bert', scan_layers=scan)
+  convert(tmp_path / 'out', tmp_path / 'run', to_format='huggingface', max_shard_bytes=20_000)
   assert sorted(os.listdir(tmp_path / 'out')) == ['reader', 'retriever']
   assert len(list((tmp_path / 'out' / 'reader').glob('*.safetensors'))) > 1
-  convert(tmp_path / 'again', f'reader={tmp_path}/out/reader',
-          f'retriever={tmp_path}/out/retriever', scan_layers=scan)
+  convert(
+    tmp_path / 'again',
+    f'reader={tmp_path}/out/reader',
+    f'retriever={tmp_path}/out/retriever',
+    scan_layers=scan,
+  )
   first, again = (RunSource(tmp_path / n) for n in ('run', 'again'))
   assert sorted(first) == sorted(again)
   for name in first:
     assert first[name].tobytes() == again[name].tobytes(), name
-  specs = [json.loads((tmp_path / n / 'model.json').read_text())
-           for n in ('run', 'again')]
+  specs = [json.loads((tmp_path / n / 'model.json').read_text()) for n in ('run', 'again')]
   assert specs[0] == specs[1]
   # transformers reads what is in between, with the same weights.
-  peer = transformers.T5ForConditionalGeneration.from_pretrained(
-      tmp_path / 'out' / 'reader')
+  peer = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / 'out' / 'reader')
   original = transformers.T5ForConditionalGeneration.from_pretrained(sources / 't5')
-  for (name, ours), theirs in zip(
-      peer.state_dict().items(), original.state_dict().values()):
+  for (name, ours), theirs in zip(peer.state_dict().items(), original.state_dict().values()):
     assert torch.equal(ours, theirs), name
 
 
@@ -114,46 +141,51 @@ def test_rag_with_dpr(sources, tmp_path):
   with pytest.raises(ValueError, match='no passage_encoder .*--from passage_encoder=PATH'):
     convert(run, sources / 'rag')
   # A vocabulary of 64 rows in the encoder; the towers must be alike.
-  with pytest.raises(ValueError, match=(
-      r'differ in their configuration: vocab_size 64 and 128; give two')):
+  with pytest.raises(
+    ValueError, match=(r'differ in their configuration: vocab_size 64 and 128; give two')
+  ):
     convert(run, sources / 'rag', f'passage_encoder={sources}/context')
   convert(run, sources / 'rag', sources / 'context', f'query_encoder={sources}/question')
   opened = Opened(run)
   model, text = opened.spec.model, opened.spec.text
-  assert (model.reading, model.pooling, model.tied_retriever) == (
-      'rag_sequence', 'cls', False)
+  assert (model.reading, model.pooling, model.tied_retriever) == ('rag_sequence', 'cls', False)
   assert model.score_divisor == 1 and model.gold_score == 'none'
   assert text.retriever_format == '{title} [SEP] {text}'
   towers = opened.params['retriever']
   assert_equal(towers['query_encoder'], huggingface.load_dpr(sources / 'question')[1])
   assert_equal(towers['passage_encoder'], huggingface.load_dpr(sources / 'context')[1])
-  assert_equal(opened.params['reader'],
-               huggingface.load_rag(sources / 'rag').reader_params)
+  assert_equal(opened.params['reader'], huggingface.load_rag(sources / 'rag').reader_params)
   convert(tmp_path / 'out', run, to_format='huggingface')
-  assert sorted(os.listdir(tmp_path / 'out')) == [
-      'passage_encoder', 'query_encoder', 'reader']
-  assert_equal(huggingface.load_dpr(tmp_path / 'out' / 'passage_encoder')[1],
-               towers['passage_encoder'])
+  assert sorted(os.listdir(tmp_path / 'out')) == ['passage_encoder', 'query_encoder', 'reader']
+  assert_equal(
+    huggingface.load_dpr(tmp_path / 'out' / 'passage_encoder')[1], towers['passage_encoder']
+  )
 
 
 def test_bart(sources, tmp_path):
-  convert(tmp_path / 'run', sources / 'bart', sources / 'question',
-          sources / 'context', scan_layers=True, reading='rag_token')
+  convert(
+    tmp_path / 'run',
+    sources / 'bart',
+    sources / 'question',
+    sources / 'context',
+    scan_layers=True,
+    reading='rag_token',
+  )
   opened = Opened(tmp_path / 'run')
   model, text = opened.spec.model, opened.spec.text
   assert model.reader_config.forced_last_id == 2 and model.reading == 'rag_token'
   assert text.reader_format == '{title} / {text} // {query}'
   expected = huggingface.load_bart(sources / 'bart')[1]
-  expected |= {stack: initial_weights.stack_layers(expected[stack])
-               for stack in ('encoder', 'decoder')}
+  expected |= {
+    stack: initial_weights.stack_layers(expected[stack]) for stack in ('encoder', 'decoder')
+  }
   assert_equal(opened.params['reader'], expected)
   convert(tmp_path / 'out', tmp_path / 'run', to_format='huggingface')
   reader = tmp_path / 'out' / 'reader'
   assert (reader / 'tokenizer.json').is_file()
   peer = transformers.BartForConditionalGeneration.from_pretrained(reader)
   original = transformers.BartForConditionalGeneration.from_pretrained(sources / 'bart')
-  for (name, ours), theirs in zip(
-      peer.state_dict().items(), original.state_dict().values()):
+  for (name, ours), theirs in zip(peer.state_dict().items(), original.state_dict().values()):
     assert torch.equal(ours, theirs), name
 
 
@@ -176,8 +208,8 @@ def test_missing_tensors(sources, tmp_path):
   with pytest.raises(ValueError, match=f'missing: {name} of .*--allow_missing'):
     convert(*arguments)
   dry = convert_lib.convert(
-      sources=[(None, str(sources / 't5')), (None, str(bert))],
-      to=str(tmp_path / 'run'), dry_run=True)
+    sources=[(None, str(sources / 't5')), (None, str(bert))], to=str(tmp_path / 'run'), dry_run=True
+  )
   assert any('missing: ' + name in line for line in dry.lines)
   assert 'Tensors are missing' in dry.failure
   assert not (tmp_path / 'run').exists()
@@ -192,10 +224,18 @@ def test_missing_tensors(sources, tmp_path):
 
 
 def test_leftover_tensors(sources, tmp_path):
-  t5 = _edited(sources, tmp_path, 't5', lambda state: state.update({
-      'encoder.block.3.layer.0.SelfAttention.q.weight': np.ones((8, 16), np.float32),
-      'encoder.embed_tokens.weight': state['shared.weight'].copy(),
-      'decoder.embed_tokens.weight': state['shared.weight'] + 1}))
+  t5 = _edited(
+    sources,
+    tmp_path,
+    't5',
+    lambda state: state.update(
+      {
+        'encoder.block.3.layer.0.SelfAttention.q.weight': np.ones((8, 16), np.float32),
+        'encoder.embed_tokens.weight': state['shared.weight'].copy(),
+        'decoder.embed_tokens.weight': state['shared.weight'] + 1,
+      }
+    ),
+  )
   arguments = (tmp_path / 'run', f'reader={t5}', sources / 'bert')
   with pytest.raises(ValueError, match='left over: .*--allow_unused') as e:
     convert(*arguments)
@@ -210,8 +250,14 @@ def test_leftover_tensors(sources, tmp_path):
 
 
 def test_other_shapes(sources, tmp_path):
-  t5 = _edited(sources, tmp_path, 't5', lambda state: state.update({
-      'decoder.block.0.layer.2.DenseReluDense.wo.weight': np.ones((16, 25), 'f')}))
+  t5 = _edited(
+    sources,
+    tmp_path,
+    't5',
+    lambda state: state.update(
+      {'decoder.block.0.layer.2.DenseReluDense.wo.weight': np.ones((16, 25), 'f')}
+    ),
+  )
   with pytest.raises(ValueError, match=r'wo.weight. has shape \(16, 25\), expected \(16, 24\)'):
     convert(tmp_path / 'run', f'reader={t5}', sources / 'bert', allow_missing=True)
 
@@ -224,11 +270,14 @@ def test_vocabularies(sources, tmp_path):
     convert(tmp_path / 'run', t5, sources / 'bert')
   data = tiny.Data(sources / 'data')
   with pytest.raises(ValueError, match='The retriever vocabulary .*reader.model has'):
-    convert(tmp_path / 'run', t5, f'retriever={sources}/bert',
-            reader_vocabulary=str(data.reader_vocabulary),
-            retriever_vocabulary=str(data.reader_vocabulary))
-  convert(tmp_path / 'run', t5, sources / 'bert',
-          reader_vocabulary=str(data.reader_vocabulary))
+    convert(
+      tmp_path / 'run',
+      t5,
+      f'retriever={sources}/bert',
+      reader_vocabulary=str(data.reader_vocabulary),
+      retriever_vocabulary=str(data.reader_vocabulary),
+    )
+  convert(tmp_path / 'run', t5, sources / 'bert', reader_vocabulary=str(data.reader_vocabulary))
   assert sorted(os.listdir(tmp_path)) == ['run', 't5']
 
 
@@ -282,8 +331,7 @@ def test_sentence_transformers(sources, tmp_path):
   assert first.spec.model.pooling == 'mean'
   # Normalised embeddings survive the way out and in again.
   convert(tmp_path / 'out', tmp_path / 'run', to_format='huggingface')
-  convert(tmp_path / 'again', f'reader={tmp_path}/out/reader',
-          tmp_path / 'out' / 'retriever')
+  convert(tmp_path / 'again', f'reader={tmp_path}/out/reader', tmp_path / 'out' / 'retriever')
   again = Opened(tmp_path / 'again')
   assert again.spec.model == first.spec.model
   assert_equal(again.params, first.params)
@@ -299,18 +347,21 @@ def test_t5x(shared_data, tmp_path):
   source = t5x.open_checkpoint(real)
   _, params = huggingface.load_t5(tmp_path / 'out' / 'reader')
   np.testing.assert_array_equal(
-      params['token_embedder']['embedding'], source['token_embedder/embedding'])
-  peer = transformers.T5ForConditionalGeneration.from_pretrained(
-      tmp_path / 'out' / 'reader').eval()
+    params['token_embedder']['embedding'], source['token_embedder/embedding']
+  )
+  peer = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / 'out' / 'reader').eval()
   config = t5x.t5_config(source)
   tokens, mask = folders.batch()
   targets, _ = folders.batch(length=5)
   with torch.no_grad():
     expected = peer(
-        input_ids=folders.long(tokens), attention_mask=folders.long(mask),
-        decoder_input_ids=folders.long(targets)).logits
+      input_ids=folders.long(tokens),
+      attention_mask=folders.long(mask),
+      decoder_input_ids=folders.long(targets),
+    ).logits
   actual = fid.make_reader(config).apply(
-      {'params': params}, tokens[:, None], mask[:, None], targets)
+    {'params': params}, tokens[:, None], mask[:, None], targets
+  )
   np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -321,28 +372,32 @@ def test_atlas(tied, sources, tmp_path, monkeypatch):
   towers = ['contriever'] if tied else ['query_contriever', 'passage_contriever']
   for i, tower in enumerate(towers):
     state |= {
-        f'retriever.{tower}.{k}': v
-        for k, v in folders.bert(i, vocab_size=128).state_dict().items()
-        if 'pooler' not in k}
+      f'retriever.{tower}.{k}': v
+      for k, v in folders.bert(i, vocab_size=128).state_dict().items()
+      if 'pooler' not in k
+    }
     state[f'retriever.{tower}.embeddings.position_ids'] = torch.arange(32)[None]
   torch.save({'step': 3, 'model': state, 'opt': {}}, tmp_path / 'model.pth.tar')
   data = tiny.Data(sources / 'data')
   options = dict(
-      retriever_heads=2, reader_vocabulary=str(data.reader_vocabulary),
-      retriever_vocabulary=str(data.retriever_vocabulary))
-  convert(tmp_path / 'run', tmp_path / 'model.pth.tar', **{
-      **options, 'text': {'retriever_passage_length': 32, 'query_length': 32}})
+    retriever_heads=2,
+    reader_vocabulary=str(data.reader_vocabulary),
+    retriever_vocabulary=str(data.retriever_vocabulary),
+  )
+  convert(
+    tmp_path / 'run',
+    tmp_path / 'model.pth.tar',
+    **{**options, 'text': {'retriever_passage_length': 32, 'query_length': 32}},
+  )
   opened = Opened(tmp_path / 'run')
   model = opened.spec.model
   assert model.retriever_config.second_moment_layer_norm
-  assert (model.tied_retriever, model.pooling, model.reading) == (
-      tied, 'mean', 'fusion')
+  assert (model.tied_retriever, model.pooling, model.reading) == (tied, 'mean', 'fusion')
   assert opened.spec.text.n_passages == 40
   assert opened.spec.text.passage_length == 384
   first = opened.params['retriever'] if tied else opened.params['retriever']['query_encoder']
   assert_equal(first, huggingface.load_bert(sources / 'bert')[1])
-  assert_equal(opened.params['reader'],
-               huggingface.load_t5(sources / 't5')[1])
+  assert_equal(opened.params['reader'], huggingface.load_t5(sources / 't5')[1])
   convert(tmp_path / 'standard', tmp_path, layer_norm='standard', **options)
   spec = Opened(tmp_path / 'standard').spec
   assert not spec.model.retriever_config.second_moment_layer_norm
@@ -354,7 +409,7 @@ def test_atlas(tied, sources, tmp_path, monkeypatch):
 def test_a_killed_conversion_leaves_nothing_that_looks_whole(sources, tmp_path):
   run = tmp_path / 'run'
   # Halts when half of the weights are written, and waits to be killed.
-  script = f'''
+  script = f"""
 import signal, sys
 from ralm_jax.interop import conversion_writers as writers
 from ralm_jax import convert
@@ -367,11 +422,12 @@ def halting(*args, **kwargs):
     signal.pause()
   return read(*args, **kwargs)
 writers.tensor_maps.read = halting
-convert.convert(sources=[(None, {str(sources / "t5")!r}), (None, {str(sources / "bert")!r})],
+convert.convert(sources=[(None, {str(sources / 't5')!r}), (None, {str(sources / 'bert')!r})],
                 to={str(run)!r}, text={TEXT!r}, progress=False)
-'''
+"""
   process = subprocess.Popen(
-      [sys.executable, '-c', script], stdout=subprocess.PIPE, env=tiny.environment(1))
+    [sys.executable, '-c', script], stdout=subprocess.PIPE, env=tiny.environment(1)
+  )
   assert process.stdout.readline() == b'halfway\n'
   process.send_signal(signal.SIGKILL)
   process.wait()
@@ -387,9 +443,13 @@ def small_disk(tmp_path):
   """A file system of its own of 64 kilobytes."""
   folder = tmp_path / 'disk'
   folder.mkdir()
-  mounted = os.geteuid() == 0 and subprocess.run(
-      ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(folder)],
-      capture_output=True).returncode == 0
+  mounted = (
+    os.geteuid() == 0
+    and subprocess.run(
+      ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(folder)], capture_output=True
+    ).returncode
+    == 0
+  )
   if not mounted:
     pytest.skip('no permission to mount a small file system')
   yield folder
@@ -422,11 +482,32 @@ def test_indexes(sources, tmp_path, capsys):
   command = ['convert', '--from', f'atlas_index={atlas}', '--to', str(index)]
   assert cli.main(command) == 1
   assert '--from atlas_index= needs --to_corpus' in capsys.readouterr().err
-  assert cli.main([
-      *command, '--to_corpus', str(corpus),
-      '--reader_vocabulary', str(data.reader_vocabulary),
-      '--retriever_vocabulary', str(data.retriever_vocabulary)]) == 0
-  assert cli.main([
-      'convert', '--from', f'embeddings={tmp_path}/passages_*', '--to',
-      str(tmp_path / 'second'), '--corpus', str(corpus)]) == 0
+  assert (
+    cli.main(
+      [
+        *command,
+        '--to_corpus',
+        str(corpus),
+        '--reader_vocabulary',
+        str(data.reader_vocabulary),
+        '--retriever_vocabulary',
+        str(data.retriever_vocabulary),
+      ]
+    )
+    == 0
+  )
+  assert (
+    cli.main(
+      [
+        'convert',
+        '--from',
+        f'embeddings={tmp_path}/passages_*',
+        '--to',
+        str(tmp_path / 'second'),
+        '--corpus',
+        str(corpus),
+      ]
+    )
+    == 0
+  )
   assert capsys.readouterr().out.count('of 40 passages, 16 dimensions') == 2

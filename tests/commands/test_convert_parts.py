@@ -1,4 +1,5 @@
 """`ralm convert`: what goes together, what is refused, and what is foretold."""
+
 import os
 
 import numpy as np
@@ -24,35 +25,44 @@ def sources(tmp_path_factory):
 def rag_run(sources, tmp_path_factory):
   """RAG with DPR as a run, its lengths those of nobody else."""
   run = tmp_path_factory.mktemp('rag') / 'run'
-  convert(run, sources / 'rag', sources / 'context',
-          f'query_encoder={sources}/question',
-          text=TEXT | {'n_passages': 4, 'query_length': 31})
+  convert(
+    run,
+    sources / 'rag',
+    sources / 'context',
+    f'query_encoder={sources}/question',
+    text=TEXT | {'n_passages': 4, 'query_length': 31},
+  )
   return run
 
 
 def plan(*paths, text=None):
   """The model and the texts of a conversion that is not run."""
-  gathered = conversion.gather(
-      [convert_lib.parse_source(str(path)) for path in paths])
+  gathered = conversion.gather([convert_lib.parse_source(str(path)) for path in paths])
   return conversion.make_model(gathered), conversion.make_text(gathered, text or {})
 
 
 def dry(to, *paths, **options):
   return convert_lib.convert(
-      sources=[convert_lib.parse_source(str(path)) for path in paths],
-      to=str(to), dry_run=True, progress=False, **{'text': TEXT, **options})
+    sources=[convert_lib.parse_source(str(path)) for path in paths],
+    to=str(to),
+    dry_run=True,
+    progress=False,
+    **{'text': TEXT, **options},
+  )
 
 
 def test_dry_run(sources, tmp_path):
   lines = convert(
-      tmp_path / 'run', sources / 'rag', f'retriever={sources}/bert', dry_run=True,
-      scan_layers=True)
+    tmp_path / 'run', sources / 'rag', f'retriever={sources}/bert', dry_run=True, scan_layers=True
+  )
   assert not (tmp_path / 'run').exists()
   text = '\n'.join(lines)
   assert 'Hugging Face RAG (reader, query_encoder)' in text
-  assert ('rag.generator.encoder.block.2.layer.0.SelfAttention.q.weight '
-          'float32[8, 16] -> reader/encoder/layers/attention/query/kernel[2] '
-          '[16, 8], transposed') in text
+  assert (
+    'rag.generator.encoder.block.2.layer.0.SelfAttention.q.weight '
+    'float32[8, 16] -> reader/encoder/layers/attention/query/kernel[2] '
+    '[16, 8], transposed'
+  ) in text
   # Replaced by what was named; a part of the checkpoint, so nothing is left over.
   assert '-> retriever/query_encoder' not in text
   assert '0 missing, 0 tensors left over' in text
@@ -61,15 +71,17 @@ def test_dry_run(sources, tmp_path):
 def test_what_is_refused(sources, tmp_path):
   run = tmp_path / 'run'
   for paths, message in (
-      ([sources / 't5'], 'there is no retriever .*--from retriever=PATH'),
-      ([sources / 'bert'], 'there is no reader'),
-      ([sources / 't5', f'retriever={sources}/t5'], 'T5, expected a BERT encoder'),
-      ([sources / 't5', sources / 't5'], 'Two checkpoints bring a reader'),
-      ([sources / 't5', f'retriever={sources}/bert', f'query_encoder={sources}/bert'],
-       'one tower for queries and passages'),
-      ([f'passage_encoder={sources}/rag'], 'Hugging Face RAG. has no passage_encoder'),
-      ([sources / 'data'], 'no checkpoint: expected a MODEL_DIR'),
-      (['writer=/somewhere'], "'writer' is no part"),
+    ([sources / 't5'], 'there is no retriever .*--from retriever=PATH'),
+    ([sources / 'bert'], 'there is no reader'),
+    ([sources / 't5', f'retriever={sources}/t5'], 'T5, expected a BERT encoder'),
+    ([sources / 't5', sources / 't5'], 'Two checkpoints bring a reader'),
+    (
+      [sources / 't5', f'retriever={sources}/bert', f'query_encoder={sources}/bert'],
+      'one tower for queries and passages',
+    ),
+    ([f'passage_encoder={sources}/rag'], 'Hugging Face RAG. has no passage_encoder'),
+    ([sources / 'data'], 'no checkpoint: expected a MODEL_DIR'),
+    (['writer=/somewhere'], "'writer' is no part"),
   ):
     with pytest.raises(ValueError, match=message):
       convert(run, *paths)
@@ -85,15 +97,18 @@ def test_what_is_refused(sources, tmp_path):
 
 
 def test_a_missing_tower_is_initialised(sources, tmp_path):
-  lines = convert(tmp_path / 'run', f'reader={sources}/t5', sources / 'question',
-                  allow_missing=True)
-  assert any('missing: the whole passage_encoder (initialised at random; do not '
-             'embed a corpus with it)' in line for line in lines)
+  lines = convert(
+    tmp_path / 'run', f'reader={sources}/t5', sources / 'question', allow_missing=True
+  )
+  assert any(
+    'missing: the whole passage_encoder (initialised at random; do not '
+    'embed a corpus with it)' in line
+    for line in lines
+  )
   count = len(huggingface.open_dpr(sources / 'question').entries)
   assert f'{count} missing, ' in lines[-2]
   towers = Opened(tmp_path / 'run').params['retriever']
-  spread = {side: np.std(tower['token_embedder']['embedding'])
-            for side, tower in towers.items()}
+  spread = {side: np.std(tower['token_embedder']['embedding']) for side, tower in towers.items()}
   assert 0.15 < spread['query_encoder'] < 0.3  # As `folders` made it.
   assert 0.01 < spread['passage_encoder'] < 0.03  # BertConfig's initialisation.
 
@@ -101,21 +116,23 @@ def test_a_missing_tower_is_initialised(sources, tmp_path):
 def test_one_part_of_a_run(sources, tmp_path):
   """It brings its vocabulary along."""
   convert(tmp_path / 'one', sources / 't5', sources / 'bert')
-  convert(tmp_path / 'two', f'reader={tmp_path}/one/checkpoint_0',
-          f'query_encoder={sources}/question', f'passage_encoder={sources}/context')
+  convert(
+    tmp_path / 'two',
+    f'reader={tmp_path}/one/checkpoint_0',
+    f'query_encoder={sources}/question',
+    f'passage_encoder={sources}/context',
+  )
   opened = Opened(tmp_path / 'two')
   assert not opened.spec.model.tied_retriever
   assert opened.spec.model.pooling == 'cls'
-  converting.assert_equal(opened.params['reader'],
-               huggingface.load_t5(sources / 't5')[1])
+  converting.assert_equal(opened.params['reader'], huggingface.load_t5(sources / 't5')[1])
   # In a whole run a retriever can be replaced, and pooling goes with it.
   convert(tmp_path / 'three', tmp_path / 'two', f'retriever={sources}/bert')
   three = Opened(tmp_path / 'three')
   assert three.spec.model.tied_retriever
   assert three.spec.model.pooling == 'mean'
   assert three.spec.text.retriever_format == '{title} {text}'
-  converting.assert_equal(three.params['retriever'],
-               huggingface.load_bert(sources / 'bert')[1])
+  converting.assert_equal(three.params['retriever'], huggingface.load_bert(sources / 'bert')[1])
 
 
 def test_what_a_run_says_stays_with_its_reader(sources, rag_run):
@@ -126,8 +143,8 @@ def test_what_a_run_says_stays_with_its_reader(sources, rag_run):
   # Not what it says of its retriever.
   assert text.retriever_format == '{title} {text}' and text.query_length == 64
   model, text = plan(
-      f'reader={sources}/t5', f'query_encoder={rag_run}',
-      f'passage_encoder={rag_run}')
+    f'reader={sources}/t5', f'query_encoder={rag_run}', f'passage_encoder={rag_run}'
+  )
   assert model.reading == 'fusion' and text.n_passages == 20
   assert text.retriever_format == '{title} [SEP] {text}'
   assert text.query_length == 31
@@ -141,43 +158,45 @@ def test_what_a_run_says_stays_with_its_reader(sources, rag_run):
 
 def test_texts_of_what_replaces_parts_of_a_run(sources, tmp_path):
   convert(tmp_path / 'run', sources / 't5', sources / 'bert')
-  model, text = plan(
-      tmp_path / 'run', sources / 'question', sources / 'context')
+  model, text = plan(tmp_path / 'run', sources / 'question', sources / 'context')
   assert model.reading == 'fusion' and model.pooling == 'cls'
   assert text.retriever_format == '{title} [SEP] {text}'
   assert (text.query_length, text.retriever_passage_length) == (128, 256)
   assert text.reader_query_length == 24  # The run's.
   model, text = plan(
-      tmp_path / 'run', f'reader={sources}/bart', sources / 'question',
-      sources / 'context')
+    tmp_path / 'run', f'reader={sources}/bart', sources / 'question', sources / 'context'
+  )
   assert model.reading == 'rag_token' and model.score_divisor == 1
   assert text.reader_format == '{title} / {text} // {query}'
 
 
 def test_what_rag_says_is_of_its_reader_alone(sources):
   model, text = plan(
-      sources / 'rag', f'reader={sources}/t5',
-      f'query_encoder={sources}/question', f'passage_encoder={sources}/context')
+    sources / 'rag',
+    f'reader={sources}/t5',
+    f'query_encoder={sources}/question',
+    f'passage_encoder={sources}/context',
+  )
   assert model.reading == 'fusion' and text.n_passages == 20
   model, text = plan(
-      f'reader={sources}/rag', f'query_encoder={sources}/question',
-      f'passage_encoder={sources}/context')
+    f'reader={sources}/rag',
+    f'query_encoder={sources}/question',
+    f'passage_encoder={sources}/context',
+  )
   assert model.reading == 'rag_sequence' and text.n_passages == 2
   assert text.question_format == '{question}'
-  model, text = plan(
-      sources / 'bart', sources / 'question', sources / 'context')
+  model, text = plan(sources / 'bart', sources / 'question', sources / 'context')
   assert model.reading == 'rag_token' and text.n_passages == 5
   assert text.passage_length == 300 and text.reader_query_length == 128
 
 
 def test_towers_of_two_kinds(sources):
-  with pytest.raises(ValueError, match=(
-      r'pooling: DPR \(first token\) and BERT \(mean\); give two')):
-    plan(sources / 't5', f'query_encoder={sources}/question',
-         f'passage_encoder={sources}/bert')
+  with pytest.raises(
+    ValueError, match=(r'pooling: DPR \(first token\) and BERT \(mean\); give two')
+  ):
+    plan(sources / 't5', f'query_encoder={sources}/question', f'passage_encoder={sources}/bert')
   with pytest.raises(ValueError, match='given as query_encoder=; are the two swapped'):
-    plan(sources / 't5', f'query_encoder={sources}/context',
-         f'passage_encoder={sources}/question')
+    plan(sources / 't5', f'query_encoder={sources}/context', f'passage_encoder={sources}/question')
 
 
 def test_a_dry_run_foretells_failures(sources, tmp_path, capsys):
@@ -187,13 +206,15 @@ def test_a_dry_run_foretells_failures(sources, tmp_path, capsys):
   (tmp_path / 'full' / 'file').touch()
   assert dry(run, *both).failure is None
   for report, message in (
-      (dry(tmp_path / 'full', *both), 'exists already'),
-      (dry(tmp_path / 'full' / 'file' / 'x', *both), 'is not a folder'),
-      (dry(run, *both, text=TEXT | {'query_length': 65}), '65 retriever tokens'),
-      (dry(run, sources / 't5', sources / 'question'), 'no passage_encoder'),
-      (dry(run, *both, reader_vocabulary=f'{tmp_path}/none.model'), 'none.model'),
-      (dry(run, sources / 'bert', layer_norm='atlas', to_format='huggingface'),
-       "released Atlas code's LayerNorm"),
+    (dry(tmp_path / 'full', *both), 'exists already'),
+    (dry(tmp_path / 'full' / 'file' / 'x', *both), 'is not a folder'),
+    (dry(run, *both, text=TEXT | {'query_length': 65}), '65 retriever tokens'),
+    (dry(run, sources / 't5', sources / 'question'), 'no passage_encoder'),
+    (dry(run, *both, reader_vocabulary=f'{tmp_path}/none.model'), 'none.model'),
+    (
+      dry(run, sources / 'bert', layer_norm='atlas', to_format='huggingface'),
+      "released Atlas code's LayerNorm",
+    ),
   ):
     assert message in report.failure
   single = dry(run, sources / 't5')
@@ -206,8 +227,12 @@ def test_a_dry_run_foretells_failures(sources, tmp_path, capsys):
   (weights / 'model.safetensors.sha256').write_text('0' * 64)
   assert 'SHA-256' in dry(run, sources / 't5', weights).failure
   assert dry(run, sources / 't5', weights, verify=False).failure is None
-  assert cli.main(['convert', '--dry_run', '--from', str(sources / 't5'), '--to',
-                   str(tmp_path / 'full')]) == 1
+  assert (
+    cli.main(
+      ['convert', '--dry_run', '--from', str(sources / 't5'), '--to', str(tmp_path / 'full')]
+    )
+    == 1
+  )
   captured = capsys.readouterr()
   assert 'shared.weight' in captured.out
   assert 'this conversion would fail' in captured.err
@@ -218,9 +243,11 @@ def test_a_dry_run_lists_hugging_face_s_names(sources, rag_run, tmp_path):
   report = dry(tmp_path / 'out', rag_run, to_format='huggingface')
   assert report.failure is None
   text = '\n'.join(report.lines)
-  assert ('  reader/encoder/layers_0/attention/query/kernel float32[16, 8] -> '
-          'reader/encoder.block.0.layer.0.SelfAttention.q.weight [8, 16], '
-          'transposed') in text
+  assert (
+    '  reader/encoder/layers_0/attention/query/kernel float32[16, 8] -> '
+    'reader/encoder.block.0.layer.0.SelfAttention.q.weight [8, 16], '
+    'transposed'
+  ) in text
   assert '-> passage_encoder/ctx_encoder.bert_model.embeddings' in text
 
 

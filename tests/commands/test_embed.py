@@ -1,4 +1,5 @@
 """Embedding a corpus into an index folder that is in use."""
+
 import shutil
 
 import pytest
@@ -19,15 +20,29 @@ def test_an_index_refuses_another_corpus(tmp_path):
   passages.write_text('{"id": "other", "title": "t", "text": "another corpus"}\n')
   store = PassageStore.open(trained.data.corpus)
   passage_store.build_corpus(
-      passages, tmp_path / 'corpus', store.reader_vocabulary,
-      store.retriever_vocabulary, progress=False)
+    passages,
+    tmp_path / 'corpus',
+    store.reader_vocabulary,
+    store.retriever_vocabulary,
+    progress=False,
+  )
   with pytest.raises(ValueError, match='is an index of another corpus'):
-    embed.embed(checkpoint=str(trained.run), corpus=str(tmp_path / 'corpus'),
-                output=str(index), progress=False)
+    embed.embed(
+      checkpoint=str(trained.run),
+      corpus=str(tmp_path / 'corpus'),
+      output=str(index),
+      progress=False,
+    )
   folder = GenerationStore(index)
   assert folder.numbers() == [1] and folder.current() == 1
   assert not list(index.glob('embedding.*'))
   # The corpus it is of goes in as often as one likes.
-  assert embed.embed(
-      checkpoint=str(trained.run), corpus=str(trained.data.corpus),
-      output=str(index), progress=False) == 2
+  assert (
+    embed.embed(
+      checkpoint=str(trained.run),
+      corpus=str(trained.data.corpus),
+      output=str(index),
+      progress=False,
+    )
+    == 2
+  )

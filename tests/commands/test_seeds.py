@@ -1,4 +1,5 @@
 """Several seeds of a run, and reports of mean and deviation."""
+
 import json
 import os
 import signal
@@ -18,7 +19,8 @@ from tests.jobs import finished_cells
 def metrics(folder, **values):
   folder.mkdir(parents=True)
   (folder / 'metrics.json').write_text(
-      json.dumps({'count': 10, 'groups': {'a': {'f1': 1.0}}, **values}))
+    json.dumps({'count': 10, 'groups': {'a': {'f1': 1.0}}, **values})
+  )
   return folder
 
 
@@ -27,16 +29,20 @@ def test_report_of_seeds(tmp_path, capsys):
   scores = [0.25, 0.5, 1.0]
   for i, score in enumerate(scores):
     for step in (2, 10):
-      metrics(tmp_path / f'nq/seed_{i}/inference_eval/step_{step}',
-              exact_match=score if step == 10 else 0.0, mrr=None)
+      metrics(
+        tmp_path / f'nq/seed_{i}/inference_eval/step_{step}',
+        exact_match=score if step == 10 else 0.0,
+        mrr=None,
+      )
   metrics(tmp_path / 'other', exact_match=0.125, f1=0.5)
   report.main([str(tmp_path / 'nq'), str(tmp_path / 'other')])
-  lines = [[cell.strip() for cell in line.split('|')[1:-1]]
-           for line in capsys.readouterr().out.splitlines()]
+  lines = [
+    [cell.strip() for cell in line.split('|')[1:-1]]
+    for line in capsys.readouterr().out.splitlines()
+  ]
   assert lines[0] == ['results', 'seeds', 'exact_match', 'f1']
   deviation = statistics.stdev(scores)
-  assert lines[2] == [str(tmp_path / 'nq'), '3',
-                      f'0.5833 ± {deviation:.4f}', '–']
+  assert lines[2] == [str(tmp_path / 'nq'), '3', f'0.5833 ± {deviation:.4f}', '–']
   assert lines[3] == [str(tmp_path / 'other'), '1', '0.1250', '0.5000']
   report.main(['--json', str(tmp_path / 'nq')])
   (row,) = json.loads(capsys.readouterr().out)
@@ -60,8 +66,7 @@ def test_report_of_seeds_at_different_steps(tmp_path, capsys):
 
 
 def test_report_of_folders_that_are_seeds(tmp_path, capsys):
-  paths = [str(metrics(tmp_path / name, f1=score))
-           for name, score in (('x', 0.2), ('y', 0.4))]
+  paths = [str(metrics(tmp_path / name, f1=score)) for name, score in (('x', 0.2), ('y', 0.4))]
   report.main([*paths, '--together', 'both', '--metrics', 'f1'])
   assert '| both    |     2 | 0.3000 ± 0.1414 |' in capsys.readouterr().out
   with pytest.raises(ValueError, match="the metric 'f2'; there are f1"):
@@ -70,14 +75,12 @@ def test_report_of_folders_that_are_seeds(tmp_path, capsys):
 
 def test_report_of_evaluation_jobs(tmp_path):
   for i, score in enumerate((0.0, 1.0)):
-    finished_cells.cell(tmp_path, f'seed_{i}-4', 'nq', 'i', [score],
-         run=f'/runs/nq/seed_{i}')
+    finished_cells.cell(tmp_path, f'seed_{i}-4', 'nq', 'i', [score], run=f'/runs/nq/seed_{i}')
   finished_cells.cell(tmp_path, 'base-4', 'nq', 'i', [1.0], run='/runs/base')
   groups = {}
   for result in report.collect(tmp_path):
     groups.setdefault(result.group, []).append(result.name)
-  assert groups == {'base-4, nq @ i': ['base-4'],
-                    'nq-4, nq @ i': ['seed_0', 'seed_1']}
+  assert groups == {'base-4, nq @ i': ['base-4'], 'nq-4, nq @ i': ['seed_0', 'seed_1']}
 
 
 def test_report_without_results(tmp_path):
@@ -88,7 +91,7 @@ def test_report_without_results(tmp_path):
     report.collect(tmp_path)
 
 
-GIN = '''
+GIN = """
 from __gin__ import dynamic_registration
 from ralm_jax.data import text_config
 from ralm_jax.models import bert
@@ -110,7 +113,7 @@ t5.T5Config.num_decoder_layers = 1
 bert.BertConfig.num_layers = 1
 text_config.TextConfig.reader_query_length = 24
 text_config.TextConfig.query_length = 24
-'''
+"""
 
 
 @pytest.fixture
@@ -118,11 +121,12 @@ def configuration(tmp_path):
   data = tiny.trained().data
   (tmp_path / 'run.gin').write_text(GIN)
   return [str(tmp_path / 'run.gin')], [
-      f"MODEL_DIR = '{tmp_path}/run'",
-      f"TRAIN_QUESTIONS = '{data.questions}'",
-      f"EVAL_QUESTIONS = '{data.questions}'",
-      f"READER_VOCABULARY = '{data.reader_vocabulary}'",
-      f"RETRIEVER_VOCABULARY = '{data.retriever_vocabulary}'"]
+    f"MODEL_DIR = '{tmp_path}/run'",
+    f"TRAIN_QUESTIONS = '{data.questions}'",
+    f"EVAL_QUESTIONS = '{data.questions}'",
+    f"READER_VOCABULARY = '{data.reader_vocabulary}'",
+    f"RETRIEVER_VOCABULARY = '{data.retriever_vocabulary}'",
+  ]
 
 
 def test_each_seed_once(configuration, tmp_path, monkeypatch, capsys):
@@ -137,8 +141,7 @@ def test_each_seed_once(configuration, tmp_path, monkeypatch, capsys):
       raise RuntimeError('stopped')
     step = 2 if len(trained) < 4 else 4
     (tmp_path / folder / f'checkpoint_{step}').mkdir(parents=True, exist_ok=True)
-    metrics(tmp_path / folder / f'inference_eval/step_{step}',
-            exact_match=0.25 * len(trained))
+    metrics(tmp_path / folder / f'inference_eval/step_{step}', exact_match=0.25 * len(trained))
 
   monkeypatch.setattr(seeds, '_train', train)
   files, bindings = configuration
@@ -158,9 +161,10 @@ def test_each_seed_once(configuration, tmp_path, monkeypatch, capsys):
   # Scores must not come to stand beside a configuration that they are not of.
   finished = (tmp_path / 'run/seed_0/finished.json').read_text()
   for other, message in (
-      (['TRAIN_STEPS = 4', 'BATCH_SIZE = 8'], 'BATCH_SIZE = 4.*BATCH_SIZE = 8'),
-      (['TRAIN_STEPS = 6', 'BATCH_SIZE = 8'], 'another configuration'),
-      ([], 'TRAIN_STEPS: 4 is now 2')):
+    (['TRAIN_STEPS = 4', 'BATCH_SIZE = 8'], 'BATCH_SIZE = 4.*BATCH_SIZE = 8'),
+    (['TRAIN_STEPS = 6', 'BATCH_SIZE = 8'], 'another configuration'),
+    ([], 'TRAIN_STEPS: 4 is now 2'),
+  ):
     with pytest.raises(ValueError, match=message):
       seeds.train_seeds(files, [*bindings, *other], seeds=3)
   assert (tmp_path / 'run/seed_0/finished.json').read_text() == finished
@@ -173,8 +177,7 @@ def test_each_seed_once(configuration, tmp_path, monkeypatch, capsys):
   assert len(trained) == 5
 
 
-def test_a_run_without_its_last_evaluation_is_not_finished(
-    configuration, tmp_path, monkeypatch):
+def test_a_run_without_its_last_evaluation_is_not_finished(configuration, tmp_path, monkeypatch):
   """It was stopped between its last checkpoint and the evaluation of that."""
   folder = tmp_path / 'run/seed_0'
   evaluated = []
@@ -196,22 +199,22 @@ def test_a_run_without_its_last_evaluation_is_not_finished(
   assert result.step == 4 and (folder / 'finished.json').exists()
 
 
-PARENT = '''
+PARENT = """
 import sys
 from ralm_jax import seeds
 seeds._run([sys.executable, '-c', sys.argv[1]])
-'''
-CHILD = '''
+"""
+CHILD = """
 import os, time
 print(os.getpid(), flush=True)
 time.sleep(600)
-'''
+"""
 
 
 def test_a_terminated_parent_takes_its_run_along():
   parent = subprocess.Popen(
-      [sys.executable, '-c', PARENT, CHILD], cwd=tiny.ROOT,
-      stdout=subprocess.PIPE)
+    [sys.executable, '-c', PARENT, CHILD], cwd=tiny.ROOT, stdout=subprocess.PIPE
+  )
   child = None
   try:
     child = int(parent.stdout.readline())
@@ -249,14 +252,16 @@ def test_real_runs(configuration, tmp_path, monkeypatch):
   assert watch.last_step(tmp_path / 'run/seed_0') == 2
   with pytest.raises(RuntimeError, match='seed_0 ended with status 1'):
     seeds.train_seeds(
-        files, [*bindings, "INITIAL_CHECKPOINT_PATH = 'nowhere'",
-                f"MODEL_DIR = '{tmp_path}/bad'"], seeds=2)
+      files,
+      [*bindings, "INITIAL_CHECKPOINT_PATH = 'nowhere'", f"MODEL_DIR = '{tmp_path}/bad'"],
+      seeds=2,
+    )
   assert not (tmp_path / 'bad/seed_1').exists()
 
 
 def test_each_seed_has_an_index_of_its_own(tmp_path, monkeypatch):
   """Where it changes; else seed 1 would begin with what seed 0 has left."""
-  (tmp_path / 'run.gin').write_text('''
+  (tmp_path / 'run.gin').write_text("""
 INDEX = None
 RETRIEVAL_ADDRESS = None
 REFRESH_INDEX = None
@@ -265,22 +270,29 @@ RANDOM_SEED = 0
 MODEL_DIR = %gin.REQUIRED
 seeds_probe.x = (
     %INDEX, %RETRIEVAL_ADDRESS, %REFRESH_INDEX, %FOLLOW_CURRENT, %RANDOM_SEED, %MODEL_DIR)
-''')
+""")
   import gin
 
   if 'seeds_probe' not in gin.config._REGISTRY:
     gin.external_configurable(lambda x=None: x, name='seeds_probe')
   trained = []
-  monkeypatch.setattr(seeds, '_train', lambda files, bindings, *_: (
-      trained.append(dict(b.split(' = ') for b in bindings))))
+  monkeypatch.setattr(
+    seeds,
+    '_train',
+    lambda files, bindings, *_: trained.append(dict(b.split(' = ') for b in bindings)),
+  )
   monkeypatch.setattr(seeds.atomic_files, 'write', lambda *_: None)
 
   def run(**macros):
     del trained[:]
     seeds.train_seeds(
-        [str(tmp_path / 'run.gin')],
-        [f'{name} = {value!r}' for name, value in
-         {'MODEL_DIR': str(tmp_path / 'run'), **macros}.items()], seeds=[3, 5])
+      [str(tmp_path / 'run.gin')],
+      [
+        f'{name} = {value!r}'
+        for name, value in {'MODEL_DIR': str(tmp_path / 'run'), **macros}.items()
+      ],
+      seeds=[3, 5],
+    )
     assert [one['RANDOM_SEED'] for one in trained] == ['3', '5']
     return [one.get('INDEX') for one in trained]
 
@@ -309,10 +321,21 @@ def test_flag(configuration, monkeypatch):
   """`ralm train --seeds`, which trains nothing in its own process."""
   (file,), bindings = configuration
   calls = []
-  monkeypatch.setattr(
-      seeds, 'train_seeds', lambda *arguments: calls.append(arguments))
-  assert cli.main(['train', f'--gin_file={file}', '--gin.RANDOM_SEED=1',
-                   '--gin_bindings', bindings[0], '--seeds', '3']) == 0
+  monkeypatch.setattr(seeds, 'train_seeds', lambda *arguments: calls.append(arguments))
+  assert (
+    cli.main(
+      [
+        'train',
+        f'--gin_file={file}',
+        '--gin.RANDOM_SEED=1',
+        '--gin_bindings',
+        bindings[0],
+        '--seeds',
+        '3',
+      ]
+    )
+    == 0
+  )
   assert calls == [([file], [bindings[0], 'RANDOM_SEED = 1'], ['.'], 3)]
 
 

@@ -1,4 +1,5 @@
 """Another year's index under a running evaluation: the answers follow, whole."""
+
 import dataclasses
 import io
 import itertools
@@ -70,9 +71,12 @@ def _passages(year: str) -> list[dict]:
     colours = ('red', 'green', 'blue', 'white', 'black', 'golden', 'silver')
     swapped = dict(zip(colours, colours[::-1]))
     rows = [
-        {'id': f'new{row["id"]}', 'title': row['title'],
-         'text': ' '.join(swapped.get(word, word) for word in row['text'].split())}
-        for row in rows[::-1]
+      {
+        'id': f'new{row["id"]}',
+        'title': row['title'],
+        'text': ' '.join(swapped.get(word, word) for word in row['text'].split()),
+      }
+      for row in rows[::-1]
     ]
     rows.insert(0, {'id': 'first', 'title': 'Bomar', 'text': 'What nobody knew.'})
   return rows
@@ -85,23 +89,28 @@ def world(tmp_path_factory) -> World:
   opened = opening.open_checkpoint(trained.run)
   for year in YEARS:
     passage_store.build_corpus(
-        tiny.write_jsonl(folder / f'{year}.jsonl', _passages(year)),
-        folder / f'corpus_{year}', trained.data.reader_vocabulary,
-        trained.data.retriever_vocabulary, n_workers=1, progress=False)
+      tiny.write_jsonl(folder / f'{year}.jsonl', _passages(year)),
+      folder / f'corpus_{year}',
+      trained.data.reader_vocabulary,
+      trained.data.retriever_vocabulary,
+      n_workers=1,
+      progress=False,
+    )
     embed_lib.embed(
-        checkpoint=str(trained.run), corpus=str(folder / f'corpus_{year}'),
-        output=str(folder / f'index_{year}'), progress=False)
+      checkpoint=str(trained.run),
+      corpus=str(folder / f'corpus_{year}'),
+      output=str(folder / f'index_{year}'),
+      progress=False,
+    )
   rows = [
-      row | {'exclude_passage_ids': [f'p{(i + 3) % 40}', f'newp{(i + 5) % 40}']}
-      for i, row in enumerate(tiny.questions()[:24])]
-  questions = reading.read_questions(
-      tiny.write_jsonl(folder / 'questions.jsonl', rows))
+    row | {'exclude_passage_ids': [f'p{(i + 3) % 40}', f'newp{(i + 5) % 40}']}
+    for i, row in enumerate(tiny.questions()[:24])
+  ]
+  questions = reading.read_questions(tiny.write_jsonl(folder / 'questions.jsonl', rows))
   world = World(folder, opened, questions, {})
   for year in YEARS:
-    with opening.open_evaluator(
-        opened, index=world.index(year), batch_size=BATCH) as evaluator:
-      world.plain[world.index_id(year)] = list(
-          evaluator.predictions(opened.params, questions))
+    with opening.open_evaluator(opened, index=world.index(year), batch_size=BATCH) as evaluator:
+      world.plain[world.index_id(year)] = list(evaluator.predictions(opened.params, questions))
   return world
 
 
@@ -113,22 +122,23 @@ def server(world):
 
 
 def _swap(server, index) -> None:
-  assert cli.main(['swap', '--retrieval_address', server.address,
-                   '--index', str(index)]) == 0
+  assert cli.main(['swap', '--retrieval_address', server.address, '--index', str(index)]) == 0
 
 
 def _evaluator(world, server, **options):
   return opening.open_evaluator(
-      world.opened, retrieval_address=server.address, retry_for_s=30,
-      **{'batch_size': BATCH, **options})
+    world.opened,
+    retrieval_address=server.address,
+    retry_for_s=30,
+    **{'batch_size': BATCH, **options},
+  )
 
 
 def test_the_years_differ(world):
   """Or the tests below would show nothing."""
   old, new = (world.plain[world.index_id(year)] for year in YEARS)
   for one, other in zip(old, new):
-    assert {p['id'] for p in one['passages']}.isdisjoint(
-        p['id'] for p in other['passages'])
+    assert {p['id'] for p in one['passages']}.isdisjoint(p['id'] for p in other['passages'])
     assert one['log_probability'] != other['log_probability']
   assert [r['metrics'] for r in old] != [r['metrics'] for r in new]
 
@@ -148,17 +158,21 @@ def test_answers_follow(world, server, capsys):
     assert record['index'] == world.index_id(year) and record['generation'] == 1
   shown = capsys.readouterr().out
   assert f'served  {world.index("2018")} (index {world.index_id("2018")})' in shown
-  assert (f'serves  {world.index("2019")} (index {world.index_id("2019")}, '
-          'generation 1, 41 passages)') in shown
+  assert (
+    f'serves  {world.index("2019")} (index {world.index_id("2019")}, generation 1, 41 passages)'
+  ) in shown
 
 
 def test_a_swap_before_a_batch_s_deeper_search(world, server, monkeypatch):
   """The whole batch is searched anew, its filters by the new corpus's rows."""
   names = [f'{prefix}p{i}' for i in range(34) for prefix in ('', 'new')]
-  questions = [dataclasses.replace(question, exclude_passage_ids=tuple(names))
-               for question in world.questions[:BATCH]]
+  questions = [
+    dataclasses.replace(question, exclude_passage_ids=tuple(names))
+    for question in world.questions[:BATCH]
+  ]
   with opening.open_evaluator(
-      world.opened, index=world.index('2019'), batch_size=BATCH) as evaluator:
+    world.opened, index=world.index('2019'), batch_size=BATCH
+  ) as evaluator:
     expected = list(evaluator.predictions(world.opened.params, questions))
   search = RetrievalClient.search
   depths = []
@@ -215,17 +229,22 @@ def test_every_batch_is_of_one_index_through_many_swaps(world, server):
 def test_ralm_eval_says_which_index_answered(world, server, tmp_path, caplog):
   """The command while it runs, and its file."""
   copies = 30
-  rows = [json.loads(line) | {'id': f'{i}'} for i, line in enumerate(
-      (world.folder / 'questions.jsonl').read_text().splitlines() * copies)]
+  rows = [
+    json.loads(line) | {'id': f'{i}'}
+    for i, line in enumerate((world.folder / 'questions.jsonl').read_text().splitlines() * copies)
+  ]
   path = tiny.write_jsonl(tmp_path / 'q.jsonl', rows)
   errors = []
 
   def evaluate():
     try:
       evaluation.evaluate(
-          checkpoint=world.opened.directory, questions=str(path),
-          output=str(tmp_path / 'out'), retrieval_address=server.address,
-          batch_size=BATCH)
+        checkpoint=world.opened.directory,
+        questions=str(path),
+        output=str(tmp_path / 'out'),
+        retrieval_address=server.address,
+        batch_size=BATCH,
+      )
     except BaseException as error:
       errors.append(error)
       raise
@@ -238,16 +257,20 @@ def test_ralm_eval_says_which_index_answered(world, server, tmp_path, caplog):
   _swap(server, world.index('2019'))
   thread.join()
   assert not errors
-  found = [json.loads(line) for line in
-           (tmp_path / 'out' / 'predictions.jsonl').read_text().splitlines()]
+  found = [
+    json.loads(line) for line in (tmp_path / 'out' / 'predictions.jsonl').read_text().splitlines()
+  ]
   indexes = [record['index'] for record in found]
   first = indexes.index(world.index_id('2019'))
   assert indexes == [world.index_id('2018')] * first + (
-      [world.index_id('2019')] * (len(found) - first))
+    [world.index_id('2019')] * (len(found) - first)
+  )
   assert 0 < first < len(found) and first % BATCH == 0
   (warning,) = [m for m in caplog.messages if 'averages over the answers' in m]
-  assert (f'{first} from index {world.index_id("2018")}, {len(found) - first} '
-          f'from index {world.index_id("2019")}') in warning
+  assert (
+    f'{first} from index {world.index_id("2018")}, {len(found) - first} '
+    f'from index {world.index_id("2019")}'
+  ) in warning
   for i, record in enumerate(found):
     expected = world.plain[record['index']][i % len(world.questions)]
     assert record | {'id': ''} == expected | {'id': ''}
@@ -258,8 +281,8 @@ def test_reranked_candidates_follow(world, server):
   options = {'n_candidates': 10, 'n_passages': 3, 'rerank_chunk': 5}
   questions = world.questions[:BATCH]
   with opening.open_evaluator(
-      world.opened, index=world.index('2019'), batch_size=BATCH,
-      **options) as evaluator:
+    world.opened, index=world.index('2019'), batch_size=BATCH, **options
+  ) as evaluator:
     expected = list(evaluator.predictions(world.opened.params, questions))
   with _evaluator(world, server, **options) as evaluator:
     list(evaluator.predictions(world.opened.params, questions))
@@ -268,31 +291,30 @@ def test_reranked_candidates_follow(world, server):
 
 
 @pytest.mark.parametrize('breaking', ['missing', 'truncated', 'dimension'])
-def test_what_cannot_be_served_changes_nothing(
-    world, server, tmp_path, capsys, breaking):
+def test_what_cannot_be_served_changes_nothing(world, server, tmp_path, capsys, breaking):
   broken = tmp_path / 'broken'
   if breaking == 'truncated':
     shutil.copytree(world.index('2019'), broken)
     path = broken / 'generation-00000001' / 'embeddings.float16'
     path.write_bytes(path.read_bytes()[:-2])
   elif breaking == 'dimension':
-    with GenerationStore(broken).begin(
-        IndexOptions(), 4) as writer:
+    with GenerationStore(broken).begin(IndexOptions(), 4) as writer:
       writer.append(None, np.eye(4))
       writer.commit()
   old = world.plain[world.index_id('2018')]
   with _evaluator(world, server) as evaluator:
     records = evaluator.predictions(world.opened.params, world.questions[:16])
     found = list(itertools.islice(records, BATCH))
-    assert cli.main(['swap', '--retrieval_address', server.address,
-                     '--index', str(broken)]) == 1
+    assert cli.main(['swap', '--retrieval_address', server.address, '--index', str(broken)]) == 1
     found += records
   assert found == old[:16]
-  (error,) = [line for line in capsys.readouterr().err.splitlines()
-              if line.startswith('ralm swap: error: ')]
+  (error,) = [
+    line for line in capsys.readouterr().err.splitlines() if line.startswith('ralm swap: error: ')
+  ]
   assert str(broken) in error
-  assert {'missing': 'holds no index', 'truncated': 'expected',
-          'dimension': 'dimension 4'}[breaking] in error
+  assert {'missing': 'holds no index', 'truncated': 'expected', 'dimension': 'dimension 4'}[
+    breaking
+  ] in error
 
 
 def _copy_of_2019(world, folder) -> pathlib.Path:
@@ -352,21 +374,25 @@ def test_a_corpus_that_the_user_names(world, server, tmp_path):
     assert answer() == [first]
   assert {p.passage.id[:3] for p in first.passages} == {'new'}
   assert [p.passage.id for p in second.passages] == [
-      p['id'] for p in world.plain[world.index_id('2018')][0]['passages']]
+    p['id'] for p in world.plain[world.index_id('2018')][0]['passages']
+  ]
 
 
 def test_a_corpus_of_other_vocabularies(world, server, tmp_path):
   trained = tiny.trained()
   vocabulary = tmp_path / 'vocab.txt'
-  vocabulary.write_text(
-      trained.data.retriever_vocabulary.read_text() + 'additional\n')
+  vocabulary.write_text(trained.data.retriever_vocabulary.read_text() + 'additional\n')
   store = passage_store.build_corpus(
-      world.folder / '2019.jsonl', tmp_path / 'corpus',
-      trained.data.reader_vocabulary, vocabulary, n_workers=1, progress=False)
+    world.folder / '2019.jsonl',
+    tmp_path / 'corpus',
+    trained.data.reader_vocabulary,
+    vocabulary,
+    n_workers=1,
+    progress=False,
+  )
   with GenerationStore(tmp_path / 'index').begin(
-      IndexOptions(), 16, {
-          'corpus': str(store.directory),
-          'corpus_fingerprint': store.fingerprint}) as writer:
+    IndexOptions(), 16, {'corpus': str(store.directory), 'corpus_fingerprint': store.fingerprint}
+  ) as writer:
     writer.append(None, np.eye(len(store), 16))
     writer.commit()
   with _evaluator(world, server) as evaluator:
@@ -385,9 +411,8 @@ def test_another_process_at_the_address(world, tmp_path):
   small = tmp_path / 'small'
   store = PassageStore.open(world.corpus('2018'))
   with GenerationStore(small).begin(
-      IndexOptions(), 4, {
-          'corpus': str(store.directory),
-          'corpus_fingerprint': store.fingerprint}) as writer:
+    IndexOptions(), 4, {'corpus': str(store.directory), 'corpus_fingerprint': store.fingerprint}
+  ) as writer:
     writer.append(None, np.eye(len(store), 4))
     writer.commit()
   with RetrievalServer(world.index('2018'), 'localhost:0') as first:
@@ -405,35 +430,37 @@ def test_another_process_at_the_address(world, tmp_path):
 
 
 def test_a_retriever_of_one_generation_cannot_follow(world, server):
-  with connect.connect(
-      address=server.address, follow_swaps=True) as connected:
+  with connect.connect(address=server.address, follow_swaps=True) as connected:
     with pytest.raises(ValueError, match='Generation 1 means nothing'):
       PassageRetriever(
-          connected.client, connected.store, 3, generation=1,
-          open_corpus=connected.open_corpus)
+        connected.client, connected.store, 3, generation=1, open_corpus=connected.open_corpus
+      )
 
 
 def test_training_does_not_follow(world, server):
   """What a run connects with is of one index: searches, refreshes, pins."""
   params, spec = world.opened.params, world.opened.spec
   with connect.connect(address=server.address) as connected:
-    retriever = PassageRetriever(
-        connected.client, connected.store, 3, generation=1)
+    retriever = PassageRetriever(connected.client, connected.store, 3, generation=1)
     publisher = IndexPublisher(
-        connected.client, spec.model, world.opened.partitioner,
-        Assembler(spec.tokenizer, connected.store),
-        batch_size=16, progress=False)
+      connected.client,
+      spec.model,
+      world.opened.partitioner,
+      Assembler(spec.tokenizer, connected.store),
+      batch_size=16,
+      progress=False,
+    )
     queries = np.ones((2, 16), np.float32)
     before = retriever.search(queries)
     assert before.index_id == world.index_id('2018')
     _swap(server, world.index('2019'))
     changed = {'retriever': jax.tree.map(lambda x: x + 1, params['retriever'])}
     for call in (
-        lambda: retriever.search(queries),
-        lambda: publisher.publish(changed, 'a key', run='run', step=1),
-        lambda: connected.client.pin('run', [1])):
-      with pytest.raises(
-          IndexSwappedError, match='index_2019.*ralm swap'):
+      lambda: retriever.search(queries),
+      lambda: publisher.publish(changed, 'a key', run='run', step=1),
+      lambda: connected.client.pin('run', [1]),
+    ):
+      with pytest.raises(IndexSwappedError, match='index_2019.*ralm swap'):
         call()
     other = GenerationStore(world.index('2019'))
     assert other.numbers() == [1] and not other.pinned()
@@ -448,28 +475,28 @@ def test_a_training_run_stops_with_one_error(world, tmp_path):
   run = tmp_path / 'run'
   with LocalRetrievalServer(own, threads=1) as server:
     job = {
-        'data': str(tiny.trained().data.folder), 'model_dir': str(run),
-        'retrieval': {'address': server.address,
-                      'corpus': str(tmp_path / 'corpus_2019')},
-        'compilation_cache': str(tmp_path / 'cache')}
+      'data': str(tiny.trained().data.folder),
+      'model_dir': str(run),
+      'retrieval': {'address': server.address, 'corpus': str(tmp_path / 'corpus_2019')},
+      'compilation_cache': str(tmp_path / 'cache'),
+    }
     started = tiny.start(tmp_path / 'log', [job | {'steps': 100_000}])
     while started.popen.poll() is None and not (run / 'checkpoint_2').exists():
       time.sleep(0.01)
     _swap(server, world.index('2018'))
     output = started.finish(status=1)
     assert output.count('error: ') == 1 and 'Traceback' not in output
-    assert (f'serves {world.index("2018")} (id {world.index_id("2018")}) now'
-            in output)
+    assert f'serves {world.index("2018")} (id {world.index_id("2018")}) now' in output
     assert not GenerationStore(world.index('2018')).pinned()
     # Its generation has the number of the run's own.
-    refused = tiny.start(tmp_path / 'refused', [job | {
-        'steps': 100_000,
-        'retrieval': {'address': server.address, 'corpus': None}}])
+    refused = tiny.start(
+      tmp_path / 'refused',
+      [job | {'steps': 100_000, 'retrieval': {'address': server.address, 'corpus': None}}],
+    )
     assert 'The checkpoint was made with the index' in refused.finish(status=1)
     _swap(server, own)
     last = max(int(path.name.split('_')[1]) for path in run.glob('checkpoint_*'))
-    output = tiny.start(
-        tmp_path / 'again', [job | {'steps': last + 2}]).finish()
+    output = tiny.start(tmp_path / 'again', [job | {'steps': last + 2}]).finish()
     assert f'Resumed from checkpoint_{last}' in output
 
 
@@ -486,8 +513,10 @@ def test_a_live_edit_stays_with_its_index(world, server, tmp_path, monkeypatch):
   monkeypatch.setattr(live_edits, '_embed', embed_and_swap)
   with pytest.raises(IndexSwappedError):
     live_edits.put(
-        [Passage('added', 'Zembla', '', 'A lake.')],
-        checkpoint=world.opened.directory, retrieval_address=server.address)
+      [Passage('added', 'Zembla', '', 'A lake.')],
+      checkpoint=world.opened.directory,
+      retrieval_address=server.address,
+    )
   for index in (own, world.index('2018')):
     assert GenerationStore(index).edit_log().last == 0
 
@@ -527,11 +556,16 @@ def test_a_session_of_questions(world, server, tmp_path, monkeypatch, capsys):
 
     return line
 
-  monkeypatch.setattr('sys.stdin', _Typed([
-      question + '\n', '\n', after(world.index('2019')), after(lost),
-      after(world.index('2018'))]))
-  assert cli.main(['ask', '--checkpoint', world.opened.directory,
-                   '--retrieval_address', server.address]) == 1
+  monkeypatch.setattr(
+    'sys.stdin',
+    _Typed(
+      [question + '\n', '\n', after(world.index('2019')), after(lost), after(world.index('2018'))]
+    ),
+  )
+  assert (
+    cli.main(['ask', '--checkpoint', world.opened.directory, '--retrieval_address', server.address])
+    == 1
+  )
   said = capsys.readouterr()
   first, second, third, fourth = said.out.split('---\n')
   second, fourth = (part.split('passages)\n')[1] for part in (second, fourth))
@@ -546,8 +580,14 @@ def test_a_session_of_questions(world, server, tmp_path, monkeypatch, capsys):
 
 def test_a_session_that_answers_all(world, server, monkeypatch, capsys):
   monkeypatch.setattr('sys.stdin', io.StringIO('which?\n'))
-  assert ask.ask_lines([' ', 'what?\n'], checkpoint=world.opened.directory,
-                           retrieval_address=server.address) == 1
-  assert cli.main(['ask', '--checkpoint', world.opened.directory,
-                   '--retrieval_address', server.address]) == 0
+  assert (
+    ask.ask_lines(
+      [' ', 'what?\n'], checkpoint=world.opened.directory, retrieval_address=server.address
+    )
+    == 1
+  )
+  assert (
+    cli.main(['ask', '--checkpoint', world.opened.directory, '--retrieval_address', server.address])
+    == 0
+  )
   assert capsys.readouterr().out.count('answer: ') == 2

@@ -1,4 +1,5 @@
 """Dates: what is left open is read so that nothing leaks."""
+
 import datetime
 
 import numpy as np
@@ -11,7 +12,9 @@ def days(*date):
   return (datetime.date(*date) - datetime.date(1970, 1, 1)).days
 
 
-@pytest.mark.parametrize('text, first, last', [
+@pytest.mark.parametrize(
+  'text, first, last',
+  [
     ('2019-05-17', (2019, 5, 17), (2019, 5, 17)),
     ('1970-01-01', (1970, 1, 1), (1970, 1, 1)),
     ('1066-10-14', (1066, 10, 14), (1066, 10, 14)),
@@ -23,17 +26,37 @@ def days(*date):
     ('2000-02-29', (2000, 2, 29), (2000, 2, 29)),
     ('9999', (9999, 1, 1), (9999, 12, 31)),
     ('0001', (1, 1, 1), (1, 12, 31)),
-])
+  ],
+)
 def test_first_and_last_day(text, first, last):
   assert dates.first_day(text) == days(*first)
   assert dates.last_day(text) == days(*last)
   assert dates.text_of(dates.last_day(text)) == datetime.date(*last).isoformat()
 
 
-@pytest.mark.parametrize('text', [
-    '', ' ', '19', '201', '20190517', '2019-5-17', '2019-13', '2019-00',
-    '2019-02-29', '2019-04-31', '17.5.2019', '2019-05-17T12:00:00', ' 2019',
-    '2019\n', '٢٠١٩', '0000', '-2019', 'May 2019'])
+@pytest.mark.parametrize(
+  'text',
+  [
+    '',
+    ' ',
+    '19',
+    '201',
+    '20190517',
+    '2019-5-17',
+    '2019-13',
+    '2019-00',
+    '2019-02-29',
+    '2019-04-31',
+    '17.5.2019',
+    '2019-05-17T12:00:00',
+    ' 2019',
+    '2019\n',
+    '٢٠١٩',
+    '0000',
+    '-2019',
+    'May 2019',
+  ],
+)
 def test_what_is_no_date(text):
   for read in (dates.first_day, dates.last_day):
     with pytest.raises(ValueError, match="is no date; write 'YYYY'"):

@@ -1,4 +1,5 @@
 """The training stream: order, position, shards, truncation, and its errors."""
+
 import json
 
 import numpy as np
@@ -20,20 +21,27 @@ def data(tmp_path_factory) -> tiny.Data:
 
 def _task(data, name='pipeline_qa', text=None, **options) -> str:
   return qa.jsonl_task(
-      name, **{'train': str(data.questions), **options},
-      text=text or tiny.make_text(),
-      reader_vocabulary=str(data.reader_vocabulary),
-      retriever_vocabulary=str(data.retriever_vocabulary))
+    name,
+    **{'train': str(data.questions), **options},
+    text=text or tiny.make_text(),
+    reader_vocabulary=str(data.reader_vocabulary),
+    retriever_vocabulary=str(data.retriever_vocabulary),
+  )
 
 
 def _iterator(data, text=None, process=(0, 1), **config):
   text = text or tiny.make_text()
   task = _task(data, text=text)
   return pipeline.get_dataset_iterator(
-      DatasetConfig(task, **{'batch_size': 4, **config}),
-      {'query': text.query_length, 'reader_query': text.reader_query_length,
-       'targets': text.target_length},
-      process_index=process[0], process_count=process[1])
+    DatasetConfig(task, **{'batch_size': 4, **config}),
+    {
+      'query': text.query_length,
+      'reader_query': text.reader_query_length,
+      'targets': text.target_length,
+    },
+    process_index=process[0],
+    process_count=process[1],
+  )
 
 
 def _take(iterator, count):
@@ -43,8 +51,9 @@ def _take(iterator, count):
 def _rows(batches):
   """One tuple an example, of the reader's query and the target."""
   return [
-      (tuple(query), tuple(target)) for batch in batches
-      for query, target in zip(batch.reader_query_tokens, batch.target_tokens)
+    (tuple(query), tuple(target))
+    for batch in batches
+    for query, target in zip(batch.reader_query_tokens, batch.target_tokens)
   ]
 
 
@@ -99,22 +108,22 @@ def test_answers_are_drawn_anew_in_every_epoch(data):
   iterator = _iterator(data, shuffle=False)
   epochs = [dict(_rows(_take(iterator, 10))) for _ in range(4)]
   assert all(len(epoch) == tiny.COUNT for epoch in epochs)
-  drawn = [
-      len({epoch[query] for epoch in epochs}) for query in epochs[0]
-  ]
+  drawn = [len({epoch[query] for epoch in epochs}) for query in epochs[0]]
   # Half of the questions have two answers, the others one.
   assert sorted(set(drawn)) == [1, 2]
   assert sum(count == 2 for count in drawn) > tiny.COUNT // 4
 
 
 def test_target_of_the_file_is_preferred(data, tmp_path):
-  path = tiny.write_jsonl(tmp_path / 'q.jsonl', [
-      {'question': 'which?', 'answers': ['red', 'green'], 'target': 'blue'}] * 4)
+  path = tiny.write_jsonl(
+    tmp_path / 'q.jsonl',
+    [{'question': 'which?', 'answers': ['red', 'green'], 'target': 'blue'}] * 4,
+  )
   text = tiny.make_text()
   task = _task(data, 'target_qa', train=str(path))
   iterator = pipeline.get_dataset_iterator(
-      DatasetConfig(task, batch_size=4),
-      {'query': 40, 'reader_query': 24, 'targets': 8})
+    DatasetConfig(task, batch_size=4), {'query': 40, 'reader_query': 24, 'targets': 8}
+  )
   vocabulary = vocabularies.load_vocabulary(data.reader_vocabulary)
   expected = vocabulary.encode(text.target('blue')) + [vocabulary.eos_id]
   for row in next(iterator).target_tokens:
@@ -122,8 +131,7 @@ def test_target_of_the_file_is_preferred(data, tmp_path):
 
 
 def test_tokens_and_truncation(data):
-  text = tiny.make_text(
-      query_length=6, reader_query_length=5, target_length=2)
+  text = tiny.make_text(query_length=6, reader_query_length=5, target_length=2)
   batch = next(_iterator(data, text=text))
   assert batch.query_tokens.shape == (4, 6)
   assert batch.reader_query_tokens.shape == (4, 5)
@@ -140,13 +148,14 @@ def test_same_tokens_as_the_evaluator(data):
   """Training and answering tokenise questions alike."""
   text = tiny.make_text()
   tokenizer = QueryTokenizer(
-      text, vocabularies.load_vocabulary(data.reader_vocabulary),
-      vocabularies.load_vocabulary(data.retriever_vocabulary))
+    text,
+    vocabularies.load_vocabulary(data.reader_vocabulary),
+    vocabularies.load_vocabulary(data.retriever_vocabulary),
+  )
   batch = next(_iterator(data, shuffle=False))
   expected = tokenizer.batch([q['question'] for q in tiny.questions()[:4]])
   np.testing.assert_array_equal(batch.query_tokens, expected.query_tokens)
-  np.testing.assert_array_equal(
-      batch.reader_query_tokens, expected.reader_query_tokens)
+  np.testing.assert_array_equal(batch.reader_query_tokens, expected.reader_query_tokens)
 
 
 def test_sentinel_is_one_token(data):
@@ -164,8 +173,7 @@ def test_sentinel_of_the_official_vocabulary(shared_data):
   if not files:
     pytest.skip('the official vocabulary is not there')
   vocabulary = vocabularies.load_vocabulary(files[0])
-  tokenizer = QueryTokenizer(
-      tiny.make_text(target_length=16), vocabulary, vocabulary)
+  tokenizer = QueryTokenizer(tiny.make_text(target_length=16), vocabulary, vocabulary)
   ids = tokenizer.target('Alan Turing')
   assert ids[0] == 32099 and ids[-1] == 1
   assert tokenizer.answer(ids) == 'Alan Turing'
@@ -174,24 +182,29 @@ def test_sentinel_of_the_official_vocabulary(shared_data):
 
 def test_padding_is_that_of_each_vocabulary(data, byte_pair_folder):
   """BART pads with 1; its 0 begins a sequence."""
-  text = tiny.make_text(
-      question_format='{question}', target_format='{answer}', target_length=16)
+  text = tiny.make_text(question_format='{question}', target_format='{answer}', target_length=16)
   task = qa.jsonl_task(
-      'pipeline_byte_pair', train=str(data.questions), text=text,
-      reader_vocabulary=str(byte_pair_folder / 'vocab.json'),
-      retriever_vocabulary=str(data.retriever_vocabulary))
+    'pipeline_byte_pair',
+    train=str(data.questions),
+    text=text,
+    reader_vocabulary=str(byte_pair_folder / 'vocab.json'),
+    retriever_vocabulary=str(data.retriever_vocabulary),
+  )
   iterator = pipeline.get_dataset_iterator(
-      DatasetConfig(task, batch_size=4, shuffle=False),
-      {'query': text.query_length, 'reader_query': text.reader_query_length,
-       'targets': text.target_length})
+    DatasetConfig(task, batch_size=4, shuffle=False),
+    {
+      'query': text.query_length,
+      'reader_query': text.reader_query_length,
+      'targets': text.target_length,
+    },
+  )
   reader = vocabularies.load_vocabulary(byte_pair_folder / 'vocab.json')
-  tokenizer = QueryTokenizer(
-      text, reader, vocabularies.load_vocabulary(data.retriever_vocabulary))
+  tokenizer = QueryTokenizer(text, reader, vocabularies.load_vocabulary(data.retriever_vocabulary))
   batch = next(iterator)
   questions = tiny.questions()[:4]
   expected = tokenizer.batch(
-      [q['question'] for q in questions],
-      [tokenizer.answer(target) for target in batch.target_tokens])
+    [q['question'] for q in questions], [tokenizer.answer(target) for target in batch.target_tokens]
+  )
   for field in ('query_tokens', 'reader_query_tokens', 'target_tokens'):
     np.testing.assert_array_equal(getattr(batch, field), getattr(expected, field))
   assert (batch.query_tokens == 0).any()
@@ -213,25 +226,31 @@ def test_padding_is_the_models_whatever_a_task_knows(data, byte_pair_folder):
 
   reader = vocabularies.load_vocabulary(byte_pair_folder / 'vocab.json')
   tokenizer = QueryTokenizer(
-      tiny.make_text(question_format='{question}', target_format='{answer}'),
-      reader, vocabularies.load_vocabulary(data.retriever_vocabulary))
+    tiny.make_text(question_format='{question}', target_format='{answer}'),
+    reader,
+    vocabularies.load_vocabulary(data.retriever_vocabulary),
+  )
   seqio.TaskRegistry.remove('own_bart_qa')
   task = seqio.TaskRegistry.add(
-      'own_bart_qa',
-      source=seqio.FunctionDataSource(
-          lambda split, shuffle_files=False, seed=None:
-          tf.data.Dataset.from_tensor_slices(
-              {'question': ['who?'] * 4, 'answer': ['me'] * 4}),
-          splits=['train']),
-      preprocessors=[functools.partial(registration.tokenize, tokenizer=tokenizer)],
-      output_features={
-          name: seqio.Feature(
-              seqio.PassThroughVocabulary(1000, eos_id=2), add_eos=False)
-          for name in ('query', 'reader_query', 'targets')})
+    'own_bart_qa',
+    source=seqio.FunctionDataSource(
+      lambda split, shuffle_files=False, seed=None: tf.data.Dataset.from_tensor_slices(
+        {'question': ['who?'] * 4, 'answer': ['me'] * 4}
+      ),
+      splits=['train'],
+    ),
+    preprocessors=[functools.partial(registration.tokenize, tokenizer=tokenizer)],
+    output_features={
+      name: seqio.Feature(seqio.PassThroughVocabulary(1000, eos_id=2), add_eos=False)
+      for name in ('query', 'reader_query', 'targets')
+    },
+  )
   lengths = {'query': 40, 'reader_query': 24, 'targets': 16}
   iterator = pipeline.get_dataset_iterator(
-      DatasetConfig('own_bart_qa', batch_size=4), lengths,
-      pad_ids={'reader_query': reader.pad_id, 'targets': reader.pad_id})
+    DatasetConfig('own_bart_qa', batch_size=4),
+    lengths,
+    pad_ids={'reader_query': reader.pad_id, 'targets': reader.pad_id},
+  )
   batch, expected = next(iterator), tokenizer.target('me')
   for row in batch.target_tokens:
     assert row.tolist() == expected + [1] * (16 - len(expected))
@@ -239,20 +258,21 @@ def test_padding_is_the_models_whatever_a_task_knows(data, byte_pair_folder):
   assert (batch.query_tokens[:, -1] == 0).all()
   # As users of seqio make a converter.
   converter = features.RetrievalFeatureConverter(pack=False)
-  example = next(converter(
-      task.get_dataset(lengths, 'train'), lengths).as_numpy_iterator())
+  example = next(converter(task.get_dataset(lengths, 'train'), lengths).as_numpy_iterator())
   assert example['target_tokens'].tolist() == expected + [0] * (16 - len(expected))
 
 
 def test_task_of_a_published_format(data, tmp_path):
-  path = tiny.write_jsonl(tmp_path / 'fever.jsonl', [
-      {'id': 1, 'claim': 'red is a colour', 'label': 'NOT ENOUGH INFO'}] * 4 + [
-      {'id': 2, 'claim': 'red is a colour', 'label': 'SUPPORTS'}] * 4)
+  path = tiny.write_jsonl(
+    tmp_path / 'fever.jsonl',
+    [{'id': 1, 'claim': 'red is a colour', 'label': 'NOT ENOUGH INFO'}] * 4
+    + [{'id': 2, 'claim': 'red is a colour', 'label': 'SUPPORTS'}] * 4,
+  )
   text = tiny.make_text()
   task = _task(data, 'fever_qa', train=str(path), record_format='fever_2way')
   iterator = pipeline.get_dataset_iterator(
-      DatasetConfig(task, batch_size=4),
-      {'query': 40, 'reader_query': 24, 'targets': 8})
+    DatasetConfig(task, batch_size=4), {'query': 40, 'reader_query': 24, 'targets': 8}
+  )
   vocabulary = vocabularies.load_vocabulary(data.reader_vocabulary)
   expected = vocabulary.encode(text.target('true')) + [vocabulary.eos_id]
   for row in next(iterator).target_tokens:
@@ -302,16 +322,16 @@ def _hiding(tmp_path, n=4, **fields):
 
 def _plain_iterator(task, **config):
   return pipeline.get_dataset_iterator(
-      DatasetConfig(
-          task, **{'batch_size': 4, 'shuffle': False, **config}),
-      {'query': 40, 'reader_query': 24, 'targets': 8})
+    DatasetConfig(task, **{'batch_size': 4, 'shuffle': False, **config}),
+    {'query': 40, 'reader_query': 24, 'targets': 8},
+  )
 
 
 def test_passages_that_examples_name(data, tmp_path):
   store = PassageStore.open(data.corpus)
   path = _hiding(
-      tmp_path, exclude_passage_ids=['p7', 'nobody', 'p3'],
-      gold_passage_id='p5', date='2019')
+    tmp_path, exclude_passage_ids=['p7', 'nobody', 'p3'], gold_passage_id='p5', date='2019'
+  )
   iterator = _plain_iterator(_task(data, 'hiding_qa', train=path))
   with pytest.raises(ValueError, match='exclude passages, but of which corpus'):
     next(iterator)
@@ -320,8 +340,7 @@ def test_passages_that_examples_name(data, tmp_path):
   assert batch.exclude_rows.tolist() == [[-1, -1], [7, 3], [-1, -1], [7, 3]]
   assert batch.gold_rows.tolist() == [[-1], [5], [-1], [5]]
   assert batch.max_dates.dtype == np.int32
-  assert batch.max_dates.tolist() == [
-      dates.NO_DATE_BOUND, dates.first_day('2019-01-01')] * 2
+  assert batch.max_dates.tolist() == [dates.NO_DATE_BOUND, dates.first_day('2019-01-01')] * 2
   # Read by nobody, closed-book.
   iterator.use_corpus(None)
   batch = next(iterator)
@@ -329,8 +348,7 @@ def test_passages_that_examples_name(data, tmp_path):
 
 
 def test_examples_that_name_no_passages(data, tmp_path):
-  iterator = _plain_iterator(
-      _task(data, 'nothing_qa', train=_hiding(tmp_path)))
+  iterator = _plain_iterator(_task(data, 'nothing_qa', train=_hiding(tmp_path)))
   batch = next(iterator)  # of no corpus: nothing is asked of one
   assert batch.exclude_rows is None and batch.max_dates is None
   iterator.use_corpus(PassageStore.open(data.corpus))
@@ -342,17 +360,18 @@ def test_examples_that_name_no_passages(data, tmp_path):
 def test_rows_belong_to_their_examples(data, tmp_path):
   """Shuffled, in shards, restored: each example keeps what it excludes."""
   rows = [
-      q | {'exclude_passage_ids': [f'p{i}', f'p{(i + 1) % 40}'][: 1 + i % 2]}
-      for i, q in enumerate(tiny.questions())
+    q | {'exclude_passage_ids': [f'p{i}', f'p{(i + 1) % 40}'][: 1 + i % 2]}
+    for i, q in enumerate(tiny.questions())
   ]
-  task = _task(data, 'kept_qa', train=str(
-      tiny.write_jsonl(tmp_path / 'q.jsonl', rows)))
+  task = _task(data, 'kept_qa', train=str(tiny.write_jsonl(tmp_path / 'q.jsonl', rows)))
   tokenizer = QueryTokenizer(
-      tiny.make_text(), vocabularies.load_vocabulary(data.reader_vocabulary),
-      vocabularies.load_vocabulary(data.retriever_vocabulary))
+    tiny.make_text(),
+    vocabularies.load_vocabulary(data.reader_vocabulary),
+    vocabularies.load_vocabulary(data.retriever_vocabulary),
+  )
   example_of = {
-      tuple(tokens): i for i, tokens in enumerate(
-          tokenizer.batch([q['question'] for q in rows]).query_tokens)
+    tuple(tokens): i
+    for i, tokens in enumerate(tokenizer.batch([q['question'] for q in rows]).query_tokens)
   }
   store = PassageStore.open(data.corpus)
   iterator = _plain_iterator(task, shuffle=True)
@@ -366,12 +385,12 @@ def test_rows_belong_to_their_examples(data, tmp_path):
     np.testing.assert_array_equal(batch.query_tokens, same.query_tokens)
     np.testing.assert_array_equal(batch.gold_rows, same.gold_rows)
     np.testing.assert_array_equal(batch.exclude_rows, same.exclude_rows)
-    for tokens, gold, excluded in zip(
-        batch.query_tokens, batch.gold_rows, batch.exclude_rows):
+    for tokens, gold, excluded in zip(batch.query_tokens, batch.gold_rows, batch.exclude_rows):
       example = example_of[tuple(tokens)]
       assert gold.tolist() == [example]
-      assert [row for row in excluded if row >= 0] == [
-          example, (example + 1) % 40][: 1 + example % 2]
+      assert [row for row in excluded if row >= 0] == [example, (example + 1) % 40][
+        : 1 + example % 2
+      ]
 
 
 def test_long_lists_are_not_trimmed(data, tmp_path):
@@ -391,18 +410,22 @@ def test_tasks_that_say_nothing_of_passages(data):
   import tensorflow as tf
 
   tokenizer = QueryTokenizer(
-      tiny.make_text(), vocabularies.load_vocabulary(data.reader_vocabulary),
-      vocabularies.load_vocabulary(data.retriever_vocabulary))
+    tiny.make_text(),
+    vocabularies.load_vocabulary(data.reader_vocabulary),
+    vocabularies.load_vocabulary(data.retriever_vocabulary),
+  )
   seqio.TaskRegistry.remove('bare_qa')
   seqio.TaskRegistry.add(
-      'bare_qa',
-      source=seqio.FunctionDataSource(
-          lambda split, shuffle_files=False, seed=None:
-          tf.data.Dataset.from_tensor_slices(
-              {'question': ['who?'] * 4, 'answer': ['me'] * 4}),
-          splits=['train']),
-      preprocessors=[functools.partial(registration.tokenize, tokenizer=tokenizer)],
-      output_features=registration.output_features(tokenizer))
+    'bare_qa',
+    source=seqio.FunctionDataSource(
+      lambda split, shuffle_files=False, seed=None: tf.data.Dataset.from_tensor_slices(
+        {'question': ['who?'] * 4, 'answer': ['me'] * 4}
+      ),
+      splits=['train'],
+    ),
+    preprocessors=[functools.partial(registration.tokenize, tokenizer=tokenizer)],
+    output_features=registration.output_features(tokenizer),
+  )
   batch = next(_plain_iterator('bare_qa'))
   assert batch.query_tokens.shape == (4, 40)
   assert batch.exclude_rows is None and batch.max_dates is None
@@ -412,15 +435,18 @@ def test_mixtures(data, tmp_path):
   """Tasks with and without excluded passages, in one mixture."""
   import seqio
 
-  hiding = _task(data, 'mixed_hiding', train=_hiding(
-      tmp_path, exclude_passage_ids=['p7', 'p3', 'p1']))
+  hiding = _task(
+    data, 'mixed_hiding', train=_hiding(tmp_path, exclude_passage_ids=['p7', 'p3', 'p1'])
+  )
   plain = _task(data, 'mixed_plain')
   seqio.MixtureRegistry.remove('mixed_qa')
   seqio.MixtureRegistry.add('mixed_qa', [(hiding, 1.0), (plain, 1.0)])
   iterator = _plain_iterator('mixed_qa')
   iterator.use_corpus(PassageStore.open(data.corpus))
   excluded = [
-      tuple(row[row >= 0]) for batch in _take(iterator, 10)
-      if batch.exclude_rows is not None for row in batch.exclude_rows
+    tuple(row[row >= 0])
+    for batch in _take(iterator, 10)
+    if batch.exclude_rows is not None
+    for row in batch.exclude_rows
   ]
   assert set(excluded) == {(), (7, 3, 1)}

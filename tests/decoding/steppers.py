@@ -1,4 +1,5 @@
 """Steppers for the tests: plain enough to be right by reading."""
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -30,9 +31,7 @@ class Recomputing:
   def start(self):
     batch, length = self.prefix.shape
     tokens = jnp.zeros((batch, 1, self.room), jnp.int32)
-    history = History(
-        tokens.at[:, 0, :length].set(self.prefix), jnp.asarray(length, jnp.int32)
-    )
+    history = History(tokens.at[:, 0, :length].set(self.prefix), jnp.asarray(length, jnp.int32))
     return self.logits_of(history.tokens, history.length)[:, 0], history
 
   def expand(self, cache, n):
@@ -44,9 +43,7 @@ class Recomputing:
     return self.logits_of(cache.tokens, cache.length), cache
 
   def reorder(self, cache, parents):
-    return cache.replace(
-        tokens=jnp.take_along_axis(cache.tokens, parents[..., None], axis=1)
-    )
+    return cache.replace(tokens=jnp.take_along_axis(cache.tokens, parents[..., None], axis=1))
 
 
 class Chain(Recomputing):

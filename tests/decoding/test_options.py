@@ -1,4 +1,5 @@
 """Options and constraints: what they refuse, and what a constraint does."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +8,9 @@ from ralm_jax.decoding.constraints import Constraints
 from ralm_jax.decoding.options import DecodingOptions
 
 
-@pytest.mark.parametrize('wrong, message', [
+@pytest.mark.parametrize(
+  'wrong, message',
+  [
     (dict(num_beams=0), 'num_beams must be an integer of at least 1, got 0'),
     (dict(num_beams=2.0), 'num_beams must be an integer'),
     (dict(num_beams=True), 'num_beams must be an integer'),
@@ -27,7 +30,8 @@ from ralm_jax.decoding.options import DecodingOptions
     (dict(length_penalty=2.0), 'length_penalty=2.0 has no effect unless num_beams'),
     (dict(num_return=2), 'num_return=2 sequences of num_beams=1'),
     (dict(num_return=4, num_beams=3), 'raise num_beams'),
-])
+  ],
+)
 def test_wrong_options_are_refused(wrong, message):
   with pytest.raises(ValueError, match=message):
     DecodingOptions(**wrong)
@@ -54,19 +58,15 @@ def test_wrong_constraints_are_refused():
 
 
 def test_constraints_by_step():
-  limits = Constraints(
-      max_length=5, eos_id=2, min_length=3, forced_first_id=0, forced_last_id=2
-  )
+  limits = Constraints(max_length=5, eos_id=2, min_length=3, forced_first_id=0, forced_last_id=2)
   scores = jnp.asarray([[0.5, 1.0, 4.0, -2.0]] * 3)
   infinite = -np.inf
   expected = [
-      [0.0, infinite, infinite, infinite],
-      [0.5, 1.0, infinite, -2.0],
-      [0.5, 1.0, infinite, -2.0],
-      [0.5, 1.0, 4.0, -2.0],
-      [infinite, infinite, 0.0, infinite],
+    [0.0, infinite, infinite, infinite],
+    [0.5, 1.0, infinite, -2.0],
+    [0.5, 1.0, infinite, -2.0],
+    [0.5, 1.0, 4.0, -2.0],
+    [infinite, infinite, 0.0, infinite],
   ]
   for step, row in enumerate(expected):
-    np.testing.assert_array_equal(
-        limits.apply(scores, jnp.asarray(step)), [row] * 3
-    )
+    np.testing.assert_array_equal(limits.apply(scores, jnp.asarray(step)), [row] * 3)

@@ -1,4 +1,5 @@
 """Sampling: what is drawn from, against transformers, and what is drawn."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +17,17 @@ QUICKLY = {'xla_backend_optimization_level': 0}
 def _draws(table, options, max_length, seed=0, **kwargs):
   tables = table[None]
   run = jax.jit(
-      lambda tables, key: decode.decode(
-          steppers.Chain(tables, max_length), options, max_length=max_length,
-          eos_id=EOS, pad_id=PAD, rng=key, **kwargs),
-      compiler_options=QUICKLY)
+    lambda tables, key: decode.decode(
+      steppers.Chain(tables, max_length),
+      options,
+      max_length=max_length,
+      eos_id=EOS,
+      pad_id=PAD,
+      rng=key,
+      **kwargs,
+    ),
+    compiler_options=QUICKLY,
+  )
   return jax.tree.map(lambda x: np.asarray(x)[0], run(tables, jax.random.key(seed)))
 
 
@@ -32,11 +40,20 @@ def _probabilities(logits):
   return np.asarray(jax.nn.softmax(jnp.asarray(logits), axis=-1))
 
 
-@pytest.mark.parametrize('choices', [
-    dict(temperature=0.7), dict(top_k=1), dict(top_k=20), dict(top_k=10**6),
-    dict(top_p=0.05), dict(top_p=0.8), dict(top_p=0.999),
+@pytest.mark.parametrize(
+  'choices',
+  [
+    dict(temperature=0.7),
+    dict(top_k=1),
+    dict(top_k=20),
+    dict(top_k=10**6),
+    dict(top_p=0.05),
+    dict(top_p=0.8),
+    dict(top_p=0.999),
     dict(temperature=1.9, top_k=50, top_p=0.6),
-], ids=str)
+  ],
+  ids=str,
+)
 def test_warpers_are_those_of_transformers(choices):
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
@@ -64,18 +81,20 @@ def test_equal_scores():
   scores = jnp.asarray([[1.0, 2.0, 2.0, 0.0, -3.0], [0.0, -0.0, 0.0, -1.0, -1.0]])
   kept = np.isfinite(sampling.keep_top_k(scores, 1))
   np.testing.assert_array_equal(
-      kept, [[False, True, True, False, False], [True, True, True, False, False]])
+    kept, [[False, True, True, False, False], [True, True, True, False, False]]
+  )
   kept = np.isfinite(sampling.keep_top_p(scores, 0.2))
   np.testing.assert_array_equal(
-      kept, [[False, True, True, False, False], [True, True, True, False, False]])
+    kept, [[False, True, True, False, False], [True, True, True, False, False]]
+  )
   # So small a part that rounding would leave nothing.
   kept = np.isfinite(sampling.keep_top_p(scores, 1e-12))
   assert kept.any(axis=-1).all()
 
 
-@pytest.mark.parametrize('choices', [
-    dict(), dict(temperature=0.5), dict(top_k=3), dict(top_p=0.7),
-], ids=str)
+@pytest.mark.parametrize(
+  'choices', [dict(), dict(temperature=0.5), dict(top_k=3), dict(top_p=0.7)], ids=str
+)
 def test_frequencies(choices):
   count = 20_000
   options = DecodingOptions(sample=True, num_return=count, **choices)
@@ -102,19 +121,16 @@ def test_frequencies(choices):
 
 def test_log_probs_are_the_models_own():
   table = _table(1)
-  options = DecodingOptions(
-      sample=True, num_return=50, temperature=3.0, top_p=0.9, min_length=2)
+  options = DecodingOptions(sample=True, num_return=50, temperature=3.0, top_p=0.9, min_length=2)
   decoded = _draws(table, options, 5)
   log_probs = np.asarray(jax.nn.log_softmax(table, axis=-1))
   lengths = set()
-  for tokens, total, score in zip(
-      decoded.tokens, decoded.log_probs, decoded.scores):
+  for tokens, total, score in zip(decoded.tokens, decoded.log_probs, decoded.scores):
     length = list(tokens).index(EOS) + 1 if EOS in tokens else 5
     lengths.add(length)
     assert (tokens[length:] == PAD).all()
     context = (0, 0, *tokens)
-    expected = sum(
-        log_probs[context[t], context[t + 1], tokens[t]] for t in range(length))
+    expected = sum(log_probs[context[t], context[t + 1], tokens[t]] for t in range(length))
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     assert score == total
   # A sequence of three has two tokens before its end.
@@ -122,10 +138,8 @@ def test_log_probs_are_the_models_own():
 
 
 def test_forced_tokens_are_drawn_with_certainty():
-  options = DecodingOptions(
-      sample=True, num_return=30, temperature=2.0, top_k=4, top_p=0.5)
-  tokens = _draws(
-      _table(2), options, 4, forced_first_id=5, forced_last_id=3).tokens
+  options = DecodingOptions(sample=True, num_return=30, temperature=2.0, top_k=4, top_p=0.5)
+  tokens = _draws(_table(2), options, 4, forced_first_id=5, forced_last_id=3).tokens
   assert (tokens[:, 0] == 5).all()
   assert np.isin(tokens[:, -1], (3, PAD)).all()
   # What stands last of a sequence that goes all the way is what was forced.
@@ -140,15 +154,12 @@ def test_keys():
   assert (first.tokens != _draws(table, options, 6, seed=1).tokens).any()
   assert len({tuple(row) for row in first.tokens}) > 4
   with pytest.raises(ValueError, match='needs a key'):
-    decode.decode(
-        steppers.Chain(table[None], 6), options, max_length=6, eos_id=EOS,
-        pad_id=PAD)
+    decode.decode(steppers.Chain(table[None], 6), options, max_length=6, eos_id=EOS, pad_id=PAD)
 
 
 def test_the_single_likeliest_token_is_greedy():
   table = _table(4)
-  drawn = _draws(
-      table, DecodingOptions(sample=True, top_k=1, num_return=3), 6)
+  drawn = _draws(table, DecodingOptions(sample=True, top_k=1, num_return=3), 6)
   greedy = _draws(table, DecodingOptions(), 6)
   np.testing.assert_array_equal(drawn.tokens, np.repeat(greedy.tokens, 3, axis=0))
   np.testing.assert_allclose(drawn.log_probs, greedy.log_probs[0], rtol=1e-5)

@@ -1,4 +1,5 @@
 """The k largest in blocks against `jax.lax.top_k`."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +8,10 @@ import pytest
 from ralm_jax.decoding import top_k
 
 
-@pytest.mark.parametrize('size, k', [
-    (1, 1), (7, 7), (40, 3), (128, 1), (129, 1), (1024, 8), (1024, 7),
-    (5000, 4), (5001, 18),
-])
+@pytest.mark.parametrize(
+  'size, k',
+  [(1, 1), (7, 7), (40, 3), (128, 1), (129, 1), (1024, 8), (1024, 7), (5000, 4), (5001, 18)],
+)
 @pytest.mark.parametrize('distinct', [3, 10**6])
 def test_equals_lax(size, k, distinct):
   """With few distinct values, which of equal scores are taken shows."""

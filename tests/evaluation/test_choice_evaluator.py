@@ -1,4 +1,5 @@
 """Multiple choice: averages over orders, and the protocol with known readers."""
+
 import collections
 import dataclasses
 import functools
@@ -24,8 +25,16 @@ from tests import tiny
 
 def ask(options='wxyz', answers='C', **fields):
   return Question(
-      **{'id': 'id', 'question': 'why?', 'gold_passage_ids': (), 'line': 1,
-         'options': tuple(options), 'answers': tuple(answers), **fields})
+    **{
+      'id': 'id',
+      'question': 'why?',
+      'gold_passage_ids': (),
+      'line': 1,
+      'options': tuple(options),
+      'answers': tuple(answers),
+      **fields,
+    }
+  )
 
 
 def test_average_over_orders():
@@ -37,11 +46,15 @@ def test_average_over_orders():
   assert result.first_choices == (0, 3, 2, 1) and result.choice == 2
   softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   expected = [
-      np.mean([softmax[i, order.index(option)] for i, order in enumerate(orders)])
-      for option in range(4)]
+    np.mean([softmax[i, order.index(option)] for i, order in enumerate(orders)])
+    for option in range(4)
+  ]
   np.testing.assert_allclose(result.probabilities, expected, rtol=1e-12)
   assert result.metrics(ask()) == {
-      'accuracy': 0.0, 'permuted_accuracy': 0.25, 'debiased_accuracy': 1.0}
+    'accuracy': 0.0,
+    'permuted_accuracy': 0.25,
+    'debiased_accuracy': 1.0,
+  }
   assert set(result.metrics(ask(answers='')).values()) == {None}
 
 
@@ -56,8 +69,7 @@ def _atlas_marginal(options, orders, logits):
 
 
 @pytest.mark.parametrize('kind', multiple_choice.PERMUTATIONS)
-@pytest.mark.parametrize('options', [
-    ('a', 'b', 'c', 'd'), ('a', 'b', 'a', 'd'), ('a', 'b', 'c')])
+@pytest.mark.parametrize('options', [('a', 'b', 'c', 'd'), ('a', 'b', 'a', 'd'), ('a', 'b', 'c')])
 def test_average_is_that_of_atlas(kind, options):
   orders = multiple_choice.orderings(len(options), kind)
   logits = np.random.default_rng(0).normal(0, 4, (len(orders), len(options)))
@@ -71,8 +83,7 @@ def test_average_is_that_of_atlas(kind, options):
 
 def test_options_of_equal_text_are_equally_right():
   question = ask(options=('same', 'b', 'same', 'd'), answers='C')
-  result = choice_evaluator.combine(
-      question.options, [(0, 1, 2, 3)], np.asarray([[5.0, 0, 1, 0]]))
+  result = choice_evaluator.combine(question.options, [(0, 1, 2, 3)], np.asarray([[5.0, 0, 1, 0]]))
   assert result.choice == 0  # The first of the two.
   assert set(result.metrics(question).values()) == {1.0}
 
@@ -89,10 +100,13 @@ def trained():
 def opened(trained):
   """Its prompts fit: the tiny run was trained on shorter questions."""
   opened = opening.open_checkpoint(trained.run)
-  text = dataclasses.replace(
-      opened.spec.text, reader_query_length=70, passage_length=110)
-  return dataclasses.replace(opened, spec=dataclasses.replace(
-      opened.spec, tokenizer=dataclasses.replace(opened.spec.tokenizer, text=text)))
+  text = dataclasses.replace(opened.spec.text, reader_query_length=70, passage_length=110)
+  return dataclasses.replace(
+    opened,
+    spec=dataclasses.replace(
+      opened.spec, tokenizer=dataclasses.replace(opened.spec.tokenizer, text=text)
+    ),
+  )
 
 
 def make_questions(n=9):
@@ -101,25 +115,31 @@ def make_questions(n=9):
   result = []
   for i in range(n):
     options = rng.sample(words, 3 if i % 4 == 3 else 4)
-    result.append(ask(
-        options, rng.choice('ABCD'[:len(options)]), id=f'q{i}', line=i,
+    result.append(
+      ask(
+        options,
+        rng.choice('ABCD'[: len(options)]),
+        id=f'q{i}',
+        line=i,
         question=f'what is the colour of {tiny.names()[i]}?',
-        group='astronomy' if i % 2 else 'virology', metadata={'i': i}))
+        group='astronomy' if i % 2 else 'virology',
+        metadata={'i': i},
+      )
+    )
   return result
 
 
 @pytest.fixture(scope='module')
 def evaluator(trained, opened):
-  with opening.open_evaluator(
-      opened, index=trained.index, batch_size=8) as evaluator:
+  with opening.open_evaluator(opened, index=trained.index, batch_size=8) as evaluator:
     yield evaluator
 
 
 @pytest.fixture(scope='module')
 def records(opened, evaluator):
-  return list(ChoiceEvaluator(
-      evaluator, permutations='cyclic').predictions(
-          opened.params, make_questions()))
+  return list(
+    ChoiceEvaluator(evaluator, permutations='cyclic').predictions(opened.params, make_questions())
+  )
 
 
 def test_records(opened, evaluator, records):
@@ -128,15 +148,15 @@ def test_records(opened, evaluator, records):
   for question, record in zip(questions, records):
     n = len(question.options)
     assert [p['order'] for p in record['permutations']] == {
-        3: ['ABC', 'CAB', 'BCA'], 4: ['ABCD', 'DABC', 'CDAB', 'BCDA']}[n]
+      3: ['ABC', 'CAB', 'BCA'],
+      4: ['ABCD', 'DABC', 'CDAB', 'BCDA'],
+    }[n]
     assert all(len(p['logits']) == n for p in record['permutations'])
     assert sum(record['choice_probabilities']) == pytest.approx(1)
     best = 'ABCD'[int(np.argmax(record['choice_probabilities']))]
     assert record['prediction'] == best
-    assert record['log_probability'] == pytest.approx(
-        np.log(max(record['choice_probabilities'])))
-    assert record['metrics']['debiased_accuracy'] == float(
-        best in record['answers'])
+    assert record['log_probability'] == pytest.approx(np.log(max(record['choice_probabilities'])))
+    assert record['metrics']['debiased_accuracy'] == float(best in record['answers'])
     assert len(record['passages']) == 3 and record['index']
     assert record['group'] == question.group and record['metadata']
     assert record['query'] == question.question
@@ -149,31 +169,34 @@ def test_logits_are_those_of_the_prompt(opened, evaluator, records):
   """One order of one question, by hand."""
   question = make_questions()[1]
   shown = multiple_choice.render(
-      multiple_choice.permuted(question, (3, 0, 1, 2)), opened.spec.tokenizer)
+    multiple_choice.permuted(question, (3, 0, 1, 2)), opened.spec.tokenizer
+  )
   tokenizer = opened.spec.tokenizer
   retrieved = evaluator.retrieve(opened.params, [shown])
   batch = evaluator.reader_batch([shown], retrieved)
   targets = list(map(tokenizer.target, 'ABCD'))
-  scores = jax.jit(functools.partial(
-      choices.choice_logits, opened.spec.model,
-      choices=ChoiceTokens.make(targets)))(opened.params, batch)
-  np.testing.assert_allclose(
-      records[1]['permutations'][1]['logits'], scores[0], atol=1e-4)
+  scores = jax.jit(
+    functools.partial(choices.choice_logits, opened.spec.model, choices=ChoiceTokens.make(targets))
+  )(opened.params, batch)
+  np.testing.assert_allclose(records[1]['permutations'][1]['logits'], scores[0], atol=1e-4)
 
 
 def test_batches_and_resuming_change_nothing(trained, opened, records):
   with opening.open_evaluator(
-      opened, index=trained.index, batch_size=5,
-      evaluation={'passage_effects': True, 'with_loss': True}) as evaluator:
+    opened,
+    index=trained.index,
+    batch_size=5,
+    evaluation={'passage_effects': True, 'with_loss': True},
+  ) as evaluator:
     chooser = ChoiceEvaluator(evaluator, permutations='cyclic')
     questions = make_questions()
     again = list(chooser.predictions(opened.params, questions, done=1))
   assert [record['id'] for record in again] == [f'q{i}' for i in range(5, 9)]
   for one, other in zip(records[5:], again):
     np.testing.assert_allclose(
-        one['choice_probabilities'], other['choice_probabilities'], atol=1e-5)
-    assert [p['id'] for p in one['passages']] == [
-        p['id'] for p in other['passages']]
+      one['choice_probabilities'], other['choice_probabilities'], atol=1e-5
+    )
+    assert [p['id'] for p in one['passages']] == [p['id'] for p in other['passages']]
     assert 'loss' not in one['metrics'] and other['metrics']['loss'] > 0
     effects = [passage['effect'] for passage in other['passages']]
     assert np.all(np.isfinite(effects)) and np.any(effects)
@@ -181,11 +204,9 @@ def test_batches_and_resuming_change_nothing(trained, opened, records):
 
 def test_prompts_that_do_not_fit_are_refused(trained, evaluator):
   opened = opening.open_checkpoint(trained.run)
-  with opening.open_evaluator(
-      opened, index=trained.index, batch_size=8) as short:
+  with opening.open_evaluator(opened, index=trained.index, batch_size=8) as short:
     with pytest.raises(ValueError, match='set it to .* or more'):
-      next(ChoiceEvaluator(short).predictions(
-          opened.params, make_questions()))
+      next(ChoiceEvaluator(short).predictions(opened.params, make_questions()))
 
 
 # Readers whose answers are known.
@@ -198,22 +219,30 @@ class KnownReader:
     self._score_letters = score
     self._shown = None
     self.batch_size = self.size = size
-    tokenizer = type('Tokenizer', (), {
+    tokenizer = type(
+      'Tokenizer',
+      (),
+      {
         'target': staticmethod(lambda letter: [5, ord(letter)]),
-        'text': type('Text', (), {
-            'reader_query_length': 10**6, 'choice_prompt_length': 356,
-            'query': staticmethod(str)}),
-        'reader_vocabulary': type('Vocabulary', (), {
-            'encode': staticmethod(lambda text: text.split()), 'pad_id': 0}),
-    })
+        'text': type(
+          'Text',
+          (),
+          {'reader_query_length': 10**6, 'choice_prompt_length': 356, 'query': staticmethod(str)},
+        ),
+        'reader_vocabulary': type(
+          'Vocabulary', (), {'encode': staticmethod(lambda text: text.split()), 'pad_id': 0}
+        ),
+      },
+    )
     self.spec = type('Spec', (), {'tokenizer': tokenizer, 'model': None})
     self.partitioner = self
 
   def partition_rows(self, function):
     del function
     return lambda params, batch: jnp.asarray(
-        [self._score_letters(question) for question in self._shown]
-        + [[0.0] * 4] * (self.size - len(self._shown)))
+      [self._score_letters(question) for question in self._shown]
+      + [[0.0] * 4] * (self.size - len(self._shown))
+    )
 
   def put_batch(self, batch):
     return batch
@@ -237,16 +266,13 @@ def test_processes_share_the_questions(monkeypatch, n):
   answered, batches = [], []
   for process in range(2):
     monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
-    reader = KnownReader(
-        lambda q: [1.0 * (letter in q.answers) for letter in 'ABCD'], size=3)
+    reader = KnownReader(lambda q: [1.0 * (letter in q.answers) for letter in 'ABCD'], size=3)
     reader.batch_size = 6
     find, count = reader.find, []
-    reader.find = lambda *args, find=find, count=count: (
-        count.append(1), find(*args))[1]
+    reader.find = lambda *args, find=find, count=count: (count.append(1), find(*args))[1]
     chooser = ChoiceEvaluator(reader, permutations='all')
     rows = list(chooser.predictions(None, questions))
-    mine = [q.id for start in range(0, n, 6)
-            for q in Evaluator.mine(reader, questions, start)]
+    mine = [q.id for start in range(0, n, 6) for q in Evaluator.mine(reader, questions, start)]
     assert [row['id'] for row in rows] == mine
     assert all(row['metrics']['debiased_accuracy'] == 1 for row in rows)
     answered += mine
@@ -263,8 +289,7 @@ def mmlu(shared_data):
 
 
 def known_metrics(score, questions, permutations):
-  chooser = ChoiceEvaluator(
-      KnownReader(score), permutations=permutations)
+  chooser = ChoiceEvaluator(KnownReader(score), permutations=permutations)
   return chooser.evaluate(None, questions)
 
 
@@ -288,7 +313,8 @@ def test_a_reader_that_always_says_c(shared_data):
   assert found['permuted_accuracy'] == pytest.approx(0.25)
   # De-biased nothing is left: all options are equal and the first is taken.
   assert found['debiased_accuracy'] == pytest.approx(
-      np.mean([q.answers == ('A',) for q in questions]))
+    np.mean([q.answers == ('A',) for q in questions])
+  )
 
 
 def test_a_reader_that_guesses(shared_data):
@@ -306,13 +332,11 @@ def test_a_biased_reader_that_knows_a_little(shared_data):
   questions = mmlu(shared_data)
 
   def score(question):
-    return [2.0 * (letter == 'B') + 0.5 * (letter in question.answers)
-            for letter in 'ABCD']
+    return [2.0 * (letter == 'B') + 0.5 * (letter in question.answers) for letter in 'ABCD']
 
   found = known_metrics(score, questions, 'cyclic')
   assert found['debiased_accuracy'] == 1
-  assert found['accuracy'] == pytest.approx(
-      np.mean([q.answers == ('B',) for q in questions]))
+  assert found['accuracy'] == pytest.approx(np.mean([q.answers == ('B',) for q in questions]))
 
 
 def test_questions_that_are_none():

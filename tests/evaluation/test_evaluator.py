@@ -1,4 +1,5 @@
 """Evaluator: the same answers whatever the batch, and honest metrics."""
+
 import dataclasses
 import json
 
@@ -25,16 +26,29 @@ class Search:
 
   def status(self):
     metadata = {'corpus_fingerprint': self._store.fingerprint}
-    return type('Status', (), {
-        'metadata': metadata, 'count': len(self._store), 'dim': self._dim,
-        'next_id': len(self._store)})
+    return type(
+      'Status',
+      (),
+      {
+        'metadata': metadata,
+        'count': len(self._store),
+        'dim': self._dim,
+        'next_id': len(self._store),
+      },
+    )
 
   def search(self, query_embeddings, k, generation=None):
     shape = (len(query_embeddings), k)
     scores = np.broadcast_to(-np.arange(k, dtype=np.float32), shape)
-    return type('Result', (), {
-        'ids': np.broadcast_to(self._rows[:k], shape), 'scores': scores,
-        'generation': generation or 1})
+    return type(
+      'Result',
+      (),
+      {
+        'ids': np.broadcast_to(self._rows[:k], shape),
+        'scores': scores,
+        'generation': generation or 1,
+      },
+    )
 
 
 @pytest.fixture(scope='module')
@@ -56,39 +70,32 @@ def test_batches_change_nothing(trained, opened, questions, tmp_path):
   """Neither their size nor the padding of the last one."""
   records = []
   for size in (8, 32):  # 21 questions leave 5 in the last batch of 8
-    with opening.open_evaluator(
-        opened, index=trained.index, batch_size=size) as evaluator:
+    with opening.open_evaluator(opened, index=trained.index, batch_size=size) as evaluator:
       records.append(list(evaluator.predictions(opened.params, questions[:21])))
   assert len(records[0]) == 21
   for one, other in zip(*records):
     assert one['prediction'] == other['prediction']
-    assert [p['id'] for p in one['passages']] == [
-        p['id'] for p in other['passages']]
-    assert one['log_probability'] == pytest.approx(
-        other['log_probability'], abs=1e-4)
+    assert [p['id'] for p in one['passages']] == [p['id'] for p in other['passages']]
+    assert one['log_probability'] == pytest.approx(other['log_probability'], abs=1e-4)
 
 
 def test_files(trained, opened, questions, tmp_path):
   with opening.open_evaluator(opened, index=trained.index, batch_size=8) as evaluator:
     means = evaluator.evaluate(opened.params, questions[:10], output=tmp_path)
-  rows = [json.loads(line) for line in
-          (tmp_path / 'predictions.jsonl').read_text().splitlines()]
+  rows = [json.loads(line) for line in (tmp_path / 'predictions.jsonl').read_text().splitlines()]
   assert len(rows) == 10 == means['count']
   served = GenerationStore(trained.index)
   for row in rows:
     assert row['index'] == served.index_id()
     assert row['generation'] == served.current()
   assert json.loads((tmp_path / 'metrics.json').read_text()) == means
-  assert sorted(p.name for p in tmp_path.iterdir()) == [
-      'metrics.json', 'predictions.jsonl']
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['metrics.json', 'predictions.jsonl']
   for name in ('exact_match', 'f1', 'recall@1_gold', 'mrr_answer'):
-    assert means[name] == pytest.approx(
-        np.mean([row['metrics'][name] for row in rows]))
+    assert means[name] == pytest.approx(np.mean([row['metrics'][name] for row in rows]))
 
 
 def test_number_of_passages(trained, opened, questions):
-  with opening.open_evaluator(
-      opened, index=trained.index, batch_size=8, n_passages=5) as evaluator:
+  with opening.open_evaluator(opened, index=trained.index, batch_size=8, n_passages=5) as evaluator:
     record = next(evaluator.predictions(opened.params, questions[:1]))
   assert len(record['passages']) == 5
 
@@ -96,23 +103,31 @@ def test_number_of_passages(trained, opened, questions):
 def test_gold_passage_that_was_split(opened, trained, tmp_path):
   """A long passage is stored as `long`, `long#1`...; any part of it counts."""
   words = ' '.join(f'word{i}' for i in range(30))
-  passages = tiny.write_jsonl(tmp_path / 'p.jsonl', [
-      {'id': 'short', 'title': 's', 'text': 'a lake'},
-      {'id': 'long', 'title': 'l', 'text': words}])
+  passages = tiny.write_jsonl(
+    tmp_path / 'p.jsonl',
+    [{'id': 'short', 'title': 's', 'text': 'a lake'}, {'id': 'long', 'title': 'l', 'text': words}],
+  )
   store = passage_store.build_corpus(
-      passages, tmp_path / 'corpus', trained.data.reader_vocabulary,
-      trained.data.retriever_vocabulary, max_words=10, n_workers=1,
-      progress=False)
+    passages,
+    tmp_path / 'corpus',
+    trained.data.reader_vocabulary,
+    trained.data.retriever_vocabulary,
+    max_words=10,
+    n_workers=1,
+    progress=False,
+  )
   ids = [p.id for p in store.passages(np.arange(len(store)))]
   assert len(ids) == 4
   rows = [0, 3, 1]  # the short one, then the last part of the long one
   evaluator = Evaluator(
-      opened.spec, opened.partitioner,
-      PassageRetriever(Search(rows, store), store, 3),
-      batch_size=8)
-  (question,) = reading.read_questions(tiny.write_jsonl(
-      tmp_path / 'q.jsonl', [{'question': 'which?', 'answers': ['word25'],
-                              'gold_passage_id': 'long'}]))
+    opened.spec, opened.partitioner, PassageRetriever(Search(rows, store), store, 3), batch_size=8
+  )
+  (question,) = reading.read_questions(
+    tiny.write_jsonl(
+      tmp_path / 'q.jsonl',
+      [{'question': 'which?', 'answers': ['word25'], 'gold_passage_id': 'long'}],
+    )
+  )
   record = next(evaluator.predictions(opened.params, [question]))
   assert [p['id'] for p in record['passages']] == [ids[row] for row in rows]
   metrics = record['metrics']
@@ -122,43 +137,49 @@ def test_gold_passage_that_was_split(opened, trained, tmp_path):
 
 def test_ids_that_only_look_like_parts(opened, trained, tmp_path):
   """Where nothing was cut, `doc#1` is not found by finding `doc#2`."""
-  passages = tiny.write_jsonl(tmp_path / 'p.jsonl', [
-      {'id': f'doc#{i}', 'title': 't', 'text': 'x'} for i in range(4)])
+  passages = tiny.write_jsonl(
+    tmp_path / 'p.jsonl', [{'id': f'doc#{i}', 'title': 't', 'text': 'x'} for i in range(4)]
+  )
   store = passage_store.build_corpus(
-      passages, tmp_path / 'corpus', trained.data.reader_vocabulary,
-      trained.data.retriever_vocabulary, n_workers=1, progress=False)
+    passages,
+    tmp_path / 'corpus',
+    trained.data.reader_vocabulary,
+    trained.data.retriever_vocabulary,
+    n_workers=1,
+    progress=False,
+  )
   evaluator = Evaluator(
-      opened.spec, opened.partitioner,
-      PassageRetriever(Search([2, 1, 0], store), store, 3),
-      batch_size=8)
-  rows = [{'question': 'which?', 'answers': ['x'], 'gold_passage_id': f'doc#{i}'}
-          for i in (1, 3)]
-  questions = reading.read_questions(
-      tiny.write_jsonl(tmp_path / 'q.jsonl', rows))
-  metrics = [record['metrics'] for record in
-             evaluator.predictions(opened.params, questions)]
+    opened.spec,
+    opened.partitioner,
+    PassageRetriever(Search([2, 1, 0], store), store, 3),
+    batch_size=8,
+  )
+  rows = [{'question': 'which?', 'answers': ['x'], 'gold_passage_id': f'doc#{i}'} for i in (1, 3)]
+  questions = reading.read_questions(tiny.write_jsonl(tmp_path / 'q.jsonl', rows))
+  metrics = [record['metrics'] for record in evaluator.predictions(opened.params, questions)]
   assert [m['mrr_gold'] for m in metrics] == [0.5, 0]
   assert evaluator.retrieval_recall(opened.params, questions, k=3) == 0.5
 
 
 def test_questions_that_exclude_and_have_dates(trained, opened, tmp_path):
   """What a question must not see is not among what it was answered from."""
-  rows = [q | {'exclude_passage_ids': [q['gold_passage_id'], 'unknown']}
-          for q in tiny.questions()[:10]]
+  rows = [
+    q | {'exclude_passage_ids': [q['gold_passage_id'], 'unknown']} for q in tiny.questions()[:10]
+  ]
   path = tiny.write_jsonl(tmp_path / 'q.jsonl', rows)
   plain = reading.read_questions(trained.data.questions)[:10]
   with opening.open_evaluator(
-      opened, index=trained.index, batch_size=8, n_passages=10) as evaluator:
+    opened, index=trained.index, batch_size=8, n_passages=10
+  ) as evaluator:
     before = list(evaluator.predictions(opened.params, plain))
-    after = list(evaluator.predictions(
-        opened.params, reading.read_questions(path)))
+    after = list(evaluator.predictions(opened.params, reading.read_questions(path)))
     # The corpus has no dates, so that nothing could be shown.
-    (dated,) = reading.read_questions(tiny.write_jsonl(
-        tmp_path / 'dated.jsonl', [rows[0] | {'date': '2019'}]))
+    (dated,) = reading.read_questions(
+      tiny.write_jsonl(tmp_path / 'dated.jsonl', [rows[0] | {'date': '2019'}])
+    )
     with pytest.raises(ValueError, match='questions have dates, but no passage'):
       list(evaluator.predictions(opened.params, [dated]))
-    assert evaluator.retrieval_recall(
-        opened.params, reading.read_questions(path), k=10) == 0
+    assert evaluator.retrieval_recall(opened.params, reading.read_questions(path), k=10) == 0
   found = 0
   for question, one, other in zip(rows, before, after):
     gold = question['gold_passage_id']
@@ -174,14 +195,13 @@ def test_questions_that_exclude_and_have_dates(trained, opened, tmp_path):
 def test_metrics_of_what_filters_left(trained, opened, tmp_path):
   """Empty slots are misses: the question is not left out of the averages."""
   names = [f'p{i}' for i in range(tiny.COUNT)]
-  rows = [tiny.questions()[0] | {'exclude_passage_ids': names[: tiny.COUNT - left]}
-          for left in (0, 2)]
+  rows = [
+    tiny.questions()[0] | {'exclude_passage_ids': names[: tiny.COUNT - left]} for left in (0, 2)
+  ]
   for i, row in enumerate(rows):
     row['id'] = f'q{i}'
-  questions = reading.read_questions(
-      tiny.write_jsonl(tmp_path / 'q.jsonl', rows))
-  with opening.open_evaluator(
-      opened, index=trained.index, batch_size=8, n_passages=5) as evaluator:
+  questions = reading.read_questions(tiny.write_jsonl(tmp_path / 'q.jsonl', rows))
+  with opening.open_evaluator(opened, index=trained.index, batch_size=8, n_passages=5) as evaluator:
     records = list(evaluator.predictions(opened.params, questions))
   assert [len(record['passages']) for record in records] == [0, 2]
   for record in records:
@@ -194,12 +214,9 @@ def test_too_few_passages_after_filtering(opened, trained):
   store = PassageStore.open(trained.data.corpus)
   retriever = PassageRetriever(Search([4, -1, -1], store), store, 3)
   found = retriever.search(np.zeros((8, 16), np.float32))
-  found = dataclasses.replace(
-      found, scores=np.where(found.rows < 0, -np.inf, found.scores))
-  np.testing.assert_allclose(
-      found.probabilities(0.4), np.tile([1.0, 0, 0], (8, 1)))
-  evaluator = Evaluator(
-      opened.spec, opened.partitioner, retriever, batch_size=8)
+  found = dataclasses.replace(found, scores=np.where(found.rows < 0, -np.inf, found.scores))
+  np.testing.assert_allclose(found.probabilities(0.4), np.tile([1.0, 0, 0], (8, 1)))
+  evaluator = Evaluator(opened.spec, opened.partitioner, retriever, batch_size=8)
   (answer,) = evaluator.answer(opened.params, ['which?'])
   assert [shown.passage.id for shown in answer.passages] == ['p4']
 
@@ -207,20 +224,28 @@ def test_too_few_passages_after_filtering(opened, trained):
 @pytest.fixture(scope='module')
 def closed_book(trained, tmp_path_factory):
   folder = tmp_path_factory.mktemp('closed_book')
-  tiny.start(folder / 'log', [{
-      'data': str(trained.data.folder), 'model_dir': str(folder / 'run'),
-      'steps': 2, 'closed_book': True,
-      'compilation_cache': str(folder / 'cache')}]).finish()
+  tiny.start(
+    folder / 'log',
+    [
+      {
+        'data': str(trained.data.folder),
+        'model_dir': str(folder / 'run'),
+        'steps': 2,
+        'closed_book': True,
+        'compilation_cache': str(folder / 'cache'),
+      }
+    ],
+  ).finish()
   return opening.open_checkpoint(folder / 'run')
 
 
 def test_closed_book(closed_book, questions, tmp_path):
   with opening.open_evaluator(closed_book, batch_size=8) as evaluator:
-    means = evaluator.evaluate(
-        closed_book.params, questions[:9], output=tmp_path)
+    means = evaluator.evaluate(closed_book.params, questions[:9], output=tmp_path)
   assert means['count'] == 9 and 'exact_match' in means
-  assert not any(name.startswith(('recall', 'mrr')) for name, value in
-                 means.items() if value is not None)
+  assert not any(
+    name.startswith(('recall', 'mrr')) for name, value in means.items() if value is not None
+  )
   row = json.loads((tmp_path / 'predictions.jsonl').read_text().split('\n')[0])
   assert row['passages'] == []
   assert row['index'] is None and row['generation'] is None
@@ -234,29 +259,35 @@ def test_reader_of_passages_needs_an_index(opened):
 def test_reranking_a_stale_index(trained, opened, questions):
   """With every passage a candidate it is exact search by the parameters of now."""
   rng = np.random.default_rng(0)
-  params = {**opened.params, 'retriever': jax.tree.map(
-      lambda x: x + 0.3 * rng.standard_normal(x.shape).astype(x.dtype),
-      opened.params['retriever'])}
+  params = {
+    **opened.params,
+    'retriever': jax.tree.map(
+      lambda x: x + 0.3 * rng.standard_normal(x.shape).astype(x.dtype), opened.params['retriever']
+    ),
+  }
   store = PassageStore.open(trained.data.corpus)
   asked = questions[:8]
   found = {}
   for candidates in (None, len(store)):
     with opening.open_evaluator(
-        opened, index=trained.index, batch_size=8, n_candidates=candidates,
-        rerank_chunk=None if candidates is None else 8,
+      opened,
+      index=trained.index,
+      batch_size=8,
+      n_candidates=candidates,
+      rerank_chunk=None if candidates is None else 8,
     ) as evaluator:
       found[candidates] = evaluator.retrieve(params, asked)
-  inputs = Assembler(opened.spec.tokenizer, store).passage_inputs(
-      np.arange(len(store)))
-  passages = opened.spec.model.encode_passages(
-      params, inputs.tokens[:, 0], inputs.mask[:, 0])
+  inputs = Assembler(opened.spec.tokenizer, store).passage_inputs(np.arange(len(store)))
+  passages = opened.spec.model.encode_passages(params, inputs.tokens[:, 0], inputs.mask[:, 0])
   queries = opened.spec.tokenizer.batch([q.question for q in asked], size=8)
   embedded = opened.spec.model.encode_queries(
-      params, queries.query_tokens, queries.query_tokens != 0)
+    params, queries.query_tokens, queries.query_tokens != 0
+  )
   exact = np.asarray(embedded) @ np.asarray(passages).T
   reranked = found[len(store)]
-  best = -np.sort(-exact, axis=-1)[:, :reranked.rows.shape[1]]
+  best = -np.sort(-exact, axis=-1)[:, : reranked.rows.shape[1]]
   np.testing.assert_allclose(reranked.scores, best, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(
-      np.take_along_axis(exact, reranked.rows, 1), best, rtol=1e-4, atol=1e-4)
+    np.take_along_axis(exact, reranked.rows, 1), best, rtol=1e-4, atol=1e-4
+  )
   assert np.any(found[None].rows != reranked.rows)

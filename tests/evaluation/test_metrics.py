@@ -1,4 +1,5 @@
 """Exact match, F1 and ROUGE-L against independent transcriptions."""
+
 from collections import Counter
 import json
 import re
@@ -11,13 +12,51 @@ import pytest
 from ralm_jax.evaluation import metrics
 
 EDGE_TEXTS = [
-    '', ' ', '.', '...', 'a', 'A', 'The', 'the the', 'a an the', 'The Who',
-    'The Eiffel Tower.', 'eiffel tower', 'U.S.A.', 'a.b.c', 'a-b', 'A - B',
-    'theatre', 'an-the-other', "the's", 'l’été', 'Wilhelm Conrad Röntgen',
-    'Ro\u0308ntgen', 'R\u00f6ntgen', 'İstanbul', 'ΟΔΟΣ', 'straße', 'STRASSE',
-    'the\u00a0end', 'the\u2003end', 'a\tb\nc', '“quoted”', '1,234.5', '16.1 %',
-    '\u200bthe\u200b', 'é the', 'thé', 'athe', 'the_end', '東京 the 都', 'ﬁne',
-    'a\u0301', '$', '€', 'naïve — dash', 'a\x1cb',
+  '',
+  ' ',
+  '.',
+  '...',
+  'a',
+  'A',
+  'The',
+  'the the',
+  'a an the',
+  'The Who',
+  'The Eiffel Tower.',
+  'eiffel tower',
+  'U.S.A.',
+  'a.b.c',
+  'a-b',
+  'A - B',
+  'theatre',
+  'an-the-other',
+  "the's",
+  'l’été',
+  'Wilhelm Conrad Röntgen',
+  'Ro\u0308ntgen',
+  'R\u00f6ntgen',
+  'İstanbul',
+  'ΟΔΟΣ',
+  'straße',
+  'STRASSE',
+  'the\u00a0end',
+  'the\u2003end',
+  'a\tb\nc',
+  '“quoted”',
+  '1,234.5',
+  '16.1 %',
+  '\u200bthe\u200b',
+  'é the',
+  'thé',
+  'athe',
+  'the_end',
+  '東京 the 都',
+  'ﬁne',
+  'a\u0301',
+  '$',
+  '€',
+  'naïve — dash',
+  'a\x1cb',
 ]
 
 
@@ -74,8 +113,7 @@ def test_known_values():
   assert metrics.exact_match('Eiffel', ['eiffel tower']) == 0
   assert metrics.exact_match('tower', ['x', 'Tower!']) == 1
   # Two of three and two of two tokens: 2 * 2/3 * 1 / (5/3) = 0.8.
-  assert metrics.f1('big eiffel tower', ['the Eiffel Tower']) == pytest.approx(
-      0.8)
+  assert metrics.f1('big eiffel tower', ['the Eiffel Tower']) == pytest.approx(0.8)
   # A repeated token counts as often as both sides have it.
   assert metrics.f1('bora bora', ['bora']) == pytest.approx(2 / 3)
   assert metrics.f1('x', ['y', 'x']) == 1
@@ -105,8 +143,7 @@ def test_empty_texts_as_in_v1_1():
   assert metrics.f1('', ['x']) == 0.0
 
 
-@pytest.mark.parametrize(
-    'name', ['qed_dev.jsonl', 'xquad_en.jsonl', 'timeqa_train.jsonl'])
+@pytest.mark.parametrize('name', ['qed_dev.jsonl', 'xquad_en.jsonl', 'timeqa_train.jsonl'])
 def test_real_answers_agree_with_squad(shared_data, name):
   rows = questions(shared_data, name)
   matches = partial = 0
@@ -114,9 +151,13 @@ def test_real_answers_agree_with_squad(shared_data, name):
     answers = row['answers']
     first = answers[0]
     predictions = [
-        first, f'The {first.upper()}.', first.replace(' ', '  '),
-        ' '.join(first.split()[:-1]), f'{first} {neighbour["answers"][0]}',
-        neighbour['answers'][-1], row['question'],
+      first,
+      f'The {first.upper()}.',
+      first.replace(' ', '  '),
+      ' '.join(first.split()[:-1]),
+      f'{first} {neighbour["answers"][0]}',
+      neighbour['answers'][-1],
+      row['question'],
     ]
     for prediction in predictions:
       assert_official(prediction, answers)
@@ -131,8 +172,7 @@ def longest_common_subsequence(a, b):
   for x in a:
     diagonal = 0
     for j, y in enumerate(b, 1):
-      diagonal, row[j] = row[j], (
-          diagonal + 1 if x == y else max(row[j], row[j - 1]))
+      diagonal, row[j] = row[j], (diagonal + 1 if x == y else max(row[j], row[j - 1]))
   return row[-1]
 
 
@@ -145,8 +185,7 @@ def plain_rouge_l(prediction, answer):
 def test_rouge_l(shared_data):
   pytest.importorskip('rouge_score')
   # 'the cat ... mat' in order: 3 of 4 and 3 of 5 tokens.
-  assert metrics.rouge_l('the cat mat sat', ['the big cat mat on']) == (
-      pytest.approx(2 * 3 / 9))
+  assert metrics.rouge_l('the cat mat sat', ['the big cat mat on']) == (pytest.approx(2 * 3 / 9))
   assert metrics.rouge_l('x', ['', 'X.']) == 1.0
   assert metrics.rouge_l('', ['x']) == 0.0
   assert metrics.rouge_l('runs', ['running']) == 0.0
@@ -156,7 +195,8 @@ def test_rouge_l(shared_data):
     prediction = f'{neighbour["question"]} {row["answers"][0]} {row["question"]}'
     answers = [*row['answers'], neighbour['question'], row['question']]
     assert metrics.rouge_l(prediction, answers) == pytest.approx(
-        max(plain_rouge_l(prediction, a) for a in answers))
+      max(plain_rouge_l(prediction, a) for a in answers)
+    )
 
 
 def test_rouge_l_says_what_to_install(monkeypatch):
@@ -166,8 +206,7 @@ def test_rouge_l_says_what_to_install(monkeypatch):
     metrics.rouge_l('x', ['x'])
 
 
-@pytest.mark.parametrize(
-    'metric', [metrics.exact_match, metrics.f1, metrics.rouge_l])
+@pytest.mark.parametrize('metric', [metrics.exact_match, metrics.f1, metrics.rouge_l])
 def test_wrong_arguments(metric):
   with pytest.raises(TypeError, match=r'write \[answer\]'):
     metric('eiffel tower', 'eiffel tower')
@@ -181,13 +220,15 @@ def test_wrong_arguments(metric):
 
 def test_mean_metrics():
   rows = [
-      {'exact_match': 1.0, 'recall': None, 'gold': None},
-      {'exact_match': np.float32(0.0), 'recall': True},
-      {'exact_match': 0, 'recall': np.False_, 'late': np.array(2.0)},
+    {'exact_match': 1.0, 'recall': None, 'gold': None},
+    {'exact_match': np.float32(0.0), 'recall': True},
+    {'exact_match': 0, 'recall': np.False_, 'late': np.array(2.0)},
   ]
   assert metrics.mean_metrics(rows) == {
-      'exact_match': pytest.approx(1 / 3), 'recall': 0.5, 'gold': None,
-      'late': 2.0,
+    'exact_match': pytest.approx(1 / 3),
+    'recall': 0.5,
+    'gold': None,
+    'late': 2.0,
   }
   assert metrics.mean_metrics([]) == {}
   with pytest.raises(TypeError, match="'f1' of row 1 is '0.5'"):

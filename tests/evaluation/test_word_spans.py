@@ -1,4 +1,5 @@
 """Runs of words shared with passages, against comparing every pair."""
+
 import math
 import random
 
@@ -14,8 +15,11 @@ def _longest_run(first, second):
   for i in range(len(first)):
     for j in range(len(second)):
       length = 0
-      while (i + length < len(first) and j + length < len(second)
-             and first[i + length] == second[j + length]):
+      while (
+        i + length < len(first)
+        and j + length < len(second)
+        and first[i + length] == second[j + length]
+      ):
         length += 1
       best = max(best, length)
   return best
@@ -35,15 +39,14 @@ def test_finds_what_comparing_every_pair_finds(share, min_words):
       parts = rng.choices(words, k=rng.randint(0, 20))
       if rng.random() < 0.5:
         question = rng.choice(questions).split()
-        parts[2:2] = question[rng.randint(0, 2):len(question) - rng.randint(0, 2)]
+        parts[2:2] = question[rng.randint(0, 2) : len(question) - rng.randint(0, 2)]
       passages.append(', '.join(parts))
     finder = SpanFinder(questions, share, min_words)
     found = {}
     for span in finder.find(passages):
       assert (span.question, span.passage) not in found
       assert len(finder.span_text(span).split()) == span.length
-      assert finder.span_text(span) in ' '.join(
-          word_spans.words_of(passages[span.passage]))
+      assert finder.span_text(span) in ' '.join(word_spans.words_of(passages[span.passage]))
       found[span.question, span.passage] = span.length
     expected = {}
     for q, question in enumerate(questions):
@@ -61,7 +64,7 @@ def test_finds_what_comparing_every_pair_finds(share, min_words):
 
 def test_case_punctuation_and_normal_forms_do_not_matter():
   finder = SpanFinder(['Who won the “Café de Flore” prize?'], 1.0)
-  span, = finder.find(['', 'x', 'They ask: who won the Cafe\u0301-de-Flore PRIZE'])
+  (span,) = finder.find(['', 'x', 'They ask: who won the Cafe\u0301-de-Flore PRIZE'])
   assert span.passage == 2 and span.length == 7
 
 
@@ -71,8 +74,9 @@ def test_a_run_does_not_cross_passages():
   assert [s.passage for s in finder.find(['', '', 'one two three', ''])] == [2]
 
 
-@pytest.mark.parametrize('texts, passages', [
-    ([], ['a b c']), (['', '?!'], ['a']), (['a b'], []), (['a b'], ['', '', ''])])
+@pytest.mark.parametrize(
+  'texts, passages', [([], ['a b c']), (['', '?!'], ['a']), (['a b'], []), (['a b'], ['', '', ''])]
+)
 def test_nothing_to_find(texts, passages):
   assert not list(SpanFinder(texts, 0.5).find(passages))
 

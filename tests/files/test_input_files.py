@@ -1,4 +1,5 @@
 """Files as users name them: one rule for passages and questions."""
+
 import os
 
 import pytest
@@ -22,7 +23,10 @@ def test_globs_and_order(folder):
   expand = input_files.expand_inputs
   assert names(expand(folder / '*.jsonl')) == ['a.jsonl', 'b.jsonl', 'odd[1].jsonl']
   assert names(expand([folder / 'b.jsonl', str(folder / '*.jsonl')])) == [
-      'b.jsonl', 'a.jsonl', 'odd[1].jsonl']
+    'b.jsonl',
+    'a.jsonl',
+    'odd[1].jsonl',
+  ]
   assert expand(folder / 'odd[1].jsonl') == [str(folder / 'odd[1].jsonl')]
   assert expand(iter([folder / 'a.jsonl'])) == [str(folder / 'a.jsonl')]
 
@@ -30,16 +34,19 @@ def test_globs_and_order(folder):
 def test_a_file_counts_once_whatever_it_is_called(folder, monkeypatch):
   (folder / 'c.jsonl').symlink_to(folder / 'b.jsonl')
   monkeypatch.setenv('HOME', str(folder))
-  assert names(input_files.expand_inputs([
-      folder / '.' / 'b.jsonl', folder / 'c.jsonl', '~/b.jsonl', '~/a.jsonl'])) == [
-          'b.jsonl', 'a.jsonl']
+  assert names(
+    input_files.expand_inputs(
+      [folder / '.' / 'b.jsonl', folder / 'c.jsonl', '~/b.jsonl', '~/a.jsonl']
+    )
+  ) == ['b.jsonl', 'a.jsonl']
 
 
 def test_what_is_not_there(folder):
   for inputs, kind, message in [
-      (folder / 'gone.jsonl', FileNotFoundError, 'gone.jsonl: no such file'),
-      (folder / '*.nothing', FileNotFoundError, r'\*.nothing: no file matches'),
-      ([folder / 'a.jsonl', folder], ValueError, f'{folder}: a folder; write '),
-      ([], ValueError, 'no file was named')]:
+    (folder / 'gone.jsonl', FileNotFoundError, 'gone.jsonl: no such file'),
+    (folder / '*.nothing', FileNotFoundError, r'\*.nothing: no file matches'),
+    ([folder / 'a.jsonl', folder], ValueError, f'{folder}: a folder; write '),
+    ([], ValueError, 'no file was named'),
+  ]:
     with pytest.raises(kind, match=message):
       input_files.expand_inputs(inputs)

@@ -1,4 +1,5 @@
 """Tiny random checkpoints, written by the classes of transformers themselves."""
+
 from __future__ import annotations
 
 import json
@@ -25,52 +26,77 @@ def randomize(model: Any, seed: int = 0) -> Any:
 def t5(**changes: Any) -> Any:
   """T5 1.1 with a head of its own; `tie_word_embeddings=True` for a tied one."""
   torch.manual_seed(0)
-  config = transformers.T5Config(**{
+  config = transformers.T5Config(
+    **{
       **dict(
-          vocab_size=VOCABULARY, d_model=16, d_kv=4, d_ff=24, num_layers=3,
-          num_decoder_layers=2, num_heads=2, decoder_start_token_id=0,
-          feed_forward_proj='gated-gelu', tie_word_embeddings=False,
-      ), **changes})
+        vocab_size=VOCABULARY,
+        d_model=16,
+        d_kv=4,
+        d_ff=24,
+        num_layers=3,
+        num_decoder_layers=2,
+        num_heads=2,
+        decoder_start_token_id=0,
+        feed_forward_proj='gated-gelu',
+        tie_word_embeddings=False,
+      ),
+      **changes,
+    }
+  )
   model = transformers.T5ForConditionalGeneration(config)
   if not config.scale_decoder_outputs:
     # transformers 5 ties every head that it makes itself.
-    model.lm_head.weight = torch.nn.Parameter(
-        torch.zeros(config.vocab_size, config.d_model))
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros(config.vocab_size, config.d_model))
     model.all_tied_weights_keys.pop('lm_head.weight')
   return randomize(model)
 
 
 def bart(**changes: Any) -> Any:
   torch.manual_seed(0)
-  model = transformers.BartForConditionalGeneration(transformers.BartConfig(**{
-      **dict(
-          vocab_size=VOCABULARY, d_model=16, encoder_layers=2, decoder_layers=3,
-          encoder_attention_heads=2, decoder_attention_heads=2,
-          encoder_ffn_dim=24, decoder_ffn_dim=20, max_position_embeddings=32,
-      ), **changes}))
+  model = transformers.BartForConditionalGeneration(
+    transformers.BartConfig(
+      **{
+        **dict(
+          vocab_size=VOCABULARY,
+          d_model=16,
+          encoder_layers=2,
+          decoder_layers=3,
+          encoder_attention_heads=2,
+          decoder_attention_heads=2,
+          encoder_ffn_dim=24,
+          decoder_ffn_dim=20,
+          max_position_embeddings=32,
+        ),
+        **changes,
+      }
+    )
+  )
   randomize(model)
   # A buffer, zero in every released checkpoint; here it must show.
-  model.final_logits_bias += torch.linspace(
-      -1, 1, model.config.vocab_size)[None]
+  model.final_logits_bias += torch.linspace(-1, 1, model.config.vocab_size)[None]
   return model
 
 
 _BERT = dict(
-    vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2,
-    num_attention_heads=2, intermediate_size=24, max_position_embeddings=32,
+  vocab_size=VOCABULARY,
+  hidden_size=16,
+  num_hidden_layers=2,
+  num_attention_heads=2,
+  intermediate_size=24,
+  max_position_embeddings=32,
 )
 
 
 def bert(seed: int = 0, **changes: Any) -> Any:
   torch.manual_seed(seed)
-  return randomize(transformers.BertModel(
-      transformers.BertConfig(**{**_BERT, **changes})), seed)
+  return randomize(transformers.BertModel(transformers.BertConfig(**{**_BERT, **changes})), seed)
 
 
 def dpr(kind: str = 'Question', seed: int = 0, **changes: Any) -> Any:
   torch.manual_seed(seed)
-  return randomize(getattr(transformers, f'DPR{kind}Encoder')(
-      transformers.DPRConfig(**{**_BERT, **changes})), seed)
+  return randomize(
+    getattr(transformers, f'DPR{kind}Encoder')(transformers.DPRConfig(**{**_BERT, **changes})), seed
+  )
 
 
 def rag(kind: str = 'Token', generator: Any = None, **changes: Any) -> Any:
@@ -78,31 +104,48 @@ def rag(kind: str = 'Token', generator: Any = None, **changes: Any) -> Any:
   generator = bart() if generator is None else generator
   encoder = dpr()
   config = transformers.RagConfig.from_question_encoder_generator_configs(
-      encoder.config, generator.config, n_docs=2, **changes)
+    encoder.config, generator.config, n_docs=2, **changes
+  )
   return getattr(transformers, f'Rag{kind}ForGeneration')(
-      config=config, question_encoder=encoder, generator=generator).eval()
+    config=config, question_encoder=encoder, generator=generator
+  ).eval()
 
 
 def sentence_transformer(
-    folder: pathlib.Path, pooling: str = 'mean_tokens', normalize: bool = True,
-    modules: list[str] | None = None,
+  folder: pathlib.Path,
+  pooling: str = 'mean_tokens',
+  normalize: bool = True,
+  modules: list[str] | None = None,
 ) -> Any:
   """Writes a folder in the layout of sentence-transformers; returns the BERT."""
   model = bert()
   model.save_pretrained(folder)
-  kinds = modules or (
-      ['Transformer', 'Pooling'] + (['Normalize'] if normalize else []))
-  (folder / 'modules.json').write_text(json.dumps([
-      {'idx': i, 'name': str(i), 'type': f'sentence_transformers.models.{kind}',
-       'path': '' if kind == 'Transformer' else f'{i}_{kind}'}
-      for i, kind in enumerate(kinds)
-  ]))
+  kinds = modules or (['Transformer', 'Pooling'] + (['Normalize'] if normalize else []))
+  (folder / 'modules.json').write_text(
+    json.dumps(
+      [
+        {
+          'idx': i,
+          'name': str(i),
+          'type': f'sentence_transformers.models.{kind}',
+          'path': '' if kind == 'Transformer' else f'{i}_{kind}',
+        }
+        for i, kind in enumerate(kinds)
+      ]
+    )
+  )
   (folder / '1_Pooling').mkdir(exist_ok=True)
-  (folder / '1_Pooling' / 'config.json').write_text(json.dumps({
-      'word_embedding_dimension': 16,
-      **{f'pooling_mode_{mode}': mode == pooling for mode in (
-          'cls_token', 'mean_tokens', 'max_tokens', 'mean_sqrt_len_tokens')},
-  }))
+  (folder / '1_Pooling' / 'config.json').write_text(
+    json.dumps(
+      {
+        'word_embedding_dimension': 16,
+        **{
+          f'pooling_mode_{mode}': mode == pooling
+          for mode in ('cls_token', 'mean_tokens', 'max_tokens', 'mean_sqrt_len_tokens')
+        },
+      }
+    )
+  )
   return model
 
 

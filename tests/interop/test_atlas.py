@@ -1,4 +1,5 @@
 """Atlas checkpoints, written by PyTorch as the original writes them."""
+
 from __future__ import annotations
 
 import argparse
@@ -25,23 +26,47 @@ transformers = pytest.importorskip('transformers')
 
 def reader_peer(**changes):
   torch.manual_seed(0)
-  model = transformers.T5ForConditionalGeneration(transformers.T5Config(**{
-      **dict(vocab_size=60, d_model=16, d_kv=4, d_ff=24, num_layers=2,
-             num_decoder_layers=3, num_heads=2, dropout_rate=0.0,
-             feed_forward_proj='gated-gelu', tie_word_embeddings=False),
-      **changes})).eval()
+  model = transformers.T5ForConditionalGeneration(
+    transformers.T5Config(
+      **{
+        **dict(
+          vocab_size=60,
+          d_model=16,
+          d_kv=4,
+          d_ff=24,
+          num_layers=2,
+          num_decoder_layers=3,
+          num_heads=2,
+          dropout_rate=0.0,
+          feed_forward_proj='gated-gelu',
+          tie_word_embeddings=False,
+        ),
+        **changes,
+      }
+    )
+  ).eval()
   if model.config.feed_forward_proj == 'gated-gelu':
     model.lm_head.weight = torch.nn.Parameter(
-        torch.randn(model.config.vocab_size, model.config.d_model))
+      torch.randn(model.config.vocab_size, model.config.d_model)
+    )
   return model
 
 
 def retriever_peer(seed=1):
   torch.manual_seed(seed)
-  model = transformers.BertModel(transformers.BertConfig(
-      vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
-      intermediate_size=24, max_position_embeddings=20, hidden_dropout_prob=0.0,
-      attention_probs_dropout_prob=0.0), add_pooling_layer=False).eval()
+  model = transformers.BertModel(
+    transformers.BertConfig(
+      vocab_size=50,
+      hidden_size=16,
+      num_hidden_layers=2,
+      num_attention_heads=4,
+      intermediate_size=24,
+      max_position_embeddings=20,
+      hidden_dropout_prob=0.0,
+      attention_probs_dropout_prob=0.0,
+    ),
+    add_pooling_layer=False,
+  ).eval()
   for parameter in model.parameters():  # LayerNorms that matter.
     parameter.data = torch.randn_like(parameter) * 0.3
   return model
@@ -77,14 +102,26 @@ def write(path: pathlib.Path, state, **changes) -> pathlib.Path:
   linear(torch.ones(2)).sum().backward()
   optimizer.step()
   scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-  torch.save({
-      'step': 500, 'model': state, 'optimizer': optimizer.state_dict(),
-      'retr_optimizer': None, 'scheduler': scheduler.state_dict(),
+  torch.save(
+    {
+      'step': 500,
+      'model': state,
+      'optimizer': optimizer.state_dict(),
+      'retr_optimizer': None,
+      'scheduler': scheduler.state_dict(),
       'retr_scheduler': None,
       'opt': argparse.Namespace(
-          name='run', lr=1e-4, train_data=['a.jsonl'], device=torch.device('cpu'),
-          checkpoint_dir=pathlib.Path('/tmp/x'), seed=np.int64(3)),
-      **changes}, path)
+        name='run',
+        lr=1e-4,
+        train_data=['a.jsonl'],
+        device=torch.device('cpu'),
+        checkpoint_dir=pathlib.Path('/tmp/x'),
+        seed=np.int64(3),
+      ),
+      **changes,
+    },
+    path,
+  )
   return path
 
 
@@ -92,8 +129,7 @@ def parts_of(source, model) -> dict:
   grouped: dict = {}
   for part, entry in atlas.entries(source, model):
     grouped.setdefault(part, []).append(entry)
-  return {part: tensor_maps.read_all(source, some)
-          for part, some in grouped.items()}
+  return {part: tensor_maps.read_all(source, some) for part, some in grouped.items()}
 
 
 def describe(source, **options):
@@ -109,9 +145,10 @@ def inputs(vocab_size, seed=0):
 def reader_logits(peer, tokens, mask, decoder):
   with torch.no_grad():
     return peer(
-        input_ids=torch.tensor(tokens).long(),
-        attention_mask=torch.tensor(mask).long(),
-        decoder_input_ids=torch.tensor(decoder).long()).logits.numpy()
+      input_ids=torch.tensor(tokens).long(),
+      attention_mask=torch.tensor(mask).long(),
+      decoder_input_ids=torch.tensor(decoder).long(),
+    ).logits.numpy()
 
 
 def original_embeddings(peer, tokens, mask, uncentred: bool):
@@ -126,8 +163,7 @@ def original_embeddings(peer, tokens, mask, uncentred: bool):
   torch.nn.LayerNorm.forward = layer_norm
   try:
     with torch.no_grad():
-      hidden = peer(torch.tensor(tokens).long(),
-                    torch.tensor(mask).long()).last_hidden_state
+      hidden = peer(torch.tensor(tokens).long(), torch.tensor(mask).long()).last_hidden_state
   finally:
     torch.nn.LayerNorm.forward = kept
   weights = torch.tensor(mask)[..., None].float()
@@ -138,9 +174,11 @@ def original_embeddings(peer, tokens, mask, uncentred: bool):
 @pytest.mark.parametrize('tied', [True, False])
 def test_outputs_are_those_of_the_original(tmp_path, module, tied):
   reader = reader_peer()
-  towers = {'contriever': retriever_peer()} if tied else {
-      'query_contriever': retriever_peer(1),
-      'passage_contriever': retriever_peer(2)}
+  towers = (
+    {'contriever': retriever_peer()}
+    if tied
+    else {'query_contriever': retriever_peer(1), 'passage_contriever': retriever_peer(2)}
+  )
   write(tmp_path / 'model.pth.tar', state_of(reader, towers, module))
   source = atlas.open_checkpoint(tmp_path)
   assert not any('module.' in name for name in source)
@@ -150,81 +188,94 @@ def test_outputs_are_those_of_the_original(tmp_path, module, tied):
   tokens, mask = inputs(60)
   decoder = np.pad(tokens, ((0, 0), (1, 0)))[:, :5]
   np.testing.assert_allclose(
-      t5.T5(model.reader_config).apply(
-          {'params': parts['reader']}, tokens, mask, decoder),
-      reader_logits(reader, tokens, mask, decoder), atol=1e-4)
+    t5.T5(model.reader_config).apply({'params': parts['reader']}, tokens, mask, decoder),
+    reader_logits(reader, tokens, mask, decoder),
+    atol=1e-4,
+  )
 
   tokens, mask = inputs(50)
   params = parts.get('retriever') or {
-      side: parts[side] for side in ('query_encoder', 'passage_encoder')}
+    side: parts[side] for side in ('query_encoder', 'passage_encoder')
+  }
   encoder = DualEncoder(model.retriever_config, tied=tied)
-  for method, name in (('encode_queries', 'query_contriever'),
-                       ('encode_passages', 'passage_contriever')):
+  for method, name in (
+    ('encode_queries', 'query_contriever'),
+    ('encode_passages', 'passage_contriever'),
+  ):
     peer = towers.get('contriever') or towers[name]
     found = encoder.apply({'params': params}, tokens, mask, method=method)
     expected = original_embeddings(peer, tokens, mask, uncentred=True)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     # The other LayerNorm is another model.
-    assert np.abs(
-        expected - original_embeddings(peer, tokens, mask, False)).max() > 1e-2
+    assert np.abs(expected - original_embeddings(peer, tokens, mask, False)).max() > 1e-2
 
 
 def test_the_other_layer_norm(tmp_path):
   tower = retriever_peer()
-  source = atlas.open_checkpoint(write(
-      tmp_path / 'model.pth.tar', state_of(reader_peer(), {'contriever': tower})))
+  source = atlas.open_checkpoint(
+    write(tmp_path / 'model.pth.tar', state_of(reader_peer(), {'contriever': tower}))
+  )
   model = describe(source, second_moment_layer_norm=False)
   tokens, mask = inputs(50)
   found = DualEncoder(model.retriever_config).apply(
-      {'params': parts_of(source, model)['retriever']}, tokens, mask,
-      method='encode_queries')
-  np.testing.assert_allclose(
-      found, original_embeddings(tower, tokens, mask, False), atol=1e-4)
+    {'params': parts_of(source, model)['retriever']}, tokens, mask, method='encode_queries'
+  )
+  np.testing.assert_allclose(found, original_embeddings(tower, tokens, mask, False), atol=1e-4)
 
 
 def test_the_first_t5(tmp_path):
   """t5-base: relu, and the head is the embedding."""
   reader = reader_peer(feed_forward_proj='relu', tie_word_embeddings=True)
-  source = atlas.open_checkpoint(write(
-      tmp_path / 'model.pth.tar', state_of(reader, {})))
+  source = atlas.open_checkpoint(write(tmp_path / 'model.pth.tar', state_of(reader, {})))
   model = describe(source)
   assert model.retriever_config is None
   assert model.reader_config.logits_via_embedding
   assert model.reader_config.mlp_activations == ('relu',)
   tokens, mask = inputs(60)
   np.testing.assert_allclose(
-      t5.T5(model.reader_config).apply(
-          {'params': parts_of(source, model)['reader']}, tokens, mask, tokens),
-      reader_logits(reader, tokens, mask, tokens), atol=1e-4)
+    t5.T5(model.reader_config).apply(
+      {'params': parts_of(source, model)['reader']}, tokens, mask, tokens
+    ),
+    reader_logits(reader, tokens, mask, tokens),
+    atol=1e-4,
+  )
 
 
 def test_every_tensor_is_used_or_a_copy(tmp_path):
-  source = atlas.open_checkpoint(write(tmp_path / 'model.pth.tar', state_of(
-      reader_peer(), {'contriever': retriever_peer()})))
+  source = atlas.open_checkpoint(
+    write(tmp_path / 'model.pth.tar', state_of(reader_peer(), {'contriever': retriever_peer()}))
+  )
   used = {entry.name for _, entry in atlas.entries(source, describe(source))}
   assert set(source) - used == {
-      'reader.encoder.embed_tokens.weight', 'reader.decoder.embed_tokens.weight',
-      'retriever.contriever.embeddings.position_ids'}
+    'reader.encoder.embed_tokens.weight',
+    'reader.decoder.embed_tokens.weight',
+    'retriever.contriever.embeddings.position_ids',
+  }
   np.testing.assert_array_equal(
-      source['reader.decoder.embed_tokens.weight'],
-      source['reader.shared.weight'])
+    source['reader.decoder.embed_tokens.weight'], source['reader.shared.weight']
+  )
 
 
 def test_two_names_of_one_tower(tmp_path):
   tower = retriever_peer()
-  path = write(tmp_path / 'model.pth.tar', state_of(
-      reader_peer(), {'query_contriever': tower, 'passage_contriever': tower}))
+  path = write(
+    tmp_path / 'model.pth.tar',
+    state_of(reader_peer(), {'query_contriever': tower, 'passage_contriever': tower}),
+  )
   source = atlas.open_checkpoint(path)
   assert not describe(source).tied
   model = describe(source, tied=True)
   parts = parts_of(source, model)
   assert model.tied and set(parts) == {'reader', 'retriever'}
   copies = atlas.copies(source, model)
-  assert set(copies) == {
-      name for name in source if 'passage_contriever' in name}
-  other = write(tmp_path / 'other.pth.tar', state_of(
-      reader_peer(), {'query_contriever': retriever_peer(1),
-                      'passage_contriever': retriever_peer(2)}))
+  assert set(copies) == {name for name in source if 'passage_contriever' in name}
+  other = write(
+    tmp_path / 'other.pth.tar',
+    state_of(
+      reader_peer(),
+      {'query_contriever': retriever_peer(1), 'passage_contriever': retriever_peer(2)},
+    ),
+  )
   with pytest.raises(ValueError, match='differ, so the towers'):
     describe(atlas.open_checkpoint(other), tied=True)
 
@@ -248,14 +299,13 @@ def test_a_run_folder(tmp_path):
 
 def test_half_precision(tmp_path):
   reader = reader_peer().to(torch.bfloat16)
-  source = atlas.open_checkpoint(write(
-      tmp_path / 'model.pth.tar', state_of(reader, {})))
+  source = atlas.open_checkpoint(write(tmp_path / 'model.pth.tar', state_of(reader, {})))
   name = 'reader.encoder.block.1.layer.1.DenseReluDense.wo.weight'
   assert source.info(name).dtype.name == 'bfloat16'
   np.testing.assert_array_equal(
-      source[name].astype(np.float32),
-      reader.encoder.block[1].layer[1].DenseReluDense.wo.weight.float(
-      ).detach().numpy())
+    source[name].astype(np.float32),
+    reader.encoder.block[1].layer[1].DenseReluDense.wo.weight.float().detach().numpy(),
+  )
 
 
 class Attack:
@@ -273,15 +323,14 @@ class Attack:
 def test_nothing_is_run(tmp_path, field, function):
   touch = tmp_path / 'was_here'
   argument = {
-      os.system: (f'touch {touch}',),
-      eval: (f'__import__("os").system("touch {touch}")',),
-      getattr: (os, 'system'),
+    os.system: (f'touch {touch}',),
+    eval: (f'__import__("os").system("touch {touch}")',),
+    getattr: (os, 'system'),
   }[function]
   attack = Attack(function, argument)
   if function is getattr:  # A module cannot be pickled; its import can.
     attack = Attack(getattr, (Attack(__import__, ('os',)), 'system'))
-  value = {field: {'x': attack}} if field == 'model' else {
-      'model': {}, field: attack}
+  value = {field: {'x': attack}} if field == 'model' else {'model': {}, field: attack}
   torch.save(value, tmp_path / 'model.pth.tar')
   with pytest.raises(ValueError, match='nothing in the file was executed'):
     atlas.open_checkpoint(tmp_path)
@@ -293,8 +342,7 @@ def test_options_are_not_looked_at(tmp_path):
 
   class Opcodes:
     def __reduce__(self):
-      return (argparse.Namespace, (), {'__class__': 1, 'error': 2},
-              iter([3]), iter([('a', 4)]))
+      return (argparse.Namespace, (), {'__class__': 1, 'error': 2}, iter([3]), iter([('a', 4)]))
 
   write(tmp_path / 'model.pth.tar', state_of(reader_peer(), {}), opt=Opcodes())
   assert len(atlas.open_checkpoint(tmp_path))
@@ -318,7 +366,13 @@ def tensor(numel=4, offset=0, shape=(2, 2), strides=(2, 1), key='0') -> bytes:
   class Tensor:
     def __reduce__(self):
       return torch._utils._rebuild_tensor_v2, (
-          Storage(), offset, shape, strides, False, collections.OrderedDict())
+        Storage(),
+        offset,
+        shape,
+        strides,
+        False,
+        collections.OrderedDict(),
+      )
 
   class Pickler(pickle.Pickler):
     def persistent_id(self, value):
@@ -326,6 +380,7 @@ def tensor(numel=4, offset=0, shape=(2, 2), strides=(2, 1), key='0') -> bytes:
         return 'storage', torch.FloatStorage, key, 'cuda:0', numel
 
   import io
+
   content = io.BytesIO()
   Pickler(content, 2).dump(Tensor())
   return content.getvalue()
@@ -333,28 +388,32 @@ def tensor(numel=4, offset=0, shape=(2, 2), strides=(2, 1), key='0') -> bytes:
 
 def test_a_tensor_by_hand(tmp_path):
   data = np.arange(4, dtype=np.float32)
-  archive = TorchArchive(
-      archive_of(tensor(), tmp_path / 'a', _0=data.tobytes()))
-  np.testing.assert_array_equal(
-      archive.read(archive.value), data.reshape(2, 2))
+  archive = TorchArchive(archive_of(tensor(), tmp_path / 'a', _0=data.tobytes()))
+  np.testing.assert_array_equal(archive.read(archive.value), data.reshape(2, 2))
 
 
-@pytest.mark.parametrize('lie', [
-    dict(shape=(3, 2)), dict(offset=1), dict(strides=(1000, 1)), dict(offset=-1),
-    dict(shape=(-1, 2)), dict(strides=(2, -1)), dict(strides=(1,)),
+@pytest.mark.parametrize(
+  'lie',
+  [
+    dict(shape=(3, 2)),
+    dict(offset=1),
+    dict(strides=(1000, 1)),
+    dict(offset=-1),
+    dict(shape=(-1, 2)),
+    dict(strides=(2, -1)),
+    dict(strides=(1,)),
     dict(shape=(2.0, 2)),
-])
+  ],
+)
 def test_descriptions_that_lie(tmp_path, lie):
   path = archive_of(tensor(**lie), tmp_path / 'a', _0=b'\0' * 16)
   with pytest.raises(ValueError, match='a is damaged'):
     TorchArchive(path)
 
 
-@pytest.mark.parametrize('lie', [
-    dict(numel=100, shape=(10, 10), strides=(10, 1)), dict(key='1')])
+@pytest.mark.parametrize('lie', [dict(numel=100, shape=(10, 10), strides=(10, 1)), dict(key='1')])
 def test_numbers_that_are_not_there(tmp_path, lie):
-  archive = TorchArchive(
-      archive_of(tensor(**lie), tmp_path / 'a', _0=b'\0' * 16))
+  archive = TorchArchive(archive_of(tensor(**lie), tmp_path / 'a', _0=b'\0' * 16))
   with pytest.raises(ValueError, match='does not hold the numbers'):
     archive.read(archive.value)
 
@@ -363,12 +422,22 @@ def test_torch_archives_in_general(tmp_path):
   """Views, transposes and types, against PyTorch."""
   base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
   tensors = {
-      'whole': base, 'view': base[1:3, ::2], 'transposed': base.t(),
-      'expanded': base[:1].expand(3, 6), 'half': base.half(),
-      'bfloat16': base.bfloat16(), 'double': base.double(), 'long': base.long(),
-      'bool': base > 3, 'bytes': base.to(torch.uint8), 'empty': base[:0],
-      'number': torch.tensor(2.5), 'parameter': torch.nn.Parameter(base),
-      'slice': base[:, 1:3], 'int': base.int()}
+    'whole': base,
+    'view': base[1:3, ::2],
+    'transposed': base.t(),
+    'expanded': base[:1].expand(3, 6),
+    'half': base.half(),
+    'bfloat16': base.bfloat16(),
+    'double': base.double(),
+    'long': base.long(),
+    'bool': base > 3,
+    'bytes': base.to(torch.uint8),
+    'empty': base[:0],
+    'number': torch.tensor(2.5),
+    'parameter': torch.nn.Parameter(base),
+    'slice': base[:, 1:3],
+    'int': base.int(),
+  }
   torch.save(tensors, tmp_path / 'tensors.pt')
   archive = TorchArchive(tmp_path / 'tensors.pt')
   assert set(archive.value) == set(tensors)
@@ -378,8 +447,7 @@ def test_torch_archives_in_general(tmp_path):
     assert found.flags.c_contiguous
     assert stored.info.shape == found.shape == tuple(expected.shape)
     assert str(expected.dtype) == f'torch.{found.dtype.name}', name
-    np.testing.assert_array_equal(
-        found.astype(np.float64), expected.double().numpy(), name)
+    np.testing.assert_array_equal(found.astype(np.float64), expected.double().numpy(), name)
 
 
 @pytest.mark.parametrize('fraction', [0.0, 0.1, 0.6, 0.99])
@@ -433,24 +501,25 @@ def test_needs_no_torch(tmp_path):
   """And leaves it alone where it is installed."""
   write(tmp_path / 'model.pth.tar', state_of(reader_peer(), {}))
   code = (
-      'import sys\nfrom ralm_jax.interop import atlas\n'
-      f'source = atlas.open_checkpoint({str(tmp_path)!r})\n'
-      'assert source["reader.shared.weight"].shape == (60, 16)\n'
-      'assert "torch" not in sys.modules')
-  subprocess.run([sys.executable, '-c', code], check=True,
-                 env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
+    'import sys\nfrom ralm_jax.interop import atlas\n'
+    f'source = atlas.open_checkpoint({str(tmp_path)!r})\n'
+    'assert source["reader.shared.weight"].shape == (60, 16)\n'
+    'assert "torch" not in sys.modules'
+  )
+  subprocess.run(
+    [sys.executable, '-c', code], check=True, env={**os.environ, 'JAX_PLATFORMS': 'cpu'}
+  )
 
 
 def test_the_map_fits_our_model(tmp_path):
-  source = atlas.open_checkpoint(write(
-      tmp_path / 'model.pth.tar',
-      state_of(reader_peer(), {'contriever': retriever_peer()})))
+  source = atlas.open_checkpoint(
+    write(tmp_path / 'model.pth.tar', state_of(reader_peer(), {'contriever': retriever_peer()}))
+  )
   model = describe(source)
   tokens = np.ones((1, 3), np.int32)
   wanted = jax.eval_shape(
-      t5.T5(model.reader_config).init, jax.random.key(0), tokens, tokens,
-      tokens)['params']
-  wanted = jax.tree.map(lambda x: x.value.shape, wanted,
-                        is_leaf=lambda x: hasattr(x, 'value'))
+    t5.T5(model.reader_config).init, jax.random.key(0), tokens, tokens, tokens
+  )['params']
+  wanted = jax.tree.map(lambda x: x.value.shape, wanted, is_leaf=lambda x: hasattr(x, 'value'))
   found = jax.tree.map(lambda x: x.shape, parts_of(source, model)['reader'])
   assert found == wanted

@@ -1,4 +1,5 @@
 """Foreign JSON, tensors and checksums of another kind: named, no traceback."""
+
 import hashlib
 import json
 import pathlib
@@ -22,8 +23,12 @@ from tests.interop import huggingface_folders as folders
 def saved(tmp_path_factory):
   folder = tmp_path_factory.mktemp('saved')
   for name, model in (
-      ('t5', folders.t5()), ('bert', folders.bert()), ('bart', folders.bart()),
-      ('rag', folders.rag()), ('question', folders.dpr())):
+    ('t5', folders.t5()),
+    ('bert', folders.bert()),
+    ('bart', folders.bart()),
+    ('rag', folders.rag()),
+    ('question', folders.dpr()),
+  ):
     model.save_pretrained(folder / name)
   return folder
 
@@ -45,24 +50,25 @@ def change(saved, tmp_path):
 
 def test_fields_of_another_type(change):
   for name, field, value, expected in (
-      ('t5', 'num_layers', '3', 'a whole number of at least 1'),
-      ('t5', 'd_model', 16.0, 'a whole number'),
-      ('t5', 'eos_token_id', [1, 2], 'a whole number of at least 0'),
-      ('bert', 'num_attention_heads', 0, 'a whole number of at least 1'),
-      ('bert', 'num_hidden_layers', True, 'a whole number of at least 1'),
-      ('bert', 'layer_norm_eps', 'x', 'a number above 0'),
-      ('bart', 'forced_eos_token_id', 'x', 'a whole number'),
-      ('bart', 'max_position_embeddings', {}, 'a whole number'),
-      ('rag', 'n_docs', 'x', 'a whole number of at least 1'),
-      ('rag', 'max_combined_length', -1, 'a whole number of at least 1'),
-      ('rag', 'generator', 'bart', 'an object'),
-      ('rag', 'architectures', 7, 'an array of strings'),
+    ('t5', 'num_layers', '3', 'a whole number of at least 1'),
+    ('t5', 'd_model', 16.0, 'a whole number'),
+    ('t5', 'eos_token_id', [1, 2], 'a whole number of at least 0'),
+    ('bert', 'num_attention_heads', 0, 'a whole number of at least 1'),
+    ('bert', 'num_hidden_layers', True, 'a whole number of at least 1'),
+    ('bert', 'layer_norm_eps', 'x', 'a number above 0'),
+    ('bart', 'forced_eos_token_id', 'x', 'a whole number'),
+    ('bart', 'max_position_embeddings', {}, 'a whole number'),
+    ('rag', 'n_docs', 'x', 'a whole number of at least 1'),
+    ('rag', 'max_combined_length', -1, 'a whole number of at least 1'),
+    ('rag', 'generator', 'bart', 'an object'),
+    ('rag', 'architectures', 7, 'an array of strings'),
   ):
     folder = change(name, {field: value})
     if name == 'bart':
       (folder / 'generation_config.json').unlink(missing_ok=True)
-    with pytest.raises(ValueError, match=(
-        rf'config\.json: {field} is {re.escape(repr(value))}, expected {expected}')):
+    with pytest.raises(
+      ValueError, match=(rf'config\.json: {field} is {re.escape(repr(value))}, expected {expected}')
+    ):
       recognition.recognise(str(folder))
     for file in folder.iterdir():
       file.unlink()
@@ -80,33 +86,35 @@ def test_shards_and_modules_of_another_type(change):
   folder = change('bert', {})
   (folder / 'model.safetensors').unlink()
   for shard in (3, '../model.safetensors', ''):
-    (folder / 'model.safetensors.index.json').write_text(
-        json.dumps({'weight_map': {'a': shard}}))
-    with pytest.raises(ValueError, match=(
-        f"places tensor 'a' in {re.escape(repr(shard))}, expected the name")):
+    (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'a': shard}}))
+    with pytest.raises(
+      ValueError, match=(f"places tensor 'a' in {re.escape(repr(shard))}, expected the name")
+    ):
       huggingface.open_bert(folder)
-  (folder / 'modules.json').write_text(json.dumps([
-      {'type': 'sentence_transformers.models.Transformer', 'path': 3}]))
+  (folder / 'modules.json').write_text(
+    json.dumps([{'type': 'sentence_transformers.models.Transformer', 'path': 3}])
+  )
   with pytest.raises(ValueError, match='modules.json: path is 3, expected a string'):
     recognition.recognise(str(folder))
 
 
 @pytest.mark.parametrize('said, gated', [('relu', True), ('gated-gelu', False)])
 def test_another_feed_forward_than_the_config_says(said, gated, tmp_path):
-  folders.t5(feed_forward_proj='gated-gelu' if gated else 'relu').save_pretrained(
-      tmp_path)
+  folders.t5(feed_forward_proj='gated-gelu' if gated else 'relu').save_pretrained(tmp_path)
   path = tmp_path / 'config.json'
-  path.write_text(json.dumps(
-      json.loads(path.read_text()) | {'feed_forward_proj': said}))
-  with pytest.raises(ValueError, match=(
-      f"feed_forward_proj '{said}', the tensors are {'' if gated else 'not '}gated")):
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'feed_forward_proj': said}))
+  with pytest.raises(
+    ValueError,
+    match=(f"feed_forward_proj '{said}', the tensors are {'' if gated else 'not '}gated"),
+  ):
     huggingface.load_t5(tmp_path)
 
 
 def test_separators_of_rag(change):
   """The reader's format is the checkpoint's, not always that of the released."""
-  folder = change('rag', {
-      'title_sep': ' {-} ', 'doc_sep': ' ', 'max_combined_length': 77, 'n_docs': 9})
+  folder = change(
+    'rag', {'title_sep': ' {-} ', 'doc_sep': ' ', 'max_combined_length': 77, 'n_docs': 9}
+  )
   text = huggingface.open_rag(folder).parts['reader'].text
   assert text['reader_format'] == '{title} {{-}} {text} {query}'
   assert text['passage_length'] == 77 and text['n_passages'] == 9
@@ -135,12 +143,10 @@ def test_quantised_tensors(saved, tmp_path):
 def test_the_version_in_old_files_is_needless(change, saved, tmp_path):
   folder = change('bart', {})
   state = files.load_file(saved / 'bart' / 'model.safetensors')
-  state |= {'model.encoder.version': np.ones(1, 'f'),
-            'model.decoder.version': np.ones(1, 'f')}
+  state |= {'model.encoder.version': np.ones(1, 'f'), 'model.decoder.version': np.ones(1, 'f')}
   (folder / 'model.safetensors').unlink()
   files.save_file(state, folder / 'model.safetensors')
-  left = {item.name: item.reason
-          for item in part.leftovers([huggingface.open_bart(folder)])}
+  left = {item.name: item.reason for item in part.leftovers([huggingface.open_bart(folder)])}
   assert left['model.encoder.version'] and left['model.decoder.version']
 
 
@@ -180,10 +186,10 @@ def test_checksums_of_inner_folders(tmp_path):
   note = tmp_path / '.cache/huggingface/download/1_Pooling/config.json.metadata'
   note.parent.mkdir(parents=True)
   for place, form in (
-      (tmp_path / 'SHA256SUMS', '{}  ./1_Pooling/config.json\n'),
-      (inner / 'SHA256SUMS', '{} *config.json\n'),
-      (inner / 'config.json.sha256', '{}\n'),
-      (note, '0123\n{}\n1.0\n'),
+    (tmp_path / 'SHA256SUMS', '{}  ./1_Pooling/config.json\n'),
+    (inner / 'SHA256SUMS', '{} *config.json\n'),
+    (inner / 'config.json.sha256', '{}\n'),
+    (note, '0123\n{}\n1.0\n'),
   ):
     assert checksums.verify(str(tmp_path), progress=False) == 0
     place.write_text(form.format(wrong))
@@ -200,7 +206,8 @@ def test_checksums_of_inner_folders(tmp_path):
 def test_a_folder_in_a_file(tmp_path):
   (tmp_path / 'file').touch()
   for path in (tmp_path / 'file' / 'x', tmp_path / 'file' / 'x' / 'y'):
-    with pytest.raises(NotADirectoryError, match=(
-        f'^{path} cannot be made: {tmp_path}/file is not a folder')):
+    with pytest.raises(
+      NotADirectoryError, match=(f'^{path} cannot be made: {tmp_path}/file is not a folder')
+    ):
       with new_folder.creating(path):
         pass

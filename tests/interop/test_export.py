@@ -1,4 +1,5 @@
 """Folders that we write: transformers loads them, and they come back the same."""
+
 import os
 
 import jax
@@ -26,20 +27,18 @@ def _assert_same_bytes(first, second):
   """Trees of equal structure and identical bytes."""
   assert jax.tree.structure(first) == jax.tree.structure(second)
   jax.tree.map(
-      lambda a, b: np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32)),
-      first, second)
+    lambda a, b: np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32)), first, second
+  )
 
 
 def _scan(params):
-  return params | {s: initial_weights.stack_layers(params[s])
-                   for s in ('encoder', 'decoder')}
+  return params | {s: initial_weights.stack_layers(params[s]) for s in ('encoder', 'decoder')}
 
 
 READERS = {
-    't5_1.0': (lambda: folders.t5(
-        feed_forward_proj='relu', tie_word_embeddings=True), 'T5', 't5'),
-    't5_1.1': (folders.t5, 'T5', 't5'),
-    'bart': (lambda: folders.bart(scale_embedding=True), 'Bart', 'bart'),
+  't5_1.0': (lambda: folders.t5(feed_forward_proj='relu', tie_word_embeddings=True), 'T5', 't5'),
+  't5_1.1': (folders.t5, 'T5', 't5'),
+  'bart': (lambda: folders.bart(scale_embedding=True), 'Bart', 'bart'),
 }
 
 
@@ -51,7 +50,8 @@ def test_readers_there_and_back(name, scan, tmp_path):
   load = getattr(huggingface, f'load_{short}')
   config, params = load(tmp_path / 'theirs')
   getattr(huggingface_export, f'save_{short}')(
-      tmp_path / 'ours', config, _scan(params) if scan else params)
+    tmp_path / 'ours', config, _scan(params) if scan else params
+  )
   again, params_again = load(tmp_path / 'ours')
   assert again == config
   assert config.__dict__.get('logits_via_embedding', True) == (name != 't5_1.1')
@@ -64,22 +64,25 @@ def test_readers_there_and_back(name, scan, tmp_path):
   targets, _ = folders.batch(length=5)
   with torch.no_grad():
     expected = peer.eval()(
-        input_ids=folders.long(tokens), attention_mask=folders.long(mask),
-        decoder_input_ids=folders.long(targets)).logits
+      input_ids=folders.long(tokens),
+      attention_mask=folders.long(mask),
+      decoder_input_ids=folders.long(targets),
+    ).logits
   actual = fid.make_reader(config).apply(
-      {'params': params}, tokens[:, None], mask[:, None], targets)
+    {'params': params}, tokens[:, None], mask[:, None], targets
+  )
   np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=1e-4)
   again = peer.generation_config
   assert again.decoder_start_token_id == config.decoder_start_id
 
 
-@pytest.mark.parametrize('kind, pooling', [
-    ('bert', 'mean'), ('query_encoder', 'cls'), ('passage_encoder', 'cls')])
+@pytest.mark.parametrize(
+  'kind, pooling', [('bert', 'mean'), ('query_encoder', 'cls'), ('passage_encoder', 'cls')]
+)
 def test_encoders_there_and_back(kind, pooling, tmp_path):
   if kind == 'bert':
     folders.bert().save_pretrained(tmp_path / 'theirs')
-    load, save, architecture = (
-        huggingface.load_bert, huggingface_export.save_bert, 'BertModel')
+    load, save, architecture = (huggingface.load_bert, huggingface_export.save_bert, 'BertModel')
   else:
     name = 'Question' if kind == 'query_encoder' else 'Context'
     folders.dpr(name, projection_dim=6).save_pretrained(tmp_path / 'theirs')
@@ -100,7 +103,8 @@ def test_encoders_there_and_back(kind, pooling, tmp_path):
   else:
     expected = found.pooler_output
   actual = DualEncoder(config, pooling=pooling).apply(
-      {'params': params}, tokens, mask, method='encode_queries')
+    {'params': params}, tokens, mask, method='encode_queries'
+  )
   np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -114,15 +118,15 @@ def test_outputs_are_scaled_where_the_head_is_tied(tied):
 def test_shards_are_small_and_whole(tmp_path):
   folders.t5().save_pretrained(tmp_path / 'theirs')
   config, params = huggingface.load_t5(tmp_path / 'theirs')
-  huggingface_export.save_t5(
-      tmp_path / 'ours', config, params, max_shard_bytes=5000)
+  huggingface_export.save_t5(tmp_path / 'ours', config, params, max_shard_bytes=5000)
   files = sorted((tmp_path / 'ours').glob('model-*-of-*.safetensors'))
   assert len(files) > 3
   assert all(file.stat().st_size < 5000 + 4000 for file in files)
   _assert_same_bytes(huggingface.load_t5(tmp_path / 'ours')[1], params)
   peer = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / 'ours')
   np.testing.assert_array_equal(
-      peer.lm_head.weight.detach().numpy().T, params['logits_dense']['kernel'])
+    peer.lm_head.weight.detach().numpy().T, params['logits_dense']['kernel']
+  )
 
 
 def test_what_hugging_face_does_not_have(tmp_path):
@@ -130,14 +134,12 @@ def test_what_hugging_face_does_not_have(tmp_path):
   config, params = huggingface.load_dpr(tmp_path / 'dpr')
   with pytest.raises(ValueError, match='save_dpr'):
     huggingface_export.save_bert(tmp_path / 'out', config, params)
-  config, params = huggingface.load_dpr(
-      tmp_path / 'dpr', second_moment_layer_norm=True)
+  config, params = huggingface.load_dpr(tmp_path / 'dpr', second_moment_layer_norm=True)
   with pytest.raises(ValueError, match='no Hugging Face class'):
     huggingface_export.save_dpr(tmp_path / 'out', config, params)
   folders.t5().save_pretrained(tmp_path / 't5')
-  config, params = huggingface.load_t5(
-      tmp_path / 't5', mlp_activations=('silu', 'gelu'))
-  with pytest.raises(ValueError, match="T5Config.mlp_activations .* has no name"):
+  config, params = huggingface.load_t5(tmp_path / 't5', mlp_activations=('silu', 'gelu'))
+  with pytest.raises(ValueError, match='T5Config.mlp_activations .* has no name'):
     huggingface_export.save_t5(tmp_path / 'out', config, params)
   assert not (tmp_path / 'out').exists()
 
@@ -161,14 +163,18 @@ def test_safetensors_are_those_of_the_library(tmp_path):
   import ml_dtypes
 
   arrays = {
-      'b': np.arange(6, dtype=np.float32).reshape(2, 3),
-      'a': np.arange(5, dtype=np.int64), 'empty': np.zeros((0, 4), np.float16),
-      'scalar': np.array(3, np.float32),
+    'b': np.arange(6, dtype=np.float32).reshape(2, 3),
+    'a': np.arange(5, dtype=np.int64),
+    'empty': np.zeros((0, 4), np.float16),
+    'scalar': np.array(3, np.float32),
   }
   ours, theirs = str(tmp_path / 'ours'), str(tmp_path / 'theirs')
   safetensors_file.write(
-      ours, {k: TensorInfo(v.shape, v.dtype) for k, v in arrays.items()},
-      arrays.values(), {'format': 'pt'})
+    ours,
+    {k: TensorInfo(v.shape, v.dtype) for k, v in arrays.items()},
+    arrays.values(),
+    {'format': 'pt'},
+  )
   safetensors.numpy.save_file(arrays, theirs)
   for name, value in safetensors.numpy.load_file(ours).items():
     np.testing.assert_array_equal(value, arrays[name])
@@ -179,23 +185,31 @@ def test_safetensors_are_those_of_the_library(tmp_path):
     assert file.read(name).dtype == value.dtype
   half = {'x': torch.arange(4).bfloat16()}
   from safetensors import torch as torch_files
+
   torch_files.save_file(half, theirs)
   value = SafetensorsFile(theirs).read('x')
   assert value.dtype == ml_dtypes.bfloat16
   np.testing.assert_array_equal(value.astype(np.float32), np.arange(4))
 
 
-@pytest.mark.parametrize('damage', [
-    lambda c: b'', lambda c: c[:5], lambda c: c[:40], lambda c: c[:-1],
-    lambda c: c + b'x', lambda c: b'\xff' * 8 + c[8:],
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda c: b'',
+    lambda c: c[:5],
+    lambda c: c[:40],
+    lambda c: c[:-1],
+    lambda c: c + b'x',
+    lambda c: b'\xff' * 8 + c[8:],
     lambda c: c[:8] + b'[' + c[9:],
     lambda c: c.replace(b'"shape":[3]', b'"shape":[2]'),
-])
+  ],
+)
 def test_damaged_safetensors(damage, tmp_path):
   path = str(tmp_path / 'x.safetensors')
   safetensors_file.write(
-      path, {'x': TensorInfo((3,), np.dtype('float32'))},
-      [np.zeros(3, np.float32)])
+    path, {'x': TensorInfo((3,), np.dtype('float32'))}, [np.zeros(3, np.float32)]
+  )
   content = damage(open(path, 'rb').read())
   with open(path, 'wb') as file:
     file.write(content)

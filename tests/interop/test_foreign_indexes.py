@@ -1,4 +1,5 @@
 """Atlas's index folders and embedding files, as corpora and indexes of ours."""
+
 from __future__ import annotations
 
 import collections
@@ -62,9 +63,13 @@ def write_atlas(folder: pathlib.Path, rows, embeddings, n_shards=4) -> pathlib.P
 
 def convert(data, source, tmp_path, name='converted', **options):
   return foreign_indexes.convert_atlas_index(
-      source, tmp_path / name / 'corpus', tmp_path / name / 'index',
-      data.reader_vocabulary, data.retriever_vocabulary,
-      **{'progress': False, 'n_workers': 1, **options})
+    source,
+    tmp_path / name / 'corpus',
+    tmp_path / name / 'index',
+    data.reader_vocabulary,
+    data.retriever_vocabulary,
+    **{'progress': False, 'n_workers': 1, **options},
+  )
 
 
 def best(queries, embeddings, k=5):
@@ -79,20 +84,17 @@ def queries(seed=9) -> np.ndarray:
 def test_an_atlas_folder_is_searched(data, tmp_path):
   """By the real retrieval process, which finds corpus and passages itself."""
   rows, embeddings = passages(), vectors()
-  result = convert(
-      data, write_atlas(tmp_path / 'atlas', rows, embeddings), tmp_path)
+  result = convert(data, write_atlas(tmp_path / 'atlas', rows, embeddings), tmp_path)
   assert result == ConvertedIndex(1, 40, DIM)
   moved = (tmp_path / 'converted').rename(tmp_path / 'moved')
   with connect.connect(index=moved / 'index', threads=1) as connected:
-    retriever = PassageRetriever(
-        connected.client, connected.store, 5)
+    retriever = PassageRetriever(connected.client, connected.store, 5)
     found = retriever.search(queries())
     store = connected.store
   expected = best(queries(), embeddings)
   np.testing.assert_array_equal(found.rows, expected)
   scores = queries() @ embeddings.astype(np.float32).T
-  np.testing.assert_allclose(
-      found.scores, np.take_along_axis(scores, expected, 1), rtol=1e-3)
+  np.testing.assert_allclose(found.scores, np.take_along_axis(scores, expected, 1), rtol=1e-3)
   for row, passage in enumerate(rows):
     stored = store.passage(row)
     assert (stored.id, stored.text) == (passage['id'], passage['text'])
@@ -108,34 +110,32 @@ def test_the_same_corpus_as_from_the_jsonl(data, tmp_path):
   rows = passages()
   convert(data, write_atlas(tmp_path / 'atlas', rows, vectors()), tmp_path)
   converted = PassageStore.open(tmp_path / 'converted' / 'corpus')
-  original = [
-      {**row, 'title': row['title'].removesuffix(': History')} for row in rows]
+  original = [{**row, 'title': row['title'].removesuffix(': History')} for row in rows]
   built = passage_store.build_corpus(
-      tiny.write_jsonl(tmp_path / 'original.jsonl', original),
-      tmp_path / 'built', data.reader_vocabulary, data.retriever_vocabulary,
-      n_workers=1, progress=False)
+    tiny.write_jsonl(tmp_path / 'original.jsonl', original),
+    tmp_path / 'built',
+    data.reader_vocabulary,
+    data.retriever_vocabulary,
+    n_workers=1,
+    progress=False,
+  )
   everything = np.arange(40)
   assert converted.passages(everything) == built.passages(everything)
   for column in ('reader_title', 'reader_text', 'retriever_title'):
     first, second = (s.tokens(everything, column) for s in (converted, built))
     np.testing.assert_array_equal(first.values, second.values)
     np.testing.assert_array_equal(first.offsets, second.offsets)
-  np.testing.assert_array_equal(
-      converted.documents(everything), built.documents(everything))
+  np.testing.assert_array_equal(converted.documents(everything), built.documents(everything))
 
 
 def test_compressed_indexes_and_other_types(data, tmp_path):
   rows, embeddings = passages(), vectors()
   source = write_atlas(tmp_path / 'atlas', rows, embeddings, n_shards=3)
   # bfloat16 and float32 are read as well; a transposed one is no copy.
-  torch.save(torch.tensor(embeddings[:14].astype(np.float32)).t(),
-             source / 'embeddings.0.pt')
-  torch.save(torch.tensor(embeddings.T)[:, 14:28].bfloat16(),
-             source / 'embeddings.1.pt')
-  result = convert(
-      data, source, tmp_path, options=IndexOptions(index_type='SQ8'))
-  generation = GenerationStore(
-      tmp_path / 'converted' / 'index').open(result.generation)
+  torch.save(torch.tensor(embeddings[:14].astype(np.float32)).t(), source / 'embeddings.0.pt')
+  torch.save(torch.tensor(embeddings.T)[:, 14:28].bfloat16(), source / 'embeddings.1.pt')
+  result = convert(data, source, tmp_path, options=IndexOptions(index_type='SQ8'))
+  generation = GenerationStore(tmp_path / 'converted' / 'index').open(result.generation)
   assert generation.manifest.factory == 'SQ8'
   stored = np.asarray(generation.embeddings)
   np.testing.assert_array_equal(stored[:14], embeddings[:14])
@@ -147,8 +147,7 @@ def test_workers_and_small_shards_change_nothing(data, tmp_path):
   source = write_atlas(tmp_path / 'atlas', passages(), vectors())
   convert(data, source, tmp_path, 'one', shard_size=4)
   convert(data, source, tmp_path, 'two', shard_size=4, n_workers=2)
-  one, two = (PassageStore.open(tmp_path / name / 'corpus')
-              for name in ('one', 'two'))
+  one, two = (PassageStore.open(tmp_path / name / 'corpus') for name in ('one', 'two'))
   # Ten passages a file, in shards of four, four and two.
   assert len(list((tmp_path / 'one' / 'corpus').glob('*.arrow'))) == 12
   assert one.fingerprint == two.fingerprint and len(one) == 40
@@ -200,9 +199,14 @@ def test_another_corpus_is_not_overwritten(data, tmp_path):
   write_atlas(tmp_path / 'atlas', other, vectors())
   with pytest.raises(FileExistsError, match='corpus of other passages'):
     foreign_indexes.convert_atlas_index(
-        source, tmp_path / 'converted' / 'corpus', tmp_path / 'new',
-        data.reader_vocabulary, data.retriever_vocabulary, n_workers=1,
-        progress=False)
+      source,
+      tmp_path / 'converted' / 'corpus',
+      tmp_path / 'new',
+      data.reader_vocabulary,
+      data.retriever_vocabulary,
+      n_workers=1,
+      progress=False,
+    )
 
 
 def test_ids_that_repeat_or_lack(data, tmp_path):
@@ -259,23 +263,40 @@ def damage_atlas(source: pathlib.Path, kind: str) -> str:
     torch.save(torch.zeros(10), source / 'embeddings.1.pt')
     return r'shape \(10,\), expected \[dim, passages\]'
   value = {
-      'no_list': {'id': '1'}, 'no_dicts': ['text'] * 10,
-      'no_text': [{'id': str(i)} for i in range(10)],
-      'number': [{'id': str(i), 'text': 3} for i in range(10)],
+    'no_list': {'id': '1'},
+    'no_dicts': ['text'] * 10,
+    'no_text': [{'id': str(i)} for i in range(10)],
+    'number': [{'id': str(i), 'text': 3} for i in range(10)],
   }[kind]
   (source / 'passages.1.pt').write_bytes(pickle.dumps(value))
   return {
-      'no_list': r'passages\.1\.pt holds a dict, expected a list',
-      'no_dicts': r"passages\.1\.pt:1: expected a dict .* found 'text'",
-      'no_text': r"passages\.1\.pt:1: no 'text'",
-      'number': r"passages\.1\.pt:1: 'text' must be a string",
+    'no_list': r'passages\.1\.pt holds a dict, expected a list',
+    'no_dicts': r"passages\.1\.pt:1: expected a dict .* found 'text'",
+    'no_text': r"passages\.1\.pt:1: no 'text'",
+    'number': r"passages\.1\.pt:1: 'text' must be a string",
   }[kind]
 
 
-@pytest.mark.parametrize('kind', [
-    'missing_passages', 'missing_embeddings', 'counts', 'dimension',
-    'truncated_embeddings', 'truncated_passages', 'zeros', 'not_finite',
-    'no_tensor', 'integers', 'flat', 'no_list', 'no_dicts', 'no_text', 'number'])
+@pytest.mark.parametrize(
+  'kind',
+  [
+    'missing_passages',
+    'missing_embeddings',
+    'counts',
+    'dimension',
+    'truncated_embeddings',
+    'truncated_passages',
+    'zeros',
+    'not_finite',
+    'no_tensor',
+    'integers',
+    'flat',
+    'no_list',
+    'no_dicts',
+    'no_text',
+    'number',
+  ],
+)
 def test_damaged_folders(data, tmp_path, kind):
   source = write_atlas(tmp_path / 'atlas', passages(), vectors())
   expected = damage_atlas(source, kind)
@@ -325,16 +346,17 @@ Files = collections.namedtuple('Files', 'folder ids embeddings')
 def write_contriever(folder, ids, embeddings, n_files=3, protocol=4) -> None:
   """`passages_00`, …: what Contriever's generate_passage_embeddings.py saves."""
   for i, part in enumerate(np.array_split(np.arange(len(ids)), n_files)):
-    (folder / f'passages_{i:02d}').write_bytes(pickle.dumps(
-        ([ids[j] for j in part], embeddings[part]), protocol))
+    (folder / f'passages_{i:02d}').write_bytes(
+      pickle.dumps(([ids[j] for j in part], embeddings[part]), protocol)
+    )
 
 
 def write_dpr(folder, ids, embeddings, n_files=3, protocol=4) -> None:
   """`wikipedia_passages_0.pkl`, …: what DPR's generate_dense_embeddings.py saves."""
   for i, part in enumerate(np.array_split(np.arange(len(ids)), n_files)):
-    (folder / f'wikipedia_passages_{i}.pkl').write_bytes(pickle.dumps(
-        [(f'wiki:{ids[j]}', embeddings[j].astype(np.float32)) for j in part],
-        protocol))
+    (folder / f'wikipedia_passages_{i}.pkl').write_bytes(
+      pickle.dumps([(f'wiki:{ids[j]}', embeddings[j].astype(np.float32)) for j in part], protocol)
+    )
 
 
 WRITERS = {'contriever': write_contriever, 'dpr': write_dpr}
@@ -350,8 +372,8 @@ def files(tmp_path) -> Files:
 
 def convert_files(data, files, tmp_path, name='index', **options):
   return foreign_indexes.convert_embeddings(
-      str(files.folder / '*'), data.corpus, tmp_path / name,
-      **{'progress': False, **options})
+    str(files.folder / '*'), data.corpus, tmp_path / name, **{'progress': False, **options}
+  )
 
 
 @pytest.mark.parametrize('shuffled', [False, True])
@@ -360,16 +382,13 @@ def test_embedding_files_are_searched(data, files, tmp_path, kind, shuffled):
   order = np.arange(40)
   if shuffled:
     order = np.random.default_rng(1).permutation(40)
-  WRITERS[kind](files.folder, [files.ids[i] for i in order],
-                files.embeddings[order])
+  WRITERS[kind](files.folder, [files.ids[i] for i in order], files.embeddings[order])
   result = convert_files(data, files, tmp_path, id_prefix=PREFIXES[kind])
   assert result == ConvertedIndex(1, 40, DIM)
   with connect.connect(index=tmp_path / 'index', threads=1) as connected:
-    retriever = PassageRetriever(
-        connected.client, connected.store, 5)
+    retriever = PassageRetriever(connected.client, connected.store, 5)
     found = retriever.search(queries())
-    assert connected.store.fingerprint == PassageStore.open(
-        data.corpus).fingerprint
+    assert connected.store.fingerprint == PassageStore.open(data.corpus).fingerprint
   np.testing.assert_array_equal(found.rows, best(queries(), files.embeddings))
   generation = GenerationStore(tmp_path / 'index').open_current()
   # In the corpus's order no ids are stored at all.
@@ -395,15 +414,13 @@ def test_a_part_of_a_corpus(data, files, tmp_path):
   with pytest.raises(ValueError, match="10 of 40 passages .* them 'p30'"):
     convert_files(data, files, tmp_path, allow_unused=True)
   assert GenerationStore(tmp_path / 'index').numbers() == []
-  result = convert_files(
-      data, files, tmp_path, allow_unused=True, allow_missing=True)
+  result = convert_files(data, files, tmp_path, allow_unused=True, allow_missing=True)
   assert result.passages == 30
   generation = GenerationStore(tmp_path / 'index').open_current()
   np.testing.assert_array_equal(generation.embeddings, files.embeddings[:30])
   write_contriever(files.folder, ['y'] * 40, files.embeddings)
   with pytest.raises(ValueError, match='none of the embeddings is of a passage'):
-    convert_files(data, files, tmp_path, 'other', allow_unused=True,
-                  allow_missing=True)
+    convert_files(data, files, tmp_path, 'other', allow_unused=True, allow_missing=True)
 
 
 def test_the_prefix_is_asked_for(data, files, tmp_path):
@@ -418,9 +435,10 @@ def test_an_embedding_that_comes_twice(data, files, tmp_path, n_files):
   ids[39] = ids[0]
   write_contriever(files.folder, ids, files.embeddings, n_files)
   last = n_files - 1
-  with pytest.raises(ValueError, match=(
-      f"passages_0{last}: the embedding of 'p0' comes twice, first in "
-      '.*passages_00')):
+  with pytest.raises(
+    ValueError,
+    match=(f"passages_0{last}: the embedding of 'p0' comes twice, first in .*passages_00"),
+  ):
     convert_files(data, files, tmp_path)
 
 
@@ -430,27 +448,33 @@ def test_a_replaced_passage(data, files, tmp_path):
 
   corpus = tmp_path / 'corpus'
   shutil.copytree(data.corpus, corpus)
-  rows = passage_store.append_passages(
-      corpus, [Passage('p3', 't', '', 'new text')], replace=True)
+  rows = passage_store.append_passages(corpus, [Passage('p3', 't', '', 'new text')], replace=True)
   write_contriever(files.folder, files.ids, files.embeddings)
   foreign_indexes.convert_embeddings(
-      str(files.folder / '*'), corpus, tmp_path / 'index', progress=False)
+    str(files.folder / '*'), corpus, tmp_path / 'index', progress=False
+  )
   generation = GenerationStore(tmp_path / 'index').open_current()
   assert generation.count == 40 and generation.all_ids()[3] == rows[0] == 40
 
 
 LAYOUTS = {
-    'dict': ({'a': 1}, 'holds a dict of 1; expected'),
-    'numbers': ([1.0, 2.0], 'holds a list of 2; expected'),
-    'lengths': ((['p0'], np.zeros((2, 4), np.float32)), 'a list of 1 and an array'),
-    'flat': ((['p0'], np.zeros(1, np.float32)), r'an array \(1,\)'),
-    'integers': ((['p0'], np.zeros((1, 4), int)), 'numbers of type int64'),
-    'none': (([], np.zeros((0, 4), np.float32)), 'holds no embedding'),
-    'empty': ([], 'holds no embedding'),
-    'ragged': ([('p0', np.zeros(3, np.float32)), ('p1', np.zeros(4, np.float32)),
-                ('p2', np.zeros(4, np.float32))], r'shapes \[\(3,\), \(4,\)\]'),
-    'ids': (([b'p0'], np.zeros((1, 4), np.float32)), 'ids as strings, found b'),
-    'large': ((['p0'], np.full((1, 4), 1e6, np.float32)), 'beyond 65504'),
+  'dict': ({'a': 1}, 'holds a dict of 1; expected'),
+  'numbers': ([1.0, 2.0], 'holds a list of 2; expected'),
+  'lengths': ((['p0'], np.zeros((2, 4), np.float32)), 'a list of 1 and an array'),
+  'flat': ((['p0'], np.zeros(1, np.float32)), r'an array \(1,\)'),
+  'integers': ((['p0'], np.zeros((1, 4), int)), 'numbers of type int64'),
+  'none': (([], np.zeros((0, 4), np.float32)), 'holds no embedding'),
+  'empty': ([], 'holds no embedding'),
+  'ragged': (
+    [
+      ('p0', np.zeros(3, np.float32)),
+      ('p1', np.zeros(4, np.float32)),
+      ('p2', np.zeros(4, np.float32)),
+    ],
+    r'shapes \[\(3,\), \(4,\)\]',
+  ),
+  'ids': (([b'p0'], np.zeros((1, 4), np.float32)), 'ids as strings, found b'),
+  'large': ((['p0'], np.full((1, 4), 1e6, np.float32)), 'beyond 65504'),
 }
 
 
@@ -466,7 +490,8 @@ def test_other_layouts(data, files, tmp_path, name):
 def test_dimensions_that_differ(data, files, tmp_path):
   write_contriever(files.folder, files.ids[:20], files.embeddings[:20], 1)
   (files.folder / 'passages_01').write_bytes(
-      pickle.dumps((files.ids[20:], np.zeros((20, 8), np.float16))))
+    pickle.dumps((files.ids[20:], np.zeros((20, 8), np.float16)))
+  )
   with pytest.raises(ValueError, match='passages_01 has embeddings of size 8'):
     convert_files(data, files, tmp_path)
 
@@ -478,14 +503,12 @@ def test_truncated_and_malicious_files(data, files, tmp_path):
   with pytest.raises(ValueError, match='passages_01 is truncated'):
     convert_files(data, files, tmp_path)
   touch = tmp_path / 'was_here'
-  path.write_bytes(pickle.dumps(
-      (files.ids, Attack(os.system, (f'touch {touch}',)))))
+  path.write_bytes(pickle.dumps((files.ids, Attack(os.system, (f'touch {touch}',)))))
   with pytest.raises(ValueError, match='passages_01 names posix.system'):
     convert_files(data, files, tmp_path)
   assert not touch.exists()
   with pytest.raises(FileNotFoundError, match='no file matches'):
-    foreign_indexes.convert_embeddings(
-        str(tmp_path / 'nothing*'), data.corpus, tmp_path / 'index')
+    foreign_indexes.convert_embeddings(str(tmp_path / 'nothing*'), data.corpus, tmp_path / 'index')
   assert GenerationStore(tmp_path / 'index').numbers() == []
 
 
@@ -493,13 +516,17 @@ def test_integer_ids(tmp_path, data):
   """As psgs_w100's are once they went through pandas."""
   rows = [{'id': str(i), 'text': 'the text'} for i in range(4)]
   passage_store.build_corpus(
-      tiny.write_jsonl(tmp_path / 'p.jsonl', rows), tmp_path / 'corpus',
-      data.reader_vocabulary, data.retriever_vocabulary, n_workers=1,
-      progress=False)
-  (tmp_path / 'file').write_bytes(
-      pickle.dumps((np.arange(4), vectors(4))))
+    tiny.write_jsonl(tmp_path / 'p.jsonl', rows),
+    tmp_path / 'corpus',
+    data.reader_vocabulary,
+    data.retriever_vocabulary,
+    n_workers=1,
+    progress=False,
+  )
+  (tmp_path / 'file').write_bytes(pickle.dumps((np.arange(4), vectors(4))))
   result = foreign_indexes.convert_embeddings(
-      tmp_path / 'file', tmp_path / 'corpus', tmp_path / 'index', progress=False)
+    tmp_path / 'file', tmp_path / 'corpus', tmp_path / 'index', progress=False
+  )
   assert result.passages == 4
 
 
@@ -526,8 +553,9 @@ def test_one_shard_in_memory(data, tmp_path, monkeypatch, kind):
   """Twelve shards of 1.2 MB need the memory of about one."""
   count, dim, shards = 1200, 6144, 12
   # As many bytes beside the text as twice the embeddings.
-  rows = [{'id': str(i), 'text': 'the', 'title': '', 'other': f'{i:06}' * 4096}
-          for i in range(count)]
+  rows = [
+    {'id': str(i), 'text': 'the', 'title': '', 'other': f'{i:06}' * 4096} for i in range(count)
+  ]
   embeddings = np.ones((count, dim), np.float16)
   size = embeddings.nbytes // shards
   source = tmp_path / 'source'
@@ -537,13 +565,21 @@ def test_one_shard_in_memory(data, tmp_path, monkeypatch, kind):
     make = lambda: convert(data, source, tmp_path)
   else:
     passage_store.build_corpus(
-        tiny.write_jsonl(tmp_path / 'p.jsonl', rows), tmp_path / 'corpus',
-        data.reader_vocabulary, data.retriever_vocabulary, n_workers=1,
-        progress=False)
+      tiny.write_jsonl(tmp_path / 'p.jsonl', rows),
+      tmp_path / 'corpus',
+      data.reader_vocabulary,
+      data.retriever_vocabulary,
+      n_workers=1,
+      progress=False,
+    )
     WRITERS[kind](source, [row['id'] for row in rows], embeddings, shards)
     make = lambda: foreign_indexes.convert_embeddings(
-        str(source / '*'), tmp_path / 'corpus', tmp_path / 'index',
-        id_prefix=PREFIXES[kind], progress=False)
+      str(source / '*'),
+      tmp_path / 'corpus',
+      tmp_path / 'index',
+      id_prefix=PREFIXES[kind],
+      progress=False,
+    )
   del embeddings, rows
   # A shard, its transposition for the writer and what reading it takes; DPR's
   # numbers have twice the size in their files.

@@ -1,4 +1,5 @@
 """BART, DPR, RAG and sentence-transformers against transformers' own classes."""
+
 import json
 
 import jax
@@ -22,17 +23,19 @@ TOLERANCE = dict(atol=1e-4, rtol=1e-4)
 def _reader_logits(peer, tokens, mask, targets):
   with torch.no_grad():
     return peer(
-        input_ids=folders.long(tokens), attention_mask=folders.long(mask),
-        decoder_input_ids=folders.long(targets)).logits.numpy()
+      input_ids=folders.long(tokens),
+      attention_mask=folders.long(mask),
+      decoder_input_ids=folders.long(targets),
+    ).logits.numpy()
 
 
 def _equal(first, second):
   return jax.tree.structure(first) == jax.tree.structure(second) and all(
-      jax.tree.leaves(jax.tree.map(np.array_equal, first, second)))
+    jax.tree.leaves(jax.tree.map(np.array_equal, first, second))
+  )
 
 
-@pytest.mark.parametrize('changes', [
-    {}, {'scale_embedding': True, 'activation_function': 'relu'}])
+@pytest.mark.parametrize('changes', [{}, {'scale_embedding': True, 'activation_function': 'relu'}])
 def test_bart_logits(changes, tmp_path):
   peer = folders.bart(**changes)
   # transformers 5 keeps it apart from config.json.
@@ -45,8 +48,7 @@ def test_bart_logits(changes, tmp_path):
   tokens, mask = folders.batch()
   targets, _ = folders.batch(length=5)
   actual = Bart(config).apply({'params': params}, tokens, mask, targets)
-  np.testing.assert_allclose(
-      actual, _reader_logits(peer, tokens, mask, targets), **TOLERANCE)
+  np.testing.assert_allclose(actual, _reader_logits(peer, tokens, mask, targets), **TOLERANCE)
 
 
 def test_bart_in_the_form_of_the_first_checkpoints(tmp_path):
@@ -58,15 +60,15 @@ def test_bart_in_the_form_of_the_first_checkpoints(tmp_path):
   (tmp_path / 'model.safetensors').unlink()
   state = {k: v.clone() for k, v in peer.model.state_dict().items()}
   assert 'encoder.embed_tokens.weight' in state
-  torch.save(state, tmp_path / 'pytorch_model.bin',
-             _use_new_zipfile_serialization=False)
+  torch.save(state, tmp_path / 'pytorch_model.bin', _use_new_zipfile_serialization=False)
   _, params = huggingface.load_bart(tmp_path)
   assert _equal(params, expected)
 
 
-@pytest.mark.parametrize('field, value', [
-    ('normalize_before', True), ('decoder_attention_heads', 4),
-    ('tie_word_embeddings', False)])
+@pytest.mark.parametrize(
+  'field, value',
+  [('normalize_before', True), ('decoder_attention_heads', 4), ('tie_word_embeddings', False)],
+)
 def test_a_relative_of_bart_is_refused(field, value, tmp_path):
   folders.bart().save_pretrained(tmp_path)
   path = tmp_path / 'config.json'
@@ -113,14 +115,12 @@ def test_modules_that_we_do_not_have(tmp_path):
   folders.sentence_transformer(tmp_path, 'max_tokens')
   with pytest.raises(ValueError, match=r"1_Pooling.config.json: pooling \['max_tokens"):
     huggingface.load_sentence_transformer(tmp_path)
-  folders.sentence_transformer(
-      tmp_path, modules=['Transformer', 'Pooling', 'Dense'])
+  folders.sentence_transformer(tmp_path, modules=['Transformer', 'Pooling', 'Dense'])
   with pytest.raises(ValueError, match=r"modules.json: module '.*Dense'"):
     huggingface.load_sentence_transformer(tmp_path)
 
 
-@pytest.mark.parametrize('kind, generator', [
-    ('Token', folders.bart), ('Sequence', folders.t5)])
+@pytest.mark.parametrize('kind, generator', [('Token', folders.bart), ('Sequence', folders.t5)])
 def test_rag(kind, generator, tmp_path):
   peer = folders.rag(kind, generator())
   peer.save_pretrained(tmp_path)
@@ -130,15 +130,17 @@ def test_rag(kind, generator, tmp_path):
   tokens, mask = folders.batch()
   targets, _ = folders.batch(length=5)
   actual = fid.make_reader(loaded.reader_config).apply(
-      {'params': loaded.reader_params}, tokens[:, None], mask[:, None], targets)
+    {'params': loaded.reader_params}, tokens[:, None], mask[:, None], targets
+  )
   np.testing.assert_allclose(
-      actual, _reader_logits(peer.rag.generator, tokens, mask, targets), **TOLERANCE)
+    actual, _reader_logits(peer.rag.generator, tokens, mask, targets), **TOLERANCE
+  )
   with torch.no_grad():
-    expected = peer.rag.question_encoder(
-        folders.long(tokens), folders.long(mask)).pooler_output
+    expected = peer.rag.question_encoder(folders.long(tokens), folders.long(mask)).pooler_output
   encoder = DualEncoder(loaded.retriever_config, pooling='cls')
   actual = encoder.apply(
-      {'params': loaded.query_encoder_params}, tokens, mask, method='encode_queries')
+    {'params': loaded.query_encoder_params}, tokens, mask, method='encode_queries'
+  )
   np.testing.assert_allclose(actual, expected, **TOLERANCE)
 
 
@@ -159,10 +161,12 @@ def test_old_names_of_norms(tmp_path):
   peer.save_pretrained(tmp_path)
   _, expected = huggingface.load_bert(tmp_path)
   (tmp_path / 'model.safetensors').unlink()
-  rename = lambda name: name.replace(
-      'LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta')
-  torch.save({'bert.' + rename(k): v for k, v in peer.state_dict().items()},
-             tmp_path / 'pytorch_model.bin')
+  rename = lambda name: name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace(
+    'LayerNorm.bias', 'LayerNorm.beta'
+  )
+  torch.save(
+    {'bert.' + rename(k): v for k, v in peer.state_dict().items()}, tmp_path / 'pytorch_model.bin'
+  )
   assert _equal(huggingface.load_bert(tmp_path)[1], expected)
 
 
@@ -176,5 +180,6 @@ def test_half_precision_files(dtype, as_torch, tmp_path):
     torch.save(peer.state_dict(), tmp_path / 'pytorch_model.bin')
   _, params = huggingface.load_bert(tmp_path)
   np.testing.assert_array_equal(
-      params['token_embedder']['embedding'],
-      peer.embeddings.word_embeddings.weight.detach().float().numpy())
+    params['token_embedder']['embedding'],
+    peer.embeddings.word_embeddings.weight.detach().float().numpy(),
+  )

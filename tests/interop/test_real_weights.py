@@ -5,6 +5,7 @@
 The package carries sentence-transformers' all-MiniLM-L6-v2. Its recall is in
 `benchmarks/real_retriever.py`.
 """
+
 import json
 import pathlib
 
@@ -32,8 +33,7 @@ def test_embeddings_of_real_passages_are_pytorch_s(folder, shared_data):
   texts = [f'{row["title"]} {row["text"]}' for row in map(json.loads, lines)]
   ours = vocabularies.load_vocabulary(folder / 'vocab.txt')
   theirs = transformers.AutoTokenizer.from_pretrained(folder)
-  encoded = theirs(texts, padding=True, truncation=True, max_length=256,
-                   return_tensors='pt')
+  encoded = theirs(texts, padding=True, truncation=True, max_length=256, return_tensors='pt')
   tokens = encoded['input_ids'].numpy()
   mask = encoded['attention_mask'].numpy().astype(bool)
   for text, row, used in zip(texts, tokens, mask):
@@ -42,17 +42,17 @@ def test_embeddings_of_real_passages_are_pytorch_s(folder, shared_data):
       assert ids == row[used].tolist()
 
   with torch.no_grad():
-    hidden = transformers.AutoModel.from_pretrained(folder).eval()(
-        **encoded).last_hidden_state
+    hidden = transformers.AutoModel.from_pretrained(folder).eval()(**encoded).last_hidden_state
     weights = encoded['attention_mask'][..., None].float()
     expected = torch.nn.functional.normalize(
-        (hidden * weights).sum(1) / weights.sum(1), dim=-1).numpy()
+      (hidden * weights).sum(1) / weights.sum(1), dim=-1
+    ).numpy()
   loaded = huggingface.load_sentence_transformer(folder)
   assert (loaded.pooling, loaded.normalize) == ('mean', True)
   encoder = dual_encoder.DualEncoder(
-      loaded.config, pooling=loaded.pooling, normalize=loaded.normalize)
-  embeddings = encoder.apply(
-      {'params': loaded.params}, tokens, mask, method='encode_passages')
+    loaded.config, pooling=loaded.pooling, normalize=loaded.normalize
+  )
+  embeddings = encoder.apply({'params': loaded.params}, tokens, mask, method='encode_passages')
   np.testing.assert_allclose(embeddings, expected, atol=1e-4)
   # Real weights: passages differ, and are of unit length.
   assert np.std(embeddings @ embeddings.T) > 0.05

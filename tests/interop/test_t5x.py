@@ -1,4 +1,5 @@
 """T5X checkpoints in all their layouts, against what wrote them."""
+
 from __future__ import annotations
 
 import shutil
@@ -17,33 +18,45 @@ from ralm_jax.models import t5
 from ralm_jax.models.t5 import T5Config
 
 CONFIG = T5Config(
-    vocab_size=40, emb_dim=12, num_heads=2, head_dim=5, mlp_dim=16,
-    num_encoder_layers=3, num_decoder_layers=2,
-    relative_attention_num_buckets=8)
+  vocab_size=40,
+  emb_dim=12,
+  num_heads=2,
+  head_dim=5,
+  mlp_dim=16,
+  num_encoder_layers=3,
+  num_decoder_layers=2,
+  relative_attention_num_buckets=8,
+)
 TIED = T5Config(
-    vocab_size=40, emb_dim=12, num_heads=2, head_dim=5, mlp_dim=16,
-    num_encoder_layers=1, num_decoder_layers=2, mlp_activations=('relu',),
-    logits_via_embedding=True)
+  vocab_size=40,
+  emb_dim=12,
+  num_heads=2,
+  head_dim=5,
+  mlp_dim=16,
+  num_encoder_layers=1,
+  num_decoder_layers=2,
+  mlp_activations=('relu',),
+  logits_via_embedding=True,
+)
 
 
 def random_params(config: T5Config, seed: int = 0) -> dict:
   """Our tree, as T5X has it but for the place of the head."""
   tokens = np.ones((1, 3), np.int32)
-  shapes = jax.eval_shape(
-      t5.T5(config).init, jax.random.key(0), tokens, tokens, tokens)['params']
+  shapes = jax.eval_shape(t5.T5(config).init, jax.random.key(0), tokens, tokens, tokens)['params']
   rng = np.random.default_rng(seed)
-  flat = traverse_util.flatten_dict(jax.tree.map(lambda x: x.value, shapes,
-      is_leaf=lambda x: hasattr(x, 'value')))
-  return traverse_util.unflatten_dict({
-      path: rng.normal(size=leaf.shape).astype(np.float32)
-      for path, leaf in flat.items()})
+  flat = traverse_util.flatten_dict(
+    jax.tree.map(lambda x: x.value, shapes, is_leaf=lambda x: hasattr(x, 'value'))
+  )
+  return traverse_util.unflatten_dict(
+    {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in flat.items()}
+  )
 
 
 def as_t5x(params: dict) -> dict:
   params = dict(params)
   if 'logits_dense' in params:
-    params['decoder'] = {
-        **params['decoder'], 'logits_dense': params.pop('logits_dense')}
+    params['decoder'] = {**params['decoder'], 'logits_dense': params.pop('logits_dense')}
   return params
 
 
@@ -54,8 +67,7 @@ def scanned(target: dict, axis: int) -> dict:
     layers = [k for k in target[stack] if k.startswith('layers_')]
     rows = [target[stack][f'layers_{i}'] for i in range(len(layers))]
     result[stack] = {k: v for k, v in target[stack].items() if k not in layers}
-    result[stack]['layers'] = jax.tree.map(
-        lambda *leaves: np.stack(leaves, axis), *rows)
+    result[stack]['layers'] = jax.tree.map(lambda *leaves: np.stack(leaves, axis), *rows)
   return result
 
 
@@ -66,8 +78,11 @@ def state_of(target: dict) -> dict:
 
 
 def write_legacy(path, target: dict):
-  path.write_bytes(serialization.msgpack_serialize({
-      'version': 3, 'optimizer': {'target': target, 'state': state_of(target)}}))
+  path.write_bytes(
+    serialization.msgpack_serialize(
+      {'version': 3, 'optimizer': {'target': target, 'state': state_of(target)}}
+    )
+  )
   return path
 
 
@@ -84,16 +99,22 @@ def write_native(folder, target: dict, driver='gfile', version=3, old=False):
     if array.dtype == ml_dtypes.bfloat16:
       dtype = 'bfloat16'
     metadata = {
-        'compressor': {'id': 'gzip'}, 'shape': list(array.shape),
-        'chunks': halves, 'dtype': dtype}
-    store = tensorstore.open({
-        'driver': 'zarr', 'metadata': metadata,
+      'compressor': {'id': 'gzip'},
+      'shape': list(array.shape),
+      'chunks': halves,
+      'dtype': dtype,
+    }
+    store = tensorstore.open(
+      {
+        'driver': 'zarr',
+        'metadata': metadata,
         'kvstore': {'driver': 'file', 'path': str(folder / name)},
-    }, create=True).result()
+      },
+      create=True,
+    ).result()
     store.write(array).result()
     if old:
-      return {'driver': 'zarr', 'kvstore': {'driver': driver}, 'path': name,
-              'metadata': metadata}
+      return {'driver': 'zarr', 'kvstore': {'driver': driver}, 'path': name, 'metadata': metadata}
     kvstore = {'driver': driver, 'path': name}
     if driver == 'gcs':
       kvstore['bucket'] = 't5x-dummy-bucket'
@@ -101,10 +122,13 @@ def write_native(folder, target: dict, driver='gfile', version=3, old=False):
 
   flat = traverse_util.flatten_dict(target)
   target = traverse_util.unflatten_dict(
-      {path: write(path, np.asarray(leaf)) for path, leaf in flat.items()})
-  (folder / 'checkpoint').write_bytes(serialization.msgpack_serialize({
-      'version': version,
-      'optimizer': {'target': target, 'state': {'step': np.int32(7)}}}))
+    {path: write(path, np.asarray(leaf)) for path, leaf in flat.items()}
+  )
+  (folder / 'checkpoint').write_bytes(
+    serialization.msgpack_serialize(
+      {'version': version, 'optimizer': {'target': target, 'state': {'step': np.int32(7)}}}
+    )
+  )
   return folder
 
 
@@ -145,8 +169,7 @@ def test_native_of_the_oldest_kind(tmp_path):
   """Paths beside the kvstore, and bfloat16 as uint16."""
   params = random_params(CONFIG)
   half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), params)
-  bits = jax.tree.map(
-      lambda x: x.view(np.uint16) if x.ndim > 1 else x, as_t5x(half))
+  bits = jax.tree.map(lambda x: x.view(np.uint16) if x.ndim > 1 else x, as_t5x(half))
   folder = write_native(tmp_path / 'old', bits, version=2, old=True)
   source = t5x.open_checkpoint(folder)
   assert source.info('token_embedder/embedding').dtype == ml_dtypes.bfloat16
@@ -155,8 +178,7 @@ def test_native_of_the_oldest_kind(tmp_path):
 
 
 def test_bfloat16(tmp_path):
-  half = jax.tree.map(
-      lambda x: x.astype(ml_dtypes.bfloat16), random_params(CONFIG))
+  half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), random_params(CONFIG))
   expected = jax.tree.map(lambda x: x.astype(np.float32), half)
   _, native = loaded(write_native(tmp_path / 'native', as_t5x(half)))
   _, legacy = loaded(write_legacy(tmp_path / 'legacy', as_t5x(half)))
@@ -165,9 +187,9 @@ def test_bfloat16(tmp_path):
 
 
 ORBAX = {
-    'ocdbt': dict(use_ocdbt=True, use_zarr3=False),
-    'zarr3': dict(use_ocdbt=True, use_zarr3=True),
-    'folders': dict(use_ocdbt=False),
+  'ocdbt': dict(use_ocdbt=True, use_zarr3=False),
+  'zarr3': dict(use_ocdbt=True, use_zarr3=True),
+  'folders': dict(use_ocdbt=False),
 }
 
 
@@ -177,7 +199,8 @@ def test_orbax(tmp_path, layout):
   folder = tmp_path / 'checkpoint_3'
   target = as_t5x(params)
   ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**ORBAX[layout])).save(
-      folder, {'target': target, 'state': state_of(target)})
+    folder, {'target': target, 'state': state_of(target)}
+  )
   source = t5x.open_checkpoint(folder)
   assert len(source) == len(jax.tree.leaves(params))
   config, tree = loaded(folder)
@@ -185,11 +208,14 @@ def test_orbax(tmp_path, layout):
   assert_same(tree, params)
 
 
-@pytest.mark.parametrize('wrap', [
+@pytest.mark.parametrize(
+  'wrap',
+  [
     lambda target: {'params': target},
     lambda target: {'params': {'params': target}, 'step': np.int32(1)},
     lambda target: target,
-])
+  ],
+)
 def test_orbax_of_other_programs(tmp_path, wrap):
   params = random_params(TIED)
   with ocp.CheckpointManager(tmp_path / 'run') as manager:
@@ -206,12 +232,17 @@ def test_orbax_of_the_first_kind(tmp_path):
   params = random_params(CONFIG)
   folder = write_native(tmp_path / 'checkpoint_3', as_t5x(params))
   tree = serialization.msgpack_restore((folder / 'checkpoint').read_bytes())
-  flat = traverse_util.flatten_dict(
-      tree['optimizer'], is_leaf=lambda _, x: 'driver' in x)
-  (folder / 'checkpoint').write_bytes(serialization.msgpack_serialize(
-      traverse_util.unflatten_dict({
-          path: f'PLACEHOLDER://{".".join(path)}' if isinstance(leaf, dict)
-          else leaf for path, leaf in flat.items()})))
+  flat = traverse_util.flatten_dict(tree['optimizer'], is_leaf=lambda _, x: 'driver' in x)
+  (folder / 'checkpoint').write_bytes(
+    serialization.msgpack_serialize(
+      traverse_util.unflatten_dict(
+        {
+          path: f'PLACEHOLDER://{".".join(path)}' if isinstance(leaf, dict) else leaf
+          for path, leaf in flat.items()
+        }
+      )
+    )
+  )
   _, tree = loaded(folder)
   assert_same(tree, params)
 
@@ -234,11 +265,16 @@ def test_scanned_equals_unscanned(tmp_path, writer, axis):
 def test_as_many_layers_as_features(tmp_path):
   """Shapes do not tell the axis; T5X's default does."""
   config = T5Config(
-      vocab_size=9, emb_dim=2, num_heads=1, head_dim=2, mlp_dim=2,
-      num_encoder_layers=2, num_decoder_layers=2)
+    vocab_size=9,
+    emb_dim=2,
+    num_heads=1,
+    head_dim=2,
+    mlp_dim=2,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+  )
   params = random_params(config)
-  _, tree = loaded(
-      write_legacy(tmp_path / 'checkpoint_0', scanned(as_t5x(params), 1)))
+  _, tree = loaded(write_legacy(tmp_path / 'checkpoint_0', scanned(as_t5x(params), 1)))
   assert_same(tree, params)
 
 
@@ -253,8 +289,7 @@ def test_a_table_a_layer(tmp_path, scan, name):
     for layer in [k for k in target[stack] if k.startswith('layers_')]:
       target[stack][layer] = {**target[stack][layer], name: table}
   path = tmp_path / 'checkpoint_0'
-  config, tree = loaded(
-      write_legacy(path, scanned(target, 1) if scan else target))
+  config, tree = loaded(write_legacy(path, scanned(target, 1) if scan else target))
   assert config == CONFIG
   for stack in ('encoder', 'decoder'):
     del params[stack]
@@ -277,12 +312,20 @@ def hugging_face_peer(target: dict, config: T5Config):
   """transformers' T5 with these weights, named by hand."""
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
-  peer = transformers.T5ForConditionalGeneration(transformers.T5Config(
-      vocab_size=config.vocab_size, d_model=config.emb_dim,
-      d_kv=config.head_dim, d_ff=config.mlp_dim, num_heads=config.num_heads,
+  peer = transformers.T5ForConditionalGeneration(
+    transformers.T5Config(
+      vocab_size=config.vocab_size,
+      d_model=config.emb_dim,
+      d_kv=config.head_dim,
+      d_ff=config.mlp_dim,
+      num_heads=config.num_heads,
       num_layers=config.num_encoder_layers,
-      num_decoder_layers=config.num_decoder_layers, dropout_rate=0.0,
-      feed_forward_proj='gated-gelu', tie_word_embeddings=False)).eval()
+      num_decoder_layers=config.num_decoder_layers,
+      dropout_rate=0.0,
+      feed_forward_proj='gated-gelu',
+      tie_word_embeddings=False,
+    )
+  ).eval()
   peer.lm_head.weight = torch.nn.Parameter(peer.lm_head.weight.clone())
 
   def put(module, array):
@@ -294,12 +337,18 @@ def hugging_face_peer(target: dict, config: T5Config):
   for stack in ('encoder', 'decoder'):
     theirs, ours = getattr(peer, stack), target[stack]
     put(theirs.final_layer_norm, ours[f'{stack}_norm']['scale'])
-    put(theirs.block[0].layer[0].SelfAttention.relative_attention_bias,
-        ours['relpos_bias']['rel_embedding'])
-    attentions = [('attention', 'pre_attention_layer_norm')] if (
-        stack == 'encoder') else [
-            ('self_attention', 'pre_self_attention_layer_norm'),
-            ('encoder_decoder_attention', 'pre_cross_attention_layer_norm')]
+    put(
+      theirs.block[0].layer[0].SelfAttention.relative_attention_bias,
+      ours['relpos_bias']['rel_embedding'],
+    )
+    attentions = (
+      [('attention', 'pre_attention_layer_norm')]
+      if (stack == 'encoder')
+      else [
+        ('self_attention', 'pre_self_attention_layer_norm'),
+        ('encoder_decoder_attention', 'pre_cross_attention_layer_norm'),
+      ]
+    )
     for i, block in enumerate(theirs.block):
       layer = ours[f'layers_{i}']
       for part, (name, norm) in zip(block.layer, attentions):
@@ -309,8 +358,7 @@ def hugging_face_peer(target: dict, config: T5Config):
           put(getattr(module, letter), layer[name][kernel]['kernel'])
       put(block.layer[-1].layer_norm, layer['pre_mlp_layer_norm']['scale'])
       for name in ('wi_0', 'wi_1', 'wo'):
-        put(getattr(block.layer[-1].DenseReluDense, name),
-            layer['mlp'][name]['kernel'])
+        put(getattr(block.layer[-1].DenseReluDense, name), layer['mlp'][name]['kernel'])
   return peer
 
 
@@ -328,8 +376,7 @@ def test_the_real_checkpoint(shared_data):
   mask = np.arange(9) < np.array([[9], [5]])
   targets = rng.integers(2, 32000, (2, 6)).astype(np.int32)
   inputs = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-  logits = np.asarray(
-      t5.T5(config).apply({'params': params}, tokens, mask, inputs))
+  logits = np.asarray(t5.T5(config).apply({'params': params}, tokens, mask, inputs))
   assert logits.shape == (2, 6, 32128) and np.isfinite(logits).all()
 
   torch = pytest.importorskip('torch')
@@ -337,26 +384,31 @@ def test_the_real_checkpoint(shared_data):
   peer = hugging_face_peer(whole['optimizer']['target'], config)
   with torch.no_grad():
     expected = peer(
-        input_ids=torch.tensor(tokens).long(),
-        attention_mask=torch.tensor(mask),
-        decoder_input_ids=torch.tensor(inputs).long()).logits.numpy()
+      input_ids=torch.tensor(tokens).long(),
+      attention_mask=torch.tensor(mask),
+      decoder_input_ids=torch.tensor(inputs).long(),
+    ).logits.numpy()
   assert expected.std() > 0.1
   np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 def test_msgpack_is_read_as_flax_reads_it(tmp_path, monkeypatch):
   value = {
-      'a': np.arange(6, dtype=np.float32).reshape(2, 3), 'long' * 20: [1, -1, None],
-      'numbers': {str(n): n for n in (0, 127, 128, 70000, 2**40, -1, -40, -2**40)},
-      'other': {'f': 1.5, 'b': b'xy', 'yes': True, 's': 'é' * 300},
-      'many': {str(i): i for i in range(70000)}, 'zero': np.zeros((0, 3)),
-      'scalar': np.float32(2.5), 'half': np.ones(3, ml_dtypes.bfloat16),
+    'a': np.arange(6, dtype=np.float32).reshape(2, 3),
+    'long' * 20: [1, -1, None],
+    'numbers': {str(n): n for n in (0, 127, 128, 70000, 2**40, -1, -40, -(2**40))},
+    'other': {'f': 1.5, 'b': b'xy', 'yes': True, 's': 'é' * 300},
+    'many': {str(i): i for i in range(70000)},
+    'zero': np.zeros((0, 3)),
+    'scalar': np.float32(2.5),
+    'half': np.ones(3, ml_dtypes.bfloat16),
   }
   path = tmp_path / 'file'
   path.write_bytes(serialization.msgpack_serialize(value))
   file = MsgpackFile(path)
   assert {k: file.tree[k] for k in ('long' * 20, 'numbers', 'many')} == {
-      k: value[k] for k in ('long' * 20, 'numbers', 'many')}
+    k: value[k] for k in ('long' * 20, 'numbers', 'many')
+  }
   assert file.tree['other']['s'] == value['other']['s']
   for name in ('a', 'zero', 'scalar', 'half'):
     found = file.read(file.tree[name])
@@ -401,14 +453,13 @@ def test_damaged_tensors(tmp_path):
     fresh.info('token_embedder/embedding')
   # Each tensor is read by itself.
   np.testing.assert_array_equal(
-      fresh['decoder/logits_dense/kernel'],
-      params['decoder']['logits_dense']['kernel'])
+    fresh['decoder/logits_dense/kernel'], params['decoder']['logits_dense']['kernel']
+  )
 
 
 def test_a_damaged_database(tmp_path):
   folder = tmp_path / 'checkpoint_0'
-  ocp.PyTreeCheckpointer().save(
-      folder, {'target': as_t5x(random_params(CONFIG))})
+  ocp.PyTreeCheckpointer().save(folder, {'target': as_t5x(random_params(CONFIG))})
   for path in folder.rglob('d/*'):
     path.write_bytes(path.read_bytes()[:100])
   with pytest.raises(ValueError, match='missing or damaged'):
@@ -420,9 +471,15 @@ def test_a_damaged_database(tmp_path):
 
 @pytest.mark.parametrize('name', ['../secret', '/etc/passwd', '', 7, 'a/../../b'])
 def test_no_tensor_outside_the_checkpoint(tmp_path, name):
-  (tmp_path / 'checkpoint').write_bytes(serialization.msgpack_serialize({
-      'target': {'encoder': {'x': {
-          'driver': 'zarr', 'kvstore': {'driver': 'file', 'path': name}}}}}))
+  (tmp_path / 'checkpoint').write_bytes(
+    serialization.msgpack_serialize(
+      {
+        'target': {
+          'encoder': {'x': {'driver': 'zarr', 'kvstore': {'driver': 'file', 'path': name}}}
+        }
+      }
+    )
+  )
   with pytest.raises(ValueError, match='expected a folder beside it'):
     t5x.open_checkpoint(tmp_path)
 

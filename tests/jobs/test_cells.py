@@ -1,4 +1,5 @@
 """Cells: done once, by one worker, whoever dies meanwhile."""
+
 import json
 import os
 import pathlib
@@ -41,8 +42,7 @@ def test_says_what_has_changed(tmp_path):
   cell = Cell(tmp_path)
   finish(cell)
   changed = {'checkpoint': {'step': 6}, 'index': {'id': 'a', 'generation': 2}}
-  assert cell.why_undone(changed) == (
-      'checkpoint.step: 4 is now 6; index.generation: 1 is now 2')
+  assert cell.why_undone(changed) == ('checkpoint.step: 4 is now 6; index.generation: 1 is now 2')
   assert cell.why_undone(changed, ('checkpoint.step', 'index.generation')) is None
   assert 'index' in cell.why_undone({**INPUTS, 'index': None})
   # Tuples are lists in JSON: no change.
@@ -50,12 +50,15 @@ def test_says_what_has_changed(tmp_path):
   assert cell.why_undone({'files': ('x',)}) is None
 
 
-@pytest.mark.parametrize('damage', [
+@pytest.mark.parametrize(
+  'damage',
+  [
     lambda folder: (folder / 'predictions.jsonl').unlink(),
     lambda folder: (folder / 'predictions.jsonl').write_text('{'),
     lambda folder: (folder / 'manifest.json').write_text('{"files"'),
     lambda folder: (folder / 'manifest.json').write_text('[]'),
-])
+  ],
+)
 def test_damaged(tmp_path, damage):
   cell = Cell(tmp_path)
   finish(cell)
@@ -78,7 +81,7 @@ def test_a_failing_worker_leaves_the_cell_free(tmp_path):
     assert not (cell.begin(claim, {'other': 1}) / 'part').exists()
 
 
-CLAIM = '''
+CLAIM = """
 import sys, time
 from ralm_jax.evaluation import cells
 cell = cells.Cell(sys.argv[1])
@@ -87,14 +90,14 @@ with cell.claimed() as claim:
   (work / 'part').write_text('begun')
   print(claim.number, flush=True)
   time.sleep(600)
-'''
+"""
 
 
 def test_a_killed_worker_is_recognised_at_once(tmp_path):
   cell = Cell(tmp_path / 'cell')
   worker = subprocess.Popen(
-      [sys.executable, '-c', CLAIM, str(cell.folder)], stdout=subprocess.PIPE,
-      cwd=tiny.ROOT)
+    [sys.executable, '-c', CLAIM, str(cell.folder)], stdout=subprocess.PIPE, cwd=tiny.ROOT
+  )
   try:
     assert worker.stdout.readline() == b'1\n'
     with cell.claimed() as claim:
@@ -115,8 +118,7 @@ def test_a_killed_worker_is_recognised_at_once(tmp_path):
 def claim_of_another_host(cell, silent_s=0.0, token='another'):
   cell.folder.mkdir(parents=True, exist_ok=True)
   path = cell.folder / 'claim-1'
-  path.write_text(json.dumps({
-      'host': 'other', 'pid': 1, 'machine': 'other', 'token': token}))
+  path.write_text(json.dumps({'host': 'other', 'pid': 1, 'machine': 'other', 'token': token}))
   time = path.stat().st_mtime - silent_s
   os.utime(path, (time, time))
 
@@ -207,7 +209,7 @@ def test_heartbeat(tmp_path):
       assert not touched.wait(0.01)
 
 
-RACE = '''
+RACE = """
 import pathlib, sys
 from ralm_jax.evaluation import cells
 root, me = pathlib.Path(sys.argv[1]), sys.argv[2]
@@ -221,7 +223,7 @@ for i in range(40):
       with open(root / f'done-{i}', 'a') as file:
         file.write(me)
       cell.publish(claim, work, {'i': i}, {})
-'''
+"""
 
 
 def test_workers_that_race(tmp_path):
@@ -229,11 +231,14 @@ def test_workers_that_race(tmp_path):
   for i in range(0, 40, 2):
     claim_of_another_host(Cell(tmp_path / str(i)), silent_s=10_000)
   workers = [
-      subprocess.Popen(
-          [sys.executable, '-c', RACE, str(tmp_path), str(i)], cwd=tiny.ROOT,
-          stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-          stderr=subprocess.DEVNULL)
-      for i in range(3)
+    subprocess.Popen(
+      [sys.executable, '-c', RACE, str(tmp_path), str(i)],
+      cwd=tiny.ROOT,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+    )
+    for i in range(3)
   ]
   for worker in workers:
     assert worker.stdout.readline() == b'ready\n'

@@ -1,4 +1,5 @@
 """What evaluation jobs are told, and what tells one cell's inputs from another's."""
+
 import shutil
 
 import pytest
@@ -17,12 +18,12 @@ def test_checkpoints_of_one_name(trained, tmp_path):
   shutil.copytree(trained.run, tmp_path / 'run')
   with pytest.raises(ValueError, match='both called run-4'):
     config.find_checkpoints([str(trained.run), str(tmp_path / 'run')])
-  found = config.find_checkpoints([
-      str(trained.run), jobs.Checkpoint(str(tmp_path / 'run'), name='copy')])
+  found = config.find_checkpoints(
+    [str(trained.run), jobs.Checkpoint(str(tmp_path / 'run'), name='copy')]
+  )
   assert [one.name for one in found] == ['run-4', 'copy']
   # One of two names comes under both, and under the same one once.
-  found = config.find_checkpoints([
-      jobs.Checkpoint(str(trained.run), name=name) for name in 'aba'])
+  found = config.find_checkpoints([jobs.Checkpoint(str(trained.run), name=name) for name in 'aba'])
   assert [one.name for one in found] == ['a', 'b']
 
 
@@ -48,9 +49,9 @@ def test_shards_of_what_comes_one_by_one():
   """Each worker gets some of a run's checkpoints, each of them one worker."""
   jobs_of = [[f'run-{i} × find × index'] for i in range(40)]
   parts = [
-      [job for jobs in jobs_of
-       for job in worker._part(jobs, f'{i}/3', by_name=True)]
-      for i in range(3)]
+    [job for jobs in jobs_of for job in worker._part(jobs, f'{i}/3', by_name=True)]
+    for i in range(3)
+  ]
   assert all(len(part) > 5 for part in parts)
   assert sorted(sum(parts, [])) == sorted(sum(jobs_of, []))
   assert parts[1] == worker._part(sum(jobs_of, []), '1/3', by_name=True)

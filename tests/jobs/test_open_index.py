@@ -1,4 +1,5 @@
 """The index under evaluation jobs: its generations, and one that moves on."""
+
 import shutil
 
 import numpy as np
@@ -54,22 +55,34 @@ def test_generations_of_one_index(trained, tasks, index, tmp_path, monkeypatch):
   searched = []
   search = RetrievalClient.search
   monkeypatch.setattr(
-      RetrievalClient, 'search', lambda *arguments, **options: (
-          searched.append(options.get('generation')),
-          search(*arguments, **options))[1])
+    RetrievalClient,
+    'search',
+    lambda *arguments, **options: (
+      searched.append(options.get('generation')),
+      search(*arguments, **options),
+    )[1],
+  )
   rows = runner.run(
-      tasks=tasks, checkpoints=f'{trained.run}/checkpoint_4', indexes=[
-          Index(str(index), generation=1),
-          Index(str(index), generation=2),
-          Index(str(index), name='current')],
-      output=str(tmp_path / 'out'), options=OPTIONS, table=TABLE, show=False)
-  assert [row['index'] for row in rows] == [
-      'current', 'index generation 1', 'index generation 2']
+    tasks=tasks,
+    checkpoints=f'{trained.run}/checkpoint_4',
+    indexes=[
+      Index(str(index), generation=1),
+      Index(str(index), generation=2),
+      Index(str(index), name='current'),
+    ],
+    output=str(tmp_path / 'out'),
+    options=OPTIONS,
+    table=TABLE,
+    show=False,
+  )
+  assert [row['index'] for row in rows] == ['current', 'index generation 1', 'index generation 2']
   found = {
-      row['index']: [[p['id'] for p in record['passages']] for record in (
-          prediction_files.read(
-              tmp_path / 'out' / row['folder'] / 'predictions.jsonl'))]
-      for row in rows}
+    row['index']: [
+      [p['id'] for p in record['passages']]
+      for record in (prediction_files.read(tmp_path / 'out' / row['folder'] / 'predictions.jsonl'))
+    ]
+    for row in rows
+  }
   assert found['current'] == found['index generation 2']
   assert found['current'] != found['index generation 1']
   assert set(searched) == {1, 2}  # to time searches, too
@@ -77,9 +90,7 @@ def test_generations_of_one_index(trained, tasks, index, tmp_path, monkeypatch):
 
 def test_an_index_that_moves_on(trained, tasks, index, tmp_path):
   """Answers are from the generation that the manifest names."""
-  with Worker(
-      tasks, str(index), tmp_path / 'out', options=OPTIONS,
-      table=TABLE) as worker:
+  with Worker(tasks, str(index), tmp_path / 'out', options=OPTIONS, table=TABLE) as worker:
     worker.work(f'{trained.run}/checkpoint_2')
     commit_another(index)
     worker.work(f'{trained.run}/checkpoint_4')
@@ -87,10 +98,10 @@ def test_an_index_that_moves_on(trained, tasks, index, tmp_path):
     worker.check()
   assert [row['generation'] for row in rows] == [1, 2]
   for row in rows:
-    records = prediction_files.read(
-        tmp_path / 'out' / row['folder'] / 'predictions.jsonl')
+    records = prediction_files.read(tmp_path / 'out' / row['folder'] / 'predictions.jsonl')
     assert {(record['index'], record['generation']) for record in records} == {
-        (row['index_id'], row['generation'])}
+      (row['index_id'], row['generation'])
+    }
   assert [row['outdated'] for row in rows] == ['index.generation: 1 is now 2', None]
 
 
@@ -101,8 +112,7 @@ def test_answers_of_another_state():
   open_index.check_answers(records, index, state, state)
   for changes in ({'generation': 2}, {'index': 'b'}):
     with pytest.raises(RuntimeError, match='answers are from . generation .;'):
-      open_index.check_answers(
-          [*records, {**records[0], **changes}], index, state, state)
+      open_index.check_answers([*records, {**records[0], **changes}], index, state, state)
   later = IndexState('a', 2, 0, 10, '')
   with pytest.raises(RuntimeError, match='the index changed meanwhile'):
     open_index.check_answers(records, index, state, later)
@@ -112,10 +122,8 @@ def test_answers_of_another_state():
 
 def test_passages_of_an_older_generation_are_not_known(monkeypatch):
   """A process counts those that it serves."""
-  status = ServerStatus(
-      2, 10, 4, None, '', {}, (1, 2), False, '/nowhere', index_id='a')
+  status = ServerStatus(2, 10, 4, None, '', {}, (1, 2), False, '/nowhere', index_id='a')
   monkeypatch.setattr(RetrievalClient, 'status', lambda self: status)
   for generation, count in ((None, 10), (2, 10), (1, None)):
-    state = IndexState.of(Index(
-        retrieval_address='localhost:1', generation=generation))
+    state = IndexState.of(Index(retrieval_address='localhost:1', generation=generation))
     assert state.count == count and state.generation == (generation or 2)

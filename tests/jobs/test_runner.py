@@ -1,4 +1,5 @@
 """Jobs: every cell once, with its manifest; what fails does not stop the rest."""
+
 import json
 import os
 import shutil
@@ -57,31 +58,41 @@ def run(trained, questions, tmp_path, indexes, tasks=None, **arguments):
   arguments.setdefault('checkpoints', f'{trained.run}/checkpoint_*')
   arguments.setdefault('table', TABLE)
   return runner.run(
-      tasks=tasks or [Task('find', str(questions), retrieve_only=True)],
-      indexes=indexes, output=str(tmp_path / 'out'), options=OPTIONS,
-      **arguments)
+    tasks=tasks or [Task('find', str(questions), retrieve_only=True)],
+    indexes=indexes,
+    output=str(tmp_path / 'out'),
+    options=OPTIONS,
+    **arguments,
+  )
 
 
-def test_every_cell_once(
-    trained, questions, other_index, evaluated, tmp_path, monkeypatch, capsys):
+def test_every_cell_once(trained, questions, other_index, evaluated, tmp_path, monkeypatch, capsys):
   opened, served = [], []
   open_checkpoint = opening.open_checkpoint
   connect = connection_lib.connect
-  monkeypatch.setattr(opening, 'open_checkpoint', lambda path: (
-      opened.append(path), open_checkpoint(path))[1])
-  monkeypatch.setattr(connection_lib, 'connect', lambda **arguments: (
+  monkeypatch.setattr(
+    opening, 'open_checkpoint', lambda path: (opened.append(path), open_checkpoint(path))[1]
+  )
+  monkeypatch.setattr(
+    connection_lib,
+    'connect',
+    lambda **arguments: (
       served.extend([arguments['index']] if arguments['index'] else []),
-      connect(**arguments))[1])
-  indexes = [Index(str(trained.index), name='one'),
-             Index(str(other_index))]
+      connect(**arguments),
+    )[1],
+  )
+  indexes = [Index(str(trained.index), name='one'), Index(str(other_index))]
   rows = run(trained, questions, tmp_path, indexes)
   assert [(row['checkpoint'], row['task'], row['index']) for row in rows] == [
-      (f'run-{step}', 'find', index) for step in (2, 4)
-      for index in ('one', 'other')]
+    (f'run-{step}', 'find', index) for step in (2, 4) for index in ('one', 'other')
+  ]
   assert len(evaluated) == 4
   # There and back: of four, three are opened; each index is served once.
   assert [os.path.basename(path) for path in opened] == [
-      'checkpoint_4', 'checkpoint_2', 'checkpoint_4']
+    'checkpoint_4',
+    'checkpoint_2',
+    'checkpoint_4',
+  ]
   assert len(served) == 2
   out = tmp_path / 'out'
   lines = (out / 'results.jsonl').read_text().splitlines()
@@ -105,17 +116,19 @@ def test_every_cell_once(
   assert len(evaluated) == 4 and len(served) == 2
   # Another task is added: its cells alone.
   more = tiny.write_jsonl(tmp_path / 'more.jsonl', tiny.questions()[8:12])
-  tasks = [Task('find', str(questions), retrieve_only=True),
-           Task('more', str(more), retrieve_only=True)]
+  tasks = [
+    Task('find', str(questions), retrieve_only=True),
+    Task('more', str(more), retrieve_only=True),
+  ]
   run(trained, questions, tmp_path, indexes[:1], tasks)
   assert evaluated[4:] == ['run-4/more/one', 'run-2/more/one']
 
 
 def test_what_has_changed_is_done_again(
-    trained, questions, other_index, evaluated, tmp_path, caplog):
+  trained, questions, other_index, evaluated, tmp_path, caplog
+):
   indexes = [Index(str(other_index), name='i')]
-  arguments = {'checkpoints': [Checkpoint(
-      str(trained.run / 'checkpoint_4'), name='c')]}
+  arguments = {'checkpoints': [Checkpoint(str(trained.run / 'checkpoint_4'), name='c')]}
   (row,) = run(trained, questions, tmp_path, indexes, **arguments)
   assert row['checkpoint'] == 'c'
   tiny.write_jsonl(questions, tiny.questions()[:5])
@@ -134,8 +147,9 @@ def test_what_has_changed_is_done_again(
       run(trained, moved, tmp_path, indexes, **arguments)
       assert len(evaluated) == 3
       # A running process of that index, in place of its folder.
-      run(trained, moved, tmp_path, [
-          Index(retrieval_address=server.address, name='i')], **arguments)
+      run(
+        trained, moved, tmp_path, [Index(retrieval_address=server.address, name='i')], **arguments
+      )
       assert len(evaluated) == 3
   # As are a task's choices.
   tasks = [Task('find', str(moved), retrieve_only=True, n_passages=2)]
@@ -145,57 +159,51 @@ def test_what_has_changed_is_done_again(
 
 def test_answers_and_closed_book(trained, questions, evaluated, tmp_path):
   """One real answer of a reader; without passages the index does not count."""
-  tasks = [Task('qa', str(questions)),
-           Task('blind', str(questions), passages_from='none',
-                     answering=AnswerOptions(
-                         max_length=2))]
+  tasks = [
+    Task('qa', str(questions)),
+    Task('blind', str(questions), passages_from='none', answering=AnswerOptions(max_length=2)),
+  ]
   indexes = [Index(str(trained.index), name='i')]
-  rows = run(trained, questions, tmp_path, indexes, tasks,
-             checkpoints=str(trained.run))
-  assert [(row['task'], row['index']) for row in rows] == [
-      ('blind', 'none'), ('qa', 'i')]
+  rows = run(trained, questions, tmp_path, indexes, tasks, checkpoints=str(trained.run))
+  assert [(row['task'], row['index']) for row in rows] == [('blind', 'none'), ('qa', 'i')]
   assert sorted(evaluated) == ['run-4/blind/none', 'run-4/qa/i']
   for row in rows:
     assert {'exact_match', 'f1'} <= row['metrics'].keys()
   assert rows[0]['index_id'] is None and rows[0]['search_ms'] is None
 
 
-def test_one_failure_does_not_stop_the_others(
-    trained, questions, evaluated, tmp_path):
+def test_one_failure_does_not_stop_the_others(trained, questions, evaluated, tmp_path):
   broken = tmp_path / 'broken.jsonl'
   broken.write_text('{"question": "x"}\n')
-  tasks = [Task('bad', str(broken), retrieve_only=True),
-           Task('absent', str(tmp_path / 'no.jsonl'), retrieve_only=True),
-           Task('good', str(questions), retrieve_only=True)]
+  tasks = [
+    Task('bad', str(broken), retrieve_only=True),
+    Task('absent', str(tmp_path / 'no.jsonl'), retrieve_only=True),
+    Task('good', str(questions), retrieve_only=True),
+  ]
   indexes = [str(trained.index)]
   with pytest.raises(RuntimeError, match='2 of 3 cells failed') as raised:
-    run(trained, questions, tmp_path, indexes, tasks,
-        checkpoints=str(trained.run))
+    run(trained, questions, tmp_path, indexes, tasks, checkpoints=str(trained.run))
   message = str(raised.value)
   assert 'run-4 × bad × index: ValueError' in message
   assert f'{broken}:1' in message and 'no.jsonl' in message
-  assert [row['task'] for row in results.read_cells(tmp_path / 'out')] == [
-      'good']
+  assert [row['task'] for row in results.read_cells(tmp_path / 'out')] == ['good']
   # Repaired, they are done, and only they.
   tiny.write_jsonl(broken, tiny.questions()[:2])
   tiny.write_jsonl(tmp_path / 'no.jsonl', tiny.questions()[:2])
   del evaluated[:]
-  assert len(run(trained, questions, tmp_path, indexes, tasks,
-                 checkpoints=str(trained.run))) == 3
+  assert len(run(trained, questions, tmp_path, indexes, tasks, checkpoints=str(trained.run))) == 3
   assert [call.split('/')[1] for call in evaluated] == ['bad', 'absent']
 
 
 def test_shards_and_other_workers(trained, questions, evaluated, tmp_path, caplog):
-  tasks = [Task(name, str(questions), retrieve_only=True)
-           for name in 'abc']
+  tasks = [Task(name, str(questions), retrieve_only=True) for name in 'abc']
   indexes = [str(trained.index)]
   newest = {'checkpoints': str(trained.run)}
   for i in range(2):
     run(trained, questions, tmp_path, indexes, tasks, shard=f'{i}/2', **newest)
   assert [call.split('/')[1] for call in evaluated] == ['a', 'b', 'c']
   # One that another worker is at is left to it.
-  cell = Cell(results.cell_folder(
-      tmp_path / 'out', 'run-4', 'a', 'index'))
+  cell = Cell(results.cell_folder(tmp_path / 'out', 'run-4', 'a', 'index'))
   (cell.folder / 'metrics.json').unlink()
   with cell.claimed(), caplog.at_level('INFO'):
     rows = run(trained, questions, tmp_path, indexes, tasks, **newest)
@@ -218,15 +226,24 @@ def test_watch(trained, questions, evaluated, tmp_path):
 
   follow = watch.follow
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(watch, 'follow', lambda run, **arguments: follow(
-        run, **arguments, sleep=sleep))
-    rows = run(trained, questions, tmp_path, [str(trained.index)],
-               checkpoints=(), watch=str(directory), until_step=4, poll_s=7)
+    patch.setattr(watch, 'follow', lambda run, **arguments: follow(run, **arguments, sleep=sleep))
+    rows = run(
+      trained,
+      questions,
+      tmp_path,
+      [str(trained.index)],
+      checkpoints=(),
+      watch=str(directory),
+      until_step=4,
+      poll_s=7,
+    )
   assert evaluated == ['run-2/find/index', 'run-4/find/index']
   assert [row['step'] for row in rows] == [2, 4]
 
 
-@pytest.mark.parametrize('arguments, message', [
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
     ({'shard': '2/2'}, "write 'I/N'"),
     ({'checkpoints': ()}, 'a run to watch'),
     ({'checkpoints': 'no/such/*'}, 'no checkpoint matches'),
@@ -235,9 +252,12 @@ def test_watch(trained, questions, evaluated, tmp_path):
     ({'indexes': 5}, 'indexes is 5; give a text, Index'),
     ({'checkpoints': [5]}, 'checkpoints holds 5, which is neither'),
     ({'tasks': ['nq']}, "'nq', which is no Task"),
-    ({'table': TableOptions(baseline='run4')},
-     "BASELINE\\) is 'run4'; the checkpoints are 'run-2', 'run-4'"),
-])
+    (
+      {'table': TableOptions(baseline='run4')},
+      "BASELINE\\) is 'run4'; the checkpoints are 'run-2', 'run-4'",
+    ),
+  ],
+)
 def test_what_cannot_be(trained, questions, tmp_path, arguments, message):
   values = {'indexes': [str(trained.index)], **arguments}
   with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -248,14 +268,14 @@ def test_what_cannot_be(trained, questions, tmp_path, arguments, message):
 def test_a_run_by_what_it_is(trained, questions, evaluated, tmp_path):
   """Moved it is the same; with another model.json it is not."""
   directory = shutil.copytree(
-      trained.run, tmp_path / 'a' / 'run', ignore=shutil.ignore_patterns('*_2'))
+    trained.run, tmp_path / 'a' / 'run', ignore=shutil.ignore_patterns('*_2')
+  )
   index = [str(trained.index)]
   run(trained, questions, tmp_path, index, checkpoints=str(directory))
   moved = directory.rename(tmp_path / 'run')
   (row,) = run(trained, questions, tmp_path, index, checkpoints=str(moved))
   assert len(evaluated) == 1
-  manifest = json.loads(
-      (tmp_path / 'out' / row['folder'] / 'manifest.json').read_text())
+  manifest = json.loads((tmp_path / 'out' / row['folder'] / 'manifest.json').read_text())
   assert manifest['checkpoint'] == str(directory / 'checkpoint_4')
   model = json.loads((moved / 'model.json').read_text())
   model['text']['n_passages'] += 1
@@ -267,8 +287,10 @@ def test_a_run_by_what_it_is(trained, questions, evaluated, tmp_path):
 def test_outdated_cells(trained, questions, evaluated, tmp_path):
   """What cannot be made anew is marked, as is what is not asked for any more."""
   other = tiny.write_jsonl(tmp_path / 'other.jsonl', tiny.questions()[:2])
-  tasks = [Task(name, str(path), retrieve_only=True)
-           for name, path in (('kept', other), ('find', questions), ('gone', other))]
+  tasks = [
+    Task(name, str(path), retrieve_only=True)
+    for name, path in (('kept', other), ('find', questions), ('gone', other))
+  ]
   arguments = {'indexes': [str(trained.index)], 'checkpoints': str(trained.run)}
   rows = run(trained, questions, tmp_path, tasks=tasks, **arguments)
   assert [row['outdated'] for row in rows] == [None] * 3
@@ -287,8 +309,7 @@ def test_outdated_cells(trained, questions, evaluated, tmp_path):
 def test_failures_before_there_is_anything(trained, questions, tmp_path):
   with pytest.raises(RuntimeError, match='2 of 2 cells failed.*\n.*nowhere'):
     run(trained, questions, tmp_path, [str(tmp_path / 'nowhere')])
-  assert (tmp_path / 'out' / 'table.md').read_text() == (
-      'No cell is finished yet.\n')
+  assert (tmp_path / 'out' / 'table.md').read_text() == ('No cell is finished yet.\n')
 
 
 def test_questions_without_answers(trained, tmp_path):
@@ -301,8 +322,7 @@ def test_questions_without_answers(trained, tmp_path):
   assert row['count'] == 1
 
 
-def test_a_cell_that_another_worker_took(
-    trained, questions, tmp_path, monkeypatch, caplog):
+def test_a_cell_that_another_worker_took(trained, questions, tmp_path, monkeypatch, caplog):
   """Is no failure, whatever has become of the files."""
 
   def evaluate(output, **unused_arguments):
@@ -314,15 +334,17 @@ def test_a_cell_that_another_worker_took(
   monkeypatch.setattr(evaluation, 'evaluate', evaluate)
   tasks = [Task('find', str(questions), retrieve_only=True)]
   with caplog.at_level('INFO'):
-    assert run(trained, questions, tmp_path, [str(trained.index)], tasks,
-               checkpoints=str(trained.run)) == []
+    assert (
+      run(trained, questions, tmp_path, [str(trained.index)], tasks, checkpoints=str(trained.run))
+      == []
+    )
   assert 'another worker took this cell over' in caplog.text
   assert '1 cells are being done by other workers' in caplog.text
 
 
 def test_from_gin(trained, questions, tmp_path):
   """`jobs` as configurations name it, down to what a task's reader does."""
-  (tmp_path / 'jobs.gin').write_text('''
+  (tmp_path / 'jobs.gin').write_text("""
 from __gin__ import dynamic_registration
 from ralm_jax import jobs
 include 'gin_configs/runs/evaluation.gin'
@@ -331,17 +353,21 @@ find/jobs.Task.name = 'find'
 find/jobs.Task.questions = %QUESTIONS
 find/jobs.Task.retrieve_only = True
 QUESTIONS = %gin.REQUIRED
-''')
+""")
   arguments = [
-      'eval', f'--gin_file={tmp_path}/jobs.gin', f'--gin.OUTPUT={tmp_path}/out',
-      f'--gin.CHECKPOINTS={trained.run}/checkpoint_*', f'--gin.QUESTIONS={questions}',
-      f'--gin.INDEXES={trained.index}', '--gin.EVAL_BATCH_SIZE=8',
-      '--gin.SHARD=0/2']
+    'eval',
+    f'--gin_file={tmp_path}/jobs.gin',
+    f'--gin.OUTPUT={tmp_path}/out',
+    f'--gin.CHECKPOINTS={trained.run}/checkpoint_*',
+    f'--gin.QUESTIONS={questions}',
+    f'--gin.INDEXES={trained.index}',
+    '--gin.EVAL_BATCH_SIZE=8',
+    '--gin.SHARD=0/2',
+  ]
   assert cli.main(arguments) == 0
   (row,) = results.read_cells(tmp_path / 'out')
   assert row['checkpoint'] == 'run-4'
-  manifest = json.loads(
-      (tmp_path / 'out' / row['folder'] / 'manifest.json').read_text())
+  manifest = json.loads((tmp_path / 'out' / row['folder'] / 'manifest.json').read_text())
   assert 'jobs.Task.retrieve_only = True' in manifest['gin']
   questions.write_text('{"question": ')
   assert cli.main(arguments) == 1
@@ -349,10 +375,25 @@ QUESTIONS = %gin.REQUIRED
 
 def test_watch_by_flags(trained, questions, evaluated, tmp_path):
   arguments = [
-      'eval', '--watch', str(trained.run), '--questions', str(questions),
-      '--index', str(trained.index), '--retrieve_only', '--n_passages', '2',
-      '--batch_size', '8', '--idle_s', '0', '--until_step', '4',
-      '--output', str(tmp_path / 'out')]
+    'eval',
+    '--watch',
+    str(trained.run),
+    '--questions',
+    str(questions),
+    '--index',
+    str(trained.index),
+    '--retrieve_only',
+    '--n_passages',
+    '2',
+    '--batch_size',
+    '8',
+    '--idle_s',
+    '0',
+    '--until_step',
+    '4',
+    '--output',
+    str(tmp_path / 'out'),
+  ]
   assert cli.main(arguments) == 0
   rows = results.read_cells(tmp_path / 'out')
   assert [row['step'] for row in rows] == [2, 4]

@@ -1,4 +1,5 @@
 """Tables of finished cells, and following a run's checkpoints."""
+
 import json
 import os
 
@@ -14,25 +15,28 @@ from tests.jobs import finished_cells
 def test_table():
   text = markdown.table(['name', 'x'], [['a|b', '1'], ['東', '10.5']])
   assert text.splitlines() == [
-      '| name |    x |',
-      '| :--- | ---: |',
-      '| a\\|b |    1 |',
-      '| 東   | 10.5 |',
+    '| name |    x |',
+    '| :--- | ---: |',
+    '| a\\|b |    1 |',
+    '| 東   | 10.5 |',
   ]
 
 
 def test_pivot_orders_as_people_count():
   items = [('run-10', '2020', 1), ('run-9', '2017', 2), ('run-9', '2020', 3)]
   text = markdown.pivot(items, *(lambda x, i=i: str(x[i]) for i in range(3)))
-  rows = [[cell.strip() for cell in line.split('|')[1:-1]]
-          for line in text.splitlines()]
+  rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines()]
   assert rows[0] == ['', '2017', '2020']
   assert rows[2:] == [['run-9', '2', '3'], ['run-10', '–', '1']]
 
 
 def test_sizes_and_p_values():
   assert [markdown.size(n) for n in (None, 999, 1500, 49_200_000_000)] == [
-      '–', '999 B', '1.50 kB', '49.20 GB']
+    '–',
+    '999 B',
+    '1.50 kB',
+    '49.20 GB',
+  ]
   assert markdown.p_value(0.00001) == '< 0.0001'
   assert markdown.p_value(None) == '–'
 
@@ -42,32 +46,37 @@ cell = finished_cells.cell
 
 
 def section(text, title):
-  (found,) = [part for part in text.split('## ')
-              if part.split('\n')[0] == title]
-  return [[c.strip() for c in line.split('|')[1:-1]]
-          for line in found.splitlines() if line.startswith('|')]
+  (found,) = [part for part in text.split('## ') if part.split('\n')[0] == title]
+  return [
+    [c.strip() for c in line.split('|')[1:-1]]
+    for line in found.splitlines()
+    if line.startswith('|')
+  ]
 
 
 def test_train_year_by_index_year(tmp_path):
   """The matrix that dated tasks are read from."""
-  for train, index, good in ((2017, 2017, 8), (2017, 2020, 2), (2020, 2017, 3),
-                             (2020, 2020, 9)):
-    cell(tmp_path, str(train), 'templama', str(index),
-         [1.0] * good + [0.0] * (10 - good))
+  for train, index, good in ((2017, 2017, 8), (2017, 2020, 2), (2020, 2017, 3), (2020, 2020, 9)):
+    cell(tmp_path, str(train), 'templama', str(index), [1.0] * good + [0.0] * (10 - good))
   text = job_tables.write_table(tmp_path, OPTIONS)
   assert text == (tmp_path / 'table.md').read_text()
   rows = section(text, 'templama: exact_match, checkpoint × index')
   assert rows[0] == ['checkpoint', '2017', '2020']
   assert rows[2:] == [['2017', '0.8000', '0.2000'], ['2020', '0.3000', '0.9000']]
   rows = section(text, 'templama: indexes')
-  assert rows[0] == ['checkpoint, index', 'exact_match', 'passages',
-                     'index memory', 'search, ms a query']
+  assert rows[0] == [
+    'checkpoint, index',
+    'exact_match',
+    'passages',
+    'index memory',
+    'search, ms a query',
+  ]
   assert rows[2] == ['2017, 2017', '0.8000', '1,000', '1.50 kB', '0.250']
   # By group only where asked for.
   assert '### 2017' not in text
   grouped = job_tables.render(
-      tmp_path, results.read_cells(tmp_path),
-      TableOptions(resamples=500, by_group=True))
+    tmp_path, results.read_cells(tmp_path), TableOptions(resamples=500, by_group=True)
+  )
   assert '### 2017' in grouped and '0.4500' in grouped
 
 
@@ -80,8 +89,7 @@ def test_scores_and_paired_tests(tmp_path):
   scores = section(text, 'exact_match')
   assert scores[0] == ['checkpoint', 'nq', 'trivia']
   interval = statistics.bootstrap_interval(first, resamples=500)
-  assert scores[2] == [
-      'a', f'0.7500 [{interval.low:.4f}, {interval.high:.4f}]', '–']
+  assert scores[2] == ['a', f'0.7500 [{interval.low:.4f}, {interval.high:.4f}]', '–']
   compared = statistics.compare(first, second, resamples=500)
   (pair,) = section(text, 'Paired tests between checkpoints')[2:]
   assert pair[:4] == ['a − b', 'nq', 'i', 'exact_match']
@@ -90,8 +98,8 @@ def test_scores_and_paired_tests(tmp_path):
   # Recall only counts by itself, or where it is asked for.
   assert 'recall' not in text
   assert 'recall@1_gold' in job_tables.render(
-      tmp_path, results.read_cells(tmp_path),
-      TableOptions(resamples=500, metrics=['recall@1_gold']))
+    tmp_path, results.read_cells(tmp_path), TableOptions(resamples=500, metrics=['recall@1_gold'])
+  )
 
 
 def test_checkpoints_with_an_index_each(tmp_path):
@@ -150,24 +158,33 @@ def test_outdated_cells_are_marked(tmp_path):
   cell(tmp_path, 'a', 'absent', 'i', [1.0, 0.0])
   cell(tmp_path, 'b', 'nq', 'i', [1.0, 0.0], step=6)
   cell(tmp_path, 'removed', 'nq', 'i', [1.0, 0.0])
-  now = {'questions': {'0': 'of 2 lines'}, 'task': {},
-         'index': {'id': 'i', 'generation': 2, 'edits': 0}}
+  now = {
+    'questions': {'0': 'of 2 lines'},
+    'task': {},
+    'index': {'id': 'i', 'generation': 2, 'edits': 0},
+  }
   wanted = Wanted(
-      tasks={('nq', 'i'): now, ('absent', 'i'): 'no such file',
-             ('new', 'i'): {**now, 'questions': {'0': 'of 3 lines'}}},
-      checkpoints={'a': {'step': 4}, 'b': {'step': 4}},
-      ignore={'i': ('index.generation',)})
+    tasks={
+      ('nq', 'i'): now,
+      ('absent', 'i'): 'no such file',
+      ('new', 'i'): {**now, 'questions': {'0': 'of 3 lines'}},
+    },
+    checkpoints={'a': {'step': 4}, 'b': {'step': 4}},
+    ignore={'i': ('index.generation',)},
+  )
   rows = results.write_results(tmp_path, wanted, OPTIONS)
   assert {(row['checkpoint'], row['task']): row['outdated'] for row in rows} == {
-      ('a', 'nq'): None, ('removed', 'nq'): None,
-      ('b', 'nq'): 'checkpoint.step: 6 is now 4',
-      ('a', 'new'): "questions.0: 'of 2 lines' is now 'of 3 lines'",
-      ('a', 'gone'): 'not configured any more', ('a', 'absent'): 'no such file'}
+    ('a', 'nq'): None,
+    ('removed', 'nq'): None,
+    ('b', 'nq'): 'checkpoint.step: 6 is now 4',
+    ('a', 'new'): "questions.0: 'of 2 lines' is now 'of 3 lines'",
+    ('a', 'gone'): 'not configured any more',
+    ('a', 'absent'): 'no such file',
+  }
   text = job_tables.write_table(tmp_path, OPTIONS, rows)
   scores = section(text, 'exact_match')
   assert scores[0] == ['checkpoint', 'absent', 'gone', 'new', 'nq']
-  assert [value.endswith('†') for value in scores[2][1:]] == [
-      True, True, True, False]
+  assert [value.endswith('†') for value in scores[2][1:]] == [True, True, True, False]
   assert '\n- b, nq, i: checkpoint.step: 6 is now 4\n' in text
   without = Wanted(wanted.tasks, wanted.checkpoints)
   assert all(row['outdated'] for row in results.read_cells(tmp_path, without))
@@ -177,8 +194,9 @@ def test_misspelt_names(tmp_path):
   cell(tmp_path, 'run-2', 'nq', 'i', [1.0])
   rows = results.read_cells(tmp_path)
   for options, message in (
-      ({'baseline': 'run2'}, "'run2'; the checkpoints are 'run-2'"),
-      ({'metrics': ['exact_mach']}, "'exact_mach'; the metrics are exact_match")):
+    ({'baseline': 'run2'}, "'run2'; the checkpoints are 'run-2'"),
+    ({'metrics': ['exact_mach']}, "'exact_mach'; the metrics are exact_match"),
+  ):
     options = TableOptions(**options)
     with pytest.raises(ValueError, match=message):
       job_tables.render(tmp_path, rows, options)
@@ -214,14 +232,13 @@ def test_cells_that_are_just_being_replaced(tmp_path, monkeypatch):
   read = Cell.manifest
   seen = [old]  # what the reader finds first
   monkeypatch.setattr(
-      Cell, 'manifest', lambda self: seen.pop() if (
-          seen and self.folder == folder) else read(self))
+    Cell, 'manifest', lambda self: seen.pop() if (seen and self.folder == folder) else read(self)
+  )
   row = results.read_cells(tmp_path)[0]
   assert row['date'] == 'later' and row['count'] == 1
   monkeypatch.setattr(Cell, 'manifest', lambda self: old)
   (folder / cells.METRICS).unlink()
-  assert [row['folder'] for row in results.read_cells(tmp_path)] == [
-      'cells/b/nq/i']
+  assert [row['folder'] for row in results.read_cells(tmp_path)] == ['cells/b/nq/i']
 
 
 def test_results_of_nothing(tmp_path):
@@ -237,8 +254,7 @@ def test_many_checkpoints_are_tested_against_one(tmp_path):
   text = job_tables.render(tmp_path, rows, OPTIONS)
   pairs = section(text, 'Paired tests between checkpoints')[2:]
   assert [pair[0] for pair in pairs] == [f'run-{i} − run-0' for i in range(1, 9)]
-  text = job_tables.render(tmp_path, rows, TableOptions(
-      resamples=500, baseline='run-8'))
+  text = job_tables.render(tmp_path, rows, TableOptions(resamples=500, baseline='run-8'))
   pairs = section(text, 'Paired tests between checkpoints')[2:]
   assert pairs[0][0] == 'run-0 − run-8' and len(pairs) == 8
 
@@ -249,8 +265,7 @@ def test_unfinished_cells_do_not_count(tmp_path):
   (tmp_path / 'cells/b/nq/i/manifest.json').write_text('{')
   (row,) = results.write_results(tmp_path)
   assert row['checkpoint'] == 'a'
-  assert row['metrics'] == {
-      'exact_match': 1.0, 'recall@1_gold': 1.0, 'absent': None}
+  assert row['metrics'] == {'exact_match': 1.0, 'recall@1_gold': 1.0, 'absent': None}
   assert job_tables.render(tmp_path, [], OPTIONS) == 'No cell is finished yet.\n'
 
 
@@ -263,10 +278,10 @@ def test_follow(tmp_path):
   run = tmp_path / 'run'
   slept = []
   events = [
-      lambda: checkpoint(run, 2),
-      lambda: (run / 'checkpoint_4.orbax-checkpoint-tmp-1').mkdir(),
-      lambda: (checkpoint(run, 10), checkpoint(run, 4)),
-      lambda: ((run / 'checkpoint_2').rmdir(), checkpoint(run, 12)),
+    lambda: checkpoint(run, 2),
+    lambda: (run / 'checkpoint_4.orbax-checkpoint-tmp-1').mkdir(),
+    lambda: (checkpoint(run, 10), checkpoint(run, 4)),
+    lambda: ((run / 'checkpoint_2').rmdir(), checkpoint(run, 12)),
   ]
 
   def sleep(seconds):
@@ -282,12 +297,12 @@ def test_follow(tmp_path):
 def test_follow_ends_when_idle_or_finished(tmp_path):
   checkpoint(tmp_path, 2)
   slept = []
-  found = list(watch.follow(
-      tmp_path, idle_s=10, poll_s=4, sleep=slept.append))
+  found = list(watch.follow(tmp_path, idle_s=10, poll_s=4, sleep=slept.append))
   assert [one.step for one in found] == [2] and len(slept) == 3
   checkpoint(tmp_path, 6)
   (tmp_path / 'config.gin').write_text(
-      'TRAIN_STEPS = 6\ntrain_script.train.total_steps = %TRAIN_STEPS\n')
+    'TRAIN_STEPS = 6\ntrain_script.train.total_steps = %TRAIN_STEPS\n'
+  )
   assert len(list(watch.follow(tmp_path))) == 2  # never sleeps
   with pytest.raises(ValueError, match='poll_s'):
     next(watch.follow(tmp_path, poll_s=0))

@@ -1,4 +1,5 @@
 """Correlations against SciPy on the valid passages alone."""
+
 import numpy as np
 import pytest
 
@@ -13,8 +14,7 @@ FIRST = RNG.normal(size=(6, 9)).astype(np.float32)
 SECOND = np.round(FIRST + RNG.normal(size=(6, 9)), 0).astype(np.float32)
 
 
-@pytest.mark.parametrize('name,peer', [
-    ('pearson', stats.pearsonr), ('spearman', stats.spearmanr)])
+@pytest.mark.parametrize('name,peer', [('pearson', stats.pearsonr), ('spearman', stats.spearmanr)])
 def test_correlations(name, peer):
   # What the mask leaves out may be anything.
   first = np.where(MASK, FIRST, np.inf)
@@ -35,5 +35,4 @@ def test_same_best():
   first = np.asarray([[1.0, 2.0, 9.0], [3.0, 2.0, 1.0]])
   second = np.asarray([[0.0, 5.0, 9.0], [0.0, 5.0, 9.0]])
   mask = np.asarray([[True, True, False], [True, True, True]])
-  np.testing.assert_array_equal(
-      diagnostics.same_best(first, second, mask), [True, False])
+  np.testing.assert_array_equal(diagnostics.same_best(first, second, mask), [True, False])

@@ -1,4 +1,5 @@
 """Perplexity distillation's gold scores against NumPy."""
+
 import numpy as np
 import pytest
 
@@ -23,8 +24,8 @@ def test_perplexity(reduction):
 
 def test_the_default_is_the_papers_sum():
   np.testing.assert_array_equal(
-      gold_scores.perplexity(LOG_PROBS, MASK),
-      gold_scores.perplexity(LOG_PROBS, MASK, reduction='sum'),
+    gold_scores.perplexity(LOG_PROBS, MASK),
+    gold_scores.perplexity(LOG_PROBS, MASK, reduction='sum'),
   )
 
 
@@ -40,8 +41,7 @@ def test_leave_one_out(reduction):
   for b in range(2):
     for k in range(4):
       loss = -LOG_PROBS[b, k, MASK[b]]
-      np.testing.assert_allclose(
-          actual[b, k], getattr(loss, reduction)(), rtol=1e-5)
+      np.testing.assert_allclose(actual[b, k], getattr(loss, reduction)(), rtol=1e-5)
 
 
 @pytest.mark.parametrize('normalization', ['average', 'released'])
@@ -50,14 +50,12 @@ def test_attention(normalization):
   norms = rng.random((3, 4, 6)).astype(np.float32)
   lengths = rng.integers(1, 7, (3, 4))
   reader_mask = np.arange(6) < lengths[..., None]
-  actual = gold_scores.attention(
-      norms, reader_mask, MASK, n_layers=2, normalization=normalization)
+  actual = gold_scores.attention(norms, reader_mask, MASK, n_layers=2, normalization=normalization)
   for b in range(2):
     for k in range(4):
       total = sum(norms[b, k, j] for j in range(lengths[b, k]))
       tokens = lengths[b, k] if normalization == 'average' else 256
-      np.testing.assert_allclose(
-          actual[b, k], total / (2 * MASK[b].sum() * tokens), rtol=1e-5)
+      np.testing.assert_allclose(actual[b, k], total / (2 * MASK[b].sum() * tokens), rtol=1e-5)
   assert np.isfinite(actual).all()
 
 
@@ -69,5 +67,4 @@ def test_attention_defaults_to_the_papers_average():
 
 def test_unknown_normalization():
   with pytest.raises(ValueError, match="'256' is unknown"):
-    gold_scores.attention(
-        LOG_PROBS, LOG_PROBS > 0, MASK, n_layers=1, normalization='256')
+    gold_scores.attention(LOG_PROBS, LOG_PROBS > 0, MASK, n_layers=1, normalization='256')

@@ -1,4 +1,5 @@
 """Perplexity distillation's KL divergence against NumPy."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +10,7 @@ from ralm_jax.losses import retriever
 RNG = np.random.default_rng(0)
 SCORES = RNG.normal(0.0, 0.3, (4, 5)).astype(np.float32)
 GOLD = RNG.normal(-3.0, 0.3, (4, 5)).astype(np.float32)
-MASK = np.asarray([
-    [1, 1, 1, 1, 1],
-    [1, 0, 1, 1, 0],
-    [0, 0, 1, 0, 0],
-    [0, 0, 0, 0, 0],
-], bool)
+MASK = np.asarray([[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
 
 
 def _softmax(scores):
@@ -46,38 +42,45 @@ def test_kl_distillation(reduction, temperatures, masked):
   if reduction == 'element':
     expected /= 5
   actual = retriever.kl_distillation(
-      SCORES, GOLD, temperature_score=temperatures[0],
-      temperature_gold=temperatures[1],
-      passage_mask=MASK if masked else None, reduction=reduction,
+    SCORES,
+    GOLD,
+    temperature_score=temperatures[0],
+    temperature_gold=temperatures[1],
+    passage_mask=MASK if masked else None,
+    reduction=reduction,
   )
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_defaults_are_those_of_the_paper():
   expected = _divergences(SCORES, GOLD, 0.1, 0.1, np.ones_like(MASK)).mean()
-  np.testing.assert_allclose(
-      retriever.kl_distillation(SCORES, GOLD), expected, rtol=1e-4
-  )
+  np.testing.assert_allclose(retriever.kl_distillation(SCORES, GOLD), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize('reduction,divisor', [('batch', 3), ('element', 15)])
 def test_gradient_is_retriever_minus_gold(reduction, divisor):
-  grad = jax.grad(lambda scores: retriever.kl_distillation(
-      scores, GOLD, temperature_score=0.5, temperature_gold=0.2,
-      passage_mask=MASK, reduction=reduction,
-  ))(jnp.asarray(SCORES))
+  grad = jax.grad(
+    lambda scores: retriever.kl_distillation(
+      scores,
+      GOLD,
+      temperature_score=0.5,
+      temperature_gold=0.2,
+      passage_mask=MASK,
+      reduction=reduction,
+    )
+  )(jnp.asarray(SCORES))
   expected = np.zeros((4, 5))
   for b in range(3):
     valid = MASK[b]
     expected[b, valid] = (
-        _softmax(SCORES[b, valid] / 0.5) - _softmax(GOLD[b, valid] / 0.2)
-    ) / 0.5 / divisor
+      (_softmax(SCORES[b, valid] / 0.5) - _softmax(GOLD[b, valid] / 0.2)) / 0.5 / divisor
+    )
   np.testing.assert_allclose(grad, expected, atol=1e-6)
 
 
 def test_gradient_is_the_finite_difference():
   loss = lambda scores: retriever.kl_distillation(
-      scores, GOLD, temperature_score=0.5, passage_mask=MASK
+    scores, GOLD, temperature_score=0.5, passage_mask=MASK
   )
   grad = np.asarray(jax.grad(loss)(jnp.asarray(SCORES)))
   rows = lambda scores: _divergences(scores, GOLD, 0.5, 0.1, MASK).sum() / 3
@@ -89,17 +92,16 @@ def test_gradient_is_the_finite_difference():
 
 
 def test_no_gradient_where_gold_is_the_retriever_distribution():
-  grad = jax.grad(lambda scores: retriever.kl_distillation(
-      scores, 2.0 * scores, temperature_score=0.5, temperature_gold=1.0,
-      passage_mask=MASK,
-  ))(jnp.asarray(SCORES))
+  grad = jax.grad(
+    lambda scores: retriever.kl_distillation(
+      scores, 2.0 * scores, temperature_score=0.5, temperature_gold=1.0, passage_mask=MASK
+    )
+  )(jnp.asarray(SCORES))
   np.testing.assert_allclose(grad, 0.0, atol=1e-6)
 
 
 def test_no_gradient_reaches_the_gold_scores():
-  grad = jax.grad(
-      lambda gold: retriever.kl_distillation(SCORES, gold)
-  )(jnp.asarray(GOLD))
+  grad = jax.grad(lambda gold: retriever.kl_distillation(SCORES, gold))(jnp.asarray(GOLD))
   np.testing.assert_array_equal(grad, 0.0)
 
 
@@ -118,9 +120,7 @@ def test_padding_scores_do_not_matter_not_even_infinite_ones():
 def test_padding_examples_have_no_weight():
   examples = np.asarray([1, 0, 1, 1])
   rows = _divergences(SCORES, GOLD, 0.1, 0.1, MASK)
-  actual = retriever.kl_weighted_sum(
-      SCORES, GOLD, passage_mask=MASK, example_mask=examples
-  )
+  actual = retriever.kl_weighted_sum(SCORES, GOLD, passage_mask=MASK, example_mask=examples)
   np.testing.assert_allclose(actual.total, rows[0] + rows[2], rtol=1e-4)
   assert actual.weight == 2
 
@@ -128,9 +128,7 @@ def test_padding_examples_have_no_weight():
 def test_bfloat16_scores_are_compared_in_float32():
   scores = jnp.asarray(SCORES, jnp.bfloat16)
   actual = retriever.kl_distillation(scores, GOLD, temperature_score=0.1)
-  expected = _divergences(
-      np.asarray(scores, np.float32), GOLD, 0.1, 0.1, np.ones_like(MASK)
-  ).mean()
+  expected = _divergences(np.asarray(scores, np.float32), GOLD, 0.1, 0.1, np.ones_like(MASK)).mean()
   assert actual.dtype == jnp.float32
   np.testing.assert_allclose(actual, expected, rtol=1e-4)
 

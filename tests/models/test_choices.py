@@ -1,4 +1,5 @@
 """Scores of option letters, against the model's own likelihood of each."""
+
 import dataclasses
 import functools
 
@@ -16,8 +17,7 @@ from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.models.t5 import T5Config
 
 # Less optimised code compiles twice as fast; the tests are about the program.
-quick_jit = functools.partial(
-    jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+quick_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 BATCH, PASSAGES, LENGTH, VOCAB = 3, 4, 6, 40
 ONE_TOKEN = [[39, 7, 1], [39, 9, 1], [39, 12, 1]]
 MORE_TOKENS = [[39, 3, 7, 1], [39, 9, 1], [39, 3, 12, 1]]
@@ -25,14 +25,22 @@ MORE_TOKENS = [[39, 3, 7, 1], [39, 9, 1], [39, 3, 12, 1]]
 
 def make_model(reading, **changes):
   return RetrievalLM(
-      reader_config=T5Config(
-          vocab_size=VOCAB, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24,
-          num_encoder_layers=1, num_decoder_layers=1),
-      retriever_config=BertConfig(
-          vocab_size=VOCAB, emb_dim=16, num_heads=2, num_layers=1, mlp_dim=24,
-          max_positions=16),
-      reading=reading, **changes,
-      **({} if reading == 'fusion' else {'gold_score': 'none'}))
+    reader_config=T5Config(
+      vocab_size=VOCAB,
+      emb_dim=16,
+      num_heads=2,
+      head_dim=8,
+      mlp_dim=24,
+      num_encoder_layers=1,
+      num_decoder_layers=1,
+    ),
+    retriever_config=BertConfig(
+      vocab_size=VOCAB, emb_dim=16, num_heads=2, num_layers=1, mlp_dim=24, max_positions=16
+    ),
+    reading=reading,
+    **changes,
+    **({} if reading == 'fusion' else {'gold_score': 'none'}),
+  )
 
 
 def make_batch():
@@ -41,12 +49,12 @@ def make_batch():
   passage_mask = np.ones((BATCH, PASSAGES), bool)
   passage_mask[1, 2:] = False
   return ReaderBatch(
-      reader_tokens=rng.integers(2, VOCAB, (BATCH, PASSAGES, LENGTH)),
-      reader_mask=np.arange(LENGTH) < lengths,
-      passage_mask=passage_mask,
-      target_tokens=np.zeros((BATCH, 1), np.int32),
-      target_mask=np.zeros((BATCH, 1), bool),
-      passage_scores=rng.normal(0, 3, (BATCH, PASSAGES)).astype(np.float32),
+    reader_tokens=rng.integers(2, VOCAB, (BATCH, PASSAGES, LENGTH)),
+    reader_mask=np.arange(LENGTH) < lengths,
+    passage_mask=passage_mask,
+    target_tokens=np.zeros((BATCH, 1), np.int32),
+    target_mask=np.zeros((BATCH, 1), bool),
+    passage_scores=rng.normal(0, 3, (BATCH, PASSAGES)).astype(np.float32),
   )
 
 
@@ -57,8 +65,7 @@ def params():
 
 def scores(model, params, batch, targets):
   tokens = ChoiceTokens.make(targets)
-  return quick_jit(functools.partial(
-      choices.choice_logits, model, choices=tokens))(params, batch)
+  return quick_jit(functools.partial(choices.choice_logits, model, choices=tokens))(params, batch)
 
 
 def log_likelihoods(model, params, batch, targets):
@@ -67,11 +74,16 @@ def log_likelihoods(model, params, batch, targets):
   columns = []
   for target in targets:
     row = np.zeros(4, np.int32)
-    row[:len(target)] = target
+    row[: len(target)] = target
     tokens = np.tile(row, (BATCH, 1))
-    columns.append(score(params, batch.replace(
-        target_tokens=tokens,
-        target_mask=np.tile(np.arange(4) < len(target), (BATCH, 1)))))
+    columns.append(
+      score(
+        params,
+        batch.replace(
+          target_tokens=tokens, target_mask=np.tile(np.arange(4) < len(target), (BATCH, 1))
+        ),
+      )
+    )
   return np.stack(columns, axis=1)
 
 
@@ -83,8 +95,8 @@ def test_fusion_gives_raw_logits_behind_the_sentinel(params):
   # As Atlas: the logits of a teacher-forced target at decoder position 1.
   inputs = np.tile([0, 39, 12], (BATCH, 1))
   logits = quick_jit(model.reader.apply)(
-      {'params': params['reader']}, batch.reader_tokens[:, :3],
-      batch.reader_mask[:, :3], inputs)
+    {'params': params['reader']}, batch.reader_tokens[:, :3], batch.reader_mask[:, :3], inputs
+  )
   np.testing.assert_allclose(found, logits[:, 1, jnp.asarray([7, 9, 12])], atol=1e-5)
 
 
@@ -92,22 +104,22 @@ def test_fusion_with_letters_of_several_tokens(params):
   model, batch = make_model('fusion', n_context=2), make_batch()
   assert ChoiceTokens.make(MORE_TOKENS).position is None
   np.testing.assert_allclose(
-      scores(model, params, batch, MORE_TOKENS),
-      log_likelihoods(model, params, batch, MORE_TOKENS), atol=1e-4)
+    scores(model, params, batch, MORE_TOKENS),
+    log_likelihoods(model, params, batch, MORE_TOKENS),
+    atol=1e-4,
+  )
 
 
 @pytest.mark.parametrize('reading', ['rag_sequence', 'rag_token'])
 def test_rag_gives_marginal_likelihoods(params, reading):
   model, batch = make_model(reading), make_batch()
   expected = log_likelihoods(model, params, batch, MORE_TOKENS)
-  np.testing.assert_allclose(
-      scores(model, params, batch, MORE_TOKENS), expected, atol=1e-4)
+  np.testing.assert_allclose(scores(model, params, batch, MORE_TOKENS), expected, atol=1e-4)
   # Some passages at a time, and with the search's scores the other way round.
   other = batch.replace(passage_scores=-batch.passage_scores)
   chunked = dataclasses.replace(model, gold_chunk=2)
   found = scores(chunked, params, other, MORE_TOKENS)
-  np.testing.assert_allclose(
-      found, log_likelihoods(model, params, other, MORE_TOKENS), atol=1e-4)
+  np.testing.assert_allclose(found, log_likelihoods(model, params, other, MORE_TOKENS), atol=1e-4)
   assert not np.allclose(found, expected, atol=1e-3)
 
 

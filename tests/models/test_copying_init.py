@@ -1,4 +1,5 @@
 """The copying initialisation changes what it says and nothing else."""
+
 from flax import linen as nn
 import jax
 import numpy as np
@@ -10,11 +11,19 @@ from ralm_jax.models.t5 import T5Config
 
 def test_output_maps_undo_value_maps():
   config = T5Config(
-      vocab_size=50, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64,
-      num_encoder_layers=2, num_decoder_layers=1, logits_via_embedding=True)
+    vocab_size=50,
+    emb_dim=32,
+    num_heads=4,
+    head_dim=8,
+    mlp_dim=64,
+    num_encoder_layers=2,
+    num_decoder_layers=1,
+    logits_via_embedding=True,
+  )
   tokens = np.ones((1, 2, 5), np.int32)
-  before = nn.meta.unbox(FusionInDecoder(config).init(
-      jax.random.key(0), tokens, tokens, tokens[:, 0])['params'])
+  before = nn.meta.unbox(
+    FusionInDecoder(config).init(jax.random.key(0), tokens, tokens, tokens[:, 0])['params']
+  )
   after = copying_init.copying_init(before, jax.random.key(1))
   assert jax.tree.structure(before) == jax.tree.structure(after)
   values = []
@@ -30,8 +39,7 @@ def test_output_maps_undo_value_maps():
       module = after
       for name in names[:-2]:
         module = module[name]
-      np.testing.assert_allclose(
-          leaf @ module['out']['kernel'], np.eye(32), atol=1e-5)
+      np.testing.assert_allclose(leaf @ module['out']['kernel'], np.eye(32), atol=1e-5)
     if names[-1] == 'rel_embedding':
       assert 1.5 < np.std(leaf) < 2.5
   assert len(values) == 4

@@ -5,6 +5,7 @@ read; its attention probabilities are its own and the norms of its values are
 recorded on the way. `released` is checked against the formulas of the released
 Atlas code, PyTorch's own KLDivLoss among them.
 """
+
 import dataclasses
 import functools
 
@@ -24,12 +25,21 @@ transformers = pytest.importorskip('transformers')
 
 B, K, L, T, V = 2, 3, 7, 5, 53
 RETRIEVER = BertConfig(
-    vocab_size=V, emb_dim=16, num_heads=2, num_layers=1, mlp_dim=32,
-    max_positions=16, embedding_init_stddev=0.5,
+  vocab_size=V,
+  emb_dim=16,
+  num_heads=2,
+  num_layers=1,
+  mlp_dim=32,
+  max_positions=16,
+  embedding_init_stddev=0.5,
 )
 RELEASED = dict(
-    gold_reduction='mean', gold_normalization='released', emdr2_level='token',
-    kl_reduction='element', temperature_score=0.3, temperature_gold=0.2,
+  gold_reduction='mean',
+  gold_normalization='released',
+  emdr2_level='token',
+  kl_reduction='element',
+  temperature_score=0.3,
+  temperature_gold=0.2,
 )
 PAPER = dict(temperature_score=0.3, temperature_gold=0.2)
 
@@ -38,9 +48,17 @@ PAPER = dict(temperature_score=0.3, temperature_gold=0.2)
 def peer():
   torch.manual_seed(0)
   config = transformers.T5Config(
-      vocab_size=V, d_model=24, d_kv=6, d_ff=32, num_layers=2,
-      num_decoder_layers=3, num_heads=4, decoder_start_token_id=0,
-      dropout_rate=0.0, feed_forward_proj='relu', attn_implementation='eager',
+    vocab_size=V,
+    d_model=24,
+    d_kv=6,
+    d_ff=32,
+    num_layers=2,
+    num_decoder_layers=3,
+    num_heads=4,
+    decoder_start_token_id=0,
+    dropout_rate=0.0,
+    feed_forward_proj='relu',
+    attn_implementation='eager',
   )
   return transformers.T5ForConditionalGeneration(config).eval()
 
@@ -48,10 +66,12 @@ def peer():
 @pytest.fixture(scope='module')
 def reader(peer, tmp_path_factory):
   from safetensors.torch import save_file
+
   folder = tmp_path_factory.mktemp('t5')
   peer.config.save_pretrained(folder)
-  save_file({k: v.detach().clone() for k, v in peer.state_dict().items()},
-            str(folder / 'model.safetensors'))
+  save_file(
+    {k: v.detach().clone() for k, v in peer.state_dict().items()}, str(folder / 'model.safetensors')
+  )
   return huggingface.load_t5(folder)
 
 
@@ -64,53 +84,66 @@ def _texts(rng, *shape):
 def _batch():
   rng = np.random.default_rng(3)
   arrays = {'passage_mask': np.ones((B, K), bool)}
-  for name, shape in (('reader', (B, K, L)), ('target', (B, T)),
-                      ('query', (B, 6)), ('retriever', (B, K, 6))):
+  for name, shape in (
+    ('reader', (B, K, L)),
+    ('target', (B, T)),
+    ('query', (B, 6)),
+    ('retriever', (B, K, 6)),
+  ):
     arrays[f'{name}_tokens'], arrays[f'{name}_mask'] = _texts(rng, *shape)
   return ReaderBatch(**arrays)
 
 
 BATCH = _batch()
 # Less optimised code compiles twice as fast; the tests are about the program.
-_jit = functools.partial(
-    jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 long = lambda x: torch.tensor(np.asarray(x), dtype=torch.long)
 
 
 def _encode(peer):
   """Hidden states of every passage on its own: [B, K, L, d]."""
   with torch.no_grad():
-    return torch.stack([
-        peer.encoder(input_ids=long(BATCH.reader_tokens[:, k]),
-                     attention_mask=long(BATCH.reader_mask[:, k]),
-                     ).last_hidden_state for k in range(K)], 1)
+    return torch.stack(
+      [
+        peer.encoder(
+          input_ids=long(BATCH.reader_tokens[:, k]), attention_mask=long(BATCH.reader_mask[:, k])
+        ).last_hidden_state
+        for k in range(K)
+      ],
+      1,
+    )
 
 
 def _decode(peer, hidden, mask, **kwargs):
   """hidden: [B, n, L, d], mask: [B, n, L] -> the peer's decoder output."""
   from transformers.modeling_outputs import BaseModelOutput
-  inputs = np.concatenate(
-      [np.zeros((B, 1)), np.asarray(BATCH.target_tokens)[:, :-1]], 1)
+
+  inputs = np.concatenate([np.zeros((B, 1)), np.asarray(BATCH.target_tokens)[:, :-1]], 1)
   with torch.no_grad():
     return peer(
-        encoder_outputs=BaseModelOutput(
-            last_hidden_state=hidden.reshape(B, -1, hidden.shape[-1])),
-        attention_mask=long(mask).reshape(B, -1),
-        decoder_input_ids=long(inputs), **kwargs)
+      encoder_outputs=BaseModelOutput(last_hidden_state=hidden.reshape(B, -1, hidden.shape[-1])),
+      attention_mask=long(mask).reshape(B, -1),
+      decoder_input_ids=long(inputs),
+      **kwargs,
+    )
 
 
 def _token_log_probs(logits, temperature=1.0):
   log_probs = torch.log_softmax(logits / temperature, -1)
-  return log_probs.gather(
-      -1, long(BATCH.target_tokens)[..., None])[..., 0].numpy()
+  return log_probs.gather(-1, long(BATCH.target_tokens)[..., None])[..., 0].numpy()
 
 
 def _each(peer, temperature=1.0):
   hidden = _encode(peer)
-  return np.stack([
-      _token_log_probs(_decode(
-          peer, hidden[:, k:k + 1], BATCH.reader_mask[:, k:k + 1]
-      ).logits, temperature) for k in range(K)], 1)
+  return np.stack(
+    [
+      _token_log_probs(
+        _decode(peer, hidden[:, k : k + 1], BATCH.reader_mask[:, k : k + 1]).logits, temperature
+      )
+      for k in range(K)
+    ],
+    1,
+  )
 
 
 def _leaving_out(peer):
@@ -127,11 +160,12 @@ def _attention(peer, released, layers=(0, 1, 2)):
   """Means over heads, layers, target tokens and passage tokens."""
   values = {}
   hooks = [
-      block.layer[1].EncDecAttention.v.register_forward_hook(
-          lambda module, inputs, output, i=i: values.__setitem__(i, output))
-      for i, block in enumerate(peer.decoder.block)]
-  output = _decode(
-      peer, _encode(peer), BATCH.reader_mask, output_attentions=True)
+    block.layer[1].EncDecAttention.v.register_forward_hook(
+      lambda module, inputs, output, i=i: values.__setitem__(i, output)
+    )
+    for i, block in enumerate(peer.decoder.block)
+  ]
+  output = _decode(peer, _encode(peer), BATCH.reader_mask, output_attentions=True)
   for hook in hooks:
     hook.remove()
   gold = np.zeros((B, K))
@@ -142,13 +176,9 @@ def _attention(peer, released, layers=(0, 1, 2)):
       total = 0.0
       for layer in layers:
         probabilities = output.cross_attentions[layer][b].numpy()
-        norms = np.linalg.norm(
-            values[layer][b].reshape(K * L, 4, 6).numpy(), axis=-1)
-        total += sum(
-            np.mean(probabilities[:, t, j] * norms[j])
-            for t in queries for j in keys)
-      gold[b, k] = total / (
-          len(layers) * len(queries) * (256 if released else len(keys)))
+        norms = np.linalg.norm(values[layer][b].reshape(K * L, 4, 6).numpy(), axis=-1)
+        total += sum(np.mean(probabilities[:, t, j] * norms[j]) for t in queries for j in keys)
+      gold[b, k] = total / (len(layers) * len(queries) * (256 if released else len(keys)))
   return gold
 
 
@@ -183,13 +213,10 @@ def _loss(peer, name, released, scores):
   return torch.nn.KLDivLoss(reduction='batchmean')(log_prior, target)
 
 
-
-
 @pytest.fixture(scope='module')
 def built(reader):
   config, params = reader
-  model = RetrievalLM(
-      reader_config=config, retriever_config=RETRIEVER)
+  model = RetrievalLM(reader_config=config, retriever_config=RETRIEVER)
   retriever = nn.meta.unbox(model.init(jax.random.key(0)))['retriever']
   return model, {'reader': params, 'retriever': retriever}
 
@@ -202,14 +229,12 @@ LOSSES = ('perplexity', 'attention', 'leave_one_out', 'emdr2')
 def test_losses(name, form, built, peer):
   released = form == 'released'
   model, params = built
-  model = dataclasses.replace(
-      model, gold_score=name, **(RELEASED if released else PAPER))
+  model = dataclasses.replace(model, gold_score=name, **(RELEASED if released else PAPER))
 
   @_jit
   def ours(params):
     gold = model.gold_scores(model.make_gold_passes(params, BATCH), BATCH)
-    return (model.loss_fn(params, BATCH, None),
-            model.retriever_scores(params, BATCH), gold)
+    return (model.loss_fn(params, BATCH, None), model.retriever_scores(params, BATCH), gold)
 
   output, scores, gold = ours(params)
   expected = _loss(peer, name, released, scores)
@@ -218,8 +243,7 @@ def test_losses(name, form, built, peer):
   np.testing.assert_allclose(output.retriever.weight, model.loss_weights(BATCH)[1])
   if name != 'emdr2':
     assert gold[name].dtype == jnp.float32
-    np.testing.assert_allclose(
-        gold[name], _gold(peer, name, released), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gold[name], _gold(peer, name, released), rtol=1e-4, atol=1e-5)
 
 
 def _gold_scores(model, params):
@@ -227,8 +251,10 @@ def _gold_scores(model, params):
 
 
 VARIANTS = [
-    dict(gold_chunk=1), dict(reader=dict(remat_policy='full')),
-    dict(reader=dict(remat_policy='dots', scan_layers=True)), dict(n_context=2),
+  dict(gold_chunk=1),
+  dict(reader=dict(remat_policy='full')),
+  dict(reader=dict(remat_policy='dots', scan_layers=True)),
+  dict(n_context=2),
 ]
 
 
@@ -237,8 +263,8 @@ def test_ways_to_compute_the_same(variant, built):
   """Chunks, rematerialisation, scanned layers, fewer passages read."""
   model, params = built
   model = dataclasses.replace(
-      model, gold_score='perplexity',
-      compared_gold_scores=('attention', 'leave_one_out', 'emdr2'))
+    model, gold_score='perplexity', compared_gold_scores=('attention', 'leave_one_out', 'emdr2')
+  )
   variant = dict(variant)
   config = dataclasses.replace(model.reader_config, **variant.pop('reader', {}))
   other = dataclasses.replace(model, reader_config=config, **variant)
@@ -258,26 +284,24 @@ def test_attention_distillation_with_rematerialisation(remat, built):
   model = dataclasses.replace(model, gold_score='attention', **PAPER)
 
   def step(model, params):
-    total = lambda p: (lambda o: o.reader.total + o.retriever.total)(
-        model.loss_fn(p, BATCH, None))
+    total = lambda p: (lambda o: o.reader.total + o.retriever.total)(model.loss_fn(p, BATCH, None))
     value, gradient = _jit(jax.value_and_grad(total))(params)
-    return float(value), float(sum(
-        jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradient)))
+    return float(value), float(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradient)))
 
-  config = dataclasses.replace(
-      model.reader_config, remat_policy=remat, scan_layers=remat == 'dots')
+  config = dataclasses.replace(model.reader_config, remat_policy=remat, scan_layers=remat == 'dots')
   other = dataclasses.replace(model, reader_config=config)
   other_params = params
   if config.scan_layers:
     other_params = {**params, 'reader': _scanned(params['reader'], config)}
-  np.testing.assert_allclose(
-      step(model, params), step(other, other_params), rtol=1e-4)
+  np.testing.assert_allclose(step(model, params), step(other, other_params), rtol=1e-4)
 
 
 def _scanned(params, config):
   params = {**params}
-  for stack, depth in (('encoder', config.num_encoder_layers),
-                       ('decoder', config.num_decoder_layers)):
+  for stack, depth in (
+    ('encoder', config.num_encoder_layers),
+    ('decoder', config.num_decoder_layers),
+  ):
     part = dict(params[stack])
     rows = [part.pop(f'layers_{i}') for i in range(depth)]
     part['layers'] = jax.tree.map(lambda *x: jnp.stack(x), *rows)
@@ -293,10 +317,10 @@ def test_last_layers_alone(scan, built, peer):
     config = dataclasses.replace(config, scan_layers=True)
     params = {**params, 'reader': _scanned(params['reader'], config)}
   model = dataclasses.replace(
-      model, reader_config=config, gold_score='attention', gold_attention_layers=2)
+    model, reader_config=config, gold_score='attention', gold_attention_layers=2
+  )
   gold = _jit(lambda p: _gold_scores(model, p))(params)['attention']
-  np.testing.assert_allclose(
-      gold, _attention(peer, False, layers=(1, 2)), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(gold, _attention(peer, False, layers=(1, 2)), rtol=1e-4, atol=1e-6)
 
 
 def _outputs_of(function, *args):
@@ -318,8 +342,7 @@ def test_layers_that_do_not_count_compute_no_norms(built):
   model, params = built
   counts = []
   for layers in (1, 2, 3):
-    counted = dataclasses.replace(
-        model, gold_score='attention', gold_attention_layers=layers)
+    counted = dataclasses.replace(model, gold_score='attention', gold_attention_layers=layers)
     shapes = _outputs_of(lambda p, m=counted: _gold_scores(m, p), params)
     counts.append(shapes.count((B, K * L, 4)))
   assert counts[1] - counts[0] == counts[2] - counts[1] > 0
@@ -331,10 +354,17 @@ def test_encoder_runs_once_for_all(name, built, monkeypatch):
   """No loss encodes what the reader has encoded already."""
   model, params = built
   from ralm_jax.models import t5
+
   calls = []
   encode = t5.T5.encode
-  monkeypatch.setattr(t5.T5, 'encode', lambda self, tokens, *args, **kwargs: (
-      calls.append(tokens.shape[0]), encode(self, tokens, *args, **kwargs))[1])
+  monkeypatch.setattr(
+    t5.T5,
+    'encode',
+    lambda self, tokens, *args, **kwargs: (
+      calls.append(tokens.shape[0]),
+      encode(self, tokens, *args, **kwargs),
+    )[1],
+  )
   model = dataclasses.replace(model, gold_score=name)
   jax.eval_shape(lambda p: model.loss_fn(p, BATCH, None), params)
   assert calls == [B * K]
@@ -355,8 +385,7 @@ def test_masked_passages_teach_nothing(name, built):
   noise = np.array(BATCH.retriever_tokens)
   noise[0, 1] = 7
   model = dataclasses.replace(model, gold_score=name, **PAPER)
-  loss = _jit(jax.value_and_grad(
-      lambda p, b: model.loss_fn(p, b, None).retriever.mean))
+  loss = _jit(jax.value_and_grad(lambda p, b: model.loss_fn(p, b, None).retriever.mean))
   value, gradient = loss(params, batch)
   other, other_gradient = loss(params, batch.replace(retriever_tokens=noise))
   np.testing.assert_allclose(value, other, rtol=1e-6)
@@ -367,13 +396,14 @@ def test_masked_passages_teach_nothing(name, built):
 def test_correlations_of_the_gold_scores(built):
   model, params = built
   chosen = dataclasses.replace(
-      model, gold_score='perplexity',
-      compared_gold_scores=('perplexity', 'leave_one_out'))
+    model, gold_score='perplexity', compared_gold_scores=('perplexity', 'leave_one_out')
+  )
   metrics = _jit(lambda p: chosen.loss_fn(p, BATCH, None).metrics)(params)
-  np.testing.assert_allclose(
-      metrics['gold_correlation/perplexity-perplexity'].mean, 1.0, rtol=1e-5)
+  np.testing.assert_allclose(metrics['gold_correlation/perplexity-perplexity'].mean, 1.0, rtol=1e-5)
   gold = _jit(lambda p: _gold_scores(chosen, p))(params)
-  expected = np.mean([np.corrcoef(
-      gold['perplexity'][b], gold['leave_one_out'][b])[0, 1] for b in range(B)])
+  expected = np.mean(
+    [np.corrcoef(gold['perplexity'][b], gold['leave_one_out'][b])[0, 1] for b in range(B)]
+  )
   np.testing.assert_allclose(
-      metrics['gold_correlation/perplexity-leave_one_out'].mean, expected, atol=1e-5)
+    metrics['gold_correlation/perplexity-leave_one_out'].mean, expected, atol=1e-5
+  )

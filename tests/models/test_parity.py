@@ -1,4 +1,5 @@
 """T5, FiD and BERT against Hugging Face transformers on random weights."""
+
 import dataclasses
 
 import jax
@@ -16,9 +17,15 @@ torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 
 T5_SIZES = dict(
-    vocab_size=97, d_model=32, d_kv=8, d_ff=48, num_layers=3,
-    num_decoder_layers=2, num_heads=4, decoder_start_token_id=0,
-    dropout_rate=0.0,
+  vocab_size=97,
+  d_model=32,
+  d_kv=8,
+  d_ff=48,
+  num_layers=3,
+  num_decoder_layers=2,
+  num_heads=4,
+  decoder_start_token_id=0,
+  dropout_rate=0.0,
 )
 
 
@@ -28,13 +35,11 @@ def _t5_peer(version: str):
     config = transformers.T5Config(**T5_SIZES, feed_forward_proj='relu')
     return transformers.T5ForConditionalGeneration(config).eval()
   config = transformers.T5Config(
-      **T5_SIZES, feed_forward_proj='gated-gelu', tie_word_embeddings=False
+    **T5_SIZES, feed_forward_proj='gated-gelu', tie_word_embeddings=False
   )
   model = transformers.T5ForConditionalGeneration(config).eval()
   # transformers 5 ties every T5 head; version 1.1 has one of its own.
-  model.lm_head.weight = torch.nn.Parameter(
-      torch.randn(config.vocab_size, config.d_model) * 0.3
-  )
+  model.lm_head.weight = torch.nn.Parameter(torch.randn(config.vocab_size, config.d_model) * 0.3)
   return model
 
 
@@ -45,6 +50,7 @@ def _save(model, directory, as_torch=False):
     torch.save(state, directory / 'pytorch_model.bin')
   else:
     from safetensors.torch import save_file
+
     save_file(state, str(directory / 'model.safetensors'))
 
 
@@ -70,9 +76,9 @@ def test_t5_logits(version, scan, tmp_path):
   decoder_inputs = np.asarray(decoder_stack.shift_right(jnp.asarray(targets)))
   with torch.no_grad():
     expected = peer(
-        input_ids=torch.tensor(tokens, dtype=torch.long),
-        attention_mask=torch.tensor(mask, dtype=torch.long),
-        decoder_input_ids=torch.tensor(decoder_inputs, dtype=torch.long),
+      input_ids=torch.tensor(tokens, dtype=torch.long),
+      attention_mask=torch.tensor(mask, dtype=torch.long),
+      decoder_input_ids=torch.tensor(decoder_inputs, dtype=torch.long),
     ).logits.numpy()
   if scan:
     config = dataclasses.replace(config, scan_layers=True)
@@ -93,16 +99,14 @@ class _TorchFiD:
   def logits(self, tokens, mask, decoder_inputs):
     batch, n, length = tokens.shape
     hidden = self.model.encoder(
-        input_ids=tokens.view(batch * n, length),
-        attention_mask=mask.view(batch * n, length),
+      input_ids=tokens.view(batch * n, length), attention_mask=mask.view(batch * n, length)
     ).last_hidden_state
     from transformers.modeling_outputs import BaseModelOutput
+
     return self.model(
-        encoder_outputs=BaseModelOutput(
-            last_hidden_state=hidden.view(batch, n * length, -1)
-        ),
-        attention_mask=mask.view(batch, n * length),
-        decoder_input_ids=decoder_inputs,
+      encoder_outputs=BaseModelOutput(last_hidden_state=hidden.view(batch, n * length, -1)),
+      attention_mask=mask.view(batch, n * length),
+      decoder_input_ids=decoder_inputs,
     ).logits
 
 
@@ -115,9 +119,7 @@ def test_fid_logits_and_gradients(version, tmp_path):
   decoder_inputs = np.asarray(decoder_stack.shift_right(jnp.asarray(targets)))
   long = lambda x: torch.tensor(x, dtype=torch.long)
   logits = _TorchFiD(peer).logits(long(tokens), long(mask), long(decoder_inputs))
-  loss = torch.nn.functional.cross_entropy(
-      logits.reshape(-1, 97), long(targets).reshape(-1)
-  )
+  loss = torch.nn.functional.cross_entropy(logits.reshape(-1, 97), long(targets).reshape(-1))
   loss.backward()
 
   reader = FusionInDecoder(config)
@@ -142,19 +144,15 @@ def test_fid_logits_and_gradients(version, tmp_path):
   flat_actual = dict(jax.tree_util.tree_leaves_with_path(grads))
   assert len(flat_expected) == len(flat_actual)
   for path, value in flat_expected:
-    np.testing.assert_allclose(
-        flat_actual[path], value, atol=1e-4, rtol=1e-3, err_msg=str(path)
-    )
+    np.testing.assert_allclose(flat_actual[path], value, atol=1e-4, rtol=1e-3, err_msg=str(path))
 
 
 def test_fid_of_one_passage_is_t5(tmp_path):
   _save(_t5_peer('1.1'), tmp_path)
   config, params = huggingface.load_t5(tmp_path)
   tokens, mask, targets = _inputs(1)
-  fused = FusionInDecoder(config).apply(
-      {'params': params}, tokens, mask, targets)
-  plain = t5.T5(config).apply(
-      {'params': params}, tokens[:, 0], mask[:, 0], targets)
+  fused = FusionInDecoder(config).apply({'params': params}, tokens, mask, targets)
+  plain = t5.T5(config).apply({'params': params}, tokens[:, 0], mask[:, 0], targets)
   np.testing.assert_allclose(fused, plain, atol=1e-6)
 
 
@@ -166,43 +164,48 @@ def test_decode_each_is_one_passage_at_a_time(tmp_path):
   encoded = reader.apply(variables, tokens, mask, method='encode_passages')
   each = reader.apply(variables, encoded, mask, targets, method='decode_each')
   for k in range(3):
-    alone = reader.apply(variables, tokens[:, k:k + 1], mask[:, k:k + 1], targets)
+    alone = reader.apply(variables, tokens[:, k : k + 1], mask[:, k : k + 1], targets)
     np.testing.assert_allclose(each[:, k], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize('pooling', ['mean', 'cls'])
 def test_bert_and_dual_encoder(pooling, tmp_path):
   torch.manual_seed(0)
-  peer = transformers.BertModel(transformers.BertConfig(
-      vocab_size=97, hidden_size=32, num_hidden_layers=3,
-      num_attention_heads=4, intermediate_size=64, max_position_embeddings=40,
-  )).eval()
+  peer = transformers.BertModel(
+    transformers.BertConfig(
+      vocab_size=97,
+      hidden_size=32,
+      num_hidden_layers=3,
+      num_attention_heads=4,
+      intermediate_size=64,
+      max_position_embeddings=40,
+    )
+  ).eval()
   peer.save_pretrained(tmp_path)
   config, params = huggingface.load_bert(tmp_path)
   tokens, mask, _ = _inputs(1)
   tokens, mask = tokens[:, 0], mask[:, 0]
   with torch.no_grad():
     hidden = peer(
-        torch.tensor(tokens, dtype=torch.long),
-        torch.tensor(mask, dtype=torch.long),
+      torch.tensor(tokens, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
     ).last_hidden_state.numpy()
   actual = Bert(config).apply({'params': params}, tokens, mask)
-  np.testing.assert_allclose(
-      np.asarray(actual)[mask], hidden[mask], atol=1e-4, rtol=1e-4)
+  np.testing.assert_allclose(np.asarray(actual)[mask], hidden[mask], atol=1e-4, rtol=1e-4)
   if pooling == 'mean':
     expected = (hidden * mask[..., None]).sum(1) / mask.sum(1)[:, None]
   else:
     expected = hidden[:, 0]
   embeddings = DualEncoder(config, pooling=pooling).apply(
-      {'params': params}, tokens, mask, method='encode_queries')
+    {'params': params}, tokens, mask, method='encode_queries'
+  )
   np.testing.assert_allclose(embeddings, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_atlas_layer_norm_is_the_uncentred_second_moment():
   x = np.random.default_rng(0).normal(1.0, 2.0, (3, 16)).astype(np.float32)
   from ralm_jax.models import layers
+
   norm = layers.LayerNorm(epsilon=1e-12, second_moment=True)
   variables = norm.init(jax.random.key(0), x)
-  expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(
-      (x**2).mean(-1, keepdims=True) + 1e-12)
+  expected = (x - x.mean(-1, keepdims=True)) / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-12)
   np.testing.assert_allclose(norm.apply(variables, x), expected, rtol=1e-5)

@@ -1,4 +1,5 @@
 """What the tests of `ralm prepare` share."""
+
 import json
 
 from ralm_jax.commands import prepare as prepare_lib
@@ -15,8 +16,8 @@ def lines(path, rows):
 def prepare(benchmark, output, *sources, **kwargs):
   """`prepare.prepare` without progress bars."""
   return prepare_lib.prepare(
-      benchmark, output=str(output), sources=list(map(str, sources)),
-      progress=False, **kwargs)
+    benchmark, output=str(output), sources=list(map(str, sources)), progress=False, **kwargs
+  )
 
 
 def questions(path, **kwargs):

@@ -1,4 +1,5 @@
 """Downloads from a local server that behaves as badly as real ones."""
+
 import contextlib
 import hashlib
 import http.server
@@ -34,7 +35,6 @@ class Server:
     outer = self
 
     class Handler(http.server.BaseHTTPRequestHandler):
-
       def do_GET(self):
         outer.answer(self)
 
@@ -71,13 +71,13 @@ class Server:
         return
       handler.send_response(206)
       handler.send_header(
-          'Content-Range',
-          f'bytes {start}-{len(self.content) - 1}/{len(self.content)}')
+        'Content-Range', f'bytes {start}-{len(self.content) - 1}/{len(self.content)}'
+      )
     else:
       handler.send_response(200)
     body = self.content[start:]
     if start and self.shift:
-      body = body[self.shift:] + b'?' * self.shift
+      body = body[self.shift :] + b'?' * self.shift
     if self.tag:
       handler.send_header('ETag', self.tag)
     handler.send_header('Content-Type', self.kind)
@@ -113,7 +113,8 @@ def test_what_was_fetched_is_noted_and_not_fetched_again(server, tmp_path):
   assert (tmp_path / 'file.bin').read_bytes() == CONTENT
   assert file.fetched and file.sha256 == SHA256 and file.size == len(CONTENT)
   assert json.loads((tmp_path / fetched.CHECKSUMS).read_text()) == {
-      'file.bin': {'sha256': SHA256, 'size': len(CONTENT), 'address': server.url()}}
+    'file.bin': {'sha256': SHA256, 'size': len(CONTENT), 'address': server.url()}
+  }
   again = _fetch(server, tmp_path)
   assert not again.fetched and again.sha256 == SHA256
   assert len(server.requests) == 1
@@ -134,8 +135,7 @@ def test_goes_on_after_a_cut_connection(server, tmp_path):
   server.cuts = [300_000, 400_000]
   file = _fetch(server, tmp_path)
   assert file.sha256 == SHA256 and file.resumed_at == 700_000
-  assert [h.get('Range') for _, h in server.requests] == [
-      None, 'bytes=300000-', 'bytes=700000-']
+  assert [h.get('Range') for _, h in server.requests] == [None, 'bytes=300000-', 'bytes=700000-']
   assert server.requests[1][1]['If-Range'] == '"one"'
 
 
@@ -242,8 +242,12 @@ def test_a_file_of_another_size_is_a_refusal(server, tmp_path):
   server.says_length = server.ranges = False
   server.cuts = [1000] * 9
   with pytest.raises(ConnectionError, match='ended the connection at 1,000 of 1,048,576'):
-    _fetch(server, tmp_path, size=len(CONTENT), patience=Patience(
-        timeout_s=10, attempts=2, back_off_s=0.01))
+    _fetch(
+      server,
+      tmp_path,
+      size=len(CONTENT),
+      patience=Patience(timeout_s=10, attempts=2, back_off_s=0.01),
+    )
 
 
 @pytest.mark.parametrize('says_length', [True, False])
@@ -299,15 +303,15 @@ def test_only_http(tmp_path):
 def test_nobody_listens(server, tmp_path):
   server.close()
   with pytest.raises(ConnectionError, match='cannot be reached .*From there.'):
-    _fetch(server, tmp_path, patience=Patience(1, 2, 0.01),
-           by_hand='From there.')
+    _fetch(server, tmp_path, patience=Patience(1, 2, 0.01), by_hand='From there.')
 
 
 def test_a_copy_takes_the_place_of_a_host_that_is_gone(server, tmp_path):
   gone = Server()
   gone.close()
-  file = _fetch(server, tmp_path, addresses=[gone.url(), server.url()],
-                patience=Patience(5, 2, 0.01))
+  file = _fetch(
+    server, tmp_path, addresses=[gone.url(), server.url()], patience=Patience(5, 2, 0.01)
+  )
   assert file.address == server.url()
 
 

@@ -1,4 +1,5 @@
 """Which file is which part of a benchmark."""
+
 import io
 import tarfile
 
@@ -18,8 +19,7 @@ def _touch(folder, *names):
 
 def _roles(benchmark, folder, *sources):
   files = inputs.find(catalogue.find(*benchmark), sources or [str(folder)]).files
-  return {role: [p.removeprefix(f'{folder}/') for p in paths]
-          for role, paths in files.items()}
+  return {role: [p.removeprefix(f'{folder}/') for p in paths] for role, paths in files.items()}
 
 
 def test_every_benchmark_is_whole():
@@ -30,8 +30,9 @@ def test_every_benchmark_is_whole():
       roles = [part.role for part in benchmark.parts]
       assert len(set(roles)) == len(roles)
       for part in benchmark.parts:
-        assert not part.record_format or (
-            part.record_format in question_formats.RECORD_FORMATS), part
+        assert not part.record_format or (part.record_format in question_formats.RECORD_FORMATS), (
+          part
+        )
         assert all(name == name.lower() for name in (*part.names, *part.others))
       for source in benchmark.sources:
         assert source.sha256 is None or len(source.sha256) == 64
@@ -46,8 +47,7 @@ def test_what_is_downloaded_is_recognised(tmp_path):
       for source in benchmark.sources:
         _touch(folder, source.name)
       if benchmark.sources:
-        found = inputs.find(
-            benchmark, [str(folder / s.name) for s in benchmark.sources])
+        found = inputs.find(benchmark, [str(folder / s.name) for s in benchmark.sources])
         assert len(found.paths()) == len(benchmark.sources)
 
 
@@ -58,24 +58,41 @@ def test_the_addresses_of_kilt():
 
 
 def test_the_auxiliary_set_mc_test_is_no_test_set(tmp_path):
-  _touch(tmp_path, 'data/auxiliary_train/mc_test.csv', 'data/dev/law_dev.csv',
-         'data/auxiliary_train/race.csv', 'data/test/law_test.csv',
-         'data/test/art_test.csv', 'data/val/law_val.csv', 'data/README.txt')
+  _touch(
+    tmp_path,
+    'data/auxiliary_train/mc_test.csv',
+    'data/dev/law_dev.csv',
+    'data/auxiliary_train/race.csv',
+    'data/test/law_test.csv',
+    'data/test/art_test.csv',
+    'data/val/law_val.csv',
+    'data/README.txt',
+  )
   assert _roles(('mmlu',), tmp_path) == {
-      'auxiliary': ['data/auxiliary_train/mc_test.csv', 'data/auxiliary_train/race.csv'],
-      'dev': ['data/dev/law_dev.csv'], 'valid': ['data/val/law_val.csv'],
-      'test': ['data/test/art_test.csv', 'data/test/law_test.csv']}
+    'auxiliary': ['data/auxiliary_train/mc_test.csv', 'data/auxiliary_train/race.csv'],
+    'dev': ['data/dev/law_dev.csv'],
+    'valid': ['data/val/law_val.csv'],
+    'test': ['data/test/art_test.csv', 'data/test/law_test.csv'],
+  }
 
 
 def test_nq_dev_is_the_test_set(tmp_path):
-  _touch(tmp_path, 'NQ-open.dev.jsonl', 'NQ-open.train.jsonl.gz',
-         'dataindex/NQ.train.idx.json', 'dataindex/NQ.dev.idx.json',
-         'dataindex/NQ.test.idx.json', 'dataindex/TQA.train.idx.json')
+  _touch(
+    tmp_path,
+    'NQ-open.dev.jsonl',
+    'NQ-open.train.jsonl.gz',
+    'dataindex/NQ.train.idx.json',
+    'dataindex/NQ.dev.idx.json',
+    'dataindex/NQ.test.idx.json',
+    'dataindex/TQA.train.idx.json',
+  )
   assert _roles(('nq_open',), tmp_path) == {
-      'index_train': ['dataindex/NQ.train.idx.json'],
-      'index_dev': ['dataindex/NQ.dev.idx.json'],
-      'index_test': ['dataindex/NQ.test.idx.json'],
-      'train': ['NQ-open.train.jsonl.gz'], 'test': ['NQ-open.dev.jsonl']}
+    'index_train': ['dataindex/NQ.train.idx.json'],
+    'index_dev': ['dataindex/NQ.dev.idx.json'],
+    'index_test': ['dataindex/NQ.test.idx.json'],
+    'train': ['NQ-open.train.jsonl.gz'],
+    'test': ['NQ-open.dev.jsonl'],
+  }
 
 
 def test_the_preferred_name_wins_and_equals_are_told_apart(tmp_path):
@@ -86,14 +103,17 @@ def test_the_preferred_name_wins_and_equals_are_told_apart(tmp_path):
     _roles(('curated_trec',), tmp_path)
   chosen = f'train={tmp_path}/old/large2180-train.tsv'
   assert _roles(('curated_trec',), tmp_path, str(tmp_path), chosen)['train'] == [
-      'old/large2180-train.tsv']
+    'old/large2180-train.tsv'
+  ]
 
 
 def test_copies_of_other_names(tmp_path):
   _touch(tmp_path, 'nq/nq-train.qa.csv', 'nq/nq-test.qa.csv', 'nq/nq-dev.qa.csv')
   assert _roles(('nq_open',), tmp_path) == {
-      'train': ['nq/nq-train.qa.csv'], 'dev': ['nq/nq-dev.qa.csv'],
-      'test': ['nq/nq-test.qa.csv']}
+    'train': ['nq/nq-train.qa.csv'],
+    'dev': ['nq/nq-dev.qa.csv'],
+    'test': ['nq/nq-test.qa.csv'],
+  }
 
 
 def test_what_a_name_does_not_say(tmp_path):
@@ -116,8 +136,12 @@ def test_what_a_name_does_not_say(tmp_path):
 def test_archives(tmp_path):
   archive = tmp_path / 'triviaqa-unfiltered.tar.gz'
   with tarfile.open(archive, 'w:gz') as tar:
-    for name in ('triviaqa-unfiltered/unfiltered-web-dev.json', 'x/._unfiltered-web-dev.json',
-                 'triviaqa-unfiltered/unfiltered-web-train.json', 'evidence/web-train.json'):
+    for name in (
+      'triviaqa-unfiltered/unfiltered-web-dev.json',
+      'x/._unfiltered-web-dev.json',
+      'triviaqa-unfiltered/unfiltered-web-train.json',
+      'evidence/web-train.json',
+    ):
       info = tarfile.TarInfo(name)
       info.size = 1
       tar.addfile(info, io.BytesIO(b'1'))
@@ -127,19 +151,21 @@ def test_archives(tmp_path):
   assert found.archives == [str(archive)] and not found.files
   files = inputs.unpack(benchmark, found, str(tmp_path / 'out'), progress=False)
   assert {role: [p.rpartition('/')[2] for p in paths] for role, paths in files.items()} == {
-      'train': ['unfiltered-web-train.json'], 'test': ['unfiltered-web-dev.json']}
+    'train': ['unfiltered-web-train.json'],
+    'test': ['unfiltered-web-dev.json'],
+  }
   with pytest.raises(ValueError, match='holds no file of mmlu'):
     mmlu = catalogue.find('mmlu')
-    inputs.unpack(mmlu, inputs.find(mmlu, [str(archive)]), str(tmp_path / 'o'),
-                  progress=False)
+    inputs.unpack(mmlu, inputs.find(mmlu, [str(archive)]), str(tmp_path / 'o'), progress=False)
 
 
 def test_no_other_file_takes_the_place_of_dev(tmp_path):
   """Without a dev file it is made of train: nobody would notice."""
-  _touch(tmp_path, 'NQ-open.dev.jsonl', 'NQ-open.train.jsonl',
-         'NQ-open.efficientqa.dev.1.1.jsonl')
+  _touch(tmp_path, 'NQ-open.dev.jsonl', 'NQ-open.train.jsonl', 'NQ-open.efficientqa.dev.1.1.jsonl')
   assert _roles(('nq_open',), tmp_path) == {
-      'train': ['NQ-open.train.jsonl'], 'test': ['NQ-open.dev.jsonl']}
+    'train': ['NQ-open.train.jsonl'],
+    'test': ['NQ-open.dev.jsonl'],
+  }
   with pytest.raises(ValueError, match='does not say which part .*dev'):
     _roles(('nq_open',), tmp_path, f'{tmp_path}/NQ-open.efficientqa.dev.1.1.jsonl')
   for variant in ('unfiltered', 'filtered'):
@@ -166,38 +192,53 @@ def _pack(path, *names):
 
 def _unpacked(benchmark, folder, *sources):
   benchmark = catalogue.find(*benchmark)
-  files = inputs.unpack(benchmark, inputs.find(benchmark, sources),
-                        str(folder), progress=False)
-  return {role: [('archive' if p.startswith(str(folder)) else 'loose',
-                  p.rpartition('/')[2]) for p in paths]
-          for role, paths in files.items()}
+  files = inputs.unpack(benchmark, inputs.find(benchmark, sources), str(folder), progress=False)
+  return {
+    role: [
+      ('archive' if p.startswith(str(folder)) else 'loose', p.rpartition('/')[2]) for p in paths
+    ]
+    for role, paths in files.items()
+  }
 
 
 def test_loose_files_do_not_hide_those_of_an_archive(tmp_path):
-  archive = _pack(tmp_path / 'data.tar', 'data/test/art_test.csv',
-                  'data/test/law_test.csv', 'data/val/law_val.csv')
+  archive = _pack(
+    tmp_path / 'data.tar',
+    'data/test/art_test.csv',
+    'data/test/law_test.csv',
+    'data/val/law_val.csv',
+  )
   loose = _touch(tmp_path / 'loose', 'Law_test.csv', 'biology_test.csv')
   assert _unpacked(('mmlu',), tmp_path / 'out', archive, loose) == {
-      'valid': [('archive', 'law_val.csv')],
-      'test': [('loose', 'Law_test.csv'), ('archive', 'art_test.csv'),
-               ('loose', 'biology_test.csv')]}
+    'valid': [('archive', 'law_val.csv')],
+    'test': [('loose', 'Law_test.csv'), ('archive', 'art_test.csv'), ('loose', 'biology_test.csv')],
+  }
   # Whoever says what the part is means it.
   assert _unpacked(('mmlu',), tmp_path / 'out2', archive, f'test={loose}')['test'] == [
-      ('loose', 'Law_test.csv'), ('loose', 'biology_test.csv')]
+    ('loose', 'Law_test.csv'),
+    ('loose', 'biology_test.csv'),
+  ]
 
 
 def test_a_part_that_is_one_file_is_not_in_doubt(tmp_path):
-  archive = _pack(tmp_path / 'triviaqa-unfiltered.tar',
-                  'unfiltered-web-train.json', 'unfiltered-web-dev.json')
+  archive = _pack(
+    tmp_path / 'triviaqa-unfiltered.tar', 'unfiltered-web-train.json', 'unfiltered-web-dev.json'
+  )
   loose = _touch(tmp_path, 'my-train.json', 'unfiltered-web-train.json.gz')
-  with pytest.raises(ValueError, match=(
-      'my-train.json and unfiltered-web-train.json of an archive are both .train.')):
+  with pytest.raises(
+    ValueError, match=('my-train.json and unfiltered-web-train.json of an archive are both .train.')
+  ):
     _unpacked(('triviaqa',), tmp_path / 'a', archive, f'{loose}/my-train.json')
-  for i, (source, name) in enumerate((
+  for i, (source, name) in enumerate(
+    (
       (f'train={loose}/my-train.json', 'my-train.json'),
-      (f'{loose}/unfiltered-web-train.json.gz', 'unfiltered-web-train.json.gz'))):
+      (f'{loose}/unfiltered-web-train.json.gz', 'unfiltered-web-train.json.gz'),
+    )
+  ):
     assert _unpacked(('triviaqa',), tmp_path / f'b{i}', archive, source) == {
-        'train': [('loose', name)], 'test': [('archive', 'unfiltered-web-dev.json')]}
+      'train': [('loose', name)],
+      'test': [('archive', 'unfiltered-web-dev.json')],
+    }
 
 
 def test_what_need_not_be_fetched(tmp_path):
@@ -205,7 +246,12 @@ def test_what_need_not_be_fetched(tmp_path):
   benchmark = catalogue.find('fever')
   found = inputs.find(benchmark, [f'train={folder}/claims.jsonl', folder])
   assert [inputs.has(benchmark, found, source.name) for source in benchmark.sources] == [
-      True, True, False, False, False]
+    True,
+    True,
+    False,
+    False,
+    False,
+  ]
   # What a file was said to be counts, not its name.
   found = inputs.find(benchmark, [f'train={folder}/shared_task_dev.jsonl'])
   assert not inputs.has(benchmark, found, 'shared_task_dev.jsonl')

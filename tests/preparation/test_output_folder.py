@@ -1,4 +1,5 @@
 """Outputs that take the place of earlier ones."""
+
 import os
 import pathlib
 import subprocess
@@ -10,7 +11,7 @@ from ralm_jax.preparation import output_folder, writing
 
 # Overwrites an output, and dies right after something got a name that begins
 # so, or while it fills the folder.
-_KILLED = '''
+_KILLED = """
 import os, sys
 from ralm_jax.preparation import output_folder, writing
 output, dies_at = sys.argv[1:]
@@ -24,7 +25,7 @@ with output_folder.creating(output, True) as folder:
   writing.write_manifest(folder, {'format': writing.FORMAT, 'benchmark': 'x', 'n': 2, 'files': []})
   if dies_at == 'filling':
     os._exit(9)
-'''
+"""
 
 
 def _manifest(n):
@@ -45,7 +46,10 @@ def test_only_its_own_folders_are_removed(tmp_path):
   out = tmp_path / 'nq'
   _make(out, 1)
   mine = [f'nq{ending}' for ending in ('.old', '.new')] + [
-      '.nq.replaced-of-mine', '.nq.replaced', '.nqx.replaced-1-00000000']
+    '.nq.replaced-of-mine',
+    '.nq.replaced',
+    '.nqx.replaced-1-00000000',
+  ]
   for name in mine:
     _make(tmp_path / name, 0)
   _make(out, 2, overwrite=True)
@@ -62,18 +66,20 @@ def test_only_its_own_folders_are_removed(tmp_path):
   assert _number(out) == 2 and (out / 'notes/thesis.txt').exists()
 
 
-@pytest.mark.parametrize('dies_at, there, n', [
+@pytest.mark.parametrize(
+  'dies_at, there, n',
+  [
     ('filling', 1, 1),
     ('.nq.made-', 1, 1),  # It was whole, but nothing was replaced yet.
     ('.nq.replaced-', None, 2),  # Between the two.
     ('nq', 2, 2),
-])
+  ],
+)
 def test_a_killed_process_is_recovered_from(tmp_path, dies_at, there, n):
   out = tmp_path / 'nq'
   _make(out, 1)
   root = pathlib.Path(__file__).parents[2]
-  died = subprocess.run([sys.executable, '-c', _KILLED, str(out), dies_at],
-                        cwd=root, check=False)
+  died = subprocess.run([sys.executable, '-c', _KILLED, str(out), dies_at], cwd=root, check=False)
   assert died.returncode == 9
   assert _number(out) == there and len(os.listdir(tmp_path)) == 2
   output_folder.recover(str(out))

@@ -1,4 +1,5 @@
 """How questions are divided."""
+
 import random
 
 import pytest
@@ -8,9 +9,17 @@ from ralm_jax.preparation import splits
 
 
 def _questions(n, path='o.jsonl'):
-  return [Question(
-      id=f'{path}:{i + 1}', question=f'question {i}', answers=('a',),
-      gold_passage_ids=(), line=i + 1, path=path) for i in range(n)]
+  return [
+    Question(
+      id=f'{path}:{i + 1}',
+      question=f'question {i}',
+      answers=('a',),
+      gold_passage_ids=(),
+      line=i + 1,
+      path=path,
+    )
+    for i in range(n)
+  ]
 
 
 def test_a_hash_of_the_question_alone_decides():
@@ -55,8 +64,12 @@ def test_lists_of_places(tmp_path):
   with pytest.raises(ValueError, match='entry 2 is 4, but the original ends at 3'):
     splits.at(questions[:4], indexes, str(path), skipped=True)
   for content, message in (
-      ('[1, 1]', 'entry 1: 1 is in the list twice'), ('[-1]', 'entry 0 is -1'),
-      ('[true]', 'entry 0 is True'), ('{}', 'JSON list'), ('[1', 'malformed')):
+    ('[1, 1]', 'entry 1: 1 is in the list twice'),
+    ('[-1]', 'entry 0 is -1'),
+    ('[true]', 'entry 0 is True'),
+    ('{}', 'JSON list'),
+    ('[1', 'malformed'),
+  ):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
       splits.read_indexes(str(path))

@@ -25,16 +25,12 @@ def test_collects_thousands_of_distinct_questions(collected):
 
 def test_parsed_and_compiled_modules_are_both_there(collected):
   by_name = {d.name: d for d in collected}
-  assert by_name['math.hypot'].text.startswith(
-      'Multidimensional Euclidean distance'
-  )
+  assert by_name['math.hypot'].text.startswith('Multidimensional Euclidean distance')
   assert 'shlex.split' in by_name
   assert 'os.path.commonpath' in by_name
   assert 'collections.abc' in by_name
   dotted_parts = {part for name in by_name for part in name.split('.')}
-  assert not any(
-      part.startswith('_') for part in dotted_parts - {'_thread'}
-  )
+  assert not any(part.startswith('_') for part in dotted_parts - {'_thread'})
 
 
 def test_passage_holds_its_question_and_is_short(collected):
@@ -47,19 +43,21 @@ def test_passage_holds_its_question_and_is_short(collected):
 
 def test_collecting_is_silent_imports_no_sources_and_repeats_itself():
   program = (
-      'import sys\n'
-      'from ralm_jax.quickstart import docstrings\n'
-      'import hashlib\n'
-      'found = docstrings.collect_docstrings()\n'
-      'assert "tkinter" not in sys.modules and "this" not in sys.modules\n'
-      'print(hashlib.sha256(repr(found).encode()).hexdigest())\n'
+    'import sys\n'
+    'from ralm_jax.quickstart import docstrings\n'
+    'import hashlib\n'
+    'found = docstrings.collect_docstrings()\n'
+    'assert "tkinter" not in sys.modules and "this" not in sys.modules\n'
+    'print(hashlib.sha256(repr(found).encode()).hexdigest())\n'
   )
   outputs = set()
   for hash_seed in ('1', '2'):
     done = subprocess.run(
-        [sys.executable, '-c', program], capture_output=True, text=True,
-        env={'PYTHONHASHSEED': hash_seed, 'PYTHONPATH': ':'.join(sys.path)},
-        check=False,
+      [sys.executable, '-c', program],
+      capture_output=True,
+      text=True,
+      env={'PYTHONHASHSEED': hash_seed, 'PYTHONPATH': ':'.join(sys.path)},
+      check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ''
@@ -68,24 +66,30 @@ def test_collecting_is_silent_imports_no_sources_and_repeats_itself():
   assert len(output.split()) == 1
 
 
-@pytest.mark.parametrize('docstring, expected', [
+@pytest.mark.parametrize(
+  'docstring, expected',
+  [
     ('hypot(*coordinates) -> value\n\nMultidimensional.', 'Multidimensional.'),
     ('D.get(k[,d]) -> D[k] if k in D.  More.', 'More.'),
     ('f(a=(1, 2)) -- Do this', 'Do this'),
     ('dir([object]) -> list of strings\n\nShow it.', 'Show it.'),
     ('  Indented.\n\n    More.\n    ', 'Indented.\n\nMore.'),
     ('Return f(x) for x.', 'Return f(x) for x.'),
-])
+  ],
+)
 def test_signature_lines_go(docstring, expected):
   assert docstrings.clean_docstring(docstring) == expected
 
 
-@pytest.mark.parametrize('text, expected', [
+@pytest.mark.parametrize(
+  'text, expected',
+  [
     ('One here. Two here.', 'One here.'),
     ('Names, e.g. a.b, count\nas one. Two.', 'Names, e.g. a.b, count as one.'),
     ('No full stop\n\nSecond paragraph.', 'No full stop'),
     ('Is it? Yes.', 'Is it?'),
-])
+  ],
+)
 def test_first_sentence(text, expected):
   assert docstrings.first_sentence(text) == expected
 
@@ -94,9 +98,7 @@ def test_split_is_by_object_and_stable(collected):
   split = docstrings.split_by_object(collected)
   assert 0.07 < len(split.test) / len(collected) < 0.13
   assert len(split.train) + len(split.test) == len(collected)
-  assert not {d.name.lower() for d in split.train} & {
-      d.name.lower() for d in split.test
-  }
+  assert not {d.name.lower() for d in split.train} & {d.name.lower() for d in split.test}
   # A group's side does not depend on the other groups.
   assert not docstrings.split_by_object(split.test).train
   assert not docstrings.split_by_object(split.train).test
@@ -112,8 +114,7 @@ def test_aliases_never_straddle_the_split():
     pairs.append(Docstring(f'M{i}.name', f'Another {i}.', f'Else {i}.'))
     pairs.append(Docstring(f'x{i}.alias', f'Third {i}.', f'Text {i}.'))
   split = docstrings.split_by_object(pairs, test_fraction=0.5)
-  sides = {d.name: side for side in ('train', 'test')
-           for d in getattr(split, side)}
+  sides = {d.name: side for side in ('train', 'test') for d in getattr(split, side)}
   for i in range(200):
     assert sides[f'm{i}.Name'] == sides[f'M{i}.name'] == sides[f'x{i}.alias']
   assert set(sides.values()) == {'train', 'test'}
@@ -123,14 +124,13 @@ def test_files_carry_the_corpus_and_the_questions(tmp_path, collected):
   some = collected[:300]
   split = docstrings.write_corpus(tmp_path / 'new', some)
   read = {
-      name: [
-          json.loads(line)
-          for line in (tmp_path / 'new' / f'{name}.jsonl').open('rb')
-      ]
-      for name in ('passages', 'train', 'test')
+    name: [json.loads(line) for line in (tmp_path / 'new' / f'{name}.jsonl').open('rb')]
+    for name in ('passages', 'train', 'test')
   }
   assert sorted(p.name for p in (tmp_path / 'new').iterdir()) == [
-      'passages.jsonl', 'test.jsonl', 'train.jsonl'
+    'passages.jsonl',
+    'test.jsonl',
+    'train.jsonl',
   ]
   passages = {p['id']: p for p in read['passages']}
   assert len(passages) == len(some) == len(read['train']) + len(read['test'])

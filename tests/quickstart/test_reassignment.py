@@ -1,4 +1,5 @@
 """Title reassignment on a small real corpus."""
+
 import json
 
 import numpy as np
@@ -17,26 +18,29 @@ def store(tmp_path_factory):
   names = [f'module{i}.name{i * 7 % 13}_{i}' for i in range(30)]
   with open(root / 'passages.jsonl', 'w', encoding='utf-8') as file:
     for i, name in enumerate(names):
-      file.write(json.dumps({
-          'id': name, 'title': name, 'text': f'Return the thing number {i}.'
-      }) + '\n')
+      file.write(
+        json.dumps({'id': name, 'title': name, 'text': f'Return the thing number {i}.'}) + '\n'
+      )
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(names * 5 + ['Return the thing number 1 2 3.'] * 9),
-      model_prefix=str(root / 'pieces'), vocab_size=80, pad_id=0, eos_id=1,
-      unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+    sentence_iterator=iter(names * 5 + ['Return the thing number 1 2 3.'] * 9),
+    model_prefix=str(root / 'pieces'),
+    vocab_size=80,
+    pad_id=0,
+    eos_id=1,
+    unk_id=2,
+    bos_id=-1,
+    hard_vocab_limit=False,
+    minloglevel=2,
   )
   vocabulary = root / 'pieces.model'
   return passage_store.build_corpus(
-      root / 'passages.jsonl', root / 'corpus', vocabulary, vocabulary,
-      progress=False,
+    root / 'passages.jsonl', root / 'corpus', vocabulary, vocabulary, progress=False
   )
 
 
 def queries_for(store, rows):
-  text = TextConfig(
-      question_format='{question}', target_format='{answer}', target_length=24)
-  tokenizer = QueryTokenizer(
-      text, store.reader_vocabulary, store.retriever_vocabulary)
+  text = TextConfig(question_format='{question}', target_format='{answer}', target_length=24)
+  tokenizer = QueryTokenizer(text, store.reader_vocabulary, store.retriever_vocabulary)
   titles = [store.passage(row).title for row in rows]
   return tokenizer.batch(['q'] * len(rows), titles), tokenizer
 
@@ -65,8 +69,7 @@ def test_targets_are_the_titles_now_shown_over_the_gold_passage(store):
 def test_random_titles_are_targets_too(store):
   queries, tokenizer = queries_for(store, np.arange(8))
   rows = np.arange(16).reshape(8, 2)
-  augment = TitleReassignment(
-      store, random_titles=1.0, max_title_length=6)
+  augment = TitleReassignment(store, random_titles=1.0, max_title_length=6)
   shown = augment(queries, rows, step=0)
   known = {tuple(t) for t in store.tokens(np.arange(30), 'reader_title').to_lists()}
   for i in range(8):

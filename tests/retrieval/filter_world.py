@@ -1,4 +1,5 @@
 """A corpus of documents and dates with an index, and brute force to compare."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -47,10 +48,8 @@ class World:
 
 
 def publish(folder, store, embeddings) -> int:
-  metadata = {'corpus': str(store.directory),
-              'corpus_fingerprint': store.fingerprint}
-  with GenerationStore(folder).begin(
-      IndexOptions(), DIM, metadata) as writer:
+  metadata = {'corpus': str(store.directory), 'corpus_fingerprint': store.fingerprint}
+  with GenerationStore(folder).begin(IndexOptions(), DIM, metadata) as writer:
     writer.append(None, embeddings)
     return writer.commit()
 
@@ -59,20 +58,27 @@ def make_world(folder) -> World:
   data = tiny.make_data(folder)  # for its vocabularies
   path = tiny.write_jsonl(folder / 'p.jsonl', [_fields(i) for i in range(COUNT)])
   store = passage_store.build_corpus(
-      path, folder / 'filtered', data.reader_vocabulary,
-      data.retriever_vocabulary, max_words=10, shard_size=50, n_workers=1,
-      progress=False)
-  fields = [
-      _fields(int(p.source_id[1:])) for p in store.passages(np.arange(len(store)))]
+    path,
+    folder / 'filtered',
+    data.reader_vocabulary,
+    data.retriever_vocabulary,
+    max_words=10,
+    shard_size=50,
+    n_workers=1,
+    progress=False,
+  )
+  fields = [_fields(int(p.source_id[1:])) for p in store.passages(np.arange(len(store)))]
   generator = np.random.default_rng(0)
   centres = generator.standard_normal((DOCUMENTS, DIM))
   centres /= np.linalg.norm(centres, axis=1, keepdims=True)
   nearest = [int(f['title'].split()[1]) for f in fields]
-  embeddings = (centres[nearest] + 0.03 * generator.standard_normal(
-      (len(fields), DIM))).astype(np.float16)
+  embeddings = (centres[nearest] + 0.03 * generator.standard_normal((len(fields), DIM))).astype(
+    np.float16
+  )
   publish(folder / 'filtered_index', store, embeddings)
-  return World(store, str(folder / 'filtered_index'), centres.astype(np.float32),
-               embeddings, fields)
+  return World(
+    store, str(folder / 'filtered_index'), centres.astype(np.float32), embeddings, fields
+  )
 
 
 class Recording:
@@ -95,8 +101,7 @@ class Recording:
 
 
 def retriever(client, world, n_passages=5, store=None, **options):
-  return PassageRetriever(
-      client, store or world.store, n_passages, **options)
+  return PassageRetriever(client, store or world.store, n_passages, **options)
 
 
 def best_rows(world, query, n, hidden) -> list[int]:
@@ -115,8 +120,7 @@ def hidden(world, by, excluded=(), bound=None):
     fields = world.fields[row]
     if by == 'none':
       return False
-    if bound is not None and (
-        'date' not in fields or dates.last_day(fields['date']) > bound):
+    if bound is not None and ('date' not in fields or dates.last_day(fields['date']) > bound):
       return True
     return fields['id'] in names or by == 'document' and fields['title'] in titles
 
@@ -127,15 +131,14 @@ def check(world, found, queries, n, hiddens):
   """Compares a whole answer with brute force; scores with their rows."""
   assert found.rows.shape == found.scores.shape == (len(queries), n)
   assert found.rows.dtype == np.int64 and found.scores.dtype == np.float32
-  for query, rows, scores, hidden in zip(
-      queries, found.rows, found.scores, hiddens):
+  for query, rows, scores, hidden in zip(queries, found.rows, found.scores, hiddens):
     expected = best_rows(world, query, n, hidden)
     assert rows[: len(expected)].tolist() == expected
-    assert np.all(rows[len(expected):] == -1)
-    assert np.all(scores[len(expected):] == -np.inf)
+    assert np.all(rows[len(expected) :] == -1)
+    assert np.all(scores[len(expected) :] == -np.inf)
     np.testing.assert_allclose(
-        scores[: len(expected)],
-        world.embeddings[expected].astype(np.float32) @ query, rtol=1e-5)
+      scores[: len(expected)], world.embeddings[expected].astype(np.float32) @ query, rtol=1e-5
+    )
 
 
 def one_of_each_document(world) -> np.ndarray:

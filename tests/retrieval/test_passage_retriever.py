@@ -1,4 +1,5 @@
 """Filtering, checks and embedding, around a real search."""
+
 import os
 import threading
 
@@ -43,8 +44,7 @@ def test_finds_what_exhaustive_search_finds(trained, retriever, queries):
   stored = GenerationStore(trained.index).open_current().embeddings
   scores = queries @ np.asarray(stored, np.float32).T
   found = retriever.search(queries)
-  np.testing.assert_array_equal(
-      found.rows, np.argsort(-scores, axis=1, kind='stable')[:, :5])
+  np.testing.assert_array_equal(found.rows, np.argsort(-scores, axis=1, kind='stable')[:, :5])
   np.testing.assert_allclose(found.scores, -np.sort(-scores)[:, :5], rtol=1e-5)
   assert found.generation == 1
 
@@ -66,8 +66,7 @@ def test_probabilities(retriever, queries):
   found = retriever.search(queries)
   logits = found.scores / 4 / 0.1
   expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-  np.testing.assert_allclose(
-      found.probabilities(0.4), expected, rtol=1e-4)
+  np.testing.assert_allclose(found.probabilities(0.4), expected, rtol=1e-4)
 
 
 def test_closed_book_has_one_empty_slot():
@@ -83,8 +82,7 @@ def test_corpus_may_have_grown(trained, connected, tmp_path):
   from ralm_jax.data.corpus import passages
 
   shutil.copytree(trained.data.corpus, tmp_path / 'corpus')
-  passage_store.append_passages(
-      tmp_path / 'corpus', [passages.Passage('new', 't', '', 'text')])
+  passage_store.append_passages(tmp_path / 'corpus', [passages.Passage('new', 't', '', 'text')])
   grown = PassageStore.open(tmp_path / 'corpus')
   metadata = connected.client.status().metadata
   retriever_lib.check_index_of_corpus(metadata, 40, grown)
@@ -103,21 +101,18 @@ def test_moved_together(trained, tmp_path):
   shutil.copytree(trained.data.corpus, tmp_path / 'corpus')
   shutil.copytree(trained.index, tmp_path / 'index')
   metadata = {'corpus': '/gone', 'corpus_relative': '../corpus'}
-  assert connect.find_corpus(metadata, tmp_path / 'index') == str(
-      tmp_path / 'corpus')
+  assert connect.find_corpus(metadata, tmp_path / 'index') == str(tmp_path / 'corpus')
 
 
 def test_dead_process_is_started_again(trained, queries):
   with connect.connect(index=trained.index, threads=1) as connection:
-    retriever = PassageRetriever(
-        connection.client, connection.store, 3)
+    retriever = PassageRetriever(connection.client, connection.store, 3)
     before = retriever.search(queries)
     (child,) = _servers()
     os.kill(child, 9)
     after = retriever.search(queries)
   np.testing.assert_array_equal(before.rows, after.rows)
-  assert not [t for t in threading.enumerate() if t.name == 'supervisor'
-              and not t.is_alive()]
+  assert not [t for t in threading.enumerate() if t.name == 'supervisor' and not t.is_alive()]
 
 
 def _servers() -> list[int]:
@@ -143,8 +138,8 @@ def opened(trained):
 def embedder(trained, opened):
   store = PassageStore.open(trained.data.corpus)
   return PassageEmbedder(
-      opened.spec.model, opened.partitioner,
-      Assembler(opened.spec.tokenizer, store), batch_size=16), store
+    opened.spec.model, opened.partitioner, Assembler(opened.spec.tokenizer, store), batch_size=16
+  ), store
 
 
 def test_embeddings_depend_on_the_passage_alone(embedder, opened):
@@ -153,16 +148,14 @@ def test_embeddings_depend_on_the_passage_alone(embedder, opened):
   everything = embed.embed(opened.params, np.arange(len(store)))
   assert everything.shape == (40, 16) and everything.dtype == np.float32
   some = np.array([7, 3, 39])
-  np.testing.assert_allclose(
-      embed.embed(opened.params, some), everything[some], atol=1e-5)
+  np.testing.assert_allclose(embed.embed(opened.params, some), everything[some], atol=1e-5)
 
 
-def test_embedding_goes_on_where_it_was_interrupted(
-    embedder, opened, tmp_path, monkeypatch):
+def test_embedding_goes_on_where_it_was_interrupted(embedder, opened, tmp_path, monkeypatch):
   embed, store = embedder
   build = lambda index: embedding.build_generation(
-      embed, opened.params, store, index, IndexOptions(),
-      chunk_size=12, progress=False)
+    embed, opened.params, store, index, IndexOptions(), chunk_size=12, progress=False
+  )
   done = []
 
   class Interrupted(Exception):
@@ -181,34 +174,39 @@ def test_embedding_goes_on_where_it_was_interrupted(
     build(tmp_path / 'index')
   assert GenerationStore(tmp_path / 'index').current() is None
   monkeypatch.setattr(
-      PassageEmbedder, 'embed',
-      lambda self, params, rows: done.append(rows[0]) or original(
-          self, params, rows))
+    PassageEmbedder,
+    'embed',
+    lambda self, params, rows: done.append(rows[0]) or original(self, params, rows),
+  )
   assert build(tmp_path / 'index') == 1
   assert done == [0, 12, 24, 36]
   monkeypatch.undo()
   build(tmp_path / 'whole')
   one, other = (
-      np.asarray(GenerationStore(tmp_path / name).open_current(
-          ).embeddings) for name in ('index', 'whole'))
+    np.asarray(GenerationStore(tmp_path / name).open_current().embeddings)
+    for name in ('index', 'whole')
+  )
   np.testing.assert_array_equal(one, other)
   assert not list((tmp_path / 'index').glob('embedding.*'))
 
 
 def _batch(reader_tokens, passage_mask, target):
   reader_tokens, target = np.asarray(reader_tokens), np.asarray(target)
-  return ReaderBatch(
-      reader_tokens, reader_tokens > 0, np.asarray(passage_mask),
-      target, target > 0)
+  return ReaderBatch(reader_tokens, reader_tokens > 0, np.asarray(passage_mask), target, target > 0)
 
 
 def test_recall_of_a_batch():
   batch = _batch(
-      [[[5, 6, 7, 1], [8, 9, 4, 1]], [[5, 6, 7, 1], [8, 9, 4, 1]],
-       [[5, 6, 7, 1], [8, 9, 4, 1]], [[5, 6, 7, 1], [0, 0, 0, 0]]],
-      [[True, True], [True, False], [True, True], [False, False]],
-      # Found in the second passage; only in one that is not there; not as a
-      # whole; no passage at all, which does not count.
-      [[30, 9, 4, 1], [30, 9, 4, 1], [30, 6, 8, 1], [30, 6, 1, 0]])
+    [
+      [[5, 6, 7, 1], [8, 9, 4, 1]],
+      [[5, 6, 7, 1], [8, 9, 4, 1]],
+      [[5, 6, 7, 1], [8, 9, 4, 1]],
+      [[5, 6, 7, 1], [0, 0, 0, 0]],
+    ],
+    [[True, True], [True, False], [True, True], [False, False]],
+    # Found in the second passage; only in one that is not there; not as a
+    # whole; no passage at all, which does not count.
+    [[30, 9, 4, 1], [30, 9, 4, 1], [30, 6, 8, 1], [30, 6, 1, 0]],
+  )
   assert assembler.answer_recall(batch, 1) == pytest.approx(1 / 3)
   assert assembler.answer_recall(batch, 0) == 0

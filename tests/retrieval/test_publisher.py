@@ -1,4 +1,5 @@
 """Embedding a corpus into a running retrieval process."""
+
 import dataclasses
 import os
 import time
@@ -37,8 +38,10 @@ def served(tmp_path, store):
   folder = GenerationStore(tmp_path / 'index')
   metadata = embedding.describe(store, 'another', index=folder.directory)
   with folder.begin(
-      IndexOptions(index_type='ivf_flat', nlist=2, nprobe=2), 16,
-      {**metadata, 'owner': 'me', 'passages_per_second': 3}) as writer:
+    IndexOptions(index_type='ivf_flat', nlist=2, nprobe=2),
+    16,
+    {**metadata, 'owner': 'me', 'passages_per_second': 3},
+  ) as writer:
     writer.append(None, np.ones((len(store), 16), np.float16))
     writer.commit()
   with LocalRetrievalServer(tmp_path / 'index', threads=1) as server:
@@ -49,21 +52,26 @@ def served(tmp_path, store):
 
 def _publisher(client, opened, store, **options):
   return IndexPublisher(
-      client, opened.spec.model, opened.partitioner,
-      Assembler(opened.spec.tokenizer, store),
-      **{'batch_size': 8, 'chunk_size': 12, 'progress': False, **options})
+    client,
+    opened.spec.model,
+    opened.partitioner,
+    Assembler(opened.spec.tokenizer, store),
+    **{'batch_size': 8, 'chunk_size': 12, 'progress': False, **options},
+  )
 
 
 def _changed(params):
-  return {**params, 'retriever': jax.tree.map(
-      lambda x: x + 0.01, params['retriever'])}
+  return {**params, 'retriever': jax.tree.map(lambda x: x + 0.01, params['retriever'])}
 
 
 def _expected(opened, store, params):
-  return PassageEmbedder(
-      opened.spec.model, opened.partitioner,
-      Assembler(opened.spec.tokenizer, store), batch_size=8,
-  ).embed(params, np.arange(len(store))).astype(np.float16)
+  return (
+    PassageEmbedder(
+      opened.spec.model, opened.partitioner, Assembler(opened.spec.tokenizer, store), batch_size=8
+    )
+    .embed(params, np.arange(len(store)))
+    .astype(np.float16)
+  )
 
 
 def _served_embeddings(client):
@@ -77,16 +85,15 @@ def test_publishes_once(served, opened, store):
   assert (done.generation, done.passages) == (2, len(store))
   assert done.metrics['refresh/passages_per_second'] > 0
   np.testing.assert_allclose(
-      _served_embeddings(served), _expected(opened, store, opened.params),
-      atol=2e-3)
+    _served_embeddings(served), _expected(opened, store, opened.params), atol=2e-3
+  )
   status = served.status()
   assert status.options.index_type == 'ivf_flat'
   metadata = status.metadata
   assert metadata['step'] == 4 and metadata['run'] == '/run'
   assert metadata['owner'] == 'me' and 'passages_per_second' not in metadata
   assert metadata['corpus_fingerprint'] == store.fingerprint
-  assert metadata['encoder_fingerprint'] == embedding.retriever_fingerprint(
-      opened.params)
+  assert metadata['encoder_fingerprint'] == embedding.retriever_fingerprint(opened.params)
   # The same encoder is there already, whatever it is asked for.
   again = publisher.publish(opened.params, 'b', step=5)
   assert (again.generation, again.passages) == (2, 0)
@@ -129,13 +136,12 @@ def test_the_process_dies_in_mid_upload(served, opened, store, monkeypatch):
   assert publisher.publish(opened.params, 'a').generation == 2
   assert len(tried) == 2 and len(set(tried)) == 1
   np.testing.assert_allclose(
-      _served_embeddings(served), _expected(opened, store, opened.params),
-      atol=2e-3)
+    _served_embeddings(served), _expected(opened, store, opened.params), atol=2e-3
+  )
 
 
 def test_what_cannot_be_stored(served, opened, store):
-  huge = {'retriever': jax.tree.map(
-      lambda x: x * 1e5, opened.params['retriever'])}
+  huge = {'retriever': jax.tree.map(lambda x: x * 1e5, opened.params['retriever'])}
   with pytest.raises(ValueError, match='beyond float16 for rows 0 to 11'):
     _publisher(served, opened, store).publish(huge, 'a')
   # The process hears of the end of the upload a moment after we do.
@@ -154,25 +160,27 @@ def test_passages_added_and_replaced_meanwhile(served, opened, tmp_path):
   publisher = _publisher(served, opened, store, index=tmp_path / 'index')
   third = list(passages.iterate_passages([str(data.passages)]))[3]
   passage_store.append_passages(
-      store.directory,
-      [dataclasses.replace(third, id='new'),
-       dataclasses.replace(third, text='It is black now.')], replace=True)
+    store.directory,
+    [dataclasses.replace(third, id='new'), dataclasses.replace(third, text='It is black now.')],
+    replace=True,
+  )
   done = publisher.publish(opened.params, 'a')
   assert done.passages == 41 and len(store) == 42
   view = GenerationStore(tmp_path / 'index').open_current()
   assert sorted(set(range(42)) - set(view.ids.tolist())) == [3]
   np.testing.assert_allclose(
-      view.embeddings, _expected(opened, store, opened.params)[view.ids],
-      atol=2e-3)
+    view.embeddings, _expected(opened, store, opened.params)[view.ids], atol=2e-3
+  )
   assert served.status().metadata['corpus_relative'] == os.path.relpath(
-      data.corpus, tmp_path / 'index')
+    data.corpus, tmp_path / 'index'
+  )
   # The same from scratch.
   embedder = PassageEmbedder(
-      opened.spec.model, opened.partitioner,
-      Assembler(opened.spec.tokenizer, store), batch_size=8)
+    opened.spec.model, opened.partitioner, Assembler(opened.spec.tokenizer, store), batch_size=8
+  )
   embedding.build_generation(
-      embedder, opened.params, store, tmp_path / 'anew',
-      IndexOptions(), chunk_size=7, progress=False)
+    embedder, opened.params, store, tmp_path / 'anew', IndexOptions(), chunk_size=7, progress=False
+  )
   anew = GenerationStore(tmp_path / 'anew').open_current()
   np.testing.assert_array_equal(anew.ids, view.ids)
   np.testing.assert_allclose(anew.embeddings, view.embeddings, atol=2e-3)
@@ -181,8 +189,8 @@ def test_passages_added_and_replaced_meanwhile(served, opened, tmp_path):
 def test_parts_come_in_order(opened, store):
   """Whatever their sizes, and with the caller slower or faster."""
   embedder = PassageEmbedder(
-      opened.spec.model, opened.partitioner,
-      Assembler(opened.spec.tokenizer, store), batch_size=8)
+    opened.spec.model, opened.partitioner, Assembler(opened.spec.tokenizer, store), batch_size=8
+  )
   everything = embedder.embed(opened.params, np.arange(len(store)))
   parts = np.split(np.arange(len(store)), [1, 2, 9, 25])
   found = list(embedder.stream(opened.params, iter(parts)))

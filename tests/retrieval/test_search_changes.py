@@ -1,4 +1,5 @@
 """Searching while the index changes, and in several processes at once."""
+
 from concurrent import futures
 import dataclasses
 import threading
@@ -34,8 +35,7 @@ def own(tmp_path):
   """A world and a client that a test may change."""
   world = filter_world.make_world(tmp_path)
   with connect.connect(index=world.folder, threads=1) as connected:
-    yield types.SimpleNamespace(
-        world=world, client=connected.client, store=connected.store)
+    yield types.SimpleNamespace(world=world, client=connected.client, store=connected.store)
 
 
 def test_one_generation_answers(own):
@@ -49,8 +49,7 @@ def test_one_generation_answers(own):
       own.client.reload()
 
   recording = filter_world.Recording(own.client, swap)
-  retriever = filter_world.retriever(
-      recording, world, search_filter=SearchFilter('document'))
+  retriever = filter_world.retriever(recording, world, search_filter=SearchFilter('document'))
   excluded = world.store.rows_of(['p0'])[None]
   found = retriever.search(world.centres[:1], excluded)
   assert found.generation == 1 and len(recording.depths) > 1
@@ -58,8 +57,9 @@ def test_one_generation_answers(own):
   filter_world.check(world, found, world.centres[:1], 5, [hidden])
   after = retriever.search(world.centres[:1], excluded)
   assert after.generation == 2
-  filter_world.check(dataclasses.replace(world, embeddings=moved), after,
-         world.centres[:1], 5, [hidden])
+  filter_world.check(
+    dataclasses.replace(world, embeddings=moved), after, world.centres[:1], 5, [hidden]
+  )
 
 
 def test_a_generation_that_goes_away(own):
@@ -73,12 +73,12 @@ def test_a_generation_that_goes_away(own):
       raise LookupError('the index holds no generation 1')
 
   recording = filter_world.Recording(own.client, remove)
-  retriever = filter_world.retriever(
-      recording, world, search_filter=SearchFilter('document'))
+  retriever = filter_world.retriever(recording, world, search_filter=SearchFilter('document'))
   excluded = world.store.rows_of(['p0'])[None]
   found = retriever.search(world.centres[:1], excluded)
-  filter_world.check(world, found, world.centres[:1], 5, [
-      filter_world.hidden(world, 'document', excluded[0])])
+  filter_world.check(
+    world, found, world.centres[:1], 5, [filter_world.hidden(world, 'document', excluded[0])]
+  )
   assert gone and recording.depths[:3] == [10, 10, 20]
 
 
@@ -98,11 +98,9 @@ def test_a_live_index(own):
   passage = own.store.passage(int(best[0]))
   assert not passage.part_of
   (row,) = passage_store.append_passages(
-      world.store.directory,
-      [Passage(passage.id, 'elsewhere', '', 'new text')],
-      replace=True)
-  client.edit([row], 2 * query, delete_ids=[best[0]],
-              metadata={'corpus_fingerprint': 'x'})
+    world.store.directory, [Passage(passage.id, 'elsewhere', '', 'new text')], replace=True
+  )
+  client.edit([row], 2 * query, delete_ids=[best[0]], metadata={'corpus_fingerprint': 'x'})
   assert row >= len(own.store)
   found = retriever.search(query)
   assert found.rows[0].tolist() == [row, *best[1:], found.rows[0, -1]][:5]
@@ -121,8 +119,7 @@ def test_a_live_index(own):
   # And there are more again.
   client.add(best[3:4], world.embeddings[best[3:4]])
   assert retriever.search(query).rows[0].tolist() == [row, *best[1:4], -1]
-  assert retriever.search(query, np.array([[row]])).rows[0].tolist() == [
-      *best[1:4], -1, -1]
+  assert retriever.search(query, np.array([[row]])).rows[0].tolist() == [*best[1:4], -1, -1]
 
 
 def test_an_index_ahead_of_its_corpus(own):
@@ -135,19 +132,22 @@ def test_an_index_ahead_of_its_corpus(own):
 def test_an_older_generation_that_holds_less(own):
   """A deep search of a pinned generation brings all of it."""
   world = own.world
-  more = passage_store.append_passages(world.store.directory, [
-      Passage(f'more{i}', '', '', 'x') for i in range(50)])
+  more = passage_store.append_passages(
+    world.store.directory, [Passage(f'more{i}', '', '', 'x') for i in range(50)]
+  )
   own.store.reload()
-  filter_world.publish(world.folder, own.store, np.concatenate(
-      [world.embeddings, world.embeddings[: len(more)]]))
+  filter_world.publish(
+    world.folder, own.store, np.concatenate([world.embeddings, world.embeddings[: len(more)]])
+  )
   own.client.reload()
   retriever = filter_world.retriever(
-      own.client, world, store=own.store, generation=1,
-      search_filter=SearchFilter('document'))
+    own.client, world, store=own.store, generation=1, search_filter=SearchFilter('document')
+  )
   excluded = filter_world.one_of_each_document(world)[None, 1:]
   hidden = filter_world.hidden(world, 'document', excluded[0], dates.first_day('2006'))
   found = retriever.search(
-      world.centres[:1], excluded, np.array([dates.first_day('2006')], np.int32))
+    world.centres[:1], excluded, np.array([dates.first_day('2006')], np.int32)
+  )
   assert found.generation == 1
   filter_world.check(world, found, world.centres[:1], 5, [hidden])
 
@@ -195,8 +195,8 @@ def _two_processes(monkeypatch, work):
       raise
 
   monkeypatch.setattr(
-      multihost_utils, 'process_allgather',
-      lambda value: np.array(list(meeting(int(value)))))
+    multihost_utils, 'process_allgather', lambda value: np.array(list(meeting(int(value))))
+  )
   with futures.ThreadPoolExecutor(2) as pool:
     return [one.result() for one in [pool.submit(run, i) for i in range(2)]]
 
@@ -207,18 +207,24 @@ def test_processes_that_search_together(world, client, monkeypatch):
 
   def work(number, meeting):
     together = Together(client, meeting)
-    retriever = filter_world.retriever(
-        together, world, search_filter=SearchFilter('document'))
+    retriever = filter_world.retriever(together, world, search_filter=SearchFilter('document'))
     excluded = [documents[None, :1], None][number]
     found = retriever.search(world.centres[:1], excluded)
-    filter_world.check(world, found, world.centres[:1], 5, [
-        filter_world.hidden(world, 'document', () if excluded is None else excluded[0])])
+    filter_world.check(
+      world,
+      found,
+      world.centres[:1],
+      5,
+      [filter_world.hidden(world, 'document', () if excluded is None else excluded[0])],
+    )
     # And where nobody hides anything, once.
     retriever.search(world.centres[:1])
     # All of the index, where that is what it takes.
     found = retriever.search(
-        world.centres[:1], [None, documents[None, 1:]][number],
-        [None, np.array([dates.first_day('2006')], np.int32)][number])
+      world.centres[:1],
+      [None, documents[None, 1:]][number],
+      [None, np.array([dates.first_day('2006')], np.int32)][number],
+    )
     assert np.sum(found.rows >= 0) == (5, 2)[number]
     return together.asked
 
@@ -234,8 +240,7 @@ def test_an_error_of_one_process_is_one_of_all(world, client, monkeypatch):
 
   def work(number, meeting):
     retriever = filter_world.retriever(Together(client, meeting), world, store=store)
-    bounds = np.full(
-        1, [dates.first_day('2010'), retriever_lib.NO_DATE_BOUND][number], np.int32)
+    bounds = np.full(1, [dates.first_day('2010'), retriever_lib.NO_DATE_BOUND][number], np.int32)
     with pytest.raises((ValueError, RuntimeError)) as raised:
       retriever.search(world.centres[:1], None, bounds)
     return str(raised.value)

@@ -1,4 +1,5 @@
 """What is known of the generations that answer."""
+
 import time
 
 import numpy as np
@@ -51,8 +52,8 @@ def test_steps_of_a_run(served, tmp_path):
   (tmp_path / 'link').symlink_to(run)
   checked = []
   steps = GenerationSteps(
-      served, tmp_path / 'link',
-      check=lambda status: checked.append(status.generation))
+    served, tmp_path / 'link', check=lambda status: checked.append(status.generation)
+  )
   first = _build(served, run=str(run), step=5)
   served.calls = 0
   assert [steps.step_of(first) for _ in range(3)] == [5, 5, 5]
@@ -99,8 +100,9 @@ def test_what_others_publish_in_a_folder(served, tmp_path):
     follower()
     time.sleep(0.01)
   np.testing.assert_array_equal(
-      served.search(_embeddings(1)[:1], 1, return_embeddings=True).embeddings[0],
-      _embeddings(1)[served.search(_embeddings(1)[:1], 1).ids[0]])
+    served.search(_embeddings(1)[:1], 1, return_embeddings=True).embeddings[0],
+    _embeddings(1)[served.search(_embeddings(1)[:1], 1).ids[0]],
+  )
 
 
 def test_every_batch_says_how_stale_it_is(tmp_path):
@@ -112,17 +114,23 @@ def test_every_batch_says_how_stale_it_is(tmp_path):
   metadata = first.manifest.metadata
   with LocalRetrievalServer(tmp_path / 'index', threads=1) as server:
     with RetrievalClient(server.address) as client:
+
       def publish(step):
         client.build(
-            [(None, np.asarray(first.embeddings))], dim=first.dim,
-            metadata={**metadata, 'run': str(trained.run), 'step': step})
+          [(None, np.asarray(first.embeddings))],
+          dim=first.dim,
+          metadata={**metadata, 'run': str(trained.run), 'step': step},
+        )
 
       publish(2)
       retriever = PassageRetriever(client, store, 3)
       augmenter = RetrievalAugmenter(
-          opened.spec.model, opened.partitioner,
-          Assembler(opened.spec.tokenizer, store), retriever,
-          generation_steps=GenerationSteps(client, trained.run))
+        opened.spec.model,
+        opened.partitioner,
+        Assembler(opened.spec.tokenizer, store),
+        retriever,
+        generation_steps=GenerationSteps(client, trained.run),
+      )
       queries = opened.spec.tokenizer.batch(['a', 'b'], size=8)
       assert isinstance(queries, QueryBatch)
       found = []
@@ -131,20 +139,21 @@ def test_every_batch_says_how_stale_it_is(tmp_path):
           publish(4)
         pending = augmenter.submit(opened.params, queries, step)
         metrics = pending.result().metrics
-        found.append((metrics['retrieval/generation'],
-                      metrics['retrieval/staleness']))
+        found.append((metrics['retrieval/generation'], metrics['retrieval/staleness']))
       assert found == [(1, 2), (1, 3), (2, 2)]
       # A resumed run knows it of the batch it resumes with.
       snapshot = pending.snapshot()
       fresh = GenerationSteps(client, tmp_path / 'moved')
       again = RetrievalAugmenter(
-          opened.spec.model, opened.partitioner,
-          Assembler(opened.spec.tokenizer, store), retriever,
-          generation_steps=fresh)
+        opened.spec.model,
+        opened.partitioner,
+        Assembler(opened.spec.tokenizer, store),
+        retriever,
+        generation_steps=fresh,
+      )
       resumed = again.resume(snapshot, 6).result()
       assert resumed.metrics['retrieval/staleness'] == 2
-      np.testing.assert_array_equal(
-          resumed.retrieved.rows, pending.result().retrieved.rows)
+      np.testing.assert_array_equal(resumed.retrieved.rows, pending.result().retrieved.rows)
       augmenter.close()
       again.close()
 

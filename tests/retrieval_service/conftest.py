@@ -24,8 +24,7 @@ def vectors():
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((count, dim))
     points = centers[rng.integers(0, clusters, count)] + 0.4 * noise
-    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(
-        np.float32)
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
 
   return make
 

@@ -31,8 +31,7 @@ def test_answers_and_errors_come_back():
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='priorities of threads')
 @pytest.mark.parametrize('kind', ['pq', 'ivf_flat', 'flat'])
-def test_builds_run_at_the_lowest_priority(
-    tmp_path, vectors, monkeypatch, kind):
+def test_builds_run_at_the_lowest_priority(tmp_path, vectors, monkeypatch, kind):
   """The build's own thread and those that OpenMP starts for it, no others."""
   usual = priorities()[threading.get_native_id()]
   if usual == 19:
@@ -57,10 +56,10 @@ def test_builds_run_at_the_lowest_priority(
 
   monkeypatch.setattr(IndexBuilder, '_write', observed)
   data = vectors(2000)
-  with RetrievalServer(
-      tmp_path, 'localhost:0', build_threads=3) as server, RetrievalClient(
-          server.address) as client:
-    client.build([(None, data)], dim=32,
-                 options=IndexOptions(kind, bytes_per_vector=8))
+  with (
+    RetrievalServer(tmp_path, 'localhost:0', build_threads=3) as server,
+    RetrievalClient(server.address) as client,
+  ):
+    client.build([(None, data)], dim=32, options=IndexOptions(kind, bytes_per_vector=8))
   # A flat index takes vectors in by a plain copy.
   assert len(lowly) == (1 if kind == 'flat' else 3)

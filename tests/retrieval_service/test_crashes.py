@@ -15,7 +15,7 @@ from retrieval_service.options import IndexOptions
 DIM = 16
 # A server that kills itself before its n-th step towards the disk, once armed
 # by a file: whatever the module does, it goes by one of these calls.
-_PROGRAM = '''
+_PROGRAM = """
 import os, signal, sys
 from retrieval_service import edit_log, server
 
@@ -40,7 +40,7 @@ edit_log._REWRITE_BYTES, edit_log._RECENT = 0, 1
 edit_log._write = step(edit_log._write)
 sys.exit(server.main(
     ['--index', index, '--address', 'localhost:0', '--no-verify_checksums']))
-'''
+"""
 
 
 class Doomed:
@@ -49,8 +49,11 @@ class Doomed:
   def __init__(self, index, last):
     self._index = index
     self._process = subprocess.Popen(
-        [sys.executable, '-c', _PROGRAM, str(index), str(last)],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+      [sys.executable, '-c', _PROGRAM, str(index), str(last)],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      text=True,
+    )
     line = self._process.stdout.readline()
     self.client = RetrievalClient(line.split()[4], retry_for_s=0)
 
@@ -120,8 +123,9 @@ def test_a_build_killed_at_any_step_leaves_a_whole_index(index, vectors):
   def build(client, last, data=-data):
     # An iterator, so that the client does not try again by itself. Each try is
     # another generation: ids tell which.
-    return client.build(iter([(np.arange(20) + 100 * (last + 1), data)]),
-                        dim=DIM, build_id=f'build {last}')
+    return client.build(
+      iter([(np.arange(20) + 100 * (last + 1), data)]), dim=DIM, build_id=f'build {last}'
+    )
 
   def served(client):
     result = client.search(np.concatenate([data, -data]), 20)
@@ -150,8 +154,7 @@ def test_a_build_killed_at_any_step_leaves_a_whole_index(index, vectors):
   assert 'CURRENT' in steps and not list(index.glob('.tmp-*'))
 
 
-def test_edits_killed_at_any_step_are_there_whole_or_not_at_all(
-    index, vectors):
+def test_edits_killed_at_any_step_are_there_whole_or_not_at_all(index, vectors):
   """Steps of three appends and of the rewrite that they bring about."""
   data = vectors(400, DIM)
   known = [0]  # edits acknowledged, or seen after a kill
@@ -159,8 +162,11 @@ def test_edits_killed_at_any_step_are_there_whole_or_not_at_all(
   def edit(client, last):
     for _ in range(3):
       number = known[-1] + 1
-      client.edit([1, 200 + number], data[2 * number:2 * number + 2],
-                  delete_ids=[199 + number] if number > 1 else [119])
+      client.edit(
+        [1, 200 + number],
+        data[2 * number : 2 * number + 2],
+        delete_ids=[199 + number] if number > 1 else [119],
+      )
       known.append(number)
 
   def check(client, last, done):
@@ -168,7 +174,7 @@ def test_edits_killed_at_any_step_are_there_whole_or_not_at_all(
     assert edits in (known[-1], known[-1] + 1 - done)
     known.append(edits)
     if edits:
-      found = client.search(data[2 * edits:2 * edits + 2], 21)
+      found = client.search(data[2 * edits : 2 * edits + 2], 21)
       assert found.ids[:, 0].tolist() == [1, 200 + edits]
       assert sorted(found.ids[0]) == [1, *range(100, 119), 200 + edits]
 

@@ -17,19 +17,26 @@ from retrieval_service.edits import Edit
 
 def edit(ids=(), delete_ids=(), value=0.0, dim=4, **fields):
   ids = np.array(ids, np.int64)
-  return Edit(ids, np.full((len(ids), dim), value, np.float16),
-              np.array(delete_ids, np.int64), **fields)
+  return Edit(
+    ids, np.full((len(ids), dim), value, np.float16), np.array(delete_ids, np.int64), **fields
+  )
 
 
 def state(log):
   """All that a log comes to: id -> (edit, vector or None), and metadata."""
   last = log.last_edits()
-  return {
-      int(passage): (int(sequence),
-                     log.vectors(np.array([passage]), dim)[0].tolist()
-                     if dim else None)
+  return (
+    {
+      int(passage): (
+        int(sequence),
+        log.vectors(np.array([passage]), dim)[0].tolist() if dim else None,
+      )
       for passage, sequence, dim in zip(last.ids, last.sequences, last.dims)
-  }, dict(log.metadata), log.last, log.next_id
+    },
+    dict(log.metadata),
+    log.last,
+    log.next_id,
+  )
 
 
 def fill(directory):
@@ -42,8 +49,12 @@ def fill(directory):
 
 def test_a_log_comes_to_what_was_done_last_to_each_id(tmp_path):
   log = fill(str(tmp_path))
-  expected = ({5: (2, None), 7: (1, [1.0] * 4), 9: (2, [2.0] * 4),
-               3: (3, None)}, {'a': (1, 1), 'b': (3, 2)}, 3, 10)
+  expected = (
+    {5: (2, None), 7: (1, [1.0] * 4), 9: (2, [2.0] * 4), 3: (3, None)},
+    {'a': (1, 1), 'b': (3, 2)},
+    3,
+    10,
+  )
   assert state(log) == expected
   again = EditLog(str(tmp_path))
   assert state(again) == expected
@@ -56,11 +67,10 @@ def test_an_index_without_edits_has_no_log(tmp_path):
   assert state(log) == ({}, {}, 0, 0) and not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize('last', [
-    edit([1, 2], [3], value=5, metadata={'c': 1}), edit([1], value=0),
-    edit(delete_ids=[9])])
-def test_a_record_cut_at_any_byte_leaves_the_edits_before_it(
-    tmp_path, last, caplog):
+@pytest.mark.parametrize(
+  'last', [edit([1, 2], [3], value=5, metadata={'c': 1}), edit([1], value=0), edit(delete_ids=[9])]
+)
+def test_a_record_cut_at_any_byte_leaves_the_edits_before_it(tmp_path, last, caplog):
   log = fill(str(tmp_path))
   before, begin = state(log), os.path.getsize(log.path)
   log.append(last)
@@ -100,7 +110,7 @@ def test_a_damaged_record_is_an_error_with_a_remedy(tmp_path):
   first = len(edit_log._FORMAT)
   for at in (*range(first, begin, 7), *range(begin, len(whole), 3)):
     with open(log.path, 'wb') as file:
-      file.write(whole[:at] + bytes([whole[at] ^ 0x20]) + whole[at + 1:])
+      file.write(whole[:at] + bytes([whole[at] ^ 0x20]) + whole[at + 1 :])
     with pytest.raises(ValueError, match='edits.log is damaged at') as error:
       EditLog(str(tmp_path))
   # The last one is in the record of edit 4: what the message says leaves 3.
@@ -183,8 +193,11 @@ def test_void_edits_are_rewritten_away(tmp_path, monkeypatch):
   sizes, rewritten = [], 0
   for number in range(300):
     ids = rng.choice(10, 3, replace=False)
-    log.append(edit(ids[:2], ids[2:], value=number, edit_id=f'e{number}',
-                    metadata={f'key{number % 3}': number}))
+    log.append(
+      edit(
+        ids[:2], ids[2:], value=number, edit_id=f'e{number}', metadata={f'key{number % 3}': number}
+      )
+    )
     before = state(log)
     rewritten += log.tidy()
     assert state(log) == before

@@ -38,8 +38,7 @@ def test_a_generation_survives_the_disk(tmp_path, vectors):
   assert result.ids[:, 0].tolist() == ids[:5].tolist()
   assert result.ids.dtype == np.int64 and result.scores.dtype == np.float32
   assert result.embeddings.dtype == np.float16
-  np.testing.assert_array_equal(
-      result.embeddings[:, 0], data[:5].astype(np.float16))
+  np.testing.assert_array_equal(result.embeddings[:, 0], data[:5].astype(np.float16))
   assert not [name for name in os.listdir(store.directory) if 'tmp' in name]
 
 
@@ -49,13 +48,16 @@ def test_row_numbers_need_no_id_file(tmp_path, vectors):
   assert not os.path.exists(os.path.join(store.folder(number), manifest.IDS))
 
 
-@pytest.mark.parametrize('ids,change,message', [
+@pytest.mark.parametrize(
+  'ids,change,message',
+  [
     ([1, 1, 2], None, 'passage id 1 occurs more than once'),
     ([1, -5, 2], None, 'must not be negative, found -5'),
     ([1, 2], None, '3 embeddings came with ids of shape'),
     ([1, 2, 3], np.nan, 'passage 2 holds a value'),
     ([1, 2, 3], 1e6, 'beyond 65504'),
-])
+  ],
+)
 def test_bad_vectors(tmp_path, vectors, ids, change, message):
   store = GenerationStore(tmp_path)
   data = vectors(3)
@@ -84,8 +86,9 @@ def test_k_beyond_the_count_names_both(tmp_path, vectors):
     store.open_current().search(vectors(1), 11)
 
 
-@pytest.mark.parametrize('name', [
-    manifest.INDEX, manifest.EMBEDDINGS, manifest.IDS, manifest.MANIFEST])
+@pytest.mark.parametrize(
+  'name', [manifest.INDEX, manifest.EMBEDDINGS, manifest.IDS, manifest.MANIFEST]
+)
 def test_a_truncated_file_is_never_served(tmp_path, vectors, name):
   store = GenerationStore(tmp_path)
   write(store, vectors(10), np.arange(5, 15))
@@ -113,8 +116,7 @@ def test_a_changed_byte_is_found_unless_not_looked_for(tmp_path, vectors):
 
 
 @pytest.mark.parametrize('text', ['', 'generation-00000009\n', 'gener\0'])
-def test_a_damaged_current_names_an_older_good_generation(
-    tmp_path, vectors, text):
+def test_a_damaged_current_names_an_older_good_generation(tmp_path, vectors, text):
   store = GenerationStore(tmp_path)
   write(store, vectors(10))
   (tmp_path / 'CURRENT').write_text(text)
@@ -159,8 +161,7 @@ def test_prune_keeps_current_recent_and_pinned(tmp_path, vectors):
   assert write(again, vectors(5)) == 7
 
 
-def test_a_removed_generation_stays_readable_for_who_has_it_open(
-    tmp_path, vectors):
+def test_a_removed_generation_stays_readable_for_who_has_it_open(tmp_path, vectors):
   store = GenerationStore(tmp_path)
   data = vectors(50)
   write(store, data)
@@ -182,8 +183,7 @@ def test_a_damaged_pin_stops_pruning(tmp_path, vectors):
 
 
 @pytest.mark.parametrize('name', [manifest.EMBEDDINGS, manifest.INDEX])
-def test_a_full_disk_leaves_the_former_generation(
-    tmp_path, vectors, monkeypatch, name):
+def test_a_full_disk_leaves_the_former_generation(tmp_path, vectors, monkeypatch, name):
   store = GenerationStore(tmp_path)
   write(store, vectors(20))
   original = HashingFile.write

@@ -55,8 +55,8 @@ def test_a_reader_follows_an_index_that_gets_its_id_later(folder):
 def test_a_lost_id_is_put_back_by_an_edit_and_by_a_build(folder):
   index = LiveIndex(GenerationStore(folder))
   for change in (
-      lambda: index.edit(Edit(np.array([50]), 2 * EYE[:1], NOTHING)),
-      IndexBuilder(index, keep_generations=2).compact,
+    lambda: index.edit(Edit(np.array([50]), 2 * EYE[:1], NOTHING)),
+    IndexBuilder(index, keep_generations=2).compact,
   ):
     os.remove(folder / 'INDEX_ID')
     change()

@@ -23,14 +23,12 @@ from retrieval_service.serving import Serving
 
 DIM = 8
 EYE = np.eye(DIM, dtype=np.float32)
-_SETTINGS = {'keep_generations': 2, 'verify_checksums': True,
-             'max_older_open': 2, 'threads': 1}
+_SETTINGS = {'keep_generations': 2, 'verify_checksums': True, 'max_older_open': 2, 'threads': 1}
 
 
 def publish(folder, mark, dim=DIM):
   """One more generation, of ids mark * 100 + i and vectors mark * e_i."""
-  with GenerationStore(folder).begin(
-      IndexOptions(), dim, {'mark': mark}) as writer:
+  with GenerationStore(folder).begin(IndexOptions(), dim, {'mark': mark}) as writer:
     writer.append(100 * mark + np.arange(dim), mark * np.eye(dim))
     writer.commit()
   return folder
@@ -49,8 +47,10 @@ def two(tmp_path):
 @pytest.fixture
 def served(one):
   """A client of a real process that serves `one`."""
-  with LocalRetrievalServer(one, threads=1) as server, RetrievalClient(
-      server.address, retry_for_s=30) as client:
+  with (
+    LocalRetrievalServer(one, threads=1) as server,
+    RetrievalClient(server.address, retry_for_s=30) as client,
+  ):
     yield client
 
 
@@ -95,8 +95,7 @@ def _build_anew(folder, mark, edit=True):
   publish(folder, mark)
   if edit:  # so that there is a log that the former index could follow
     index = LiveIndex(GenerationStore(folder))
-    index.edit(Edit(
-        np.array([900 + mark]), mark * EYE[:1], np.zeros(0, np.int64)))
+    index.edit(Edit(np.array([900 + mark]), mark * EYE[:1], np.zeros(0, np.int64)))
 
 
 def test_an_index_built_anew_in_the_same_place(served, one, two):
@@ -111,9 +110,13 @@ def test_an_index_built_anew_in_the_same_place(served, one, two):
     result = served.search(EYE, DIM - 1)
     assert set(result.ids.ravel().tolist()) == set(range(100, 107))
   for call in (
-      served.reload, lambda: served.edit([5], EYE[:1]),
-      lambda: served.delete([100]), lambda: served.pin('run', [1]),
-      lambda: served.build([(None, EYE)], dim=DIM), served.compact):
+    served.reload,
+    lambda: served.edit([5], EYE[:1]),
+    lambda: served.delete([100]),
+    lambda: served.pin('run', [1]),
+    lambda: served.build([(None, EYE)], dim=DIM),
+    served.compact,
+  ):
     with pytest.raises(ValueError, match='holds another index now .*ralm swap'):
       call()
   assert store.numbers() == [1] and not store.pinned()
@@ -165,8 +168,10 @@ def test_a_build_that_two_swaps_come_between_is_served(one, two):
 
   current = Serving(one, **_SETTINGS)
   building = current.served().builder
-  thread = threading.Thread(target=lambda served: served.builder.build(
-      chunks(), DIM, IndexOptions()), args=(current.served(),))
+  thread = threading.Thread(
+    target=lambda served: served.builder.build(chunks(), DIM, IndexOptions()),
+    args=(current.served(),),
+  )
   thread.start()
   try:
     assert started.wait(30)
@@ -218,7 +223,9 @@ def _other_dimension(two):
   publish(two, 2, dim=4)
 
 
-@pytest.mark.parametrize('breaking, message', [
+@pytest.mark.parametrize(
+  'breaking, message',
+  [
     (shutil.rmtree, 'holds no index'),
     (lambda two: (two / 'CURRENT').unlink(), 'holds no index'),
     (lambda two: (two / 'CURRENT').write_text('nonsense'), 'CURRENT is damaged'),
@@ -227,7 +234,8 @@ def _other_dimension(two):
     (_cut, 'embeddings.float16 has'),
     (_change_a_byte, 'index.faiss has checksum'),
     (_other_dimension, 'vectors of dimension 4, and .* of dimension 8'),
-])
+  ],
+)
 def test_what_cannot_be_served_is_refused(served, one, two, breaking, message):
   before = best(served)
   breaking(two)
@@ -261,8 +269,10 @@ def test_a_copy_is_refused_until_it_is_another_index(served, one, tmp_path):
 
 def test_a_started_process_serves_its_own_index(one, two):
   """A swap is no change of any folder; a restart ends it."""
-  with LocalRetrievalServer(one, threads=1) as server, RetrievalClient(
-      server.address, retry_for_s=30) as client:
+  with (
+    LocalRetrievalServer(one, threads=1) as server,
+    RetrievalClient(server.address, retry_for_s=30) as client,
+  ):
     before = best(client)
     client.swap(two)
     server.process.kill()
@@ -272,7 +282,6 @@ def test_a_started_process_serves_its_own_index(one, two):
 
 
 class TestIndexId:
-
   def test_it_outlasts_restarts_and_generations(self, one):
     first = GenerationStore(one).index_id()
     assert len(first) == 32
@@ -297,8 +306,7 @@ class TestIndexId:
     found = GenerationStore(one).index_id()
     assert found and (one / 'INDEX_ID').read_text() == found + '\n'
 
-  def test_an_older_index_that_can_only_be_read(
-      self, one, tmp_path, monkeypatch, caplog):
+  def test_an_older_index_that_can_only_be_read(self, one, tmp_path, monkeypatch, caplog):
     (one / 'INDEX_ID').unlink()
     shutil.copytree(one, tmp_path / 'copy')
 
@@ -319,7 +327,9 @@ class TestIndexId:
 class TestStayWith:
   """A client of one index is never answered by, nor changes, another."""
 
-  @pytest.mark.parametrize('call', [
+  @pytest.mark.parametrize(
+    'call',
+    [
       lambda client: client.search(EYE, 1),
       lambda client: client.search(EYE, 1, generation=1),
       lambda client: client.build([(None, EYE)], dim=DIM),
@@ -333,7 +343,8 @@ class TestStayWith:
       lambda client: client.status(),
       lambda client: client.wait_until_ready(5),
       lambda client: client.swap('/'),
-  ])
+    ],
+  )
   def test_any_call_is_one_error(self, served, one, two, call):
     with RetrievalClient(served.address, retry_for_s=0) as bound:
       bound.stay_with(bound.status().index_id)
@@ -388,8 +399,7 @@ def test_an_answer_is_of_one_index_through_many_swaps(served, one, two, monkeypa
         queries = EYE[rng.integers(0, DIM, batch)]
         wanted = client.status().index_id if only else ''
         try:
-          result = client.search(
-              queries, 3, return_embeddings=True, index_id=wanted)
+          result = client.search(queries, 3, return_embeddings=True, index_id=wanted)
         except IndexSwappedError:
           assert only
           continue
@@ -400,8 +410,10 @@ def test_an_answer_is_of_one_index_through_many_swaps(served, one, two, monkeypa
           flaws.append(wrong)
         seen[seed, result.index_id] += 1
 
-  threads = [threading.Thread(target=search, args=arguments)
-             for arguments in ((0, 1, False), (1, 40, False), (2, 40, True))]
+  threads = [
+    threading.Thread(target=search, args=arguments)
+    for arguments in ((0, 1, False), (1, 40, False), (2, 40, True))
+  ]
   for thread in threads:
     thread.start()
   try:
@@ -409,8 +421,7 @@ def test_an_answer_is_of_one_index_through_many_swaps(served, one, two, monkeypa
       before = sum(seen.values())
       done = served.swap((two, one)[number % 2])
       assert marks[done.index_id] == 2 - number % 2
-      while sum(seen.values()) < before + 3 and any(
-          thread.is_alive() for thread in threads):
+      while sum(seen.values()) < before + 3 and any(thread.is_alive() for thread in threads):
         stop.wait(0.001)
   finally:
     stop.set()
@@ -439,8 +450,10 @@ def slow_opening(monkeypatch):
 
 def test_a_swap_stops_nobody(one, two, slow_opening):
   armed, opening, proceed = slow_opening
-  with RetrievalServer(one, 'localhost:0') as server, RetrievalClient(
-      server.address, timeout_s=20, retry_for_s=0) as client:
+  with (
+    RetrievalServer(one, 'localhost:0') as server,
+    RetrievalClient(server.address, timeout_s=20, retry_for_s=0) as client,
+  ):
     armed.set()
     done = []
     thread = threading.Thread(target=lambda: done.append(client.swap(two)))
@@ -459,8 +472,7 @@ def test_a_swap_stops_nobody(one, two, slow_opening):
 @pytest.mark.parametrize('when', ['taken', 'searched'])
 def test_a_search_that_a_swap_overtakes(one, two, monkeypatch, when):
   """It ends on the former index, and says so."""
-  owner, name = {'taken': (LiveIndex, 'view'),
-                 'searched': (LiveView, 'search')}[when]
+  owner, name = {'taken': (LiveIndex, 'view'), 'searched': (LiveView, 'search')}[when]
   original = getattr(owner, name)
   armed = [True]
 
@@ -472,8 +484,10 @@ def test_a_search_that_a_swap_overtakes(one, two, monkeypatch, when):
         assert best(other)[0] == 200
     return original(self, *arguments, **options)
 
-  with RetrievalServer(one, 'localhost:0') as server, RetrievalClient(
-      server.address, retry_for_s=0) as client:
+  with (
+    RetrievalServer(one, 'localhost:0') as server,
+    RetrievalClient(server.address, retry_for_s=0) as client,
+  ):
     first = client.status().index_id
     monkeypatch.setattr(owner, name, overtaken)
     assert best(client) == (100, first, 1)

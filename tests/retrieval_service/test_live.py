@@ -30,8 +30,7 @@ class Model:
   def search(self, queries, k):
     ids = np.array(sorted(self.vectors))
     matrix = np.stack([self.vectors[i] for i in ids]).astype(np.float32)
-    scores = np.stack([np.einsum('nd,d->n', matrix, query)
-                       for query in queries])
+    scores = np.stack([np.einsum('nd,d->n', matrix, query) for query in queries])
     best = np.argsort(-scores, axis=1, kind='stable')[:, :k]
     return ids[best], np.take_along_axis(scores, best, axis=1)
 
@@ -53,8 +52,12 @@ class Model:
 
 
 def put(ids, vectors, delete_ids=(), **fields):
-  return Edit(None if ids is None else np.asarray(ids, np.int64),
-              np.asarray(vectors), np.asarray(delete_ids, np.int64), **fields)
+  return Edit(
+    None if ids is None else np.asarray(ids, np.int64),
+    np.asarray(vectors),
+    np.asarray(delete_ids, np.int64),
+    **fields,
+  )
 
 
 def delete(ids):
@@ -73,12 +76,16 @@ def live(directory, ids, vectors, options=IndexOptions()):
   return LiveIndex(store)
 
 
-@pytest.mark.parametrize('options,least', [
+@pytest.mark.parametrize(
+  'options,least',
+  [
     (IndexOptions(), 1.0),
     (IndexOptions('pq', bytes_per_vector=8, rerank=300), 0.95),
     (IndexOptions('ivf_flat', nprobe=2), 0.5),
     (IndexOptions('HNSW16'), 0.8),
-], ids=lambda value: getattr(value, 'index_type', None))
+  ],
+  ids=lambda value: getattr(value, 'index_type', None),
+)
 @pytest.mark.parametrize('shuffled', [False, True])
 def test_random_edits(tmp_path, vectors, options, least, shuffled):
   rng = np.random.default_rng(0)
@@ -93,7 +100,7 @@ def test_random_edits(tmp_path, vectors, options, least, shuffled):
     chosen = rng.choice(known, 14, replace=False)
     new = np.setdiff1d(rng.integers(0, 6000, 8), chosen)
     ids = np.concatenate([chosen[:6], new])
-    part = pool[used:used + len(ids)]
+    part = pool[used : used + len(ids)]
     used += len(ids)
     edited = index.edit(put(ids, part, chosen[6:]))
     model.edit(ids.tolist(), part, chosen[6:].tolist())
@@ -142,7 +149,9 @@ def test_everything_deleted_and_put_again(tmp_path, vectors):
     index.view().search(data[:1], 2)
 
 
-@pytest.mark.parametrize('edit,error,message', [
+@pytest.mark.parametrize(
+  'edit,error,message',
+  [
     (put([1, 1], np.zeros((2, DIM))), ValueError, 'id 1 occurs more than once'),
     (put([-1], np.zeros((1, DIM))), ValueError, 'not be negative, found -1'),
     (put([1, 2], np.zeros((1, DIM))), ValueError, r'ids of shape \[2\]'),
@@ -152,7 +161,8 @@ def test_everything_deleted_and_put_again(tmp_path, vectors):
     (put([1], np.zeros((1, DIM)), [1]), ValueError, 'both put and deleted'),
     (put([], np.zeros((0, DIM))), ValueError, 'no vectors to put or delete'),
     (put([50], np.zeros((1, DIM)), [3, 77]), LookupError, 'of id 77'),
-])
+  ],
+)
 def test_bad_edits_change_nothing(tmp_path, vectors, edit, error, message):
   data = vectors(20, DIM)
   index = live(tmp_path, None, data)
@@ -204,16 +214,14 @@ def test_a_repeated_edit_is_answered_not_redone(tmp_path, vectors):
 
 def test_an_empty_index_cannot_be_edited(tmp_path):
   index = LiveIndex(GenerationStore(tmp_path))
-  for work in (lambda: index.edit(delete([1])), index.view,
-               IndexBuilder(index).compact):
+  for work in (lambda: index.edit(delete([1])), index.view, IndexBuilder(index).compact):
     with pytest.raises(EmptyIndexError, match='is empty: build it first'):
       work()
   assert index.current is None
   assert GenerationStore(tmp_path).open_live() is None
 
 
-def test_deletes_outlast_generations_until_the_id_is_put_again(
-    tmp_path, vectors):
+def test_deletes_outlast_generations_until_the_id_is_put_again(tmp_path, vectors):
   data = vectors(20, DIM)
   index = live(tmp_path, None, data)
   index.edit(delete([3, 5]))
@@ -255,16 +263,16 @@ def test_a_build_that_began_before_an_edit_gives_way_to_it(tmp_path, vectors):
   index = live(tmp_path, None, data[:20])
   began = index.edits
   index.edit(put([7], data[20:21], metadata={'a': 2}))
-  IndexBuilder(index).build([(None, data[:20])], DIM, IndexOptions(),
-                            {'a': 1, 'b': 1}, edits_applied=began)
+  IndexBuilder(index).build(
+    [(None, data[:20])], DIM, IndexOptions(), {'a': 1, 'b': 1}, edits_applied=began
+  )
   assert index.view().search(data[20:21], 1).ids.tolist() == [[7]]
   assert index.view().metadata == {'a': 2, 'b': 1}
   IndexBuilder(index).build([(None, data[:20])], DIM, IndexOptions(), {'a': 1})
   assert index.view().search(data[7:8], 1).ids.tolist() == [[7]]
   assert index.view().metadata == {'a': 1}
   with pytest.raises(ValueError, match='edits_applied=9 .* up to 1'):
-    IndexBuilder(index).build([(None, data)], DIM, IndexOptions(),
-                              edits_applied=9)
+    IndexBuilder(index).build([(None, data)], DIM, IndexOptions(), edits_applied=9)
 
 
 def test_another_corpus_can_forget_the_edits(tmp_path, vectors):
@@ -275,11 +283,9 @@ def test_another_corpus_can_forget_the_edits(tmp_path, vectors):
   builder.build([(None, -data[:20])], DIM, IndexOptions(), forget_edits=True)
   assert index.view().count == 20
   assert index.view().search(-data[3:4], 1).ids.tolist() == [[3]]
-  assert index.view(1).count == 20 and 3 not in index.view(1).search(
-      data[3:4], 20).ids
+  assert index.view(1).count == 20 and 3 not in index.view(1).search(data[3:4], 20).ids
   index.edit(delete([4]))
-  for work in (builder.compact, lambda: builder.build(
-      [(None, -data[:20])], DIM, IndexOptions())):
+  for work in (builder.compact, lambda: builder.build([(None, -data[:20])], DIM, IndexOptions())):
     work()
     assert index.view().count == 19
     assert index.view().search(-data[3:4], 1).ids.tolist() == [[3]]
@@ -314,8 +320,7 @@ def test_a_grown_index_gets_the_type_it_was_too_small_for(tmp_path, vectors):
   view = IndexBuilder(index).compact()
   assert view.generation.manifest.factory == 'PQ8np'
   assert view.generation.ids is None and view.count == 350
-  np.testing.assert_array_equal(
-      view.generation.embeddings, data.astype(np.float16))
+  np.testing.assert_array_equal(view.generation.embeddings, data.astype(np.float16))
 
 
 def test_a_compacted_generation_keeps_the_order(tmp_path, vectors):
@@ -328,8 +333,8 @@ def test_a_compacted_generation_keeps_the_order(tmp_path, vectors):
   assert view.generation.all_ids().tolist() == expected
   for passage, source in ((3, 1), (6, 23), (30, 30), (61, 22), (57, 19)):
     np.testing.assert_array_equal(
-        view.generation.embeddings[expected.index(passage)],
-        data[source].astype(np.float16))
+      view.generation.embeddings[expected.index(passage)], data[source].astype(np.float16)
+    )
   assert view.metadata == {'a': 1} and view.edits == 2
   assert view.generation.manifest.edits_applied == 2
 
@@ -343,8 +348,7 @@ def test_a_named_build_is_found_among_all_generations(tmp_path, vectors):
   assert builder.build([], DIM, IndexOptions(), build_id='b').number == 2
   assert index.view().number == 2 == GenerationStore(tmp_path).current()
   os.truncate(os.path.join(index.store.folder(3), 'index.faiss'), 5)
-  assert builder.build(
-      [(None, data)], DIM, IndexOptions(), build_id='c').number == 4
+  assert builder.build([(None, data)], DIM, IndexOptions(), build_id='c').number == 4
 
 
 def test_other_processes_edits_are_seen(tmp_path, vectors):
@@ -377,7 +381,7 @@ def test_absent_passages_are_deleted_where_they_are(tmp_path, vectors):
   builder.build([(None, data)], DIM, IndexOptions(), edits_applied=0)
   assert index.view().count == 27
   for passage in (0, 5, 25):
-    assert passage not in index.view().search(data[passage:passage + 1], 27).ids
+    assert passage not in index.view().search(data[passage : passage + 1], 27).ids
 
 
 def test_a_view_never_changes(tmp_path, vectors):
@@ -386,35 +390,31 @@ def test_a_view_never_changes(tmp_path, vectors):
   index = live(tmp_path, None, data[:50])
   kept = []
   for number in range(30):
-    index.edit(put(np.arange(number * 3, number * 3 + 60) % 130,
-                   data[number:number + 60]))
+    index.edit(put(np.arange(number * 3, number * 3 + 60) % 130, data[number : number + 60]))
     view = index.view()
     kept.append((view, view.count, view.search(queries, 20, True)))
   for view, count, expected in kept:
     again = view.search(queries, 20, True)
     assert view.count == count
     for name in ('ids', 'scores', 'embeddings'):
-      np.testing.assert_array_equal(
-          getattr(again, name), getattr(expected, name))
+      np.testing.assert_array_equal(getattr(again, name), getattr(expected, name))
 
 
-def test_replacing_over_and_over_does_not_grow_the_overlay(
-    tmp_path, vectors, monkeypatch):
+def test_replacing_over_and_over_does_not_grow_the_overlay(tmp_path, vectors, monkeypatch):
   monkeypatch.setattr(overlay, '_LEAST_REBUILD', 40)
   data = vectors(400, DIM)
   index = live(tmp_path, None, data[:50])
   model = Model(range(50), data[:50])
   for number in range(60):
     ids = np.arange(5) + number % 7
-    index.edit(put(ids, data[number:number + 5]))
-    model.edit(ids.tolist(), data[number:number + 5], [])
+    index.edit(put(ids, data[number : number + 5]))
+    model.edit(ids.tolist(), data[number : number + 5], [])
     model.check(index.view(), data[:2], 5)
   assert len(index.view().overlay.ids) < 60
   assert index.view().overlay.count == 11
 
 
-def test_an_edit_that_failed_half_way_is_made_good(
-    tmp_path, vectors, monkeypatch):
+def test_an_edit_that_failed_half_way_is_made_good(tmp_path, vectors, monkeypatch):
   data = vectors(30, DIM)
   index = live(tmp_path, None, data[:20])
 

@@ -34,8 +34,7 @@ def test_the_whole_way(client, server, vectors, tmp_path):
 
   options = IndexOptions('pq', bytes_per_vector=8, rerank=200)
   metadata = {'corpus': '/a/corpus', 'fingerprint': 'x', 'step': 3}
-  chunks = ((np.arange(i, i + 100) * 2, data[i:i + 100])
-            for i in range(0, 600, 100))
+  chunks = ((np.arange(i, i + 100) * 2, data[i : i + 100]) for i in range(0, 600, 100))
   assert client.build(chunks, dim=32, options=options, metadata=metadata) == 1
   status = client.status()
   assert (status.generation, status.count, status.dim) == (1, 600, 32)
@@ -48,16 +47,14 @@ def test_the_whole_way(client, server, vectors, tmp_path):
   assert result.ids.dtype == np.int64 and result.scores.dtype == np.float32
   assert result.ids[:, 0].tolist() == [0, 2, 4, 6, 8, 10, 12]
   assert result.generation == 1
-  np.testing.assert_array_equal(
-      result.embeddings, data.astype(np.float16)[result.ids // 2])
+  np.testing.assert_array_equal(result.embeddings, data.astype(np.float16)[result.ids // 2])
   expected = GenerationStore(tmp_path / 'index').open(1).search(data[:7], 5)
   np.testing.assert_array_equal(result.ids, expected.ids)
   np.testing.assert_array_equal(result.scores, expected.scores)
   assert client.search(data[:1], 5).embeddings is None
 
 
-def test_pins_hold_generations_through_builds_and_restarts(
-    client, server, vectors):
+def test_pins_hold_generations_through_builds_and_restarts(client, server, vectors):
   data = vectors(20)
   client.build([(None, data)], dim=32)
   client.pin('run 1', [1])
@@ -117,16 +114,14 @@ def test_searches_go_on_during_builds_and_never_mix(client, vectors):
   searcher.start()
   try:
     for number in range(2, 5):
-      client.build([(ids(number), data)], dim=32,
-                   options=IndexOptions('pq', bytes_per_vector=8))
+      client.build([(ids(number), data)], dim=32, options=IndexOptions('pq', bytes_per_vector=8))
   finally:
     stop.set()
     searcher.join()
   assert not wrong and len(seen) >= 2
 
 
-def test_large_calls_are_cut_and_of_one_generation(
-    client, vectors, monkeypatch):
+def test_large_calls_are_cut_and_of_one_generation(client, vectors, monkeypatch):
   data = vectors(300)
   monkeypatch.setattr(protocol, 'CHUNK_BYTES', 1000)
   client.build([(None, data)], dim=32)
@@ -145,13 +140,16 @@ def test_answers_beyond_grpc_s_own_limit(client, vectors):
   assert result.embeddings.shape == (8, 3000, 256)
 
 
-@pytest.mark.parametrize('queries,k,message', [
+@pytest.mark.parametrize(
+  'queries,k,message',
+  [
     (np.zeros((2, 31)), 1, 'queries have dimension 31 .* has dimension 32'),
     (np.zeros((2, 32)), 21, 'k=21 passages wanted .* holds 20'),
     (np.zeros((2, 32)), 0, 'k must be at least 1'),
     (np.zeros(32), 1, r'must be \[batch, dim\], found shape \[32\]'),
     (np.full((2, 32), np.nan), 1, 'query 0 of 2 holds a value'),
-])
+  ],
+)
 def test_bad_searches(client, vectors, queries, k, message):
   client.build([(None, vectors(20))], dim=32)
   with pytest.raises(ValueError, match=message):
@@ -162,14 +160,13 @@ def test_bad_builds_change_nothing(client, vectors, caplog):
   data = vectors(20)
   client.build([(None, data)], dim=32)
   for chunks, options, message in (
-      ([], IndexOptions(), 'needs at least 1 vector'),
-      ([(None, data[:, :9])], IndexOptions(), r'\[20, 9\] do not fit'),
-      (((None, chunk) for chunk in (data, data[:, :9])), IndexOptions(),
-       r'\[20, 9\] do not fit'),
-      ([(np.zeros(20, int), data)], IndexOptions(), 'id 0 occurs more than'),
-      ([(np.zeros(20), data)], IndexOptions(), 'ids must be integers'),
-      ([(None, data * np.inf)], IndexOptions(), 'passage 0 holds a value'),
-      ([(None, data)], IndexOptions('Bogus'), 'could not parse'),
+    ([], IndexOptions(), 'needs at least 1 vector'),
+    ([(None, data[:, :9])], IndexOptions(), r'\[20, 9\] do not fit'),
+    (((None, chunk) for chunk in (data, data[:, :9])), IndexOptions(), r'\[20, 9\] do not fit'),
+    ([(np.zeros(20, int), data)], IndexOptions(), 'id 0 occurs more than'),
+    ([(np.zeros(20), data)], IndexOptions(), 'ids must be integers'),
+    ([(None, data * np.inf)], IndexOptions(), 'passage 0 holds a value'),
+    ([(None, data)], IndexOptions('Bogus'), 'could not parse'),
   ):
     with pytest.raises(ValueError, match=message):
       client.build(chunks, dim=32, options=options)
@@ -182,21 +179,22 @@ def test_a_repeated_build_is_answered_not_redone(client, server, vectors):
   """What a client does whose answer was lost."""
   data = vectors(20)
   header = retrieval_pb2.BuildHeader(dim=32, build_id='same')
-  chunk = retrieval_pb2.Chunk(
-      embeddings=data.tobytes(), type=retrieval_pb2.Chunk.FLOAT32)
+  chunk = retrieval_pb2.Chunk(embeddings=data.tobytes(), type=retrieval_pb2.Chunk.FLOAT32)
   with grpc.insecure_channel(server.address) as channel:
     stub = retrieval_pb2_grpc.RetrievalStub(channel)
     for _ in range(2):
-      response = stub.Build(iter([retrieval_pb2.BuildRequest(header=header),
-                                  retrieval_pb2.BuildRequest(chunk=chunk)]))
+      response = stub.Build(
+        iter([retrieval_pb2.BuildRequest(header=header), retrieval_pb2.BuildRequest(chunk=chunk)])
+      )
       assert response.generation == 1
 
 
-def test_a_full_disk_is_one_error_and_the_former_index_is_served(
-    tmp_path, vectors, monkeypatch):
+def test_a_full_disk_is_one_error_and_the_former_index_is_served(tmp_path, vectors, monkeypatch):
   data = vectors(20)
-  with RetrievalServer(tmp_path, 'localhost:0') as server, RetrievalClient(
-      server.address) as client:
+  with (
+    RetrievalServer(tmp_path, 'localhost:0') as server,
+    RetrievalClient(server.address) as client,
+  ):
     client.build([(None, data)], dim=32)
 
     def full(self, data):
@@ -216,8 +214,7 @@ def test_health(client, server):
       assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_killed_and_restarted_the_client_goes_on(
-    client, server, vectors, caplog):
+def test_killed_and_restarted_the_client_goes_on(client, server, vectors, caplog):
   data = vectors(20)
   client.build([(None, data)], dim=32)
   address = server.address
@@ -239,7 +236,6 @@ def test_a_build_survives_a_killed_process(client, server, vectors):
   killed = []
 
   class Chunks(list):
-
     def __iter__(self):
       for chunk in super().__iter__():
         yield chunk
@@ -304,21 +300,22 @@ def test_a_grpc_server_without_the_service_is_refused_at_once(vectors):
   server.stop(None)
 
 
-@pytest.mark.parametrize('service,version,message', [
+@pytest.mark.parametrize(
+  'service,version,message',
+  [
     (protocol.SERVICE_NAME, 99, 'speaks protocol version 99 and this client'),
     ('other', 1, 'answers, but is no retrieval process'),
-])
-def test_another_protocol_is_refused_at_once(
-    vectors, service, version, message):
+  ],
+)
+def test_another_protocol_is_refused_at_once(vectors, service, version, message):
 
   class Other(retrieval_pb2_grpc.RetrievalServicer):
-
     def Status(self, request, context):
-      return retrieval_pb2.StatusResponse(
-          service=service, protocol_version=version)
+      return retrieval_pb2.StatusResponse(service=service, protocol_version=version)
 
   server, address = _grpc_server(
-      [lambda s: retrieval_pb2_grpc.add_RetrievalServicer_to_server(Other(), s)])
+    [lambda s: retrieval_pb2_grpc.add_RetrievalServicer_to_server(Other(), s)]
+  )
   with RetrievalClient(address, retry_for_s=10_000) as client:
     with pytest.raises(RetrievalError, match=message):
       client.search(vectors(1), 1)
@@ -337,8 +334,18 @@ def test_the_process_as_a_command(tmp_path, vectors):
     writer.append(None, vectors(12))
     writer.commit()
   process = subprocess.Popen(
-      [sys.executable, '-m', 'retrieval_service.server', '--index', tmp_path,
-       '--address', 'localhost:0'], stdout=subprocess.PIPE, text=True)
+    [
+      sys.executable,
+      '-m',
+      'retrieval_service.server',
+      '--index',
+      tmp_path,
+      '--address',
+      'localhost:0',
+    ],
+    stdout=subprocess.PIPE,
+    text=True,
+  )
   line = process.stdout.readline()
   assert line.startswith('retrieval process ready at localhost:')
   assert line.endswith(' (generation 1, 12 passages)\n')
@@ -363,11 +370,11 @@ def test_a_taken_port_is_an_error(server, tmp_path):
 def test_the_process_ends_with_a_killed_parent(tmp_path):
   """The parent is killed: only the end of the pipe can tell the child."""
   program = (
-      'import sys, time; from retrieval_service.local import *; '
-      f'server = LocalRetrievalServer({str(tmp_path)!r}); '
-      'print(server.address, flush=True); time.sleep(100)')
-  parent = subprocess.Popen([sys.executable, '-c', program],
-                            stdout=subprocess.PIPE, text=True)
+    'import sys, time; from retrieval_service.local import *; '
+    f'server = LocalRetrievalServer({str(tmp_path)!r}); '
+    'print(server.address, flush=True); time.sleep(100)'
+  )
+  parent = subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True)
   address = parent.stdout.readline().strip()
   with RetrievalClient(address, retry_for_s=5) as client:
     assert client.status().generation == 0
@@ -384,10 +391,17 @@ def test_the_process_ends_with_a_killed_parent(tmp_path):
 
 
 def test_imports_stay_light():
-  for module, heavy in (('client', 'faiss jax'), ('local', 'faiss jax'),
-                        ('options', 'faiss grpc'), ('server', 'jax ralm_jax')):
-    program = (f'import sys, retrieval_service.{module}; '
-               f'sys.exit(str(set({heavy.split()}) & set(sys.modules) or ""))')
-    done = subprocess.run([sys.executable, '-c', program],
-                          capture_output=True, text=True, check=False)
+  for module, heavy in (
+    ('client', 'faiss jax'),
+    ('local', 'faiss jax'),
+    ('options', 'faiss grpc'),
+    ('server', 'jax ralm_jax'),
+  ):
+    program = (
+      f'import sys, retrieval_service.{module}; '
+      f'sys.exit(str(set({heavy.split()}) & set(sys.modules) or ""))'
+    )
+    done = subprocess.run(
+      [sys.executable, '-c', program], capture_output=True, text=True, check=False
+    )
     assert done.stderr.strip() == '', f'{module} imports {done.stderr}'

@@ -23,18 +23,15 @@ def test_the_whole_way(client, vectors):
   assert (client.status().edits, client.status().next_id) == (0, 50)
   assert client.search(data[:1], 1).edits == 0
 
-  result = client.edit([7, 900], data[50:52], delete_ids=[3, 4],
-                       metadata={'b': 2})
+  result = client.edit([7, 900], data[50:52], delete_ids=[3, 4], metadata={'b': 2})
   assert (result.generation, result.edits, result.count) == (1, 1, 49)
   assert result.ids.tolist() == [7, 900]
   status = client.status()
   assert status.metadata == {'a': 1, 'b': 2}
-  assert (status.generation, status.count, status.edits, status.next_id) == (
-      1, 49, 1, 901)
+  assert (status.generation, status.count, status.edits, status.next_id) == (1, 49, 1, 901)
   found = client.search(data[50:52], 1, return_embeddings=True)
   assert found.ids.tolist() == [[7], [900]] and found.edits == 1
-  np.testing.assert_array_equal(
-      found.embeddings[:, 0], data[50:52].astype(np.float16))
+  np.testing.assert_array_equal(found.embeddings[:, 0], data[50:52].astype(np.float16))
   everything = client.search(data[:4], 49)
   assert not np.isin(everything.ids, [3, 4]).any()
   with pytest.raises(ValueError, match='k=50 .* holds 49'):
@@ -56,19 +53,19 @@ def test_adding_and_deleting(client, vectors):
   assert client.delete(np.array([51, 0], np.uint16)).ids.tolist() == []
   assert client.edit(metadata={'a': 1}).edits == 4
   for call, error, message in (
-      (lambda: client.add([5], data[:1]), ValueError, 'id 5 exists already'),
-      (lambda: client.add(None, np.zeros((0, 32))), ValueError, 'no vectors to'),
-      (lambda: client.edit(), ValueError, 'no vectors to put or delete'),
-      (lambda: client.edit([5]), ValueError, '1 ids came without embeddings'),
-      (lambda: client.edit(None, data[0]), ValueError, r'\[rows, dim\]'),
-      (lambda: client.edit([5.5], data[:1]), ValueError, 'must be integers'),
-      (lambda: client.edit([1, 2], data[:1]), ValueError, r'ids of shape \[2\]'),
-      (lambda: client.edit(None, data[:1, :31]), ValueError, 'dimension 31 and'),
-      (lambda: client.edit([1], data[:1], delete_ids=[1]), ValueError, 'both'),
-      (lambda: client.edit(metadata={'a': object()}), ValueError, 'be JSON'),
-      (lambda: client.delete([7, 999]), LookupError, 'of id 999'),
-      (lambda: client.delete([[7]]), ValueError, r'must be \[n\]'),
-      (lambda: client.delete([0]), LookupError, 'of id 0'),
+    (lambda: client.add([5], data[:1]), ValueError, 'id 5 exists already'),
+    (lambda: client.add(None, np.zeros((0, 32))), ValueError, 'no vectors to'),
+    (lambda: client.edit(), ValueError, 'no vectors to put or delete'),
+    (lambda: client.edit([5]), ValueError, '1 ids came without embeddings'),
+    (lambda: client.edit(None, data[0]), ValueError, r'\[rows, dim\]'),
+    (lambda: client.edit([5.5], data[:1]), ValueError, 'must be integers'),
+    (lambda: client.edit([1, 2], data[:1]), ValueError, r'ids of shape \[2\]'),
+    (lambda: client.edit(None, data[:1, :31]), ValueError, 'dimension 31 and'),
+    (lambda: client.edit([1], data[:1], delete_ids=[1]), ValueError, 'both'),
+    (lambda: client.edit(metadata={'a': object()}), ValueError, 'be JSON'),
+    (lambda: client.delete([7, 999]), LookupError, 'of id 999'),
+    (lambda: client.delete([[7]]), ValueError, r'must be \[n\]'),
+    (lambda: client.delete([0]), LookupError, 'of id 0'),
   ):
     with pytest.raises(error, match=message):
       call()
@@ -82,8 +79,10 @@ def test_large_edits_travel_in_parts_and_are_one(client, vectors, monkeypatch):
   assert client.edit(None, data[100:]).edits == 1
   assert client.edit(np.arange(400) + 50, data).count == 450
   result = client.search(data, 1)
-  assert result.ids.ravel().tolist() == [
-      i if i < 50 else i + 50 for i in range(400)] or result.edits == 2
+  assert (
+    result.ids.ravel().tolist() == [i if i < 50 else i + 50 for i in range(400)]
+    or result.edits == 2
+  )
 
 
 def test_an_edit_is_there_after_a_kill(client, server, vectors):
@@ -91,8 +90,7 @@ def test_an_edit_is_there_after_a_kill(client, server, vectors):
   data = vectors(60)
   client.build([(None, data[:50])], dim=32)
   for number in range(3):
-    client.edit([100 + number], data[50 + number:51 + number],
-                delete_ids=[number])
+    client.edit([100 + number], data[50 + number : 51 + number], delete_ids=[number])
     server.process.send_signal(signal.SIGKILL)
     server.process.wait()
     server.ensure_alive()
@@ -118,7 +116,7 @@ def test_an_edit_survives_a_process_killed_in_mid_call(server, client, vectors):
   killer.start()
   try:
     for number in range(100):
-      client.add(None, data[50 + number:51 + number])
+      client.add(None, data[50 + number : 51 + number])
   finally:
     stop.set()
     killer.join()
@@ -130,15 +128,14 @@ def test_a_repeated_edit_is_answered_not_redone(client, server, vectors):
   """What a client does whose answer was lost."""
   data = vectors(30)
   client.build([(None, data[:20])], dim=32)
-  header = retrieval_pb2.EditHeader(
-      dim=32, edit_id='same', delete_ids=np.array([3]).tobytes())
-  chunk = retrieval_pb2.Chunk(embeddings=data[20:21].tobytes(),
-                              type=retrieval_pb2.Chunk.FLOAT32)
+  header = retrieval_pb2.EditHeader(dim=32, edit_id='same', delete_ids=np.array([3]).tobytes())
+  chunk = retrieval_pb2.Chunk(embeddings=data[20:21].tobytes(), type=retrieval_pb2.Chunk.FLOAT32)
   with grpc.insecure_channel(server.address) as channel:
     stub = retrieval_pb2_grpc.RetrievalStub(channel)
     for _ in range(2):
-      response = stub.Edit(iter([retrieval_pb2.EditRequest(header=header),
-                                 retrieval_pb2.EditRequest(chunk=chunk)]))
+      response = stub.Edit(
+        iter([retrieval_pb2.EditRequest(header=header), retrieval_pb2.EditRequest(chunk=chunk)])
+      )
       assert (response.edits, response.count) == (1, 20)
       assert np.frombuffer(response.ids, '<i8').tolist() == [20]
 
@@ -156,16 +153,17 @@ def test_a_damaged_log_does_not_start(client, server, vectors, tmp_path):
     server.ensure_alive()
 
 
-def test_a_full_disk_is_one_error_and_nothing_is_half_applied(
-    tmp_path, vectors, monkeypatch):
+def test_a_full_disk_is_one_error_and_nothing_is_half_applied(tmp_path, vectors, monkeypatch):
   data = vectors(30)
-  with RetrievalServer(tmp_path, 'localhost:0') as server, RetrievalClient(
-      server.address) as client:
+  with (
+    RetrievalServer(tmp_path, 'localhost:0') as server,
+    RetrievalClient(server.address) as client,
+  ):
     client.build([(None, data[:20])], dim=32)
     client.delete([3])
 
     def full(file, data):
-      file.write(data[:len(data) // 2])
+      file.write(data[: len(data) // 2])
       raise OSError(errno.ENOSPC, 'No space left on device')
 
     with monkeypatch.context() as patched:
@@ -201,29 +199,29 @@ def paused_build(monkeypatch):
 
 
 @pytest.mark.parametrize('compact', [False, True])
-def test_edits_made_during_a_build_outlast_it(
-    tmp_path, vectors, paused_build, compact):
+def test_edits_made_during_a_build_outlast_it(tmp_path, vectors, paused_build, compact):
   arrived, proceed = paused_build
   data = vectors(100)
-  with RetrievalServer(tmp_path, 'localhost:0') as server, RetrievalClient(
-      server.address) as client:
+  with (
+    RetrievalServer(tmp_path, 'localhost:0') as server,
+    RetrievalClient(server.address) as client,
+  ):
     proceed.set()
     client.build([(None, data[:50])], dim=32)
     client.delete([9])
     arrived.clear()
     proceed.clear()
-    work = (client.compact if compact else
-            lambda: client.build([(None, data[:50])], dim=32))
+    work = client.compact if compact else lambda: client.build([(None, data[:50])], dim=32)
     builder = threading.Thread(target=work)
     builder.start()
     assert arrived.wait(30)
     assert client.status().building
-    client.edit([60], data[60:61])                # added
-    client.edit([5], data[61:62])                 # replaced
-    client.delete([6])                            # deleted
-    client.edit([7], data[62:63])                 # replaced, then deleted
+    client.edit([60], data[60:61])  # added
+    client.edit([5], data[61:62])  # replaced
+    client.delete([6])  # deleted
+    client.edit([7], data[62:63])  # replaced, then deleted
     client.delete([7])
-    client.edit([9], data[63:64])                 # deleted before, put again
+    client.edit([9], data[63:64])  # deleted before, put again
     expected = {60: 60, 5: 61, 9: 63, 8: 8}
 
     def check(number, count):
@@ -243,12 +241,13 @@ def test_edits_made_during_a_build_outlast_it(
   assert view.generation.manifest.edits_applied == 1
 
 
-def test_a_build_whose_caller_goes_away_is_abandoned(
-    tmp_path, vectors, paused_build):
+def test_a_build_whose_caller_goes_away_is_abandoned(tmp_path, vectors, paused_build):
   arrived, proceed = paused_build
   data = vectors(50)
-  with RetrievalServer(tmp_path, 'localhost:0') as server, RetrievalClient(
-      server.address, retry_for_s=0.1) as client:
+  with (
+    RetrievalServer(tmp_path, 'localhost:0') as server,
+    RetrievalClient(server.address, retry_for_s=0.1) as client,
+  ):
     proceed.set()
     client.build([(None, data)], dim=32)
     arrived.clear()
@@ -271,14 +270,12 @@ def test_a_build_whose_caller_goes_away_is_abandoned(
   assert not list(tmp_path.glob('.tmp-*'))
 
 
-def test_no_search_that_starts_after_a_delete_finds_the_passage(
-    client, vectors):
+def test_no_search_that_starts_after_a_delete_finds_the_passage(client, vectors):
   """Threads search while passages go, current and older generation alike."""
   count = 300
   data = vectors(count)
   client.build([(None, data)], dim=32)
-  client.build([(None, -data)], dim=32,
-               options=IndexOptions('pq', bytes_per_vector=8))
+  client.build([(None, -data)], dim=32, options=IndexOptions('pq', bytes_per_vector=8))
   deleted, wrong, searches = [], [], []
   stop = threading.Event()
 
@@ -290,18 +287,21 @@ def test_no_search_that_starts_after_a_delete_finds_the_passage(
       rows = known[-4:] or [0]
       sign = 1 if generation == 1 else -1
       result = client.search(
-          sign * data[rows], 40, generation=generation,
-          return_embeddings=return_embeddings)
+        sign * data[rows], 40, generation=generation, return_embeddings=return_embeddings
+      )
       if np.isin(result.ids, known).any() or result.edits < len(known):
         wrong.append((known, result))
       if return_embeddings and not np.array_equal(
-          result.embeddings, (sign * data[result.ids]).astype(np.float16)):
+        result.embeddings, (sign * data[result.ids]).astype(np.float16)
+      ):
         wrong.append(result)
       number += 1
     searches.append(number)
 
-  threads = [threading.Thread(target=search, args=arguments) for arguments in
-             ((None, False), (1, False), (1, True), (None, True))]
+  threads = [
+    threading.Thread(target=search, args=arguments)
+    for arguments in ((None, False), (1, False), (1, True), (None, True))
+  ]
   for thread in threads:
     thread.start()
   try:
@@ -327,8 +327,9 @@ def test_replaced_passages_are_old_or_new_but_never_absent(client, vectors):
       result = client.search(one, 1, return_embeddings=True)
       seen.add(result.edits)
       value = 10 + result.edits - 1
-      if (result.ids[0, 0] != 7 or result.scores[0, 0] != value or
-          result.embeddings[0, 0, 0] != value):
+      if (
+        result.ids[0, 0] != 7 or result.scores[0, 0] != value or result.embeddings[0, 0, 0] != value
+      ):
         wrong.append(result)
 
   threads = [threading.Thread(target=search) for _ in range(3)]

@@ -37,7 +37,8 @@ def flaw(result, queries):
   if not (result.scores[:, 0] == number).all() or result.scores[:, 1:].any():
     return 'a score'
   if result.embeddings is not None and not np.array_equal(
-      result.embeddings, vectors[result.ids % 1000]):
+    result.embeddings, vectors[result.ids % 1000]
+  ):
     return 'an embedding'
   return None
 
@@ -54,8 +55,7 @@ def test_an_answer_is_of_one_generation_through_100_swaps(tmp_path):
         queries = np.eye(DIM, dtype=np.float32)[rng.integers(0, DIM, batch)]
         number = pick(former)
         try:
-          result = client.search(queries, k, return_embeddings=thread % 2 == 0,
-                                 generation=number)
+          result = client.search(queries, k, return_embeddings=thread % 2 == 0, generation=number)
         except LookupError:  # two generations back, it may have been removed
           continue
         wrong = flaw(result, queries)
@@ -75,14 +75,17 @@ def test_an_answer_is_of_one_generation_through_100_swaps(tmp_path):
     """Stays with a generation while it exists, then takes the current one."""
     return former if former and former % 3 else None
 
-  with LocalRetrievalServer(tmp_path, threads=1) as server, RetrievalClient(
-      server.address) as client:
+  with (
+    LocalRetrievalServer(tmp_path, threads=1) as server,
+    RetrievalClient(server.address) as client,
+  ):
     client.build([content(1)], dim=DIM)
     threads = [
-        threading.Thread(target=search, args=(n, server.address, *arguments))
-        for n, arguments in enumerate((
-            (1, 1, current), (DIM, 4, current), (3, 64, current),
-            (DIM, 2, same)))]
+      threading.Thread(target=search, args=(n, server.address, *arguments))
+      for n, arguments in enumerate(
+        ((1, 1, current), (DIM, 4, current), (3, 64, current), (DIM, 2, same))
+      )
+    ]
     for thread in threads:
       thread.start()
     try:
@@ -108,18 +111,26 @@ def test_edits_hold_through_swaps(tmp_path):
       while not stop.is_set():
         number += 1
         # Passage 5 is replaced and one is added, the one before is deleted.
-        client.edit([5, 10_000 + number], [(1000 + number) * query[0]] * 2,
-                    delete_ids=[9999 + number] if number > 1 else [6])
+        client.edit(
+          [5, 10_000 + number],
+          [(1000 + number) * query[0]] * 2,
+          delete_ids=[9999 + number] if number > 1 else [6],
+        )
         for generation in (None, client.status().generation):
           result = client.search(query, 3, generation=generation)
-          if (result.ids[0, :2].tolist() != [5, 10_000 + number] or
-              result.ids[0, 2] > 7 or result.edits != number or
-              result.scores[0, 0] != DIM * (1000 + number)):
+          if (
+            result.ids[0, :2].tolist() != [5, 10_000 + number]
+            or result.ids[0, 2] > 7
+            or result.edits != number
+            or result.scores[0, 0] != DIM * (1000 + number)
+          ):
             wrong.append((number, result))
         done.append(number)
 
-  with LocalRetrievalServer(tmp_path, threads=1) as server, RetrievalClient(
-      server.address) as client:
+  with (
+    LocalRetrievalServer(tmp_path, threads=1) as server,
+    RetrievalClient(server.address) as client,
+  ):
     _, vectors = content(1)
     client.build([(None, vectors)], dim=DIM)
     editor = threading.Thread(target=edit, args=(server.address,))
@@ -168,14 +179,18 @@ def test_reading_a_generation_stops_nobody_else(tmp_path, slow_opening, what):
       writer.commit()
   store.make_current(2)
   queries = np.eye(DIM, dtype=np.float32)[:1]
-  with RetrievalServer(tmp_path, 'localhost:0') as server, RetrievalClient(
-      server.address, timeout_s=20, retry_for_s=0) as client:
+  with (
+    RetrievalServer(tmp_path, 'localhost:0') as server,
+    RetrievalClient(server.address, timeout_s=20, retry_for_s=0) as client,
+  ):
     assert client.search(queries, 1, generation=1).generation == 1
     store.make_current(3)
     armed.set()
     answers = []
-    work = {'a reload': client.reload, 'a search by number': lambda: (
-        client.search(queries, 1, generation=3).generation)}[what]
+    work = {
+      'a reload': client.reload,
+      'a search by number': lambda: client.search(queries, 1, generation=3).generation,
+    }[what]
     thread = threading.Thread(target=lambda: answers.append(work()))
     thread.start()
     assert opening.wait(20)

@@ -1,4 +1,5 @@
 """`eval.evaluate`: where passages come from, what is asked for, and resuming."""
+
 import functools
 import json
 
@@ -29,13 +30,17 @@ def opened(trained):
 
 def _evaluate(opened, questions, output, **options):
   return evaluation.evaluate(
-      checkpoint=opened, questions=str(questions), output=str(output),
-      batch_size=8, progress=False, **options)
+    checkpoint=opened,
+    questions=str(questions),
+    output=str(output),
+    batch_size=8,
+    progress=False,
+    **options,
+  )
 
 
 def _records(output):
-  return [json.loads(line) for line in
-          (output / 'predictions.jsonl').read_text().splitlines()]
+  return [json.loads(line) for line in (output / 'predictions.jsonl').read_text().splitlines()]
 
 
 def test_passages_of_the_file(trained, opened, tmp_path):
@@ -45,24 +50,30 @@ def test_passages_of_the_file(trained, opened, tmp_path):
   # Scored by the encoders of now, since the index is stale.
   _evaluate(opened, plain, tmp_path / 'index', index=trained.index, n_candidates=3)
   found = _records(tmp_path / 'index')
-  with_passages = tiny.write_jsonl(tmp_path / 'q.jsonl', [
-      row | {'passages': [{'id': p['id'], 'title': p['title'], 'text': p['text']}
-                          for p in record['passages']]}
-      for row, record in zip(rows, found)])
+  with_passages = tiny.write_jsonl(
+    tmp_path / 'q.jsonl',
+    [
+      row
+      | {
+        'passages': [
+          {'id': p['id'], 'title': p['title'], 'text': p['text']} for p in record['passages']
+        ]
+      }
+      for row, record in zip(rows, found)
+    ],
+  )
   _evaluate(opened, with_passages, tmp_path / 'file', passages_from='file')
   for one, other in zip(found, _records(tmp_path / 'file'), strict=True):
     assert one['prediction'] == other['prediction']
-    assert one['log_probability'] == pytest.approx(
-        other['log_probability'], abs=1e-4)
+    assert one['log_probability'] == pytest.approx(other['log_probability'], abs=1e-4)
     assert [p['id'] for p in one['passages']] == [p['id'] for p in other['passages']]
     np.testing.assert_allclose(
-        [p['score'] for p in one['passages']],
-        [p['score'] for p in other['passages']], rtol=1e-4)
+      [p['score'] for p in one['passages']], [p['score'] for p in other['passages']], rtol=1e-4
+    )
   with pytest.raises(ValueError, match='brings passages along'):
     _evaluate(opened, plain, tmp_path / 'none', passages_from='file')
   with pytest.raises(ValueError, match='leave --index'):
-    _evaluate(opened, with_passages, tmp_path / 'both', passages_from='file',
-              index=trained.index)
+    _evaluate(opened, with_passages, tmp_path / 'both', passages_from='file', index=trained.index)
 
 
 def test_questions_with_fewer_passages(opened, tmp_path):
@@ -78,8 +89,7 @@ def test_questions_with_fewer_passages(opened, tmp_path):
 
 
 def test_closed_book_answers_of_a_model_that_reads(trained, opened, tmp_path):
-  _evaluate(opened, trained.data.questions, tmp_path, passages_from='none',
-            num_examples=3)
+  _evaluate(opened, trained.data.questions, tmp_path, passages_from='none', num_examples=3)
   records = _records(tmp_path)
   assert len(records) == 3
   assert all(r['passages'] == [] and 'prediction' in r for r in records)
@@ -88,46 +98,66 @@ def test_closed_book_answers_of_a_model_that_reads(trained, opened, tmp_path):
 
 def test_retrieving_alone(trained, opened, tmp_path):
   means = _evaluate(
-      opened, trained.data.questions, tmp_path, index=trained.index,
-      retrieve_only=True, num_examples=9)
+    opened,
+    trained.data.questions,
+    tmp_path,
+    index=trained.index,
+    retrieve_only=True,
+    num_examples=9,
+  )
   records = _records(tmp_path)
   assert len(records) == 9 == means['count']
   assert all('prediction' not in r and len(r['passages']) == 3 for r in records)
   assert 'exact_match' not in means and 0 <= means['recall@1_gold'] <= 1
   with pytest.raises(ValueError, match='retrieving alone'):
-    _evaluate(opened, trained.data.questions, tmp_path, index=trained.index,
-              retrieve_only=True, passage_effects=True)
+    _evaluate(
+      opened,
+      trained.data.questions,
+      tmp_path,
+      index=trained.index,
+      retrieve_only=True,
+      passage_effects=True,
+    )
 
 
 def test_effects_and_loss(trained, opened, tmp_path):
   """Each passage has its own effect, each question its own loss."""
-  _evaluate(opened, trained.data.questions, tmp_path, index=trained.index,
-            num_examples=3, passage_effects=True, with_loss=True)
+  _evaluate(
+    opened,
+    trained.data.questions,
+    tmp_path,
+    index=trained.index,
+    num_examples=3,
+    passage_effects=True,
+    with_loss=True,
+  )
   records = _records(tmp_path)
   (questions,) = [questions_lib.read_questions(trained.data.questions)[:3]]
   with opening.open_evaluator(opened, index=trained.index, batch_size=8) as evaluator:
     retrieved = evaluator.retrieve(opened.params, questions)
-    batch = evaluator.reader_batch(
-        questions, retrieved, [r['answers'][0] for r in records])
+    batch = evaluator.reader_batch(questions, retrieved, [r['answers'][0] for r in records])
     model = opened.spec.model
     likelihood = np.asarray(jax.jit(model.score)(opened.params, batch))
-    effects = jax.jit(functools.partial(
-        passage_effects.passage_effects, model))(opened.params, batch)
+    effects = jax.jit(functools.partial(passage_effects.passage_effects, model))(
+      opened.params, batch
+    )
   with opening.open_evaluator(
-      opened, index=trained.index, batch_size=8,
-      evaluation={'passage_effects': True}) as evaluator:
+    opened, index=trained.index, batch_size=8, evaluation={'passage_effects': True}
+  ) as evaluator:
     retrieved, found = evaluator.find(opened.params, questions)
     answers = evaluator.with_likelihoods(
-        opened.params, evaluator.reader_batch(questions, retrieved), questions,
-        batch.target_tokens, found)
+      opened.params,
+      evaluator.reader_batch(questions, retrieved),
+      questions,
+      batch.target_tokens,
+      found,
+    )
   for answer, expected in zip(answers, np.asarray(effects)):
     assert len(answer.passages) == 3 and np.ptp(expected) > 0
-    np.testing.assert_allclose(
-        [shown.effect for shown in answer.passages], expected, atol=1e-4)
+    np.testing.assert_allclose([shown.effect for shown in answer.passages], expected, atol=1e-4)
   tokens = batch.target_mask.sum(-1)
   for i, record in enumerate(records):
-    assert record['metrics']['loss'] == pytest.approx(
-        -likelihood[i] / tokens[i], abs=1e-4)
+    assert record['metrics']['loss'] == pytest.approx(-likelihood[i] / tokens[i], abs=1e-4)
     assert all('effect' in p for p in record['passages'])
 
 
@@ -135,31 +165,37 @@ def test_effects_and_loss(trained, opened, tmp_path):
 def test_effects_of_every_reading(reading):
   """Leaving a passage out is a batch that never had it."""
   model = tiny.make_model(
-      reading=reading, gold_score='perplexity' if reading == 'fusion' else 'none')
+    reading=reading, gold_score='perplexity' if reading == 'fusion' else 'none'
+  )
   params = jax.tree.map(
-      lambda x: x.unbox() if hasattr(x, 'unbox') else x,
-      model.init(jax.random.key(0)), is_leaf=lambda x: hasattr(x, 'unbox'))
+    lambda x: x.unbox() if hasattr(x, 'unbox') else x,
+    model.init(jax.random.key(0)),
+    is_leaf=lambda x: hasattr(x, 'unbox'),
+  )
   rng = np.random.default_rng(0)
   tokens = rng.integers(3, 200, (2, 3, 7))
   batch = ReaderBatch(
-      reader_tokens=tokens, reader_mask=np.ones(tokens.shape, bool),
-      passage_mask=np.ones((2, 3), bool),
-      target_tokens=rng.integers(3, 200, (2, 4)),
-      target_mask=np.asarray([[1, 1, 1, 1], [1, 1, 0, 0]], bool),
-      passage_scores=rng.normal(size=(2, 3)).astype(np.float32))
+    reader_tokens=tokens,
+    reader_mask=np.ones(tokens.shape, bool),
+    passage_mask=np.ones((2, 3), bool),
+    target_tokens=rng.integers(3, 200, (2, 4)),
+    target_mask=np.asarray([[1, 1, 1, 1], [1, 1, 0, 0]], bool),
+    passage_scores=rng.normal(size=(2, 3)).astype(np.float32),
+  )
   batch = jax.tree.map(jnp.asarray, batch)
   quick = {'compiler_options': {'xla_backend_optimization_level': 0}}
-  effects_of = jax.jit(
-      functools.partial(passage_effects.passage_effects, model), **quick)
+  effects_of = jax.jit(functools.partial(passage_effects.passage_effects, model), **quick)
   score = jax.jit(model.score, **quick)
   effects, whole = effects_of(params, batch), score(params, batch)
   for k in range(3):
     rest = np.asarray([j for j in range(3) if j != k])
-    fewer = batch.replace(**{
-        name: getattr(batch, name)[:, rest] for name in (
-            'reader_tokens', 'reader_mask', 'passage_mask', 'passage_scores')})
-    np.testing.assert_allclose(
-        effects[:, k], whole - score(params, fewer), atol=2e-4)
+    fewer = batch.replace(
+      **{
+        name: getattr(batch, name)[:, rest]
+        for name in ('reader_tokens', 'reader_mask', 'passage_mask', 'passage_scores')
+      }
+    )
+    np.testing.assert_allclose(effects[:, k], whole - score(params, fewer), atol=2e-4)
   one = batch.replace(passage_mask=np.asarray([[1, 0, 0]] * 2, bool))
   assert not np.any(effects_of(params, one))
 
@@ -188,9 +224,9 @@ def test_resumes_behind_what_is_written(trained, opened, tmp_path, monkeypatch):
   assert calls[10:] == [5]  # The first two batches of 8 were kept.
   assert means['count'] == 21
   assert (out / 'predictions.jsonl').read_bytes() == (
-      tmp_path / 'whole' / 'predictions.jsonl').read_bytes()
-  assert sorted(p.name for p in out.iterdir()) == [
-      'metrics.json', 'predictions.jsonl']
+    tmp_path / 'whole' / 'predictions.jsonl'
+  ).read_bytes()
+  assert sorted(p.name for p in out.iterdir()) == ['metrics.json', 'predictions.jsonl']
 
 
 def test_other_choices_begin_anew(trained, opened, tmp_path, monkeypatch):
@@ -201,11 +237,9 @@ def test_other_choices_begin_anew(trained, opened, tmp_path, monkeypatch):
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     answer = Evaluator.answer
     calls = iter([answer, broken])
-    patch.setattr(Evaluator, 'answer',
-                  lambda self, *args: next(calls)(self, *args))
+    patch.setattr(Evaluator, 'answer', lambda self, *args: next(calls)(self, *args))
     _evaluate(opened, trained.data.questions, tmp_path, **options)
-  means = _evaluate(
-      opened, trained.data.questions, tmp_path, n_passages=2, **options)
+  means = _evaluate(opened, trained.data.questions, tmp_path, n_passages=2, **options)
   assert means['count'] == 9
   assert {len(r['passages']) for r in _records(tmp_path)} == {2}
 
@@ -218,16 +252,17 @@ def test_malformed_records(trained, opened, tmp_path, caplog):
   path.write_text('\n'.join(lines) + '\n')
   with pytest.raises(ValueError, match=r"q.jsonl:2: field 'question' must be"):
     _evaluate(opened, path, tmp_path / 'out', index=trained.index)
-  means = _evaluate(opened, path, tmp_path / 'out', index=trained.index,
-                    on_error='skip')
+  means = _evaluate(opened, path, tmp_path / 'out', index=trained.index, on_error='skip')
   assert means['count'] == 2
   assert 'left out 2 malformed records' in caplog.text
   assert 'q.jsonl:3: malformed JSON' in caplog.text
 
 
 def test_groups_and_metadata(trained, opened, tmp_path):
-  rows = [row | {'group': f'kind {i % 2}', 'metadata': {'row': i}}
-          for i, row in enumerate(tiny.questions()[:6])]
+  rows = [
+    row | {'group': f'kind {i % 2}', 'metadata': {'row': i}}
+    for i, row in enumerate(tiny.questions()[:6])
+  ]
   questions = tiny.write_jsonl(tmp_path / 'q.jsonl', rows)
   means = _evaluate(opened, questions, tmp_path / 'out', index=trained.index)
   records = _records(tmp_path / 'out')
@@ -238,7 +273,9 @@ def test_groups_and_metadata(trained, opened, tmp_path):
     assert means['groups'][group]['count'] == 3
 
 
-@pytest.mark.parametrize('options, message', [
+@pytest.mark.parametrize(
+  'options, message',
+  [
     ({'num_examples': 0}, 'num_examples must be at least 1'),
     ({'batch_size': 0}, 'batch_size must be at least 1'),
     ({'n_passages': -2}, 'n_passages must be at least 1'),
@@ -249,18 +286,22 @@ def test_groups_and_metadata(trained, opened, tmp_path):
     ({'retrieve_only': True, 'num_beams': 4}, 'Nothing is decoded'),
     ({'metrics': 'multiple_choice', 'retrieve_only': True}, 'options'),
     ({'metrics': 'bleu'}, 'are unknown'),
-])
+  ],
+)
 def test_choices_without_effect(trained, opened, tmp_path, options, message):
   values = {'batch_size': 8, **options}
   with pytest.raises(ValueError, match=message):
     evaluation.evaluate(
-        checkpoint=opened, questions=str(trained.data.questions),
-        output=str(tmp_path / 'out'), progress=False, **values)
+      checkpoint=opened,
+      questions=str(trained.data.questions),
+      output=str(tmp_path / 'out'),
+      progress=False,
+      **values,
+    )
   assert not (tmp_path / 'out').exists()
 
 
-def test_nothing_of_before_stands_beside_what_begins(
-    trained, opened, tmp_path, monkeypatch):
+def test_nothing_of_before_stands_beside_what_begins(trained, opened, tmp_path, monkeypatch):
   options = {'index': trained.index, 'num_examples': 9}
   _evaluate(opened, trained.data.questions, tmp_path, **options)
   assert (tmp_path / 'metrics.json').exists()
@@ -268,7 +309,9 @@ def test_nothing_of_before_stands_beside_what_begins(
     patch.setattr(Evaluator, 'answer', _interrupted)
     _evaluate(opened, trained.data.questions, tmp_path, n_passages=2, **options)
   assert sorted(p.name for p in tmp_path.iterdir()) == [
-      'predictions.jsonl.partial', 'predictions.jsonl.partial.name']
+    'predictions.jsonl.partial',
+    'predictions.jsonl.partial.name',
+  ]
 
 
 def _interrupted(self, params, questions):
@@ -276,9 +319,15 @@ def _interrupted(self, params, questions):
 
 
 def test_label_metrics(trained, opened, tmp_path):
-  claims = [{'id': i, 'claim': row['question'], 'label': 'SUPPORTS'}
-            for i, row in enumerate(tiny.questions()[:3])]
+  claims = [
+    {'id': i, 'claim': row['question'], 'label': 'SUPPORTS'}
+    for i, row in enumerate(tiny.questions()[:3])
+  ]
   means = _evaluate(
-      opened, tiny.write_jsonl(tmp_path / 'f.jsonl', claims), tmp_path / 'out',
-      index=trained.index, record_format='fever')
+    opened,
+    tiny.write_jsonl(tmp_path / 'f.jsonl', claims),
+    tmp_path / 'out',
+    index=trained.index,
+    record_format='fever',
+  )
   assert means['accuracy'] == 0 and means['recall@1_answer'] is None

@@ -1,4 +1,5 @@
 """A second job that publishes the index of each checkpoint of a run."""
+
 import gc
 import os
 import shutil
@@ -49,9 +50,9 @@ def _one_device():
 
 def _refresh(run, **options):
   return following.refresh(
-      model_dir=str(run), **{
-          'poll_s': 0.05, 'batch_size': 8, 'progress': False,
-          'partitioner': _one_device(), **options})
+    model_dir=str(run),
+    **{'poll_s': 0.05, 'batch_size': 8, 'progress': False, 'partitioner': _one_device(), **options},
+  )
 
 
 def _assert_is_of(index, checkpoint):
@@ -61,14 +62,13 @@ def _assert_is_of(index, checkpoint):
   metadata = current.manifest.metadata
   store = PassageStore.open(metadata['corpus'])
   embedder = PassageEmbedder(
-      opened.spec.model, opened.partitioner,
-      Assembler(opened.spec.tokenizer, store), batch_size=8)
+    opened.spec.model, opened.partitioner, Assembler(opened.spec.tokenizer, store), batch_size=8
+  )
   expected = embedder.embed(opened.params, np.arange(len(store)))
   np.testing.assert_allclose(current.embeddings, expected, atol=2e-3)
   assert metadata['run'] == os.path.realpath(opened.directory)
   assert metadata['step'] == opened.step
-  assert metadata['encoder_fingerprint'] == embedding.retriever_fingerprint(
-      opened.params)
+  assert metadata['encoder_fingerprint'] == embedding.retriever_fingerprint(opened.params)
 
 
 def test_once_into_a_folder(trained, index, caplog):
@@ -133,16 +133,15 @@ def _until(condition):
     time.sleep(0.02)
 
 
-def test_follows_a_run_through_a_restart_of_the_process(
-    trained, index, tmp_path, caplog):
+def test_follows_a_run_through_a_restart_of_the_process(trained, index, tmp_path, caplog):
   """From before its first checkpoint; the retrieval process dies meanwhile."""
   caplog.set_level('INFO')
   run = tmp_path / 'run'
   with LocalRetrievalServer(index, threads=1) as server:
     with RetrievalClient(server.address) as client:
       follower = Follower(
-          run, retrieval_address=server.address, stop_after_steps=4,
-          retry_for_s=0.5)
+        run, retrieval_address=server.address, stop_after_steps=4, retry_for_s=0.5
+      )
       _until(lambda: 'Waiting for a first checkpoint' in caplog.text)
       _copy(trained.run, run)
       shutil.copytree(trained.run / 'checkpoint_2', tmp_path / 'aside')
@@ -167,8 +166,7 @@ def test_follows_a_run_through_a_restart_of_the_process(
 def test_every_so_many_steps(trained, index, tmp_path, caplog):
   caplog.set_level('INFO')
   run = _copy(trained.run, tmp_path / 'run', 2)
-  follower = Follower(
-      run, index=str(index), every_steps=100, stop_after_steps=4)
+  follower = Follower(run, index=str(index), every_steps=100, stop_after_steps=4)
   _until(lambda: 'waiting for one of step 102 or later' in caplog.text)
   shutil.copytree(trained.run / 'checkpoint_4', tmp_path / 'aside')
   (tmp_path / 'aside').rename(run / 'checkpoint_4')
@@ -178,13 +176,11 @@ def test_every_so_many_steps(trained, index, tmp_path, caplog):
 
 
 # Orbax leaves the event loop of a failed reading to the garbage collector.
-_UNCLOSED = pytest.mark.filterwarnings(
-    'ignore::pytest.PytestUnraisableExceptionWarning')
+_UNCLOSED = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 
 
 @_UNCLOSED
-def test_a_checkpoint_is_removed_while_it_is_read(
-    trained, index, tmp_path, monkeypatch, caplog):
+def test_a_checkpoint_is_removed_while_it_is_read(trained, index, tmp_path, monkeypatch, caplog):
   caplog.set_level('INFO')
   run = _copy(trained.run, tmp_path / 'run', 2)
   load = following.load_retriever
@@ -222,21 +218,26 @@ def test_a_damaged_checkpoint_ends_it(trained, index, tmp_path):
 
 def test_the_reader_is_not_read(trained):
   spec = opening.open_checkpoint(trained.run, _one_device()).spec
-  params = following.load_retriever(
-      str(trained.run), 4, spec.model, _one_device())
+  params = following.load_retriever(str(trained.run), 4, spec.model, _one_device())
   assert params.keys() == {'retriever'}
   whole = opening.open_checkpoint(trained.run, _one_device()).params
   assert not tiny.differing(params['retriever'], whole['retriever'])
 
 
-@pytest.mark.parametrize('changes,error,message', [
+@pytest.mark.parametrize(
+  'changes,error,message',
+  [
     ({'once': True, 'run': 'nowhere'}, FileNotFoundError, 'does not exist'),
     ({'index': 'nowhere'}, FileNotFoundError, 'holds no index'),
     ({'index': None}, ValueError, 'Give either the INDEX'),
     ({'every_steps': 0}, ValueError, 'every_steps must be'),
-    ({'index': None, 'retrieval_address': 'localhost:1', 'retry_for_s': 0.2},
-     ConnectionError, 'cannot be reached'),
-])
+    (
+      {'index': None, 'retrieval_address': 'localhost:1', 'retry_for_s': 0.2},
+      ConnectionError,
+      'cannot be reached',
+    ),
+  ],
+)
 def test_what_cannot_be(trained, index, changes, error, message):
   changes = {'index': str(index), 'run': str(trained.run), **changes}
   with pytest.raises(error, match=message):
@@ -249,17 +250,31 @@ def test_interrupted_at_the_terminal(trained, index, tmp_path):
   log = tmp_path / 'log'
   # As at a terminal, also where the tests run in the background, which ignores
   # the signal.
-  start = ('import signal, sys; from ralm_jax import cli; '
-           'signal.signal(signal.SIGINT, signal.default_int_handler); '
-           'sys.exit(cli.main(sys.argv[1:]))')
+  start = (
+    'import signal, sys; from ralm_jax import cli; '
+    'signal.signal(signal.SIGINT, signal.default_int_handler); '
+    'sys.exit(cli.main(sys.argv[1:]))'
+  )
   with open(log, 'wb') as file:
     process = subprocess.Popen(
-        [sys.executable, '-c', start, 'refresh', '--model_dir', run,
-         '--index', index, '--poll_s', '0.1'],
-        env=tiny.environment(1), stdout=file, stderr=file)
+      [
+        sys.executable,
+        '-c',
+        start,
+        'refresh',
+        '--model_dir',
+        run,
+        '--index',
+        index,
+        '--poll_s',
+        '0.1',
+      ],
+      env=tiny.environment(1),
+      stdout=file,
+      stderr=file,
+    )
   try:
-    _until(lambda: b'waiting for one of' in log.read_bytes()
-           or process.poll() is not None)
+    _until(lambda: b'waiting for one of' in log.read_bytes() or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130, log.read_text()
   finally:
@@ -269,31 +284,30 @@ def test_interrupted_at_the_terminal(trained, index, tmp_path):
   assert 'Traceback' not in text, text
   assert GenerationStore(index).current() == 2
   shutil.copytree(trained.run / 'checkpoint_4', run / 'checkpoint_4')
-  assert cli.main(['refresh', '--model_dir', str(run), '--index', str(index),
-                   '--once']) == 0
+  assert cli.main(['refresh', '--model_dir', str(run), '--index', str(index), '--once']) == 0
   _assert_is_of(index, run / 'checkpoint_4')
 
 
-@pytest.mark.parametrize(
-    'served', ['own', pytest.param('address', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('served', ['own', pytest.param('address', marks=pytest.mark.slow)])
 def test_training_follows_what_is_published(served, trained, tmp_path):
   """Both jobs at work; the run searches what the other one publishes."""
   index, run, steps = tmp_path / 'index', tmp_path / 'run', 20
   shutil.copytree(trained.index, index)
   job = {
-      'data': str(trained.data.folder), 'model_dir': str(run),
-      'checkpoint': {'period': 4, 'keep': 2},
-      'compilation_cache': str(trained.data.folder / 'compilation_cache')}
+    'data': str(trained.data.folder),
+    'model_dir': str(run),
+    'checkpoint': {'period': 4, 'keep': 2},
+    'compilation_cache': str(trained.data.folder / 'compilation_cache'),
+  }
   with LocalRetrievalServer(index, threads=1) as server:
     if served == 'address':
-      where, retrieval = {'retrieval_address': server.address}, {
-          'address': server.address}
+      where, retrieval = {'retrieval_address': server.address}, {'address': server.address}
     else:
       where, retrieval = {'index': str(index)}, {'index': str(index)}
     follower = Follower(run, stop_after_steps=steps, **where)
-    output = tiny.start(tmp_path / 'log', [job | {
-        'steps': steps, 'retrieval': {**retrieval, 'follow_current': True}}
-    ]).finish()
+    output = tiny.start(
+      tmp_path / 'log', [job | {'steps': steps, 'retrieval': {**retrieval, 'follow_current': True}}]
+    ).finish()
     assert follower.finish() >= 1
     if served == 'address':
       with RetrievalClient(server.address) as client:
@@ -302,20 +316,17 @@ def test_training_follows_what_is_published(served, trained, tmp_path):
   # Nothing is pinned by a run that follows.
   assert not GenerationStore(index).pinned().get(str(run))
   # What the run says of its batches: known, and never of the future.
-  host = [
-      np.load(path)
-      for path in sorted(run.glob('checkpoint_*/host/*.npz'))]
+  host = [np.load(path) for path in sorted(run.glob('checkpoint_*/host/*.npz'))]
   for arrays in host:
     if 'pending/generation_step' in arrays.files:
       assert arrays['pending/generation_step'] <= steps
   assert f'step {steps}/{steps}' in output
   # A resume searches what is current by then.
-  output = tiny.start(tmp_path / 'log', [job | {
-      'steps': steps + 4,
-      'retrieval': {'index': str(index), 'follow_current': True}}]).finish()
+  output = tiny.start(
+    tmp_path / 'log',
+    [job | {'steps': steps + 4, 'retrieval': {'index': str(index), 'follow_current': True}}],
+  ).finish()
   assert f'Resumed from checkpoint_{steps}' in output
-  final = np.load(
-      run / f'checkpoint_{steps + 4}' / 'host' / 'process_00000-of-00001.npz')
+  final = np.load(run / f'checkpoint_{steps + 4}' / 'host' / 'process_00000-of-00001.npz')
   assert final['pending/generation_step'] == steps
-  assert final['pending/generation'] == GenerationStore(
-      index).current()
+  assert final['pending/generation'] == GenerationStore(index).current()

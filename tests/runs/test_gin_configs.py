@@ -1,4 +1,5 @@
 """Every configuration parses, and the sizes are those of the papers."""
+
 import math
 import pathlib
 import re
@@ -11,14 +12,16 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / 'gin_configs'
 # Parameters of T5 1.1 in millions, input and output embeddings apart.
-T5_1_1 = {'small': 76.96, 'base': 247.58, 'large': 783.15, 'xl': 2849.76,
-          'xxl': 11135.33}
+T5_1_1 = {'small': 76.96, 'base': 247.58, 'large': 783.15, 'xl': 2849.76, 'xxl': 11135.33}
 BERT_BASE = 108.89  # without the pooler, in millions
 # Names that a run file leaves to the user.
 REQUIRED = {
-    'MODEL_DIR': '/tmp/run', 'TRAIN_STEPS': '10',
-    'TRAIN_QUESTIONS': 'q.jsonl', 'READER_VOCABULARY': 'spiece.model',
-    'RETRIEVER_VOCABULARY': 'vocab.txt', 'CORPUS': 'corpus',
+  'MODEL_DIR': '/tmp/run',
+  'TRAIN_STEPS': '10',
+  'TRAIN_QUESTIONS': 'q.jsonl',
+  'READER_VOCABULARY': 'spiece.model',
+  'RETRIEVER_VOCABULARY': 'vocab.txt',
+  'CORPUS': 'corpus',
 }
 
 
@@ -42,8 +45,11 @@ def _parse(*files: str, **macros: str) -> None:
 def _model(size: str):
   import gin
 
-  _parse(f'gin_configs/models/{size}.gin', 'gin_configs/runs/train.gin', **{
-      k: v for k, v in REQUIRED.items() if k != 'CORPUS'})
+  _parse(
+    f'gin_configs/models/{size}.gin',
+    'gin_configs/runs/train.gin',
+    **{k: v for k, v in REQUIRED.items() if k != 'CORPUS'},
+  )
   return gin.query_parameter('%MODEL').scoped_configurable_fn()
 
 
@@ -67,8 +73,7 @@ def test_sizes_of_bart_and_dpr(size, millions):
   params = jax.eval_shape(model.init, jax.random.key(0))
   reader = _millions(params['reader']) - 0.050265
   assert reader == pytest.approx(millions, rel=1e-3)
-  assert _millions(params['retriever']) == pytest.approx(
-      2 * BERT_BASE, rel=2e-3)
+  assert _millions(params['retriever']) == pytest.approx(2 * BERT_BASE, rel=2e-3)
 
 
 def test_tiny_is_tiny():
@@ -80,8 +85,13 @@ RECIPES = sorted(str(p.relative_to(ROOT)) for p in FOLDER.rglob('*.gin'))
 
 
 # Files of `ralm eval`.
-EVALUATIONS = ('runs/evaluation', 'runs/temporal_matrix', 'few_shot_100_eval',
-               'mmlu_zero_shot', 'question_sets')
+EVALUATIONS = (
+  'runs/evaluation',
+  'runs/temporal_matrix',
+  'few_shot_100_eval',
+  'mmlu_zero_shot',
+  'question_sets',
+)
 
 
 def _check_evaluation(file, capsys):
@@ -93,10 +103,15 @@ def _check_evaluation(file, capsys):
   required = set(re.findall(r'^(\w+) = %gin.REQUIRED', text, re.M))
   if re.search(r'^TASKS = \[', text, re.M):
     required.discard('TASKS')
-  status = cli.main([
-      'eval', f'--gin_file={file}',
+  status = cli.main(
+    [
+      'eval',
+      f'--gin_file={file}',
       *(f'--gin.{name}=x' for name in sorted(required)),
-      f'--gin_search_paths={ROOT}', '--dry_run'])
+      f'--gin_search_paths={ROOT}',
+      '--dry_run',
+    ]
+  )
   shown = capsys.readouterr()
   assert status == 0, shown.err
   assert "OUTPUT = 'x'" in shown.out
@@ -115,12 +130,17 @@ def test_every_file_parses(file, capsys):
   if folder == 'models':
     files.append('gin_configs/runs/train.gin')
   elif folder == 'retrieval' or file.endswith(
-      ('closed_book.gin', 'atlas_released.gin', 'few_shot.gin',
-       'multiple_choice.gin', 'pretext_tiny.gin')):
+    (
+      'closed_book.gin',
+      'atlas_released.gin',
+      'few_shot.gin',
+      'multiple_choice.gin',
+      'pretext_tiny.gin',
+    )
+  ):
     files = ['gin_configs/models/tiny.gin', 'gin_configs/runs/train.gin', file]
   elif file.endswith('runs/rag.gin'):
-    files = ['gin_configs/models/bart_base_dpr.gin',
-             'gin_configs/runs/train.gin', file]
+    files = ['gin_configs/models/bart_base_dpr.gin', 'gin_configs/runs/train.gin', file]
   elif folder == 'runs':
     files.insert(0, 'gin_configs/models/tiny.gin')
   if file.endswith('bart_dpr.gin'):
@@ -136,19 +156,27 @@ def test_every_file_parses(file, capsys):
     _parse(*files, **macros)
     assert "MODEL_DIR = '/tmp/run'" in gin.config_str()
     return
-  status = cli.main([
-      'train', *(f'--gin_file={f}' for f in files),
+  status = cli.main(
+    [
+      'train',
+      *(f'--gin_file={f}' for f in files),
       *(f'--gin.{k}={v}' for k, v in macros.items()),
-      f'--gin_search_paths={ROOT}', '--dry_run'])
+      f'--gin_search_paths={ROOT}',
+      '--dry_run',
+    ]
+  )
   shown = capsys.readouterr()
   assert status == 0, shown.err
   assert "MODEL_DIR = '/tmp/run'" in shown.out
 
 
 def test_released_differs_where_it_says():
-  _parse('gin_configs/models/tiny.gin', 'gin_configs/runs/train.gin',
-         'gin_configs/recipes/atlas_released.gin',
-         **{k: v for k, v in REQUIRED.items() if k != 'CORPUS'})
+  _parse(
+    'gin_configs/models/tiny.gin',
+    'gin_configs/runs/train.gin',
+    'gin_configs/recipes/atlas_released.gin',
+    **{k: v for k, v in REQUIRED.items() if k != 'CORPUS'},
+  )
   import gin
 
   model = gin.query_parameter('%MODEL').scoped_configurable_fn()
@@ -159,11 +187,20 @@ def test_released_differs_where_it_says():
 def test_runs_as_a_module():
   """`python -m ralm_jax.train`, as T5X users type it, from another folder."""
   shown = subprocess.run(
-      [sys.executable, '-m', 'ralm_jax.train',
-       '--gin_file=gin_configs/models/tiny.gin',
-       '--gin_file=gin_configs/runs/train.gin',
-       *(f'--gin.{k}={v}' for k, v in REQUIRED.items()), '--dry_run'],
-      capture_output=True, text=True, cwd='/', check=False)
+    [
+      sys.executable,
+      '-m',
+      'ralm_jax.train',
+      '--gin_file=gin_configs/models/tiny.gin',
+      '--gin_file=gin_configs/runs/train.gin',
+      *(f'--gin.{k}={v}' for k, v in REQUIRED.items()),
+      '--dry_run',
+    ],
+    capture_output=True,
+    text=True,
+    cwd='/',
+    check=False,
+  )
   assert shown.returncode == 0, shown.stderr
   assert "MODEL_DIR = '/tmp/run'" in shown.stdout
   assert 'Traceback' not in shown.stderr

@@ -1,4 +1,5 @@
 """Adding, replacing and deleting passages of a served index, by real commands."""
+
 import dataclasses
 import os
 import pathlib
@@ -49,8 +50,8 @@ class Index:
 
   def put(self, *passages: Passage, **options) -> Edited:
     return live_edits.put(
-        passages, checkpoint=self.checkpoint, index=str(self.folder / 'index'),
-        **options)
+      passages, checkpoint=self.checkpoint, index=str(self.folder / 'index'), **options
+    )
 
   def delete(self, *ids: str) -> Edited:
     return live_edits.delete(ids, index=str(self.folder / 'index'))
@@ -60,11 +61,9 @@ class Index:
 
   def held(self) -> dict[int, str]:
     """Row and text of every passage that a search can find."""
-    with connect.connect(
-        index=self.folder / 'index', threads=1) as connected:
+    with connect.connect(index=self.folder / 'index', threads=1) as connected:
       count = connected.client.status().count
-      retriever = PassageRetriever(
-          connected.client, connected.store, count)
+      retriever = PassageRetriever(connected.client, connected.store, count)
       (rows,) = retriever.search(np.ones((1, 16), np.float32)).rows
       return {p.row: p.text for p in connected.store.passages(rows)}
 
@@ -75,13 +74,21 @@ def original(tmp_path_factory) -> Index:
   trained = tiny.trained()
   folder = tmp_path_factory.mktemp('edits')
   passage_store.build_corpus(
-      trained.data.passages, folder / 'corpus', trained.data.reader_vocabulary,
-      trained.data.retriever_vocabulary, max_words=10, n_workers=1,
-      progress=False)
+    trained.data.passages,
+    folder / 'corpus',
+    trained.data.reader_vocabulary,
+    trained.data.retriever_vocabulary,
+    max_words=10,
+    n_workers=1,
+    progress=False,
+  )
   checkpoint = str(trained.run)
   embed.embed(
-      checkpoint=checkpoint, corpus=str(folder / 'corpus'),
-      output=str(folder / 'index'), progress=False)
+    checkpoint=checkpoint,
+    corpus=str(folder / 'corpus'),
+    output=str(folder / 'index'),
+    progress=False,
+  )
   return Index(folder, checkpoint)
 
 
@@ -100,14 +107,13 @@ def _texts(index: Index, passage_id: str) -> list[str]:
 
 def test_add(index):
   before = index.held()
-  edited = index.put(
-      Passage('new', 'Zembla', '', LONG, date='2019'), Passage('more', '', '', 'x'))
+  edited = index.put(Passage('new', 'Zembla', '', LONG, date='2019'), Passage('more', '', '', 'x'))
   assert edited.put.tolist() == [80, 81, 82, 83] and not len(edited.deleted)
   # A live edit, not a new generation.
   assert edited.generation == 1 and edited.count == len(before) + 4 == 84
   assert _texts(index, 'new') == [
-      part.text for part in passages_lib.split_long(
-          Passage('new', '', '', LONG), 10)]
+    part.text for part in passages_lib.split_long(Passage('new', '', '', LONG), 10)
+  ]
   after = index.held()
   assert before.items() <= after.items() and len(after) == 84
   with connect.connect(index=index.folder / 'index') as connected:
@@ -131,10 +137,14 @@ def _stored(index, passage_id) -> tuple[str, str, str]:
   return rows[passage_id]['title'], '', rows[passage_id]['text']
 
 
-@pytest.mark.parametrize('passage', [
+@pytest.mark.parametrize(
+  'passage',
+  [
     Passage('p3', 'other', '', 'text'),
     Passage('p3#1', '', '', 'text'),
-    Passage('fresh', '', '', 'text', date='soon')])
+    Passage('fresh', '', '', 'text', date='soon'),
+  ],
+)
 def test_what_cannot_be_added(index, passage):
   held = index.held()
   with pytest.raises(ValueError, match="duplicate id 'p3|'soon' is no date"):
@@ -145,9 +155,11 @@ def test_what_cannot_be_added(index, passage):
 def test_a_change_of_any_field_is_a_replacement(index):
   title, section, text = _stored(index, 'p3')
   for passage in [
-      Passage('p3', title, section, text, date='2019'),
-      Passage('p3', title, section, text, document='d'),
-      Passage('p3', title, 's', text), Passage('p3', 't', section, text)]:
+    Passage('p3', title, section, text, date='2019'),
+    Passage('p3', title, section, text, document='d'),
+    Passage('p3', title, 's', text),
+    Passage('p3', 't', section, text),
+  ]:
     with pytest.raises(ValueError, match='duplicate id'):
       index.put(passage)
 
@@ -159,8 +171,9 @@ def _recorded_edits(monkeypatch) -> list[tuple]:
   def edit(self, ids=None, embeddings=None, **options):
     result = original_edit(self, ids, embeddings, **options)
     delete_ids = options.get('delete_ids')
-    edits.append((list(ids if ids is not None else ()),
-                  list(delete_ids if delete_ids is not None else ())))
+    edits.append(
+      (list(ids if ids is not None else ()), list(delete_ids if delete_ids is not None else ()))
+    )
     return result
 
   monkeypatch.setattr(RetrievalClient, 'edit', edit)
@@ -177,7 +190,8 @@ def test_replace(index, monkeypatch):
   assert edits == [([80, 81, 82], old)]
   assert edited.deleted.tolist() == old and edited.count == 81
   assert _texts(index, 'p3') == [
-      p.text for p in passages_lib.split_long(Passage('', '', '', LONG), 10)]
+    p.text for p in passages_lib.split_long(Passage('', '', '', LONG), 10)
+  ]
   others = {row: text for row, text in held.items() if row not in old}
   assert others.items() <= index.held().items()
   # And shorter, again, and the same once more.
@@ -186,33 +200,34 @@ def test_replace(index, monkeypatch):
     assert _texts(index, 'p3') == [text]
   # Every version that is not put, for older generations may have it.
   versions = [*old, 80, 81, 82, 83]
-  assert edits[1:] == [
-      ([83], versions[:-1]), ([84], versions), ([84], versions)]
+  assert edits[1:] == [([83], versions[:-1]), ([84], versions), ([84], versions)]
   assert index.store().superseded().tolist() == [*old, 80, 81, 82, 83]
 
 
 def test_replacing_many_at_once(index, monkeypatch):
   edits = _recorded_edits(monkeypatch)
   for text in ('first', 'second'):
-    index.put(*[Passage(f'p{i}', 't', '', f'{text} {i}') for i in range(40)],
-              Passage(f'new {text}', '', '', text), replace=True)
+    index.put(
+      *[Passage(f'p{i}', 't', '', f'{text} {i}') for i in range(40)],
+      Passage(f'new {text}', '', '', text),
+      replace=True,
+    )
   assert len(edits) == 2
   held = index.held()
-  assert sorted(held.values()) == sorted(
-      [f'second {i}' for i in range(40)] + ['first', 'second'])
+  assert sorted(held.values()) == sorted([f'second {i}' for i in range(40)] + ['first', 'second'])
 
 
 def test_only_known_passages_are_replaced(index):
-  for passages in [[Passage('typo', '', '', 'x')],
-                   [Passage('p3', '', '', 'x'), Passage('typo', '', '', 'x')]]:
+  for passages in [
+    [Passage('typo', '', '', 'x')],
+    [Passage('p3', '', '', 'x'), Passage('typo', '', '', 'x')],
+  ]:
     with pytest.raises(KeyError, match="no passage with id 'typo'"):
-      replace.replace(
-          passages, checkpoint=index.checkpoint,
-          index=str(index.folder / 'index'))
+      replace.replace(passages, checkpoint=index.checkpoint, index=str(index.folder / 'index'))
   assert len(index.store()) == 80
 
 
-_KILLED = '''
+_KILLED = """
 import os, signal, sys
 from retrieval_service import client as client_lib
 edit = client_lib.RetrievalClient.edit
@@ -223,15 +238,18 @@ def killed(*args, **options):
 client_lib.RetrievalClient.edit = killed
 from ralm_jax import add
 add.main(sys.argv[2:])
-'''
+"""
 
 
 def _killed(index, when, *argv):
   """Runs `ralm add` that dies at once before or after its edit."""
   process = subprocess.run(
-      [sys.executable, '-c', _KILLED, when, '--checkpoint', index.checkpoint,
-       *index.flags, *argv],
-      env=tiny.environment(1), capture_output=True, text=True, check=False)
+    [sys.executable, '-c', _KILLED, when, '--checkpoint', index.checkpoint, *index.flags, *argv],
+    env=tiny.environment(1),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert process.returncode == -signal.SIGKILL, process.stderr
 
 
@@ -286,12 +304,16 @@ def test_delete(index):
   assert len(index.delete('p8').deleted) == 1 and _texts(index, 'p8') == []
 
 
-@pytest.mark.parametrize('ids, message', [
+@pytest.mark.parametrize(
+  'ids, message',
+  [
     (['nobody'], "no passage with id 'nobody'"),
     (['p3', 'nobody', 'noone'], r"'nobody' \(nor 1 others\)"),
     (['p5'], "The index has no passage 'p5' any more .*nothing was deleted"),
     (['p3', 'p5'], "no passage 'p5' any more"),
-    ([], 'No passage ids')])
+    ([], 'No passage ids'),
+  ],
+)
 def test_what_cannot_be_deleted(index, ids, message):
   """All or none."""
   index.delete('p5')
@@ -330,8 +352,22 @@ def test_at_an_address(index, capsys, tmp_path):
       retriever = PassageRetriever(client, index.store(), 5)
       search = lambda: retriever.search(np.ones((2, 16), np.float32)).rows
       search()
-      add.main([*model, *flags, '--id', 'new', '--title', 'Zembla', '--text',
-                    'Zembla is a lake.', '--date', '2019-05', '--document', 'd'])
+      add.main(
+        [
+          *model,
+          *flags,
+          '--id',
+          'new',
+          '--title',
+          'Zembla',
+          '--text',
+          'Zembla is a lake.',
+          '--date',
+          '2019-05',
+          '--document',
+          'd',
+        ]
+      )
       assert '1 added; 81 passages in generation 1' in capsys.readouterr().out
       replace.main([*model, *flags, '--id', 'new', '--text', 'Zembla is gone.'])
       assert '1 replaced; 81 passages' in capsys.readouterr().out
@@ -348,10 +384,14 @@ def test_at_an_address(index, capsys, tmp_path):
   assert held[81] == 'Zembla is gone.' and 80 not in held
 
 
-@pytest.mark.parametrize('main, argv, message', [
+@pytest.mark.parametrize(
+  'main, argv, message',
+  [
     (delete_lib.main, [], 'give --id or --input'),
     (replace.main, ['--checkpoint', 'c', '--text', 'x'], 'give the --id'),
-    (add.main, ['--checkpoint', 'c'], 'give either --text')])
+    (add.main, ['--checkpoint', 'c'], 'give either --text'),
+  ],
+)
 def test_usage(main, argv, message, capsys):
   with pytest.raises(SystemExit) as raised:
     main(['--index', 'i', *argv], prog='ralm')

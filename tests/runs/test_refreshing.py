@@ -1,4 +1,5 @@
 """Refreshing the index in mid-training: in order, and exact when killed."""
+
 import glob
 import os
 import pathlib
@@ -37,22 +38,31 @@ def cache(tmp_path_factory) -> str:
 def _job(folder, data, cache, **job):
   """Refreshes at 2, 4, 6 and 8, checkpoints at 3, 6 and 8."""
   retrieval = {
-      'index': str(folder / 'index'), 'refresh_index': '2-100:2',
-      # Two parts: a part is 32 batches.
-      'embed_batch_size': 1, **job.pop('retrieval', {})}
+    'index': str(folder / 'index'),
+    'refresh_index': '2-100:2',
+    # Two parts: a part is 32 batches.
+    'embed_batch_size': 1,
+    **job.pop('retrieval', {}),
+  }
   return {
-      'data': str(data.folder), 'model_dir': str(folder / 'run'),
-      'compilation_cache': cache, 'steps': STEPS, 'random_seed': 5,
-      'checkpoint': {'period': 3, 'keep': 3}, 'retrieval': retrieval, **job}
+    'data': str(data.folder),
+    'model_dir': str(folder / 'run'),
+    'compilation_cache': cache,
+    'steps': STEPS,
+    'random_seed': 5,
+    'checkpoint': {'period': 3, 'keep': 3},
+    'retrieval': retrieval,
+    **job,
+  }
 
 
 @pytest.fixture(scope='module')
 def start(data, cache, tmp_path_factory) -> pathlib.Path:
   """An index of the parameters that all runs start with."""
   folder = tmp_path_factory.mktemp('start')
-  tiny.start(folder / 'log', [
-      _job(folder, data, cache, retrieval={'refresh_index': None})
-      | {'steps': 1}]).finish()
+  tiny.start(
+    folder / 'log', [_job(folder, data, cache, retrieval={'refresh_index': None}) | {'steps': 1}]
+  ).finish()
   return folder / 'index'
 
 
@@ -74,11 +84,11 @@ def folder(start, tmp_path) -> pathlib.Path:
 
 def _assert_same_end(folder, other, steps=STEPS) -> None:
   """Parameters, optimiser states and what waits for the next step."""
-  assert not tiny.differing(*(
-      tiny.load_checkpoint(f / 'run', steps) for f in (folder, other)))
+  assert not tiny.differing(*(tiny.load_checkpoint(f / 'run', steps) for f in (folder, other)))
   hosts = [
-      np.load(f / 'run' / f'checkpoint_{steps}' / 'host' /
-              'process_00000-of-00001.npz') for f in (folder, other)]
+    np.load(f / 'run' / f'checkpoint_{steps}' / 'host' / 'process_00000-of-00001.npz')
+    for f in (folder, other)
+  ]
   assert hosts[0].files == hosts[1].files
   for name in hosts[0].files:
     if name.startswith('pending/'):
@@ -104,11 +114,10 @@ def test_every_refresh_is_of_the_encoder_of_its_step(data, refreshed):
   for step, number in ((6, 4), (8, 5)):
     opened = opening.open_checkpoint(f'{run}/checkpoint_{step}')
     embedder = PassageEmbedder(
-        spec.model, opened.partitioner,
-        Assembler(spec.tokenizer, corpus), batch_size=8)
+      spec.model, opened.partitioner, Assembler(spec.tokenizer, corpus), batch_size=8
+    )
     expected = embedder.embed(opened.params, np.arange(len(corpus)))
-    np.testing.assert_allclose(
-        _embeddings(refreshed, number), expected, atol=5e-3)
+    np.testing.assert_allclose(_embeddings(refreshed, number), expected, atol=5e-3)
     assert np.abs(_embeddings(refreshed, number - 1) - expected).max() > 2e-2
     # What waits in the checkpoint was searched in what the step refreshed.
     host = np.load(f'{run}/checkpoint_{step}/host/process_00000-of-00001.npz')
@@ -126,8 +135,15 @@ def test_staleness_is_recorded(refreshed):
 
 def test_killed_at_any_point_of_a_refresh(data, cache, refreshed, folder):
   pauses = folder / 'pauses'
-  output = tiny.start(folder / 'log', [_job(
-      folder, data, cache, pauses=str(pauses), kills=[
+  output = tiny.start(
+    folder / 'log',
+    [
+      _job(
+        folder,
+        data,
+        cache,
+        pauses=str(pauses),
+        kills=[
           # Before there is a checkpoint: the run begins anew each time, and
           # with the generation it began with.
           {'glob': f'{pauses}/embedding_2'},
@@ -136,7 +152,10 @@ def test_killed_at_any_point_of_a_refresh(data, cache, refreshed, folder):
           {'glob': f'{pauses}/acknowledged_4'},
           {'glob': f'{pauses}/uploading_6'},
           {'glob': f'{folder}/run/checkpoint_6'},
-      ])]).finish()
+        ],
+      )
+    ],
+  ).finish()
   assert output.count('KILLED') == 6, output
   assert 'begins anew: with generation 1' in output
   assert 'Resumed from checkpoint_3.' in output
@@ -148,8 +167,7 @@ def test_killed_at_any_point_of_a_refresh(data, cache, refreshed, folder):
   # A checkpoint holds the refresh of its step.
   assert output.count('Refreshed the index at step 6') == 1
   for number in (4, 5):
-    np.testing.assert_array_equal(
-        _embeddings(folder, number), _embeddings(refreshed, number))
+    np.testing.assert_array_equal(_embeddings(folder, number), _embeddings(refreshed, number))
   _assert_same_end(folder, refreshed)
 
 
@@ -167,9 +185,10 @@ def test_killed_retrieval_process(data, cache, refreshed, folder):
   pauses = folder / 'pauses'
   server = LocalRetrievalServer(folder / 'index', threads=1)
   try:
-    process = tiny.start(folder / 'log', [_job(
-        folder, data, cache, pauses=str(pauses),
-        retrieval={'address': server.address})])
+    process = tiny.start(
+      folder / 'log',
+      [_job(folder, data, cache, pauses=str(pauses), retrieval={'address': server.address})],
+    )
     _wait_for(process, pauses / 'uploading_4')
     server.process.kill()
     server.process.wait()
@@ -190,20 +209,21 @@ def test_old_generation_is_served_meanwhile(data, cache, folder):
   pauses = folder / 'pauses'
   expected = _embeddings(folder, 1)
   with LocalRetrievalServer(folder / 'index', threads=1) as server:
-    process = tiny.start(folder / 'log', [_job(
-        folder, data, cache, pauses=str(pauses),
-        retrieval={'address': server.address})])
+    process = tiny.start(
+      folder / 'log',
+      [_job(folder, data, cache, pauses=str(pauses), retrieval={'address': server.address})],
+    )
     with RetrievalClient(server.address) as client:
       _wait_for(process, pauses / 'uploading_2')
       (pid,) = [
-          int(child) for path in
-          glob.glob(f'/proc/{process.popen.pid}/task/*/children')
-          for child in pathlib.Path(path).read_text().split()]
+        int(child)
+        for path in glob.glob(f'/proc/{process.popen.pid}/task/*/children')
+        for child in pathlib.Path(path).read_text().split()
+      ]
       os.kill(pid, signal.SIGSTOP)
       status = client.status()
       assert status.generation == 1 and status.building
-      found = client.search(
-          expected.astype(np.float32), 3, return_embeddings=True)
+      found = client.search(expected.astype(np.float32), 3, return_embeddings=True)
       assert found.generation == 1
       np.testing.assert_array_equal(found.embeddings, expected[found.ids])
       os.kill(pid, signal.SIGKILL)
@@ -221,11 +241,11 @@ def test_without_look_ahead(data, cache, start, tmp_path):
   folders = [tmp_path / name for name in ('killed', 'plain')]
   for folder in folders:
     shutil.copytree(start, folder / 'index')
-  jobs = [
-      _job(folder, data, cache, retrieval_lookahead=0) for folder in folders]
+  jobs = [_job(folder, data, cache, retrieval_lookahead=0) for folder in folders]
   jobs[0] |= {
-      'pauses': str(tmp_path / 'pauses'),
-      'kills': [{'glob': f'{tmp_path}/pauses/acknowledged_6'}]}
+    'pauses': str(tmp_path / 'pauses'),
+    'kills': [{'glob': f'{tmp_path}/pauses/acknowledged_6'}],
+  }
   output = tiny.start(tmp_path / 'log', jobs).finish()
   assert output.count('KILLED') == 1
   _assert_same_end(*folders)
@@ -236,8 +256,7 @@ def test_index_with_lists(data, cache, start, tmp_path):
   """A refresh keeps the kind of the index that is served, not the run's."""
   folders = [tmp_path / name for name in ('killed', 'plain')]
   first = GenerationStore(start).open_current()
-  options = IndexOptions(
-      index_type='ivf_flat', nlist=2, nprobe=1, rerank=0)
+  options = IndexOptions(index_type='ivf_flat', nlist=2, nprobe=1, rerank=0)
   jobs = []
   for folder in folders:
     store = GenerationStore(folder / 'index')
@@ -246,8 +265,9 @@ def test_index_with_lists(data, cache, start, tmp_path):
       writer.commit()
     jobs.append(_job(folder, data, cache, steps=4))
   jobs[0] |= {
-      'pauses': str(tmp_path / 'pauses'),
-      'kills': [{'glob': f'{tmp_path}/pauses/acknowledged_4'}]}
+    'pauses': str(tmp_path / 'pauses'),
+    'kills': [{'glob': f'{tmp_path}/pauses/acknowledged_4'}],
+  }
   output = tiny.start(tmp_path / 'log', jobs).finish()
   assert output.count('KILLED') == 1
   refreshed = GenerationStore(folders[0] / 'index').open_current()
@@ -259,8 +279,9 @@ def test_index_with_lists(data, cache, start, tmp_path):
 @pytest.mark.slow
 def test_frozen_first_steps(data, cache, refreshed, folder):
   """While the encoder does not change, there is nothing to refresh."""
-  output = tiny.start(folder / 'log', [_job(
-      folder, data, cache, freeze_retriever_steps=4)]).finish()
+  output = tiny.start(
+    folder / 'log', [_job(folder, data, cache, freeze_retriever_steps=4)]
+  ).finish()
   assert re.findall(r'Refreshed the index at step (\d)', output) == ['6', '8']
   found = re.findall(r'step \d/8 .*retrieval/staleness (\d+)', output)
   assert list(map(int, found)) == [0, 1, 2, 3, 4, 5, 0, 1]
@@ -270,11 +291,12 @@ def test_frozen_first_steps(data, cache, refreshed, folder):
 def test_at_step_0_only_where_it_changes_something(data, cache, tmp_path):
   schedule = {'refresh_index': '0-1:1'}
   # Built by the run itself: of the parameters it starts with.
-  jobs = [_job(tmp_path, data, cache, retrieval=schedule) | {
-      'steps': 2, 'model_dir': str(tmp_path / 'first')}]
+  jobs = [
+    _job(tmp_path, data, cache, retrieval=schedule)
+    | {'steps': 2, 'model_dir': str(tmp_path / 'first')}
+  ]
   # The parameters of the next one are others.
-  jobs.append(jobs[0] | {
-      'model_dir': str(tmp_path / 'second'), 'random_seed': 6})
+  jobs.append(jobs[0] | {'model_dir': str(tmp_path / 'second'), 'random_seed': 6})
   output = tiny.start(tmp_path / 'log', jobs).finish()
   assert output.count('Step 0 searches generation 1') == 1
   assert output.count('Refreshed the index at step 0: generation 2') == 1
@@ -282,15 +304,13 @@ def test_at_step_0_only_where_it_changes_something(data, cache, tmp_path):
 
 def test_schedule_without_training_the_encoder(data, tmp_path):
   for options in (
-      {'retriever_optimizer': None},
-      {'model': {'query_side': 'stored', 'tied_retriever': False}},
-      {'model': {'query_side': 'frozen', 'tied_retriever': False}},
+    {'retriever_optimizer': None},
+    {'model': {'query_side': 'stored', 'tied_retriever': False}},
+    {'model': {'query_side': 'frozen', 'tied_retriever': False}},
   ):
     with pytest.raises(ValueError, match='never gets stale.*REFRESH_INDEX'):
-      tiny.train(
-          data, tmp_path / 'run', retrieval={'refresh_index': 4}, **options)
+      tiny.train(data, tmp_path / 'run', retrieval={'refresh_index': 4}, **options)
   with pytest.raises(ValueError, match='both refresh_index and follow_current'):
-    tiny.train(data, tmp_path / 'run', retrieval={
-        'refresh_index': 4, 'follow_current': True})
+    tiny.train(data, tmp_path / 'run', retrieval={'refresh_index': 4, 'follow_current': True})
   with pytest.raises(ValueError, match="'0-5'"):
     tiny.train(data, tmp_path / 'run', retrieval={'refresh_index': '0-5'})

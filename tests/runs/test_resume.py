@@ -1,4 +1,5 @@
 """A run that is killed, or loses its retrieval process, ends as if it had not."""
+
 import glob
 import os
 import pathlib
@@ -17,9 +18,7 @@ from retrieval_service.local import LocalRetrievalServer
 from tests import tiny
 
 STEPS = 14
-COMMON = {
-    'steps': STEPS, 'checkpoint': {'period': 3, 'keep': 2}, 'random_seed': 5,
-}
+COMMON = {'steps': STEPS, 'checkpoint': {'period': 3, 'keep': 2}, 'random_seed': 5}
 RETRIEVAL_WARNING = 'waiting for the retrieval process'
 
 
@@ -42,8 +41,13 @@ def uninterrupted(data, cache, tmp_path_factory) -> pathlib.Path:
 
 
 def _job(folder, data, cache, **job):
-  return {'data': str(data.folder), 'model_dir': str(folder / 'run'),
-          'compilation_cache': cache, **COMMON, **job}
+  return {
+    'data': str(data.folder),
+    'model_dir': str(folder / 'run'),
+    'compilation_cache': cache,
+    **COMMON,
+    **job,
+  }
 
 
 def _finish(folder, data, cache, **job) -> str:
@@ -57,8 +61,8 @@ def _assert_same_end(folder, other) -> None:
   assert int(states[0]['step']) == STEPS
   # The positions in the data, and what was retrieved for the next step.
   hosts = [
-      np.load(f / 'run' / f'checkpoint_{STEPS}' / 'host' /
-              'process_00000-of-00001.npz') for f in (folder, other)
+    np.load(f / 'run' / f'checkpoint_{STEPS}' / 'host' / 'process_00000-of-00001.npz')
+    for f in (folder, other)
   ]
   assert hosts[0].files == hosts[1].files
   for name in hosts[0].files:
@@ -68,12 +72,17 @@ def _assert_same_end(folder, other) -> None:
 
 def test_killed_at_several_moments(data, cache, uninterrupted, tmp_path):
   run = tmp_path / 'run'
-  output = _finish(tmp_path, data, cache, kills=[
+  output = _finish(
+    tmp_path,
+    data,
+    cache,
+    kills=[
       {'glob': f'{run}/checkpoint_3*tmp*'},
       {'glob': f'{run}/checkpoint_3'},
       {'delay': random.Random(0).uniform(1, 3)},
       {'glob': f'{run}/checkpoint_9*tmp*'},
-  ])
+    ],
+  )
   assert output.count('KILLED') == 4
   # The first was killed while it wrote: what it left half-done is no
   # checkpoint, and the run began anew.
@@ -96,8 +105,8 @@ def test_killed_at_random_moments(data, cache, tmp_path, lookahead, seed):
   options = {'retrieval_lookahead': lookahead, 'retrieval': index}
   kills = [{'delay': rng.uniform(0.3, 3)} for _ in range(6)]
   kills += [
-      {'glob': f'{killed}/run/checkpoint_{step}*', 'delay': rng.uniform(0, 0.1)}
-      for step in (6, 9, 12)
+    {'glob': f'{killed}/run/checkpoint_{step}*', 'delay': rng.uniform(0, 0.1)}
+    for step in (6, 9, 12)
   ]
   # Killed first, so that building the index is interrupted as well.
   output = _finish(killed, data, cache, kills=kills, **options)
@@ -114,8 +123,12 @@ def test_without_look_ahead(data, cache, tmp_path):
   for folder in folders:
     folder.mkdir()
   killed = _job(
-      folders[0], data, cache, retrieval_lookahead=0,
-      kills=[{'glob': f'{folders[0]}/run/checkpoint_6'}])
+    folders[0],
+    data,
+    cache,
+    retrieval_lookahead=0,
+    kills=[{'glob': f'{folders[0]}/run/checkpoint_6'}],
+  )
   plain = _job(folders[1], data, cache, retrieval_lookahead=0)
   output = tiny.start(tmp_path / 'log', [killed, plain]).finish()
   assert 'KILLED' in output and 'Resumed from checkpoint_' in output
@@ -141,20 +154,21 @@ def _children(pid: int, program: str) -> list[int]:
   for path in glob.glob(f'/proc/{pid}/task/*/children'):
     found += pathlib.Path(path).read_text().split()
   return [
-      int(child) for child in found
-      if program in pathlib.Path(f'/proc/{child}/cmdline').read_text()
+    int(child) for child in found if program in pathlib.Path(f'/proc/{child}/cmdline').read_text()
   ]
 
 
 needs_proc = pytest.mark.skipif(
-    not glob.glob('/proc/self/task/*/children'), reason='needs Linux /proc')
+  not glob.glob('/proc/self/task/*/children'), reason='needs Linux /proc'
+)
 
 
 @needs_proc
 def test_own_retrieval_process_is_killed(data, cache, uninterrupted, tmp_path):
-  process = tiny.start(tmp_path / 'log', [_job(
-      tmp_path, data, cache,
-      checkpoint={**COMMON['checkpoint'], 'asynchronous': False})])
+  process = tiny.start(
+    tmp_path / 'log',
+    [_job(tmp_path, data, cache, checkpoint={**COMMON['checkpoint'], 'asynchronous': False})],
+  )
   trainer = _stopped_at(process, f'{tmp_path}/run/checkpoint_3')
   (server,) = _children(trainer, 'retrieval_service')
   os.kill(server, signal.SIGKILL)
@@ -166,13 +180,21 @@ def test_own_retrieval_process_is_killed(data, cache, uninterrupted, tmp_path):
 
 @needs_proc
 @pytest.mark.slow
-def test_retrieval_process_at_an_address_is_killed(
-    data, cache, uninterrupted, tmp_path):
+def test_retrieval_process_at_an_address_is_killed(data, cache, uninterrupted, tmp_path):
   server = LocalRetrievalServer(data.folder / 'index', threads=1)
   try:
-    process = tiny.start(tmp_path / 'log', [_job(
-        tmp_path, data, cache, retrieval={'address': server.address},
-        checkpoint={**COMMON['checkpoint'], 'asynchronous': False})])
+    process = tiny.start(
+      tmp_path / 'log',
+      [
+        _job(
+          tmp_path,
+          data,
+          cache,
+          retrieval={'address': server.address},
+          checkpoint={**COMMON['checkpoint'], 'asynchronous': False},
+        )
+      ],
+    )
     trainer = _stopped_at(process, f'{tmp_path}/run/checkpoint_3')
     server.process.kill()
     server.process.wait()
@@ -189,8 +211,7 @@ def test_retrieval_process_at_an_address_is_killed(
   _assert_same_end(tmp_path, uninterrupted)
 
 
-def test_generation_of_the_checkpoint_is_searched(
-    data, cache, uninterrupted, tmp_path):
+def test_generation_of_the_checkpoint_is_searched(data, cache, uninterrupted, tmp_path):
   """Another generation becomes current while the run is down."""
   index = tmp_path / 'index'
   store = GenerationStore(data.folder / 'index')
@@ -205,9 +226,9 @@ def test_generation_of_the_checkpoint_is_searched(
 
   with LocalRetrievalServer(index, threads=1, keep_generations=1) as server:
     retrieval = {'address': server.address}
-    tiny.start(tmp_path / 'log', [
-        _job(tmp_path, data, cache, retrieval=retrieval) | {'steps': 6}
-    ]).finish()
+    tiny.start(
+      tmp_path / 'log', [_job(tmp_path, data, cache, retrieval=retrieval) | {'steps': 6}]
+    ).finish()
     with RetrievalClient(server.address) as client:
       for _ in range(3):
         client.build([(None, embeddings[::-1])], dim=first.dim, metadata=metadata)
@@ -216,16 +237,15 @@ def test_generation_of_the_checkpoint_is_searched(
       # The run's checkpoints name the first, so it stays; none names the others.
       assert status.generations == (1, 4)
       fresh = tmp_path / 'fresh'
-      output = tiny.start(tmp_path / 'log', [
-          _job(folder, data, cache, retrieval=retrieval)
-          for folder in (tmp_path, fresh)
-      ]).finish()
+      output = tiny.start(
+        tmp_path / 'log',
+        [_job(folder, data, cache, retrieval=retrieval) for folder in (tmp_path, fresh)],
+      ).finish()
       assert 'Resumed from checkpoint_6' in output
       assert client.status().generations == (1, 4)
   _assert_same_end(tmp_path, uninterrupted)
   # The other generation would have given other passages.
-  assert tiny.differing(*(
-      tiny.load_checkpoint(f / 'run', STEPS) for f in (fresh, uninterrupted)))
+  assert tiny.differing(*(tiny.load_checkpoint(f / 'run', STEPS) for f in (fresh, uninterrupted)))
 
 
 @pytest.fixture
@@ -233,9 +253,13 @@ def small_disk(tmp_path):
   """A file system of its own of eight megabytes."""
   folder = tmp_path / 'disk'
   folder.mkdir()
-  mounted = os.geteuid() == 0 and subprocess.run(
-      ['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', str(folder)],
-      capture_output=True).returncode == 0
+  mounted = (
+    os.geteuid() == 0
+    and subprocess.run(
+      ['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', str(folder)], capture_output=True
+    ).returncode
+    == 0
+  )
   if not mounted:
     pytest.skip('no permission to mount a small file system')
   yield folder

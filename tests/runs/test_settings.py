@@ -1,4 +1,5 @@
 """How an index is kept fresh: one gin file each, and one binding each."""
+
 import pathlib
 
 import pytest
@@ -10,8 +11,13 @@ from ralm_jax.runs.settings import RetrievalConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MACROS = (
-    "MODEL_DIR = 'r'", 'TRAIN_STEPS = 3', "TRAIN_QUESTIONS = 'q'",
-    "READER_VOCABULARY = 's'", "RETRIEVER_VOCABULARY = 'v'", "INDEX = 'i'")
+  "MODEL_DIR = 'r'",
+  'TRAIN_STEPS = 3',
+  "TRAIN_QUESTIONS = 'q'",
+  "READER_VOCABULARY = 's'",
+  "RETRIEVER_VOCABULARY = 'v'",
+  "INDEX = 'i'",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,16 +38,21 @@ def _arguments(*files, bindings=()):
 
   gin_utils.import_tensorflow()
   gin_utils.parse(
-      ['gin_configs/models/tiny.gin', 'gin_configs/runs/train.gin', *files],
-      [*MACROS, *bindings], [str(ROOT)])
+    ['gin_configs/models/tiny.gin', 'gin_configs/runs/train.gin', *files],
+    [*MACROS, *bindings],
+    [str(ROOT)],
+  )
   model, optimizer, steps = (
-      gin.query_parameter(f'%{name}') for name in
-      ('MODEL', 'RETRIEVER_OPTIMIZER', 'FREEZE_RETRIEVER_STEPS'))
+    gin.query_parameter(f'%{name}')
+    for name in ('MODEL', 'RETRIEVER_OPTIMIZER', 'FREEZE_RETRIEVER_STEPS')
+  )
   return {
-      'model': model.scoped_configurable_fn(),
-      'retriever_optimizer': optimizer, 'freeze_retriever_steps': steps,
-      'retrieval_cfg': gin.get_configurable(training.RetrievalConfig)(),
-      'text': gin.get_configurable(TextConfig)()}
+    'model': model.scoped_configurable_fn(),
+    'retriever_optimizer': optimizer,
+    'freeze_retriever_steps': steps,
+    'retrieval_cfg': gin.get_configurable(training.RetrievalConfig)(),
+    'text': gin.get_configurable(TextConfig)(),
+  }
 
 
 def test_defaults():
@@ -54,14 +65,20 @@ def test_defaults():
   assert found['retrieval_cfg'].index_is_missing
 
 
-@pytest.mark.parametrize('file,binding,expected', [
+@pytest.mark.parametrize(
+  'file,binding,expected',
+  [
     ('fixed', 'RETRIEVER_OPTIMIZER = None', {'retriever_optimizer': None}),
     ('rerank', 'N_CANDIDATES = 128', {'n_candidates': 128}),
-    ('full_refresh', "REFRESH_INDEX = '0-1000:500,1000-10000:2000'",
-     {'refresh_index': '0-1000:500,1000-10000:2000'}),
+    (
+      'full_refresh',
+      "REFRESH_INDEX = '0-1000:500,1000-10000:2000'",
+      {'refresh_index': '0-1000:500,1000-10000:2000'},
+    ),
     ('background_refresh', 'FOLLOW_CURRENT = True', {'follow_current': True}),
     ('device', "RETRIEVAL_BACKEND = 'device'", {'backend': 'device'}),
-])
+  ],
+)
 def test_a_file_and_a_binding_do_the_same(file, binding, expected):
   by_file = _arguments(f'gin_configs/retrieval/{file}.gin')
   by_binding = _arguments(bindings=[binding])
@@ -80,9 +97,9 @@ def test_query_side():
 
 
 def test_other_bindings():
-  found = _arguments(bindings=[
-      'FREEZE_RETRIEVER_STEPS = 7', "SEARCH_FILTER = 'document'",
-      'REFRESH_INDEX = 500'])
+  found = _arguments(
+    bindings=['FREEZE_RETRIEVER_STEPS = 7', "SEARCH_FILTER = 'document'", 'REFRESH_INDEX = 500']
+  )
   assert found['freeze_retriever_steps'] == 7
   cfg = found['retrieval_cfg']
   assert cfg.search_filter.by == 'document'
@@ -93,10 +110,10 @@ def test_contradictions():
   model = RetrievalLM()
   text = TextConfig(n_passages=3)
   for changes, message in (
-      ({'backend': 'device', 'address': 'a:1'}, 'index folder on this program'),
-      ({'n_candidates': 2}, 'n_candidates 2 is fewer than the 3'),
-      ({'refresh_index': 2, 'follow_current': True}, 'both refresh_index'),
-      ({'refresh_index': '2-1:1'}, "'2-1:1'"),
+    ({'backend': 'device', 'address': 'a:1'}, 'index folder on this program'),
+    ({'n_candidates': 2}, 'n_candidates 2 is fewer than the 3'),
+    ({'refresh_index': 2, 'follow_current': True}, 'both refresh_index'),
+    ({'refresh_index': '2-1:1'}, "'2-1:1'"),
   ):
     with pytest.raises(ValueError, match=message):
       RetrievalConfig(**changes).check(model, text)

@@ -1,4 +1,5 @@
 """A tiny model, batches for it and a few steps, shared by the training tests."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -18,25 +19,33 @@ from ralm_jax.training.partitioning import PartitionedFunction, Partitioner
 from ralm_jax.training.train_state import TrainState
 
 READER = T5Config(
-    vocab_size=64, emb_dim=32, num_heads=8, head_dim=4, num_encoder_layers=1,
-    num_decoder_layers=1, mlp_dim=64,
+  vocab_size=64,
+  emb_dim=32,
+  num_heads=8,
+  head_dim=4,
+  num_encoder_layers=1,
+  num_decoder_layers=1,
+  mlp_dim=64,
 )
 RETRIEVER = BertConfig(
-    vocab_size=64, emb_dim=32, num_heads=8, num_layers=1, mlp_dim=64,
-    max_positions=16, embedding_init_stddev=0.5,
+  vocab_size=64,
+  emb_dim=32,
+  num_heads=8,
+  num_layers=1,
+  mlp_dim=64,
+  max_positions=16,
+  embedding_init_stddev=0.5,
 )
 
 
 def make_model(
-    reader: dict[str, Any] | None = None,
-    retriever: dict[str, Any] | None = None,
-    **kwargs: Any,
+  reader: dict[str, Any] | None = None, retriever: dict[str, Any] | None = None, **kwargs: Any
 ) -> RetrievalLM:
   """A RetrievalLM of a few thousand parameters; dicts replace sizes."""
   return RetrievalLM(
-      reader_config=dataclasses.replace(READER, **(reader or {})),
-      retriever_config=dataclasses.replace(RETRIEVER, **(retriever or {})),
-      **{'temperature_gold': 1.0, 'temperature_score': 1.0, **kwargs},
+    reader_config=dataclasses.replace(READER, **(reader or {})),
+    retriever_config=dataclasses.replace(RETRIEVER, **(retriever or {})),
+    **{'temperature_gold': 1.0, 'temperature_score': 1.0, **kwargs},
   )
 
 
@@ -47,9 +56,7 @@ def make_params(model: RetrievalLM) -> Any:
   return jax.tree.map(np.asarray, params)
 
 
-def make_batch(
-    size: int = 8, passages: int = 4, length: int = 12, seed: int = 0
-) -> ReaderBatch:
+def make_batch(size: int = 8, passages: int = 4, length: int = 12, seed: int = 0) -> ReaderBatch:
   """Random NumPy arrays; texts of different lengths, all passages valid."""
   rng = np.random.default_rng(seed)
 
@@ -61,10 +68,10 @@ def make_batch(
 
   arrays = {'passage_mask': np.ones((size, passages), bool)}
   for name, shape in (
-      ('reader', (size, passages, length)),
-      ('target', (size, 5)),
-      ('query', (size, 6)),
-      ('retriever', (size, passages, length - 2)),
+    ('reader', (size, passages, length)),
+    ('target', (size, 5)),
+    ('query', (size, 6)),
+    ('retriever', (size, passages, length - 2)),
   ):
     arrays[f'{name}_tokens'], arrays[f'{name}_mask'] = texts(*shape)
   return ReaderBatch(**arrays)
@@ -76,10 +83,7 @@ def adamw(learning_rate: float = 1e-3) -> dict[str, Optimizer]:
   Where a gradient is zero but for rounding, Adam divides noise by noise; the
   order of a sum over devices would then decide the sign of an update.
   """
-  return {
-      name: optimizers_lib.adamw(learning_rate, eps=1e-4)
-      for name in ('reader', 'retriever')
-  }
+  return {name: optimizers_lib.adamw(learning_rate, eps=1e-4) for name in ('reader', 'retriever')}
 
 
 # Less optimised code compiles twice as fast; the tests are about the program.
@@ -104,11 +108,11 @@ class Run:
 
 
 def run_steps(
-    partitioner: Partitioner,
-    model: RetrievalLM,
-    batches: list[ReaderBatch],
-    optimizers: dict[str, Optimizer] | None = None,
-    num_microbatches: int = 1,
+  partitioner: Partitioner,
+  model: RetrievalLM,
+  batches: list[ReaderBatch],
+  optimizers: dict[str, Optimizer] | None = None,
+  num_microbatches: int = 1,
 ) -> Run:
   """Initialises and takes one step a batch, with a donated state.
 
@@ -116,21 +120,20 @@ def run_steps(
   from the host unasked fails.
   """
   optimizers = optimizers or adamw()
-  state = train_state.initialize(
-      model, optimizers, partitioner, seed=1, params=make_params(model)
-  )
+  state = train_state.initialize(model, optimizers, partitioner, seed=1, params=make_params(model))
   step = train_step.partition_train_step(
-      model, optimizers, partitioner, num_microbatches=num_microbatches,
-      compiler_options=QUICK_COMPILE,
+    model,
+    optimizers,
+    partitioner,
+    num_microbatches=num_microbatches,
+    compiler_options=QUICK_COMPILE,
   )
   losses = []
   for batch in batches:
     batch = partitioner.put_batch(batch)
     with jax.transfer_guard('disallow'):
       state, metrics = step(state, batch)
-    losses.append(
-        [float(metrics['loss/reader']), float(metrics['loss/retriever'])]
-    )
+    losses.append([float(metrics['loss/reader']), float(metrics['loss/retriever'])])
   return Run(np.asarray(losses), state, step, batch)
 
 

@@ -3,6 +3,7 @@
 The cache is written as `seqio_cache_tasks` does; where Beam is installed that
 very program writes one, too.
 """
+
 import json
 import os
 import subprocess
@@ -40,15 +41,18 @@ def cache(tmp_path):
 
 def _questions(data, name='cached_qa'):
   return qa.jsonl_task(
-      name, train=str(data.questions), text=tiny.make_text(**TEXT),
-      reader_vocabulary=str(data.reader_vocabulary),
-      retriever_vocabulary=str(data.retriever_vocabulary))
+    name,
+    train=str(data.questions),
+    text=tiny.make_text(**TEXT),
+    reader_vocabulary=str(data.reader_vocabulary),
+    retriever_vocabulary=str(data.retriever_vocabulary),
+  )
 
 
 def _passages(data, name='cached_passages', **options):
   return language_modeling.passage_task(
-      name, text=tiny.make_text(**TEXT),
-      **{'corpus': data.corpus, 'min_words': 3, **options})
+    name, text=tiny.make_text(**TEXT), **{'corpus': data.corpus, 'min_words': 3, **options}
+  )
 
 
 def _write_cache(folder, name, shards=3):
@@ -59,8 +63,7 @@ def _write_cache(folder, name, shards=3):
   task = seqio.TaskRegistry.get(name)
   target = folder / seqio.get_task_dir_from_name(name)
   target.mkdir()
-  dataset = task.preprocess_precache(
-      task.source.get_dataset('train', shuffle=False), seed=0)
+  dataset = task.preprocess_precache(task.source.get_dataset('train', shuffle=False), seed=0)
   examples = list(dataset)
   prefix = seqio.get_cached_tfrecord_prefix(str(target), 'train')
   for shard in range(shards):
@@ -68,11 +71,11 @@ def _write_cache(folder, name, shards=3):
       for example in examples[shard::shards]:
         writer.write(seqio.dict_to_tfexample(example).SerializeToString())
   spec = {
-      key: {'shape': [None] if value.shape.rank else [], 'dtype': value.dtype.name}
-      for key, value in examples[0].items()}
+    key: {'shape': [None] if value.shape.rank else [], 'dtype': value.dtype.name}
+    for key, value in examples[0].items()
+  }
   with open(seqio.get_cached_info_path(str(target), 'train'), 'w') as file:
-    json.dump({'num_shards': shards, 'features': spec,
-               'seqio_version': seqio.__version__}, file)
+    json.dump({'num_shards': shards, 'features': spec, 'seqio_version': seqio.__version__}, file)
   with open(seqio.get_cached_stats_path(str(target), 'train'), 'w') as file:
     json.dump({'examples': len(examples)}, file)
   (target / 'COMPLETED').touch()
@@ -81,17 +84,22 @@ def _write_cache(folder, name, shards=3):
 
 def _iterator(data, task, **config):
   iterator = pipeline.get_dataset_iterator(
-      DatasetConfig(task, **{'batch_size': 4, 'use_cached': True, **config}),
-      LENGTHS)
+    DatasetConfig(task, **{'batch_size': 4, 'use_cached': True, **config}), LENGTHS
+  )
   iterator.use_corpus(PassageStore.open(data.corpus))
   return iterator
 
 
 def _take(iterator, count):
   return [
-      (tuple(batch.query_tokens[i]), tuple(batch.reader_query_tokens[i]),
-       tuple(batch.target_tokens[i]))
-      for batch in (next(iterator) for _ in range(count)) for i in range(4)]
+    (
+      tuple(batch.query_tokens[i]),
+      tuple(batch.reader_query_tokens[i]),
+      tuple(batch.target_tokens[i]),
+    )
+    for batch in (next(iterator) for _ in range(count))
+    for i in range(4)
+  ]
 
 
 @pytest.mark.parametrize('make', [_questions, _passages])
@@ -121,8 +129,7 @@ def test_nothing_but_the_cache_is_read(data, cache, tmp_path):
     calls.append(text)
     return [(0, text.index(' '))]
 
-  task = _passages(data, 'cached_spans',
-                   objective=SalientSpans(annotator=annotate))
+  task = _passages(data, 'cached_spans', objective=SalientSpans(annotator=annotate))
   _write_cache(cache, task)
   assert len(calls) > tiny.COUNT
   calls.clear()
@@ -140,24 +147,31 @@ def _last(text):
   return [(text.rindex(' '), len(text))]
 
 
-@pytest.mark.parametrize('written, read', [
+@pytest.mark.parametrize(
+  'written, read',
+  [
     ({}, {'objective': PrefixLM()}),
     ({}, {'objective': SalientSpans(_first)}),
-    ({'objective': SalientSpans(_first)},
-     {'objective': SalientSpans(_last)}),
+    ({'objective': SalientSpans(_first)}, {'objective': SalientSpans(_last)}),
     ({}, {'min_words': 4}),
     ({}, {'corpus': 'grown'}),
-])
-def test_another_objective_is_no_cache_of_this(
-    data, cache, tmp_path, written, read):
+  ],
+)
+def test_another_objective_is_no_cache_of_this(data, cache, tmp_path, written, read):
   _write_cache(cache, _passages(data, 'reused', **written))
   _take(_iterator(data, _passages(data, 'reused', **written)), 1)
   if read.get('corpus'):
     store = passage_store.build_corpus(
-        data.passages, tmp_path / 'grown', data.reader_vocabulary,
-        data.retriever_vocabulary, n_workers=1, progress=False)
-    passage_store.append_passages(store.directory, [
-        Passage('new', 'Almar', '', 'a new text of six words')])
+      data.passages,
+      tmp_path / 'grown',
+      data.reader_vocabulary,
+      data.retriever_vocabulary,
+      n_workers=1,
+      progress=False,
+    )
+    passage_store.append_passages(
+      store.directory, [Passage('new', 'Almar', '', 'a new text of six words')]
+    )
     read = {'corpus': store.directory}
   with pytest.raises(ValueError, match="^The task's cache .*cache the task again"):
     next(_iterator(data, _passages(data, 'reused', **read)))
@@ -178,7 +192,7 @@ def test_with_beam(data, tmp_path):
   """`seqio_cache_tasks` itself, in a process as users start it."""
   pytest.importorskip('apache_beam', reason='caching needs apache-beam')
   module = tmp_path / 'my_tasks.py'
-  module.write_text(f'''
+  module.write_text(f"""
 import sys
 sys.path.insert(0, {str(tiny.ROOT / 'tests')!r})
 import pathlib, tiny
@@ -193,14 +207,25 @@ for name, objective in (('masked', pretext.MaskedSpans()),
                         ('prefix', pretext.PrefixLM(0.1, 0.9))):
   language_modeling.passage_task('beam_' + name, corpus=data.corpus, text=text,
                                  objective=objective, min_words=3)
-''')
+""")
   done = subprocess.run(
-      [sys.executable, '-m', 'seqio.scripts.cache_tasks_main', '--tasks=beam_.*',
-       f'--output_cache_dir={tmp_path / "cache"}', '--module_import=my_tasks',
-       '--min_shards=2'],
-      env={**tiny.environment(1), 'PYTHONPATH': os.pathsep.join(
-          [str(tmp_path), str(tiny.ROOT), *sys.path])},
-      capture_output=True, text=True, check=False)
+    [
+      sys.executable,
+      '-m',
+      'seqio.scripts.cache_tasks_main',
+      '--tasks=beam_.*',
+      f'--output_cache_dir={tmp_path / "cache"}',
+      '--module_import=my_tasks',
+      '--min_shards=2',
+    ],
+    env={
+      **tiny.environment(1),
+      'PYTHONPATH': os.pathsep.join([str(tmp_path), str(tiny.ROOT), *sys.path]),
+    },
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr[-3000:]
   import importlib
 

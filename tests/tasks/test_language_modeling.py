@@ -1,4 +1,5 @@
 """Pretext tasks on a corpus: order, shares, position, and what is excluded."""
+
 import dataclasses
 import json
 
@@ -32,14 +33,20 @@ def store(data) -> PassageStore:
 
 def _task(store, name='pretext', objective=MaskedSpans(), **options):
   return language_modeling.passage_task(
-      name, corpus=store, objective=objective,
-      **{'text': tiny.make_text(**TEXT), 'min_words': 3, **options})
+    name,
+    corpus=store,
+    objective=objective,
+    **{'text': tiny.make_text(**TEXT), 'min_words': 3, **options},
+  )
 
 
 def _iterator(store, task, process=(0, 1), **config):
   iterator = pipeline.get_dataset_iterator(
-      DatasetConfig(task, **{'batch_size': 4, **config}), LENGTHS,
-      process_index=process[0], process_count=process[1])
+    DatasetConfig(task, **{'batch_size': 4, **config}),
+    LENGTHS,
+    process_index=process[0],
+    process_count=process[1],
+  )
   iterator.use_corpus(store)
   return iterator
 
@@ -47,10 +54,11 @@ def _iterator(store, task, process=(0, 1), **config):
 def _take(iterator, count):
   """One (passage's row, reader's query, target) an example."""
   return [
-      (int(row[0]), tuple(query), tuple(target))
-      for batch in (next(iterator) for _ in range(count))
-      for row, query, target in zip(
-          batch.exclude_rows, batch.reader_query_tokens, batch.target_tokens)
+    (int(row[0]), tuple(query), tuple(target))
+    for batch in (next(iterator) for _ in range(count))
+    for row, query, target in zip(
+      batch.exclude_rows, batch.reader_query_tokens, batch.target_tokens
+    )
   ]
 
 
@@ -69,19 +77,19 @@ def test_examples_are_of_the_passage_they_exclude(store):
     text = store.passage(row).text
     # The tiny vocabulary cannot write everything.
     same = vocabulary.decode(vocabulary.encode(text))
-    assert shown.replace(' ', '') == same.replace(' ', '')[:len(shown.replace(' ', ''))]
+    assert shown.replace(' ', '') == same.replace(' ', '')[: len(shown.replace(' ', ''))]
   first, second = rows[:40], rows[40:]
   assert sum(a != b for a, b in zip(first, second)) > 35
 
 
 def test_seed_decides_everything(store):
   task = _task(store)
-  one, same, other = (
-      _take(_iterator(store, task, seed=seed), 6) for seed in (1, 1, 2))
+  one, same, other = (_take(_iterator(store, task, seed=seed), 6) for seed in (1, 1, 2))
   assert one == same != other
   # Noise, too.
   assert _take(_iterator(store, task, seed=1, shuffle=False), 2) != _take(
-      _iterator(store, task, seed=2, shuffle=False), 2)
+    _iterator(store, task, seed=2, shuffle=False), 2
+  )
 
 
 def _task_in_order_of_source(store):
@@ -97,11 +105,11 @@ def _task_in_order_of_source(store):
 def test_processes_share_the_passages(store, shuffle):
   task = _task_in_order_of_source(store)
   shares = [
-      [row for row, _, _ in _take(
-          _iterator(store, task, process=(index, 2), shuffle=shuffle), 30)]
-      for index in range(2)]
+    [row for row, _, _ in _take(_iterator(store, task, process=(index, 2), shuffle=shuffle), 30)]
+    for index in range(2)
+  ]
   for start in range(0, 60, 20):  # epochs
-    rows = [share[start:start + 20] for share in shares]
+    rows = [share[start : start + 20] for share in shares]
     assert sorted(rows[0] + rows[1]) == [*range(40)]
 
 
@@ -124,7 +132,8 @@ def test_shuffling_draws_from_the_whole_corpus():
   epochs = [[], []]
   for index in range(2):
     dataset = source.get_dataset(
-        'train', shuffle=True, seed=3, shard_info=seqio.ShardInfo(index, 2))
+      'train', shuffle=True, seed=3, shard_info=seqio.ShardInfo(index, 2)
+    )
     rows = [int(x['row']) for x in dataset.repeat(2).as_numpy_iterator()]
     assert len(rows) == 5000
     epochs[0] += rows[:2500]
@@ -141,7 +150,7 @@ def test_every_epoch_of_a_small_corpus_has_another_order(store):
   task = _task_in_order_of_source(store)
   iterator = _iterator(store, task, seed=3)
   rows = [row for row, _, _ in _take(iterator, 30)]
-  epochs = [rows[start:start + 40] for start in (0, 40, 80)]
+  epochs = [rows[start : start + 40] for start in (0, 40, 80)]
   assert all(sorted(epoch) == [*range(40)] for epoch in epochs)
   assert len(set(map(tuple, epochs))) == 3
   _take(iterator, 3)
@@ -164,21 +173,26 @@ def test_shots_are_of_questions(store):
   gin_utils.import_tensorflow()
   try:
     gin_utils.parse(
-        ['gin_configs/models/tiny.gin', 'gin_configs/runs/masked_spans.gin'],
-        ['SHOTS = 64', f'CORPUS = {str(store.directory)!r}', 'TRAIN_STEPS = 1',
-         *(f'{name} = "unused"' for name in (
-             'MODEL_DIR', 'READER_VOCABULARY', 'RETRIEVER_VOCABULARY'))],
-        [str(tiny.ROOT)])
+      ['gin_configs/models/tiny.gin', 'gin_configs/runs/masked_spans.gin'],
+      [
+        'SHOTS = 64',
+        f'CORPUS = {str(store.directory)!r}',
+        'TRAIN_STEPS = 1',
+        *(
+          f'{name} = "unused"'
+          for name in ('MODEL_DIR', 'READER_VOCABULARY', 'RETRIEVER_VOCABULARY')
+        ),
+      ],
+      [str(tiny.ROOT)],
+    )
     with pytest.raises(ValueError, match='SHOTS = 64'):
-      gin.query_parameter(
-          '%MIXTURE_OR_TASK_NAME').scoped_configurable_fn()
+      gin.query_parameter('%MIXTURE_OR_TASK_NAME').scoped_configurable_fn()
   finally:
     with gin.unlock_config():
       gin.clear_config()
 
 
-@pytest.mark.parametrize('objective, shuffle', [
-    (MaskedSpans(), False), (PrefixLM(), True)])
+@pytest.mark.parametrize('objective, shuffle', [(MaskedSpans(), False), (PrefixLM(), True)])
 def test_position_is_restored_at_any_example(store, objective, shuffle):
   task = _task(store, objective=objective)
   # Three do not divide what is done at once.
@@ -195,8 +209,9 @@ def test_position_is_restored_at_any_example(store, objective, shuffle):
 def test_what_makes_no_example_is_left_out(store, data):
   counts = [len(p['text'].split()) for p in tiny.passages()]
   least = sorted(counts)[20]
-  rows = {row for row, _, _ in _take(_iterator(
-      store, _task(store, min_words=least), shuffle=False), 40)}
+  rows = {
+    row for row, _, _ in _take(_iterator(store, _task(store, min_words=least), shuffle=False), 40)
+  }
   assert rows == {i for i, count in enumerate(counts) if count >= least}
   with pytest.raises(ValueError, match='no passage has 1000 words'):
     _task(store, min_words=1000)
@@ -208,14 +223,25 @@ def test_what_makes_no_example_is_left_out(store, data):
 
 def test_replaced_passages_are_not_read(data, tmp_path):
   store = passage_store.build_corpus(
-      data.passages, tmp_path / 'c', data.reader_vocabulary,
-      data.retriever_vocabulary, n_workers=1, progress=False)
+    data.passages,
+    tmp_path / 'c',
+    data.reader_vocabulary,
+    data.retriever_vocabulary,
+    n_workers=1,
+    progress=False,
+  )
   passage_store.append_passages(
-      store.directory, [Passage('p3', 'Almar', '', 'a new text of six words')],
-      replace=True)
-  rows = [row for row, _, _ in _take(_iterator(
-      PassageStore.open(store.directory),
-      _task(store.directory, min_words=3), shuffle=False), 10)]
+    store.directory, [Passage('p3', 'Almar', '', 'a new text of six words')], replace=True
+  )
+  rows = [
+    row
+    for row, _, _ in _take(
+      _iterator(
+        PassageStore.open(store.directory), _task(store.directory, min_words=3), shuffle=False
+      ),
+      10,
+    )
+  ]
   assert sorted(rows) == sorted([*range(3), *range(4, 41)])
 
 
@@ -223,9 +249,12 @@ def test_mixed_with_questions(store, data):
   import seqio
 
   questions = qa.jsonl_task(
-      'pretext_qa', train=str(data.questions), text=tiny.make_text(**TEXT),
-      reader_vocabulary=store.reader_vocabulary,
-      retriever_vocabulary=store.retriever_vocabulary)
+    'pretext_qa',
+    train=str(data.questions),
+    text=tiny.make_text(**TEXT),
+    reader_vocabulary=store.reader_vocabulary,
+    retriever_vocabulary=store.retriever_vocabulary,
+  )
   task = _task(store, 'pretext_mixed')
   seqio.MixtureRegistry.remove('pretext_mixture')
   seqio.MixtureRegistry.add('pretext_mixture', [(questions, 1.0), (task, 1.0)])

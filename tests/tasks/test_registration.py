@@ -1,4 +1,5 @@
 """What tasks of question files train on, and what they refuse."""
+
 import logging
 
 import pytest
@@ -20,14 +21,17 @@ def data(tmp_path_factory):
 def make(data, name, path, **options):
   text = TextConfig(**options.pop('text', {}))
   return qa.jsonl_task(
-      name, train=str(path), text=text,
-      reader_vocabulary=str(data.reader_vocabulary),
-      retriever_vocabulary=str(data.retriever_vocabulary), **options)
+    name,
+    train=str(path),
+    text=text,
+    reader_vocabulary=str(data.reader_vocabulary),
+    retriever_vocabulary=str(data.retriever_vocabulary),
+    **options,
+  )
 
 
 def examples(name):
-  dataset = seqio.get_mixture_or_task(name).get_dataset(
-      None, 'train', shuffle=False)
+  dataset = seqio.get_mixture_or_task(name).get_dataset(None, 'train', shuffle=False)
   return list(dataset.as_numpy_iterator())
 
 
@@ -37,51 +41,61 @@ def targets(data, name):
 
 
 def test_patterns_are_no_targets(data, tmp_path, caplog):
-  path = tiny.write_jsonl(tmp_path / 'q.jsonl', [
+  path = tiny.write_jsonl(
+    tmp_path / 'q.jsonl',
+    [
       {'id': 'a', 'question': 'p', 'answers': ['(red|blue)s?'], 'patterns': True},
       {'id': 'b', 'question': 'q', 'answers': [OPEN], 'patterns': True},
-      {'id': 'c', 'question': 'r', 'answers': [OPEN], 'patterns': True,
-       'target': 'green'},
+      {'id': 'c', 'question': 'r', 'answers': [OPEN], 'patterns': True, 'target': 'green'},
       {'id': 'd', 'question': 's', 'answers': ['red']},
-      {'id': 'e', 'question': 't', 'answers': [OPEN], 'patterns': True}])
+      {'id': 'e', 'question': 't', 'answers': [OPEN], 'patterns': True},
+    ],
+  )
   with caplog.at_level(logging.WARNING):
     name = make(data, 'patterns', path)
   assert targets(data, name) == ['red', 'green', 'red']
   assert seqio.get_mixture_or_task(name).num_input_examples('train') == 3
   [record] = [r for r in caplog.records if 'left out' in r.getMessage()]
   assert record.getMessage().startswith(
-      f"{path}: left out 2 questions: no text can be made of their patterns to "
-      f"train on, such as {OPEN!r} of 'b'")
+    f'{path}: left out 2 questions: no text can be made of their patterns to '
+    f"train on, such as {OPEN!r} of 'b'"
+  )
   # Shots are of questions that can be trained on; a list is of lines.
   assert len(registration.read_splits({'train': str(path)}, shots=3)['train']) == 3
   listed = tmp_path / 'list'
   listed.write_text('[4, 0, 2]')
-  chosen = registration.read_splits(
-      {'train': str(path)}, shots_list=str(listed))['train']
+  chosen = registration.read_splits({'train': str(path)}, shots_list=str(listed))['train']
   assert [q.id for q in chosen] == ['a', 'c']
 
 
 def test_nothing_but_patterns_of_which_no_text_is_made(data, tmp_path):
-  path = tiny.write_jsonl(tmp_path / 'q.jsonl', [
-      {'question': 'q', 'answer': [OPEN]}])
+  path = tiny.write_jsonl(tmp_path / 'q.jsonl', [{'question': 'q', 'answer': [OPEN]}])
   with pytest.raises(ValueError, match='no question with an answer to train on'):
     qa.curated_trec(
-        train=str(path), reader_vocabulary=str(data.reader_vocabulary),
-        retriever_vocabulary=str(data.retriever_vocabulary))
+      train=str(path),
+      reader_vocabulary=str(data.reader_vocabulary),
+      retriever_vocabulary=str(data.retriever_vocabulary),
+    )
 
 
 def test_options_are_not_lost_silently(data, tmp_path):
-  path = tiny.write_jsonl(tmp_path / 'q.jsonl', [
+  path = tiny.write_jsonl(
+    tmp_path / 'q.jsonl',
+    [
       {'question': 'p', 'answers': ['x']},
-      {'question': 'q', 'options': ['red', 'blue'], 'answers': ['B']}])
-  with pytest.raises(ValueError, match=(
-      r'q\.jsonl:2: .*tasks\.multiple_choice\.mmlu_task .*multiple_choice\.gin')):
+      {'question': 'q', 'options': ['red', 'blue'], 'answers': ['B']},
+    ],
+  )
+  with pytest.raises(
+    ValueError, match=(r'q\.jsonl:2: .*tasks\.multiple_choice\.mmlu_task .*multiple_choice\.gin')
+  ):
     make(data, 'with_options', path)
 
 
 def test_long_questions_keep_the_sentinel(data, tmp_path):
-  path = tiny.write_jsonl(tmp_path / 'q.jsonl', [
-      {'question': 'which colour ' * 60 + '?', 'answers': ['red']}])
+  path = tiny.write_jsonl(
+    tmp_path / 'q.jsonl', [{'question': 'which colour ' * 60 + '?', 'answers': ['red']}]
+  )
   name = make(data, 'long', path, text={'reader_query_length': 24})
   vocabulary = vocabularies.load_vocabulary(data.reader_vocabulary)
   [row] = examples(name)

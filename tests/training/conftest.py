@@ -1,4 +1,5 @@
 """Lets the tests, and the processes they start, share `tiny_run`."""
+
 import pathlib
 import sys
 

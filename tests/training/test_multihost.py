@@ -1,4 +1,5 @@
 """Two processes over jax.distributed: one failure stops both, nothing hangs."""
+
 import glob
 import re
 import shutil
@@ -19,10 +20,10 @@ STEPS = 6
 def data(tmp_path_factory) -> tiny.Data:
   data = tiny.make_data(tmp_path_factory.mktemp('data'))
   # Which of several answers is drawn depends on the shard an example is in.
-  tiny.write_jsonl(data.questions, [
-      {**question, 'answers': question['answers'][:1]}
-      for question in tiny.questions()
-  ])
+  tiny.write_jsonl(
+    data.questions,
+    [{**question, 'answers': question['answers'][:1]} for question in tiny.questions()],
+  )
   return data
 
 
@@ -50,26 +51,42 @@ def _start(folder, data, cache, count, own=(), **job):
   address = f'localhost:{tiny.free_port()}'
   started = []
   for index in range(count):
-    process = {} if count == 1 else {'process': {
-        'coordinator_address': address, 'num_processes': count,
-        'process_id': index}}
-    started.append(tiny.start(folder / f'log{index}', [{
-        'data': str(data.folder), 'model_dir': str(folder / 'run'),
-        'compilation_cache': cache, 'steps': STEPS, 'devices': None,
-        'checkpoint': {'period': 4, 'asynchronous': False}, 'random_seed': 3,
-        # In file order, the two shards of a batch make up the same batch.
-        'dataset': {'batch_size': 8, 'shuffle': False},
-        'model': {'reader': {'dropout_rate': 0.0},
-                  'retriever': {'dropout_rate': 0.0}},
-        **process, **job, **(own[index] if own else {}),
-    }], devices=2 // count))
+    process = (
+      {}
+      if count == 1
+      else {
+        'process': {'coordinator_address': address, 'num_processes': count, 'process_id': index}
+      }
+    )
+    started.append(
+      tiny.start(
+        folder / f'log{index}',
+        [
+          {
+            'data': str(data.folder),
+            'model_dir': str(folder / 'run'),
+            'compilation_cache': cache,
+            'steps': STEPS,
+            'devices': None,
+            'checkpoint': {'period': 4, 'asynchronous': False},
+            'random_seed': 3,
+            # In file order, the two shards of a batch make up the same batch.
+            'dataset': {'batch_size': 8, 'shuffle': False},
+            'model': {'reader': {'dropout_rate': 0.0}, 'retriever': {'dropout_rate': 0.0}},
+            **process,
+            **job,
+            **(own[index] if own else {}),
+          }
+        ],
+        devices=2 // count,
+      )
+    )
   return started
 
 
 def _losses(output: str) -> np.ndarray:
   """[steps, 2]: the reader's and the retriever's loss as printed."""
-  found = re.findall(
-      r'step \d+/\d+ +loss/reader (\S+) +loss/retriever (\S+)', output)
+  found = re.findall(r'step \d+/\d+ +loss/reader (\S+) +loss/retriever (\S+)', output)
   return np.asarray(found, np.float64)
 
 
@@ -90,9 +107,9 @@ def test_resumes_on_two_processes(data, cache, two_processes, tmp_path):
   rest = [p.finish() for p in _start(tmp_path, data, cache, 2)]
   assert 'Resumed from checkpoint_4' in rest[1]
   np.testing.assert_array_equal(
-      np.concatenate([_losses(first[0]), _losses(rest[0])]), _losses(outputs[0]))
-  assert not tiny.differing(*(
-      tiny.load_checkpoint(f / 'run', STEPS) for f in (folder, tmp_path)))
+    np.concatenate([_losses(first[0]), _losses(rest[0])]), _losses(outputs[0])
+  )
+  assert not tiny.differing(*(tiny.load_checkpoint(f / 'run', STEPS) for f in (folder, tmp_path)))
 
 
 @pytest.mark.slow
@@ -102,11 +119,21 @@ def test_refresh_on_two_processes(data, cache, one_process, tmp_path):
   for count in (1, 2):
     folder = tmp_path / str(count)
     shutil.copytree(data.folder / 'index', folder / 'index')
-    outputs = [p.finish() for p in _start(
-        folder, data, cache, count, retrieval={
-            'index': str(folder / 'index'), 'refresh_index': '1-100:3',
-            # Chunks of 32 passages, and one of 8.
-            'embed_batch_size': 1})]
+    outputs = [
+      p.finish()
+      for p in _start(
+        folder,
+        data,
+        cache,
+        count,
+        retrieval={
+          'index': str(folder / 'index'),
+          'refresh_index': '1-100:3',
+          # Chunks of 32 passages, and one of 8.
+          'embed_batch_size': 1,
+        },
+      )
+    ]
     assert 'Refreshed the index at step 1' in outputs[0]
     store = GenerationStore(folder / 'index')
     numbers.append(store.numbers())
@@ -129,8 +156,8 @@ def test_other_number_of_processes_is_refused(data, cache, two_processes):
 def _assert_both_stop(processes) -> None:
   outputs = [p.finish(status=1) for p in processes]
   errors = [
-      [line for line in output.splitlines() if line.startswith('ralm job: error')]
-      for output in outputs
+    [line for line in output.splitlines() if line.startswith('ralm job: error')]
+    for output in outputs
   ]
   assert [len(lines) for lines in errors] == [1, 1], outputs
   assert 'cannot be reached' in errors[1][0]
@@ -144,12 +171,19 @@ def test_search_that_fails_in_mid_training(data, cache, one_process, tmp_path):
   """One host's retrieval process goes away for good."""
   with LocalRetrievalServer(data.folder / 'index', threads=1) as server:
     processes = _start(
-        tmp_path, data, cache, 2, steps=2000,
-        own=({}, {'retrieval': {'address': server.address, 'retry_for_s': 2}}))
+      tmp_path,
+      data,
+      cache,
+      2,
+      steps=2000,
+      own=({}, {'retrieval': {'address': server.address, 'retry_for_s': 2}}),
+    )
     deadline = time.monotonic() + 200
     while not glob.glob(f'{tmp_path}/run/checkpoint_4'):
       assert all(p.popen.poll() is None for p in processes), (
-          processes[0].output(), processes[1].output())
+        processes[0].output(),
+        processes[1].output(),
+      )
       assert time.monotonic() < deadline
       time.sleep(0.02)
     server.process.kill()
@@ -157,10 +191,15 @@ def test_search_that_fails_in_mid_training(data, cache, one_process, tmp_path):
 
 
 def test_retrieval_process_that_is_never_there(data, cache, one_process, tmp_path):
-  _assert_both_stop(_start(
-      tmp_path, data, cache, 2,
-      own=({}, {'retrieval': {
-          'address': f'localhost:{tiny.free_port()}', 'retry_for_s': 2}})))
+  _assert_both_stop(
+    _start(
+      tmp_path,
+      data,
+      cache,
+      2,
+      own=({}, {'retrieval': {'address': f'localhost:{tiny.free_port()}', 'retry_for_s': 2}}),
+    )
+  )
 
 
 def test_one_process_agrees_with_itself():

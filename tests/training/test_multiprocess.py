@@ -1,4 +1,5 @@
 """Two processes of four devices train as one device does."""
+
 import os
 import pathlib
 import socket
@@ -23,19 +24,15 @@ def _free_port() -> int:
 
 def _run_together(commands, logs, timeout):
   """Runs processes until all have ended, or one has failed; then ends all."""
-  environment = {
-      name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'
-  }
-  environment['PYTHONPATH'] = os.pathsep.join(
-      [str(ROOT), environment.get('PYTHONPATH', '')]
-  )
+  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  environment['PYTHONPATH'] = os.pathsep.join([str(ROOT), environment.get('PYTHONPATH', '')])
   processes = []
   try:
     for command, log in zip(commands, logs):
       with open(log, 'wb') as file:
-        processes.append(subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=environment
-        ))
+        processes.append(
+          subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        )
     deadline = time.monotonic() + timeout
     while any(p.poll() is None for p in processes):
       failed = any(p.poll() not in (None, 0) for p in processes)
@@ -52,25 +49,21 @@ def _run_together(commands, logs, timeout):
   assert codes == [0] * len(codes), f'exit codes {codes}\n{text}'
 
 
-@pytest.mark.parametrize('partitions', [
-    pytest.param(1, id='data', marks=pytest.mark.slow),
-    pytest.param(2, id='both'),
-])
+@pytest.mark.parametrize(
+  'partitions', [pytest.param(1, id='data', marks=pytest.mark.slow), pytest.param(2, id='both')]
+)
 def test_two_processes_equal_one_device(partitions, tmp_path):
   coordinator = f'localhost:{_free_port()}'
   outputs = [tmp_path / f'losses_{i}.npy' for i in range(2)]
   _run_together(
-      [
-          [sys.executable, str(WORKER), coordinator, '2', str(i),
-           str(partitions), str(outputs[i])]
-          for i in range(2)
-      ],
-      [tmp_path / f'log_{i}.txt' for i in range(2)],
-      timeout=240,
+    [
+      [sys.executable, str(WORKER), coordinator, '2', str(i), str(partitions), str(outputs[i])]
+      for i in range(2)
+    ],
+    [tmp_path / f'log_{i}.txt' for i in range(2)],
+    timeout=240,
   )
   batches = [tiny_run.make_batch(seed=seed) for seed in range(3)]
-  expected = tiny_run.run_steps(
-      tiny_run.one_device(), tiny_run.make_model(), batches
-  ).losses
+  expected = tiny_run.run_steps(tiny_run.one_device(), tiny_run.make_model(), batches).losses
   for output in outputs:
     np.testing.assert_allclose(np.load(output), expected, rtol=1e-5, atol=1e-5)

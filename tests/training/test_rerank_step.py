@@ -1,4 +1,5 @@
 """Re-ranking and stored embeddings, in whole runs."""
+
 import re
 
 import numpy as np
@@ -21,10 +22,15 @@ def cache(tmp_path_factory) -> str:
 def _job(folder, data, cache, *, retrieval=None, **job):
   folder.mkdir(exist_ok=True)
   return {
-      'data': str(data.folder), 'model_dir': str(folder / 'run'),
-      'compilation_cache': cache, 'steps': 6, 'random_seed': 5,
-      'checkpoint': {'period': 3, 'keep': 3, 'asynchronous': False},
-      'retrieval': {'index': str(folder / 'index'), **(retrieval or {})}, **job}
+    'data': str(data.folder),
+    'model_dir': str(folder / 'run'),
+    'compilation_cache': cache,
+    'steps': 6,
+    'random_seed': 5,
+    'checkpoint': {'period': 3, 'keep': 3, 'asynchronous': False},
+    'retrieval': {'index': str(folder / 'index'), **(retrieval or {})},
+    **job,
+  }
 
 
 def _overlaps(output):
@@ -32,20 +38,18 @@ def _overlaps(output):
 
 
 def _assert_same_end(first, second):
-  assert not tiny.differing(*(
-      tiny.load_checkpoint(f / 'run', 6) for f in (first, second)))
+  assert not tiny.differing(*(tiny.load_checkpoint(f / 'run', 6) for f in (first, second)))
 
 
-def test_all_candidates_are_an_exact_search_of_a_fresh_index(
-    data, cache, tmp_path):
+def test_all_candidates_are_an_exact_search_of_a_fresh_index(data, cache, tmp_path):
   """Re-ranked from a stale index, or searched in one refreshed at each step."""
   folders = reranked, refreshed = tmp_path / 'reranked', tmp_path / 'refreshed'
   outputs = [
-      tiny.start(tmp_path / 'log', [
-          _job(folder, data, cache, retrieval=retrieval, retrieval_lookahead=0)
-      ]).finish()
-      for folder, retrieval in zip(folders, (
-          {'n_candidates': tiny.COUNT}, {'refresh_index': 1}))]
+    tiny.start(
+      tmp_path / 'log', [_job(folder, data, cache, retrieval=retrieval, retrieval_lookahead=0)]
+    ).finish()
+    for folder, retrieval in zip(folders, ({'n_candidates': tiny.COUNT}, {'refresh_index': 1}))
+  ]
   _assert_same_end(reranked, refreshed)
   overlaps = _overlaps(outputs[0])
   assert len(overlaps) == 6 and not _overlaps(outputs[1])
@@ -58,12 +62,18 @@ def test_all_candidates_are_an_exact_search_of_a_fresh_index(
 @pytest.mark.slow
 def test_killed_while_re_ranking(data, cache, tmp_path):
   plain, killed = tmp_path / 'plain', tmp_path / 'killed'
-  options = {'retrieval': {'n_candidates': 8, 'rerank_chunk': 4},
-             'num_microbatches': 2, 'devices': 2}
-  output = tiny.start(tmp_path / 'log', [
+  options = {
+    'retrieval': {'n_candidates': 8, 'rerank_chunk': 4},
+    'num_microbatches': 2,
+    'devices': 2,
+  }
+  output = tiny.start(
+    tmp_path / 'log',
+    [
       _job(plain, data, cache, **options),
-      _job(killed, data, cache, **options,
-           kills=[{'glob': f'{killed}/run/checkpoint_3'}])]).finish()
+      _job(killed, data, cache, **options, kills=[{'glob': f'{killed}/run/checkpoint_3'}]),
+    ],
+  ).finish()
   assert 'KILLED' in output and 'Resumed from checkpoint_3' in output
   _assert_same_end(plain, killed)
   host = np.load(plain / 'run/checkpoint_6/host/process_00000-of-00001.npz')
@@ -76,13 +86,17 @@ def test_stored_embeddings(cache, tmp_path):
   trained = tiny.trained()
   plain, killed = tmp_path / 'plain', tmp_path / 'killed'
   options = {
-      'model': {'query_side': 'stored', 'tied_retriever': False},
-      'initial_checkpoint_path': str(trained.run),
-      'retrieval': {'index': str(trained.index)}}
-  output = tiny.start(tmp_path / 'log', [
+    'model': {'query_side': 'stored', 'tied_retriever': False},
+    'initial_checkpoint_path': str(trained.run),
+    'retrieval': {'index': str(trained.index)},
+  }
+  output = tiny.start(
+    tmp_path / 'log',
+    [
       _job(plain, trained.data, cache, **options),
-      _job(killed, trained.data, cache, **options,
-           kills=[{'glob': f'{killed}/run/checkpoint_3'}])]).finish()
+      _job(killed, trained.data, cache, **options, kills=[{'glob': f'{killed}/run/checkpoint_3'}]),
+    ],
+  ).finish()
   assert 'KILLED' in output and 'Resumed from checkpoint_3' in output
   _assert_same_end(plain, killed)
   start = tiny.load_checkpoint(trained.run, 4)['params']['retriever']
@@ -91,11 +105,9 @@ def test_stored_embeddings(cache, tmp_path):
   assert tiny.differing(end['query_encoder'], start)
   # What waits for the next step holds the index's own embeddings.
   host = np.load(plain / 'run/checkpoint_6/host/process_00000-of-00001.npz')
-  stored = np.asarray(
-      GenerationStore(trained.index).open_current().embeddings)
+  stored = np.asarray(GenerationStore(trained.index).open_current().embeddings)
   assert host['pending/embeddings'].dtype == np.float16
-  np.testing.assert_array_equal(
-      host['pending/embeddings'], stored[host['pending/rows']])
+  np.testing.assert_array_equal(host['pending/embeddings'], stored[host['pending/rows']])
 
 
 def test_what_does_not_go_together(data, tmp_path):
@@ -103,7 +115,10 @@ def test_what_does_not_go_together(data, tmp_path):
     tiny.train(data, tmp_path / 'run', retrieval={'n_candidates': 2})
   with pytest.raises(ValueError, match='n_candidates re-encodes'):
     tiny.train(
-        data, tmp_path / 'run', retrieval={'n_candidates': 8},
-        model={'query_side': 'stored', 'tied_retriever': False})
+      data,
+      tmp_path / 'run',
+      retrieval={'n_candidates': 8},
+      model={'query_side': 'stored', 'tied_retriever': False},
+    )
   with pytest.raises(ValueError, match="one of process, device, not 'disk'"):
     tiny.train(data, tmp_path / 'run', retrieval={'backend': 'disk'})

@@ -4,6 +4,7 @@
 
 Proves shapes, layouts and memory, not numbers: nothing runs.
 """
+
 import importlib.util
 import json
 import os
@@ -22,23 +23,28 @@ V5E_BYTES = 16 * 2**30
 def test_train_step_compiles_for_v5e(size):
   if importlib.util.find_spec('libtpu') is None:
     pytest.skip('libtpu is not installed')
-  environment = {
-      name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'
-  }
+  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
   environment['PYTHONPATH'] = os.pathsep.join(
-      [str(WORKER.parents[2]), environment.get('PYTHONPATH', '')]
+    [str(WORKER.parents[2]), environment.get('PYTHONPATH', '')]
   )
   done = subprocess.run(
-      [sys.executable, str(WORKER), size], env=environment, text=True,
-      capture_output=True, timeout=900, check=False,
+    [sys.executable, str(WORKER), size],
+    env=environment,
+    text=True,
+    capture_output=True,
+    timeout=900,
+    check=False,
   )
   assert done.returncode == 0, done.stderr[-4000:]
   report = json.loads(done.stdout.strip().splitlines()[-1])
   print(f'{size}: {json.dumps(report, indent=1)}')
   assert report['devices'] == 8
   per_device = (
-      report['argument_bytes'] + report['output_bytes'] - report['alias_bytes']
-      + report['temporary_bytes'] + report['code_bytes']
+    report['argument_bytes']
+    + report['output_bytes']
+    - report['alias_bytes']
+    + report['temporary_bytes']
+    + report['code_bytes']
   )
   print(f'{size}: {per_device / 2**30:.2f} GiB of a device')
   assert 0 < per_device < V5E_BYTES

@@ -1,4 +1,5 @@
 """The train step: what it computes, what it leaves alone."""
+
 import dataclasses
 import functools
 
@@ -20,14 +21,11 @@ _jit = functools.partial(jax.jit, compiler_options=tiny_run.QUICK_COMPILE)
 def _gradients(model, batch=BATCH, num_microbatches=1, rng=0):
   """Gradients and metrics: SGD of rate 1 without clipping moves by them."""
   updates = {
-      name: Optimizer(optax.sgd(1.0), lambda _: 1.0, None)
-      for name in ('reader', 'retriever')
+    name: Optimizer(optax.sgd(1.0), lambda _: 1.0, None) for name in ('reader', 'retriever')
   }
   params = tiny_run.make_params(model)
   state = train_state.create(model, params, updates, rng)
-  step = _jit(train_step.make_train_step(
-      model, updates, num_microbatches=num_microbatches
-  ))
+  step = _jit(train_step.make_train_step(model, updates, num_microbatches=num_microbatches))
   new_state, metrics = step(state, batch)
   grads = jax.tree.map(lambda old, new: old - new, params, new_state.params)
   return grads, {name: float(x) for name, x in metrics.items()}
@@ -38,9 +36,7 @@ def _assert_close(actual, expected, atol=1e-5):
   flat = dict(jax.tree_util.tree_leaves_with_path(actual))
   assert len(flat) == len(paths)
   for path, value in paths:
-    np.testing.assert_allclose(
-        flat[path], value, atol=atol, rtol=1e-4, err_msg=str(path)
-    )
+    np.testing.assert_allclose(flat[path], value, atol=atol, rtol=1e-4, err_msg=str(path))
 
 
 def _largest(tree):
@@ -89,20 +85,26 @@ def test_padding_passages_change_nothing(direct):
     return np.concatenate([array, padding], 1)
 
   # Tokens of a padding passage may be anything; its masks are false.
-  batch = dataclasses.replace(BATCH, **{
+  batch = dataclasses.replace(
+    BATCH,
+    **{
       name: widen(getattr(BATCH, name), 5 if name.endswith('tokens') else False)
-      for name in ('reader_tokens', 'reader_mask', 'passage_mask',
-                   'retriever_tokens', 'retriever_mask')
-  })
+      for name in (
+        'reader_tokens',
+        'reader_mask',
+        'passage_mask',
+        'retriever_tokens',
+        'retriever_mask',
+      )
+    },
+  )
   grads, metrics = _gradients(MODEL, batch)
   _assert_close(grads, direct[0])
   for name, value in direct[1].items():
     assert metrics[name] == pytest.approx(value, abs=1e-5, rel=1e-5), name
 
 
-@pytest.mark.parametrize('options', [
-    dict(gold_encoder='shared'), dict(gold_chunk=2),
-], ids=str)
+@pytest.mark.parametrize('options', [dict(gold_encoder='shared'), dict(gold_chunk=2)], ids=str)
 def test_options_that_compute_the_same(options, direct):
   grads, metrics = _gradients(tiny_run.make_model(**options))
   _assert_close(grads, direct[0])
@@ -115,9 +117,7 @@ def test_gold_scores_see_no_dropout():
   loss = lambda model, rng: _jit(model.loss_fn)(params, BATCH, rng)
   dropped, clean = loss(model, rng), loss(model, None)
   assert abs(dropped.reader.mean - clean.reader.mean) > 1e-2
-  np.testing.assert_allclose(
-      dropped.retriever.mean, clean.retriever.mean, rtol=1e-5
-  )
+  np.testing.assert_allclose(dropped.retriever.mean, clean.retriever.mean, rtol=1e-5)
   # 'shared' is the documented exception: the states carry the dropout.
   shared = loss(dataclasses.replace(model, gold_encoder='shared'), rng)
   assert abs(shared.retriever.mean - clean.retriever.mean) > 1e-4
@@ -129,16 +129,13 @@ def test_fewer_passages_read_than_scored():
   output = _jit(model.loss_fn)(params, BATCH, None)
   every = _jit(MODEL.loss_fn)(params, BATCH, None)
   narrow = dataclasses.replace(
-      BATCH, reader_tokens=BATCH.reader_tokens[:, :2],
-      reader_mask=BATCH.reader_mask[:, :2],
+    BATCH, reader_tokens=BATCH.reader_tokens[:, :2], reader_mask=BATCH.reader_mask[:, :2]
   )
   alone = tiny_run.make_model(train_retriever=False)
   reader = _jit(alone.loss_fn)(params, narrow, None)
   # The reader reads the first two; the retriever learns from all four.
   np.testing.assert_allclose(output.reader.mean, reader.reader.mean, rtol=1e-5)
-  np.testing.assert_allclose(
-      output.retriever.mean, every.retriever.mean, rtol=1e-5
-  )
+  np.testing.assert_allclose(output.retriever.mean, every.retriever.mean, rtol=1e-5)
 
 
 def test_no_gradient_crosses_between_reader_and_retriever():
@@ -146,9 +143,9 @@ def test_no_gradient_crosses_between_reader_and_retriever():
 
   @_jit
   def grads(params):
-    loss = lambda p: (
-        lambda output: (output.reader.total, output.retriever.total)
-    )(MODEL.loss_fn(p, BATCH, None))
+    loss = lambda p: (lambda output: (output.reader.total, output.retriever.total))(
+      MODEL.loss_fn(p, BATCH, None)
+    )
     return jax.jacrev(loss)(params)
 
   of_reader_loss, of_retriever_loss = grads(params)
@@ -175,22 +172,21 @@ def test_a_step_that_is_not_finite_changes_nothing(broken):
   table = state.params[broken]['token_embedder']['embedding']
   poisoned = table.at[BATCH.reader_tokens[0, 0, 0]].set(jnp.nan)
   poisoned = poisoned.at[BATCH.query_tokens[0, 0]].set(jnp.nan)
-  bad = state.replace(params={
+  bad = state.replace(
+    params={
       **state.params,
       broken: {**state.params[broken], 'token_embedder': {'embedding': poisoned}},
-  })
+    }
+  )
   after, metrics = step(bad, BATCH)
   assert metrics['skipped_steps'] == 1 and after.skipped_steps == 1
   assert after.step == bad.step + 1
   for new, old in zip(
-      jax.tree.leaves((after.params, after.opt_state)),
-      jax.tree.leaves((bad.params, bad.opt_state)),
+    jax.tree.leaves((after.params, after.opt_state)), jax.tree.leaves((bad.params, bad.opt_state))
   ):
     np.testing.assert_array_equal(new, old)
   # And it goes on as if nothing had been.
-  healthy, metrics = step(
-      after.replace(params=state.params), tiny_run.make_batch(seed=1)
-  )
+  healthy, metrics = step(after.replace(params=state.params), tiny_run.make_batch(seed=1))
   assert np.isfinite(metrics['loss']) and healthy.skipped_steps == 1
   assert metrics['gradient_norm/reader'] > 0
 
@@ -203,32 +199,23 @@ def test_a_module_without_optimizer_stays_bit_for_bit(frozen):
   state = train_state.create(MODEL, params, optimizers, 0)
   after, metrics = _jit(train_step.make_train_step(MODEL, optimizers))(state, BATCH)
   (trained,) = optimizers
-  for new, old in zip(
-      jax.tree.leaves(after.params[frozen]), jax.tree.leaves(params[frozen])
-  ):
+  for new, old in zip(jax.tree.leaves(after.params[frozen]), jax.tree.leaves(params[frozen])):
     np.testing.assert_array_equal(new, old)
-  assert _largest(jax.tree.map(
-      lambda a, b: a - b, after.params[trained], params[trained]
-  )) > 0
+  assert _largest(jax.tree.map(lambda a, b: a - b, after.params[trained], params[trained])) > 0
   assert f'gradient_norm/{frozen}' not in metrics
 
 
 def test_clipping_per_module(direct):
   grads, metrics = direct
-  limit = 0.5 * min(
-      metrics['gradient_norm/reader'], metrics['gradient_norm/retriever']
-  )
-  loose = 10.0 * max(
-      metrics['gradient_norm/reader'], metrics['gradient_norm/retriever']
-  )
+  limit = 0.5 * min(metrics['gradient_norm/reader'], metrics['gradient_norm/retriever'])
+  loose = 10.0 * max(metrics['gradient_norm/reader'], metrics['gradient_norm/retriever'])
   limits = {'reader': limit, 'retriever': loose}
   optimizers = {
-      name: Optimizer(optax.sgd(1.0), lambda _: 1.0, clip)
-      for name, clip in limits.items()
+    name: Optimizer(optax.sgd(1.0), lambda _: 1.0, clip) for name, clip in limits.items()
   }
   params = tiny_run.make_params(MODEL)
   after, clipped = _jit(train_step.make_train_step(MODEL, optimizers))(
-      train_state.create(MODEL, params, optimizers, 0), BATCH
+    train_state.create(MODEL, params, optimizers, 0), BATCH
   )
   moved = jax.tree.map(lambda a, b: a - b, params, after.params)
   assert float(optax.tree.norm(moved['reader'])) == pytest.approx(limit, rel=1e-3)
@@ -236,8 +223,7 @@ def test_clipping_per_module(direct):
   _assert_close(moved['reader'], jax.tree.map(lambda g: g * scale, grads['reader']))
   _assert_close(moved['retriever'], grads['retriever'])
   # The logged norm is the one before clipping.
-  assert clipped['gradient_norm/reader'] == pytest.approx(
-      metrics['gradient_norm/reader'], rel=1e-5)
+  assert clipped['gradient_norm/reader'] == pytest.approx(metrics['gradient_norm/reader'], rel=1e-5)
 
 
 def test_clipping_all_modules_together(direct):
@@ -245,22 +231,19 @@ def test_clipping_all_modules_together(direct):
   norms = [metrics[f'gradient_norm/{name}'] for name in ('reader', 'retriever')]
   limit = 0.5 * float(np.hypot(*norms))
   optimizers = {
-      name: Optimizer(optax.sgd(1.0), lambda _: 1.0, 1e-6)
-      for name in ('reader', 'retriever')
+    name: Optimizer(optax.sgd(1.0), lambda _: 1.0, 1e-6) for name in ('reader', 'retriever')
   }
   params = tiny_run.make_params(MODEL)
-  after, _ = _jit(train_step.make_train_step(
-      MODEL, optimizers, global_clip_norm=limit
-  ))(train_state.create(MODEL, params, optimizers, 0), BATCH)
+  after, _ = _jit(train_step.make_train_step(MODEL, optimizers, global_clip_norm=limit))(
+    train_state.create(MODEL, params, optimizers, 0), BATCH
+  )
   moved = jax.tree.map(lambda a, b: a - b, params, after.params)
   assert float(optax.tree.norm(moved)) == pytest.approx(limit, rel=1e-3)
   _assert_close(moved, jax.tree.map(lambda g: g * 0.5, grads))
 
 
 def test_dropout_differs_from_step_to_step_and_repeats():
-  model = tiny_run.make_model(
-      reader=dict(dropout_rate=0.3), retriever=dict(dropout_rate=0.3)
-  )
+  model = tiny_run.make_model(reader=dict(dropout_rate=0.3), retriever=dict(dropout_rate=0.3))
   optimizers = tiny_run.adamw(0.0)
   state = train_state.create(model, tiny_run.make_params(model), optimizers, 0)
   step = _jit(train_step.make_train_step(model, optimizers))
@@ -272,22 +255,18 @@ def test_dropout_differs_from_step_to_step_and_repeats():
   assert metrics['loss/retriever'] != second['loss/retriever']
 
 
-@pytest.mark.parametrize('options,message', [
-    (dict(gold_chunk=3), 'gold_chunk 3 must divide'),
-    (dict(gold_score='attention_'), 'gold_score'),
-])
+@pytest.mark.parametrize(
+  'options,message',
+  [(dict(gold_chunk=3), 'gold_chunk 3 must divide'), (dict(gold_score='attention_'), 'gold_score')],
+)
 def test_bad_options(options, message):
   with pytest.raises(ValueError, match=message):
     model = tiny_run.make_model(**options)
-    jax.eval_shape(
-        lambda p: model.loss_fn(p, BATCH, None), tiny_run.make_params(MODEL)
-    )
+    jax.eval_shape(lambda p: model.loss_fn(p, BATCH, None), tiny_run.make_params(MODEL))
 
 
 def test_parameters_of_another_shape():
   params = tiny_run.make_params(MODEL)
   wider = tiny_run.make_model(reader=dict(mlp_dim=80))
   with pytest.raises(ValueError, match=r'mlp/wi_0/kernel has shape \(32, 64\)'):
-    train_state.initialize(
-        wider, tiny_run.adamw(), tiny_run.one_device(), params=params
-    )
+    train_state.initialize(wider, tiny_run.adamw(), tiny_run.one_device(), params=params)

@@ -1,4 +1,5 @@
 """The loop: what is retrieved when, what is saved, when it evaluates."""
+
 import dataclasses
 
 import numpy as np
@@ -46,8 +47,7 @@ class Recorder(RetrievalAugmenter):
     self._events = events
 
   def submit(self, params, queries, step):
-    self._events.append(
-        f'retrieve {step} = batch {queries.query_tokens[0, 0]}')
+    self._events.append(f'retrieve {step} = batch {queries.query_tokens[0, 0]}')
     return super().submit(params, queries, step)
 
 
@@ -66,17 +66,23 @@ class Refresh:
     return {}
 
 
-def _trainer(
-    lookahead, folder=None, events=None, period=2, refresh=None, **options):
+def _trainer(lookahead, folder=None, events=None, period=2, refresh=None, **options):
   model, partitioner = tiny_run.make_model(), tiny_run.one_device()
   events = [] if events is None else events
   trainer = Trainer(
-      model, tiny_run.adamw(), partitioner, Recorder(model, partitioner, events),
-      folder and Checkpoints(folder),
-      retrieval_lookahead=lookahead, checkpoint_period=period,
-      on_checkpoint=lambda step, generation: events.append(
-          f'saved {step} of generation {generation}'),
-      index_refresh=refresh and Refresh(refresh, events), **options)
+    model,
+    tiny_run.adamw(),
+    partitioner,
+    Recorder(model, partitioner, events),
+    folder and Checkpoints(folder),
+    retrieval_lookahead=lookahead,
+    checkpoint_period=period,
+    on_checkpoint=lambda step, generation: events.append(
+      f'saved {step} of generation {generation}'
+    ),
+    index_refresh=refresh and Refresh(refresh, events),
+    **options,
+  )
   step_fn = trainer.step_fn
 
   def step(state, batch):
@@ -88,13 +94,28 @@ def _trainer(
 
 
 EXPECTED = {
-    0: ['retrieve 0 = batch 1', 'step 0',
-        'retrieve 1 = batch 2', 'step 1',
-        'retrieve 2 = batch 3', 'saved 2 of generation 0', 'step 2',
-        'retrieve 3 = batch 4', 'saved 3 of generation 0'],
-    1: ['retrieve 0 = batch 1', 'retrieve 1 = batch 2', 'step 0',
-        'retrieve 2 = batch 3', 'step 1', 'saved 2 of generation 0',
-        'retrieve 3 = batch 4', 'step 2', 'saved 3 of generation 0'],
+  0: [
+    'retrieve 0 = batch 1',
+    'step 0',
+    'retrieve 1 = batch 2',
+    'step 1',
+    'retrieve 2 = batch 3',
+    'saved 2 of generation 0',
+    'step 2',
+    'retrieve 3 = batch 4',
+    'saved 3 of generation 0',
+  ],
+  1: [
+    'retrieve 0 = batch 1',
+    'retrieve 1 = batch 2',
+    'step 0',
+    'retrieve 2 = batch 3',
+    'step 1',
+    'saved 2 of generation 0',
+    'retrieve 3 = batch 4',
+    'step 2',
+    'saved 3 of generation 0',
+  ],
 }
 
 
@@ -103,8 +124,12 @@ def test_order_and_resume(lookahead, tmp_path):
   trainer, events = _trainer(lookahead, tmp_path)
   evaluated = []
   state = trainer.train(
-      Progress(trainer.initialize(1)), Counter(), 3,
-      eval_period=2, evaluate=lambda s: evaluated.append(int(s.step)))
+    Progress(trainer.initialize(1)),
+    Counter(),
+    3,
+    eval_period=2,
+    evaluate=lambda s: evaluated.append(int(s.step)),
+  )
   assert events == EXPECTED[lookahead]
   assert evaluated == [2, 3]
   assert int(state.step) == 3
@@ -122,17 +147,41 @@ def test_order_and_resume(lookahead, tmp_path):
 
 
 REFRESHED = {
-    0: ['refresh 0', 'retrieve 0 = batch 1', 'step 0',
-        'retrieve 1 = batch 2', 'step 1', 'refresh 2',
-        'retrieve 2 = batch 3', 'saved 2 of generation 0', 'step 2',
-        'refresh 3', 'retrieve 3 = batch 4', 'step 3', 'refresh 4',
-        'retrieve 4 = batch 5', 'saved 4 of generation 0'],
-    # Nothing is retrieved ahead across a refresh.
-    1: ['refresh 0', 'retrieve 0 = batch 1', 'retrieve 1 = batch 2', 'step 0',
-        'step 1', 'refresh 2', 'retrieve 2 = batch 3',
-        'saved 2 of generation 0', 'step 2', 'refresh 3',
-        'retrieve 3 = batch 4', 'step 3', 'refresh 4', 'retrieve 4 = batch 5',
-        'saved 4 of generation 0'],
+  0: [
+    'refresh 0',
+    'retrieve 0 = batch 1',
+    'step 0',
+    'retrieve 1 = batch 2',
+    'step 1',
+    'refresh 2',
+    'retrieve 2 = batch 3',
+    'saved 2 of generation 0',
+    'step 2',
+    'refresh 3',
+    'retrieve 3 = batch 4',
+    'step 3',
+    'refresh 4',
+    'retrieve 4 = batch 5',
+    'saved 4 of generation 0',
+  ],
+  # Nothing is retrieved ahead across a refresh.
+  1: [
+    'refresh 0',
+    'retrieve 0 = batch 1',
+    'retrieve 1 = batch 2',
+    'step 0',
+    'step 1',
+    'refresh 2',
+    'retrieve 2 = batch 3',
+    'saved 2 of generation 0',
+    'step 2',
+    'refresh 3',
+    'retrieve 3 = batch 4',
+    'step 3',
+    'refresh 4',
+    'retrieve 4 = batch 5',
+    'saved 4 of generation 0',
+  ],
 }
 
 
@@ -140,8 +189,12 @@ REFRESHED = {
 def test_order_of_refreshes(lookahead, tmp_path):
   trainer, events = _trainer(lookahead, tmp_path, refresh=(0, 2, 3, 4))
   trainer.train(
-      Progress(trainer.initialize(1)), Counter(), 4,
-      eval_period=4, evaluate=lambda s: events.append('evaluate'))
+    Progress(trainer.initialize(1)),
+    Counter(),
+    4,
+    eval_period=4,
+    evaluate=lambda s: events.append('evaluate'),
+  )
   assert events == [*REFRESHED[lookahead], 'evaluate']
 
   # The last checkpoint holds the refresh of its step: none at the start.
@@ -156,8 +209,9 @@ def test_other_settings_are_refused(tmp_path):
   trainer, _ = _trainer(1, tmp_path, metadata={'seed': 1, 'batch_size': 8})
   trainer.train(Progress(trainer.initialize(1)), Counter(), 2)
   for name, metadata in (
-      ('batch_size 8', {'seed': 1, 'batch_size': 16}),
-      ('seed 1', {'seed': 2, 'batch_size': 8})):
+    ('batch_size 8', {'seed': 1, 'batch_size': 16}),
+    ('seed 1', {'seed': 2, 'batch_size': 8}),
+  ):
     other, _ = _trainer(1, tmp_path, metadata=metadata)
     with pytest.raises(ValueError, match=f'checkpoint_2 .*{name}.*INITIAL'):
       other.resume(Counter())
@@ -178,12 +232,18 @@ def test_snapshot_holds_the_search(tmp_path):
   queries = next(Counter())
   queries = dataclasses.replace(queries, gold_rows=np.full((8, 1), 7))
   found = Retrieved(
-      np.arange(16).reshape(8, 2), np.linspace(0, 1, 16, dtype=np.float32
-                                               ).reshape(8, 2), 5)
+    np.arange(16).reshape(8, 2), np.linspace(0, 1, 16, dtype=np.float32).reshape(8, 2), 5
+  )
   arrays = {
-      **{f'queries/{f.name}': v for f in dataclasses.fields(queries)
-         if (v := getattr(queries, f.name)) is not None},
-      'rows': found.rows, 'scores': found.scores, 'generation': np.asarray(5)}
+    **{
+      f'queries/{f.name}': v
+      for f in dataclasses.fields(queries)
+      if (v := getattr(queries, f.name)) is not None
+    },
+    'rows': found.rows,
+    'scores': found.scores,
+    'generation': np.asarray(5),
+  }
   again = augmenter.resume(arrays, 3)
   snapshot = again.snapshot()
   assert snapshot.keys() == arrays.keys()

@@ -4,6 +4,7 @@
 
 Takes three steps on this process's rows and writes the losses.
 """
+
 import os
 import sys
 
@@ -25,21 +26,19 @@ from tests.runs import tiny_run
 
 def own_rows(array):
   size = array.shape[0] // processes
-  return array[index * size:(index + 1) * size]
+  return array[index * size : (index + 1) * size]
 
 
 assert len(jax.devices()) == 4 * processes and len(jax.local_devices()) == 4
 partitioner = Partitioner(num_partitions=int(partitions))
 batches = [tiny_run.make_batch(seed=seed) for seed in range(3)]
 run = tiny_run.run_steps(
-    partitioner, tiny_run.make_model(),
-    [jax.tree.map(own_rows, batch) for batch in batches],
+  partitioner, tiny_run.make_model(), [jax.tree.map(own_rows, batch) for batch in batches]
 )
 assert run.step.cache_size() == 1
 # Every process reads its own rows back.
 np.testing.assert_array_equal(
-    partitioning.local_rows(run.batch.reader_tokens),
-    own_rows(batches[-1].reader_tokens),
+  partitioning.local_rows(run.batch.reader_tokens), own_rows(batches[-1].reader_tokens)
 )
 try:
   partitioner.put_batch(jax.tree.map(lambda x: x[:1], batches[0]))

@@ -111,39 +111,42 @@ def read_chunks(paths: Sequence[str], shard_size: int) -> Iterator[Chunk]:
     yield Chunk(index, segments, digest.hexdigest(), position)
 
 
-def build_shard(directory: pathlib.Path, settings: Settings,
-                chunk: Chunk) -> ShardEntry:
+def build_shard(directory: pathlib.Path, settings: Settings, chunk: Chunk) -> ShardEntry:
   """Parses, cuts, tokenises and writes one chunk, then its receipt.
 
   Raises:
     ValueError: a bad line, named with its file.
   """
-  passages = [part for segment in chunk.segments for line in segment.lines()
-              for part in passages_lib.split_long(line.passage(), settings.max_words)]
+  passages = [
+    part
+    for segment in chunk.segments
+    for line in segment.lines()
+    for part in passages_lib.split_long(line.passage(), settings.max_words)
+  ]
   reader, retriever = (
-      _load_vocabulary(directory / entry.file, entry.extra_ids)
-      for entry in (settings.vocabularies['reader'],
-                    settings.vocabularies['retriever']))
+    _load_vocabulary(directory / entry.file, entry.extra_ids)
+    for entry in (settings.vocabularies['reader'], settings.vocabularies['retriever'])
+  )
   entry = shards_lib.write_shard(
-      shard_path(directory, chunk.index), passages,
-      shards_lib.tokenise(passages, reader, retriever),
-      {'reader': reader.vocab_size, 'retriever': retriever.vocab_size},
-      chunk.source, settings.provenance)
+    shard_path(directory, chunk.index),
+    passages,
+    shards_lib.tokenise(passages, reader, retriever),
+    {'reader': reader.vocab_size, 'retriever': retriever.vocab_size},
+    chunk.source,
+    settings.provenance,
+  )
   receipt = {'settings': settings.fingerprint, 'shard': dataclasses.asdict(entry)}
-  atomic_files.write(receipt_path(directory, chunk.index),
-                     json.dumps(receipt).encode())
+  atomic_files.write(receipt_path(directory, chunk.index), json.dumps(receipt).encode())
   return entry
 
 
 # A worker builds many shards but needs each vocabulary once.
 @functools.lru_cache(maxsize=2)
-def _load_vocabulary(path: pathlib.Path,
-                     extra_ids: int) -> Vocabulary:
+def _load_vocabulary(path: pathlib.Path, extra_ids: int) -> Vocabulary:
   return vocabularies.load_vocabulary(path, extra_ids)
 
 
-def read_receipt(directory: pathlib.Path, settings: Settings,
-                 index: int) -> ShardEntry | None:
+def read_receipt(directory: pathlib.Path, settings: Settings, index: int) -> ShardEntry | None:
   """The receipt of a shard, if there is one and it is of these settings."""
   try:
     content = json.loads(receipt_path(directory, index).read_bytes())
@@ -157,13 +160,14 @@ def read_receipt(directory: pathlib.Path, settings: Settings,
 def is_intact(directory: pathlib.Path, entry: ShardEntry) -> bool:
   """Whether a shard's file is what its entry says."""
   path = directory / entry.file
-  return (path.exists() and path.stat().st_size == entry.bytes
-          and shards_lib.checksum(path) == entry.sha256)
+  return (
+    path.exists()
+    and path.stat().st_size == entry.bytes
+    and shards_lib.checksum(path) == entry.sha256
+  )
 
 
-def check_new_ids(shards: ShardSet,
-                  parts: Sequence[Passage],
-                  replace: bool) -> None:
+def check_new_ids(shards: ShardSet, parts: Sequence[Passage], replace: bool) -> None:
   """Raises ValueError if passages to append have ids that they must not have.
 
   Args:
@@ -183,13 +187,15 @@ def check_new_ids(shards: ShardSet,
     seen.add(part.id)
     if row >= 0 and not replace:
       raise ValueError(
-          f'{shards.directory}: duplicate id {part.id!r}, already in row {row}; '
-          'replace that passage, or choose another id')
+        f'{shards.directory}: duplicate id {part.id!r}, already in row {row}; '
+        'replace that passage, or choose another id'
+      )
     if row >= 0 and not same:
       # One of the two is a part of a long passage, the other is not.
       raise ValueError(
-          f'{shards.directory}: id {part.id!r} belongs to another passage, in '
-          f'row {row}: replace that one as a whole, or choose another id')
+        f'{shards.directory}: id {part.id!r} belongs to another passage, in '
+        f'row {row}: replace that one as a whole, or choose another id'
+      )
 
 
 class DuplicateFinder:
@@ -219,10 +225,15 @@ class DuplicateFinder:
 
 
 def build_shards(
-    paths: Sequence[str], directory: pathlib.Path,
-    settings: Settings, *, shard_size: int, n_workers: int,
-    known_entry: Callable[[Chunk], ShardEntry | None],
-    progress: bool) -> list[ShardEntry]:
+  paths: Sequence[str],
+  directory: pathlib.Path,
+  settings: Settings,
+  *,
+  shard_size: int,
+  n_workers: int,
+  known_entry: Callable[[Chunk], ShardEntry | None],
+  progress: bool,
+) -> list[ShardEntry]:
   """Makes every shard that is not there yet.
 
   Args:
@@ -244,8 +255,8 @@ def build_shards(
   duplicates = DuplicateFinder(directory)
   entries: dict[int, ShardEntry] = {}
   bar = progress_lib.bar(
-      total=sum(map(os.path.getsize, paths)), unit='B', unit_scale=True,
-      desc='corpus', show=progress)
+    total=sum(map(os.path.getsize, paths)), unit='B', unit_scale=True, desc='corpus', show=progress
+  )
 
   def finish(chunk_index: int, position: int, entry: ShardEntry):
     repeated = duplicates.add(chunk_index)
@@ -259,8 +270,7 @@ def build_shards(
   def missing() -> Iterator[Chunk]:
     for chunk in read_chunks(paths, shard_size):
       entry = known_entry(chunk)
-      if (entry is not None and entry.source == chunk.source
-          and is_intact(directory, entry)):
+      if entry is not None and entry.source == chunk.source and is_intact(directory, entry):
         finish(chunk.index, chunk.position, entry)
       else:
         yield chunk
@@ -275,8 +285,8 @@ def build_shards(
 
 
 def _parallel_map(
-    build: Callable[[Chunk], ShardEntry], chunks: Iterable[Chunk],
-    n_workers: int) -> Iterator[tuple[Chunk, ShardEntry]]:
+  build: Callable[[Chunk], ShardEntry], chunks: Iterable[Chunk], n_workers: int
+) -> Iterator[tuple[Chunk, ShardEntry]]:
   """Pairs of chunk and entry, as they are finished."""
   chunks = iter(chunks)
   first = list(itertools.islice(chunks, 2))
@@ -286,7 +296,8 @@ def _parallel_map(
       yield chunk, build(chunk)
     return
   pool = concurrent.futures.ProcessPoolExecutor(
-      n_workers, multiprocessing.get_context('spawn'), initializer=_start_worker)
+    n_workers, multiprocessing.get_context('spawn'), initializer=_start_worker
+  )
   try:
     pending: dict[concurrent.futures.Future, Chunk] = {}
     while True:
@@ -296,15 +307,15 @@ def _parallel_map(
         pending[pool.submit(build, chunk)] = chunk
       if not pending:
         return
-      done, _ = concurrent.futures.wait(
-          pending, return_when=concurrent.futures.FIRST_COMPLETED)
+      done, _ = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
       for future in done:
         yield pending.pop(future), future.result()
   except concurrent.futures.process.BrokenProcessPool as error:
     raise RuntimeError(
-        'a worker process of the corpus build died (out of memory, or a script '
-        "without `if __name__ == '__main__'`); finished shards are kept: run it "
-        'again, with fewer workers or smaller shards') from error
+      'a worker process of the corpus build died (out of memory, or a script '
+      "without `if __name__ == '__main__'`); finished shards are kept: run it "
+      'again, with fewer workers or smaller shards'
+    ) from error
   finally:
     pool.shutdown(cancel_futures=True)
 
@@ -333,8 +344,7 @@ def discard(directory: pathlib.Path) -> None:
       path.unlink()
 
 
-def remove_leftovers(directory: pathlib.Path,
-                     manifest: Manifest) -> None:
+def remove_leftovers(directory: pathlib.Path, manifest: Manifest) -> None:
   """Removes receipts, and shards of builds that were given up."""
   named = {shard.file for shard in manifest.shards}
   for pattern in ('shard-*.arrow', 'shard-*.receipt.json'):

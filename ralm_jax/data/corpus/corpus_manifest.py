@@ -37,19 +37,20 @@ class VocabularyEntry:
   def of(cls, role: str, vocabulary: vocabularies.Vocabulary) -> 'VocabularyEntry':
     """The entry of a vocabulary in the role `reader` or `retriever`."""
     return cls(
-        file=f'{role}_vocabulary{vocabulary.suffix}',
-        fingerprint=vocabulary.fingerprint,
-        extra_ids=getattr(vocabulary, 'extra_ids', 0),
-        vocab_size=vocabulary.vocab_size)
+      file=f'{role}_vocabulary{vocabulary.suffix}',
+      fingerprint=vocabulary.fingerprint,
+      extra_ids=getattr(vocabulary, 'extra_ids', 0),
+      vocab_size=vocabulary.vocab_size,
+    )
 
   def load(self, directory: pathlib.Path) -> vocabularies.Vocabulary:
     """Reads the copy; ValueError if it is not the one the corpus knows."""
-    vocabulary = vocabularies.load_vocabulary(
-        directory / self.file, self.extra_ids)
+    vocabulary = vocabularies.load_vocabulary(directory / self.file, self.extra_ids)
     if vocabulary.fingerprint != self.fingerprint:
       raise ValueError(
-          f'{directory / self.file}: not the vocabulary the corpus was built '
-          'with (checksums differ); put the original back or rebuild the corpus')
+        f'{directory / self.file}: not the vocabulary the corpus was built '
+        'with (checksums differ); put the original back or rebuild the corpus'
+      )
     return vocabulary
 
 
@@ -71,13 +72,14 @@ class Settings:
   @property
   def fingerprint(self) -> str:
     """SHA-256 of the settings and of the shards' format."""
-    return _digest({
+    return _digest(
+      {
         'format_version': FORMAT_VERSION,
         'max_words': self.max_words,
-        'vocabularies': {
-            role: entry.fingerprint for role, entry in self.vocabularies.items()},
+        'vocabularies': {role: entry.fingerprint for role, entry in self.vocabularies.items()},
         **({'provenance': True} if self.provenance else {}),
-    })
+      }
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,17 +121,17 @@ class Manifest:
   def write(self, directory: pathlib.Path) -> None:
     """Writes the manifest, atomically."""
     content = {
-        'format_version': FORMAT_VERSION,
-        'fingerprint': self.fingerprint,
-        'passages': self.rows,
-        'max_words': self.settings.max_words,
-        'provenance': self.settings.provenance,
-        'vocabularies': {role: dataclasses.asdict(entry) for role, entry
-                         in self.settings.vocabularies.items()},
-        'shards': [dataclasses.asdict(shard) for shard in self.shards],
+      'format_version': FORMAT_VERSION,
+      'fingerprint': self.fingerprint,
+      'passages': self.rows,
+      'max_words': self.settings.max_words,
+      'provenance': self.settings.provenance,
+      'vocabularies': {
+        role: dataclasses.asdict(entry) for role, entry in self.settings.vocabularies.items()
+      },
+      'shards': [dataclasses.asdict(shard) for shard in self.shards],
     }
-    atomic_files.write(
-        directory / FILE_NAME, (json.dumps(content, indent=1) + '\n').encode())
+    atomic_files.write(directory / FILE_NAME, (json.dumps(content, indent=1) + '\n').encode())
 
   @classmethod
   def read(cls, directory: pathlib.Path) -> 'Manifest':
@@ -142,27 +144,33 @@ class Manifest:
     path = directory / FILE_NAME
     if not path.exists():
       raise FileNotFoundError(
-          f'{directory}: no finished corpus here ({FILE_NAME} is missing); '
-          'build it with `ralm corpus`, which resumes where it was interrupted')
+        f'{directory}: no finished corpus here ({FILE_NAME} is missing); '
+        'build it with `ralm corpus`, which resumes where it was interrupted'
+      )
     try:
       content = json.loads(path.read_bytes())
       version = content['format_version']
       if version == FORMAT_VERSION:
         settings = Settings(
-            {role: VocabularyEntry(**content['vocabularies'][role])
-             for role in ('reader', 'retriever')}, content['max_words'],
-            content.get('provenance', False))
+          {
+            role: VocabularyEntry(**content['vocabularies'][role])
+            for role in ('reader', 'retriever')
+          },
+          content['max_words'],
+          content.get('provenance', False),
+        )
         shards = tuple(ShardEntry(**s) for s in content['shards'])
         if shards:
           return cls(settings, shards)
         raise ValueError('no shards')
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(
-          f'{path}: damaged: {type(error).__name__}: {error}; '
-          'delete it and run `ralm corpus` again') from error
+        f'{path}: damaged: {type(error).__name__}: {error}; delete it and run `ralm corpus` again'
+      ) from error
     raise ValueError(
-        f'{path}: format version {version!r}, but this program reads '
-        f'{FORMAT_VERSION}; build the corpus again')
+      f'{path}: format version {version!r}, but this program reads '
+      f'{FORMAT_VERSION}; build the corpus again'
+    )
 
   def check_sizes(self, directory: pathlib.Path) -> None:
     """Raises ValueError if a shard is missing or has not its full size."""
@@ -171,12 +179,18 @@ class Manifest:
       found = path.stat().st_size if path.exists() else None
       if found == shard.bytes:
         continue
-      remedy = ('run the same `ralm corpus` command again, it rebuilds only '
-                'what is damaged' if shard.source else
-                'it holds passages added later: restore it from a copy')
-      problem = ('missing' if found is None else
-                 f'truncated: found {found:,} bytes' if found < shard.bytes else
-                 f'too long: found {found:,} bytes')
+      remedy = (
+        'run the same `ralm corpus` command again, it rebuilds only what is damaged'
+        if shard.source
+        else 'it holds passages added later: restore it from a copy'
+      )
+      problem = (
+        'missing'
+        if found is None
+        else f'truncated: found {found:,} bytes'
+        if found < shard.bytes
+        else f'too long: found {found:,} bytes'
+      )
       raise ValueError(f'{path}: {problem}, expected {shard.bytes:,}; {remedy}')
 
 
@@ -193,8 +207,8 @@ def writing(directory: pathlib.Path) -> Iterator[None]:
       fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise BlockingIOError(
-          f'{directory}: another process is writing to this corpus; '
-          'wait until it is done') from error
+        f'{directory}: another process is writing to this corpus; wait until it is done'
+      ) from error
     yield
   finally:
     os.close(descriptor)

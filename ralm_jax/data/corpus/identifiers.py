@@ -12,8 +12,7 @@ def hash_ids(ids: Iterable[str]) -> np.ndarray:
   Two ids may share a hash (about once among six billion ids), so whoever
   finds a hash compares the ids themselves.
   """
-  digests = b''.join(
-      hashlib.blake2b(i.encode('utf-8'), digest_size=8).digest() for i in ids)
+  digests = b''.join(hashlib.blake2b(i.encode('utf-8'), digest_size=8).digest() for i in ids)
   return np.frombuffer(digests, '<u8').astype(np.uint64, copy=False)
 
 
@@ -31,13 +30,11 @@ class HashSet:
     """Adds `hashes` [N] uint64 with their `numbers` [N] int64."""
     order = np.argsort(hashes, kind='stable')
     self._runs.append((hashes[order], numbers[order]))
-    while (len(self._runs) > 1
-           and len(self._runs[-2][0]) <= 2 * len(self._runs[-1][0])):
+    while len(self._runs) > 1 and len(self._runs[-2][0]) <= 2 * len(self._runs[-1][0]):
       (a, a_numbers), (b, b_numbers) = self._runs[-2:]
       merged = np.concatenate([a, b])
       order = np.argsort(merged, kind='stable')
-      self._runs[-2:] = [
-          (merged[order], np.concatenate([a_numbers, b_numbers])[order])]
+      self._runs[-2:] = [(merged[order], np.concatenate([a_numbers, b_numbers])[order])]
 
   def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where hashes occur.
@@ -58,12 +55,10 @@ class HashSet:
     return np.concatenate(positions), np.concatenate(numbers)
 
 
-def find_sorted(run: np.ndarray,
-                hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_sorted(run: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Every pair (i, j) with `hashes[i] == run[j]`, for a sorted `run`."""
   left = np.searchsorted(run, hashes, 'left')
   counts = np.searchsorted(run, hashes, 'right') - left
   positions = np.repeat(np.arange(len(hashes)), counts)
-  within = np.arange(len(positions)) - np.repeat(
-      np.cumsum(counts) - counts, counts)
+  within = np.arange(len(positions)) - np.repeat(np.cumsum(counts) - counts, counts)
   return positions, np.repeat(left, counts) + within

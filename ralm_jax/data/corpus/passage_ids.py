@@ -75,14 +75,17 @@ class RowsOfIds:
   def _look_up(self, ids: list[str]) -> None:
     found = self._store.find(ids)
     rows: list[list[int]] = [[] for _ in ids]
-    for position, row in zip(found.positions[found.is_newest].tolist(),
-                             found.rows[found.is_newest].tolist()):
+    for position, row in zip(
+      found.positions[found.is_newest].tolist(), found.rows[found.is_newest].tolist()
+    ):
       rows[position].append(row)
     self._known.update(zip(ids, map(tuple, rows)))
     unknown = [one for one, some in zip(ids, rows) if not some]
     if unknown and not self._warned:
       self._warned = True
       logging.warning(
-          'The examples name passages that the corpus %s does not have, such as '
-          '%r; nothing is excluded or gold for these.',
-          self._store.directory, unknown[0])
+        'The examples name passages that the corpus %s does not have, such as '
+        '%r; nothing is excluded or gold for these.',
+        self._store.directory,
+        unknown[0],
+      )

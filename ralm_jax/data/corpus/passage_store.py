@@ -64,8 +64,7 @@ class PassageStore:
     self._manifest = manifest
     self._history = manifest.history
     self._has_dates = False
-    self._shards = ShardSet(
-        directory, manifest.shards, cut=manifest.settings.max_words is not None)
+    self._shards = ShardSet(directory, manifest.shards, cut=manifest.settings.max_words is not None)
 
   @classmethod
   def open(cls, directory: Path) -> 'PassageStore':
@@ -84,8 +83,7 @@ class PassageStore:
     """Takes notice of passages that were appended since."""
     manifest = Manifest.read(self.directory)
     if self.fingerprint not in manifest.history:
-      raise ValueError(
-          f'{self.directory}: the corpus was replaced by another one; open it anew')
+      raise ValueError(f'{self.directory}: the corpus was replaced by another one; open it anew')
     manifest.check_sizes(self.directory)
     # The fingerprint last: who sees it finds the passages too.
     self._shards = self._shards.grown(manifest.shards)
@@ -96,8 +94,9 @@ class PassageStore:
     for entry in self._manifest.shards:
       if not building.is_intact(self.directory, entry):
         raise ValueError(
-            f'{self.directory / entry.file}: damaged: its checksum is not '
-            f'{entry.sha256}; build the corpus again or restore the file')
+          f'{self.directory / entry.file}: damaged: its checksum is not '
+          f'{entry.sha256}; build the corpus again or restore the file'
+        )
 
   def __len__(self) -> int:
     return len(self._shards)
@@ -138,11 +137,12 @@ class PassageStore:
     """The texts of rows [N] int, in their order."""
     rows = self._shards.checked(rows)
     nothing = dict.fromkeys(shards.TEXT_COLUMNS, '')
-    return [StoredPassage(**(fields or nothing), row=row) for row, fields
-            in zip(rows.tolist(), self._shards.fields(rows))]
+    return [
+      StoredPassage(**(fields or nothing), row=row)
+      for row, fields in zip(rows.tolist(), self._shards.fields(rows))
+    ]
 
-  def rows_of(self, ids: Sequence[str],
-              unknown: int | None = None) -> np.ndarray:
+  def rows_of(self, ids: Sequence[str], unknown: int | None = None) -> np.ndarray:
     """Rows of the users' own ids; of a replaced passage the newest.
 
     Args:
@@ -160,8 +160,9 @@ class PassageStore:
     absent = np.flatnonzero(rows < 0)
     if len(absent) and unknown is None:
       raise KeyError(
-          f'{self.directory}: no passage with id {ids[absent[0]]!r}'
-          + (f' (nor {len(absent) - 1} others)' if len(absent) > 1 else ''))
+        f'{self.directory}: no passage with id {ids[absent[0]]!r}'
+        + (f' (nor {len(absent) - 1} others)' if len(absent) > 1 else '')
+      )
     rows[absent] = -1 if unknown is None else unknown
     return rows
 
@@ -220,12 +221,14 @@ class PassageStore:
     """Whether any passage is dated."""
     if not self._has_dates:  # Passages may have been added since.
       self._has_dates = any(
-          (self._shards.shard(index).key_column('date') != dates_lib.NO_DATE).any()
-          for index in range(len(self._shards.entries)))
+        (self._shards.shard(index).key_column('date') != dates_lib.NO_DATE).any()
+        for index in range(len(self._shards.entries))
+      )
     return self._has_dates
 
-  def tokens(self, rows: Sequence[int] | np.ndarray, column: str, *,
-             max_length: int | None = None) -> RaggedTokens:
+  def tokens(
+    self, rows: Sequence[int] | np.ndarray, column: str, *, max_length: int | None = None
+  ) -> RaggedTokens:
     """Stored tokens of passages, without special tokens.
 
     Args:
@@ -244,13 +247,12 @@ class PassageStore:
       ValueError: unknown column, or one that this corpus was built without.
     """
     if column not in (*shards.TOKEN_COLUMNS, *shards.START_COLUMNS):
-      raise ValueError(
-          f'no token column {column!r}; there are: '
-          f'{", ".join(shards.TOKEN_COLUMNS)}')
+      raise ValueError(f'no token column {column!r}; there are: {", ".join(shards.TOKEN_COLUMNS)}')
     return self._shards.tokens(self._shards.checked(rows), column, max_length)
 
-  def iterate(self, columns: Sequence[str], chunk_size: int, *, start: int = 0,
-              stop: int | None = None) -> Iterator[PassageChunk]:
+  def iterate(
+    self, columns: Sequence[str], chunk_size: int, *, start: int = 0, stop: int | None = None
+  ) -> Iterator[PassageChunk]:
     """Tokens of consecutive passages, for embedding a whole corpus.
 
     Args:
@@ -266,12 +268,17 @@ class PassageStore:
 
 
 def build_corpus(
-    inputs: Path | Iterable[Path], output: Path,
-    reader_vocabulary: Path | Vocabulary,
-    retriever_vocabulary: Path | Vocabulary, *,
-    max_words: int | None = None, n_workers: int | None = None,
-    shard_size: int = DEFAULT_SHARD_SIZE, resume: bool = True,
-    progress: bool = True) -> PassageStore:
+  inputs: Path | Iterable[Path],
+  output: Path,
+  reader_vocabulary: Path | Vocabulary,
+  retriever_vocabulary: Path | Vocabulary,
+  *,
+  max_words: int | None = None,
+  n_workers: int | None = None,
+  shard_size: int = DEFAULT_SHARD_SIZE,
+  resume: bool = True,
+  progress: bool = True,
+) -> PassageStore:
   """Builds a corpus folder from passage files.
 
   Started again after an interruption it keeps every shard that is finished,
@@ -308,13 +315,10 @@ def build_corpus(
     raise ValueError(f'n_workers must be at least 1, found {n_workers}')
   paths = input_files.expand_inputs(inputs)
   by_role = {
-      role: (v if isinstance(v, Vocabulary)
-             else vocabularies.load_vocabulary(v))
-      for role, v in (('reader', reader_vocabulary),
-                      ('retriever', retriever_vocabulary))}
-  settings = Settings(
-      {role: VocabularyEntry.of(role, v)
-       for role, v in by_role.items()}, max_words)
+    role: (v if isinstance(v, Vocabulary) else vocabularies.load_vocabulary(v))
+    for role, v in (('reader', reader_vocabulary), ('retriever', retriever_vocabulary))
+  }
+  settings = Settings({role: VocabularyEntry.of(role, v) for role, v in by_role.items()}, max_words)
   directory = pathlib.Path(output)
   directory.mkdir(parents=True, exist_ok=True)
   with corpus_manifest.writing(directory):
@@ -324,11 +328,11 @@ def build_corpus(
     before = None
     if (directory / corpus_manifest.FILE_NAME).exists():
       before = Manifest.read(directory)
-      settings = dataclasses.replace(
-          settings, provenance=before.settings.provenance)
+      settings = dataclasses.replace(settings, provenance=before.settings.provenance)
     other = FileExistsError(
-        f'{directory}: holds a finished corpus of other passages, vocabularies '
-        'or options; name another folder, or start over with resume=False')
+      f'{directory}: holds a finished corpus of other passages, vocabularies '
+      'or options; name another folder, or start over with resume=False'
+    )
     if before and before.settings != settings:
       raise other
     built = [s for s in before.shards if s.source] if before else []
@@ -344,8 +348,14 @@ def build_corpus(
     for role, entry in settings.vocabularies.items():
       by_role[role].save(directory, pathlib.Path(entry.file).stem)
     entries = building.build_shards(
-        paths, directory, settings, shard_size=shard_size, n_workers=n_workers,
-        known_entry=known_entry, progress=progress)
+      paths,
+      directory,
+      settings,
+      shard_size=shard_size,
+      n_workers=n_workers,
+      known_entry=known_entry,
+      progress=progress,
+    )
     if before and len(entries) != len(built):
       raise other
     manifest = Manifest(settings, (*entries, *appended))
@@ -355,9 +365,9 @@ def build_corpus(
   return PassageStore.open(directory)
 
 
-def append_passages(directory: Path,
-                    passages: Iterable[Passage], *,
-                    replace: bool = False) -> np.ndarray:
+def append_passages(
+  directory: Path, passages: Iterable[Passage], *, replace: bool = False
+) -> np.ndarray:
   """Adds passages to a corpus, as one shard; existing rows stay as they are.
 
   Stores that are open see them after `reload`. Each call adds a file, so many
@@ -381,16 +391,18 @@ def append_passages(directory: Path,
     atomic_files.remove_unfinished(directory)
     store = PassageStore.open(directory)
     manifest = Manifest.read(directory)
-    parts = [part for passage in passages
-             for part in passages_lib.split_long(passage, store.max_words)]
+    parts = [
+      part for passage in passages for part in passages_lib.split_long(passage, store.max_words)
+    ]
     if not parts:
       return np.zeros(0, np.int64)
     building.check_new_ids(store._shards, parts, replace)  # pylint: disable=protected-access
     reader, retriever = store.reader_vocabulary, store.retriever_vocabulary
     entry = shards.write_shard(
-        building.shard_path(directory, len(manifest.shards)), parts,
-        shards.tokenise(parts, reader, retriever),
-        {'reader': reader.vocab_size, 'retriever': retriever.vocab_size})
+      building.shard_path(directory, len(manifest.shards)),
+      parts,
+      shards.tokenise(parts, reader, retriever),
+      {'reader': reader.vocab_size, 'retriever': retriever.vocab_size},
+    )
     dataclasses.replace(manifest, shards=(*manifest.shards, entry)).write(directory)
   return np.arange(len(store), len(store) + len(parts))
-

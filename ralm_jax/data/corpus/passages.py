@@ -143,8 +143,7 @@ def parse_jsonl(line: Line) -> Passage:
     raise line.error(f'expected a JSON object, found {type(fields).__name__}')
   for name in ('id', 'text'):
     if name not in fields:
-      raise line.error(
-          f'no {name!r}; found: {", ".join(map(repr, fields)) or "nothing"}')
+      raise line.error(f'no {name!r}; found: {", ".join(map(repr, fields)) or "nothing"}')
   values = {'id': fields['id'], 'text': fields['text']}
   for name in ('title', 'section', 'document', 'date'):
     value = fields.get(name)
@@ -154,8 +153,7 @@ def parse_jsonl(line: Line) -> Passage:
       values[name] = str(values[name])
   for name, value in values.items():
     if not isinstance(value, str):
-      raise line.error(
-          f'{name!r} must be a string, found {type(value).__name__}: {value!r:.40}')
+      raise line.error(f'{name!r} must be a string, found {type(value).__name__}: {value!r:.40}')
     if not value.isascii():
       # JSON can spell halves of surrogate pairs, which no file can hold.
       try:
@@ -183,8 +181,9 @@ def parse_tsv(line: Line) -> Passage:
     raise line.error('blank line; expected id, text and title, tab-separated')
   if len(row) != len(_TSV_COLUMNS):
     raise line.error(
-        f'expected 3 tab-separated columns (id, text, title), found {len(row)}; '
-        'tabs, line breaks and quotes in a text must be quoted as csv does')
+      f'expected 3 tab-separated columns (id, text, title), found {len(row)}; '
+      'tabs, line breaks and quotes in a text must be quoted as csv does'
+    )
   identifier, text, title = row
   if not identifier:
     raise line.error("'id' is empty")
@@ -210,8 +209,7 @@ class LineReader:
     self._raw = open(self.path, 'rb')
     magic = self._raw.read(2)
     self._raw.seek(0)
-    self._stream = (gzip.GzipFile(fileobj=self._raw)
-                    if magic == _GZIP_MAGIC else self._raw)
+    self._stream = gzip.GzipFile(fileobj=self._raw) if magic == _GZIP_MAGIC else self._raw
 
   @property
   def position(self) -> int:
@@ -252,15 +250,17 @@ class LineReader:
       return parse_jsonl
     if name.endswith('.tsv'):
       raise line.error(
-          f'expected the header {chr(9).join(_TSV_COLUMNS)!r}, '
-          f'found {line.text():.60}')
+        f'expected the header {chr(9).join(_TSV_COLUMNS)!r}, found {line.text():.60}'
+      )
     raise line.error(
-        'neither JSON lines nor a tsv file with the header '
-        f'{chr(9).join(_TSV_COLUMNS)!r}; found {line.text():.60}')
+      'neither JSON lines nor a tsv file with the header '
+      f'{chr(9).join(_TSV_COLUMNS)!r}; found {line.text():.60}'
+    )
 
 
-def iterate_passages(inputs: Path | Iterable[Path], *,
-                     max_words: int | None = None) -> Iterator[Passage]:
+def iterate_passages(
+  inputs: Path | Iterable[Path], *, max_words: int | None = None
+) -> Iterator[Passage]:
   """Reads passages one after the other.
 
   Remembers every id to find duplicates; `corpus.build_corpus` does without
@@ -288,21 +288,24 @@ def iterate_passages(inputs: Path | Iterable[Path], *,
     raise empty_error(paths)
 
 
-def find_lines(paths: Sequence[str], passage_id: str,
-               max_words: int | None = None) -> list[tuple[str, int]]:
+def find_lines(
+  paths: Sequence[str], passage_id: str, max_words: int | None = None
+) -> list[tuple[str, int]]:
   """Every (file, line) that makes a passage of this id, a slow search."""
-  return [(line.path, line.number)
-          for path in paths for line in LineReader(path)
-          if any(part.id == passage_id
-                 for part in split_long(line.passage(), max_words))]
+  return [
+    (line.path, line.number)
+    for path in paths
+    for line in LineReader(path)
+    if any(part.id == passage_id for part in split_long(line.passage(), max_words))
+  ]
 
 
-def duplicate_error(passage_id: str, first: tuple[str, int],
-                    second: tuple[str, int]) -> ValueError:
+def duplicate_error(passage_id: str, first: tuple[str, int], second: tuple[str, int]) -> ValueError:
   """What to raise when two lines have one id."""
   return ValueError(
-      f'{second[0]}:{second[1]}: duplicate id {passage_id!r}, '
-      f'first on {first[0]}:{first[1]}; ids must be unique in a corpus')
+    f'{second[0]}:{second[1]}: duplicate id {passage_id!r}, '
+    f'first on {first[0]}:{first[1]}; ids must be unique in a corpus'
+  )
 
 
 def empty_error(paths: Sequence[str]) -> ValueError:
@@ -338,11 +341,14 @@ def split_long(passage: Passage, max_words: int | None) -> list[Passage]:
   for index in range(n_parts):
     first = len(words) * index // n_parts
     last = len(words) * (index + 1) // n_parts - 1
-    parts.append(dataclasses.replace(
+    parts.append(
+      dataclasses.replace(
         passage,
         id=f'{passage.id}#{index}' if index else passage.id,
         part_of=passage.source_id if index else passage.part_of,
-        text=passage.text[words[first][0]:words[last][1]]))
+        text=passage.text[words[first][0] : words[last][1]],
+      )
+    )
   return parts
 
 

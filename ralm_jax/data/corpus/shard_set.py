@@ -45,9 +45,14 @@ class FoundRows:
 class ShardSet:
   """Gathers columns and finds ids over all shards; never changes."""
 
-  def __init__(self, directory: pathlib.Path,
-               entries: Sequence[ShardEntry], *, cut: bool,
-               opened: Mapping[str, Shard] | None = None):
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    entries: Sequence[ShardEntry],
+    *,
+    cut: bool,
+    opened: Mapping[str, Shard] | None = None,
+  ):
     """Opens nothing yet.
 
     Args:
@@ -61,8 +66,7 @@ class ShardSet:
     self._cut = cut
     self._opened = dict(opened or {})
     # first_rows[i] is the row that shard i starts with.
-    self.first_rows = ragged.offsets_of(
-        np.array([entry.rows for entry in self.entries], np.int64))
+    self.first_rows = ragged.offsets_of(np.array([entry.rows for entry in self.entries], np.int64))
 
   def __len__(self) -> int:
     return int(self.first_rows[-1])
@@ -86,8 +90,7 @@ class ShardSet:
     rows = rows.astype(np.int64, copy=False)
     if rows.size and (rows.min() < -1 or rows.max() >= len(self)):
       wrong = rows[(rows < -1) | (rows >= len(self))][0]
-      raise IndexError(
-          f'{self.directory}: no row {wrong}; the store has {len(self):,} passages')
+      raise IndexError(f'{self.directory}: no row {wrong}; the store has {len(self):,} passages')
     return rows
 
   def shard_indices(self, rows: np.ndarray) -> np.ndarray:
@@ -97,26 +100,23 @@ class ShardSet:
   def fields(self, rows: np.ndarray) -> list[dict[str, str]]:
     """`Shard.fields` of rows [N]; nothing where a row is -1."""
     return [
-        {} if row < 0 else
-        self.shard(index).fields(row - int(self.first_rows[index]))
-        for row, index in zip(rows.tolist(), self.shard_indices(rows).tolist())]
+      {} if row < 0 else self.shard(index).fields(row - int(self.first_rows[index]))
+      for row, index in zip(rows.tolist(), self.shard_indices(rows).tolist())
+    ]
 
   def keys(self, rows: np.ndarray, name: str) -> np.ndarray:
     """One of `shards.KEY_COLUMNS` for rows of any shape, in that shape."""
     shape = np.shape(rows)
     rows = self.checked(np.ravel(rows))
     missing = _MISSING[name]
-    result = np.full(
-        len(rows), missing, np.int32 if name == 'date' else np.int64)
+    result = np.full(len(rows), missing, np.int32 if name == 'date' else np.int64)
     shards = self.shard_indices(rows)
     for index in np.unique(shards[shards >= 0]).tolist():
       here = shards == index
-      result[here] = self.shard(index).key_column(name)[
-          rows[here] - self.first_rows[index]]
+      result[here] = self.shard(index).key_column(name)[rows[here] - self.first_rows[index]]
     return result.reshape(shape)
 
-  def tokens(self, rows: np.ndarray, column: str,
-             max_length: int | None = None) -> RaggedTokens:
+  def tokens(self, rows: np.ndarray, column: str, max_length: int | None = None) -> RaggedTokens:
     """A token column of rows [N]; see `PassageStore.tokens`."""
     shards = self.shard_indices(rows)
     # Shard after shard, then back into the order asked for.
@@ -127,12 +127,12 @@ class ShardSet:
     for index, count in zip(indices.tolist(), counts.tolist()):
       if index >= 0:
         values, offsets = self.shard(index).token_column(column)
-        local = rows[order[start:start + count]] - self.first_rows[index]
+        local = rows[order[start : start + count]] - self.first_rows[index]
         starts = offsets[local].astype(np.int64)
         kept = offsets[local + 1] - starts
         if max_length is not None:
           kept = np.minimum(kept, max_length)
-        lengths[start:start + count] = kept
+        lengths[start : start + count] = kept
         pieces.append(ragged.gather(values, starts, kept).values)
       start += count
     if not pieces:
@@ -142,8 +142,7 @@ class ShardSet:
       in_order = np.empty_like(lengths)
       in_order[order] = lengths
       return RaggedTokens(pieces[0], ragged.offsets_of(in_order))
-    sorted_tokens = RaggedTokens(
-        np.concatenate(pieces), ragged.offsets_of(lengths))
+    sorted_tokens = RaggedTokens(np.concatenate(pieces), ragged.offsets_of(lengths))
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
     return sorted_tokens.take(inverse)
@@ -162,8 +161,7 @@ class ShardSet:
     for index, *first_parts in self._matches(ids):
       version[first_parts[0]] += 1
       for positions, found in self._with_parts(index, ids, *first_parts):
-        pieces.append(np.stack(
-            [positions, self.first_rows[index] + found, version[positions]]))
+        pieces.append(np.stack([positions, self.first_rows[index] + found, version[positions]]))
     positions, rows, versions = np.concatenate(pieces, axis=1)
     return FoundRows(positions, rows, version[positions] - versions)
 
@@ -176,21 +174,22 @@ class ShardSet:
     found = self.find(list(dict.fromkeys(ids)))
     return np.unique(found.rows[~found.is_newest])
 
-  def _matches(
-      self, ids: Sequence[str]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+  def _matches(self, ids: Sequence[str]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(shard, positions in ids, rows in the shard), shard after shard."""
     hashes = identifiers.hash_ids(ids)
     for index in range(len(self.entries)):
       shard = self.shard(index)
       positions, rows = shard.find(hashes)
-      same = [shard.id_of(row) == ids[position]
-              for position, row in zip(positions.tolist(), rows.tolist())]
+      same = [
+        shard.id_of(row) == ids[position]
+        for position, row in zip(positions.tolist(), rows.tolist())
+      ]
       if any(same):
         yield index, positions[same], rows[same]
 
   def _with_parts(
-      self, index: int, ids: Sequence[str], positions: np.ndarray,
-      rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    self, index: int, ids: Sequence[str], positions: np.ndarray, rows: np.ndarray
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Positions and rows of the passages, then of their second parts, …"""
     shard = self.shard(index)
     keys = shard.key_column('source_key')
@@ -203,6 +202,8 @@ class ShardSet:
       rows = rows + 1
       same = rows < len(shard)
       same[same] = keys[rows[same]] == sources[same]
-      same = [bool(like) and shard.id_of(row) == f'{ids[position]}#{number}'
-              for like, position, row in zip(same, positions.tolist(), rows.tolist())]
+      same = [
+        bool(like) and shard.id_of(row) == f'{ids[position]}#{number}'
+        for like, position, row in zip(same, positions.tolist(), rows.tolist())
+      ]
       positions, rows, sources = positions[same], rows[same], sources[same]

@@ -30,8 +30,7 @@ from ralm_jax.data.ragged import RaggedTokens
 from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.files import atomic_files
 
-TOKEN_COLUMNS = (
-    'reader_title', 'reader_text', 'retriever_title', 'retriever_text')
+TOKEN_COLUMNS = ('reader_title', 'reader_text', 'retriever_title', 'retriever_text')
 # Titles that begin a text; only of vocabularies whose first word differs.
 START_COLUMNS = ('reader_title_start', 'retriever_title_start')
 TEXT_COLUMNS = ('id', 'title', 'section', 'text')
@@ -63,33 +62,34 @@ class ShardEntry:
   source: str = ''
 
 
-def tokenise(passages: Sequence[Passage],
-             reader: Vocabulary,
-             retriever: Vocabulary) -> dict[str, RaggedTokens]:
+def tokenise(
+  passages: Sequence[Passage], reader: Vocabulary, retriever: Vocabulary
+) -> dict[str, RaggedTokens]:
   """The token columns of passages, without special tokens."""
   titles, texts = [p.merged_title for p in passages], [p.text for p in passages]
   columns = {}
   for model, vocabulary in (('reader', reader), ('retriever', retriever)):
     if model == 'retriever' and retriever.fingerprint == reader.fingerprint:
-      columns |= {name.replace('reader', 'retriever', 1): tokens
-                  for name, tokens in columns.items()}
+      columns |= {
+        name.replace('reader', 'retriever', 1): tokens for name, tokens in columns.items()
+      }
       continue
     columns[f'{model}_title'] = _encoded(titles, vocabulary.encode_batch)
     columns[f'{model}_text'] = _encoded(texts, vocabulary.encode_batch)
     if vocabulary.first_word_differs:
-      columns[f'{model}_title_start'] = _encoded(
-          titles, vocabulary.encode_start_batch)
+      columns[f'{model}_title_start'] = _encoded(titles, vocabulary.encode_start_batch)
   return columns
 
 
 def _encoded(
-    values: Sequence[str],
-    encode_batch: Callable[[Sequence[str]], Iterable[Sequence[int]]],
+  values: Sequence[str], encode_batch: Callable[[Sequence[str]], Iterable[Sequence[int]]]
 ) -> RaggedTokens:
   # Slices, since lists of Python integers take ten times the memory.
-  return RaggedTokens.from_lists(itertools.chain.from_iterable(
-      encode_batch(values[start:start + _SLICE])
-      for start in range(0, len(values), _SLICE)))
+  return RaggedTokens.from_lists(
+    itertools.chain.from_iterable(
+      encode_batch(values[start : start + _SLICE]) for start in range(0, len(values), _SLICE)
+    )
+  )
 
 
 def token_type(vocab_size: int) -> type[np.unsignedinteger]:
@@ -97,10 +97,14 @@ def token_type(vocab_size: int) -> type[np.unsignedinteger]:
   return np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
-def write_shard(path: pathlib.Path, passages: Sequence[Passage],
-                tokens: Mapping[str, RaggedTokens],
-                vocab_sizes: Mapping[str, int], source: str = '',
-                provenance: bool = True) -> ShardEntry:
+def write_shard(
+  path: pathlib.Path,
+  passages: Sequence[Passage],
+  tokens: Mapping[str, RaggedTokens],
+  vocab_sizes: Mapping[str, int],
+  source: str = '',
+  provenance: bool = True,
+) -> ShardEntry:
   """Writes a shard; the same passages give the same bytes.
 
   Args:
@@ -128,17 +132,17 @@ def write_shard(path: pathlib.Path, passages: Sequence[Passage],
       raise _too_large(path, name)
     dtype = token_type(vocab_sizes[name.split('_')[0]])
     columns[name] = pa.ListArray.from_arrays(
-        pa.array(column.offsets.astype(np.int32)),
-        pa.array(column.values.astype(dtype)))
+      pa.array(column.offsets.astype(np.int32)), pa.array(column.values.astype(dtype))
+    )
   hashes = identifiers.hash_ids(passage.id for passage in passages)
   order = np.argsort(hashes, kind='stable')
   columns['id_hash'] = pa.array(hashes[order])
   columns['id_row'] = pa.array(order.astype(np.uint32))
   if provenance:
     keys = {
-        'source_key': keys_of(p.source_id for p in passages),
-        'document_key': keys_of(p.source_document for p in passages),
-        'date': np.array([p.last_day for p in passages], np.int32),
+      'source_key': keys_of(p.source_id for p in passages),
+      'document_key': keys_of(p.source_document for p in passages),
+      'date': np.array([p.last_day for p in passages], np.int32),
     }
     columns.update({name: pa.array(keys[name]) for name in KEY_COLUMNS})
   batch = pa.record_batch(list(columns.values()), names=list(columns))
@@ -146,8 +150,7 @@ def write_shard(path: pathlib.Path, passages: Sequence[Passage],
     with pa.OSFile(str(aside), 'wb') as file:
       with pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
-    entry = ShardEntry(path.name, len(passages), aside.stat().st_size,
-                       checksum(aside), source)
+    entry = ShardEntry(path.name, len(passages), aside.stat().st_size, checksum(aside), source)
   return entry
 
 
@@ -158,8 +161,8 @@ def keys_of(names: Iterable[str]) -> np.ndarray:
 
 def _too_large(path: pathlib.Path, column: str) -> ValueError:
   return ValueError(
-      f'{path}: column {column!r} passes 2 GB; build the corpus with a smaller '
-      'shard_size')
+    f'{path}: column {column!r} passes 2 GB; build the corpus with a smaller shard_size'
+  )
 
 
 def checksum(path: pathlib.Path) -> str:
@@ -188,7 +191,8 @@ class Shard:
       self._batch = pa.ipc.open_file(mapped).get_batch(0)
     except (pa.ArrowInvalid, IndexError) as error:
       raise ValueError(
-          f'{path}: not a shard of a corpus: {error}; build the corpus again') from error
+        f'{path}: not a shard of a corpus: {error}; build the corpus again'
+      ) from error
     # The map lives on without its file descriptor, of which there may be
     # fewer than shards.
     mapped.close()
@@ -205,18 +209,23 @@ class Shard:
     """
     if name not in self._token_columns:
       raise ValueError(
-          f'{self.path}: no column {name!r}, which a format that begins with '
-          '{title} needs with this vocabulary; build the corpus again with '
-          '`ralm corpus`')
+        f'{self.path}: no column {name!r}, which a format that begins with '
+        '{title} needs with this vocabulary; build the corpus again with '
+        '`ralm corpus`'
+      )
     return self._token_columns[name]
 
   @functools.cached_property
   def _token_columns(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    columns = {name: self._batch.column(name)
-               for name in (*TOKEN_COLUMNS, *START_COLUMNS)
-               if name in self._batch.schema.names}
-    return {name: (column.values.to_numpy(), column.offsets.to_numpy())
-            for name, column in columns.items()}
+    columns = {
+      name: self._batch.column(name)
+      for name in (*TOKEN_COLUMNS, *START_COLUMNS)
+      if name in self._batch.schema.names
+    }
+    return {
+      name: (column.values.to_numpy(), column.offsets.to_numpy())
+      for name, column in columns.items()
+    }
 
   def key_column(self, name: str) -> np.ndarray:
     """[rows] of `KEY_COLUMNS`: int64 keys or int32 dates."""
@@ -228,14 +237,13 @@ class Shard:
       return {name: self._batch.column(name).to_numpy() for name in KEY_COLUMNS}
     # An older corpus: made once, of ids and titles, and kept in memory.
     passages = [
-        Passage(
-            id_, title, '', '',
-            part_of=passages_lib.source_id(id_) if self._cut else '')
-        for id_, title in zip(self.ids(), self._batch.column('title').to_pylist())]
+      Passage(id_, title, '', '', part_of=passages_lib.source_id(id_) if self._cut else '')
+      for id_, title in zip(self.ids(), self._batch.column('title').to_pylist())
+    ]
     return {
-        'source_key': keys_of(p.source_id for p in passages),
-        'document_key': keys_of(p.source_document for p in passages),
-        'date': np.full(len(self), dates.NO_DATE, np.int32),
+      'source_key': keys_of(p.source_id for p in passages),
+      'document_key': keys_of(p.source_document for p in passages),
+      'date': np.full(len(self), dates.NO_DATE, np.int32),
     }
 
   def fields(self, row: int) -> dict[str, str]:

@@ -1,4 +1,5 @@
 """Independent crops of passages: positive pairs without labels. NumPy only."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -30,15 +31,13 @@ class CropConfig:
   def __post_init__(self):
     if not 0 < self.min_ratio <= self.max_ratio <= 1:
       raise ValueError(
-          f'CropConfig: 0 < min_ratio ({self.min_ratio}) <= max_ratio '
-          f'({self.max_ratio}) <= 1 does not hold.'
+        f'CropConfig: 0 < min_ratio ({self.min_ratio}) <= max_ratio '
+        f'({self.max_ratio}) <= 1 does not hold.'
       )
 
 
 def random_crops(
-    tokens: RaggedTokens,
-    config: CropConfig,
-    generator: np.random.Generator,
+  tokens: RaggedTokens, config: CropConfig, generator: np.random.Generator
 ) -> RaggedTokens:
   """One random contiguous crop of every sequence.
 
@@ -57,27 +56,18 @@ def random_crops(
     kept = np.minimum(kept, config.max_tokens)
   kept = np.minimum(kept, lengths).astype(np.int64)
   offset = np.floor(generator.random(len(lengths)) * (lengths - kept + 1))
-  crops = ragged.gather(
-      tokens.values, tokens.offsets[:-1] + offset.astype(np.int64), kept
-  )
+  crops = ragged.gather(tokens.values, tokens.offsets[:-1] + offset.astype(np.int64), kept)
   if not config.deletion_rate:
     return crops
   stays = generator.random(len(crops.values)) >= config.deletion_rate
   # The first token stays, so that no crop becomes empty.
   stays[crops.offsets[:-1][crops.lengths > 0]] = True
-  counts = np.add.reduceat(
-      np.append(stays, False), crops.offsets[:-1]
-  ) * (crops.lengths > 0)
+  counts = np.add.reduceat(np.append(stays, False), crops.offsets[:-1]) * (crops.lengths > 0)
   return RaggedTokens(crops.values[stays], ragged.offsets_of(counts))
 
 
 def frame(
-    tokens: RaggedTokens,
-    length: int,
-    *,
-    prefix: list[int],
-    suffix: list[int],
-    pad_id: int,
+  tokens: RaggedTokens, length: int, *, prefix: list[int], suffix: list[int], pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Adds special tokens and pads.
 

@@ -5,6 +5,7 @@ section 2.3, after Raffel et al. 2020, section 3.1.4): visible and masked spans
 alternate, the first is visible, the last is masked, and each masked span
 becomes one sentinel. Counts are rounded as Python rounds, halves to even.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -29,12 +30,11 @@ class NoiseConfig:
 
   def __post_init__(self):
     if not 0 < self.density < 1:
-      raise ValueError(
-          f'NoiseConfig.density must be between 0 and 1, not {self.density}.')
+      raise ValueError(f'NoiseConfig.density must be between 0 and 1, not {self.density}.')
     if self.mean_span_length < 1:
       raise ValueError(
-          'NoiseConfig.mean_span_length must be at least 1, not '
-          f'{self.mean_span_length}.')
+        f'NoiseConfig.mean_span_length must be at least 1, not {self.mean_span_length}.'
+      )
 
   def counts(self, length: int, max_spans: int) -> tuple[int, int]:
     """Masked tokens and masked spans of a sequence of `length` tokens.
@@ -79,9 +79,7 @@ class Corrupted:
   targets: np.ndarray
 
 
-def random_composition(
-    total: int, parts: int, generator: np.random.Generator
-) -> np.ndarray:
+def random_composition(total: int, parts: int, generator: np.random.Generator) -> np.ndarray:
   """`parts` positive numbers that add up to `total`, each way equally likely.
 
   Args:
@@ -100,10 +98,7 @@ def random_composition(
 
 
 def random_spans(
-    length: int,
-    config: NoiseConfig,
-    generator: np.random.Generator,
-    max_spans: int = 100,
+  length: int, config: NoiseConfig, generator: np.random.Generator, max_spans: int = 100
 ) -> Spans:
   """Draws what is masked in a sequence of `length` tokens.
 
@@ -124,11 +119,7 @@ def random_spans(
 
 
 def corrupt(
-    tokens: np.ndarray,
-    spans: Spans,
-    sentinels: np.ndarray,
-    *,
-    closing_sentinel: bool = False,
+  tokens: np.ndarray, spans: Spans, sentinels: np.ndarray, *, closing_sentinel: bool = False
 ) -> Corrupted:
   """Puts sentinels in place of masked spans.
 
@@ -164,10 +155,7 @@ def corrupt(
 
 
 def longest_fitting(
-    config: NoiseConfig,
-    input_length: int,
-    target_length: int,
-    max_spans: int = 100,
+  config: NoiseConfig, input_length: int, target_length: int, max_spans: int = 100
 ) -> int:
   """The longest sequence of which no noise makes more tokens than fit.
 
@@ -183,8 +171,10 @@ def longest_fitting(
 
   def fits(length: int) -> bool:
     noise, spans = config.counts(length, max_spans)
-    return (length - noise + spans <= input_length
-            and noise + spans + config.closing_sentinel + 1 <= target_length)
+    return (
+      length - noise + spans <= input_length
+      and noise + spans + config.closing_sentinel + 1 <= target_length
+    )
 
   longest = 1
   # Neither count shrinks by more than rounding, so two misses in a row end it.
@@ -194,7 +184,8 @@ def longest_fitting(
     longest -= 1
   if longest < 2:
     raise ValueError(
-        f'Masked spans need longer sequences than {input_length} tokens of a '
-        f'query and {target_length} of a target: raise '
-        'TextConfig.reader_query_length or TextConfig.target_length.')
+      f'Masked spans need longer sequences than {input_length} tokens of a '
+      f'query and {target_length} of a target: raise '
+      'TextConfig.reader_query_length or TextConfig.target_length.'
+    )
   return longest

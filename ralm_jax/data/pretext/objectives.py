@@ -9,6 +9,7 @@ As in Atlas the retriever reads the reader's query as text, with the literal
 `<extra_id_0>` in its own pieces. The reader's ids are not made from that text,
 as they are there: a word that was cut in two keeps its pieces.
 """
+
 from __future__ import annotations
 
 import abc
@@ -70,10 +71,7 @@ class Objective(abc.ABC):
 
   @abc.abstractmethod
   def prepare(
-      self,
-      source: Source,
-      tokenizer: PretextTokenizer,
-      tokens: np.ndarray | None = None,
+    self, source: Source, tokenizer: PretextTokenizer, tokens: np.ndarray | None = None
   ) -> np.ndarray | None:
     """What is the same in every epoch, and so can be cached.
 
@@ -89,11 +87,11 @@ class Objective(abc.ABC):
 
   @abc.abstractmethod
   def example(
-      self,
-      source: Source,
-      prepared: np.ndarray,
-      tokenizer: PretextTokenizer,
-      generator: np.random.Generator,
+    self,
+    source: Source,
+    prepared: np.ndarray,
+    tokenizer: PretextTokenizer,
+    generator: np.random.Generator,
   ) -> Example:
     """Makes an example.
 
@@ -134,21 +132,27 @@ class MaskedSpans(Objective):
     sentinels = _sentinels(tokenizer.reader.vocabulary)
     tokens = prepared[: self._limit(tokenizer)]
     corrupted = noise.corrupt(
-        tokens,
-        noise.random_spans(len(tokens), self.noise, generator, len(sentinels)),
-        sentinels, closing_sentinel=self.noise.closing_sentinel)
+      tokens,
+      noise.random_spans(len(tokens), self.noise, generator, len(sentinels)),
+      sentinels,
+      closing_sentinel=self.noise.closing_sentinel,
+    )
     inputs = corrupted.inputs[: tokenizer.text.reader_query_length]
     return Example(
-        tokenizer.framed_query(
-            tokenizer.translator(inputs, tokenizer.query_space)),
-        inputs.tolist(), tokenizer.framed_target(corrupted.targets.tolist()))
+      tokenizer.framed_query(tokenizer.translator(inputs, tokenizer.query_space)),
+      inputs.tolist(),
+      tokenizer.framed_target(corrupted.targets.tolist()),
+    )
 
   def _limit(self, tokenizer: PretextTokenizer) -> int:
     if self.max_tokens is not None:
       return max(2, self.max_tokens)
     return _longest_fitting(
-        self.noise, tokenizer.text.reader_query_length,
-        tokenizer.text.target_length, tokenizer.reader.vocabulary.extra_ids)
+      self.noise,
+      tokenizer.text.reader_query_length,
+      tokenizer.text.target_length,
+      tokenizer.reader.vocabulary.extra_ids,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +175,9 @@ class PrefixLM(Objective):
   def __post_init__(self):
     if not 0 <= self.min_ratio <= self.max_ratio <= 1:
       raise ValueError(
-          f'PrefixLM: 0 <= min_ratio ({self.min_ratio}) <= max_ratio '
-          f'({self.max_ratio}) <= 1 does not hold.')
+        f'PrefixLM: 0 <= min_ratio ({self.min_ratio}) <= max_ratio '
+        f'({self.max_ratio}) <= 1 does not hold.'
+      )
 
   def prepare(self, source, tokenizer, tokens=None):
     return _NOTHING if len(source.text.split(maxsplit=2)) >= 2 else None
@@ -181,12 +186,12 @@ class PrefixLM(Objective):
     words = source.text.split()
     left = self.left_words(len(words), generator)
     left, right = words[:left], words[left:]
-    reader_left = tokenizer.reader.last_words(
-        left, tokenizer.text.reader_query_length)
+    reader_left = tokenizer.reader.last_words(left, tokenizer.text.reader_query_length)
     return Example(
-        tokenizer.query(
-            tokenizer.retriever.last_words(left, tokenizer.query_space)),
-        tokenizer.reader_query(reader_left), tokenizer.target(right))
+      tokenizer.query(tokenizer.retriever.last_words(left, tokenizer.query_space)),
+      tokenizer.reader_query(reader_left),
+      tokenizer.target(right),
+    )
 
   def left_words(self, words: int, generator: np.random.Generator) -> int:
     """How many of `words` >= 2 words are left of the cut."""
@@ -207,16 +212,16 @@ class TitleSection(Objective):
     # Where the first word of a text has ids of its own, those stored are not
     # the target's.
     if tokens is None or tokenizer.reader.vocabulary.first_word_differs:
-      return np.array(
-          tokenizer.reader.encode_start(source.text.split()), np.int32)
+      return np.array(tokenizer.reader.encode_start(source.text.split()), np.int32)
     return tokens
 
   def example(self, source, prepared, tokenizer, generator):
     words = f'{source.title}, {source.section}'.split()
     return Example(
-        tokenizer.query(words), tokenizer.reader_query(words),
-        tokenizer.framed_target(
-            prepared[: tokenizer.text.target_length].tolist()))
+      tokenizer.query(words),
+      tokenizer.reader_query(words),
+      tokenizer.framed_target(prepared[: tokenizer.text.target_length].tolist()),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,14 +252,15 @@ class SalientSpans(Objective):
 
   def example(self, source, prepared, tokenizer, generator):
     index = 2 * int(generator.integers(len(prepared) // 2))
-    start, end = prepared[index: index + 2].tolist()
+    start, end = prepared[index : index + 2].tolist()
     left, right = source.text[:start].split(), source.text[end:].split()
     return Example(
-        tokenizer.query(_around(
-            left, right, tokenizer.retriever, tokenizer.query_space)),
-        tokenizer.reader_query(_around(
-            left, right, tokenizer.reader, tokenizer.text.reader_query_length)),
-        tokenizer.target(['<extra_id_0>', *source.text[start:end].split()]))
+      tokenizer.query(_around(left, right, tokenizer.retriever, tokenizer.query_space)),
+      tokenizer.reader_query(
+        _around(left, right, tokenizer.reader, tokenizer.text.reader_query_length)
+      ),
+      tokenizer.target(['<extra_id_0>', *source.text[start:end].split()]),
+    )
 
 
 def word_count(text: str) -> int:
@@ -269,12 +275,11 @@ def _longest_fitting(config, input_length, target_length, max_spans) -> int:
 
 @functools.lru_cache(8)
 def _sentinels(vocabulary: SentencePieceVocabulary) -> np.ndarray:
-  return np.array(
-      [vocabulary.sentinel_id(i) for i in range(vocabulary.extra_ids)], np.int32)
+  return np.array([vocabulary.sentinel_id(i) for i in range(vocabulary.extra_ids)], np.int32)
 
 
 def _around(
-    left: Sequence[str], right: Sequence[str], encoder: WordEncoder, space: int
+  left: Sequence[str], right: Sequence[str], encoder: WordEncoder, space: int
 ) -> list[str]:
   """Words with a sentinel between, so many that the sentinel is not cut off."""
   whole = [*left, '<extra_id_0>', *right]
@@ -285,4 +290,4 @@ def _around(
   after = min(len(encoder.encode(right, space)), space - space // 2)
   sentinel = len(encoder.encode(['<extra_id_0>']))
   kept = encoder.last_words(left, max(0, space - sentinel - after))
-  return [*kept, *whole[len(left):]]
+  return [*kept, *whole[len(left) :]]

@@ -4,6 +4,7 @@ What pretext tasks need to be as fast as if both models' tokens of what they
 make were stored: vocabularies split at whitespace, so that a text's ids are
 those of its words.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -25,9 +26,7 @@ class WordEncoder:
   whitespace is the same; byte-level BPE would have ids for line breaks.
   """
 
-  def __init__(
-      self, vocabulary: Vocabulary, capacity: int = 2**18
-  ):
+  def __init__(self, vocabulary: Vocabulary, capacity: int = 2**18):
     """Remembers nothing yet.
 
     Args:
@@ -38,9 +37,7 @@ class WordEncoder:
     self._capacity = capacity
     self._ids: dict[str, list[int]] = {}
 
-  def encode(
-      self, words: Sequence[str], limit: int | None = None
-  ) -> list[int]:
+  def encode(self, words: Sequence[str], limit: int | None = None) -> list[int]:
     """Ids of words, without special tokens.
 
     Args:
@@ -56,9 +53,7 @@ class WordEncoder:
         return result[:limit]
     return result
 
-  def encode_start(
-      self, words: Sequence[str], limit: int | None = None
-  ) -> list[int]:
+  def encode_start(self, words: Sequence[str], limit: int | None = None) -> list[int]:
     """`encode` of words with which a sequence begins."""
     if not words or not self.vocabulary.first_word_differs:
       return self.encode(words, limit)
@@ -74,7 +69,7 @@ class WordEncoder:
       if total > limit:
         break
       kept += 1
-    return words[len(words) - kept:]
+    return words[len(words) - kept :]
 
   def _learn(self, word: str) -> list[int]:
     if len(self._ids) >= self._capacity:
@@ -86,8 +81,9 @@ class WordEncoder:
 class Translator:
   """The reader's ids to those that the retriever has for the same text."""
 
-  def __init__(self, vocabulary: SentencePieceVocabulary,
-               encoder: WordEncoder, capacity: int = 2**18):
+  def __init__(
+    self, vocabulary: SentencePieceVocabulary, encoder: WordEncoder, capacity: int = 2**18
+  ):
     self._vocabulary = vocabulary
     self._encoder = encoder
     self._capacity = capacity
@@ -97,8 +93,7 @@ class Translator:
     pieces = range(self._first_sentinel)
     word = next((i for i in pieces if vocabulary.decode([i]).isalnum()), 0)
     self._begins = np.ones(vocabulary.vocab_size, bool)
-    self._begins[:self._first_sentinel] = [
-        ' ' in vocabulary.decode([word, i]) for i in pieces]
+    self._begins[: self._first_sentinel] = [' ' in vocabulary.decode([word, i]) for i in pieces]
 
   def __call__(self, tokens: np.ndarray, limit: int) -> list[int]:
     """No more than `limit` ids of tokens [n] int32, sentinels included."""
@@ -141,8 +136,7 @@ class PretextTokenizer:
     self.text = tokenizer.text
     self.reader = WordEncoder(tokenizer.reader_vocabulary)
     self.retriever = WordEncoder(tokenizer.retriever_vocabulary)
-    self._query_leads = (
-        templates.leading_field(self.text.reader_format) == 'query')
+    self._query_leads = templates.leading_field(self.text.reader_format) == 'query'
 
   @functools.cached_property
   def query_space(self) -> int:
@@ -158,24 +152,20 @@ class PretextTokenizer:
   def framed_query(self, ids: list[int]) -> list[int]:
     """A retriever's query with its special tokens, cut on the right."""
     vocabulary = self.retriever.vocabulary
-    return [*vocabulary.retriever_prefix, *ids[: self.query_space],
-            vocabulary.eos_id]
+    return [*vocabulary.retriever_prefix, *ids[: self.query_space], vocabulary.eos_id]
 
   def query(self, words: Sequence[str]) -> list[int]:
     """Ids for the query encoder."""
-    return self.framed_query(
-        self.retriever.encode_start(words, self.query_space))
+    return self.framed_query(self.retriever.encode_start(words, self.query_space))
 
   def reader_query(self, words: Sequence[str]) -> list[int]:
     """Ids in place of the {query} of the reader's format."""
-    encode = (
-        self.reader.encode_start if self._query_leads else self.reader.encode)
+    encode = self.reader.encode_start if self._query_leads else self.reader.encode
     return encode(words, self.text.reader_query_length)
 
   def target(self, words: Sequence[str]) -> list[int]:
     """Ids of a target from its words."""
-    return self.framed_target(
-        self.reader.encode_start(words, self.text.target_length))
+    return self.framed_target(self.reader.encode_start(words, self.text.target_length))
 
   def framed_target(self, ids: Sequence[int]) -> list[int]:
     """A target with its special tokens; see `QueryTokenizer.target`."""
@@ -185,9 +175,7 @@ class PretextTokenizer:
       ids = prefix + ids[: max(0, length - len(prefix) - 1)]
     return [*ids, vocabulary.eos_id][:length]
 
-  def sentinel_vocabulary(
-      self, objective: str
-  ) -> SentencePieceVocabulary:
+  def sentinel_vocabulary(self, objective: str) -> SentencePieceVocabulary:
     """The reader's vocabulary, which must have T5's sentinels.
 
     Raises:
@@ -196,7 +184,8 @@ class PretextTokenizer:
     vocabulary = self.reader.vocabulary
     if not isinstance(vocabulary, SentencePieceVocabulary):
       raise ValueError(
-          f'{objective} puts sentinels such as <extra_id_0> in the text, which '
-          f'the reader vocabulary {vocabulary.path} does not have; use one of '
-          'T5, or PrefixLM or TitleSection.')
+        f'{objective} puts sentinels such as <extra_id_0> in the text, which '
+        f'the reader vocabulary {vocabulary.path} does not have; use one of '
+        'T5, or PrefixLM or TitleSection.'
+      )
     return vocabulary

@@ -32,8 +32,7 @@ def compiled(pattern: str) -> re.Pattern[str]:
   try:
     return re.compile(pattern, _FLAGS)
   except (re.error, RecursionError, OverflowError) as error:
-    raise ValueError(
-        f'{pattern!r:.80} is no regular expression ({error})') from error
+    raise ValueError(f'{pattern!r:.80} is no regular expression ({error})') from error
 
 
 def matches(text: str, patterns: Iterable[str]) -> bool:
@@ -47,9 +46,11 @@ def matches(text: str, patterns: Iterable[str]) -> bool:
     ValueError: a pattern is no regular expression.
   """
   return any(
-      compiled(unicodedata.normalize(form, pattern)).search(
-          unicodedata.normalize(form, text)) is not None
-      for pattern in patterns for form in ('NFC', 'NFD'))
+    compiled(unicodedata.normalize(form, pattern)).search(unicodedata.normalize(form, text))
+    is not None
+    for pattern in patterns
+    for form in ('NFC', 'NFD')
+  )
 
 
 def example(patterns: Iterable[str]) -> str | None:
@@ -65,8 +66,7 @@ def example(patterns: Iterable[str]) -> str | None:
   for pattern in patterns:
     search = compiled(pattern).search
     try:
-      texts = itertools.islice(
-          _texts(_parser.parse(pattern, _FLAGS)), _MOST_EXAMPLES)
+      texts = itertools.islice(_texts(_parser.parse(pattern, _FLAGS)), _MOST_EXAMPLES)
       for text in texts:
         text = ' '.join(text.split())
         if text and search(text):
@@ -129,5 +129,5 @@ def _is_open(parsed: Any) -> bool:
     return False
   code, argument = parsed[0]
   return code is codes.ANY or (
-      code is codes.IN
-      and (codes.CATEGORY, codes.CATEGORY_SPACE) in argument)
+    code is codes.IN and (codes.CATEGORY, codes.CATEGORY_SPACE) in argument
+  )

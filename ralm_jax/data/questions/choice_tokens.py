@@ -3,6 +3,7 @@
 Vocabularies split at whitespace, so that the ids of a prompt are those of its
 question and options joined, in whatever order the options stand.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -46,10 +47,10 @@ class PromptTokenizer:
   """Tokenises the orders of a list of questions."""
 
   def __init__(
-      self,
-      questions: Sequence[Question],
-      tokenizer: QueryTokenizer,
-      max_question_tokens: int | None = multiple_choice.MAX_QUESTION_TOKENS,
+    self,
+    questions: Sequence[Question],
+    tokenizer: QueryTokenizer,
+    max_question_tokens: int | None = multiple_choice.MAX_QUESTION_TOKENS,
   ):
     """Tokenises nothing yet.
 
@@ -61,16 +62,16 @@ class PromptTokenizer:
     self._questions = questions
     self._tokenizer = tokenizer
     self._max_question_tokens = max_question_tokens
-    self._before, _, self._after = tokenizer.text.question_format.partition(
-        '{question}')
+    self._before, _, self._after = tokenizer.text.question_format.partition('{question}')
     both = (tokenizer.retriever_vocabulary, tokenizer.reader_vocabulary)
     self._joins = (
-        self._before == self._before.rstrip() + ' ' * bool(self._before)
-        and self._after[:1] in ('', ' ') and '{question}' not in self._after
-        and not any(vocabulary.first_word_differs for vocabulary in both))
+      self._before == self._before.rstrip() + ' ' * bool(self._before)
+      and self._after[:1] in ('', ' ')
+      and '{question}' not in self._after
+      and not any(vocabulary.first_word_differs for vocabulary in both)
+    )
     texts = ('options:', *(f'({x})' for x in multiple_choice.LETTERS), self._after)
-    self._literals = [
-        {text: _ids(vocabulary, text) for text in texts} for vocabulary in both]
+    self._literals = [{text: _ids(vocabulary, text) for text in texts} for vocabulary in both]
     self._parts: dict[int, tuple[_Side, _Side]] = {}
 
   def ids(self, number: int, order: Sequence[int]) -> PromptIds:
@@ -83,38 +84,46 @@ class PromptTokenizer:
     tokenizer = self._tokenizer
     if not self._joins:
       shown = multiple_choice.render(
-          multiple_choice.permuted(self._questions[number], order), tokenizer,
-          self._max_question_tokens)
+        multiple_choice.permuted(self._questions[number], order),
+        tokenizer,
+        self._max_question_tokens,
+      )
       query = tokenizer.text.query(shown.question)
-      return PromptIds(*(np.asarray(ids, np.int32) for ids in (
-          tokenizer.retriever_query(query), tokenizer.reader_query(query))))
+      return PromptIds(
+        *(
+          np.asarray(ids, np.int32)
+          for ids in (tokenizer.retriever_query(query), tokenizer.reader_query(query))
+        )
+      )
     if number not in self._parts:
       self._parts[number] = self._tokenized(self._questions[number])
     query, reader_query = (
-        self._joined(side, literals, order)
-        for side, literals in zip(self._parts[number], self._literals))
+      self._joined(side, literals, order)
+      for side, literals in zip(self._parts[number], self._literals)
+    )
     vocabulary, text = tokenizer.retriever_vocabulary, tokenizer.text
     prefix = vocabulary.retriever_prefix
     space = max(0, text.query_length - len(prefix) - 1)
     return PromptIds(
-        np.asarray([*prefix, *query[:space], vocabulary.eos_id], np.int32),
-        reader_query[:text.reader_query_length])
+      np.asarray([*prefix, *query[:space], vocabulary.eos_id], np.int32),
+      reader_query[: text.reader_query_length],
+    )
 
   def _tokenized(self, question: Question) -> tuple[_Side, _Side]:
     # The cut does not depend on the order, in which there are as many tokens.
-    prompt = multiple_choice.prompt(
-        question, self._tokenizer, self._max_question_tokens)
+    prompt = multiple_choice.prompt(question, self._tokenizer, self._max_question_tokens)
     listed = multiple_choice.listed(question.options)
     before = self._before + prompt.removesuffix(f' options: {listed}')
     query, reader_query = (
-        _Side(_ids(vocabulary, before),
-              tuple(_ids(vocabulary, option) for option in question.options))
-        for vocabulary in (self._tokenizer.retriever_vocabulary,
-                           self._tokenizer.reader_vocabulary))
+      _Side(
+        _ids(vocabulary, before), tuple(_ids(vocabulary, option) for option in question.options)
+      )
+      for vocabulary in (self._tokenizer.retriever_vocabulary, self._tokenizer.reader_vocabulary)
+    )
     return query, reader_query
 
   def _joined(
-      self, side: _Side, literals: dict[str, np.ndarray], order: Sequence[int]
+    self, side: _Side, literals: dict[str, np.ndarray], order: Sequence[int]
   ) -> np.ndarray:
     parts = [side.before, literals['options:']]
     for letter, option in zip(multiple_choice.LETTERS, order):

@@ -3,6 +3,7 @@
 Either by hash, which anybody can repeat without a list, or by the list that
 somebody else has published.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,11 +17,7 @@ from ralm_jax.data.questions.reading import Question
 from ralm_jax.files import json_records
 
 
-def choose(
-    questions: Sequence[Question],
-    shots: int,
-    seed: int = 0,
-) -> list[Question]:
+def choose(questions: Sequence[Question], shots: int, seed: int = 0) -> list[Question]:
   """The `shots` questions with the smallest SHA-256 of 'seed:id:question'.
 
   The choice does not depend on the order of the questions, more shots contain
@@ -45,14 +42,15 @@ def choose(
   if shots > len(questions):
     of_group = {question.group for question in questions} - {''}
     raise ValueError(
-        f'shots is {shots}, but there are {len(questions)} questions to choose '
-        'from' + (f' in group {of_group.pop()!r}' if len(of_group) == 1 else '')
-        + '; give more or choose fewer')
+      f'shots is {shots}, but there are {len(questions)} questions to choose '
+      'from'
+      + (f' in group {of_group.pop()!r}' if len(of_group) == 1 else '')
+      + '; give more or choose fewer'
+    )
   # What decides between equal questions must not be their order either.
-  return sorted(
-      questions,
-      key=lambda q: (
-          _digest(q, seed), q.answers, q.options, q.target or ''))[:shots]
+  return sorted(questions, key=lambda q: (_digest(q, seed), q.answers, q.options, q.target or ''))[
+    :shots
+  ]
 
 
 def _digest(question: Question, seed: int) -> bytes:
@@ -60,8 +58,7 @@ def _digest(question: Question, seed: int) -> bytes:
   places = {os.path.basename(question.path) + line, question.path + line}
   written = question.source_id or question.id
   name = '' if written in places else written
-  return hashlib.sha256(
-      f'{seed}:{name}:{question.question}'.encode()).digest()
+  return hashlib.sha256(f'{seed}:{name}:{question.question}'.encode()).digest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +69,7 @@ class _Entry:
   where: str
 
 
-def listed(
-    questions: Sequence[Question],
-    file: str | os.PathLike[str],
-) -> list[Question]:
+def listed(questions: Sequence[Question], file: str | os.PathLike[str]) -> list[Question]:
   """The questions that a list names, in its order.
 
   Args:
@@ -103,18 +97,21 @@ def listed(
     files = sorted({question.path for question in questions})
     if len(files) > 1:
       raise ValueError(
-          f'{path}: lists numbers of lines, which mean nothing in '
-          f'{len(files)} files ({files[0]}, {files[1]}, ...); give the one file '
-          'that the list was made for')
+        f'{path}: lists numbers of lines, which mean nothing in '
+        f'{len(files)} files ({files[0]}, {files[1]}, ...); give the one file '
+        'that the list was made for'
+      )
     by_line = {question.line - 1: question for question in questions}
   by_id = {question.id: question for question in questions}
   chosen: dict[int | str, Question] = {}
   for entry in entries:
     known = by_line if isinstance(entry.value, int) else by_id
     if entry.value not in known:
-      what = (f'no question on line {entry.value} (counted from 0)'
-              if isinstance(entry.value, int)
-              else f'no question with id {entry.value!r:.60}')
+      what = (
+        f'no question on line {entry.value} (counted from 0)'
+        if isinstance(entry.value, int)
+        else f'no question with id {entry.value!r:.60}'
+      )
       source = f' in {questions[0].path}' if questions else ''
       raise ValueError(f'{entry.where}: there is {what}{source}')
     if entry.value in chosen:
@@ -130,15 +127,14 @@ def _entries(path: str) -> list[_Entry]:
     text = content.decode('utf-8-sig')
   except UnicodeDecodeError as error:
     raise ValueError(
-        f'{path}:{content[:error.start].count(10) + 1}: not UTF-8; convert the '
-        'file to UTF-8') from error
+      f'{path}:{content[: error.start].count(10) + 1}: not UTF-8; convert the file to UTF-8'
+    ) from error
   if text.lstrip().startswith('['):
     return _array(path, text)
   return [
-      _Entry(int(entry) if entry.isascii() and entry.isdigit() else entry,
-             f'{path}:{line}')
-      for line, entry in enumerate(map(str.strip, text.split('\n')), start=1)
-      if entry
+    _Entry(int(entry) if entry.isascii() and entry.isdigit() else entry, f'{path}:{line}')
+    for line, entry in enumerate(map(str.strip, text.split('\n')), start=1)
+    if entry
   ]
 
 
@@ -154,8 +150,8 @@ def _array(path: str, text: str) -> list[_Entry]:
     # bool is an int in Python, but true is no number of a line.
     if isinstance(value, bool) or not isinstance(value, (int, str)):
       raise ValueError(
-          f'{where}: expected the number of a line or an id, found '
-          f'{json_records.kind(value)}')
+        f'{where}: expected the number of a line or an id, found {json_records.kind(value)}'
+      )
     if isinstance(value, int) and value < 0:
       raise ValueError(f'{where}: {value} is no line; they count from 0')
     entries.append(_Entry(value, where))

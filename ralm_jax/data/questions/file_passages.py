@@ -1,4 +1,5 @@
 """Passages that come with the questions, as a store of token columns."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -26,10 +27,10 @@ class FilePassages:
   directory = 'the question file'
 
   def __init__(
-      self,
-      passages: Sequence[FilePassage],
-      reader_vocabulary: Vocabulary,
-      retriever_vocabulary: Vocabulary,
+    self,
+    passages: Sequence[FilePassage],
+    reader_vocabulary: Vocabulary,
+    retriever_vocabulary: Vocabulary,
   ):
     """Tokenises nothing yet."""
     self._passages = list(passages)
@@ -44,20 +45,16 @@ class FilePassages:
     """The texts of rows [N] int, in their order; empty ones at -1."""
     nothing = FilePassage('', '', '')
     return [
-        StoredPassage(
-            row=int(row), id=one.id, title=one.title, section='', text=one.text)
-        for row, one in (
-            (row, self._passages[row] if row >= 0 else nothing) for row in rows)
+      StoredPassage(row=int(row), id=one.id, title=one.title, section='', text=one.text)
+      for row, one in ((row, self._passages[row] if row >= 0 else nothing) for row in rows)
     ]
 
   def tokens(
-      self, rows: Sequence[int] | np.ndarray, column: str, *,
-      max_length: int | None = None,
+    self, rows: Sequence[int] | np.ndarray, column: str, *, max_length: int | None = None
   ) -> RaggedTokens:
     """As `PassageStore.tokens`."""
     stored = self._column(column)
-    return RaggedTokens.from_lists([
-        stored[row][:max_length] if row >= 0 else [] for row in rows])
+    return RaggedTokens.from_lists([stored[row][:max_length] if row >= 0 else [] for row in rows])
 
   def _column(self, column: str) -> list[list[int]]:
     if column in self._columns:

@@ -42,24 +42,22 @@ def orderings(n_options: int, permutations: str) -> list[tuple[int, ...]]:
   """
   if permutations not in PERMUTATIONS:
     raise ValueError(
-        f'permutations is {permutations!r}; it must be one of '
-        f'{", ".join(PERMUTATIONS)}')
+      f'permutations is {permutations!r}; it must be one of {", ".join(PERMUTATIONS)}'
+    )
   original = tuple(range(n_options))
   if permutations == 'single':
     return [original]
   if permutations == 'cyclic':
-    return [original[n_options - i:] + original[:n_options - i]
-            for i in range(n_options)]
+    return [original[n_options - i :] + original[: n_options - i] for i in range(n_options)]
   if n_options > _MOST_OPTIONS_PERMUTED:
     raise ValueError(
-        f"permutations 'all' of {n_options} options are too many; there are at "
-        f"most {_MOST_OPTIONS_PERMUTED}: use 'cyclic'")
+      f"permutations 'all' of {n_options} options are too many; there are at "
+      f"most {_MOST_OPTIONS_PERMUTED}: use 'cyclic'"
+    )
   return list(itertools.permutations(original))
 
 
-def permuted(
-    question: Question, order: Sequence[int]
-) -> Question:
+def permuted(question: Question, order: Sequence[int]) -> Question:
   """The question with its options in another order.
 
   The answer's letter follows its option by position, so that options of equal
@@ -70,33 +68,31 @@ def permuted(
     order: letter i stands for option `order[i]`.
   """
   order = list(order)
-  letters = (LETTERS[order.index(LETTERS.index(answer))]
-             for answer in question.answers)
+  letters = (LETTERS[order.index(LETTERS.index(answer))] for answer in question.answers)
   return dataclasses.replace(
-      question,
-      options=tuple(question.options[option] for option in order),
-      answers=tuple(letters),
-      # A letter that was to be trained on has moved, too.
-      target=None if question.target is None
-      else LETTERS[order.index(LETTERS.index(question.target))],
+    question,
+    options=tuple(question.options[option] for option in order),
+    answers=tuple(letters),
+    # A letter that was to be trained on has moved, too.
+    target=None
+    if question.target is None
+    else LETTERS[order.index(LETTERS.index(question.target))],
   )
 
 
-def expand(
-    questions: Sequence[Question], permutations: str
-) -> list[Question]:
+def expand(questions: Sequence[Question], permutations: str) -> list[Question]:
   """Every order of every question; those of one question follow each other."""
   return [
-      permuted(question, order)
-      for question in questions
-      for order in orderings(len(question.options), permutations)
+    permuted(question, order)
+    for question in questions
+    for order in orderings(len(question.options), permutations)
   ]
 
 
 def prompt(
-    question: Question,
-    tokenizer: QueryTokenizer,
-    max_question_tokens: int | None = MAX_QUESTION_TOKENS,
+  question: Question,
+  tokenizer: QueryTokenizer,
+  max_question_tokens: int | None = MAX_QUESTION_TOKENS,
 ) -> str:
   """What stands for `{question}` in a TextConfig's question_format.
 
@@ -128,13 +124,10 @@ def prompt(
 
 def listed(options: Sequence[str]) -> str:
   """'(A) … (B) …'."""
-  return ' '.join(
-      f'({letter}) {option}' for letter, option in zip(LETTERS, options)).strip()
+  return ' '.join(f'({letter}) {option}' for letter, option in zip(LETTERS, options)).strip()
 
 
-def last_tokens(
-    text: str, count: int, vocabulary: Vocabulary
-) -> str:
+def last_tokens(text: str, count: int, vocabulary: Vocabulary) -> str:
   """The end of a text, of at most `count` tokens of a vocabulary.
 
   Vocabularies split at whitespace, so that words can be counted one by one.
@@ -151,28 +144,25 @@ def last_tokens(
   return before + text[start:]
 
 
-def _last_part(
-    word: str, ids: Sequence[int], count: int,
-    vocabulary: Vocabulary,
-) -> str:
+def _last_part(word: str, ids: Sequence[int], count: int, vocabulary: Vocabulary) -> str:
   """The end of a word, of its last `count` tokens where they spell it."""
   part = vocabulary.decode(ids[-count:]).strip()
   if word.endswith(part):
     return part
   # Tokens of unknown or of normalised characters, or of parts of one.
   start = bisect.bisect_left(
-      range(len(word)), -count, key=lambda i: -len(vocabulary.encode(word[i:])))
+    range(len(word)), -count, key=lambda i: -len(vocabulary.encode(word[i:]))
+  )
   return word[start:]
 
 
 def render(
-    question: Question,
-    tokenizer: QueryTokenizer,
-    max_question_tokens: int | None = MAX_QUESTION_TOKENS,
+  question: Question,
+  tokenizer: QueryTokenizer,
+  max_question_tokens: int | None = MAX_QUESTION_TOKENS,
 ) -> Question:
   """The question with its `prompt` in place of its text."""
-  return dataclasses.replace(
-      question, question=prompt(question, tokenizer, max_question_tokens))
+  return dataclasses.replace(question, question=prompt(question, tokenizer, max_question_tokens))
 
 
 def check(questions: Sequence[Question]) -> None:
@@ -181,22 +171,25 @@ def check(questions: Sequence[Question]) -> None:
     where = f'{question.path}:{question.line}'
     if not question.options:
       raise ValueError(
-          f"{where}: field 'options' is missing; a multiple choice needs the "
-          'texts of its options')
-    letters = LETTERS[:len(question.options)]
-    for field, value in (('answers', question.answers),
-                         ('target', (question.target or letters[0],))):
+        f"{where}: field 'options' is missing; a multiple choice needs the texts of its options"
+      )
+    letters = LETTERS[: len(question.options)]
+    for field, value in (
+      ('answers', question.answers),
+      ('target', (question.target or letters[0],)),
+    ):
       wrong = [answer for answer in value if answer not in tuple(letters)]
       if wrong:
         raise ValueError(
-            f'{where}: field {field!r}: {wrong[0]!r:.40} is not one of the '
-            f"options' letters {', '.join(letters)}")
+          f'{where}: field {field!r}: {wrong[0]!r:.40} is not one of the '
+          f"options' letters {', '.join(letters)}"
+        )
 
 
 def check_lengths(
-    questions: Sequence[Question],
-    tokenizer: QueryTokenizer,
-    max_question_tokens: int | None = MAX_QUESTION_TOKENS,
+  questions: Sequence[Question],
+  tokenizer: QueryTokenizer,
+  max_question_tokens: int | None = MAX_QUESTION_TOKENS,
 ) -> None:
   """Raises ValueError where the reader would not see all options.
 
@@ -207,22 +200,26 @@ def check_lengths(
       options alone are, are let through; the log says how many.
   """
   vocabulary, text = tokenizer.reader_vocabulary, tokenizer.text
-  prompts = (text.query(prompt(question, tokenizer, max_question_tokens))
-             for question in questions)
+  prompts = (text.query(prompt(question, tokenizer, max_question_tokens)) for question in questions)
   lengths = [len(vocabulary.encode(one)) for one in prompts]
   # A prompt's bound includes an end of sequence.
-  bounded = [length for length in lengths if max_question_tokens is None
-             or length < max_question_tokens]
+  bounded = [
+    length for length in lengths if max_question_tokens is None or length < max_question_tokens
+  ]
   needed = max(bounded, default=0)
   if needed > text.reader_query_length:
     cut = sum(length > text.reader_query_length for length in lengths)
     raise ValueError(
-        f'{cut} of {len(lengths)} multiple-choice prompts are longer than '
-        f'TextConfig.reader_query_length = {text.reader_query_length}, so that '
-        f'their last options would be cut off; set it to {needed} or more '
-        f'(ralm eval: --text reader_query_length={needed}).')
+      f'{cut} of {len(lengths)} multiple-choice prompts are longer than '
+      f'TextConfig.reader_query_length = {text.reader_query_length}, so that '
+      f'their last options would be cut off; set it to {needed} or more '
+      f'(ralm eval: --text reader_query_length={needed}).'
+    )
   cut = sum(length > text.reader_query_length for length in lengths)
   if cut:
     logging.warning(
-        'The options of %d questions alone are longer than reader_query_length '
-        '= %d; the last ones are cut off.', cut, text.reader_query_length)
+      'The options of %d questions alone are longer than reader_query_length '
+      '= %d; the last ones are cut off.',
+      cut,
+      text.reader_query_length,
+    )

@@ -23,6 +23,7 @@ alone, and is then read as its first day (`dates.py`).
 Published data sets of other layouts are read by naming their `record_format`
 (`question_formats.py`).
 """
+
 from collections.abc import Iterable, Mapping
 import dataclasses
 import logging
@@ -69,6 +70,7 @@ class Question:
     source_id: the id as written where `id` is a numbered one ('x' of 'x#2'),
       else ''.
   """
+
   id: str
   question: str
   answers: tuple[str, ...]
@@ -83,8 +85,7 @@ class Question:
   provenance: tuple[tuple[str, ...], ...] = ()
   group: str = ''
   patterns: bool = False
-  metadata: Mapping[str, Any] = dataclasses.field(
-      default_factory=dict, hash=False)
+  metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
   metrics: str = ''
   source_id: str = ''
 
@@ -95,12 +96,12 @@ class Question:
 
 
 def read_questions(
-    paths: Path | Iterable[Path],
-    *,
-    require_answers: bool = True,
-    duplicate_ids: str = 'error',
-    record_format: str = 'qa',
-    on_error: str = 'raise',
+  paths: Path | Iterable[Path],
+  *,
+  require_answers: bool = True,
+  duplicate_ids: str = 'error',
+  record_format: str = 'qa',
+  on_error: str = 'raise',
 ) -> list[Question]:
   """Reads questions from files, plain or gzipped (told by content).
 
@@ -131,12 +132,11 @@ def read_questions(
       is used twice. The message starts with file:line.
   """
   for name, value, known in (
-      ('duplicate_ids', duplicate_ids, ('error', 'number')),
-      ('on_error', on_error, ('raise', 'skip')),
+    ('duplicate_ids', duplicate_ids, ('error', 'number')),
+    ('on_error', on_error, ('raise', 'skip')),
   ):
     if value not in known:
-      raise ValueError(
-          f'{name} is {value!r}; it must be {known[0]!r} or {known[1]!r}')
+      raise ValueError(f'{name} is {value!r}; it must be {known[0]!r} or {known[1]!r}')
   files = input_files.expand_inputs(paths)
   names = [os.path.basename(path) for path in files]
   questions: list[Question] = []
@@ -147,20 +147,26 @@ def read_questions(
     before = len(questions)
     skipped: list[ValueError] = []
     for record in catalogue.read_records(
-        path, record_format, require_answers,
-        on_error=skipped.append if on_error == 'skip' else None,
+      path, record_format, require_answers, on_error=skipped.append if on_error == 'skip' else None
     ):
       where = record.where
       try:
         question = Question(
-            line=record.number, path=path, **rows.parse(
-                record.row, where, f'{name}:{record.number}', require_answers,
-                catalogue.METRICS.get(record_format, '')))
+          line=record.number,
+          path=path,
+          **rows.parse(
+            record.row,
+            where,
+            f'{name}:{record.number}',
+            require_answers,
+            catalogue.METRICS.get(record_format, ''),
+          ),
+        )
         if question.id in places and duplicate_ids == 'error':
           raise ValueError(
-              f"{where}: field 'id': {question.id!r} is already the id of "
-              f'{places[question.id]}; make ids unique, leave them out, or '
-              "read with duplicate_ids='number'"
+            f"{where}: field 'id': {question.id!r} is already the id of "
+            f'{places[question.id]}; make ids unique, leave them out, or '
+            "read with duplicate_ids='number'"
           )
       except ValueError as error:
         if on_error == 'raise':
@@ -169,19 +175,20 @@ def read_questions(
         continue
       if question.id in places:
         question = dataclasses.replace(
-            question, id=_numbered(question.id, places), source_id=question.id)
+          question, id=_numbered(question.id, places), source_id=question.id
+        )
       places[question.id] = where
       questions.append(question)
     if skipped:
       logging.warning(
-          '%s: left out %d malformed records: %s', path, len(skipped),
-          '; '.join(map(str, skipped[:_ERRORS_SHOWN]))
-          + ('; …' if len(skipped) > _ERRORS_SHOWN else ''))
-    if len(questions) == before:
-      raise ValueError(
-          f'{path}: holds no questions; expected '
-          + catalogue.EXPECTED[record_format]
+        '%s: left out %d malformed records: %s',
+        path,
+        len(skipped),
+        '; '.join(map(str, skipped[:_ERRORS_SHOWN]))
+        + ('; …' if len(skipped) > _ERRORS_SHOWN else ''),
       )
+    if len(questions) == before:
+      raise ValueError(f'{path}: holds no questions; expected ' + catalogue.EXPECTED[record_format])
   return questions
 
 

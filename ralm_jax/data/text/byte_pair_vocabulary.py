@@ -67,7 +67,8 @@ class BytePairVocabulary(Vocabulary):
       raise ValueError(f'{self.path}: not a byte-level BPE: {error}') from error
     self.vocab_size = max(ids.values()) + 1
     self.bos_id, self.pad_id, self.eos_id, self.unk_id, self.mask_id = (
-        ids[name] for name in _SPECIALS)
+      ids[name] for name in _SPECIALS
+    )
     self._known = frozenset(ids.values())
     self.fingerprint = hashlib.sha256(b'byte_pair\n' + self._bytes).hexdigest()
 
@@ -110,9 +111,7 @@ def read_json(path: pathlib.Path) -> Any:
   try:
     return json.loads(content.removeprefix(codecs.BOM_UTF8))
   except (ValueError, RecursionError) as error:
-    raise ValueError(
-        f'{path}: damaged, not whole JSON ({error}); fetch the file again'
-    ) from error
+    raise ValueError(f'{path}: damaged, not whole JSON ({error}); fetch the file again') from error
 
 
 def _collapsed(text: str) -> str:
@@ -137,8 +136,9 @@ def _read_merges(path: pathlib.Path) -> list[list[str]]:
   merges_path = path.with_name('merges.txt')
   if not merges_path.exists():
     raise FileNotFoundError(
-        f'{merges_path}: no such file; {path.name} needs its merges.txt beside it '
-        '(or name a tokenizer.json)')
+      f'{merges_path}: no such file; {path.name} needs its merges.txt beside it '
+      '(or name a tokenizer.json)'
+    )
   try:
     # A byte order mark, as some editors write it, is no part of a piece.
     lines = merges_path.read_text('utf-8-sig').split('\n')
@@ -151,14 +151,13 @@ def _read_merges(path: pathlib.Path) -> list[list[str]]:
       continue
     pair = line.split(' ')
     if len(pair) != 2 or not all(pair):
-      raise ValueError(
-          f'{merges_path}:{number}: expected two pieces, found {line!r:.60}')
+      raise ValueError(f'{merges_path}:{number}: expected two pieces, found {line!r:.60}')
     merges.append(pair)
   return merges
 
 
 def _parts_of_tokenizer(
-    content: Mapping[str, Any], path: pathlib.Path,
+  content: Mapping[str, Any], path: pathlib.Path
 ) -> tuple[dict[str, int], list[list[str]], list[dict[str, Any]]]:
   """Vocabulary, merges and added tokens of a `tokenizer.json`."""
   try:
@@ -166,23 +165,33 @@ def _parts_of_tokenizer(
     # Some files of old versions leave the type out.
     model_type = model.get('type', 'BPE' if 'merges' in model else None)
     pre_tokenizer = content.get('pre_tokenizer') or {}
-    odd = next((name for name, found, wanted in (
-        ('model', model_type, ('BPE',)),
-        ('pre_tokenizer', pre_tokenizer.get('type'), ('ByteLevel',)),
-        ('pre_tokenizer.use_regex', pre_tokenizer.get('use_regex', True), (True,)),
-        # First words would silently get other ids than its owner knows.
-        ('pre_tokenizer.add_prefix_space',
-         pre_tokenizer.get('add_prefix_space', False), (False,)),
-        ('normalizer', content.get('normalizer'), (None,)),
-        ('byte_fallback', model.get('byte_fallback', False), (False,)),
-        ('ignore_merges', model.get('ignore_merges', False), (False,)),
-        ('continuing_subword_prefix', model.get('continuing_subword_prefix'),
-         (None, '')),
-        ('end_of_word_suffix', model.get('end_of_word_suffix'), (None, '')),
-    ) if found not in wanted), None)
+    odd = next(
+      (
+        name
+        for name, found, wanted in (
+          ('model', model_type, ('BPE',)),
+          ('pre_tokenizer', pre_tokenizer.get('type'), ('ByteLevel',)),
+          ('pre_tokenizer.use_regex', pre_tokenizer.get('use_regex', True), (True,)),
+          # First words would silently get other ids than its owner knows.
+          (
+            'pre_tokenizer.add_prefix_space',
+            pre_tokenizer.get('add_prefix_space', False),
+            (False,),
+          ),
+          ('normalizer', content.get('normalizer'), (None,)),
+          ('byte_fallback', model.get('byte_fallback', False), (False,)),
+          ('ignore_merges', model.get('ignore_merges', False), (False,)),
+          ('continuing_subword_prefix', model.get('continuing_subword_prefix'), (None, '')),
+          ('end_of_word_suffix', model.get('end_of_word_suffix'), (None, '')),
+        )
+        if found not in wanted
+      ),
+      None,
+    )
     if odd is None:
-      merges = [merge.split(' ') if isinstance(merge, str) else list(merge)
-                for merge in model['merges']]
+      merges = [
+        merge.split(' ') if isinstance(merge, str) else list(merge) for merge in model['merges']
+      ]
       added = [dict(token) for token in content.get('added_tokens') or ()]
       vocab = dict(model['vocab'])
       for token in added:
@@ -191,20 +200,21 @@ def _parts_of_tokenizer(
       return vocab, merges, added
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(
-        f'{path}: not a tokenizer.json of the tokenizers library: '
-        f'{type(error).__name__}: {error}') from error
+      f'{path}: not a tokenizer.json of the tokenizers library: {type(error).__name__}: {error}'
+    ) from error
   if model_type != 'BPE':
     odd += f' {model_type}'
   raise ValueError(
-      f'{path}: not a byte-level BPE as GPT-2 and BART have it ({odd}); for '
-      'WordPiece name vocab.txt, for SentencePiece spiece.model')
+    f'{path}: not a byte-level BPE as GPT-2 and BART have it ({odd}); for '
+    'WordPiece name vocab.txt, for SentencePiece spiece.model'
+  )
 
 
-def _checked_ids(vocab: Mapping[str, Any], added: Sequence[Mapping[str, Any]],
-                 path: pathlib.Path) -> dict[str, int]:
+def _checked_ids(
+  vocab: Mapping[str, Any], added: Sequence[Mapping[str, Any]], path: pathlib.Path
+) -> dict[str, int]:
   """The vocabulary in the order of its ids; ValueError if it cannot be used."""
-  wrong = next((piece for piece, i in vocab.items()
-                if type(i) is not int or i < 0), None)
+  wrong = next((piece for piece, i in vocab.items() if type(i) is not int or i < 0), None)
   if wrong is not None:
     raise ValueError(f'{path}: the id of {wrong!r} is {vocab[wrong]!r:.40}')
   ids = dict(sorted(vocab.items(), key=lambda item: item[1]))
@@ -212,51 +222,79 @@ def _checked_ids(vocab: Mapping[str, Any], added: Sequence[Mapping[str, Any]],
     raise ValueError(f'{path}: two pieces have the same id')
   missing = [name for name in _SPECIALS if name not in ids]
   if missing:
-    raise ValueError(
-        f'{path}: not a vocabulary of BART: it has no {", ".join(missing)}')
+    raise ValueError(f'{path}: not a vocabulary of BART: it has no {", ".join(missing)}')
   letters = set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) - set(ids)
   if letters:
     raise ValueError(
-        f'{path}: {len(letters)} of the 256 bytes have no id, so that texts '
-        'would be lost; train it with ByteLevel.alphabet() as initial alphabet')
+      f'{path}: {len(letters)} of the 256 bytes have no id, so that texts '
+      'would be lost; train it with ByteLevel.alphabet() as initial alphabet'
+    )
   for token in added:
     name = token['content']
     if token.get('rstrip') or any(character.isspace() for character in name):
       raise ValueError(
-          f'{path}: token {name!r} takes in the space behind it, so ids of a '
-          'passage cannot be put behind it; set its rstrip to false')
+        f'{path}: token {name!r} takes in the space behind it, so ids of a '
+        'passage cannot be put behind it; set its rstrip to false'
+      )
   return ids
 
 
-def _canonical(ids: Mapping[str, int], merges: Sequence[Sequence[str]],
-               added: Sequence[Mapping[str, Any]]) -> bytes:
+def _canonical(
+  ids: Mapping[str, int], merges: Sequence[Sequence[str]], added: Sequence[Mapping[str, Any]]
+) -> bytes:
   """A `tokenizer.json` of nothing but what decides ids, always written alike."""
   names = {token['content']: token for token in added}
   # What a file leaves out (all of vocab.json's) is still a special token.
   for name in _SPECIALS:
     names.setdefault(name, {'content': name, 'special': True})
   tokens = [
-      {'id': ids[name], 'content': name,
-       'single_word': bool(token.get('single_word')),
-       # As in the original, <mask> stands for a word and its space, whether or
-       # not a file says so: vocab.json cannot.
-       'lstrip': name == '<mask>' or bool(token.get('lstrip')),
-       'rstrip': False, 'normalized': False,
-       'special': name in _SPECIALS or bool(token.get('special'))}
-      for name, token in sorted(names.items(), key=lambda item: ids[item[0]])]
-  byte_level = {'type': 'ByteLevel', 'add_prefix_space': False,
-                'trim_offsets': True, 'use_regex': True}
-  return json.dumps({
-      'version': '1.0', 'truncation': None, 'padding': None,
-      'added_tokens': tokens, 'normalizer': None, 'pre_tokenizer': byte_level,
+    {
+      'id': ids[name],
+      'content': name,
+      'single_word': bool(token.get('single_word')),
+      # As in the original, <mask> stands for a word and its space, whether or
+      # not a file says so: vocab.json cannot.
+      'lstrip': name == '<mask>' or bool(token.get('lstrip')),
+      'rstrip': False,
+      'normalized': False,
+      'special': name in _SPECIALS or bool(token.get('special')),
+    }
+    for name, token in sorted(names.items(), key=lambda item: ids[item[0]])
+  ]
+  byte_level = {
+    'type': 'ByteLevel',
+    'add_prefix_space': False,
+    'trim_offsets': True,
+    'use_regex': True,
+  }
+  return json.dumps(
+    {
+      'version': '1.0',
+      'truncation': None,
+      'padding': None,
+      'added_tokens': tokens,
+      'normalizer': None,
+      'pre_tokenizer': byte_level,
       'post_processor': {
-          'type': 'RobertaProcessing', 'sep': ['</s>', ids['</s>']],
-          'cls': ['<s>', ids['<s>']], 'trim_offsets': True,
-          'add_prefix_space': False},
+        'type': 'RobertaProcessing',
+        'sep': ['</s>', ids['</s>']],
+        'cls': ['<s>', ids['<s>']],
+        'trim_offsets': True,
+        'add_prefix_space': False,
+      },
       'decoder': byte_level,
       'model': {
-          'type': 'BPE', 'dropout': None, 'unk_token': None,
-          'continuing_subword_prefix': '', 'end_of_word_suffix': '',
-          'fuse_unk': False, 'byte_fallback': False, 'ignore_merges': False,
-          'vocab': ids, 'merges': [list(merge) for merge in merges]},
-  }, ensure_ascii=False).encode('utf-8')
+        'type': 'BPE',
+        'dropout': None,
+        'unk_token': None,
+        'continuing_subword_prefix': '',
+        'end_of_word_suffix': '',
+        'fuse_unk': False,
+        'byte_fallback': False,
+        'ignore_merges': False,
+        'vocab': ids,
+        'merges': [list(merge) for merge in merges],
+      },
+    },
+    ensure_ascii=False,
+  ).encode('utf-8')

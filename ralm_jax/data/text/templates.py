@@ -49,10 +49,17 @@ class TokenTemplate:
     pad_id: id that fills arrays made of its rendering.
   """
 
-  def __init__(self, format: str, encode: Callable[[str], Sequence[int]], *,
-               encode_start: Callable[[str], Sequence[int]] | None = None,
-               prefix: Sequence[int] = (), suffix: Sequence[int] = (),
-               known_fields: Sequence[str] = READER_FIELDS, pad_id: int = 0):
+  def __init__(
+    self,
+    format: str,
+    encode: Callable[[str], Sequence[int]],
+    *,
+    encode_start: Callable[[str], Sequence[int]] | None = None,
+    prefix: Sequence[int] = (),
+    suffix: Sequence[int] = (),
+    known_fields: Sequence[str] = READER_FIELDS,
+    pad_id: int = 0,
+  ):
     """Parses and tokenises a template.
 
     Args:
@@ -90,29 +97,44 @@ class TokenTemplate:
     self.fields = tuple(dict.fromkeys(names))
 
   @classmethod
-  def for_reader(cls, vocabulary: 'vocabularies.Vocabulary',
-                 format: str = READER_FORMAT) -> 'TokenTemplate':
+  def for_reader(
+    cls, vocabulary: 'vocabularies.Vocabulary', format: str = READER_FORMAT
+  ) -> 'TokenTemplate':
     """Template of reader inputs: bos if there is one, query, passage, eos."""
-    return cls(format, vocabulary.encode, encode_start=_encode_start(vocabulary),
-               prefix=vocabulary.reader_prefix, suffix=[vocabulary.eos_id],
-               pad_id=vocabulary.pad_id)
+    return cls(
+      format,
+      vocabulary.encode,
+      encode_start=_encode_start(vocabulary),
+      prefix=vocabulary.reader_prefix,
+      suffix=[vocabulary.eos_id],
+      pad_id=vocabulary.pad_id,
+    )
 
   @classmethod
   def for_retriever(
-      cls, vocabulary: 'vocabularies.Vocabulary',
-      format: str = RETRIEVER_FORMAT,
-      known_fields: Sequence[str] = RETRIEVER_FIELDS) -> 'TokenTemplate':
+    cls,
+    vocabulary: 'vocabularies.Vocabulary',
+    format: str = RETRIEVER_FORMAT,
+    known_fields: Sequence[str] = RETRIEVER_FIELDS,
+  ) -> 'TokenTemplate':
     """Template of encoder inputs: [CLS] … [SEP] for WordPiece, else … eos.
 
     With `format='{query}'` and `known_fields=('query',)` it is that of the
     query side.
     """
-    return cls(format, vocabulary.encode, encode_start=_encode_start(vocabulary),
-               prefix=vocabulary.retriever_prefix, suffix=[vocabulary.eos_id],
-               known_fields=known_fields, pad_id=vocabulary.pad_id)
+    return cls(
+      format,
+      vocabulary.encode,
+      encode_start=_encode_start(vocabulary),
+      prefix=vocabulary.retriever_prefix,
+      suffix=[vocabulary.eos_id],
+      known_fields=known_fields,
+      pad_id=vocabulary.pad_id,
+    )
 
-  def render(self, fields: Mapping[str, RaggedTokens], length: int, *,
-             has_passage: np.ndarray | None = None) -> RaggedTokens:
+  def render(
+    self, fields: Mapping[str, RaggedTokens], length: int, *, has_passage: np.ndarray | None = None
+  ) -> RaggedTokens:
     """Fills the fields and truncates on the right.
 
     Args:
@@ -131,8 +153,8 @@ class TokenTemplate:
     missing = [name for name in self.fields if name not in fields]
     if missing:
       raise ValueError(
-          f'template {self.format!r} needs field {missing[0]!r}; '
-          f'given: {", ".join(fields) or "none"}')
+        f'template {self.format!r} needs field {missing[0]!r}; given: {", ".join(fields) or "none"}'
+      )
     counts = {name: len(fields[name]) for name in self.fields}
     if has_passage is not None:
       counts['has_passage'] = len(has_passage)
@@ -141,8 +163,9 @@ class TokenTemplate:
     space = length - len(self._prefix) - len(self._suffix)
     if space < 0:
       raise ValueError(
-          f'length {length} does not hold the {len(self._prefix)} + '
-          f'{len(self._suffix)} special tokens of template {self.format!r}')
+        f'length {length} does not hold the {len(self._prefix)} + '
+        f'{len(self._suffix)} special tokens of template {self.format!r}'
+      )
     n = next(iter(counts.values()))
 
     # Every result is a few runs out of one pool of tokens, so that one gather
@@ -173,8 +196,7 @@ class TokenTemplate:
     starts[:, -1], lengths[:, -1] = len(self._prefix), len(self._suffix)
 
     runs = ragged.gather(np.concatenate(pool), starts.ravel(), lengths.ravel())
-    return RaggedTokens(
-        runs.values, runs.offsets[::starts.shape[1]].copy())
+    return RaggedTokens(runs.values, runs.offsets[:: starts.shape[1]].copy())
 
   def __repr__(self) -> str:
     return f'TokenTemplate({self.format!r})'
@@ -190,8 +212,7 @@ def leading_field(format: str) -> str | None:
   return None if literals[0].strip() else names[0]
 
 
-def _encode_start(
-    vocabulary: 'vocabularies.Vocabulary') -> Callable[[str], Sequence[int]] | None:
+def _encode_start(vocabulary: 'vocabularies.Vocabulary') -> Callable[[str], Sequence[int]] | None:
   return vocabulary.encode_start if vocabulary.first_word_differs else None
 
 
@@ -200,12 +221,14 @@ def _start_field(format: str, names: Sequence[str]) -> str:
   first = names[0]
   if first == 'text':
     raise ValueError(
-        f'template {format!r} begins with {{text}}, whose first word would need '
-        'other ids than the corpus holds; put {title}, {query} or a word before it')
+      f'template {format!r} begins with {{text}}, whose first word would need '
+      'other ids than the corpus holds; put {title}, {query} or a word before it'
+    )
   if first == 'query' and 'query' in names[1:]:
     raise ValueError(
-        f'template {format!r}: {{query}} is first and occurs again, where its '
-        'first word would need other ids; put a word before the first one')
+      f'template {format!r}: {{query}} is first and occurs again, where its '
+      'first word would need other ids; put a word before the first one'
+    )
   return TITLE_START if first == 'title' else first
 
 
@@ -221,25 +244,21 @@ def _parse(format: str, known: Sequence[str]) -> tuple[list[str], list[str]]:
     if name is None:
       continue
     if name not in known:
-      raise ValueError(
-          f'template {format!r}: unknown field {name!r}; '
-          f'known: {", ".join(known)}')
+      raise ValueError(f'template {format!r}: unknown field {name!r}; known: {", ".join(known)}')
     if specification or conversion:
-      raise ValueError(
-          f'template {format!r}: field {name!r} must stand alone in its braces')
+      raise ValueError(f'template {format!r}: field {name!r} must stand alone in its braces')
     names.append(name)
     literals.append('')
   if not names:
-    raise ValueError(
-        f'template {format!r} has no field; known: {", ".join(known)}')
+    raise ValueError(f'template {format!r} has no field; known: {", ".join(known)}')
   for index, name in enumerate(names):
     before, after = literals[index], literals[index + 1]
     # Between two fields even an empty literal glues them together.
     glued_before = before and not before[-1].isspace()
-    glued_after = (after and not after[0].isspace()) or (
-        not after and index + 1 < len(names))
+    glued_after = (after and not after[0].isspace()) or (not after and index + 1 < len(names))
     if glued_before or glued_after:
       raise ValueError(
-          f'template {format!r}: field {name!r} must stand between whitespace; '
-          'glued to other text its tokens would not be those of the whole text')
+        f'template {format!r}: field {name!r} must stand between whitespace; '
+        'glued to other text its tokens would not be those of the whole text'
+      )
   return literals, names

@@ -1,4 +1,5 @@
 """Questions and answers to static token rows, by a TextConfig. NumPy only."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -32,18 +33,16 @@ class QueryTokenizer:
   retriever_vocabulary: Vocabulary
 
   def __post_init__(self):
-    if not isinstance(
-        self.reader_vocabulary, BytePairVocabulary
-    ):
+    if not isinstance(self.reader_vocabulary, BytePairVocabulary):
       return
     for field in ('question_format', 'target_format'):
       format = getattr(self.text, field)
       if '<extra_id_' in format:
         raise ValueError(
-            f'TextConfig.{field} {format!r} has a sentinel of T5, which the '
-            f'reader vocabulary {self.reader_vocabulary.path} does not know; '
-            "for BART use question_format = '{question}' and target_format = "
-            "'{answer}' (<mask> is its mask)."
+          f'TextConfig.{field} {format!r} has a sentinel of T5, which the '
+          f'reader vocabulary {self.reader_vocabulary.path} does not know; '
+          "for BART use question_format = '{question}' and target_format = "
+          "'{answer}' (<mask> is its mask)."
         )
 
   @functools.cached_property
@@ -111,12 +110,12 @@ class QueryTokenizer:
     return vocabulary.decode(ids).strip()
 
   def batch(
-      self,
-      questions: Sequence[str],
-      answers: Sequence[str] | None = None,
-      *,
-      size: int | None = None,
-      first_index: int = 0,
+    self,
+    questions: Sequence[str],
+    answers: Sequence[str] | None = None,
+    *,
+    size: int | None = None,
+    first_index: int = 0,
   ) -> QueryBatch:
     """A QueryBatch from texts, filled up with padding rows to `size`.
 
@@ -139,14 +138,12 @@ class QueryTokenizer:
     index = np.full(size, -1, np.int64)
     index[: len(questions)] = first_index + np.arange(len(questions))
     return QueryBatch(
-        query_tokens=rows(
-            map(self.retriever_query, queries),
-            self.text.query_length, retriever.pad_id),
-        reader_query_tokens=rows(
-            map(self.reader_question, questions),
-            self.text.reader_query_length, reader.pad_id),
-        target_tokens=rows(
-            map(self.target, answers or []),
-            self.text.target_length, reader.pad_id),
-        example_index=index,
+      query_tokens=rows(
+        map(self.retriever_query, queries), self.text.query_length, retriever.pad_id
+      ),
+      reader_query_tokens=rows(
+        map(self.reader_question, questions), self.text.reader_query_length, reader.pad_id
+      ),
+      target_tokens=rows(map(self.target, answers or []), self.text.target_length, reader.pad_id),
+      example_index=index,
     )

@@ -133,8 +133,9 @@ class SentencePieceVocabulary(Vocabulary):
       raise ValueError(f'{self.path}: not a SentencePiece model: {error}') from error
     if not {2, 3} <= _message_fields(content):
       raise ValueError(
-          f'{self.path}: damaged: the end of the model, with the settings of its '
-          'trainer and normalizer, is missing; fetch the file again')
+        f'{self.path}: damaged: the end of the model, with the settings of its '
+        'trainer and normalizer, is missing; fetch the file again'
+      )
     self.vocab_size = self._processor.vocab_size() + extra_ids
     self.pad_id = self._special_id('pad_id')
     self.eos_id = self._special_id('eos_id')
@@ -148,29 +149,29 @@ class SentencePieceVocabulary(Vocabulary):
     value = getattr(self._processor, name)()
     if value < 0:
       raise ValueError(
-          f'{self.path}: the model has no {name}; train it with '
-          'pad_id=0, eos_id=1, unk_id=2, bos_id=-1')
+        f'{self.path}: the model has no {name}; train it with '
+        'pad_id=0, eos_id=1, unk_id=2, bos_id=-1'
+      )
     return value
 
   def _refuse_pieces_across_whitespace(self) -> None:
     encode = self._processor.encode
     joined, apart = encode('a b'), encode('a') + encode('b')
-    pieces = (self._processor.id_to_piece(i)
-              for i in range(self._processor.vocab_size()))
+    pieces = (self._processor.id_to_piece(i) for i in range(self._processor.vocab_size()))
     crossing = next((p for p in pieces if _WORD_BOUNDARY in p[1:]), None)
     if joined != apart or encode('  a  \n b ') != apart or crossing:
       found = f' (piece {crossing!r})' if crossing else ''
       raise ValueError(
-          f'{self.path}: the model does not split at whitespace{found}, so ids '
-          'of a passage cannot be put behind ids of a query; train it with '
-          'split_by_whitespace, add_dummy_prefix and remove_extra_whitespaces, '
-          'and without treat_whitespace_as_suffix')
+        f'{self.path}: the model does not split at whitespace{found}, so ids '
+        'of a passage cannot be put behind ids of a query; train it with '
+        'split_by_whitespace, add_dummy_prefix and remove_extra_whitespaces, '
+        'and without treat_whitespace_as_suffix'
+      )
 
   def sentinel_id(self, index: int) -> int:
     """Id of `<extra_id_{index}>`."""
     if not 0 <= index < self.extra_ids:
-      raise ValueError(
-          f'sentinel {index} is not one of the {self.extra_ids} of {self.path}')
+      raise ValueError(f'sentinel {index} is not one of the {self.extra_ids} of {self.path}')
     return self.vocab_size - 1 - index
 
   def encode(self, text: str) -> list[int]:
@@ -181,7 +182,7 @@ class SentencePieceVocabulary(Vocabulary):
       index = int(match[1])
       if index >= self.extra_ids:
         continue  # No such sentinel: ordinary text.
-      ids += self._processor.encode(text[start:match.start()])
+      ids += self._processor.encode(text[start : match.start()])
       ids.append(self.sentinel_id(index))
       start = match.end()
     return ids + self._processor.encode(text[start:])
@@ -250,14 +251,11 @@ class WordPieceVocabulary(Vocabulary):
     ids: dict[str, int] = {}
     for line, piece in enumerate(pieces, start=1):
       if piece in ids:
-        raise ValueError(
-            f'{self.path}:{line}: piece {piece!r} is already on line {ids[piece] + 1}')
+        raise ValueError(f'{self.path}:{line}: piece {piece!r} is already on line {ids[piece] + 1}')
       ids[piece] = line - 1
-    missing = [name for name in ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
-               if name not in ids]
+    missing = [name for name in ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]') if name not in ids]
     if missing:
-      raise ValueError(
-          f'{self.path}: not a WordPiece vocabulary: no line {", ".join(missing)}')
+      raise ValueError(f'{self.path}: not a WordPiece vocabulary: no line {", ".join(missing)}')
     self._tokenizer = tokenizers.BertWordPieceTokenizer(ids, lowercase=True)
     self.vocab_size = len(ids)
     self.pad_id, self.unk_id = ids['[PAD]'], ids['[UNK]']
@@ -276,10 +274,8 @@ class WordPieceVocabulary(Vocabulary):
     """
     return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
-  def encode_batch(self, texts: Sequence[str],
-                   add_special_tokens: bool = False) -> list[list[int]]:
-    encodings = self._tokenizer.encode_batch(
-        list(texts), add_special_tokens=add_special_tokens)
+  def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[list[int]]:
+    encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
     return [encoding.ids for encoding in encodings]
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -320,9 +316,10 @@ def load_vocabulary(path: Path, extra_ids: int = 100) -> Vocabulary:
   elif b'[UNK]' in content:
     return WordPieceVocabulary(path)
   raise ValueError(
-      f'{path}: neither a SentencePiece model (spiece.model) nor a BERT '
-      'WordPiece vocabulary (vocab.txt, one piece a line, with [UNK]) nor a '
-      'byte-level BPE (tokenizer.json, or vocab.json beside merges.txt)')
+    f'{path}: neither a SentencePiece model (spiece.model) nor a BERT '
+    'WordPiece vocabulary (vocab.txt, one piece a line, with [UNK]) nor a '
+    'byte-level BPE (tokenizer.json, or vocab.json beside merges.txt)'
+  )
 
 
 def _message_fields(content: bytes) -> set[int]:
@@ -359,8 +356,9 @@ def read_file(path: Path) -> bytes:
   path = pathlib.Path(path)
   if path.is_dir():
     raise ValueError(
-        f'{path}: a folder; name the vocabulary file in it '
-        '(spiece.model, vocab.txt, tokenizer.json or vocab.json)')
+      f'{path}: a folder; name the vocabulary file in it '
+      '(spiece.model, vocab.txt, tokenizer.json or vocab.json)'
+    )
   if not path.exists():
     raise FileNotFoundError(f'{path}: no such vocabulary file')
   return path.read_bytes()

@@ -12,6 +12,7 @@ name one, and so may the user (`--metrics`).
   multiple_choice      accuracy, standard and de-biased (`multiple_choice.py`)
   language_modeling    accuracy, F1 of words as written, ROUGE-1, -2 and -L
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -32,12 +33,14 @@ def family_of(questions: Sequence[Question]) -> str:
   Raises:
     ValueError: they are of several families.
   """
-  families = {question.metrics or (
-      'multiple_choice' if question.options else 'qa') for question in questions}
+  families = {
+    question.metrics or ('multiple_choice' if question.options else 'qa') for question in questions
+  }
   if len(families) > 1:
     raise ValueError(
-        f'The questions are scored by {" and ".join(sorted(families))}; evaluate '
-        'them apart, or choose one with --metrics.')
+      f'The questions are scored by {" and ".join(sorted(families))}; evaluate '
+      'them apart, or choose one with --metrics.'
+    )
   (family,) = families or ('qa',)
   check(family)
   return family
@@ -46,13 +49,10 @@ def family_of(questions: Sequence[Question]) -> str:
 def check(family: str) -> None:
   """Raises ValueError for an unknown family."""
   if family not in FAMILIES:
-    raise ValueError(
-        f'metrics {family!r} are unknown; choose one of {", ".join(FAMILIES)}.')
+    raise ValueError(f'metrics {family!r} are unknown; choose one of {", ".join(FAMILIES)}.')
 
 
-def question_metrics(
-    family: str, question: Question, prediction: str
-) -> dict[str, float | None]:
+def question_metrics(family: str, question: Question, prediction: str) -> dict[str, float | None]:
   """Metrics of one answer, each from 0 to 1.
 
   Args:
@@ -65,40 +65,40 @@ def question_metrics(
     return {'exact_match': generation.regex_match(prediction, answers)}
   if family == 'label':
     return {
-        'accuracy': float(prediction in answers),
-        'exact_match': metrics_lib.exact_match(prediction, answers),
+      'accuracy': float(prediction in answers),
+      'exact_match': metrics_lib.exact_match(prediction, answers),
     }
   if family == 'kilt':
     return kilt.kilt_metrics(prediction, answers)
   if family == 'long_answer':
     return {
-        'f1': metrics_lib.f1(prediction, answers),
-        'rouge_l': metrics_lib.rouge_l(prediction, answers),
+      'f1': metrics_lib.f1(prediction, answers),
+      'rouge_l': metrics_lib.rouge_l(prediction, answers),
     }
   if family in ('generation', 'question_generation'):
     # BLEU of one sentence says little by itself, but pairs of runs compare.
     return {
-        'rouge_l': metrics_lib.rouge_l(prediction, answers),
-        'sentence_bleu_1': generation.sentence_bleu_1(
-            prediction, answers),
-        **({'sentence_q_bleu_1': generation.sentence_q_bleu_1(
-            prediction, answers)} if family == 'question_generation' else {}),
+      'rouge_l': metrics_lib.rouge_l(prediction, answers),
+      'sentence_bleu_1': generation.sentence_bleu_1(prediction, answers),
+      **(
+        {'sentence_q_bleu_1': generation.sentence_q_bleu_1(prediction, answers)}
+        if family == 'question_generation'
+        else {}
+      ),
     }
   if family == 'language_modeling':
     return {
-        'accuracy': float(prediction in answers),
-        'f1': generation.word_f1(prediction, answers),
-        **generation.rouge(prediction, answers),
+      'accuracy': float(prediction in answers),
+      'f1': generation.word_f1(prediction, answers),
+      **generation.rouge(prediction, answers),
     }
   return {
-      'exact_match': metrics_lib.exact_match(prediction, answers),
-      'f1': metrics_lib.f1(prediction, answers),
+    'exact_match': metrics_lib.exact_match(prediction, answers),
+    'f1': metrics_lib.f1(prediction, answers),
   }
 
 
-def corpus_metrics(
-    family: str, records: Sequence[Mapping[str, Any]]
-) -> dict[str, float]:
+def corpus_metrics(family: str, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   """What is no mean over questions: BLEU counts words over all answers."""
   if family not in ('generation', 'question_generation'):
     return {}
@@ -113,34 +113,27 @@ def corpus_metrics(
   return result
 
 
-def category_metrics(
-    family: str, records: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+def category_metrics(family: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """MMLU's categories, where its subjects are the groups."""
   if family != 'multiple_choice':
     return {}
   return mmlu.summary(records)
 
 
-def answer_strings(
-    family: str, question: Question
-) -> tuple[str, ...]:
+def answer_strings(family: str, question: Question) -> tuple[str, ...]:
   """Answers that a passage which helps would hold; () where none would.
 
   The label of a claim, an option's letter and a pattern stand in no passage.
   """
   if family == 'multiple_choice' or question.options:
-    return tuple(
-        question.options[ord(letter) - ord('A')] for letter in question.answers)
+    return tuple(question.options[ord(letter) - ord('A')] for letter in question.answers)
   if family == 'label' or question.patterns:
     return ()
   return question.answers
 
 
 def evidence_metrics(
-    question: Question,
-    passages: Sequence[StoredPassage],
-    metrics: Mapping[str, float | None],
+  question: Question, passages: Sequence[StoredPassage], metrics: Mapping[str, float | None]
 ) -> dict[str, float | None]:
   """R-precision and recall by page, and KILT scores, of one answer.
 
@@ -150,10 +143,14 @@ def evidence_metrics(
     metrics: of the answer, by which evidence that was found is multiplied.
   """
   found = kilt.provenance_metrics(
-      [kilt_predictions.page_of({
-          'id': passage.source_id, 'document': passage.document,
-          'title': passage.title}) for passage in passages],
-      question.provenance)
+    [
+      kilt_predictions.page_of(
+        {'id': passage.source_id, 'document': passage.document, 'title': passage.title}
+      )
+      for passage in passages
+    ],
+    question.provenance,
+  )
   if 'rouge_l' not in metrics or 'accuracy' not in metrics:
     return found  # Of another family, or the reader was not asked.
   return {**found, **kilt.combined(metrics, found)}

@@ -4,6 +4,7 @@ BLEU and ROUGE are the numbers of `sacrebleu` and `rouge-score`. Scores of one
 prediction are the best over its references, where the metric has no way of its
 own with several. All are fractions between 0 and 1.
 """
+
 from __future__ import annotations
 
 import collections
@@ -16,7 +17,8 @@ from typing import Any
 from ralm_jax.data.questions import answer_patterns
 
 # Nema & Khapra's list, with which their scores were made: no list of a library.
-_FUNCTION_WORDS = frozenset('''
+_FUNCTION_WORDS = frozenset(
+  """
 did have ourselves hers between yourself but again there about once during out
 very having with they own an be some for do its yours such into of most itself
 other off is s am or as from him each the themselves until below are we these
@@ -25,13 +27,12 @@ while above both up to ours had she all no at any before them same and been in
 will on does yourselves then that because over so can not now under he you
 herself has just too only myself those i after few t being if theirs my against
 a by doing it further was here than
-'''.split())
-_QUESTION_WORDS = frozenset(
-    'what which why who whom whose where when how'.split())
+""".split()
+)
+_QUESTION_WORDS = frozenset('what which why who whom whose where when how'.split())
 # What the tokenizer of COCO's caption scores leaves out of a text; full stops
 # are cut off all words.
-_PUNCTUATION = frozenset(
-    ['', "''", "'", '``', '`', '?', '!', ',', ':', '-', '--', ';'])
+_PUNCTUATION = frozenset(['', "''", "'", '``', '`', '?', '!', ',', ':', '-', '--', ';'])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +59,12 @@ class AnswerabilityWeights:
     total = self.entities + self.question_type + self.relevant_words
     if any(not 0 <= value <= 1 for value in values.values()) or total > 1 + 1e-9:
       raise ValueError(
-          f'weights are {values}; each must be between 0 and 1, and those of '
-          'entities, question type and relevant words at most 1 together')
+        f'weights are {values}; each must be between 0 and 1, and those of '
+        'entities, question type and relevant words at most 1 together'
+      )
 
 
-def bleu_1(
-    predictions: Sequence[str], references: Sequence[Sequence[str]],
-) -> float:
+def bleu_1(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
   """BLEU of single words over a corpus (Papineni et al. 2002).
 
   sacrebleu's corpus score with max_ngram_order=1, lowercase=True and the rest as
@@ -94,33 +94,29 @@ def sentence_bleu_1(prediction: str, references: Sequence[str]) -> float:
   return _bleu(True).sentence_score(prediction, list(references)).score / 100
 
 
-def _streams(
-    references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
   """First references, second ones, ...; None where there are no more."""
   most = max(map(len, references))
-  return [[some[i] if i < len(some) else None for some in references]
-          for i in range(most)]
+  return [[some[i] if i < len(some) else None for some in references] for i in range(most)]
 
 
 @functools.lru_cache(maxsize=2)
 def _bleu(sentence: bool) -> Any:
-  return _sacrebleu().BLEU(
-      max_ngram_order=1, lowercase=True, effective_order=sentence)
+  return _sacrebleu().BLEU(max_ngram_order=1, lowercase=True, effective_order=sentence)
 
 
 def _sacrebleu() -> Any:
   try:
     from sacrebleu import metrics  # Optional, and slow to import.
   except ImportError as error:
-    raise ImportError(
-        'BLEU needs the sacrebleu package: pip install sacrebleu') from error
+    raise ImportError('BLEU needs the sacrebleu package: pip install sacrebleu') from error
   return metrics
 
 
 def q_bleu_1(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    weights: AnswerabilityWeights = AnswerabilityWeights(),
+  predictions: Sequence[str],
+  references: Sequence[Sequence[str]],
+  weights: AnswerabilityWeights = AnswerabilityWeights(),
 ) -> float:
   """Mean of `sentence_q_bleu_1`, which is how its authors score a corpus.
 
@@ -131,14 +127,13 @@ def q_bleu_1(
   """
   _check_corpus(predictions, references)
   return math.fsum(
-      sentence_q_bleu_1(prediction, some, weights)
-      for prediction, some in zip(predictions, references)) / len(predictions)
+    sentence_q_bleu_1(prediction, some, weights)
+    for prediction, some in zip(predictions, references)
+  ) / len(predictions)
 
 
 def sentence_q_bleu_1(
-    prediction: str,
-    references: Sequence[str],
-    weights: AnswerabilityWeights = AnswerabilityWeights(),
+  prediction: str, references: Sequence[str], weights: AnswerabilityWeights = AnswerabilityWeights()
 ) -> float:
   """Q-BLEU-1 of one generated question (Nema and Khapra 2018, section 4).
 
@@ -162,49 +157,46 @@ def sentence_q_bleu_1(
     TypeError: `references` is no list of texts.
     ValueError: `references` is empty.
   """
-  return max(_q_bleu_1(prediction, reference, weights)
-             for reference in _checked(references))
+  return max(_q_bleu_1(prediction, reference, weights) for reference in _checked(references))
 
 
-def _q_bleu_1(
-    prediction: str, reference: str, weights: AnswerabilityWeights) -> float:
+def _q_bleu_1(prediction: str, reference: str, weights: AnswerabilityWeights) -> float:
   predicted, expected = _parts(prediction), _parts(reference)
   shares = {
-      'entities': weights.entities,
-      'question_type': weights.question_type,
-      'relevant_words': weights.relevant_words,
-      'function_words': (1 - weights.entities - weights.question_type
-                         - weights.relevant_words),
+    'entities': weights.entities,
+    'question_type': weights.question_type,
+    'relevant_words': weights.relevant_words,
+    'function_words': (1 - weights.entities - weights.question_type - weights.relevant_words),
   }
   answerability = math.fsum(
-      share * _part_f1(predicted[part], expected[part])
-      for part, share in shares.items())
+    share * _part_f1(predicted[part], expected[part]) for part, share in shares.items()
+  )
   words = _word_bleu(_words(prediction), _words(reference))
-  return (weights.answerability * answerability
-          + (1 - weights.answerability) * words)
+  return weights.answerability * answerability + (1 - weights.answerability) * words
 
 
 def _parts(question: str) -> dict[str, list[str]]:
   """The words of each part, in lower case; some words are in several."""
   words = question.split()
   # Only 'What' and 'what' ask, 'WHAT' does not.
-  asks = [word.lower() in _QUESTION_WORDS
-          and word in (word.lower(), word.capitalize()) for word in words]
+  asks = [
+    word.lower() in _QUESTION_WORDS and word in (word.lower(), word.capitalize()) for word in words
+  ]
   types = []
   for i, word in enumerate(words):
     if asks[i]:
       types.append(word)
       # What follows tells the type of the answer: 'which city'.
       if word.lower() in ('what', 'which'):
-        types.extend(words[i + 1:i + 2])
+        types.extend(words[i + 1 : i + 2])
   first_asks = bool(words) and words[0].lower() in _QUESTION_WORDS
   parts = {
-      'entities': [w for w in words[first_asks:] if w[0].isupper()],
-      'question_type': types,
-      'relevant_words': [
-          w for w in words if w not in types and not w[0].isupper()
-          and w not in _FUNCTION_WORDS],
-      'function_words': [w for w in words if w.lower() in _FUNCTION_WORDS],
+    'entities': [w for w in words[first_asks:] if w[0].isupper()],
+    'question_type': types,
+    'relevant_words': [
+      w for w in words if w not in types and not w[0].isupper() and w not in _FUNCTION_WORDS
+    ],
+    'function_words': [w for w in words if w.lower() in _FUNCTION_WORDS],
   }
   return {name: _words(' '.join(part)) for name, part in parts.items()}
 
@@ -221,8 +213,7 @@ def _treebank() -> Callable[[str], list[str]]:
   try:
     from nltk.tokenize import treebank  # Comes with rouge-score.
   except ImportError as error:
-    raise ImportError(
-        'q_bleu_1 needs the nltk package: pip install nltk') from error
+    raise ImportError('q_bleu_1 needs the nltk package: pip install nltk') from error
   return treebank.TreebankWordTokenizer().tokenize
 
 
@@ -236,19 +227,18 @@ def _word_bleu(prediction: list[str], reference: list[str]) -> float:
   """BLEU-1 of words; 0 if there are none."""
   if not prediction or not reference:
     return 0.0
-  return _plain_bleu().sentence_score(
-      ' '.join(prediction), [' '.join(reference)]).score / 100
+  return _plain_bleu().sentence_score(' '.join(prediction), [' '.join(reference)]).score / 100
 
 
 @functools.lru_cache(maxsize=1)
 def _plain_bleu() -> Any:
   return _sacrebleu().BLEU(
-      max_ngram_order=1, tokenize='none', smooth_method='none',
-      effective_order=True, force=True)
+    max_ngram_order=1, tokenize='none', smooth_method='none', effective_order=True, force=True
+  )
 
 
 def rouge(
-    prediction: str, references: Sequence[str], *, use_stemmer: bool = False,
+  prediction: str, references: Sequence[str], *, use_stemmer: bool = False
 ) -> dict[str, float]:
   """F-measures of ROUGE-1, -2 and -L (Lin 2004), each the best by itself.
 
@@ -268,12 +258,10 @@ def rouge(
     ValueError: `references` is empty.
   """
   scorer = _rouge_scorer(use_stemmer)
-  scores = [scorer.score(reference, prediction)
-            for reference in _checked(references)]
+  scores = [scorer.score(reference, prediction) for reference in _checked(references)]
   return {
-      name: max(float(score[kind].fmeasure) for score in scores)
-      for name, kind in (
-          ('rouge_1', 'rouge1'), ('rouge_2', 'rouge2'), ('rouge_l', 'rougeL'))
+    name: max(float(score[kind].fmeasure) for score in scores)
+    for name, kind in (('rouge_1', 'rouge1'), ('rouge_2', 'rouge2'), ('rouge_l', 'rougeL'))
   }
 
 
@@ -282,11 +270,8 @@ def _rouge_scorer(use_stemmer: bool) -> Any:
   try:
     from rouge_score import rouge_scorer  # Optional, and slow to import.
   except ImportError as error:
-    raise ImportError(
-        'ROUGE needs the rouge-score package: pip install rouge-score'
-    ) from error
-  return rouge_scorer.RougeScorer(
-      ['rouge1', 'rouge2', 'rougeL'], use_stemmer=use_stemmer)
+    raise ImportError('ROUGE needs the rouge-score package: pip install rouge-score') from error
+  return rouge_scorer.RougeScorer(['rouge1', 'rouge2', 'rougeL'], use_stemmer=use_stemmer)
 
 
 def regex_match(prediction: str, patterns: Sequence[str]) -> float:
@@ -322,25 +307,26 @@ def word_f1(prediction: str, references: Sequence[str]) -> float:
   return best
 
 
-def _check_corpus(
-    predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+def _check_corpus(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
   if not predictions or len(predictions) != len(references):
     raise ValueError(
-        f'{len(predictions)} predictions and references of {len(references)}; '
-        'give as many of both, and at least one')
+      f'{len(predictions)} predictions and references of {len(references)}; '
+      'give as many of both, and at least one'
+    )
   for some in references:
     _checked(some)
 
 
 def _checked(references: Sequence[str]) -> Sequence[str]:
   # A bare string is a sequence of letters and would score silently wrong.
-  if isinstance(references, str) or not all(
-      isinstance(one, str) for one in references):
+  if isinstance(references, str) or not all(isinstance(one, str) for one in references):
     raise TypeError(
-        f'references must be a list of texts, found {references!r:.60}; write '
-        '[reference] for a single one')
+      f'references must be a list of texts, found {references!r:.60}; write '
+      '[reference] for a single one'
+    )
   if not references:
     raise ValueError(
-        'there are no references to compare the prediction with; leave '
-        'questions without answers out of the score')
+      'there are no references to compare the prediction with; leave '
+      'questions without answers out of the score'
+    )
   return references

@@ -13,6 +13,7 @@ ROUGE-L is not `metrics.rouge_l`. The official scorer uses the `rouge` package
 once and joins the subsequences of all sentences; `rouge-score` gives other
 numbers for the same text, often by several points.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -43,26 +44,25 @@ def kilt_metrics(prediction: str, answers: Sequence[str]) -> dict[str, float]:
   """
   if isinstance(answers, str):
     raise TypeError('answers must be a list of strings; write [answer]')
-  references = list(dict.fromkeys(
-      stripped for answer in answers if (stripped := answer.strip())))
+  references = list(dict.fromkeys(stripped for answer in answers if (stripped := answer.strip())))
   if not references:
-    raise ValueError('answers is empty: there is nothing to compare with; leave '
-                     'questions without answers out of the score')
+    raise ValueError(
+      'answers is empty: there is nothing to compare with; leave '
+      'questions without answers out of the score'
+    )
   prediction = prediction.strip()
   if not prediction:
     return dict.fromkeys(_ANSWER_METRICS, 0.0)
   return {
-      'accuracy': float(prediction in references),
-      'exact_match': metrics.exact_match(prediction, references),
-      'f1': metrics.f1(prediction, references),
-      'rouge_l': max(rouge_l(prediction, answer) for answer in references),
+    'accuracy': float(prediction in references),
+    'exact_match': metrics.exact_match(prediction, references),
+    'f1': metrics.f1(prediction, references),
+    'rouge_l': max(rouge_l(prediction, answer) for answer in references),
   }
 
 
 def provenance_metrics(
-    page_ids: Sequence[str],
-    provenance: Sequence[Sequence[str]],
-    ks: Sequence[int] = DEFAULT_KS,
+  page_ids: Sequence[str], provenance: Sequence[Sequence[str]], ks: Sequence[int] = DEFAULT_KS
 ) -> dict[str, float]:
   """Scores of the pages retrieved, against alternative sets of evidence.
 
@@ -96,23 +96,20 @@ def provenance_metrics(
       raise ValueError(f'k is {k}; recall needs at least one page')
   pages = list(dict.fromkeys(str(page).strip() for page in page_ids))
   # Alternative answers may name the same evidence: it is one set.
-  sets = list(dict.fromkeys(
-      frozenset(str(page).strip() for page in one) for one in provenance))
+  sets = list(dict.fromkeys(frozenset(str(page).strip() for page in one) for one in provenance))
   found = _places(pages, sets) if pages else []
   scores = {'r_precision': max((_r_precision(pages, s) for s in sets), default=0.0)}
   for k in ks:
     hits = sum(found[:k])
     scores |= {
-        f'recall@{k}_page': hits / len(sets) if sets else 0.0,
-        f'precision@{k}_page': hits / k,
-        f'success_rate@{k}_page': float(hits > 0),
+      f'recall@{k}_page': hits / len(sets) if sets else 0.0,
+      f'precision@{k}_page': hits / k,
+      f'success_rate@{k}_page': float(hits > 0),
     }
   return scores
 
 
-def combined(
-    answer_scores: dict[str, float], page_scores: dict[str, float]
-) -> dict[str, float]:
+def combined(answer_scores: dict[str, float], page_scores: dict[str, float]) -> dict[str, float]:
   """The KILT scores: those of the answer where the pages are right.
 
   Args:
@@ -124,16 +121,13 @@ def combined(
     leaderboard's KILT-AC, KILT-EM, KILT-F1 and KILT-RL.
   """
   right = page_scores['r_precision'] == 1.0
-  return {
-      f'kilt_{name}': answer_scores[name] if right else 0.0
-      for name in _ANSWER_METRICS
-  }
+  return {f'kilt_{name}': answer_scores[name] if right else 0.0 for name in _ANSWER_METRICS}
 
 
 def _r_precision(pages: list[str], evidence: frozenset[str]) -> float:
   if not evidence:
     return 0.0
-  return len(evidence.intersection(pages[:len(evidence)])) / len(evidence)
+  return len(evidence.intersection(pages[: len(evidence)])) / len(evidence)
 
 
 def _places(pages: list[str], sets: list[frozenset[str]]) -> list[bool]:

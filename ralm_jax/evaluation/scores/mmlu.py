@@ -6,6 +6,7 @@ such as those of a model for each subject, are averaged together by
 
   python -m ralm_jax.evaluation.mmlu_categories RUNS/*/predictions.jsonl
 """
+
 from __future__ import annotations
 
 import argparse
@@ -17,40 +18,74 @@ from ralm_jax.evaluation import metrics
 from ralm_jax.files import input_files, json_records
 
 CATEGORIES: Mapping[str, tuple[str, ...]] = {
-    'humanities': (
-        'formal_logic', 'high_school_european_history',
-        'high_school_us_history', 'high_school_world_history',
-        'international_law', 'jurisprudence', 'logical_fallacies',
-        'moral_disputes', 'moral_scenarios', 'philosophy', 'prehistory',
-        'professional_law', 'world_religions',
-    ),
-    'social_sciences': (
-        'econometrics', 'high_school_geography',
-        'high_school_government_and_politics', 'high_school_macroeconomics',
-        'high_school_microeconomics', 'high_school_psychology',
-        'human_sexuality', 'professional_psychology', 'public_relations',
-        'security_studies', 'sociology', 'us_foreign_policy',
-    ),
-    'stem': (
-        'abstract_algebra', 'astronomy', 'college_biology',
-        'college_chemistry', 'college_computer_science',
-        'college_mathematics', 'college_physics', 'computer_security',
-        'conceptual_physics', 'electrical_engineering',
-        'elementary_mathematics', 'high_school_biology',
-        'high_school_chemistry', 'high_school_computer_science',
-        'high_school_mathematics', 'high_school_physics',
-        'high_school_statistics', 'machine_learning',
-    ),
-    'other': (
-        'anatomy', 'business_ethics', 'clinical_knowledge',
-        'college_medicine', 'global_facts', 'human_aging', 'management',
-        'marketing', 'medical_genetics', 'miscellaneous', 'nutrition',
-        'professional_accounting', 'professional_medicine', 'virology',
-    ),
+  'humanities': (
+    'formal_logic',
+    'high_school_european_history',
+    'high_school_us_history',
+    'high_school_world_history',
+    'international_law',
+    'jurisprudence',
+    'logical_fallacies',
+    'moral_disputes',
+    'moral_scenarios',
+    'philosophy',
+    'prehistory',
+    'professional_law',
+    'world_religions',
+  ),
+  'social_sciences': (
+    'econometrics',
+    'high_school_geography',
+    'high_school_government_and_politics',
+    'high_school_macroeconomics',
+    'high_school_microeconomics',
+    'high_school_psychology',
+    'human_sexuality',
+    'professional_psychology',
+    'public_relations',
+    'security_studies',
+    'sociology',
+    'us_foreign_policy',
+  ),
+  'stem': (
+    'abstract_algebra',
+    'astronomy',
+    'college_biology',
+    'college_chemistry',
+    'college_computer_science',
+    'college_mathematics',
+    'college_physics',
+    'computer_security',
+    'conceptual_physics',
+    'electrical_engineering',
+    'elementary_mathematics',
+    'high_school_biology',
+    'high_school_chemistry',
+    'high_school_computer_science',
+    'high_school_mathematics',
+    'high_school_physics',
+    'high_school_statistics',
+    'machine_learning',
+  ),
+  'other': (
+    'anatomy',
+    'business_ethics',
+    'clinical_knowledge',
+    'college_medicine',
+    'global_facts',
+    'human_aging',
+    'management',
+    'marketing',
+    'medical_genetics',
+    'miscellaneous',
+    'nutrition',
+    'professional_accounting',
+    'professional_medicine',
+    'virology',
+  ),
 }
 CATEGORY_OF: Mapping[str, str] = {
-    subject: category
-    for category, subjects in CATEGORIES.items() for subject in subjects
+  subject: category for category, subjects in CATEGORIES.items() for subject in subjects
 }
 
 
@@ -74,19 +109,17 @@ def summary(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
   if not by_subject:
     return {}
   categories = {
-      category: rows for category, subjects in CATEGORIES.items()
-      if (rows := [row for subject in subjects
-                   for row in by_subject.get(subject, ())])
+    category: rows
+    for category, subjects in CATEGORIES.items()
+    if (rows := [row for subject in subjects for row in by_subject.get(subject, ())])
   }
   categories['all'] = [row for rows in by_subject.values() for row in rows]
   means = [metrics.mean_metrics(rows) for rows in by_subject.values()]
   return {
-      'categories': {
-          name: {**metrics.mean_metrics(rows), 'count': len(rows)}
-          for name, rows in categories.items()
-      },
-      'subject_average': {
-          **metrics.mean_metrics(means), 'count': len(by_subject)},
+    'categories': {
+      name: {**metrics.mean_metrics(rows), 'count': len(rows)} for name, rows in categories.items()
+    },
+    'subject_average': {**metrics.mean_metrics(means), 'count': len(by_subject)},
   }
 
 
@@ -99,10 +132,7 @@ def unique(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
   Args:
     records: of predictions.jsonl, with `query`, `options` and `group`.
   """
-  last = {
-      json.dumps([row.get('group'), row['query'], row.get('options')]): row
-      for row in records
-  }
+  last = {json.dumps([row.get('group'), row['query'], row.get('options')]): row for row in records}
   return list(last.values())
 
 
@@ -118,39 +148,42 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
   found = summary(records)
   if not found:
     raise ValueError(
-        "No prediction is of a subject of MMLU (field 'group'); were they made "
-        'of its files, or of what `ralm prepare mmlu` wrote?')
+      "No prediction is of a subject of MMLU (field 'group'); were they made "
+      'of its files, or of what `ralm prepare mmlu` wrote?'
+    )
   subjects = sorted({r['group'] for r in records if r.get('group') in CATEGORY_OF})
   rows = {
-      subject: {**metrics.mean_metrics(own), 'count': len(own)}
-      for subject in subjects
-      for own in [[r['metrics'] for r in records if r.get('group') == subject]]
+    subject: {**metrics.mean_metrics(own), 'count': len(own)}
+    for subject in subjects
+    for own in [[r['metrics'] for r in records if r.get('group') == subject]]
   }
   rows |= found['categories']
   rows['mean of subjects'] = found['subject_average']
   columns = ('accuracy', 'permuted_accuracy', 'debiased_accuracy')
-  lines = [f'{"":<36}{"count":>8}' + ''.join(
-      f'{name.replace("_", " "):>20}' for name in columns)]
+  lines = [f'{"":<36}{"count":>8}' + ''.join(f'{name.replace("_", " "):>20}' for name in columns)]
   for name, row in rows.items():
     values = (row.get(column) for column in columns)
-    lines.append(f'{name:<36}{row["count"]:>8}' + ''.join(
-        f'{"-" if value is None else f"{100 * value:.2f}":>20}'
-        for value in values))
+    lines.append(
+      f'{name:<36}{row["count"]:>8}'
+      + ''.join(f'{"-" if value is None else f"{100 * value:.2f}":>20}' for value in values)
+    )
   return '\n'.join(lines)
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Prints the table of prediction files."""
-  parser = argparse.ArgumentParser(
-      prog=prog, description='MMLU by subject and category.')
+  parser = argparse.ArgumentParser(prog=prog, description='MMLU by subject and category.')
   parser.add_argument('predictions', nargs='+', help='predictions.jsonl; globs')
   parser.add_argument(
-      '--unique', action='store_true',
-      help="count equal questions of a subject once, as Atlas's scorer does")
+    '--unique',
+    action='store_true',
+    help="count equal questions of a subject once, as Atlas's scorer does",
+  )
   arguments = parser.parse_args(argv)
   records = [
-      record for path in input_files.expand_inputs(arguments.predictions)
-      for _, record in json_records.read_json_lines(path)
+    record
+    for path in input_files.expand_inputs(arguments.predictions)
+    for _, record in json_records.read_json_lines(path)
   ]
   print(table(unique(records) if arguments.unique else records))
 

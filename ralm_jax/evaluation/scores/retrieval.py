@@ -15,6 +15,7 @@ With several gold passages one of them is enough. A passage is known by its id
 only: where a corpus holds copies of a gold passage, finding the copy is a miss
 by gold id and usually a hit by answer string.
 """
+
 from collections.abc import Hashable, Iterable, Sequence
 import dataclasses
 import functools
@@ -60,18 +61,17 @@ def answer_tokens(text: str) -> list[str]:
     The tokens in order; [] when the text has none.
   """
   return [
-      token.lower()
-      for token in _token_pattern().findall(unicodedata.normalize('NFD', text))
-      # Python takes fewer characters for spaces than unicode has separators
-      # and controls (a zero-width space is one).
-      if len(token) > 1 or token.isalnum()
-      or unicodedata.category(token)[0] not in 'ZC'
+    token.lower()
+    for token in _token_pattern().findall(unicodedata.normalize('NFD', text))
+    # Python takes fewer characters for spaces than unicode has separators
+    # and controls (a zero-width space is one).
+    if len(token) > 1 or token.isalnum() or unicodedata.category(token)[0] not in 'ZC'
   ]
 
 
 def _joined(text: str) -> str:
   """The tokens between single spaces: a token sequence is then a substring."""
-  return f" {' '.join(answer_tokens(text))} "
+  return f' {" ".join(answer_tokens(text))} '
 
 
 def has_answer(text: str, answers: Sequence[str]) -> bool:
@@ -112,15 +112,11 @@ def answer_hits(texts: Iterable[str], answers: Sequence[str]) -> np.ndarray:
     raise TypeError('answers must be a list of strings; write [answer]')
   wanted = [joined for answer in answers if (joined := _joined(answer)).strip()]
   return np.array(
-      [any(answer in passage for answer in wanted)
-       for passage in map(_joined, texts)],
-      dtype=bool,
+    [any(answer in passage for answer in wanted) for passage in map(_joined, texts)], dtype=bool
   )
 
 
-def gold_hits(
-    passage_ids: Iterable[Hashable], gold_passage_ids: Iterable[Hashable]
-) -> np.ndarray:
+def gold_hits(passage_ids: Iterable[Hashable], gold_passage_ids: Iterable[Hashable]) -> np.ndarray:
   """Whether each passage of a ranking is a gold one.
 
   Args:
@@ -200,15 +196,16 @@ class RetrievalRanks:
       question has no answers.
     gold: rank of the first gold passage; None when the data name none.
   """
+
   answer: float | None
   gold: float | None
 
 
 def rank_passages(
-    texts: Sequence[str],
-    passage_ids: Sequence[Hashable],
-    answers: Sequence[str],
-    gold_passage_ids: Sequence[Hashable],
+  texts: Sequence[str],
+  passage_ids: Sequence[Hashable],
+  answers: Sequence[str],
+  gold_passage_ids: Sequence[Hashable],
 ) -> RetrievalRanks:
   """Finds the first hits of one question's ranking.
 
@@ -226,18 +223,17 @@ def rank_passages(
   """
   if len(texts) != len(passage_ids):
     raise ValueError(
-        f'{len(texts)} texts but {len(passage_ids)} passage ids: a ranking has '
-        'one of each for every passage'
+      f'{len(texts)} texts but {len(passage_ids)} passage ids: a ranking has '
+      'one of each for every passage'
     )
   return RetrievalRanks(
-      answer=first_hit(answer_hits(texts, answers)) if answers else None,
-      gold=(first_hit(gold_hits(passage_ids, gold_passage_ids))
-            if gold_passage_ids else None),
+    answer=first_hit(answer_hits(texts, answers)) if answers else None,
+    gold=(first_hit(gold_hits(passage_ids, gold_passage_ids)) if gold_passage_ids else None),
   )
 
 
 def rank_metrics(
-    rank: float | None, retrieved: int, ks: Sequence[int], kind: str
+  rank: float | None, retrieved: int, ks: Sequence[int], kind: str
 ) -> dict[str, float | None]:
   """The recalls and the reciprocal rank of one question, by name.
 
@@ -252,9 +248,7 @@ def rank_metrics(
     {'recall@1_answer': ..., ..., 'mrr_answer': ...}; the mean of the latter
     over questions is the mean reciprocal rank.
   """
-  metrics = {
-      f'recall@{k}_{kind}': recall_at_k(rank, k) for k in ks if k <= retrieved
-  }
+  metrics = {f'recall@{k}_{kind}': recall_at_k(rank, k) for k in ks if k <= retrieved}
   metrics[f'mrr_{kind}'] = reciprocal_rank(rank)
   return metrics
 
@@ -268,16 +262,14 @@ class RankSummary:
     recall: recall@k for each k, None when count is 0.
     mean_reciprocal_rank: None when count is 0.
   """
+
   count: int
   recall: dict[int, float | None]
   mean_reciprocal_rank: float | None
 
 
 def summarize_ranks(
-    ranks: Iterable[float | None],
-    ks: Sequence[int] = DEFAULT_KS,
-    *,
-    retrieved: int | None = None,
+  ranks: Iterable[float | None], ks: Sequence[int] = DEFAULT_KS, *, retrieved: int | None = None
 ) -> RankSummary:
   """Averages recall@k and the reciprocal rank over questions.
 
@@ -296,9 +288,9 @@ def summarize_ranks(
   for k in ks:
     if k < 1 or (retrieved is not None and k > retrieved):
       raise ValueError(
-          f'recall@{k} cannot be told from {retrieved} passages a question; '
-          'retrieve more or lower k' if k >= 1 else
-          f'k is {k}; recall needs at least one passage'
+        f'recall@{k} cannot be told from {retrieved} passages a question; retrieve more or lower k'
+        if k >= 1
+        else f'k is {k}; recall needs at least one passage'
       )
   known = np.array([r for r in ranks if r is not None], dtype=np.float64)
   if not known.size:
@@ -307,7 +299,7 @@ def summarize_ranks(
     bad = known[~(known >= 1)][0]
     raise ValueError(f'rank {bad} is not a rank: ranks start at 1')
   return RankSummary(
-      count=known.size,
-      recall={k: float((known <= k).mean()) for k in ks},
-      mean_reciprocal_rank=float((1.0 / known).mean()),
+    count=known.size,
+    recall={k: float((known <= k).mean()) for k in ks},
+    mean_reciprocal_rank=float((1.0 / known).mean()),
   )

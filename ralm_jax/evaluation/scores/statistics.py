@@ -6,6 +6,7 @@ randomisation test, which flips the signs of differences (Smucker et al. 2007,
 https://doi.org/10.1145/1321440.1321528). All resample questions: they say
 nothing of another training seed, which `spread` is for.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -82,9 +83,7 @@ class Spread:
   count: int
 
 
-def bootstrap_means(
-    values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
-) -> np.ndarray:
+def bootstrap_means(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
   """Means of resamples with replacement.
 
   Args:
@@ -109,16 +108,16 @@ def bootstrap_means(
   for first in range(0, resamples, step):
     rows = rng.integers(0, n, (min(step, resamples - first), n), np.int32)
     for j, column in enumerate(columns):
-      means[first:first + len(rows), j] = column[rows].mean(axis=1)
+      means[first : first + len(rows), j] = column[rows].mean(axis=1)
   return means if values.ndim == 2 else means[:, 0]
 
 
 def bootstrap_interval(
-    values: Sequence[float] | np.ndarray,
-    *,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+  values: Sequence[float] | np.ndarray,
+  *,
+  confidence: float = 0.95,
+  resamples: int = RESAMPLES,
+  seed: int = 0,
 ) -> Interval:
   """Percentile interval of a mean.
 
@@ -138,12 +137,12 @@ def bootstrap_interval(
 
 
 def compare(
-    first: Sequence[float] | np.ndarray,
-    second: Sequence[float] | np.ndarray,
-    *,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+  first: Sequence[float] | np.ndarray,
+  second: Sequence[float] | np.ndarray,
+  *,
+  confidence: float = 0.95,
+  resamples: int = RESAMPLES,
+  seed: int = 0,
 ) -> Comparison:
   """Tests whether two systems differ on the same questions.
 
@@ -160,8 +159,8 @@ def compare(
   first, second = _checked(first), _checked(second)
   if first.shape != second.shape or first.ndim != 1:
     raise ValueError(
-        'A paired test needs one value of each system a question; got '
-        f'{len(first)} and {len(second)}.'
+      'A paired test needs one value of each system a question; got '
+      f'{len(first)} and {len(second)}.'
     )
   differences = first - second
   difference = float(differences.mean())
@@ -173,17 +172,12 @@ def compare(
   bootstrap_p = None
   if np.count_nonzero(differences) >= _BOOTSTRAP_FROM:
     bootstrap_p = min(1.0, 2 * (against + 1) / (resamples + 1))
-  permutation_p, exact = sign_flip_test(
-      differences, resamples=resamples, seed=seed)
-  return Comparison(
-      difference, low, high, bootstrap_p, permutation_p, exact, len(first))
+  permutation_p, exact = sign_flip_test(differences, resamples=resamples, seed=seed)
+  return Comparison(difference, low, high, bootstrap_p, permutation_p, exact, len(first))
 
 
 def sign_flip_test(
-    differences: Sequence[float] | np.ndarray,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+  differences: Sequence[float] | np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, bool]:
   """Two-sided p-value of a mean difference, if either sign is as likely.
 
@@ -248,9 +242,7 @@ def _sign_test(positive: int, count: int) -> float:
 
 def _ends(means: np.ndarray, confidence: float) -> tuple[float, float]:
   if not 0 < confidence < 1:
-    raise ValueError(
-        f'confidence must lie between 0 and 1, got {confidence}.'
-    )
+    raise ValueError(f'confidence must lie between 0 and 1, got {confidence}.')
   rest = (1 - confidence) / 2
   low, high = np.quantile(means, [rest, 1 - rest])
   return float(low), float(high)

@@ -3,6 +3,7 @@
 Contriever pickles a pair of ids and one array [n, dim] a file (`passages_00`),
 DPR a list of pairs of id and vector.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -21,9 +22,7 @@ PIECE = 65_536
 class RowFinder:
   """Ids of embeddings to rows of the corpus, each row once."""
 
-  def __init__(
-      self, store: PassageStore, prefix: str, allow_unused: bool
-  ):
+  def __init__(self, store: PassageStore, prefix: str, allow_unused: bool):
     self._store = store
     self._prefix = prefix
     self._allow_unused = allow_unused
@@ -39,10 +38,10 @@ class RowFinder:
       absent = np.flatnonzero(~known)
       hint = self._store.passage(0).id
       raise ValueError(
-          f'{file}: the corpus {self._store.directory} has no passage '
-          f'{ids[absent[0]]!r} (and {len(absent) - 1} others of this file); '
-          f'its first is {hint!r}. Is it another corpus, or do the ids begin '
-          'with something else (--id_prefix)? --allow_unused leaves them out.'
+        f'{file}: the corpus {self._store.directory} has no passage '
+        f'{ids[absent[0]]!r} (and {len(absent) - 1} others of this file); '
+        f'its first is {hint!r}. Is it another corpus, or do the ids begin '
+        'with something else (--id_prefix)? --allow_unused leaves them out.'
       )
     if file not in self._files[-1:]:
       self._files.append(file)
@@ -51,9 +50,9 @@ class RowFinder:
     if len(twice):
       before = self._file_of[twice[0]]
       raise ValueError(
-          f'{file}: the embedding of {self._store.passage(int(twice[0])).id!r} '
-          f'comes twice, first in {self._files[before]}'
-          + (f' (and so do {len(twice) - 1} others).' if len(twice) > 1 else '.')
+        f'{file}: the embedding of {self._store.passage(int(twice[0])).id!r} '
+        f'comes twice, first in {self._files[before]}'
+        + (f' (and so do {len(twice) - 1} others).' if len(twice) > 1 else '.')
       )
     self._file_of[found] = len(self._files) - 1
     return rows
@@ -64,25 +63,22 @@ class RowFinder:
     missing = live[self._file_of[live] < 0]
     if len(missing):
       raise ValueError(
-          f'{len(missing):,} of {len(live):,} passages of '
-          f'{self._store.directory} have no embedding in '
-          f'{len(self._files)} files, the first of them '
-          f'{self._store.passage(int(missing[0])).id!r}; is a file missing, or '
-          'were long passages cut (max_words)? --allow_missing goes without.'
+        f'{len(missing):,} of {len(live):,} passages of '
+        f'{self._store.directory} have no embedding in '
+        f'{len(self._files)} files, the first of them '
+        f'{self._store.passage(int(missing[0])).id!r}; is a file missing, or '
+        'were long passages cut (max_words)? --allow_missing goes without.'
       )
 
 
-def read_files(
-    paths: list[str], finder: RowFinder
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def read_files(paths: list[str], finder: RowFinder) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
   """(file, embeddings [n, dim], rows [n]) of those that are used."""
   dim = None
   for path in paths:
     for ids, embeddings in _read_file(path):
       if dim is not None and embeddings.shape[1] != dim:
         raise ValueError(
-            f'{path} has embeddings of size {embeddings.shape[1]}, {paths[0]} '
-            f'of size {dim}.'
+          f'{path} has embeddings of size {embeddings.shape[1]}, {paths[0]} of size {dim}.'
         )
       dim = embeddings.shape[1]
       rows = finder.rows(path, ids)
@@ -101,12 +97,12 @@ def _read_file(path: str) -> Iterator[tuple[list[str], np.ndarray]]:
   if pair and isinstance(value[1], np.ndarray):
     ids, vectors = value  # Contriever.
     if not isinstance(ids, (list, tuple, np.ndarray)) or (
-        np.ndim(vectors) != 2 or len(ids) != len(vectors)
+      np.ndim(vectors) != 2 or len(ids) != len(vectors)
     ):
       raise _layout_error(path, f'{_count(ids)} and an array {vectors.shape}')
   elif isinstance(value, (list, tuple)) and all(
-      isinstance(item, (tuple, list)) and len(item) >= 2
-      and isinstance(item[1], np.ndarray) for item in value
+    isinstance(item, (tuple, list)) and len(item) >= 2 and isinstance(item[1], np.ndarray)
+    for item in value
   ):
     ids, vectors = [item[0] for item in value], [item[1] for item in value]  # DPR.
     shapes = {vector.shape for vector in vectors}
@@ -121,9 +117,10 @@ def _read_file(path: str) -> Iterator[tuple[list[str], np.ndarray]]:
   for start in range(0, len(ids), PIECE):
     chosen = slice(start, start + PIECE)
     embeddings = vectors[chosen]
-    yield ([_text(id_, path) for id_ in ids[chosen]],
-           embeddings if isinstance(embeddings, np.ndarray)
-           else np.stack(embeddings))
+    yield (
+      [_text(id_, path) for id_ in ids[chosen]],
+      embeddings if isinstance(embeddings, np.ndarray) else np.stack(embeddings),
+    )
 
 
 def _count(value: Any) -> str:
@@ -133,8 +130,8 @@ def _count(value: Any) -> str:
 
 def _layout_error(path: str, found: str) -> ValueError:
   return ValueError(
-      f'{path} holds {found}; expected a pair of ids and an array [n, dim] '
-      '(Contriever), or a list of (id, vector) (DPR).'
+    f'{path} holds {found}; expected a pair of ids and an array [n, dim] '
+    '(Contriever), or a list of (id, vector) (DPR).'
   )
 
 

@@ -5,6 +5,7 @@ memory at once. Here the headers are walked, and a tensor is read when it is
 asked for. Nothing but maps, lists, strings, numbers and arrays exists in such
 a file.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -72,8 +73,7 @@ class MsgpackFile:
       return tree
     except (ValueError, TypeError, IndexError, KeyError, struct.error) as e:
       raise ValueError(
-          f'{self.path} is truncated or no msgpack file of Flax or T5X ({e}); '
-          'fetch it again.'
+        f'{self.path} is truncated or no msgpack file of Flax or T5X ({e}); fetch it again.'
       ) from e
 
   def read(self, span: Span) -> np.ndarray:
@@ -97,11 +97,10 @@ class MsgpackFile:
     """Slice `index` of `axis`, a copy; ValueError as `read`."""
     if len(span.pieces) != 1:
       return np.take(self.read(span), index, axis=axis)
-    (offset, size), = span.pieces
+    ((offset, size),) = span.pieces
     if os.path.getsize(self.path) < offset + size:
       raise ValueError(f'{self.path} has been truncated; fetch it again.')
-    mapped = np.memmap(
-        self.path, span.dtype, 'r', offset=offset, shape=span.shape)
+    mapped = np.memmap(self.path, span.dtype, 'r', offset=offset, shape=span.shape)
     return np.array(np.take(mapped, index, axis=axis))
 
 
@@ -118,8 +117,7 @@ class _Walk:
     start = self.at
     if start + size > self._end:
       raise ValueError(
-          f'{size} bytes are announced at {start}, where the file has '
-          f'{self._end - start}'
+        f'{size} bytes are announced at {start}, where the file has {self._end - start}'
       )
     self.at = start + size
     return start
@@ -192,33 +190,50 @@ class _Walk:
     if kind == 'bytes':
       return self._take(size), size
     build: Callable[..., Any] = {
-        'text': self._text, 'extension': self._extension,
-        'list': lambda n: self._list(n, depth),
-        'map': lambda n: self._map(n, depth),
+      'text': self._text,
+      'extension': self._extension,
+      'list': lambda n: self._list(n, depth),
+      'map': lambda n: self._map(n, depth),
     }[kind]
     return build(size)
 
 
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
 _NUMBERS = {
-    0xCA: 'f', 0xCB: 'd', 0xCC: 'B', 0xCD: 'H', 0xCE: 'I', 0xCF: 'Q',
-    0xD0: 'b', 0xD1: 'h', 0xD2: 'i', 0xD3: 'q',
+  0xCA: 'f',
+  0xCB: 'd',
+  0xCC: 'B',
+  0xCD: 'H',
+  0xCE: 'I',
+  0xCF: 'Q',
+  0xD0: 'b',
+  0xD1: 'h',
+  0xD2: 'i',
+  0xD3: 'q',
 }
 _FIXED_EXTENSIONS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 _SIZED = {
-    0xC4: ('bytes', 'B'), 0xC5: ('bytes', 'H'), 0xC6: ('bytes', 'I'),
-    0xC7: ('extension', 'B'), 0xC8: ('extension', 'H'), 0xC9: ('extension', 'I'),
-    0xD9: ('text', 'B'), 0xDA: ('text', 'H'), 0xDB: ('text', 'I'),
-    0xDC: ('list', 'H'), 0xDD: ('list', 'I'),
-    0xDE: ('map', 'H'), 0xDF: ('map', 'I'),
+  0xC4: ('bytes', 'B'),
+  0xC5: ('bytes', 'H'),
+  0xC6: ('bytes', 'I'),
+  0xC7: ('extension', 'B'),
+  0xC8: ('extension', 'H'),
+  0xC9: ('extension', 'I'),
+  0xD9: ('text', 'B'),
+  0xDA: ('text', 'H'),
+  0xDB: ('text', 'I'),
+  0xDC: ('list', 'H'),
+  0xDD: ('list', 'I'),
+  0xDE: ('map', 'H'),
+  0xDF: ('map', 'I'),
 }
 
 
 def _joined(chunked: dict[str, Any]) -> Span:
   """The array that Flax cut into pieces."""
   shape, chunks = (
-      [value for _, value in sorted(chunked[name].items(), key=lambda x: int(x[0]))]
-      for name in ('shape', 'chunks')
+    [value for _, value in sorted(chunked[name].items(), key=lambda x: int(x[0]))]
+    for name in ('shape', 'chunks')
   )
   if not chunks or not all(isinstance(chunk, Span) for chunk in chunks):
     raise ValueError('an array in pieces without its pieces')

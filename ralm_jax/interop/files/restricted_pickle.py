@@ -6,6 +6,7 @@ strings. Even these are not built by NumPy's own functions, some of which trust
 what they are given: stand-ins take down what the pickle says of an array, and
 the array is made of it once that has been checked.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -73,15 +74,15 @@ class Unpickler(pickle.Unpickler):
       return self._known[module, name]
     except KeyError:
       raise Refused(
-          f'{self._path} names {module}.{name}, a function or class to run; '
-          'only plain data is read, and nothing in the file was executed. If '
-          f'you trust it, {self.remedy}.'
+        f'{self._path} names {module}.{name}, a function or class to run; '
+        'only plain data is read, and nothing in the file was executed. If '
+        f'you trust it, {self.remedy}.'
       ) from None
 
   def persistent_load(self, pid: Any) -> Any:
     raise Refused(
-        f'{self._path} refers to data outside itself; only plain data is read. '
-        'Is it a file for torch.load?'
+      f'{self._path} refers to data outside itself; only plain data is read. '
+      'Is it a file for torch.load?'
     )
 
 
@@ -93,10 +94,7 @@ def _load(path: PathLike, known: dict[tuple[str, str], Any]) -> Any:
   path = os.fspath(path)
   with open(path, 'rb') as file:
     if file.read(4) == b'PK\x03\x04':
-      raise ValueError(
-          f'{path} is a zip file, as torch.save and numpy.savez write, not a '
-          'pickle.'
-      )
+      raise ValueError(f'{path} is a zip file, as torch.save and numpy.savez write, not a pickle.')
     file.seek(0)
     try:
       return Unpickler(file, path, known).load()
@@ -104,13 +102,12 @@ def _load(path: PathLike, known: dict[tuple[str, str], Any]) -> Any:
       raise ValueError(str(e)) from None
     except MemoryError:
       raise MemoryError(
-          f'{path} does not fit into memory, or is damaged and asks for more '
-          'than it holds.'
+        f'{path} does not fit into memory, or is damaged and asks for more than it holds.'
       ) from None
     except Exception as e:  # Damage can surface as nearly any error.
       raise ValueError(
-          f'{path} is truncated or not a pickle of plain data '
-          f'({type(e).__name__}: {e}); fetch it again.'
+        f'{path} is truncated or not a pickle of plain data '
+        f'({type(e).__name__}: {e}); fetch it again.'
       ) from e
 
 
@@ -164,8 +161,7 @@ class _DType:
   def checked(self) -> np.dtype:
     if not _DTYPE.fullmatch(self._name):
       raise ValueError(
-          f'an array of type {self._name!r}, which is neither of numbers nor '
-          'of strings'
+        f'an array of type {self._name!r}, which is neither of numbers nor of strings'
       )
     return np.dtype(self._name)
 
@@ -182,9 +178,7 @@ class _Array:
     _, self._shape, self._dtype, self._fortran, self._data = state
 
   @classmethod
-  def of_buffer(
-      cls, buffer: Any, dtype: Any, shape: Any, order: Any = 'C', *unused: Any
-  ) -> _Array:
+  def of_buffer(cls, buffer: Any, dtype: Any, shape: Any, order: Any = 'C', *unused: Any) -> _Array:
     """As protocol 5 has it."""
     array = cls()
     array.__setstate__((1, shape, dtype, order == 'F', buffer))
@@ -193,28 +187,21 @@ class _Array:
   def finished(self) -> np.ndarray:
     """The array itself; ValueError or TypeError where that cannot be."""
     if not isinstance(self._data, (bytes, bytearray, memoryview)):
-      raise ValueError(
-          'an array without data of its own, found '
-          f'{type(self._data).__name__}'
-      )
+      raise ValueError(f'an array without data of its own, found {type(self._data).__name__}')
     if not isinstance(self._dtype, _DType):
       raise ValueError(f'an array without a type, found {self._dtype!r:.60}')
     dtype, shape = self._dtype.checked(), self._shape
-    if not isinstance(shape, tuple) or not all(
-        type(size) is int and size >= 0 for size in shape
-    ):
+    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
       raise ValueError(f'an array of shape {shape!r:.60}')
     expected, found = math.prod(shape) * dtype.itemsize, memoryview(self._data).nbytes
     if expected != found or (expected == 0 and len(self._data)):
       raise ValueError(
-          f'an array of shape {shape} and type {dtype} with {found} bytes of '
-          f'data, expected {expected}'
+        f'an array of shape {shape} and type {dtype} with {found} bytes of '
+        f'data, expected {expected}'
       )
     if not expected:
       return np.zeros(shape, dtype)
-    array = np.frombuffer(self._data, dtype).reshape(
-        shape, order='F' if self._fortran else 'C'
-    )
+    array = np.frombuffer(self._data, dtype).reshape(shape, order='F' if self._fortran else 'C')
     array.flags.writeable = False
     return array
 
@@ -248,10 +235,10 @@ def _array_globals() -> dict[tuple[str, str], Any]:
     return _Array()
 
   known: dict[tuple[str, str], Any] = {
-      ('numpy', 'ndarray'): ndarray,
-      ('numpy', 'dtype'): StandIn(_DType),
-      ('_codecs', 'encode'): StandIn(_encode),
-      ('__builtin__', 'bytes'): StandIn(_no_bytes),
+    ('numpy', 'ndarray'): ndarray,
+    ('numpy', 'dtype'): StandIn(_DType),
+    ('_codecs', 'encode'): StandIn(_encode),
+    ('__builtin__', 'bytes'): StandIn(_no_bytes),
   }
   for core in ('numpy.core', 'numpy._core'):
     known[f'{core}.multiarray', '_reconstruct'] = StandIn(reconstruct)
@@ -282,9 +269,7 @@ def _finished(value: Any, path: str) -> Any:
     if kind is _Array:
       result: Any = one.finished()
     elif kind is dict:
-      result = {
-          finish(k, depth + 1): finish(v, depth + 1) for k, v in one.items()
-      }
+      result = {finish(k, depth + 1): finish(v, depth + 1) for k, v in one.items()}
     else:
       result = kind(finish(item, depth + 1) for item in one)
     done[key] = result

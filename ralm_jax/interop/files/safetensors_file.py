@@ -5,6 +5,7 @@ The format is a little-endian uint64 with the size of a JSON header, the header
 data. The library of that name reads bfloat16 only into PyTorch and writes only
 what is wholly in memory; neither suits a stream of large tensors.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -18,13 +19,19 @@ import numpy as np
 from ralm_jax.interop.files.tensor_source import TensorInfo
 
 _DTYPES = {
-    'F64': np.dtype('float64'), 'F32': np.dtype('float32'),
-    'F16': np.dtype('float16'), 'BF16': np.dtype(ml_dtypes.bfloat16),
-    'I64': np.dtype('int64'), 'I32': np.dtype('int32'),
-    'I16': np.dtype('int16'), 'I8': np.dtype('int8'),
-    'U64': np.dtype('uint64'), 'U32': np.dtype('uint32'),
-    'U16': np.dtype('uint16'), 'U8': np.dtype('uint8'),
-    'BOOL': np.dtype('bool'),
+  'F64': np.dtype('float64'),
+  'F32': np.dtype('float32'),
+  'F16': np.dtype('float16'),
+  'BF16': np.dtype(ml_dtypes.bfloat16),
+  'I64': np.dtype('int64'),
+  'I32': np.dtype('int32'),
+  'I16': np.dtype('int16'),
+  'I8': np.dtype('int8'),
+  'U64': np.dtype('uint64'),
+  'U32': np.dtype('uint32'),
+  'U16': np.dtype('uint16'),
+  'U8': np.dtype('uint8'),
+  'BOOL': np.dtype('bool'),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # The library refuses larger headers; so does this reader.
@@ -57,37 +64,31 @@ class SafetensorsFile:
           self._offsets[name] = 8 + length + first
           self.tensors[name] = self._info(name, entry, last - first)
           end = max(end, 8 + length + last)
-      except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError,
-              AttributeError) as e:
+      except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as e:
         raise self._damaged(f'its header is not readable: {e!r}') from e
     if end != size:
       raise self._damaged(f'{size} bytes where its header calls for {end}')
 
   def _damaged(self, what: str) -> ValueError:
     return ValueError(
-        f'{self.path} is truncated or not a safetensors file ({what}); fetch '
-        'it again.'
+      f'{self.path} is truncated or not a safetensors file ({what}); fetch it again.'
     )
 
   def _info(self, name: str, entry: Mapping[str, Any], nbytes: int) -> TensorInfo:
     if entry['dtype'] not in _DTYPES:
       raise ValueError(
-          f'{self.path}: tensor {name!r} is of type {entry["dtype"]}, which '
-          f'is not supported; supported: {sorted(_DTYPES)}.'
+        f'{self.path}: tensor {name!r} is of type {entry["dtype"]}, which '
+        f'is not supported; supported: {sorted(_DTYPES)}.'
       )
     info = TensorInfo(tuple(entry['shape']), _DTYPES[entry['dtype']])
     if info.nbytes != nbytes:
-      raise self._damaged(
-          f'tensor {name!r} of shape {info.shape} has {nbytes} bytes'
-      )
+      raise self._damaged(f'tensor {name!r} of shape {info.shape} has {nbytes} bytes')
     return info
 
   def read(self, name: str) -> np.ndarray:
     """One tensor, in memory of its own."""
     info = self.tensors[name]
-    data = np.fromfile(
-        self.path, np.uint8, count=info.nbytes, offset=self._offsets[name]
-    )
+    data = np.fromfile(self.path, np.uint8, count=info.nbytes, offset=self._offsets[name])
     if data.size != info.nbytes:
       raise self._damaged(f'tensor {name!r} ends early')
     return data.view(info.dtype).reshape(info.shape)
@@ -97,10 +98,10 @@ class SafetensorsFile:
 
 
 def write(
-    path: str,
-    tensors: Mapping[str, TensorInfo],
-    arrays: Iterable[np.ndarray],
-    metadata: Mapping[str, str] | None = None,
+  path: str,
+  tensors: Mapping[str, TensorInfo],
+  arrays: Iterable[np.ndarray],
+  metadata: Mapping[str, str] | None = None,
 ) -> None:
   """Writes one file, array after array; the content is on disk afterwards.
 
@@ -117,8 +118,9 @@ def write(
   offset = 0
   for name, info in tensors.items():
     header[name] = {
-        'dtype': _NAMES[info.dtype], 'shape': list(info.shape),
-        'data_offsets': [offset, offset + info.nbytes],
+      'dtype': _NAMES[info.dtype],
+      'shape': list(info.shape),
+      'data_offsets': [offset, offset + info.nbytes],
     }
     offset += info.nbytes
   text = json.dumps(header, separators=(',', ':')).encode()
@@ -128,8 +130,8 @@ def write(
     for (name, info), array in zip(tensors.items(), arrays, strict=True):
       if tuple(array.shape) != info.shape or array.dtype != info.dtype:
         raise ValueError(
-            f'{path}: tensor {name!r} is {array.dtype}{list(array.shape)}, '
-            f'announced as {info.dtype}{list(info.shape)}.'
+          f'{path}: tensor {name!r} is {array.dtype}{list(array.shape)}, '
+          f'announced as {info.dtype}{list(info.shape)}.'
         )
       file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     file.flush()

@@ -1,4 +1,5 @@
 """Named tensors of a foreign checkpoint, read one at a time."""
+
 from __future__ import annotations
 
 import abc

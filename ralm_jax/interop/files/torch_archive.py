@@ -6,6 +6,7 @@ that describe tensors; what else a training run leaves in there, the options it
 was started with for one, becomes an empty object. Tensors are read from the
 file one at a time.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -26,25 +27,44 @@ from ralm_jax.interop.files.tensor_source import TensorInfo
 PathLike = str | os.PathLike[str]
 
 _DTYPES = {
-    'FloatStorage': np.float32, 'HalfStorage': np.float16,
-    'BFloat16Storage': ml_dtypes.bfloat16, 'DoubleStorage': np.float64,
-    'LongStorage': np.int64, 'IntStorage': np.int32, 'ShortStorage': np.int16,
-    'CharStorage': np.int8, 'ByteStorage': np.uint8, 'BoolStorage': np.bool_,
+  'FloatStorage': np.float32,
+  'HalfStorage': np.float16,
+  'BFloat16Storage': ml_dtypes.bfloat16,
+  'DoubleStorage': np.float64,
+  'LongStorage': np.int64,
+  'IntStorage': np.int32,
+  'ShortStorage': np.int16,
+  'CharStorage': np.int8,
+  'ByteStorage': np.uint8,
+  'BoolStorage': np.bool_,
 }
 # What may be in a file beside tensors, and is not looked at.
-_IGNORED = frozenset({
-    ('argparse', 'Namespace'), ('torch', 'Size'), ('torch', 'device'),
-    *(('torch', name) for name in (
-        'float16', 'float32', 'float64', 'bfloat16', 'int64', 'int32', 'bool')),
-    *((module, name) for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
-      for name in ('scalar', '_reconstruct')),
-    ('numpy', 'dtype'), ('numpy', 'ndarray'), ('_codecs', 'encode'),
-    *(('pathlib', name) for name in (
-        'Path', 'PosixPath', 'WindowsPath', 'PurePosixPath')),
+_IGNORED = frozenset(
+  {
+    ('argparse', 'Namespace'),
+    ('torch', 'Size'),
+    ('torch', 'device'),
+    *(
+      ('torch', name)
+      for name in ('float16', 'float32', 'float64', 'bfloat16', 'int64', 'int32', 'bool')
+    ),
+    *(
+      (module, name)
+      for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
+      for name in ('scalar', '_reconstruct')
+    ),
+    ('numpy', 'dtype'),
+    ('numpy', 'ndarray'),
+    ('_codecs', 'encode'),
+    *(('pathlib', name) for name in ('Path', 'PosixPath', 'WindowsPath', 'PurePosixPath')),
     *(('collections', name) for name in ('defaultdict', 'Counter', 'deque')),
-    *((module, name) for module in ('builtins', '__builtin__')
-      for name in ('set', 'frozenset', 'list', 'dict', 'tuple', 'int', 'str')),
-})
+    *(
+      (module, name)
+      for module in ('builtins', '__builtin__')
+      for name in ('set', 'frozenset', 'list', 'dict', 'tuple', 'int', 'str')
+    ),
+  }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +93,13 @@ class StoredTensor:
   def __post_init__(self):
     numbers = (self.offset, *self.shape, *self.strides)
     if not isinstance(self.storage, _Storage) or (
-        len(self.shape) != len(self.strides)
-        or any(type(n) is not int or n < 0 for n in numbers)
+      len(self.shape) != len(self.strides) or any(type(n) is not int or n < 0 for n in numbers)
     ):
       raise ValueError('a tensor whose description makes no sense')
-    last = self.offset + sum(
-        (size - 1) * stride for size, stride in zip(self.shape, self.strides))
+    last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
     if math.prod(self.shape) and last >= self.storage.count:
       raise ValueError(
-          f'a tensor of shape {self.shape} that reaches beyond its '
-          f'{self.storage.count} numbers'
+        f'a tensor of shape {self.shape} that reaches beyond its {self.storage.count} numbers'
       )
 
   @property
@@ -127,23 +144,19 @@ class TorchArchive:
           order = archive.read(f'{self._prefix}byteorder')
           if order != b'little':
             raise zipfile.BadZipFile(f'its byte order is {order!r:.20}')
-        self._entries = {
-            entry.filename: entry for entry in archive.infolist()}
+        self._entries = {entry.filename: entry for entry in archive.infolist()}
         content = archive.read(names[0])
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as e:
       raise ValueError(
-          f'{self.path} is truncated, or not a file of torch.save as of PyTorch '
-          f'1.6 ({e}); fetch it again, or save it anew with a current PyTorch.'
+        f'{self.path} is truncated, or not a file of torch.save as of PyTorch '
+        f'1.6 ({e}); fetch it again, or save it anew with a current PyTorch.'
       ) from e
     try:
-      self.value = _Unpickler(
-          io.BytesIO(content), self.path, _globals()).load()
+      self.value = _Unpickler(io.BytesIO(content), self.path, _globals()).load()
     except Refused as e:
       raise ValueError(str(e)) from None
     except Exception as e:  # Damage can surface as nearly any error.
-      raise ValueError(
-          f'{self.path} is damaged ({type(e).__name__}: {e}); fetch it again.'
-      ) from e
+      raise ValueError(f'{self.path} is damaged ({type(e).__name__}: {e}); fetch it again.') from e
 
   def read(self, tensor: StoredTensor) -> np.ndarray:
     """The tensor itself, contiguous.
@@ -157,25 +170,26 @@ class TorchArchive:
     start = self._start(tensor.storage)
     if tensor.is_contiguous:
       count = math.prod(tensor.shape)
-      flat = np.fromfile(
-          self.path, dtype, count, offset=start + tensor.offset * dtype.itemsize)
+      flat = np.fromfile(self.path, dtype, count, offset=start + tensor.offset * dtype.itemsize)
       if len(flat) != count:
         raise self._short()
       return flat.reshape(tensor.shape)
     # A view of something larger: only its own numbers are touched.
-    mapped = np.memmap(
-        self.path, dtype, 'r', offset=start, shape=(tensor.storage.count,))
-    return np.array(np.lib.stride_tricks.as_strided(
-        mapped[tensor.offset :], tensor.shape,
-        [stride * dtype.itemsize for stride in tensor.strides]), order='C')
+    mapped = np.memmap(self.path, dtype, 'r', offset=start, shape=(tensor.storage.count,))
+    return np.array(
+      np.lib.stride_tricks.as_strided(
+        mapped[tensor.offset :],
+        tensor.shape,
+        [stride * dtype.itemsize for stride in tensor.strides],
+      ),
+      order='C',
+    )
 
   def _start(self, storage: _Storage) -> int:
     """Where in the file the numbers begin."""
     entry = self._entries.get(f'{self._prefix}data/{storage.key}')
     size = storage.count * storage.dtype.itemsize
-    if entry is None or entry.compress_type != zipfile.ZIP_STORED or (
-        entry.file_size < size
-    ):
+    if entry is None or entry.compress_type != zipfile.ZIP_STORED or (entry.file_size < size):
       raise self._short()
     with open(self.path, 'rb') as file:
       file.seek(entry.header_offset)
@@ -189,8 +203,7 @@ class TorchArchive:
 
   def _short(self) -> ValueError:
     return ValueError(
-        f'{self.path} does not hold the numbers of all its tensors; it is '
-        'damaged, fetch it again.'
+      f'{self.path} does not hold the numbers of all its tensors; it is damaged, fetch it again.'
     )
 
 
@@ -241,7 +254,7 @@ def _refuse_call(*unused: Any) -> None:
 
 
 def _rebuild_tensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, *unused: Any
+  storage: Any, offset: Any, shape: Any, strides: Any, *unused: Any
 ) -> StoredTensor:
   return StoredTensor(storage, offset, tuple(shape), tuple(strides))
 
@@ -252,14 +265,11 @@ def _rebuild_parameter(tensor: Any, *unused: Any) -> Any:
 
 def _globals() -> dict[tuple[str, str], Any]:
   return {
-      ('torch._utils', '_rebuild_tensor_v2'):
-          StandIn(_rebuild_tensor),
-      ('torch._utils', '_rebuild_parameter'):
-          StandIn(_rebuild_parameter),
-      ('collections', 'OrderedDict'): StandIn(_Dict),
-      **{('torch', name): _StorageType(dtype)
-         for name, dtype in _DTYPES.items()},
-      **dict.fromkeys(_IGNORED, _Ignored),
+    ('torch._utils', '_rebuild_tensor_v2'): StandIn(_rebuild_tensor),
+    ('torch._utils', '_rebuild_parameter'): StandIn(_rebuild_parameter),
+    ('collections', 'OrderedDict'): StandIn(_Dict),
+    **{('torch', name): _StorageType(dtype) for name, dtype in _DTYPES.items()},
+    **dict.fromkeys(_IGNORED, _Ignored),
   }
 
 
@@ -270,8 +280,10 @@ class _Unpickler(Unpickler):
 
   def persistent_load(self, pid: Any) -> _Storage:
     kind, storage, key, _, count = pid
-    if kind != 'storage' or not isinstance(storage, _StorageType) or (
-        not isinstance(key, str) or type(count) is not int
+    if (
+      kind != 'storage'
+      or not isinstance(storage, _StorageType)
+      or (not isinstance(key, str) or type(count) is not int)
     ):
       raise ValueError(f'a reference {pid!r:.60}')
     return _Storage(storage.dtype, key, count)

@@ -1,4 +1,5 @@
 """Named tensors of a Hugging Face folder, without executing anything in it."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -33,8 +34,8 @@ class WeightFiles(TensorSource):
     self.directory = self.description = os.fspath(directory)
     if not os.path.isdir(self.directory):
       raise FileNotFoundError(
-          f'{self.directory} is not a folder; give a Hugging Face checkpoint '
-          f'folder with config.json and {SAFETENSORS} or {TORCH}.'
+        f'{self.directory} is not a folder; give a Hugging Face checkpoint '
+        f'folder with config.json and {SAFETENSORS} or {TORCH}.'
       )
     # Our name to (file, name in it).
     self._place: dict[str, tuple[str, str]] = {}
@@ -49,8 +50,8 @@ class WeightFiles(TensorSource):
         self._add_shards(path + '.index.json')
         return
     raise FileNotFoundError(
-        f'{self.directory} holds neither {SAFETENSORS} nor {TORCH} (nor '
-        f'their .index.json); found {sorted(os.listdir(self.directory))[:10]}.'
+      f'{self.directory} holds neither {SAFETENSORS} nor {TORCH} (nor '
+      f'their .index.json); found {sorted(os.listdir(self.directory))[:10]}.'
     )
 
   def _add_shards(self, index: str) -> None:
@@ -61,23 +62,21 @@ class WeightFiles(TensorSource):
       # Shards lie beside their index.
       if not isinstance(file, str) or os.path.basename(file) != file or not file:
         raise ValueError(
-            f'{index} places tensor {name!r} in {file!r}, expected the name of '
-            'a file beside it.'
+          f'{index} places tensor {name!r} in {file!r}, expected the name of a file beside it.'
         )
     for file in sorted(set(weight_map.values())):
       path = os.path.join(self.directory, file)
       if not os.path.exists(path):
         raise FileNotFoundError(
-            f'{index} names {path}, which does not exist; the download is '
-            'incomplete.'
+          f'{index} names {path}, which does not exist; the download is incomplete.'
         )
       found = self._open(path).tensors
       named = [name for name, of in weight_map.items() if of == file]
       absent = [name for name in named if name not in found]
       if absent:
         raise ValueError(
-            f'{index} places tensor {absent[0]!r} in {path}, which does not '
-            'hold it; the files are not of one checkpoint.'
+          f'{index} places tensor {absent[0]!r} in {path}, which does not '
+          'hold it; the files are not of one checkpoint.'
         )
       self._add(path, named)
 
@@ -92,8 +91,7 @@ class WeightFiles(TensorSource):
   def _open(self, path: str) -> SafetensorsFile | TorchFile:
     if path not in self._opened:
       self._opened[path] = (
-          SafetensorsFile(path)
-          if path.endswith('.safetensors') else TorchFile(path)
+        SafetensorsFile(path) if path.endswith('.safetensors') else TorchFile(path)
       )
     return self._opened[path]
 
@@ -128,12 +126,11 @@ class TorchFile:
     self._mapped = True
     state = self._state
     if not isinstance(state, dict):
-      raise ValueError(
-          f'{path} holds a {type(state).__name__}, not tensors by name.'
-      )
+      raise ValueError(f'{path} holds a {type(state).__name__}, not tensors by name.')
     self.tensors = {
-        name: TensorInfo(tuple(value.shape), _numpy_dtype(value.dtype))
-        for name, value in state.items() if hasattr(value, 'untyped_storage')
+      name: TensorInfo(tuple(value.shape), _numpy_dtype(value.dtype))
+      for name, value in state.items()
+      if hasattr(value, 'untyped_storage')
     }
 
   @functools.cached_property
@@ -142,8 +139,7 @@ class TorchFile:
       import torch
     except ImportError as e:
       raise ImportError(
-          f'Reading {self.path} needs PyTorch; install it, or convert the file '
-          'to safetensors.'
+        f'Reading {self.path} needs PyTorch; install it, or convert the file to safetensors.'
       ) from e
     kwargs = dict(map_location='cpu', weights_only=True)
     try:
@@ -157,9 +153,9 @@ class TorchFile:
         return torch.load(self.path, **kwargs)
     except Exception as e:
       raise ValueError(
-          f'{self.path} cannot be read as plain weights ({type(e).__name__}); '
-          'it is truncated, or holds objects other than tensors, which are '
-          'never executed; fetch it again, or convert it to safetensors.'
+        f'{self.path} cannot be read as plain weights ({type(e).__name__}); '
+        'it is truncated, or holds objects other than tensors, which are '
+        'never executed; fetch it again, or convert it to safetensors.'
       ) from e
 
   def read(self, name: str) -> np.ndarray:

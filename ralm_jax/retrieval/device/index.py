@@ -5,6 +5,7 @@ of the mesh together, and a search needs no other process. Generations and edits
 are kept in the INDEX folder exactly as the retrieval process keeps them; either
 can serve a folder that the other has written.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -51,18 +52,18 @@ class DeviceIndex:
   """
 
   def __init__(
-      self,
-      directory: str | os.PathLike[str],
-      partitioner: Partitioner,
-      *,
-      dtype: str = 'bfloat16',
-      approximate: bool = False,
-      recall_target: float = 0.95,
-      block_rows: int = 16384,
-      spare_rows: int = 1024,
-      resident: int | None = None,
-      keep_generations: int = 2,
-      verify_checksums: bool = True,
+    self,
+    directory: str | os.PathLike[str],
+    partitioner: Partitioner,
+    *,
+    dtype: str = 'bfloat16',
+    approximate: bool = False,
+    recall_target: float = 0.95,
+    block_rows: int = 16384,
+    spare_rows: int = 1024,
+    resident: int | None = None,
+    keep_generations: int = 2,
+    verify_checksums: bool = True,
   ):
     """Opens the folder; nothing is put on the devices yet.
 
@@ -89,8 +90,7 @@ class DeviceIndex:
       ValueError: arguments that cannot be, or a damaged folder.
     """
     self._search = DeviceSearch(
-        partitioner, dtype=dtype, block_rows=block_rows,
-        recall_target=recall_target,
+      partitioner, dtype=dtype, block_rows=block_rows, recall_target=recall_target
     )
     for name, value in (('spare_rows', spare_rows), ('resident', resident)):
       if value is not None and value < 1:
@@ -98,15 +98,12 @@ class DeviceIndex:
     self._approximate = approximate
     self._lead = Lead() if self.needs_strict_order else None
     self._index = LiveIndex(
-        GenerationStore(directory),
-        verify_checksums=verify_checksums and self._leads,
+      GenerationStore(directory), verify_checksums=verify_checksums and self._leads
     )
-    self._builder = IndexBuilder(
-        self._index, keep_generations=keep_generations)
+    self._builder = IndexBuilder(self._index, keep_generations=keep_generations)
     self._store = self._index.store
     self.address = f'the devices, of {self._store.directory}'
-    self._residency = Residency(
-        self._search, spare_rows=spare_rows, limit=resident)
+    self._residency = Residency(self._search, spare_rows=spare_rows, limit=resident)
     self._turning = threading.Lock()
     current = self._index.current
     self._current = current.number if current else 0
@@ -139,13 +136,13 @@ class DeviceIndex:
     return self._lead is None or self._lead.leads
 
   def search(
-      self,
-      query_embeddings: np.ndarray,
-      k: int,
-      *,
-      return_embeddings: bool = False,
-      generation: int | None = None,
-      index_id: str = '',
+    self,
+    query_embeddings: np.ndarray,
+    k: int,
+    *,
+    return_embeddings: bool = False,
+    generation: int | None = None,
+    index_id: str = '',
   ) -> SearchResult:
     """The k passages of largest inner product for each query.
 
@@ -169,7 +166,8 @@ class DeviceIndex:
     """
     if index_id and index_id != self._index.index_id:
       raise IndexSwappedError.of(
-          'this program', self._store.directory, self._index.index_id, index_id)
+        'this program', self._store.directory, self._index.index_id, index_id
+      )
     queries = np.ascontiguousarray(query_embeddings, np.float32)
     if self._lead is None:
       device_view.check_queries(queries, k)
@@ -194,26 +192,24 @@ class DeviceIndex:
           continue  # removed since it was the current one
         raise
 
-  def _prepare_together(
-      self, queries: np.ndarray, k: int, generation: int | None
-  ) -> int:
+  def _prepare_together(self, queries: np.ndarray, k: int, generation: int | None) -> int:
     """Makes sure that no process is left alone in the search to come.
 
     Returns:
       The generation to search: the first process's.
     """
     with self._lead.agreement.together():
-      wanted = self._lead.follow(State(
-          generation or self._current, self._index.edits))
+      wanted = self._lead.follow(State(generation or self._current, self._index.edits))
       device_view.check_queries(queries, k)
       if self._index.edits != wanted.edits:
         self._index.reload()
       if self._index.edits != wanted.edits:
         raise RuntimeError(
-            f'the first process has seen edit {wanted.edits} of '
-            f'{self._store.directory} and process {jax.process_index()} edit '
-            f'{self._index.edits}: let the first process alone edit it, or '
-            'reload it on all')
+          f'the first process has seen edit {wanted.edits} of '
+          f'{self._store.directory} and process {jax.process_index()} edit '
+          f'{self._index.edits}: let the first process alone edit it, or '
+          'reload it on all'
+        )
       if generation is None:
         self._current = wanted.generation
       view = self._residency.put(self._index.view(wanted.generation))
@@ -221,15 +217,15 @@ class DeviceIndex:
     return wanted.generation
 
   def build(
-      self,
-      chunks: Iterable[tuple[np.ndarray | None, np.ndarray]],
-      *,
-      dim: int,
-      options: IndexOptions | None = None,
-      metadata: dict[str, Any] | None = None,
-      build_id: str | None = None,
-      edits_applied: int | None = None,
-      forget_edits: bool = False,
+    self,
+    chunks: Iterable[tuple[np.ndarray | None, np.ndarray]],
+    *,
+    dim: int,
+    options: IndexOptions | None = None,
+    metadata: dict[str, Any] | None = None,
+    build_id: str | None = None,
+    edits_applied: int | None = None,
+    forget_edits: bool = False,
   ) -> int:
     """Writes a generation, which is searched from then on.
 
@@ -259,9 +255,14 @@ class DeviceIndex:
     """
     self._check_leads('build')
     built = self._builder.build(
-        chunks, dim, options or IndexOptions(), metadata,
-        build_id=build_id or '', edits_applied=edits_applied,
-        forget_edits=forget_edits)
+      chunks,
+      dim,
+      options or IndexOptions(),
+      metadata,
+      build_id=build_id or '',
+      edits_applied=edits_applied,
+      forget_edits=forget_edits,
+    )
     self._turn()
     return built.number
 
@@ -294,13 +295,13 @@ class DeviceIndex:
       return live.number
 
   def edit(
-      self,
-      ids: np.ndarray | None = None,
-      embeddings: np.ndarray | None = None,
-      *,
-      delete_ids: np.ndarray | Sequence[int] | None = None,
-      metadata: dict[str, Any] | None = None,
-      delete_absent: bool = False,
+    self,
+    ids: np.ndarray | None = None,
+    embeddings: np.ndarray | None = None,
+    *,
+    delete_ids: np.ndarray | Sequence[int] | None = None,
+    metadata: dict[str, Any] | None = None,
+    delete_absent: bool = False,
   ) -> EditResult:
     """Puts and deletes passages by id, without a rebuild: all or nothing.
 
@@ -322,18 +323,14 @@ class DeviceIndex:
       RuntimeError: the index is empty, or this is not the first process.
       In each case nothing has changed.
     """
-    return self._edit(
-        ids, embeddings, delete_ids, metadata, delete_absent=delete_absent)
+    return self._edit(ids, embeddings, delete_ids, metadata, delete_absent=delete_absent)
 
   def missing(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
     """Those of `ids`, [n] int64, that the current generation has not."""
     return self._index.missing(np.asarray(ids, np.int64))
 
   def add(
-      self,
-      ids: np.ndarray | None,
-      embeddings: np.ndarray,
-      metadata: dict[str, Any] | None = None,
+    self, ids: np.ndarray | None, embeddings: np.ndarray, metadata: dict[str, Any] | None = None
   ) -> EditResult:
     """As `edit`, of ids that the index does not have, or ValueError."""
     return self._edit(ids, embeddings, None, metadata, only_new_ids=True)
@@ -343,42 +340,52 @@ class DeviceIndex:
     return self._edit(None, None, ids, None)
 
   def _edit(
-      self, ids, embeddings, delete_ids, metadata, only_new_ids: bool = False,
-      delete_absent: bool = False,
+    self,
+    ids,
+    embeddings,
+    delete_ids,
+    metadata,
+    only_new_ids: bool = False,
+    delete_absent: bool = False,
   ) -> EditResult:
     self._check_leads('edit')
     if embeddings is None:
       if ids is not None and len(ids):
-        raise ValueError(f'{len(ids)} ids came without embeddings; to delete '
-                         'passages give delete_ids')
+        raise ValueError(
+          f'{len(ids)} ids came without embeddings; to delete passages give delete_ids'
+        )
       embeddings = np.zeros((0, 0), np.float16)
     edited = self._index.edit(
-        Edit(
-            ids, np.asarray(embeddings),
-            np.asarray([] if delete_ids is None else delete_ids, np.int64),
-            metadata or {}),
-        only_new_ids=only_new_ids, delete_absent=delete_absent)
+      Edit(
+        ids,
+        np.asarray(embeddings),
+        np.asarray([] if delete_ids is None else delete_ids, np.int64),
+        metadata or {},
+      ),
+      only_new_ids=only_new_ids,
+      delete_absent=delete_absent,
+    )
     return EditResult(
-        edited.view.number, edited.sequence, edited.view.count, edited.ids,
-        edited.absent_ids)
+      edited.view.number, edited.sequence, edited.view.count, edited.ids, edited.absent_ids
+    )
 
   def status(self) -> ServerStatus:
     """What is searched; `dim` and the like are empty where nothing is."""
     live = self._live(None) if self._current else None
     manifest = live.generation.manifest if live else None
     return ServerStatus(
-        generation=live.number if live else 0,
-        count=live.count if live else 0,
-        dim=live.dim if live else 0,
-        options=manifest.options if manifest else None,
-        factory=manifest.factory if manifest else '',
-        metadata=dict(live.metadata) if live else {},
-        generations=tuple(self._store.numbers()),
-        building=self._builder.building,
-        index_directory=self._store.directory,
-        edits=self._index.edits,
-        next_id=self._index.next_id,
-        index_id=self._index.index_id,
+      generation=live.number if live else 0,
+      count=live.count if live else 0,
+      dim=live.dim if live else 0,
+      options=manifest.options if manifest else None,
+      factory=manifest.factory if manifest else '',
+      metadata=dict(live.metadata) if live else {},
+      generations=tuple(self._store.numbers()),
+      building=self._builder.building,
+      index_directory=self._store.directory,
+      edits=self._index.edits,
+      next_id=self._index.next_id,
+      index_id=self._index.index_id,
     )
 
   def cache_size(self) -> int:
@@ -400,9 +407,7 @@ class DeviceIndex:
       self._index.check_folder()
       self._store.pin(owner, generations)
 
-  def wait_until_ready(
-      self, timeout_s: float = 60.0
-  ) -> ServerStatus:
+  def wait_until_ready(self, timeout_s: float = 60.0) -> ServerStatus:
     """The status; there is nothing to wait for."""
     del timeout_s
     return self.status()
@@ -410,5 +415,5 @@ class DeviceIndex:
   def _check_leads(self, what: str) -> None:
     if not self._leads:
       raise RuntimeError(
-          f'{what}: the first process alone writes {self._store.directory}; '
-          'the others follow it')
+        f'{what}: the first process alone writes {self._store.directory}; the others follow it'
+      )

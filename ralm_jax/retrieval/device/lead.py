@@ -1,4 +1,5 @@
 """The first process leads the others in what they search together."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,4 +1,5 @@
 """Which generations are on the devices, while several threads search them."""
+
 from __future__ import annotations
 
 import collections
@@ -21,13 +22,7 @@ class Residency:
   May be shared among threads.
   """
 
-  def __init__(
-      self,
-      search: DeviceSearch,
-      *,
-      spare_rows: int,
-      limit: int | None,
-  ):
+  def __init__(self, search: DeviceSearch, *, spare_rows: int, limit: int | None):
     """Puts nothing there yet.
 
     Args:
@@ -43,8 +38,7 @@ class Residency:
     # taken within it, and held to dispatch a search, never to wait for one.
     self._changing = threading.RLock()
     self._dispatching = threading.Lock()
-    self._views: collections.OrderedDict[int, DeviceView] = (
-        collections.OrderedDict())
+    self._views: collections.OrderedDict[int, DeviceView] = collections.OrderedDict()
     self._running: Best | None = None
 
   @property
@@ -53,13 +47,7 @@ class Residency:
     with self._dispatching:
       return tuple(self._views)
 
-  def start(
-      self,
-      live: LiveView,
-      queries: np.ndarray,
-      k: int,
-      approximate: bool,
-  ) -> StartedSearch:
+  def start(self, live: LiveView, queries: np.ndarray, k: int, approximate: bool) -> StartedSearch:
     """Dispatches a search of this state of a generation, or a later one.
 
     Args:
@@ -98,10 +86,13 @@ class Residency:
         view = view.moved_to(self._search, live, self._spare_rows)
       else:
         self.free(keep=self.room(live) - 1)
-        logger.info('putting generation %d on the devices: %d vectors of %d',
-                    live.number, live.generation.count, live.dim)
-        view = DeviceView.load(
-            self._search, live, self._spare_rows)
+        logger.info(
+          'putting generation %d on the devices: %d vectors of %d',
+          live.number,
+          live.generation.count,
+          live.dim,
+        )
+        view = DeviceView.load(self._search, live, self._spare_rows)
       with self._dispatching:
         self._views[live.number] = view
       return view
@@ -117,10 +108,7 @@ class Residency:
     """Frees all but the generations searched last, once they are searched."""
     with self._changing:
       with self._dispatching:
-        leaving = [
-            self._views.popitem(last=False)[1]
-            for _ in range(len(self._views) - keep)
-        ]
+        leaving = [self._views.popitem(last=False)[1] for _ in range(len(self._views) - keep)]
         if leaving and self._running is not None:
           jax.block_until_ready(self._running)
       for view in leaving:

@@ -6,6 +6,7 @@ k, and only those are gathered for the final top-k. The embeddings never move.
 Shapes are static, so a new program is compiled for each batch size, k, number
 of rows and dimension; `device_index` rounds the first two up.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -76,8 +77,8 @@ class Layout:
     layout = cls(shards, -(-per_shard // block), block)
     if layout.rows > _MAX_ROWS:
       raise ValueError(
-          f'{count} vectors exceed the {_MAX_ROWS} rows that a device index '
-          'numbers; use the retrieval process.'
+        f'{count} vectors exceed the {_MAX_ROWS} rows that a device index '
+        'numbers; use the retrieval process.'
       )
     return layout
 
@@ -90,12 +91,12 @@ class DeviceSearch:
   """Puts rows on a mesh and searches them."""
 
   def __init__(
-      self,
-      partitioner: Partitioner,
-      *,
-      dtype: str = 'bfloat16',
-      block_rows: int = 16384,
-      recall_target: float = 0.95,
+    self,
+    partitioner: Partitioner,
+    *,
+    dtype: str = 'bfloat16',
+    block_rows: int = 16384,
+    recall_target: float = 0.95,
   ):
     """Compiles nothing yet.
 
@@ -111,33 +112,26 @@ class DeviceSearch:
       ValueError: for arguments that cannot be.
     """
     if dtype not in DTYPES:
-      raise ValueError(
-          f'The dtype of a device index is one of {", ".join(DTYPES)}, '
-          f'not {dtype!r}.'
-      )
+      raise ValueError(f'The dtype of a device index is one of {", ".join(DTYPES)}, not {dtype!r}.')
     if not 0 < recall_target <= 1:
-      raise ValueError(
-          f'recall_target must be above 0 and at most 1, not {recall_target}.'
-      )
+      raise ValueError(f'recall_target must be above 0 and at most 1, not {recall_target}.')
     if block_rows < 1:
       raise ValueError(f'block_rows must be at least 1, not {block_rows}.')
     self.dtype = jnp.dtype(dtype)
     self._block_rows = block_rows
     self._mesh = partitioner.mesh
     self._sharding = NamedSharding(self._mesh, PartitionSpec(AXES))
-    self._processes = len(
-        {device.process_index for device in self._mesh.devices.flat}
-    )
+    self._processes = len({device.process_index for device in self._mesh.devices.flat})
     # Processors have no bfloat16 units to gain from; see `_scores`.
     on_cpu = self._mesh.devices.flat[0].platform == 'cpu'
     self.search = partitioner.partition(
-        functools.partial(
-            search,
-            mesh=self._mesh,
-            recall_target=recall_target,
-            split_queries=dtype == 'bfloat16' and not on_cpu,
-        ),
-        static_argnames=('k', 'blocks', 'approximate'),
+      functools.partial(
+        search,
+        mesh=self._mesh,
+        recall_target=recall_target,
+        split_queries=dtype == 'bfloat16' and not on_cpu,
+      ),
+      static_argnames=('k', 'blocks', 'approximate'),
     )
 
   @property
@@ -167,9 +161,7 @@ class DeviceSearch:
         return False
     return True
 
-  def put(
-      self, layout: Layout, vectors: np.ndarray, live: np.ndarray | None = None
-  ) -> Rows:
+  def put(self, layout: Layout, vectors: np.ndarray, live: np.ndarray | None = None) -> Rows:
     """Puts vectors on the devices, one device after the other.
 
     The host holds no more than one device's rows at a time, and a process puts
@@ -204,18 +196,14 @@ class DeviceSearch:
     """bool [rows] of a layout, to where the rows are."""
     return self._put(mask.shape, lambda rows: mask[rows])
 
-  def _put(
-      self, shape: tuple[int, ...], shard: Callable[[slice], np.ndarray]
-  ) -> jax.Array:
+  def _put(self, shape: tuple[int, ...], shard: Callable[[slice], np.ndarray]) -> jax.Array:
     indices = self._sharding.addressable_devices_indices_map(shape)
     pieces = []
     for device, index in indices.items():
       start, stop, _ = index[0].indices(shape[0])
       piece = jax.device_put(shard(slice(start, stop)), device)
       pieces.append(piece.block_until_ready())
-    return jax.make_array_from_single_device_arrays(
-        shape, self._sharding, pieces
-    )
+    return jax.make_array_from_single_device_arrays(shape, self._sharding, pieces)
 
   def put_queries(self, queries: np.ndarray) -> tuple[jax.Array, slice | np.ndarray]:
     """Gives every device all queries, or its share where processes differ.
@@ -231,33 +219,28 @@ class DeviceSearch:
       everywhere = NamedSharding(self._mesh, PartitionSpec())
       return jax.device_put(queries, everywhere), slice(0, len(queries))
     devices = self._mesh.size // self._processes
-    padded = np.resize(
-        queries, (-(-len(queries) // devices) * devices, queries.shape[1])
-    )
+    padded = np.resize(queries, (-(-len(queries) // devices) * devices, queries.shape[1]))
     shape = (len(padded) * self._processes, queries.shape[1])
-    array = jax.make_array_from_process_local_data(
-        self._sharding, padded, shape
-    )
+    array = jax.make_array_from_process_local_data(self._sharding, padded, shape)
     starts = sorted(
-        index[0].indices(shape[0])[:2]
-        for index in self._sharding.addressable_devices_indices_map(
-            shape).values()
+      index[0].indices(shape[0])[:2]
+      for index in self._sharding.addressable_devices_indices_map(shape).values()
     )
     own = np.concatenate([np.arange(*bounds) for bounds in starts])
     return array, own[: len(queries)]
 
 
 def search(
-    queries: jax.Array,
-    base: Rows,
-    added: Rows,
-    *,
-    k: int,
-    blocks: tuple[int, int],
-    approximate: bool,
-    mesh: jax.sharding.Mesh,
-    recall_target: float,
-    split_queries: bool,
+  queries: jax.Array,
+  base: Rows,
+  added: Rows,
+  *,
+  k: int,
+  blocks: tuple[int, int],
+  approximate: bool,
+  mesh: jax.sharding.Mesh,
+  recall_target: float,
+  split_queries: bool,
 ) -> Best:
   """The k live rows of largest inner product with each query.
 
@@ -279,16 +262,15 @@ def search(
   top = jax.lax.top_k
   if approximate:
     top = functools.partial(
-        jax.lax.approx_max_k, recall_target=recall_target,
-        reduction_input_size_override=total,
+      jax.lax.approx_max_k, recall_target=recall_target, reduction_input_size_override=total
     )
 
   def local(queries: jax.Array, base: Rows, added: Rows) -> Best:
     parts = _split(queries) if split_queries else queries
     shard = jax.lax.axis_index(AXES)
     start = Best(
-        jnp.full((queries.shape[0], k), -jnp.inf, jnp.float32),
-        jnp.zeros((queries.shape[0], k), jnp.int32),
+      jnp.full((queries.shape[0], k), -jnp.inf, jnp.float32),
+      jnp.zeros((queries.shape[0], k), jnp.int32),
     )
     best = jax.tree.map(lambda x: jax.lax.pcast(x, AXES, to='varying'), start)
     offset = 0
@@ -298,28 +280,29 @@ def search(
       offset += rows.live.size * mesh.size
     # [shards, batch, k] -> [batch, shards * k], shards in the order of rows.
     gathered = jax.tree.map(
-        lambda x: jnp.swapaxes(
-            jax.lax.all_gather(x, AXES, to='invarying'), 0, 1
-        ).reshape(x.shape[0], -1),
-        best,
+      lambda x: jnp.swapaxes(jax.lax.all_gather(x, AXES, to='invarying'), 0, 1).reshape(
+        x.shape[0], -1
+      ),
+      best,
     )
     return _best(gathered, k)
 
   spec = PartitionSpec(AXES)
   return jax.shard_map(
-      local, mesh=mesh,
-      in_specs=(PartitionSpec(), Rows(spec, spec), Rows(spec, spec)),
-      out_specs=Best(PartitionSpec(), PartitionSpec()),
+    local,
+    mesh=mesh,
+    in_specs=(PartitionSpec(), Rows(spec, spec), Rows(spec, spec)),
+    out_specs=Best(PartitionSpec(), PartitionSpec()),
   )(queries, base, added)
 
 
 def _scan_blocks(
-    queries: jax.Array,
-    rows: Rows,
-    blocks: int,
-    first: jax.Array,
-    best: Best,
-    top: Callable[..., tuple[jax.Array, jax.Array]],
+  queries: jax.Array,
+  rows: Rows,
+  blocks: int,
+  first: jax.Array,
+  best: Best,
+  top: Callable[..., tuple[jax.Array, jax.Array]],
 ) -> Best:
   """Merges the best of one device's rows into `best`.
 
@@ -340,8 +323,8 @@ def _scan_blocks(
     found, positions = top(scores, min(k, block))
     # Those before have lower numbers and stand first, so that ties keep order.
     merged = Best(
-        jnp.concatenate([best.scores, found], axis=1),
-        jnp.concatenate([best.rows, start + positions.astype(jnp.int32)], axis=1),
+      jnp.concatenate([best.scores, found], axis=1),
+      jnp.concatenate([best.rows, start + positions.astype(jnp.int32)], axis=1),
     )
     return _best(merged, k), None
 
@@ -370,12 +353,9 @@ def _scores(queries: jax.Array, embeddings: jax.Array) -> jax.Array:
   """
   if queries.ndim == 2:
     return jnp.einsum(
-        'bd,rd->br', queries, embeddings.astype(jnp.float32),
-        precision=jax.lax.Precision.HIGHEST,
+      'bd,rd->br', queries, embeddings.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
     )
-  parts = jnp.einsum(
-      'pbd,rd->pbr', queries, embeddings, preferred_element_type=jnp.float32
-  )
+  parts = jnp.einsum('pbd,rd->pbr', queries, embeddings, preferred_element_type=jnp.float32)
   return parts[0] + (parts[1] + parts[2])
 
 

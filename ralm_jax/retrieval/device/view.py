@@ -1,4 +1,5 @@
 """One generation of the index with its edits, on the devices of a mesh."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -30,12 +31,7 @@ class DeviceView:
   blocks: tuple[int, int]
 
   @classmethod
-  def load(
-      cls,
-      search: DeviceSearch,
-      live: LiveView,
-      spare_rows: int,
-  ) -> DeviceView:
+  def load(cls, search: DeviceSearch, live: LiveView, spare_rows: int) -> DeviceView:
     """Puts a generation on the devices, one device's share after the other.
 
     Args:
@@ -45,18 +41,11 @@ class DeviceView:
     """
     stored = live.generation.embeddings
     layout = search.layout(len(stored))
-    base = search.put(
-        layout, stored, _living(len(stored), live.overlay.dead_rows)
-    )
+    base = search.put(layout, stored, _living(len(stored), live.overlay.dead_rows))
     added, blocks = _put_added(search, live, spare_rows)
     return cls(live, base, added, (layout.blocks, blocks))
 
-  def moved_to(
-      self,
-      search: DeviceSearch,
-      live: LiveView,
-      spare_rows: int,
-  ) -> DeviceView:
+  def moved_to(self, search: DeviceSearch, live: LiveView, spare_rows: int) -> DeviceView:
     """The same generation, its embeddings not copied, after other edits."""
     mask = self.base.live
     dead = live.overlay.dead_rows
@@ -66,10 +55,7 @@ class DeviceView:
       living[:count] = _living(count, dead)
       mask = search.put_mask(living)
     added, blocks = _put_added(search, live, spare_rows)
-    return DeviceView(
-        live, Rows(self.base.embeddings, mask), added,
-        (self.blocks[0], blocks),
-    )
+    return DeviceView(live, Rows(self.base.embeddings, mask), added, (self.blocks[0], blocks))
 
   def delete(self) -> None:
     """Frees the devices' memory."""
@@ -81,22 +67,18 @@ class DeviceView:
     live = self.live
     if queries.shape[1] != live.dim:
       raise ValueError(
-          f'the queries have dimension {queries.shape[1]} and generation '
-          f'{live.number} of the index has dimension {live.dim}: they must be '
-          'embedded by the encoder that embedded the passages'
+        f'the queries have dimension {queries.shape[1]} and generation '
+        f'{live.number} of the index has dimension {live.dim}: they must be '
+        'embedded by the encoder that embedded the passages'
       )
     if k > live.count:
       raise ValueError(
-          f'k={k} passages wanted and generation {live.number} of the index '
-          f'holds {live.count}: lower k or add passages'
+        f'k={k} passages wanted and generation {live.number} of the index '
+        f'holds {live.count}: lower k or add passages'
       )
 
   def search(
-      self,
-      search: DeviceSearch,
-      queries: np.ndarray,
-      k: int,
-      approximate: bool,
+    self, search: DeviceSearch, queries: np.ndarray, k: int, approximate: bool
   ) -> StartedSearch:
     """Dispatches a search, without waiting for it.
 
@@ -109,8 +91,7 @@ class DeviceView:
     self.check(queries, k)
     array, own = search.put_queries(queries)
     best = search.search(
-        array, self.base, self.added, k=round_k(k), blocks=self.blocks,
-        approximate=approximate,
+      array, self.base, self.added, k=round_k(k), blocks=self.blocks, approximate=approximate
     )
     return StartedSearch(self, best, own)
 
@@ -130,16 +111,11 @@ class DeviceView:
     found[is_added] = self.live.overlay.vectors[added[is_added]]
     return found
 
-  def _split(
-      self, rows: np.ndarray
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  def _split(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows in `base` and in `added`, 0 where it is the other, and which."""
     first_added = self.base.live.size
     is_added = rows >= first_added
-    return (
-        np.where(is_added, 0, rows), np.where(is_added, rows - first_added, 0),
-        is_added,
-    )
+    return (np.where(is_added, 0, rows), np.where(is_added, rows - first_added, 0), is_added)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +136,7 @@ class StartedSearch:
     """Waits; whether k rows were found for every query of every process."""
     return bool(np.isfinite(np.asarray(self.best.scores)[:, :k]).all())
 
-  def result(
-      self, batch: int, k: int, return_embeddings: bool
-  ) -> SearchResult:
+  def result(self, batch: int, k: int, return_embeddings: bool) -> SearchResult:
     """Waits; the answers to the first `batch` queries of this process.
 
     Raises:
@@ -172,34 +146,32 @@ class StartedSearch:
     rows = np.asarray(self.best.rows)[self.own][:batch].astype(np.int64)
     found = np.isfinite(scores)
     if not found[:, :k].all():
-      raise ValueError(
-          'a score is beyond what float32 can hold: check the query encoder')
+      raise ValueError('a score is beyond what float32 can hold: check the query encoder')
     rows[~found] = 0  # padding, beyond k
     ids = self.view.ids(rows)
     best = np.lexsort((ids, -scores))[:, :k]
     rows = np.take_along_axis(rows, best, axis=1)
     return SearchResult(
-        ids=np.take_along_axis(ids, best, axis=1),
-        scores=np.take_along_axis(scores, best, axis=1),
-        generation=self.view.live.number,
-        embeddings=self.view.embeddings(rows) if return_embeddings else None,
-        edits=self.view.live.edits,
+      ids=np.take_along_axis(ids, best, axis=1),
+      scores=np.take_along_axis(scores, best, axis=1),
+      generation=self.view.live.number,
+      embeddings=self.view.embeddings(rows) if return_embeddings else None,
+      edits=self.view.live.edits,
     )
 
 
 def check_queries(queries: np.ndarray, k: int) -> None:
   """Raises ValueError for queries that no index can answer."""
   if queries.ndim != 2:
-    raise ValueError('query_embeddings must be [batch, dim], found shape '
-                     f'{list(queries.shape)}')
+    raise ValueError(f'query_embeddings must be [batch, dim], found shape {list(queries.shape)}')
   if k < 1:
     raise ValueError(f'k must be at least 1, found {k}')
   finite = np.isfinite(queries).all(axis=1)
   if not finite.all():
     row = np.flatnonzero(~finite)[0]
     raise ValueError(
-        f'query {row} of {len(queries)} holds a value that is not finite: '
-        'check the query encoder')
+      f'query {row} of {len(queries)} holds a value that is not finite: check the query encoder'
+    )
 
 
 def pad_batch(queries: np.ndarray) -> np.ndarray:
@@ -223,9 +195,7 @@ def _living(count: int, dead: np.ndarray) -> np.ndarray:
   return living
 
 
-def _put_added(
-    search: DeviceSearch, live: LiveView, spare_rows: int
-) -> tuple[Rows, int]:
+def _put_added(search: DeviceSearch, live: LiveView, spare_rows: int) -> tuple[Rows, int]:
   """The rows, and their blocks.
 
   Room doubles when it runs out, so that few programs are compiled.

@@ -18,8 +18,7 @@ def read(*inputs, **options):
 
 def test_jsonl(tmp_path):
   path = tmp_path / 'p.jsonl'
-  path.write_text(
-      GOOD + '\n{"id": 7, "text": "tab\\tnew\\nline", "section": null, "more": [1]}')
+  path.write_text(GOOD + '\n{"id": 7, "text": "tab\\tnew\\nline", "section": null, "more": [1]}')
   first, second = read(path)
   assert first == Passage('a', 'T', 'S', 'one two')
   assert first.merged_title == 'T: S' and first.source_document == 'T'
@@ -30,12 +29,15 @@ def test_jsonl(tmp_path):
 def test_dpr_tsv(tmp_path):
   path = tmp_path / 'psgs.tsv'
   path.write_text(
-      'id\ttext\ttitle\n'
-      '1\t"Aaron ( or ; ""Ahärôn"") is a prophet"\tAaron\n'
-      '2\tplain, "inner" text\t"""Quoted"" title"\n', encoding='utf-8')
+    'id\ttext\ttitle\n'
+    '1\t"Aaron ( or ; ""Ahärôn"") is a prophet"\tAaron\n'
+    '2\tplain, "inner" text\t"""Quoted"" title"\n',
+    encoding='utf-8',
+  )
   assert read(path) == [
-      Passage('1', 'Aaron', '', 'Aaron ( or ; "Ahärôn") is a prophet'),
-      Passage('2', '"Quoted" title', '', 'plain, "inner" text')]
+    Passage('1', 'Aaron', '', 'Aaron ( or ; "Ahärôn") is a prophet'),
+    Passage('2', '"Quoted" title', '', 'plain, "inner" text'),
+  ]
 
 
 def test_content_decides_the_format(tmp_path):
@@ -63,7 +65,9 @@ def test_a_file_whose_name_looks_like_a_glob(tmp_path):
   assert input_files.expand_inputs(path) == [str(path)]
 
 
-@pytest.mark.parametrize('line, message', [
+@pytest.mark.parametrize(
+  'line, message',
+  [
     ('{"id": "b", "text": "x"', 'malformed JSON'),
     ('{"id": ' + '9' * 5000 + '}', 'malformed JSON'),
     ('', 'blank line'),
@@ -78,7 +82,8 @@ def test_a_file_whose_name_looks_like_a_glob(tmp_path):
     ('{"id": "b", "text": ["x"]}', "'text' must be a string, found list"),
     ('{"id": "b", "text": "x", "title": 3}', "'title' must be a string, found int"),
     ('{"id": "b", "text": "\\ud800"}', "'text' is not valid Unicode"),
-])
+  ],
+)
 def test_bad_jsonl_lines(tmp_path, line, message):
   path = tmp_path / 'p.jsonl'
   path.write_text(f'{GOOD}\n{line}\n')
@@ -87,13 +92,16 @@ def test_bad_jsonl_lines(tmp_path, line, message):
   assert str(caught.value).startswith(f'{path}:2: {message}')
 
 
-@pytest.mark.parametrize('line, message', [
+@pytest.mark.parametrize(
+  'line, message',
+  [
     ('2\ttext only', 'expected 3 tab-separated columns (id, text, title), found 2'),
     ('2\ta\tb\tc', 'expected 3 tab-separated columns (id, text, title), found 4'),
     ('2\t"never closed\tb', 'expected 3 tab-separated columns'),
     ('', 'blank line'),
     ('\tx\ty', "'id' is empty"),
-])
+  ],
+)
 def test_bad_tsv_lines(tmp_path, line, message):
   path = tmp_path / 'p.tsv'
   path.write_text(f'id\ttext\ttitle\n{line}\n')
@@ -118,7 +126,7 @@ def test_bad_files(tmp_path):
   whole = gzip.compress((GOOD + '\n').encode() * 200)
   path = tmp_path / 'torn.jsonl.gz'
   flipped = whole[:20] + bytes([whole[20] ^ 255]) + whole[21:]
-  for damaged in (whole[:len(whole) // 2], flipped):
+  for damaged in (whole[: len(whole) // 2], flipped):
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match='torn.jsonl.gz: damaged gzip file'):
       list(LineReader(path))
@@ -146,10 +154,8 @@ def test_duplicate_ids_name_both_lines(tmp_path):
   second.write_text(f'{GOOD}\n')
   with pytest.raises(ValueError) as caught:
     read(first, second)
-  assert str(caught.value).startswith(
-      f"{second}:1: duplicate id 'a', first on {first}:2")
-  assert passages.find_lines([str(first), str(second)], 'a') == [
-      (str(first), 2), (str(second), 1)]
+  assert str(caught.value).startswith(f"{second}:1: duplicate id 'a', first on {first}:2")
+  assert passages.find_lines([str(first), str(second)], 'a') == [(str(first), 2), (str(second), 1)]
 
 
 @pytest.mark.parametrize('n_words', [1, 9, 10, 11, 20, 21, 99, 101])
@@ -190,4 +196,5 @@ def test_real_passages(shared_data):
     first = json.loads(file.readline())
   by_id = {p.id: p for p in found}
   assert by_id[first['id']].merged_title == (
-      f'{first["title"]}: {first["section"]}' if first['section'] else first['title'])
+    f'{first["title"]}: {first["section"]}' if first['section'] else first['title']
+  )

@@ -1,4 +1,5 @@
 """Independent crops."""
+
 import numpy as np
 import pytest
 
@@ -8,8 +9,7 @@ from ralm_jax.data.ragged import RaggedTokens
 
 
 def sequences(lengths):
-  return RaggedTokens.from_lists(
-      [np.arange(100 * i, 100 * i + n) for i, n in enumerate(lengths)])
+  return RaggedTokens.from_lists([np.arange(100 * i, 100 * i + n) for i, n in enumerate(lengths)])
 
 
 def test_crops_are_contiguous_runs_of_their_own_sequence():
@@ -38,8 +38,7 @@ def test_deletion_drops_the_stated_share_and_leaves_no_sequence_empty():
 
 
 def test_frame_keeps_special_tokens_under_truncation():
-  tokens, mask = crops.frame(
-      sequences([10, 2, 0]), 6, prefix=[7], suffix=[8], pad_id=0)
+  tokens, mask = crops.frame(sequences([10, 2, 0]), 6, prefix=[7], suffix=[8], pad_id=0)
   assert tokens[0].tolist() == [7, 0, 1, 2, 3, 8]
   assert tokens[1].tolist() == [7, 100, 101, 8, 0, 0]
   assert tokens[2].tolist() == [7, 8, 0, 0, 0, 0]

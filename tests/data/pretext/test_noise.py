@@ -1,4 +1,5 @@
 """T5's span corruption against its description, count by count."""
+
 import collections
 import itertools
 
@@ -66,8 +67,7 @@ def test_every_span_has_a_token():
     assert spans.visible.min() >= 1 and spans.masked.min() >= 1
     assert spans.visible.sum() + spans.masked.sum() == length
   assert config.counts(2, 100) == (1, 1)
-  few = noise.random_spans(
-      1000, NoiseConfig(), np.random.default_rng(0), max_spans=4)
+  few = noise.random_spans(1000, NoiseConfig(), np.random.default_rng(0), max_spans=4)
   assert len(few.masked) == 4 and few.masked.sum() == 150
   with pytest.raises(ValueError, match='1 tokens has nothing to mask'):
     noise.random_spans(1, config, np.random.default_rng(0))
@@ -76,10 +76,9 @@ def test_every_span_has_a_token():
 def test_compositions_are_equally_likely():
   generator = np.random.default_rng(0)
   drawn = collections.Counter(
-      tuple(noise.random_composition(5, 3, generator).tolist())
-      for _ in range(6000))
-  assert set(drawn) == {c for c in itertools.product(range(1, 4), repeat=3)
-                        if sum(c) == 5}
+    tuple(noise.random_composition(5, 3, generator).tolist()) for _ in range(6000)
+  )
+  assert set(drawn) == {c for c in itertools.product(range(1, 4), repeat=3) if sum(c) == 5}
   assert len(drawn) == 6
   # Each 1,000 with a standard deviation of 29.
   assert max(abs(count - 1000) for count in drawn.values()) < 150
@@ -98,23 +97,26 @@ def test_closing_sentinel():
   assert closed.inputs.tolist() == plain.inputs.tolist()
   assert closed.targets.tolist() == [*plain.targets.tolist(), 32097]
   # All sentinels are in use.
-  assert noise.corrupt(
-      tokens, spans, SENTINELS[:2], closing_sentinel=True
-  ).targets.tolist() == plain.targets.tolist()
+  assert (
+    noise.corrupt(tokens, spans, SENTINELS[:2], closing_sentinel=True).targets.tolist()
+    == plain.targets.tolist()
+  )
 
 
-@pytest.mark.parametrize('config', [
-    NoiseConfig(), NoiseConfig(closing_sentinel=True),
-    NoiseConfig(0.5, 1.0), NoiseConfig(0.3, 8.0)])
+@pytest.mark.parametrize(
+  'config',
+  [NoiseConfig(), NoiseConfig(closing_sentinel=True), NoiseConfig(0.5, 1.0), NoiseConfig(0.3, 8.0)],
+)
 def test_longest_that_fits(config):
   for inputs, targets in [(8, 8), (20, 10), (64, 512), (512, 114), (256, 64)]:
     longest = noise.longest_fitting(config, inputs, targets)
 
     def fits(length, inputs=inputs, targets=targets):
       spans = noise.random_spans(length, config, np.random.default_rng(0))
-      made = noise.corrupt(np.arange(length), spans, SENTINELS,
-                           closing_sentinel=config.closing_sentinel)
-      return (len(made.inputs) <= inputs and len(made.targets) + 1 <= targets)
+      made = noise.corrupt(
+        np.arange(length), spans, SENTINELS, closing_sentinel=config.closing_sentinel
+      )
+      return len(made.inputs) <= inputs and len(made.targets) + 1 <= targets
 
     assert fits(longest)
     assert not any(fits(length) for length in range(longest + 1, longest + 60))
@@ -125,8 +127,7 @@ def test_longest_that_fits(config):
 def test_t5_s_own_lengths():
   """T5 makes inputs of 512 and targets of 114 of 568 tokens, both with eos."""
   assert noise.longest_fitting(NoiseConfig(), 511, 10**6) == 568
-  assert noise.longest_fitting(
-      NoiseConfig(closing_sentinel=True), 511, 115) == 568
+  assert noise.longest_fitting(NoiseConfig(closing_sentinel=True), 511, 115) == 568
 
 
 def test_bad_shares():
@@ -138,8 +139,7 @@ def test_bad_shares():
 
 def test_with_the_official_vocabulary(shared_data):
   """Sentinels between pieces; words that were not cut keep their blank."""
-  vocabulary = vocabularies.load_vocabulary(
-      shared_data / 'tokenizers/t5/spiece.model')
+  vocabulary = vocabularies.load_vocabulary(shared_data / 'tokenizers/t5/spiece.model')
   sentinels = np.array([vocabulary.sentinel_id(i) for i in range(100)])
   tokens = np.array(vocabulary.encode('Thank you for inviting me to your party'))
   assert tokens.tolist() == [1562, 25, 21, 14256, 140, 12, 39, 1088]
@@ -148,7 +148,8 @@ def test_with_the_official_vocabulary(shared_data):
   assert made.inputs.tolist() == [1562, 25, 32099, 140, 12, 39, 32098]
   assert made.targets.tolist() == [32099, 21, 14256, 32098, 1088]
   for text, ids in (
-      ('Thank you <extra_id_0> me to your <extra_id_1>', made.inputs),
-      ('<extra_id_0> for inviting <extra_id_1> party', made.targets)):
+    ('Thank you <extra_id_0> me to your <extra_id_1>', made.inputs),
+    ('<extra_id_0> for inviting <extra_id_1> party', made.targets),
+  ):
     assert vocabulary.encode(text) == ids.tolist()
     assert vocabulary.decode(ids, keep_sentinels=True) == text

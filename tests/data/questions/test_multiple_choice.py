@@ -1,4 +1,5 @@
 """Orders and prompts of multiple choice, against Atlas's as it defines them."""
+
 import dataclasses
 import logging
 import math
@@ -16,17 +17,16 @@ from ralm_jax.data.text_config import TextConfig
 
 
 def ask(question='why?', options=('w', 'x', 'y', 'z'), answers=('C',), **fields):
-  return Question(
-      'id', question, tuple(answers), (), 3, 'file', options=tuple(options),
-      **fields)
+  return Question('id', question, tuple(answers), (), 3, 'file', options=tuple(options), **fields)
 
 
 @pytest.fixture(scope='module')
 def small(sentencepiece_file, wordpiece_file):
   return QueryTokenizer(
-      TextConfig(reader_query_length=128),
-      vocabularies.load_vocabulary(sentencepiece_file),
-      vocabularies.load_vocabulary(wordpiece_file))
+    TextConfig(reader_query_length=128),
+    vocabularies.load_vocabulary(sentencepiece_file),
+    vocabularies.load_vocabulary(wordpiece_file),
+  )
 
 
 @pytest.fixture(scope='module')
@@ -34,20 +34,25 @@ def official(shared_data):
   """Our tokenizer of T5 and BERT."""
   folder = shared_data / 'tokenizers'
   return QueryTokenizer(
-      TextConfig(query_length=512, reader_query_length=512),
-      vocabularies.load_vocabulary(folder / 't5/spiece.model'),
-      vocabularies.load_vocabulary(folder / 'bert-base-uncased/vocab.txt'))
+    TextConfig(query_length=512, reader_query_length=512),
+    vocabularies.load_vocabulary(folder / 't5/spiece.model'),
+    vocabularies.load_vocabulary(folder / 'bert-base-uncased/vocab.txt'),
+  )
 
 
 def test_orders():
   assert multiple_choice.orderings(4, 'single') == [(0, 1, 2, 3)]
   assert multiple_choice.orderings(4, 'cyclic') == [
-      (0, 1, 2, 3), (3, 0, 1, 2), (2, 3, 0, 1), (1, 2, 3, 0)]
+    (0, 1, 2, 3),
+    (3, 0, 1, 2),
+    (2, 3, 0, 1),
+    (1, 2, 3, 0),
+  ]
   every = multiple_choice.orderings(4, 'all')
   assert len(set(every)) == math.factorial(4) and every == sorted(every)
   with pytest.raises(ValueError, match='must be one of single, cyclic, all'):
     multiple_choice.orderings(4, 'none')
-  with pytest.raises(ValueError, match="7 options are too many"):
+  with pytest.raises(ValueError, match='7 options are too many'):
     multiple_choice.orderings(7, 'all')
 
 
@@ -58,8 +63,7 @@ def test_the_answer_moves_with_its_option():
       at = 'ABCD'.index(shown.answers[0])
       assert shown.options[at] == 'y' and sorted(shown.options) == list('wxyz')
   assert multiple_choice.permuted(question, (3, 0, 1, 2)).answers == ('D',)
-  shown = multiple_choice.permuted(
-      ask(answers='AC', target='C'), (3, 0, 1, 2))
+  shown = multiple_choice.permuted(ask(answers='AC', target='C'), (3, 0, 1, 2))
   assert shown.answers == ('B', 'D') and shown.target == 'D'
 
 
@@ -69,14 +73,14 @@ def test_options_of_equal_text_are_told_apart():
   shown = multiple_choice.permuted(question, (0, 2, 1, 3))
   assert shown.options[:2] == ('same', 'same') and shown.answers == ('B',)
   letters = [q.answers[0] for q in multiple_choice.expand([question], 'all')]
-  assert {letter: letters.count(letter) for letter in 'ABCD'} == dict.fromkeys(
-      'ABCD', 6)
+  assert {letter: letters.count(letter) for letter in 'ABCD'} == dict.fromkeys('ABCD', 6)
 
 
 def test_prompt_is_that_of_atlas(small):
   shown = multiple_choice.render(ask(' why?\n', ('1', '2', '3')), small)
   assert small.text.query(shown.question) == (
-      'question: why? options: (A) 1 (B) 2 (C) 3 answer: <extra_id_0>')
+    'question: why? options: (A) 1 (B) 2 (C) 3 answer: <extra_id_0>'
+  )
   assert (shown.options, shown.answers) == (('1', '2', '3'), ('C',))
 
 
@@ -88,8 +92,7 @@ def _atlas_prompt(tokenizer, question, options, maximum_length=356):
   if count(whole(question)) <= maximum_length:
     return whole(question)
   left = maximum_length - count(whole(''))
-  return whole(tokenizer.decode(
-      tokenizer(question)['input_ids'][-left:], skip_special_tokens=True))
+  return whole(tokenizer.decode(tokenizer(question)['input_ids'][-left:], skip_special_tokens=True))
 
 
 def test_prompts_token_for_token(official, shared_data):
@@ -106,8 +109,12 @@ def test_prompts_token_for_token(official, shared_data):
   rows = [row for row in rows if '_' * 8 not in row['question']]
   assert len(rows) > 900
   # What T5 does not know is lost where Atlas cuts; we keep it.
-  known = [row for row in rows if official.reader_vocabulary.unk_id not in encode(
-      row['question'] + ' ' + ' '.join(row['options']))]
+  known = [
+    row
+    for row in rows
+    if official.reader_vocabulary.unk_id
+    not in encode(row['question'] + ' ' + ' '.join(row['options']))
+  ]
   cases = [(r['question'], r['options']) for r in rows[::4]]
   for i in range(0, len(known) - 30, 25):
     for size in (14, 20, 30):
@@ -115,8 +122,7 @@ def test_prompts_token_for_token(official, shared_data):
       cases.append((text, known[i]['options']))
   cut = 0
   for question, options in cases:
-    ours = official.text.query(
-        multiple_choice.prompt(ask(question, options), official))
+    ours = official.text.query(multiple_choice.prompt(ask(question, options), official))
     theirs = _atlas_prompt(peer, question, options)
     ids = encode(ours)
     assert [*ids, 1] == peer(theirs).input_ids
@@ -159,12 +165,12 @@ def test_options_are_never_cut(small):
   """Where they fill the prompt alone, nothing of the question is left."""
   options = [' '.join(['passage number'] * 20)] * 2
   assert multiple_choice.prompt(ask('why is it so?', options), small, 30) == (
-      f' options: (A) {options[0]} (B) {options[1]}')
+    f' options: (A) {options[0]} (B) {options[1]}'
+  )
 
 
 def test_last_tokens_of_a_byte_pair_vocabulary(byte_pair_folder):
-  vocabulary = BytePairVocabulary(
-      byte_pair_folder / 'tokenizer.json')
+  vocabulary = BytePairVocabulary(byte_pair_folder / 'tokenizer.json')
   text = 'the first and the last words'
   for count in range(12):
     kept = multiple_choice.last_tokens(text, count, vocabulary)
@@ -178,8 +184,8 @@ def same_ids(questions, tokenizer, max_question_tokens=356):
   for number, question in enumerate(questions):
     for order in multiple_choice.orderings(len(question.options), 'all')[::5]:
       shown = multiple_choice.render(
-          multiple_choice.permuted(question, order), tokenizer,
-          max_question_tokens)
+        multiple_choice.permuted(question, order), tokenizer, max_question_tokens
+      )
       query = tokenizer.text.query(shown.question)
       found = joined.ids(number, order)
       assert found.query.tolist() == tokenizer.retriever_query(query)
@@ -191,37 +197,38 @@ def test_joined_ids_of_real_questions(official, shared_data):
   files = sorted((shared_data / 'mmlu').glob('*/*.csv'))
   questions = reading.read_questions(files, record_format='mmlu')[::12]
   questions += [
-      dataclasses.replace(questions[i], question=' '.join(
-          q.question for q in questions[i : i + 20]))
-      for i in range(0, 60, 20)]
+    dataclasses.replace(questions[i], question=' '.join(q.question for q in questions[i : i + 20]))
+    for i in range(0, 60, 20)
+  ]
   assert same_ids(questions, official)
-  short = dataclasses.replace(official, text=dataclasses.replace(
-      official.text, query_length=30, reader_query_length=25))
+  short = dataclasses.replace(
+    official, text=dataclasses.replace(official.text, query_length=30, reader_query_length=25)
+  )
   assert same_ids(questions[:20], short)
 
 
-@pytest.mark.parametrize('question_format', [
-    '{question}', 'choose: {question}', 'glued:{question}.',
-    '{question} , {question} ?'])
-def test_joined_ids_of_any_format(
-    question_format, small, byte_pair_folder, wordpiece_file):
+@pytest.mark.parametrize(
+  'question_format',
+  ['{question}', 'choose: {question}', 'glued:{question}.', '{question} , {question} ?'],
+)
+def test_joined_ids_of_any_format(question_format, small, byte_pair_folder, wordpiece_file):
   questions = [ask('which passage?'), ask('the title ' * 60, ('a', 'number b'), 'A')]
-  text = dataclasses.replace(
-      small.text, question_format=question_format, target_format='{answer}')
+  text = dataclasses.replace(small.text, question_format=question_format, target_format='{answer}')
   assert same_ids(questions, dataclasses.replace(small, text=text), 90)
   bart = QueryTokenizer(
-      dataclasses.replace(text, reader_format='{query} {title} {text}'),
-      BytePairVocabulary(byte_pair_folder / 'tokenizer.json'),
-      vocabularies.load_vocabulary(wordpiece_file))
+    dataclasses.replace(text, reader_format='{query} {title} {text}'),
+    BytePairVocabulary(byte_pair_folder / 'tokenizer.json'),
+    vocabularies.load_vocabulary(wordpiece_file),
+  )
   assert same_ids(questions, bart, 90)
 
 
 def test_prompts_that_do_not_fit(small, caplog):
-  short = dataclasses.replace(
-      small, text=dataclasses.replace(small.text, reader_query_length=20))
+  short = dataclasses.replace(small, text=dataclasses.replace(small.text, reader_query_length=20))
   long_options = ask(options=[' '.join(['passage number'] * 40)] * 2)
-  with pytest.raises(ValueError, match=(
-      r'1 of 1 .* longer than TextConfig.reader_query_length = 20.*set it to')):
+  with pytest.raises(
+    ValueError, match=(r'1 of 1 .* longer than TextConfig.reader_query_length = 20.*set it to')
+  ):
     multiple_choice.check_lengths([ask()], short)
   multiple_choice.check_lengths([ask()], small)
   with caplog.at_level(logging.WARNING):

@@ -1,4 +1,5 @@
 """Questions that are too long: what is cut of a query, and what is not."""
+
 import pytest
 
 from ralm_jax.data.text import vocabularies
@@ -6,21 +7,25 @@ from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text_config import TextConfig
 
 WORDS = 'this is the file that a path names and of which nobody knows the size'
-SUFFIXED = ('question: {question} answer: <extra_id_0>', '{question} <extra_id_1>',
-            '{question}\nanswer:', 'q {question} and {question} again')
+SUFFIXED = (
+  'question: {question} answer: <extra_id_0>',
+  '{question} <extra_id_1>',
+  '{question}\nanswer:',
+  'q {question} and {question} again',
+)
 
 
 def make(sentencepiece_file, wordpiece_file, format, length=40, **changes):
   text = TextConfig(
-      question_format=format, reader_query_length=length, query_length=length,
-      **changes)
-  return QueryTokenizer(text, *map(
-      vocabularies.load_vocabulary, (sentencepiece_file, wordpiece_file)))
+    question_format=format, reader_query_length=length, query_length=length, **changes
+  )
+  return QueryTokenizer(
+    text, *map(vocabularies.load_vocabulary, (sentencepiece_file, wordpiece_file))
+  )
 
 
 @pytest.mark.parametrize('format', SUFFIXED)
-def test_what_follows_the_question_survives(
-    sentencepiece_file, wordpiece_file, format):
+def test_what_follows_the_question_survives(sentencepiece_file, wordpiece_file, format):
   for length in range(20, 40):
     tokenizer = make(sentencepiece_file, wordpiece_file, format, length)
     vocabulary = tokenizer.reader_vocabulary
@@ -32,7 +37,7 @@ def test_what_follows_the_question_survives(
       if len(whole) <= length:
         assert found == whole
       else:
-        assert len(found) == length and found[-len(end):] == end
+        assert len(found) == length and found[-len(end) :] == end
         kept = length - len(end)
         assert found[:kept] == whole[:kept]
 
@@ -45,11 +50,9 @@ def test_formats_with_nothing_behind(sentencepiece_file, wordpiece_file, format)
   assert len(tokenizer.reader_query(query)) == 12
 
 
-def test_lengths_that_hold_no_more_than_the_format(
-    sentencepiece_file, wordpiece_file):
+def test_lengths_that_hold_no_more_than_the_format(sentencepiece_file, wordpiece_file):
   tokenizer = make(sentencepiece_file, wordpiece_file, SUFFIXED[0], 3)
-  assert tokenizer.reader_question(WORDS) == tokenizer.reader_query(
-      tokenizer.text.query(WORDS))
+  assert tokenizer.reader_question(WORDS) == tokenizer.reader_query(tokenizer.text.query(WORDS))
 
 
 def test_batches_are_cut_so(sentencepiece_file, wordpiece_file):
@@ -60,19 +63,19 @@ def test_batches_are_cut_so(sentencepiece_file, wordpiece_file):
     ids = [int(i) for i in row if i != tokenizer.reader_vocabulary.pad_id]
     assert ids == tokenizer.reader_question(question) and ids[-1] == sentinel
   # The retriever has no use for it, and keeps more of the question.
-  assert batch.query_tokens[1].tolist() == tokenizer.retriever_query(
-      tokenizer.text.query(WORDS))
+  assert batch.query_tokens[1].tolist() == tokenizer.retriever_query(tokenizer.text.query(WORDS))
 
 
 def test_vocabularies_whose_first_word_differs(byte_pair_folder, wordpiece_file):
   text = TextConfig(
-      question_format='{question} asked', target_format='{answer}',
-      reader_format='{query} // {title} {text}', reader_query_length=20)
+    question_format='{question} asked',
+    target_format='{answer}',
+    reader_format='{query} // {title} {text}',
+    reader_query_length=20,
+  )
   vocabulary = vocabularies.load_vocabulary(byte_pair_folder / 'vocab.json')
-  tokenizer = QueryTokenizer(
-      text, vocabulary, vocabularies.load_vocabulary(wordpiece_file))
+  tokenizer = QueryTokenizer(text, vocabulary, vocabularies.load_vocabulary(wordpiece_file))
   end = vocabulary.encode(' asked')
-  assert vocabulary.encode_start('the asked')[-len(end):] == end
+  assert vocabulary.encode_start('the asked')[-len(end) :] == end
   assert tokenizer.reader_question('the') == vocabulary.encode_start('the asked')
-  assert tokenizer.reader_question(WORDS) == (
-      vocabulary.encode_start(WORDS)[:20 - len(end)] + end)
+  assert tokenizer.reader_question(WORDS) == (vocabulary.encode_start(WORDS)[: 20 - len(end)] + end)

@@ -10,23 +10,37 @@ from ralm_jax.data.text import vocabularies
 from ralm_jax.data.text.vocabularies import SentencePieceVocabulary, WordPieceVocabulary
 
 TRICKY = [
-    '', ' ', 'a', '  two  spaces ', 'tab\tand\nline', 'non\u00a0breaking', 'naïve café',
-    '東京 tower', 'ﬁne ligature', '“quotes” — dash…', 'x²+y²', '🙂 smile', '\u200bzero width',
-    'UPPER lower', "don't", '3.14159', 'a_b-c/d', 'Σ ς', 'é vs e\u0301',
-    'supercalifragilisticexpialidocious' * 5,
+  '',
+  ' ',
+  'a',
+  '  two  spaces ',
+  'tab\tand\nline',
+  'non\u00a0breaking',
+  'naïve café',
+  '東京 tower',
+  'ﬁne ligature',
+  '“quotes” — dash…',
+  'x²+y²',
+  '🙂 smile',
+  '\u200bzero width',
+  'UPPER lower',
+  "don't",
+  '3.14159',
+  'a_b-c/d',
+  'Σ ς',
+  'é vs e\u0301',
+  'supercalifragilisticexpialidocious' * 5,
 ]
 
 
 @pytest.fixture(scope='module')
 def t5(shared_data):
-  return SentencePieceVocabulary(
-      shared_data / 'tokenizers/t5/spiece.model')
+  return SentencePieceVocabulary(shared_data / 'tokenizers/t5/spiece.model')
 
 
 @pytest.fixture(scope='module')
 def bert(shared_data):
-  return WordPieceVocabulary(
-      shared_data / 'tokenizers/bert-base-uncased/vocab.txt')
+  return WordPieceVocabulary(shared_data / 'tokenizers/bert-base-uncased/vocab.txt')
 
 
 @pytest.fixture(scope='module')
@@ -47,10 +61,21 @@ def test_t5_agrees_with_transformers(t5, real_texts, shared_data):
   transformers = pytest.importorskip('transformers')
   peer = transformers.T5Tokenizer.from_pretrained(shared_data / 'tokenizers/t5')
   questions, passages = real_texts
-  texts = TRICKY + questions[::5] + [text for _, text in passages] + [
-      '<extra_id_0> A', 'x <extra_id_0>y z', 'q <extra_id_1> , b', '<extra_id_99>',
-      'a<extra_id_2>b', '<extra_id_0><extra_id_1>', 'no <extra_id_> here',
-      'question: who? answer: <extra_id_0>']
+  texts = (
+    TRICKY
+    + questions[::5]
+    + [text for _, text in passages]
+    + [
+      '<extra_id_0> A',
+      'x <extra_id_0>y z',
+      'q <extra_id_1> , b',
+      '<extra_id_99>',
+      'a<extra_id_2>b',
+      '<extra_id_0><extra_id_1>',
+      'no <extra_id_> here',
+      'question: who? answer: <extra_id_0>',
+    ]
+  )
   expected = peer(texts, add_special_tokens=False).input_ids
   assert [t5.encode(text) for text in texts] == expected
   assert t5.encode_batch(texts) == expected
@@ -62,16 +87,18 @@ def test_t5_agrees_with_transformers(t5, real_texts, shared_data):
 
 def test_bert_agrees_with_transformers(bert, real_texts, shared_data):
   transformers = pytest.importorskip('transformers')
-  peer = transformers.BertTokenizer.from_pretrained(
-      shared_data / 'tokenizers/bert-base-uncased')
+  peer = transformers.BertTokenizer.from_pretrained(shared_data / 'tokenizers/bert-base-uncased')
   questions, passages = real_texts
-  texts = TRICKY + questions[::5] + [text for _, text in passages] + [
-      'question: who? answer: <extra_id_0>', 'a [SEP] b', '[MASK]']
+  texts = (
+    TRICKY
+    + questions[::5]
+    + [text for _, text in passages]
+    + ['question: who? answer: <extra_id_0>', 'a [SEP] b', '[MASK]']
+  )
   expected = peer(texts, add_special_tokens=False).input_ids
   assert bert.encode_batch(texts) == expected
   assert [bert.encode(text) for text in texts] == expected
-  assert bert.encode_batch(
-      texts, add_special_tokens=True) == peer(texts).input_ids
+  assert bert.encode_batch(texts, add_special_tokens=True) == peer(texts).input_ids
   assert bert.vocab_size == 30522
   assert (bert.cls_id, bert.sep_id, bert.pad_id) == (101, 102, 0)
   assert bert.decode(bert.encode('Hello, world', True)) == 'hello, world'
@@ -104,11 +131,20 @@ def test_sentinels(sentencepiece_file):
   assert vocabulary.sentinel_id(0) == size - 1
   assert vocabulary.encode('<extra_id_2>') == [size - 3]
   assert vocabulary.encode(' the <extra_id_0>  file ') == [
-      *vocabulary.encode('the'), size - 1, *vocabulary.encode('file')]
+    *vocabulary.encode('the'),
+    size - 1,
+    *vocabulary.encode('file'),
+  ]
   # Beyond the three there are only words.
   assert max(vocabulary.encode('<extra_id_3>')) < size - 3
-  ids = [*vocabulary.encode('the file'), size - 1, *vocabulary.encode('is'),
-         vocabulary.eos_id, vocabulary.pad_id, size + 20]
+  ids = [
+    *vocabulary.encode('the file'),
+    size - 1,
+    *vocabulary.encode('is'),
+    vocabulary.eos_id,
+    vocabulary.pad_id,
+    size + 20,
+  ]
   assert vocabulary.decode(ids) == 'the file is'
   assert vocabulary.decode(ids, keep_sentinels=True) == 'the file <extra_id_0> is'
   with pytest.raises(ValueError, match='sentinel 3'):
@@ -121,15 +157,22 @@ def test_load_vocabulary_tells_kinds_apart(sentencepiece_file, wordpiece_file):
   assert isinstance(first, SentencePieceVocabulary)
   assert isinstance(second, WordPieceVocabulary)
   assert second.encode('the passage', add_special_tokens=True) == [
-      second.cls_id, *second.encode('the'), *second.encode('passage'), second.sep_id]
+    second.cls_id,
+    *second.encode('the'),
+    *second.encode('passage'),
+    second.sep_id,
+  ]
   assert second.eos_id == second.sep_id
   assert first.fingerprint != second.fingerprint
   assert first.fingerprint == vocabularies.load_vocabulary(sentencepiece_file).fingerprint
-  assert first.fingerprint != vocabularies.load_vocabulary(
-      sentencepiece_file, extra_ids=1).fingerprint
+  assert (
+    first.fingerprint != vocabularies.load_vocabulary(sentencepiece_file, extra_ids=1).fingerprint
+  )
 
 
-@pytest.mark.parametrize('content, message', [
+@pytest.mark.parametrize(
+  'content, message',
+  [
     (b'{"a": 1, "[UNK]": 2}', 'neither a SentencePiece model'),
     (b'\x80\x04pickle', 'neither a SentencePiece model'),
     (b'', 'neither a SentencePiece model'),
@@ -137,7 +180,8 @@ def test_load_vocabulary_tells_kinds_apart(sentencepiece_file, wordpiece_file):
     (b'[PAD]\n[UNK]\n[CLS]\n', r'no line \[SEP\], \[MASK\]'),
     (b'[PAD]\n[UNK]\nthe\nthe\n', ":4: piece 'the' is already on line 3"),
     (b'[UNK]\n\xff\xfe', 'not a WordPiece vocabulary'),
-])
+  ],
+)
 def test_other_files_are_refused(tmp_path, content, message):
   path = tmp_path / 'vocabulary'
   path.write_bytes(content)
@@ -153,15 +197,17 @@ def test_missing_file_and_folder(tmp_path):
     vocabularies.load_vocabulary(tmp_path)
 
 
-@pytest.mark.parametrize('options, message', [
+@pytest.mark.parametrize(
+  'options, message',
+  [
     (dict(split_by_whitespace=False), 'does not split at whitespace'),
     (dict(add_dummy_prefix=False), 'does not split at whitespace'),
     (dict(remove_extra_whitespaces=False), 'does not split at whitespace'),
     (dict(treat_whitespace_as_suffix=True), 'does not split at whitespace'),
     (dict(pad_id=-1, eos_id=1, unk_id=0), 'no pad_id'),
-])
-def test_unusable_sentencepiece_models_are_refused(
-    tmp_path, train_sentencepiece, options, message):
+  ],
+)
+def test_unusable_sentencepiece_models_are_refused(tmp_path, train_sentencepiece, options, message):
   path = tmp_path / 'odd.model'
   train_sentencepiece(path, **options)
   with pytest.raises(ValueError, match=message):

@@ -4,6 +4,7 @@ The official scorer (eval_downstream.py and eval_retrieval.py of
 facebookresearch/KILT at 847377e and c730838, and ROUGE-L of the `rouge` package
 1.0.1 that it calls) is written out here from its source, apart from ours.
 """
+
 import collections
 import functools
 import json
@@ -37,8 +38,8 @@ def _official_f1(prediction, answer):
 
 def _official_rouge_l(prediction, answer):
   hypothesis, reference = (
-      [' '.join(s.split()) for s in text.split('.') if len(s) > 0]
-      for text in (prediction, answer))
+    [' '.join(s.split()) for s in text.split('.') if len(s) > 0] for text in (prediction, answer)
+  )
   if not hypothesis or not reference:
     return 0.0  # Its ValueError is caught.
   union = set()
@@ -87,7 +88,7 @@ def _official_r_precision(guess, gold):
   guessed = _official_ids(guess)[0]
   scores = []
   for ids in _official_ids(gold):
-    hits = sum(page in ids for page in guessed[:len(ids)])
+    hits = sum(page in ids for page in guessed[: len(ids)])
     scores.append(hits / len(ids) if ids else 0)
   return max(scores)
 
@@ -131,17 +132,17 @@ def _official(gold_items, guess_items, ks):
         totals[f'recall@{k}_page'] += rank[:k].count(True) / count
         totals[f'precision@{k}_page'] += rank[:k].count(True) / k
         totals[f'success_rate@{k}_page'] += int(True in rank[:k])
-    answers = {o['answer'].strip() for o in gold['output']
-               if o.get('answer') and o['answer'].strip()}
+    answers = {
+      o['answer'].strip() for o in gold['output'] if o.get('answer') and o['answer'].strip()
+    }
     answer = str(guess['output'][0]['answer']).strip()
     if not answer:
       continue
     scores = {
-        'accuracy': int(answer in answers),
-        'exact_match': max(
-            _official_normalize(answer) == _official_normalize(a) for a in answers),
-        'f1': max(_official_f1(answer, a) for a in answers),
-        'rouge_l': max(_official_rouge_l(answer, a) for a in answers),
+      'accuracy': int(answer in answers),
+      'exact_match': max(_official_normalize(answer) == _official_normalize(a) for a in answers),
+      'f1': max(_official_f1(answer, a) for a in answers),
+      'rouge_l': max(_official_rouge_l(answer, a) for a in answers),
     }
     for name, score in scores.items():
       totals[name] += score
@@ -163,28 +164,45 @@ def _ours(tmp_path, gold_items, predictions, record_format):
   for row, prediction in zip(rows, predictions, strict=True):
     answer = kilt_metrics.kilt_metrics(prediction['prediction'], row['answers'])
     pages = kilt_metrics.provenance_metrics(
-        kilt_predictions.pages_of(prediction['passages']),
-        row.get('provenance', ()), _KS)
+      kilt_predictions.pages_of(prediction['passages']), row.get('provenance', ()), _KS
+    )
     scores.append(answer | pages | kilt_metrics.combined(answer, pages))
   path = tmp_path / 'predictions.jsonl'
   path.write_text(''.join(json.dumps(p) + '\n' for p in predictions))
-  count = kilt_predictions.write(
-      path, tmp_path / 'guess.jsonl', record_format=record_format)
-  guess = [json.loads(line) for line in
-           (tmp_path / 'guess.jsonl').read_text().splitlines()]
+  count = kilt_predictions.write(path, tmp_path / 'guess.jsonl', record_format=record_format)
+  guess = [json.loads(line) for line in (tmp_path / 'guess.jsonl').read_text().splitlines()]
   assert count == len(guess) == len(gold_items)
   assert [str(g['id']) for g in guess] == [str(g['id']) for g in gold_items]
   return metrics.mean_metrics(scores), guess
 
 
 def _prediction(number, text, pages):
-  return {'id': str(number), 'prediction': text, 'passages': [
-      {'id': f'{page}_{i}', 'title': f'T{page}', 'text': 'x'}
-      for i, page in enumerate(pages)]}
+  return {
+    'id': str(number),
+    'prediction': text,
+    'passages': [
+      {'id': f'{page}_{i}', 'title': f'T{page}', 'text': 'x'} for i, page in enumerate(pages)
+    ],
+  }
 
 
-_WORDS = ('the', 'A', 'river', 'River', 'Oslo', 'in', '1945', 'naïve', 'U.S.', 'end.',
-          '“so”', 'is', 'not', '...', 'war')
+_WORDS = (
+  'the',
+  'A',
+  'river',
+  'River',
+  'Oslo',
+  'in',
+  '1945',
+  'naïve',
+  'U.S.',
+  'end.',
+  '“so”',
+  'is',
+  'not',
+  '...',
+  'war',
+)
 
 
 def _made(count, seed, labels=False):
@@ -199,12 +217,15 @@ def _made(count, seed, labels=False):
 
   gold, predictions = [], []
   for number in range(count):
-    answers = ([rng.choice(('SUPPORTS', 'REFUTES'))] if labels else
-               [text() for _ in range(rng.randint(1, 3))])
+    answers = (
+      [rng.choice(('SUPPORTS', 'REFUTES'))]
+      if labels
+      else [text() for _ in range(rng.randint(1, 3))]
+    )
     output = []
     for answer in answers:
       output.append({'answer': f' {answer}' if rng.random() < 0.2 else answer})
-      if (found := pages(3)):
+      if found := pages(3):
         output[-1]['provenance'] = [{'wikipedia_id': page} for page in found]
     if rng.random() < 0.3:  # Evidence beside the answers, as ELI5's.
       output.append({'provenance': [{'wikipedia_id': 2}, {'wikipedia_id': 3}]})
@@ -230,16 +251,22 @@ def test_made_rows_score_as_the_official_scorer_has_them(record_format, tmp_path
 def test_published_rows_score_as_kilts_own_tests_have_them(shared_data, tmp_path):
   path = shared_data / 'kilt' / 'zsre_gold1.jsonl'
   gold = [json.loads(line) for line in path.read_text().splitlines()]
-  predictions = [_prediction(1, 'suicide', ['10287141']),
-                 _prediction(2, 'a suicide', ['999']),
-                 _prediction(3, 'suicide', ['999'])]
+  predictions = [
+    _prediction(1, 'suicide', ['10287141']),
+    _prediction(2, 'a suicide', ['999']),
+    _prediction(3, 'suicide', ['999']),
+  ]
   ours, guess = _ours(tmp_path, gold, predictions, 'kilt_zsre')
   # Of tests/test_eval_downstream.py there.
   published = {
-      'kilt_exact_match': 1 / 3, 'kilt_f1': 1 / 3,
-      'kilt_rouge_l': 0.3333333316666667, 'exact_match': 2 / 3,
-      'f1': 0.8333333333333334, 'rouge_l': 0.7222222178240741,
-      'r_precision': 1 / 3, 'recall@5_page': 1 / 3,
+    'kilt_exact_match': 1 / 3,
+    'kilt_f1': 1 / 3,
+    'kilt_rouge_l': 0.3333333316666667,
+    'exact_match': 2 / 3,
+    'f1': 0.8333333333333334,
+    'rouge_l': 0.7222222178240741,
+    'r_precision': 1 / 3,
+    'recall@5_page': 1 / 3,
   }
   assert {name: ours[name] for name in published} == pytest.approx(published, abs=1e-15)
   assert ours == pytest.approx(_official(gold, guess, _KS), abs=1e-15)
@@ -251,12 +278,17 @@ def test_published_rows_score_as_kilts_own_tests_have_them(shared_data, tmp_path
 
 def test_evidence_sets_as_kilts_own_tests_have_them():
   scores = kilt_metrics.provenance_metrics(
-      ['2', '5', '7', '33', '1', '9', '44', '88'],
-      [('1', '2'), ('5',), ('7', '9', '11')], (1, 5))
+    ['2', '5', '7', '33', '1', '9', '44', '88'], [('1', '2'), ('5',), ('7', '9', '11')], (1, 5)
+  )
   assert scores == {
-      'r_precision': 1 / 2, 'precision@1_page': 1, 'precision@5_page': 2 / 5,
-      'recall@1_page': 1 / 3, 'recall@5_page': 2 / 3,
-      'success_rate@1_page': 1, 'success_rate@5_page': 1}
+    'r_precision': 1 / 2,
+    'precision@1_page': 1,
+    'precision@5_page': 2 / 5,
+    'recall@1_page': 1 / 3,
+    'recall@5_page': 2 / 3,
+    'success_rate@1_page': 1,
+    'success_rate@5_page': 1,
+  }
 
 
 def test_a_page_counts_once():
@@ -293,7 +325,9 @@ def test_rouge_l_is_that_of_the_rouge_package():
   assert differ > 20  # rouge-score is no substitute.
 
 
-@pytest.mark.parametrize('passage, field, page', [
+@pytest.mark.parametrize(
+  'passage, field, page',
+  [
     ({'id': '290_3', 'title': 'A'}, 'auto', '290'),
     ({'id': '290#2', 'title': 'A'}, 'auto', '290'),
     ({'id': '290-0', 'title': 'A', 'document': '7_1'}, 'auto', '7_1'),
@@ -301,7 +335,8 @@ def test_rouge_l_is_that_of_the_rouge_package():
     ({'id': '290', 'title': 'A'}, 'title', 'A'),
     ({'id': '290', 'title': 'A'}, 'document', ''),
     ({'id': '_x', 'title': 'A'}, 'auto', '_x'),
-])
+  ],
+)
 def test_page_of(passage, field, page):
   assert kilt_predictions.page_of(passage, field) == page
 
@@ -315,17 +350,27 @@ def test_separators_are_a_choice():
 
 def test_fever_gets_its_labels_back(tmp_path):
   path = tmp_path / 'p.jsonl'
-  path.write_text(''.join(json.dumps(_prediction(*row)) + '\n' for row in (
-      ('1', 'true', ['5', '5', '6']), ('2', ' false', []), ('3', 'perhaps', []))))
+  path.write_text(
+    ''.join(
+      json.dumps(_prediction(*row)) + '\n'
+      for row in (('1', 'true', ['5', '5', '6']), ('2', ' false', []), ('3', 'perhaps', []))
+    )
+  )
   output = tmp_path / 'kilt.jsonl'
-  kilt_predictions.main([
-      '--predictions', str(path), '--record_format', 'kilt_fever',
-      '--output', str(output)])
+  kilt_predictions.main(
+    ['--predictions', str(path), '--record_format', 'kilt_fever', '--output', str(output)]
+  )
   rows = [json.loads(line) for line in output.read_text().splitlines()]
-  assert rows[0] == {'id': '1', 'output': [{'answer': 'SUPPORTS', 'provenance': [
-      {'wikipedia_id': '5', 'title': 'T5'}, {'wikipedia_id': '6', 'title': 'T6'}]}]}
-  assert [row['output'][0]['answer'] for row in rows] == [
-      'SUPPORTS', 'REFUTES', 'perhaps']
+  assert rows[0] == {
+    'id': '1',
+    'output': [
+      {
+        'answer': 'SUPPORTS',
+        'provenance': [{'wikipedia_id': '5', 'title': 'T5'}, {'wikipedia_id': '6', 'title': 'T6'}],
+      }
+    ],
+  }
+  assert [row['output'][0]['answer'] for row in rows] == ['SUPPORTS', 'REFUTES', 'perhaps']
   kilt_predictions.write(path, output, record_format='kilt_fever', with_text=True)
   first = json.loads(output.read_text().splitlines()[0])['output'][0]['provenance']
   assert [p['wikipedia_id'] for p in first] == ['5', '5', '6'] and first[0]['text'] == 'x'
@@ -344,33 +389,53 @@ def test_the_predictions_are_not_replaced(tmp_path):
 
 def test_fields_that_are_null_are_none(tmp_path):
   path = tmp_path / 'p.jsonl'
-  path.write_text(''.join(json.dumps(row) + '\n' for row in (
-      {'id': '1', 'prediction': 'x', 'passages': None},
-      {'id': '2', 'prediction': 'x', 'passages': [
-          {'id': 5, 'title': None, 'document': None, 'text': None}]})))
-  kilt_predictions.write(
-      path, tmp_path / 'out', record_format='kilt_nq', with_text=True)
+  path.write_text(
+    ''.join(
+      json.dumps(row) + '\n'
+      for row in (
+        {'id': '1', 'prediction': 'x', 'passages': None},
+        {
+          'id': '2',
+          'prediction': 'x',
+          'passages': [{'id': 5, 'title': None, 'document': None, 'text': None}],
+        },
+      )
+    )
+  )
+  kilt_predictions.write(path, tmp_path / 'out', record_format='kilt_nq', with_text=True)
   rows = [json.loads(line) for line in (tmp_path / 'out').read_text().splitlines()]
   assert [row['output'][0]['provenance'] for row in rows] == [
-      [], [{'wikipedia_id': '5', 'text': ''}]]
+    [],
+    [{'wikipedia_id': '5', 'text': ''}],
+  ]
 
 
-@pytest.mark.parametrize('lines, message', [
+@pytest.mark.parametrize(
+  'lines, message',
+  [
     ([], 'no predictions'),
     ([{'id': 'a', 'prediction': 'x'}, {'id': 'a', 'prediction': 'y'}], ':2: .*already'),
     ([{'id': 'a', 'answer': 'x'}], ":1: .*'prediction'"),
-    ([{'id': 'a', 'prediction': 'x', 'passages': [{'id': '', 'title': ''}]}],
-     ':1: none of the 1 passages'),
-    *(([{'id': 'a', 'prediction': 'x', 'passages': passages}], message)
+    (
+      [{'id': 'a', 'prediction': 'x', 'passages': [{'id': '', 'title': ''}]}],
+      ':1: none of the 1 passages',
+    ),
+    *(
+      ([{'id': 'a', 'prediction': 'x', 'passages': passages}], message)
       for passages, message in (
-          ([1], r":1: field 'passages\[0\]' must be an object, found a number"),
-          ('abc', ":1: field 'passages' must be a list of objects, found a string"),
-          ({'id': '1'}, ":1: field 'passages' must be a list .* found an object"),
-          ([{'id': '1'}, {'id': ['1']}],
-           r":1: field 'passages\[1\]\.id' must be a string, found a list"),
-          ([{'id': '1', 'title': 3}], r"\.title' must be a string, found a number"),
-          ([{'id': True}], r"\.id' must be a string, found a boolean"))),
-])
+        ([1], r":1: field 'passages\[0\]' must be an object, found a number"),
+        ('abc', ":1: field 'passages' must be a list of objects, found a string"),
+        ({'id': '1'}, ":1: field 'passages' must be a list .* found an object"),
+        (
+          [{'id': '1'}, {'id': ['1']}],
+          r":1: field 'passages\[1\]\.id' must be a string, found a list",
+        ),
+        ([{'id': '1', 'title': 3}], r"\.title' must be a string, found a number"),
+        ([{'id': True}], r"\.id' must be a string, found a boolean"),
+      )
+    ),
+  ],
+)
 def test_bad_predictions_leave_no_file(lines, message, tmp_path):
   path = tmp_path / 'p.jsonl'
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))

@@ -1,4 +1,5 @@
 """Answer matching against DPR's definition, ranks against a plain loop."""
+
 import json
 import math
 import sys
@@ -15,8 +16,9 @@ def dpr_has_answer(answers, text):
   """DPR's SimpleTokenizer and has_answer, with its own `regex` package."""
   regex = pytest.importorskip('regex')
   pattern = regex.compile(
-      r'([\p{L}\p{N}\p{M}]+)|([^\p{Z}\p{C}])',
-      flags=regex.IGNORECASE + regex.UNICODE + regex.MULTILINE)
+    r'([\p{L}\p{N}\p{M}]+)|([^\p{Z}\p{C}])',
+    flags=regex.IGNORECASE + regex.UNICODE + regex.MULTILINE,
+  )
 
   def words(s):
     s = unicodedata.normalize('NFD', s)
@@ -25,12 +27,14 @@ def dpr_has_answer(answers, text):
   text = words(text)
   for answer in map(words, answers):
     for i in range(len(text) - len(answer) + 1):
-      if answer and answer == text[i:i + len(answer)]:
+      if answer and answer == text[i : i + len(answer)]:
         return True
   return False
 
 
-@pytest.mark.parametrize('text, answer, expected', [
+@pytest.mark.parametrize(
+  'text, answer, expected',
+  [
     ('The party was long', 'art', False),
     ('in 1945 they', '19', False),
     ('in 1945, they', '1945', True),
@@ -54,7 +58,8 @@ def dpr_has_answer(answers, text):
     ('new york city', 'york', True),
     ('new york', 'new york city', False),
     ('cost: $ 5', '$5', True),
-])
+  ],
+)
 def test_has_answer(text, answer, expected):
   assert retrieval.has_answer(text, [answer]) is expected
   assert dpr_has_answer([answer], text) is expected
@@ -74,16 +79,19 @@ def test_tokens_cut_every_character_as_dpr_does():
 
 
 def test_has_answer_agrees_with_dpr_on_real_passages(shared_data):
-  paths = (shared_data / 'qa' / 'qed_dev.jsonl',
-           shared_data / 'passages' / 'nq_oracle.jsonl')
+  paths = (shared_data / 'qa' / 'qed_dev.jsonl', shared_data / 'passages' / 'nq_oracle.jsonl')
   rows, passages = (
-      [json.loads(line) for line in path.read_text('utf-8').splitlines()[:150]]
-      for path in paths)
+    [json.loads(line) for line in path.read_text('utf-8').splitlines()[:150]] for path in paths
+  )
   found = 0
   for row, passage in zip(rows, passages):
     # Answers that occur, that nearly do and that do not.
-    for answers in (row['answers'], [passage['title']],
-                    [passage['text'][10:16]], [passage['text'][20:45]]):
+    for answers in (
+      row['answers'],
+      [passage['title']],
+      [passage['text'][10:16]],
+      [passage['text'][20:45]],
+    ):
       expected = dpr_has_answer(answers, passage['text'])
       assert retrieval.has_answer(passage['text'], answers) == expected
       found += expected
@@ -132,8 +140,7 @@ def test_vectorised_ranks_agree_with_a_loop():
   hits = random.random([200, 30]) < 0.05
   ranks = retrieval.first_hits(hits)
   assert ranks.shape == (200,)
-  expected = [
-      next((i for i, hit in enumerate(row, 1) if hit), math.inf) for row in hits]
+  expected = [next((i for i, hit in enumerate(row, 1) if hit), math.inf) for row in hits]
   assert ranks.tolist() == expected
   assert math.inf in expected and 1 in expected
   assert retrieval.first_hits(np.zeros([3, 0])).tolist() == [math.inf] * 3
@@ -141,19 +148,19 @@ def test_vectorised_ranks_agree_with_a_loop():
   summary = retrieval.summarize_ranks([*ranks, None, None], (1, 5, 30))
   assert summary.count == 200
   for k in (1, 5, 30):
+    assert summary.recall[k] == pytest.approx(sum(row[:k].any() for row in hits) / 200)
     assert summary.recall[k] == pytest.approx(
-        sum(row[:k].any() for row in hits) / 200)
-    assert summary.recall[k] == pytest.approx(np.mean(
-        [retrieval.recall_at_k(rank, k) for rank in ranks]))
+      np.mean([retrieval.recall_at_k(rank, k) for rank in ranks])
+    )
   assert summary.mean_reciprocal_rank == pytest.approx(
-      sum(0 if rank == math.inf else 1 / rank for rank in expected) / 200)
+    sum(0 if rank == math.inf else 1 / rank for rank in expected) / 200
+  )
 
 
 def test_questions_without_gold_do_not_count():
   summary = retrieval.summarize_ranks([None, 2, None, math.inf], (1, 2))
   assert summary == RankSummary(2, {1: 0.0, 2: 0.5}, 0.25)
-  assert retrieval.summarize_ranks([None], (1,)) == (
-      RankSummary(0, {1: None}, None))
+  assert retrieval.summarize_ranks([None], (1,)) == (RankSummary(0, {1: None}, None))
   with pytest.raises(ValueError, match='recall@20 cannot be told from 10'):
     retrieval.summarize_ranks([1], (1, 20), retrieved=10)
   with pytest.raises(ValueError, match='k is 0'):
@@ -163,18 +170,17 @@ def test_questions_without_gold_do_not_count():
 def test_rank_passages():
   texts, ids = ['no', 'Paris', 'gold text'], ['a', 'b', 'c']
   ranks = retrieval.rank_passages
-  assert ranks(texts, ids, ['paris'], ['c']) == (
-      RetrievalRanks(answer=2, gold=3))
-  assert ranks(texts, ids, ['rome'], ()) == (
-      RetrievalRanks(answer=math.inf, gold=None))
-  assert ranks(texts, ids, (), ['elsewhere']) == (
-      RetrievalRanks(answer=None, gold=math.inf))
+  assert ranks(texts, ids, ['paris'], ['c']) == (RetrievalRanks(answer=2, gold=3))
+  assert ranks(texts, ids, ['rome'], ()) == (RetrievalRanks(answer=math.inf, gold=None))
+  assert ranks(texts, ids, (), ['elsewhere']) == (RetrievalRanks(answer=None, gold=math.inf))
   with pytest.raises(ValueError, match='3 texts but 2 passage ids'):
     ranks(texts, ids[:2], ['paris'], ())
 
 
 def test_rank_metrics_leave_out_what_was_not_retrieved():
   assert retrieval.rank_metrics(2.0, 5, (1, 5, 20), 'gold') == {
-      'recall@1_gold': 0.0, 'recall@5_gold': 1.0, 'mrr_gold': 0.5}
-  assert retrieval.rank_metrics(None, 5, (1,), 'gold') == {
-      'recall@1_gold': None, 'mrr_gold': None}
+    'recall@1_gold': 0.0,
+    'recall@5_gold': 1.0,
+    'mrr_gold': 0.5,
+  }
+  assert retrieval.rank_metrics(None, 5, (1,), 'gold') == {'recall@1_gold': None, 'mrr_gold': None}

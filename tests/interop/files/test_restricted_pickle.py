@@ -1,4 +1,5 @@
 """Pickles that hold data are read; pickles that would run something are not."""
+
 import builtins
 import collections
 import io
@@ -24,8 +25,10 @@ def write(path: pathlib.Path, value, protocol: int = 4) -> pathlib.Path:
 @pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
 def test_plain_data_survives(tmp_path, protocol):
   value = [
-      {'id': 'é', 'text': 'a\n"b"', 'n': 3, 'x': 1.5, 'none': None, 'yes': True},
-      {'nested': [(1, 2), [], {}]}, 2**80, -1,
+    {'id': 'é', 'text': 'a\n"b"', 'n': 3, 'x': 1.5, 'none': None, 'yes': True},
+    {'nested': [(1, 2), [], {}]},
+    2**80,
+    -1,
   ]
   path = write(tmp_path / 'plain', value, protocol)
   for load in LOADERS:
@@ -40,16 +43,16 @@ def test_bytes_and_sets_survive(tmp_path):
 
 
 ARRAYS = {
-    'half': np.arange(12, dtype=np.float16).reshape(3, 4),
-    'single': np.linspace(-1, 1, 7, dtype=np.float32),
-    'big_endian': np.arange(5, dtype='>f4'),
-    'integers': np.array([[2**40], [-1]]),
-    'flags': np.array([True, False]),
-    'strings': np.array(['a', 'éé', '']),
-    'fortran': np.asfortranarray(np.arange(12, dtype=np.float32).reshape(3, 4)),
-    'strided': np.arange(24, dtype=np.float32).reshape(4, 6)[::2, 1::2],
-    'empty': np.zeros((0, 8), np.float32),
-    'zero_dim': np.array(2.5),
+  'half': np.arange(12, dtype=np.float16).reshape(3, 4),
+  'single': np.linspace(-1, 1, 7, dtype=np.float32),
+  'big_endian': np.arange(5, dtype='>f4'),
+  'integers': np.array([[2**40], [-1]]),
+  'flags': np.array([True, False]),
+  'strings': np.array(['a', 'éé', '']),
+  'fortran': np.asfortranarray(np.arange(12, dtype=np.float32).reshape(3, 4)),
+  'strided': np.arange(24, dtype=np.float32).reshape(4, 6)[::2, 1::2],
+  'empty': np.zeros((0, 8), np.float32),
+  'zero_dim': np.array(2.5),
 }
 
 
@@ -58,7 +61,8 @@ ARRAYS = {
 def test_arrays_survive(tmp_path, name, protocol):
   array = ARRAYS[name]
   ids, found, again = restricted_pickle.load_arrays(
-      write(tmp_path / 'arrays', (['a', 'b'], array, array), protocol))
+    write(tmp_path / 'arrays', (['a', 'b'], array, array), protocol)
+  )
   assert ids == ['a', 'b'] and found is again
   assert type(found) is np.ndarray and found.dtype == array.dtype
   np.testing.assert_array_equal(found, array)
@@ -69,16 +73,15 @@ def test_the_older_numpy_is_known(tmp_path):
   content = pickle.dumps((['a'], ARRAYS['half']), 2)
   assert b'numpy._core.multiarray' in content
   path = tmp_path / 'old'
-  path.write_bytes(
-      content.replace(b'numpy._core.multiarray', b'numpy.core.multiarray'))
-  np.testing.assert_array_equal(
-      restricted_pickle.load_arrays(path)[1], ARRAYS['half'])
+  path.write_bytes(content.replace(b'numpy._core.multiarray', b'numpy.core.multiarray'))
+  np.testing.assert_array_equal(restricted_pickle.load_arrays(path)[1], ARRAYS['half'])
 
 
 @pytest.mark.parametrize('protocol', (0, 2, 4, 5))
 def test_numbers_of_numpy_become_numbers(tmp_path, protocol):
   found = restricted_pickle.load_arrays(
-      write(tmp_path / 'n', [(np.int64(7), np.float32(0.5))], protocol))
+    write(tmp_path / 'n', [(np.int64(7), np.float32(0.5))], protocol)
+  )
   assert found == [(7, 0.5)]
   assert [type(n) for n in found[0]] == [int, float]
 
@@ -117,37 +120,34 @@ def attacks(touch: str) -> dict[str, bytes]:
   array = dotted('numpy._core.multiarray', '_reconstruct')
   kind, letter = dotted('numpy', 'ndarray')[2:], name('b')
   return {
-      'system': pickle.dumps(Reduced(os.system, (command,))),
-      'system_protocol_0': text('cposix', 'system', f"(S'{command}'", 'tR.'),
-      'inst': text('(S' + repr(command), 'ios', 'system', '.'),
-      'obj': b'(' + text('cos', 'system', 'S' + repr(command), 'o.'),
-      'eval': pickle.dumps(Reduced(builtins.eval, (python,))),
-      'exec': pickle.dumps(Reduced(builtins.exec, (python,))),
-      'popen': pickle.dumps(Reduced(subprocess.Popen, (['touch', touch],))),
-      'inside_a_list': pickle.dumps(
-          [{'id': '0', 'text': Reduced(os.system, (command,))}]),
-      'getattr': pickle.dumps(Reduced(
-          getattr, (Reduced(__import__, ('os',)), 'system'))),
-      'import': pickle.dumps(Reduced(__import__, ('antigravity',))),
-      'dotted': dotted('os', 'path.os.system') + name(command) + b'\x85R.',
-      'dotted_array': dotted(
-          'numpy._core.multiarray', '_reconstruct.__globals__.get') + b'.',
-      'dotted_type': dotted('numpy', 'ndarray.__class__.mro') + b'.',
-      'numpy_load': dotted('numpy', 'load') + name(touch) + b'\x85R.',
-      'numpy_runstring': dotted('numpy.testing._private.utils', 'runstring')
-                         + name(python) + b'}\x86R.',
-      'ordered_dict': pickle.dumps(collections.OrderedDict(a=1)),
-      'a_class_of_ours': pickle.dumps(pathlib.PurePosixPath('/x')),
-      'persistent': b'\x80\x04' + name('x') + b'Q.',
-      'extension': b'\x80\x02\x82\x01.',
-      # Changing what is called, rather than calling.
-      'build_attributes': array + b'}' + name('__call__') + name('x') + b'sb.',
-      'build_slots': array + b'N}' + name('_StandIn__call') + name('x')
-                     + b's\x86b.',
-      'new_object': kind.join([b'\x80\x04', b'K\x01\x85\x81.']),
-      'call_the_type': kind.join([b'\x80\x04', b'K\x01\x85R.']),
-      'other_type': array + name('x') + b'K\x00\x85' + letter + b'\x87R.',
-      'bare_function': array + b'.',
+    'system': pickle.dumps(Reduced(os.system, (command,))),
+    'system_protocol_0': text('cposix', 'system', f"(S'{command}'", 'tR.'),
+    'inst': text('(S' + repr(command), 'ios', 'system', '.'),
+    'obj': b'(' + text('cos', 'system', 'S' + repr(command), 'o.'),
+    'eval': pickle.dumps(Reduced(builtins.eval, (python,))),
+    'exec': pickle.dumps(Reduced(builtins.exec, (python,))),
+    'popen': pickle.dumps(Reduced(subprocess.Popen, (['touch', touch],))),
+    'inside_a_list': pickle.dumps([{'id': '0', 'text': Reduced(os.system, (command,))}]),
+    'getattr': pickle.dumps(Reduced(getattr, (Reduced(__import__, ('os',)), 'system'))),
+    'import': pickle.dumps(Reduced(__import__, ('antigravity',))),
+    'dotted': dotted('os', 'path.os.system') + name(command) + b'\x85R.',
+    'dotted_array': dotted('numpy._core.multiarray', '_reconstruct.__globals__.get') + b'.',
+    'dotted_type': dotted('numpy', 'ndarray.__class__.mro') + b'.',
+    'numpy_load': dotted('numpy', 'load') + name(touch) + b'\x85R.',
+    'numpy_runstring': dotted('numpy.testing._private.utils', 'runstring')
+    + name(python)
+    + b'}\x86R.',
+    'ordered_dict': pickle.dumps(collections.OrderedDict(a=1)),
+    'a_class_of_ours': pickle.dumps(pathlib.PurePosixPath('/x')),
+    'persistent': b'\x80\x04' + name('x') + b'Q.',
+    'extension': b'\x80\x02\x82\x01.',
+    # Changing what is called, rather than calling.
+    'build_attributes': array + b'}' + name('__call__') + name('x') + b'sb.',
+    'build_slots': array + b'N}' + name('_StandIn__call') + name('x') + b's\x86b.',
+    'new_object': kind.join([b'\x80\x04', b'K\x01\x85\x81.']),
+    'call_the_type': kind.join([b'\x80\x04', b'K\x01\x85R.']),
+    'other_type': array + name('x') + b'K\x00\x85' + letter + b'\x87R.',
+    'bare_function': array + b'.',
   }
 
 
@@ -163,13 +163,22 @@ def test_nothing_is_run(tmp_path, monkeypatch, attack):
     assert not touch.exists()
   # Nor has anything changed: an honest file still reads.
   np.testing.assert_array_equal(
-      restricted_pickle.load_arrays(write(path, [np.arange(3)]))[0], range(3))
+    restricted_pickle.load_arrays(write(path, [np.arange(3)]))[0], range(3)
+  )
 
 
 def test_the_attacks_are_attacks(tmp_path):
   """Python's own unpickler runs the first ones, so the test means something."""
-  for attack in ('system', 'system_protocol_0', 'inst', 'obj', 'eval', 'popen',
-                 'inside_a_list', 'dotted'):
+  for attack in (
+    'system',
+    'system_protocol_0',
+    'inst',
+    'obj',
+    'eval',
+    'popen',
+    'inside_a_list',
+    'dotted',
+  ):
     touch = tmp_path / attack
     value = pickle.loads(attacks(str(touch))[attack])
     if attack == 'popen':
@@ -195,10 +204,17 @@ def records() -> np.ndarray:
   return np.zeros(2, [('a', 'f4'), ('b', 'i4')])
 
 
-@pytest.mark.parametrize('array', [
-    np.array([{'a': 1}, None], object), np.array([Unlucky()], object), records(),
-    np.array(['2020-01-01'], 'M8[D]'), np.zeros(2, 'V8'),
-], ids=['objects', 'malicious', 'records', 'dates', 'void'])
+@pytest.mark.parametrize(
+  'array',
+  [
+    np.array([{'a': 1}, None], object),
+    np.array([Unlucky()], object),
+    records(),
+    np.array(['2020-01-01'], 'M8[D]'),
+    np.zeros(2, 'V8'),
+  ],
+  ids=['objects', 'malicious', 'records', 'dates', 'void'],
+)
 @pytest.mark.parametrize('protocol', (2, 4, 5))
 def test_arrays_of_other_things_are_refused(tmp_path, array, protocol):
   with pytest.raises(ValueError, match=str(tmp_path)):
@@ -212,14 +228,15 @@ class Stated:
     self.state = state
 
   def __reduce__(self):
-    return (np._core.multiarray._reconstruct, (np.ndarray, (0,), b'b'),
-            self.state)
+    return (np._core.multiarray._reconstruct, (np.ndarray, (0,), b'b'), self.state)
 
 
 SINGLE = np.dtype('f4')
 
 
-@pytest.mark.parametrize('state', [
+@pytest.mark.parametrize(
+  'state',
+  [
     (1, (1000, 1000), SINGLE, False, b'\0' * 8),
     (1, (2,), SINGLE, False, b'\0' * 9),
     (1, (-1, -2), SINGLE, False, b'\0' * 8),
@@ -231,7 +248,8 @@ SINGLE = np.dtype('f4')
     (1, (1,), SINGLE, False, [1.0]),
     (1, (1,), SINGLE, False),
     (1, (1,), np.dtype('O'), False, b'\0' * 8),
-])
+  ],
+)
 def test_states_that_lie_are_refused(tmp_path, state):
   with pytest.raises(ValueError, match=str(tmp_path)):
     restricted_pickle.load_arrays(write(tmp_path / 'a', [Stated(*state)]))

@@ -1,4 +1,5 @@
 """Meshes, vectors and the search that a device index is compared with."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -12,9 +13,9 @@ from ralm_jax.training.partitioning import Partitioner
 
 DIM = 24
 MESHES = {
-    '8x1': Partitioner(num_partitions=1),
-    '4x2': Partitioner(num_partitions=2),
-    'one': Partitioner(devices=jax.devices()[:1]),
+  '8x1': Partitioner(num_partitions=1),
+  '4x2': Partitioner(num_partitions=2),
+  'one': Partitioner(devices=jax.devices()[:1]),
 }
 
 
@@ -34,9 +35,7 @@ def as_kept(stored: np.ndarray, dtype: str) -> np.ndarray:
   return stored.astype(kind).astype(np.float64)
 
 
-def exact(
-    kept: np.ndarray, wanted: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
+def exact(kept: np.ndarray, wanted: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
   """Ids and scores of brute force; equal scores by id."""
   scores = wanted.astype(np.float64) @ kept.T
   ids = np.argsort(-scores, axis=1, kind='stable')[:, :k]
@@ -44,11 +43,11 @@ def exact(
 
 
 def build(
-    folder: Any,
-    stored: np.ndarray,
-    partitioner: Partitioner = MESHES['4x2'],
-    ids: np.ndarray | None = None,
-    **settings: Any,
+  folder: Any,
+  stored: np.ndarray,
+  partitioner: Partitioner = MESHES['4x2'],
+  ids: np.ndarray | None = None,
+  **settings: Any,
 ) -> DeviceIndex:
   """An index of one generation."""
   index = DeviceIndex(folder, partitioner, **settings)

@@ -5,6 +5,7 @@
 Each of four devices; the first process builds and edits, both compare what they
 find with brute force.
 """
+
 import os
 import sys
 
@@ -43,7 +44,8 @@ def check(held, batch, k, answering, **options):
   best = np.argsort(-scores, axis=1, kind='stable')[:, :k]
   np.testing.assert_array_equal(found.ids, ids[best])
   np.testing.assert_allclose(
-      found.scores, np.take_along_axis(scores, best, 1), rtol=1e-5, atol=1e-5)
+    found.scores, np.take_along_axis(scores, best, 1), rtol=1e-5, atol=1e-5
+  )
   np.testing.assert_array_equal(found.embeddings, stored[best])
   assert found.generation == answering
   return found

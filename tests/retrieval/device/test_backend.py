@@ -1,4 +1,5 @@
 """The devices in place of the retrieval process: connecting, `ralm eval`."""
+
 import json
 
 import pytest
@@ -17,8 +18,7 @@ def trained() -> tiny.Trained:
 
 
 def test_connects_to_the_devices(trained):
-  with connect.connect(
-      index=trained.index, backend='device', device_dtype='float32') as found:
+  with connect.connect(index=trained.index, backend='device', device_dtype='float32') as found:
     assert isinstance(found.client, DeviceIndex)
     assert found.client.status().count == len(found.store) == tiny.COUNT
     found.client.search(vectors(1, dim=16), 3)
@@ -30,11 +30,18 @@ def test_answers_as_with_the_process(trained, tmp_path):
   rows, metrics = {}, {}
   for backend in connect.BACKENDS:
     metrics[backend] = evaluation.evaluate(
-        checkpoint=str(trained.run), questions=[str(trained.data.questions)],
-        output=str(tmp_path / backend), index=str(trained.index),
-        backend=backend, device_dtype='float16', batch_size=16)
-    rows[backend] = [json.loads(line) for line in (
-        tmp_path / backend / 'predictions.jsonl').read_text().splitlines()]
+      checkpoint=str(trained.run),
+      questions=[str(trained.data.questions)],
+      output=str(tmp_path / backend),
+      index=str(trained.index),
+      backend=backend,
+      device_dtype='float16',
+      batch_size=16,
+    )
+    rows[backend] = [
+      json.loads(line)
+      for line in (tmp_path / backend / 'predictions.jsonl').read_text().splitlines()
+    ]
   assert len(rows['device']) == tiny.COUNT
   for one, other in zip(rows['process'], rows['device']):
     assert one['prediction'] == other['prediction']
@@ -43,8 +50,11 @@ def test_answers_as_with_the_process(trained, tmp_path):
       assert ours['score'] == pytest.approx(theirs['score'], rel=1e-5)
   assert metrics['device'] == pytest.approx(metrics['process'])
   answer = ask.ask(
-      'what is the colour of almar?', checkpoint=str(trained.run),
-      index=str(trained.index), backend='device')
+    'what is the colour of almar?',
+    checkpoint=str(trained.run),
+    index=str(trained.index),
+    backend='device',
+  )
   assert len(answer.passages) == 3
 
 
@@ -55,21 +65,28 @@ def test_trains_as_with_the_process(tmp_path):
 
   def job(name: str, steps: int, **retrieval) -> dict:
     return {
-        'data': str(tmp_path), 'model_dir': str(tmp_path / name),
-        'steps': steps, 'devices': None, 'retrieval_lookahead': 1,
-        'compilation_cache': str(tmp_path / 'cache'),
-        'dataset': {'batch_size': 8},
-        'retrieval': {'index': str(tmp_path / f'index_{name}'),
-                      'refresh_index': '0-10:2', **retrieval}}
+      'data': str(tmp_path),
+      'model_dir': str(tmp_path / name),
+      'steps': steps,
+      'devices': None,
+      'retrieval_lookahead': 1,
+      'compilation_cache': str(tmp_path / 'cache'),
+      'dataset': {'batch_size': 8},
+      'retrieval': {
+        'index': str(tmp_path / f'index_{name}'),
+        'refresh_index': '0-10:2',
+        **retrieval,
+      },
+    }
 
   on_devices = {'backend': 'device', 'device_dtype': 'float16'}
-  log = tiny.start(data.folder / 'log', [
-      job('process', 4), job('device', 3, **on_devices),
-      job('device', 4, **on_devices)]).finish(timeout_s=600)
+  log = tiny.start(
+    data.folder / 'log',
+    [job('process', 4), job('device', 3, **on_devices), job('device', 4, **on_devices)],
+  ).finish(timeout_s=600)
   assert 'putting generation 2 on the devices' in log
   assert 'Resumed from checkpoint_3' in log
-  states = [tiny.load_checkpoint(tmp_path / name, 4)
-            for name in ('process', 'device')]
+  states = [tiny.load_checkpoint(tmp_path / name, 4) for name in ('process', 'device')]
   assert not tiny.differing(*states)
 
 

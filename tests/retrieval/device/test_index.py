@@ -1,4 +1,5 @@
 """Generations, edits, threads and processes of an index on the devices."""
+
 import os
 import pathlib
 import subprocess
@@ -44,11 +45,11 @@ def test_one_program_serves_a_refresh_and_batches_alike(tmp_path):
 def test_agrees_with_flat_search_in_a_process(tmp_path):
   """Both serve one folder, written by either, edits included."""
   stored, wanted = vectors(300), queries(20)
-  with DeviceIndex(
-      tmp_path, MESHES['4x2'], dtype='float32') as index:
+  with DeviceIndex(tmp_path, MESHES['4x2'], dtype='float32') as index:
     index.build([(np.arange(0, 600, 2), stored)], dim=DIM)
     with LocalRetrievalServer(tmp_path, threads=1) as server:
       with RetrievalClient(server.address) as client:
+
         def compare():
           ours = index.search(wanted, 50, return_embeddings=True)
           theirs = client.search(wanted, 50, return_embeddings=True)
@@ -73,17 +74,30 @@ def test_agrees_with_flat_search_in_a_process(tmp_path):
         client.reload()
         assert compare().generation == 3
         mine, its = index.status(), client.status()
-  for name in ('generation', 'count', 'dim', 'options', 'factory', 'metadata',
-               'generations', 'index_directory', 'edits', 'next_id'):
+  for name in (
+    'generation',
+    'count',
+    'dim',
+    'options',
+    'factory',
+    'metadata',
+    'generations',
+    'index_directory',
+    'edits',
+    'next_id',
+  ):
     assert getattr(mine, name) == getattr(its, name), name
 
 
 def test_errors_are_those_of_the_process(tmp_path):
   index = build(tmp_path, vectors(30))
   cases = [
-      (queries(), 31, {}), (queries(), 0, {}), (queries(dim=8), 3, {}),
-      (queries()[0], 3, {}), (queries() * np.nan, 3, {}),
-      (queries(), 3, {'generation': 7}),
+    (queries(), 31, {}),
+    (queries(), 0, {}),
+    (queries(dim=8), 3, {}),
+    (queries()[0], 3, {}),
+    (queries() * np.nan, 3, {}),
+    (queries(), 3, {'generation': 7}),
   ]
   with LocalRetrievalServer(tmp_path, threads=1) as server:
     with RetrievalClient(server.address) as client:
@@ -108,13 +122,16 @@ def test_an_empty_folder_is_searched_once_it_is_built(tmp_path):
     assert index.search(queries(), 20).generation == 1
 
 
-@pytest.mark.parametrize('settings, match', [
+@pytest.mark.parametrize(
+  'settings, match',
+  [
     ({'dtype': 'int8'}, 'one of bfloat16, float16, float32, not .int8'),
     ({'recall_target': 0}, 'recall_target must be above 0'),
     ({'block_rows': 0}, 'block_rows must be at least 1'),
     ({'spare_rows': 0}, 'spare_rows must be at least 1'),
     ({'resident': 0}, 'resident must be at least 1'),
-])
+  ],
+)
 def test_settings_that_cannot_be(settings, match, tmp_path):
   with pytest.raises(ValueError, match=match):
     DeviceIndex(tmp_path, MESHES['one'], **settings)
@@ -131,8 +148,7 @@ def test_generations_by_number(resident, tmp_path):
     for number in (None, 1, 4, 1, 3, None):
       found = index.search(queries(), 5, generation=number)
       assert found.generation == (number or 4)
-      ids, _ = exact(as_kept(contents[found.generation - 1], 'bfloat16'),
-                     queries(), 5)
+      ids, _ = exact(as_kept(contents[found.generation - 1], 'bfloat16'), queries(), 5)
       np.testing.assert_array_equal(found.ids, ids)
       assert len(index.resident_generations) <= (resident or 2)
       assert index.resident_generations[-1] == found.generation
@@ -141,12 +157,9 @@ def test_generations_by_number(resident, tmp_path):
     assert index.status().generations == (1, 3, 4)
 
 
-def test_one_generation_at_a_time_where_there_is_room_for_one(
-    tmp_path, monkeypatch):
+def test_one_generation_at_a_time_where_there_is_room_for_one(tmp_path, monkeypatch):
   def held() -> int:
-    return sum(
-        array.nbytes for array in jax.live_arrays()
-        if array.dtype == jax.numpy.bfloat16)
+    return sum(array.nbytes for array in jax.live_arrays() if array.dtype == jax.numpy.bfloat16)
 
   held_before_loading = []
   load = DeviceView.load
@@ -226,14 +239,12 @@ class Reference:
   def check(self, index: DeviceIndex, **options) -> None:
     ids = np.array(sorted(self.held))
     kept = as_kept(np.stack([self.held[i] for i in ids]), 'bfloat16')
-    found = index.search(
-        queries(), len(ids), return_embeddings=True, **options)
+    found = index.search(queries(), len(ids), return_embeddings=True, **options)
     ranked, scores = exact(kept, queries(), len(ids))
     np.testing.assert_array_equal(found.ids, ids[ranked])
     np.testing.assert_allclose(found.scores, scores, rtol=2e-6, atol=2e-6)
     for row, embeddings in zip(found.ids, found.embeddings):
-      np.testing.assert_array_equal(
-          embeddings, np.stack([self.held[i] for i in row]))
+      np.testing.assert_array_equal(embeddings, np.stack([self.held[i] for i in row]))
     with pytest.raises(ValueError, match=f'holds {len(ids)}: lower k'):
       index.search(queries(), len(ids) + 1, **options)
 
@@ -319,10 +330,12 @@ def test_searches_during_swaps_see_one_generation(tmp_path):
     while not stop.is_set():
       found = index.search(wanted, count, return_embeddings=True)
       numbers = np.rint(found.scores - found.embeddings[..., 0])
-      if not ((numbers == found.generation).all() and
-              (found.embeddings[..., 1] == found.generation).all() and
-              (found.ids == np.arange(count)[::-1]).all() and
-              found.generation >= latest):
+      if not (
+        (numbers == found.generation).all()
+        and (found.embeddings[..., 1] == found.generation).all()
+        and (found.ids == np.arange(count)[::-1]).all()
+        and found.generation >= latest
+      ):
         failures.append((found.generation, numbers, found.ids))
         return
       latest = found.generation
@@ -390,8 +403,7 @@ def test_searches_beside_a_step_with_collectives(tmp_path):
     expected = index.search(queries(), 10)
     answers = []
     for _ in range(50):
-      thread = threading.Thread(
-          target=lambda: answers.append(index.search(queries(), 10)))
+      thread = threading.Thread(target=lambda: answers.append(index.search(queries(), 10)))
       thread.start()
       state = step(state)
       thread.join()
@@ -402,31 +414,44 @@ def test_searches_beside_a_step_with_collectives(tmp_path):
     np.testing.assert_array_equal(answer.scores, expected.scores)
 
 
-@pytest.mark.parametrize('partitions', [
-    pytest.param(1, marks=pytest.mark.slow), 2,
+@pytest.mark.parametrize(
+  'partitions',
+  [
+    pytest.param(1, marks=pytest.mark.slow),
+    2,
     # One data partition, of two processes.
     pytest.param(8, marks=pytest.mark.slow),
-])
+  ],
+)
 def test_two_processes_search_together(partitions, tmp_path):
   coordinator = f'localhost:{tiny.free_port()}'
   environment = {
-      **os.environ, 'PYTHONPATH': os.pathsep.join(
-          [str(tiny.ROOT), os.environ.get('PYTHONPATH', '')])}
+    **os.environ,
+    'PYTHONPATH': os.pathsep.join([str(tiny.ROOT), os.environ.get('PYTHONPATH', '')]),
+  }
   logs = [tmp_path / f'log_{i}' for i in range(2)]
   processes = []
   try:
     for i, log in enumerate(logs):
       with open(log, 'wb') as file:
-        processes.append(subprocess.Popen(
-            [sys.executable, str(WORKER), coordinator, str(i), str(partitions),
-             str(tmp_path / 'index')],
-            stdout=file, stderr=file, env=environment))
+        processes.append(
+          subprocess.Popen(
+            [
+              sys.executable,
+              str(WORKER),
+              coordinator,
+              str(i),
+              str(partitions),
+              str(tmp_path / 'index'),
+            ],
+            stdout=file,
+            stderr=file,
+            env=environment,
+          )
+        )
     codes = [process.wait(timeout=120) for process in processes]
   finally:
     for process in processes:
       process.kill()
       process.wait()
-  assert codes == [0, 0], '\n'.join(
-      log.read_text(errors='replace')[-3000:] for log in logs)
-
-
+  assert codes == [0, 0], '\n'.join(log.read_text(errors='replace')[-3000:] for log in logs)

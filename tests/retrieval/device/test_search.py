@@ -1,4 +1,5 @@
 """The search program on a mesh of eight fake devices, against NumPy."""
+
 import re
 
 import jax
@@ -49,12 +50,17 @@ def test_queries_keep_float32_where_units_multiply_bfloat16(mesh):
   search = DeviceSearch(mesh, block_rows=16)
   base, added = search.layout(100), search.layout(1)
   arguments = dict(
-      k=10, blocks=(base.blocks, added.blocks), approximate=False,
-      mesh=mesh.mesh, recall_target=0.9, split_queries=True)
+    k=10,
+    blocks=(base.blocks, added.blocks),
+    approximate=False,
+    mesh=mesh.mesh,
+    recall_target=0.9,
+    split_queries=True,
+  )
   rows = search.put(base, stored), search.put(added, stored[:0])
-  found = mesh.partition(
-      lambda q, b, a: device_search.search(q, b, a, **arguments)
-  )(search.put_queries(wanted)[0], *rows)
+  found = mesh.partition(lambda q, b, a: device_search.search(q, b, a, **arguments))(
+    search.put_queries(wanted)[0], *rows
+  )
   ids, scores = exact(as_kept(stored, 'bfloat16'), wanted, 10)
   np.testing.assert_array_equal(found.rows, ids)
   np.testing.assert_allclose(found.scores, scores, rtol=2e-6, atol=1e-5)
@@ -71,13 +77,13 @@ def test_equal_scores_come_by_id(mesh, tmp_path):
   assert (np.diff(found.ids)[tie] > 0).all()
   ranked, _ = exact(as_kept(stored[::3], 'bfloat16'), queries(), 10)
   np.testing.assert_array_equal(
-      found.ids, np.sort(ids.reshape(40, 3), axis=1)[ranked].reshape(5, 30))
+    found.ids, np.sort(ids.reshape(40, 3), axis=1)[ranked].reshape(5, 30)
+  )
 
 
 def test_approximate_search_is_valid(mesh, tmp_path):
   stored, wanted = vectors(500), queries()
-  with build(tmp_path, stored, mesh, approximate=True,
-             recall_target=0.8, block_rows=32) as index:
+  with build(tmp_path, stored, mesh, approximate=True, recall_target=0.8, block_rows=32) as index:
     found = index.search(wanted, 20)
     everything = index.search(wanted, 500)
   kept = as_kept(stored, 'bfloat16')
@@ -85,14 +91,15 @@ def test_approximate_search_is_valid(mesh, tmp_path):
   hits = [len(set(a) & set(b)) for a, b in zip(found.ids, ids)]
   assert np.mean(hits) / 20 >= 0.8
   np.testing.assert_allclose(
-      found.scores,
-      np.take_along_axis(wanted.astype(np.float64) @ kept.T, found.ids, 1),
-      rtol=2e-6, atol=2e-6)
+    found.scores,
+    np.take_along_axis(wanted.astype(np.float64) @ kept.T, found.ids, 1),
+    rtol=2e-6,
+    atol=2e-6,
+  )
   assert (np.sort(everything.ids) == np.arange(500)).all()
 
 
-def test_approximation_that_comes_short_gives_way_to_exact_search(
-    tmp_path, monkeypatch):
+def test_approximation_that_comes_short_gives_way_to_exact_search(tmp_path, monkeypatch):
   """A TPU's approximation may lose rows that share a bin; stood in for here."""
 
   def lossy(operand, k, **unused):
@@ -112,24 +119,34 @@ def test_only_the_best_of_each_shard_travel(mesh):
   search = DeviceSearch(mesh, block_rows=4096)
   base, added = search.layout(70_000), search.layout(1024)
   rows = [
-      Rows(
-          *(jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(
-              mesh.mesh, PartitionSpec(('data', 'model'))))
-            for shape, dtype in (((layout.rows, 64), 'bfloat16'),
-                                 ((layout.rows,), 'bool'))))
-      for layout in (base, added)]
-  text = search.search.lower(
-      search.put_queries(queries(8, dim=64))[0], *rows, k=32,
-      blocks=(base.blocks, added.blocks), approximate=False,
-  ).compile().as_text()
+    Rows(
+      *(
+        jax.ShapeDtypeStruct(
+          shape, dtype, sharding=NamedSharding(mesh.mesh, PartitionSpec(('data', 'model')))
+        )
+        for shape, dtype in (((layout.rows, 64), 'bfloat16'), ((layout.rows,), 'bool'))
+      )
+    )
+    for layout in (base, added)
+  ]
+  text = (
+    search.search.lower(
+      search.put_queries(queries(8, dim=64))[0],
+      *rows,
+      k=32,
+      blocks=(base.blocks, added.blocks),
+      approximate=False,
+    )
+    .compile()
+    .as_text()
+  )
   results = re.findall(
-      r'= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute|'
-      r'collective-broadcast|reduce-scatter|ragged-all-to-all)(?:-start)?\(',
-      text)
-  moved = [shape for result in results
-           for shape in re.findall(r'(\w+)\[([\d,]*)\]', result)]
-  assert sorted(moved) == [
-      ('f32', f'{mesh.mesh.size},8,32'), ('s32', f'{mesh.mesh.size},8,32')]
+    r'= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute|'
+    r'collective-broadcast|reduce-scatter|ragged-all-to-all)(?:-start)?\(',
+    text,
+  )
+  moved = [shape for result in results for shape in re.findall(r'(\w+)\[([\d,]*)\]', result)]
+  assert sorted(moved) == [('f32', f'{mesh.mesh.size},8,32'), ('s32', f'{mesh.mesh.size},8,32')]
   # Nor is there a score for each row at any time.
   assert base.blocks > 1 and f'f32[8,{base.block}]' in text
   assert f'f32[8,{base.blocks * base.block}]' not in text
@@ -161,7 +178,8 @@ def test_rows_lie_on_all_devices_and_are_read_a_share_at_a_time(mesh):
   assert {shard.data.shape for shard in shards} == {(share, DIM)}
   assert rows.embeddings.dtype == jax.numpy.bfloat16
   np.testing.assert_array_equal(
-      np.asarray(rows.embeddings)[:100], stored.astype(ml_dtypes.bfloat16))
+    np.asarray(rows.embeddings)[:100], stored.astype(ml_dtypes.bfloat16)
+  )
 
 
 def test_more_rows_than_int32_numbers():

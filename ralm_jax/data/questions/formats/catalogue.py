@@ -17,35 +17,32 @@ from collections.abc import Callable, Iterator
 from ralm_jax.data.questions.formats import facts, generation, kilt, mmlu, qa, records, temporal
 from ralm_jax.data.questions.formats.records import Record
 
-_MODULES = (qa, facts, kilt, mmlu,
-            generation, temporal)
-_READERS = {name: module.records
-            for module in _MODULES for name in module.EXPECTED}
+_MODULES = (qa, facts, kilt, mmlu, generation, temporal)
+_READERS = {name: module.records for module in _MODULES for name in module.EXPECTED}
 
 # What a file of each format holds, for errors.
 EXPECTED = {
-    'qa': 'one JSON object a line',
-    **{name: text for module in _MODULES
-       for name, text in module.EXPECTED.items()},
+  'qa': 'one JSON object a line',
+  **{name: text for module in _MODULES for name, text in module.EXPECTED.items()},
 }
 RECORD_FORMATS = tuple(EXPECTED)
 # What each is scored by, see `evaluation/task_metrics.py`; '' leaves it open.
 METRICS = {
-    'fever': 'label',
-    'fever_2way': 'label',
-    'fever_symmetric': 'label',
-    'ms_marco': 'generation',
-    'jeopardy': 'question_generation',
-    'mmlu': 'multiple_choice',
-    **dict.fromkeys(kilt.EXPECTED, 'kilt'),
+  'fever': 'label',
+  'fever_2way': 'label',
+  'fever_symmetric': 'label',
+  'ms_marco': 'generation',
+  'jeopardy': 'question_generation',
+  'mmlu': 'multiple_choice',
+  **dict.fromkeys(kilt.EXPECTED, 'kilt'),
 }
 
 
 def read_records(
-    path: str,
-    record_format: str,
-    require_answers: bool = True,
-    on_error: Callable[[ValueError], None] | None = None,
+  path: str,
+  record_format: str,
+  require_answers: bool = True,
+  on_error: Callable[[ValueError], None] | None = None,
 ) -> Iterator[Record]:
   """Reads a file of a published format.
 
@@ -63,10 +60,9 @@ def read_records(
   """
   if record_format not in EXPECTED:
     raise ValueError(
-        f'record_format is {record_format!r}; it must be one of '
-        f'{", ".join(RECORD_FORMATS)}')
+      f'record_format is {record_format!r}; it must be one of {", ".join(RECORD_FORMATS)}'
+    )
   if record_format == 'qa':
     yield from records.lines(path, on_error)
   else:
-    yield from _READERS[record_format](
-        path, record_format, require_answers, on_error)
+    yield from _READERS[record_format](path, record_format, require_answers, on_error)

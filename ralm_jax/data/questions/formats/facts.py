@@ -1,10 +1,10 @@
 """Claims to check, as published.
 
-  fever            FEVER (Thorne et al. 2018): the claim asks; 'true', 'false'
-                   or 'maybe' answers SUPPORTS, REFUTES or NOT ENOUGH INFO
-  fever_2way       the same without the claims of NOT ENOUGH INFO
-  fever_symmetric  FeverSymmetric (Schuster et al. 2019), both versions: the
-                   claim with its evidence sentence as a passage
+fever            FEVER (Thorne et al. 2018): the claim asks; 'true', 'false'
+                 or 'maybe' answers SUPPORTS, REFUTES or NOT ENOUGH INFO
+fever_2way       the same without the claims of NOT ENOUGH INFO
+fever_symmetric  FeverSymmetric (Schuster et al. 2019), both versions: the
+                 claim with its evidence sentence as a passage
 """
 
 from collections.abc import Iterator
@@ -14,26 +14,24 @@ from ralm_jax.data.questions.formats import records as published_records
 from ralm_jax.data.questions.formats.records import Fields, OnError, Record
 
 EXPECTED = {
-    'fever': 'one claim a line',
-    'fever_2way': 'one claim that is supported or refuted a line',
-    'fever_symmetric': 'one claim and its evidence a line',
+  'fever': 'one claim a line',
+  'fever_2way': 'one claim that is supported or refuted a line',
+  'fever_symmetric': 'one claim and its evidence a line',
 }
 
 _ANSWERS = {'SUPPORTS': 'true', 'REFUTES': 'false', 'NOT ENOUGH INFO': 'maybe'}
 
 
 def records(
-    path: str,
-    record_format: str,
-    require_answers: bool = True,
-    on_error: OnError = None,
+  path: str, record_format: str, require_answers: bool = True, on_error: OnError = None
 ) -> Iterator[Record]:
   """Reads a file of one of `EXPECTED`, as `qa_formats.records` does."""
-  convert = {'fever': _fever, 'fever_2way': _fever_2way,
-             'fever_symmetric': _fever_symmetric}[record_format]
+  convert = {'fever': _fever, 'fever_2way': _fever_2way, 'fever_symmetric': _fever_symmetric}[
+    record_format
+  ]
   yield from published_records.converted(
-      published_records.lines(path, on_error), convert, require_answers,
-      on_error)
+    published_records.lines(path, on_error), convert, require_answers, on_error
+  )
 
 
 def _fever(fields: Fields) -> dict[str, Any]:
@@ -45,8 +43,7 @@ def _fever(fields: Fields) -> dict[str, Any]:
     raise fields.missing('label')
   label = fields.get(name)
   if not isinstance(label, str) or label not in _ANSWERS:
-    raise fields.error(
-        name, f'is {label!r:.40}; expected {", ".join(_ANSWERS)}')
+    raise fields.error(name, f'is {label!r:.40}; expected {", ".join(_ANSWERS)}')
   return {**row, 'answers': [_ANSWERS[label]]}
 
 

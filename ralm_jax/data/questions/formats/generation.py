@@ -1,14 +1,14 @@
 """Sets whose answers are sentences, as published.
 
-  ms_marco  MS MARCO's question answering set (Nguyen et al. 2016), one object
-            of columns, each from record to value, or one object a line. Well
-            formed answers take the place of the others where there are any;
-            questions without another answer than 'No Answer Present.' are left
-            out
-  jeopardy  Jeopardy question generation (Lewis et al. 2020, section 3.3): the
-            answer entity asks and the clue is the answer; one array, or one
-            object a line. Clues of nothing but a picture or a sound are left
-            out
+ms_marco  MS MARCO's question answering set (Nguyen et al. 2016), one object
+          of columns, each from record to value, or one object a line. Well
+          formed answers take the place of the others where there are any;
+          questions without another answer than 'No Answer Present.' are left
+          out
+jeopardy  Jeopardy question generation (Lewis et al. 2020, section 3.3): the
+          answer entity asks and the clue is the answer; one array, or one
+          object a line. Clues of nothing but a picture or a sound are left
+          out
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ from ralm_jax.files import json_records
 from ralm_jax.files.json_records import JsonReader
 
 EXPECTED = {
-    'ms_marco': 'questions of MS MARCO, columns or lines, with answers',
-    'jeopardy': 'an array of clues, or one clue a line',
+  'ms_marco': 'questions of MS MARCO, columns or lines, with answers',
+  'jeopardy': 'an array of clues, or one clue a line',
 }
 
 _MS_MARCO_COLUMNS = ('query', 'query_id', 'answers', 'wellFormedAnswers')
@@ -32,18 +32,14 @@ _TAG = re.compile(r'</?[a-zA-Z][^>]*>')
 
 
 def records(
-    path: str,
-    record_format: str,
-    require_answers: bool = True,
-    on_error: OnError = None,
+  path: str, record_format: str, require_answers: bool = True, on_error: OnError = None
 ) -> Iterator[Record]:
   """Reads a file of one of `EXPECTED`, as `qa_formats.records` does."""
   layout, convert = {
-      'ms_marco': (_columns_or_lines, _ms_marco),
-      'jeopardy': (published_records.array_or_lines, _jeopardy),
+    'ms_marco': (_columns_or_lines, _ms_marco),
+    'jeopardy': (published_records.array_or_lines, _jeopardy),
   }[record_format]
-  yield from published_records.converted(
-      layout(path, on_error), convert, require_answers, on_error)
+  yield from published_records.converted(layout(path, on_error), convert, require_answers, on_error)
 
 
 def _ms_marco(fields: Fields) -> dict[str, Any] | None:
@@ -68,8 +64,7 @@ def _jeopardy(fields: Fields) -> dict[str, Any] | None:
   answer = fields.text('answer')
   # An answer may be mark-up itself, such as the name of a tag.
   row = {'question': _plain(answer) or answer, **fields.id('id')}
-  if not fields.require_answers and all(
-      fields.get(name) is None for name in ('question', 'clue')):
+  if not fields.require_answers and all(fields.get(name) is None for name in ('question', 'clue')):
     return row
   clue = fields.text('question', 'clue').strip()
   if len(clue) > 1 and clue[0] == clue[-1] == "'":
@@ -83,9 +78,7 @@ def _plain(text: str) -> str:
   return html.unescape(_TAG.sub('', text)).strip()
 
 
-def _columns_or_lines(
-    path: str, on_error: OnError = None,
-) -> Iterator[Record]:
+def _columns_or_lines(path: str, on_error: OnError = None) -> Iterator[Record]:
   """Records of an object of columns, or one a line."""
   columns = _columns(path) if _may_be_columns(path) else None
   if columns is None:
@@ -122,8 +115,7 @@ def _columns(path: str) -> dict[str, dict[str, Any]] | None:
       if reader.peek() != '{':
         return None
       if name in columns:
-        raise ValueError(
-            f'{path}: column {name!r} is there twice; make one of both')
+        raise ValueError(f'{path}: column {name!r} is there twice; make one of both')
       column = {}
       for key in reader.members():
         value = reader.value(f'{name} of record {key!r}')
@@ -133,6 +125,7 @@ def _columns(path: str) -> dict[str, dict[str, Any]] | None:
     reader.end()
   columns = {n: columns[n] for n in columns if n in _MS_MARCO_COLUMNS}
   if 'query' not in columns:
-    raise ValueError(f"{path}: missing column 'query'; found "
-                     f'{", ".join(map(repr, columns)) or "none of MS MARCO"}')
+    raise ValueError(
+      f"{path}: missing column 'query'; found {', '.join(map(repr, columns)) or 'none of MS MARCO'}"
+    )
   return columns

@@ -49,23 +49,29 @@ DIALOGUE_WORDS = 36
 
 # What a file of each format holds, for errors.
 EXPECTED = {
-    'kilt_fever': 'one claim of KILT a line, {id, input, output}',
-    **{name: f'one text of KILT with {_START} a line, {{id, input, output}}'
-       for name in _ENTITY_LINKING},
-    **{name: "one 'subject [SEP] relation' of KILT a line, {id, input, output}"
-       for name in ('kilt_trex', 'kilt_zsre')},
-    **{name: 'one question of KILT a line, {id, input, output}'
-       for name in ('kilt_nq', 'kilt_hotpotqa', 'kilt_triviaqa', 'kilt_eli5')},
-    'kilt_wow': 'one dialogue of KILT a line, {id, input, output}',
+  'kilt_fever': 'one claim of KILT a line, {id, input, output}',
+  **{
+    name: f'one text of KILT with {_START} a line, {{id, input, output}}'
+    for name in _ENTITY_LINKING
+  },
+  **{
+    name: "one 'subject [SEP] relation' of KILT a line, {id, input, output}"
+    for name in ('kilt_trex', 'kilt_zsre')
+  },
+  **{
+    name: 'one question of KILT a line, {id, input, output}'
+    for name in ('kilt_nq', 'kilt_hotpotqa', 'kilt_triviaqa', 'kilt_eli5')
+  },
+  'kilt_wow': 'one dialogue of KILT a line, {id, input, output}',
 }
 
 
 def records(
-    path: str,
-    record_format: str,
-    require_answers: bool = True,
-    on_error: Callable[[ValueError], None] | None = None,
-    questions: Mapping[str, str] | None = None,
+  path: str,
+  record_format: str,
+  require_answers: bool = True,
+  on_error: Callable[[ValueError], None] | None = None,
+  questions: Mapping[str, str] | None = None,
 ) -> Iterator[Record]:
   """Reads a file of KILT.
 
@@ -87,15 +93,14 @@ def records(
       message starts with file:line.
   """
   if record_format not in EXPECTED:
-    raise ValueError(
-        f'record_format is {record_format!r}; this module reads '
-        f'{", ".join(EXPECTED)}')
+    raise ValueError(f'record_format is {record_format!r}; this module reads {", ".join(EXPECTED)}')
 
   def convert(fields: Fields) -> dict[str, Any]:
     return _row(fields, record_format, questions or {})
 
   yield from published_records.converted(
-      published_records.lines(path, on_error), convert, require_answers, on_error)
+    published_records.lines(path, on_error), convert, require_answers, on_error
+  )
 
 
 def published_answer(answer: str, record_format: str) -> str:
@@ -148,19 +153,16 @@ def around_mention(text: str, max_words: int) -> str:
   left = min(max(first - spare // 2, 0), max(len(words) - max_words, 0))
   left = min(left, first)
   right = max(min(left + max_words, len(words)) - 1, last)
-  return text[words[left][0]:words[right][1]]
+  return text[words[left][0] : words[right][1]]
 
 
 def last_words(text: str, max_words: int) -> str:
   """The end of a text: its last words, with what is between them."""
   words = [match.start() for match in _WORD.finditer(text)]
-  return text if len(words) <= max_words else text[words[-max_words]:]
+  return text if len(words) <= max_words else text[words[-max_words] :]
 
 
-def _row(
-    fields: Fields, record_format: str,
-    questions: Mapping[str, str],
-) -> dict[str, Any]:
+def _row(fields: Fields, record_format: str, questions: Mapping[str, str]) -> dict[str, Any]:
   row = {'question': _input(fields, record_format, questions), **fields.id('id')}
   outputs = fields.objects('output')
   if outputs is None:
@@ -174,21 +176,18 @@ def _row(
     for label in answers:
       if label not in _LABELS:
         raise fields.error(
-            'output', f'has the answer {label!r:.40}; expected '
-            f'{" or ".join(_LABELS)}')
+          'output', f'has the answer {label!r:.40}; expected {" or ".join(_LABELS)}'
+        )
     answers = [_LABELS[label] for label in answers]
   provenance = [pages for output in outputs if (pages := _pages(output))]
   return {
-      **row,
-      'answers': list(dict.fromkeys(answers)),
-      **({'provenance': provenance} if provenance else {}),
+    **row,
+    'answers': list(dict.fromkeys(answers)),
+    **({'provenance': provenance} if provenance else {}),
   }
 
 
-def _input(
-    fields: Fields, record_format: str,
-    questions: Mapping[str, str],
-) -> str:
+def _input(fields: Fields, record_format: str, questions: Mapping[str, str]) -> str:
   text = fields.get('input')
   if text is None or text == '':
     known = questions.get(str(fields.get('id')))
@@ -196,13 +195,13 @@ def _input(
       return known
     if record_format == 'kilt_triviaqa':
       raise fields.error(
-          'input', 'is missing or blank: KILT publishes TriviaQA without its '
-          'questions; join those of triviaqa-rc.tar.gz by their QuestionId')
+        'input',
+        'is missing or blank: KILT publishes TriviaQA without its '
+        'questions; join those of triviaqa-rc.tar.gz by their QuestionId',
+      )
   text = fields.text('input')
-  if record_format in _ENTITY_LINKING and not (
-      0 <= text.find(_START) < text.find(_END)):
-    raise fields.error(
-        'input', f'has no mention between {_START} and {_END}')
+  if record_format in _ENTITY_LINKING and not (0 <= text.find(_START) < text.find(_END)):
+    raise fields.error('input', f'has no mention between {_START} and {_END}')
   if record_format in _ENTITY_LINKING:
     return around_mention(text, MENTION_WORDS)
   if record_format == 'kilt_wow':
@@ -215,8 +214,7 @@ def _answer(output: Fields) -> str:
   if answer is None:
     return ''
   if not isinstance(answer, str):
-    raise output.error(
-        'answer', f'must be a string, found {json_records.kind(answer)}')
+    raise output.error('answer', f'must be a string, found {json_records.kind(answer)}')
   return answer.strip()
 
 
@@ -229,8 +227,8 @@ def _pages(output: Fields) -> list[str]:
       continue
     if isinstance(page, bool) or not isinstance(page, (str, int)):
       raise evidence.error(
-          'wikipedia_id',
-          f'must be a string or an integer, found {json_records.kind(page)}')
+        'wikipedia_id', f'must be a string or an integer, found {json_records.kind(page)}'
+      )
     if page := str(page).strip():
       pages.append(page)
   return list(dict.fromkeys(pages))

@@ -25,10 +25,10 @@ from ralm_jax.files import json_records
 from ralm_jax.files.json_records import JsonReader
 
 EXPECTED = {
-    'nq_open': 'one question and its answers a line',
-    'triviaqa': "an object whose 'Data' are questions, or one question a line",
-    'web_questions': 'an array of questions, or one question a line',
-    'curated_trec': 'one question and the patterns of its answers a line',
+  'nq_open': 'one question and its answers a line',
+  'triviaqa': "an object whose 'Data' are questions, or one question a line",
+  'web_questions': 'an array of questions, or one question a line',
+  'curated_trec': 'one question and the patterns of its answers a line',
 }
 
 _ANSWERS = ('answer', 'answers', 'golden_answers')
@@ -39,10 +39,7 @@ _TARGET_VALUE = re.compile(rf'\(list(?:\s*{_DESCRIPTION})*\s*\)')
 
 
 def records(
-    path: str,
-    record_format: str,
-    require_answers: bool = True,
-    on_error: OnError = None,
+  path: str, record_format: str, require_answers: bool = True, on_error: OnError = None
 ) -> Iterator[Record]:
   """Reads a file of one of `EXPECTED`.
 
@@ -58,15 +55,16 @@ def records(
       record.
   """
   convert = {
-      'nq_open': _question, 'triviaqa': _triviaqa,
-      'web_questions': _web_questions, 'curated_trec': _curated_trec,
+    'nq_open': _question,
+    'triviaqa': _triviaqa,
+    'web_questions': _web_questions,
+    'curated_trec': _curated_trec,
   }[record_format]
   if record_format == 'triviaqa' and _is_one_object(path):
     found = published_records.array_in_object(path, 'Data', on_error)
   else:
     found = published_records.array_lines_or_table(path, on_error)
-  yield from published_records.converted(
-      found, convert, require_answers, on_error)
+  yield from published_records.converted(found, convert, require_answers, on_error)
 
 
 def _is_one_object(path: str) -> bool:
@@ -75,8 +73,7 @@ def _is_one_object(path: str) -> bool:
     with json_records.open_bytes(path) as file:
       reader = JsonReader(file, path)
       for place, key in enumerate(reader.members()):
-        if (place == 0 and key in _TRIVIAQA_KEYS) or (
-            key == 'Data' and reader.peek() == '['):
+        if (place == 0 and key in _TRIVIAQA_KEYS) or (key == 'Data' and reader.peek() == '['):
           return True
         reader.skip()
   except ValueError:
@@ -85,8 +82,12 @@ def _is_one_object(path: str) -> bool:
 
 
 def _question(fields: Fields) -> dict[str, Any]:
-  row = {'question': fields.text('question'), **fields.id('id'),
-         **fields.rest('target'), **_passages(fields)}
+  row = {
+    'question': fields.text('question'),
+    **fields.id('id'),
+    **fields.rest('target'),
+    **_passages(fields),
+  }
   answers = fields.answers(*_ANSWERS)
   return row if answers is None else {**row, 'answers': answers}
 
@@ -113,8 +114,7 @@ def _triviaqa(fields: Fields) -> dict[str, Any]:
 
 
 def _answered(
-    fields: Fields,
-    question: str, answer: str, value: str, aliases: str, key: str,
+  fields: Fields, question: str, answer: str, value: str, aliases: str, key: str
 ) -> dict[str, Any]:
   """A row of TriviaQA, whose fields have these names."""
   row = {'question': fields.text(question), **fields.id(key)}
@@ -124,8 +124,7 @@ def _answered(
   target = inside.text(value)
   # The answer as it stands is right too, should the aliases not have it.
   answers = dict.fromkeys([*(inside.texts(aliases) or []), target])
-  return {**row, 'answers': list(answers),
-          'target': target.title() if target.isupper() else target}
+  return {**row, 'answers': list(answers), 'target': target.title() if target.isupper() else target}
 
 
 def _web_questions(fields: Fields) -> dict[str, Any]:
@@ -138,10 +137,9 @@ def _web_questions(fields: Fields) -> dict[str, Any]:
   value = fields.text('targetValue')
   if not _TARGET_VALUE.fullmatch(value.strip()):
     raise fields.error(
-        'targetValue',
-        f'must be like (list (description a) (description "b c")), found {value!r:.60}')
-  return {**row, 'answers': [
-      _described(one) for one in re.findall(_DESCRIPTION, value)]}
+      'targetValue', f'must be like (list (description a) (description "b c")), found {value!r:.60}'
+    )
+  return {**row, 'answers': [_described(one) for one in re.findall(_DESCRIPTION, value)]}
 
 
 def _described(description: str) -> str:
@@ -152,8 +150,11 @@ def _described(description: str) -> str:
 
 
 def _curated_trec(fields: Fields) -> dict[str, Any]:
-  row = {'question': fields.text('question', 'qText'),
-         **fields.id('id', 'qId'), **_passages(fields)}
+  row = {
+    'question': fields.text('question', 'qText'),
+    **fields.id('id', 'qId'),
+    **_passages(fields),
+  }
   name = fields.first(*_ANSWERS)
   answers = fields.answers(*_ANSWERS)
   if answers is None:
@@ -164,5 +165,9 @@ def _curated_trec(fields: Fields) -> dict[str, Any]:
     except ValueError as error:
       raise fields.error(name, f'must hold patterns, but {error}') from error
   target = fields.get('target') or answer_patterns.example(answers)
-  return {**row, 'answers': answers, 'patterns': True,
-          **({} if target is None else {'target': target})}
+  return {
+    **row,
+    'answers': answers,
+    'patterns': True,
+    **({} if target is None else {'target': target}),
+  }

@@ -67,8 +67,10 @@ class Fields:
       return None
     if not isinstance(value, list) or not all(isinstance(t, str) for t in value):
       raise self.error(
-          name, f'must be a list of strings, found {json_records.kind(value)}'
-          + (' of other things' if isinstance(value, list) else ''))
+        name,
+        f'must be a list of strings, found {json_records.kind(value)}'
+        + (' of other things' if isinstance(value, list) else ''),
+      )
     return [text for text in value if text.strip()]
 
   def answers(self, *names: str) -> list[str] | None:
@@ -102,8 +104,10 @@ class Fields:
       return None
     if not isinstance(value, list) or not all(isinstance(o, dict) for o in value):
       raise self.error(
-          name, f'must be a list of objects, found {json_records.kind(value)}'
-          + (' of other things' if isinstance(value, list) else ''))
+        name,
+        f'must be a list of objects, found {json_records.kind(value)}'
+        + (' of other things' if isinstance(value, list) else ''),
+      )
     return [self._inside(f'{name}[{i}]', one) for i, one in enumerate(value)]
 
   def object(self, name: str) -> 'Fields':
@@ -112,13 +116,11 @@ class Fields:
     if value is None:
       raise self.missing(name)
     if not isinstance(value, dict):
-      raise self.error(
-          name, f'must be an object, found {json_records.kind(value)}')
+      raise self.error(name, f'must be an object, found {json_records.kind(value)}')
     return self._inside(name, value)
 
   def _inside(self, name: str, row: dict[str, Any]) -> 'Fields':
-    return Fields(
-        Record(0, f'{self._where}: in {name!r}', row), self.require_answers)
+    return Fields(Record(0, f'{self._where}: in {name!r}', row), self.require_answers)
 
   def first(self, *names: str) -> str | None:
     """The name of the first of the fields that there is."""
@@ -146,15 +148,16 @@ class Fields:
   def missing(self, name: str) -> ValueError:
     found = ', '.join(map(repr, list(self._row)[:8])) or 'no field'
     return ValueError(
-        f'{self._where}: missing field {name!r}; found {found}. Is record_format '
-        'the one of this file?')
+      f'{self._where}: missing field {name!r}; found {found}. Is record_format '
+      'the one of this file?'
+    )
 
 
 def converted(
-    records: Iterable[Record],
-    convert: Callable[[Fields], dict[str, Any] | None],
-    require_answers: bool = True,
-    on_error: OnError = None,
+  records: Iterable[Record],
+  convert: Callable[[Fields], dict[str, Any] | None],
+  require_answers: bool = True,
+  on_error: OnError = None,
 ) -> Iterator[Record]:
   """Makes rows of our own layout.
 
@@ -198,8 +201,7 @@ def array_or_lines(path: str, on_error: OnError = None) -> Iterator[Record]:
     reader.end()
 
 
-def array_in_object(
-    path: str, name: str, on_error: OnError = None) -> Iterator[Record]:
+def array_in_object(path: str, name: str, on_error: OnError = None) -> Iterator[Record]:
   """JSON objects in the array `name` of one object; the rest is read past."""
   with json_records.open_bytes(path) as file:
     reader = JsonReader(file, path)
@@ -209,8 +211,7 @@ def array_in_object(
         reader.skip()
         continue
       if found:
-        raise ValueError(
-            f'{path}: field {name!r} is there twice; make one list of both')
+        raise ValueError(f'{path}: field {name!r} is there twice; make one list of both')
       found = True
       yield from _elements(reader, path, on_error)
     if not found:
@@ -218,16 +219,13 @@ def array_in_object(
     reader.end()
 
 
-def _elements(
-    reader: JsonReader, path: str, on_error: OnError,
-) -> Iterator[Record]:
+def _elements(reader: JsonReader, path: str, on_error: OnError) -> Iterator[Record]:
   for number, _ in enumerate(reader.elements(), start=1):
     where, row = f'{path}: record {number}', reader.value(f'record {number}')
     if isinstance(row, dict):
       yield Record(number, where, row)
       continue
-    error = ValueError(
-        f'{where}: expected an object, found {json_records.kind(row)}')
+    error = ValueError(f'{where}: expected an object, found {json_records.kind(row)}')
     if on_error is None:
       raise error
     on_error(error)
@@ -247,8 +245,7 @@ def array_lines_or_table(path: str, on_error: OnError = None) -> Iterator[Record
   tabs as well), or that begins with neither bracket.
   """
   name = path.removesuffix('.gz')
-  if name.endswith(_TABLE_ENDINGS) or (
-      first_character(path) not in ('[', '{', '')):
+  if name.endswith(_TABLE_ENDINGS) or (first_character(path) not in ('[', '{', '')):
     yield from table(path, on_error)
   else:
     yield from array_or_lines(path, on_error)
@@ -277,21 +274,22 @@ def _columns(content: bytes, where: str) -> dict[str, Any]:
     text = content.decode('utf-8').rstrip('\r\n')
   except UnicodeDecodeError as error:
     raise ValueError(
-        f'{where}: not UTF-8 at byte {error.start} of the line; convert the '
-        'file to UTF-8') from error
+      f'{where}: not UTF-8 at byte {error.start} of the line; convert the file to UTF-8'
+    ) from error
   columns = text.split('\t')
   if len(columns) == 4:
     return dict(zip(('id', 'type', 'question', 'answer'), columns))
   if len(columns) != 2:
     raise ValueError(
-        f'{where}: expected 2 columns (question, list of answers) or 4 (id, type, '
-        f'question, pattern) with tabs between them, found {len(columns)}')
+      f'{where}: expected 2 columns (question, list of answers) or 4 (id, type, '
+      f'question, pattern) with tabs between them, found {len(columns)}'
+    )
   question, answers = map(_unquoted, columns)
   value = _literal(answers)
   if not isinstance(value, list):
     raise ValueError(
-        f"{where}: the second column must be a list such as ['a', 'b'], found "
-        f'{answers!r:.60}')
+      f"{where}: the second column must be a list such as ['a', 'b'], found {answers!r:.60}"
+    )
   return {'question': question, 'answers': value}
 
 

@@ -9,6 +9,7 @@ the date as written goes into its metadata. It is no bound on the passages that
 may be shown: in these protocols the index decides what is known. (The `date` of
 our own layout, record format 'qa', is such a bound.)
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,8 +23,8 @@ if TYPE_CHECKING:  # Reading questions needs the formats, not the reverse.
   from ralm_jax.data.questions import reading as questions_lib
 
 EXPECTED = {
-    'templama': 'one dated query with its answers a line',
-    'dated': 'one question with answers and a date a line',
+  'templama': 'one dated query with its answers a line',
+  'dated': 'one question with answers and a date a line',
 }
 
 _BLANK = '_X_'
@@ -31,21 +32,17 @@ _SENTINEL = '<extra_id_0>'
 
 
 def records(
-    path: str,
-    record_format: str,
-    require_answers: bool = True,
-    on_error: OnError = None,
+  path: str, record_format: str, require_answers: bool = True, on_error: OnError = None
 ) -> Iterator[Record]:
   """Reads a file of one of `EXPECTED`, as `qa_formats.records` does."""
   convert = {'templama': _templama, 'dated': _dated}[record_format]
   yield from published_records.converted(
-      published_records.array_or_lines(path, on_error), convert,
-      require_answers, on_error)
+    published_records.array_or_lines(path, on_error), convert, require_answers, on_error
+  )
 
 
 def disjoint_years(
-    questions: Iterable[questions_lib.Question],
-    years: Sequence[int | str] = (2017, 2020),
+  questions: Iterable[questions_lib.Question], years: Sequence[int | str] = (2017, 2020)
 ) -> dict[str, list[questions_lib.Question]]:
   """Questions whose answers changed between years, as Atlas's on TempLAMA.
 
@@ -78,8 +75,9 @@ def disjoint_years(
   for year in names:
     if not any(year in by_year for by_year in by_text.values()):
       raise ValueError(
-          f'no question is of the year {year}; read the files with a '
-          "record_format of dated questions ('templama', 'dated')")
+        f'no question is of the year {year}; read the files with a '
+        "record_format of dated questions ('templama', 'dated')"
+      )
   for by_year in by_text.values():
     first, *later = [name for name in names if name in by_year]
     known = _answers(by_year[first])
@@ -97,19 +95,24 @@ def _templama(fields: Fields) -> dict[str, Any]:
   query = fields.text('query')
   if query.count(_BLANK) != 1:
     raise fields.error(
-        'query', f'must hold {_BLANK} once, in the place of the answer, found '
-        f'{query!r:.60}')
-  row = {'question': query.replace(_BLANK, _SENTINEL), **fields.id('id'),
-         **_year(fields, 'relation')}
+      'query', f'must hold {_BLANK} once, in the place of the answer, found {query!r:.60}'
+    )
+  row = {
+    'question': query.replace(_BLANK, _SENTINEL),
+    **fields.id('id'),
+    **_year(fields, 'relation'),
+  }
   if fields.get('answer') is None:
     if fields.require_answers:
       raise fields.missing('answer')
     return row
   # The published files have a list; what the authors' script writes, one object.
-  answers = ([fields.object('answer')] if isinstance(fields.get('answer'), dict)
-             else fields.objects('answer'))
-  return {**row, 'answers': list(
-      dict.fromkeys(answer.text('name') for answer in answers))}
+  answers = (
+    [fields.object('answer')]
+    if isinstance(fields.get('answer'), dict)
+    else fields.objects('answer')
+  )
+  return {**row, 'answers': list(dict.fromkeys(answer.text('name') for answer in answers))}
 
 
 def _dated(fields: Fields) -> dict[str, Any]:
@@ -132,5 +135,4 @@ def _year(fields: Fields, *others: str) -> dict[str, Any]:
   metadata = fields.get('metadata') or {}
   if not isinstance(metadata, dict):
     metadata = {'metadata': metadata}
-  return {'group': date[:4],
-          'metadata': {**metadata, 'date': date, **fields.rest(*others)}}
+  return {'group': date[:4], 'metadata': {**metadata, 'date': date, **fields.rest(*others)}}

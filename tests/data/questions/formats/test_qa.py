@@ -22,24 +22,32 @@ def write_lines(path, *rows):
 
 def trivia(number, **answer):
   return {
-      'Answer': {'Aliases': ['Sun Road', 'The Sun Road'], 'Type': 'FreeForm',
-                 'NormalizedAliases': ['sun road'], 'NormalizedValue': 'sun road',
-                 'Value': 'Sun Road', **answer},
-      'EntityPages': [{'Filename': 'Sun.txt', 'Title': 'Sun'}],
-      'Question': f'Which road {number}?', 'QuestionId': f'tc_{number}',
-      'SearchResults': [{'Description': '}],[{"Data": "\\"', 'Rank': 0}]}
+    'Answer': {
+      'Aliases': ['Sun Road', 'The Sun Road'],
+      'Type': 'FreeForm',
+      'NormalizedAliases': ['sun road'],
+      'NormalizedValue': 'sun road',
+      'Value': 'Sun Road',
+      **answer,
+    },
+    'EntityPages': [{'Filename': 'Sun.txt', 'Title': 'Sun'}],
+    'Question': f'Which road {number}?',
+    'QuestionId': f'tc_{number}',
+    'SearchResults': [{'Description': '}],[{"Data": "\\"', 'Rank': 0}],
+  }
 
 
 def test_nq_open_as_published(tmp_path):
   path = write_lines(
-      tmp_path / 'NQ-open.dev.jsonl',
-      {'question': 'when was the file made', 'answer': ['14 December', 'in 1972']},
-      {'question': 'who made it', 'answer': ['[somebody]']})
+    tmp_path / 'NQ-open.dev.jsonl',
+    {'question': 'when was the file made', 'answer': ['14 December', 'in 1972']},
+    {'question': 'who made it', 'answer': ['[somebody]']},
+  )
   found = read(path, 'nq_open')
   assert [(q.id, q.question, q.answers, q.target, q.line) for q in found] == [
-      ('NQ-open.dev.jsonl:1', 'when was the file made', ('14 December', 'in 1972'),
-       None, 1),
-      ('NQ-open.dev.jsonl:2', 'who made it', ('[somebody]',), None, 2)]
+    ('NQ-open.dev.jsonl:1', 'when was the file made', ('14 December', 'in 1972'), None, 1),
+    ('NQ-open.dev.jsonl:2', 'who made it', ('[somebody]',), None, 2),
+  ]
 
 
 def test_copies_of_flashrag(shared_data):
@@ -48,30 +56,47 @@ def test_copies_of_flashrag(shared_data):
     rows = [json.loads(line) for line in file]
   for record_format in ('nq_open', 'triviaqa', 'web_questions'):
     assert [(q.id, q.question, q.answers) for q in read(path, record_format)] == [
-        (row['id'], row['question'], tuple(row['golden_answers'])) for row in rows]
+      (row['id'], row['question'], tuple(row['golden_answers'])) for row in rows
+    ]
 
 
 def test_copies_of_fid_bring_passages(tmp_path):
-  rows = [{'id': '7', 'question': 'q', 'target': 'A', 'answers': ['a', 'A'],
-           'ctxs': [{'id': '3', 'title': 'T', 'text': 'x', 'score': '81.2'},
-                    {'title': '', 'text': 'y'}]}]
+  rows = [
+    {
+      'id': '7',
+      'question': 'q',
+      'target': 'A',
+      'answers': ['a', 'A'],
+      'ctxs': [{'id': '3', 'title': 'T', 'text': 'x', 'score': '81.2'}, {'title': '', 'text': 'y'}],
+    }
+  ]
   path = tmp_path / 'train.json'
   path.write_text(json.dumps(rows))
   for one in (path, write_lines(tmp_path / 'train.jsonl', *rows)):
     for record_format in ('nq_open', 'triviaqa'):
       [question] = read(one, record_format)
       assert (question.id, question.target, question.answers) == ('7', 'A', ('a', 'A'))
-      assert question.passages == (
-          FilePassage('3', 'T', 'x'),
-          FilePassage('', '', 'y'))
+      assert question.passages == (FilePassage('3', 'T', 'x'), FilePassage('', '', 'y'))
 
 
 def test_training_files_of_dpr_name_gold_passages(tmp_path):
   path = tmp_path / 'biencoder-nq-train.json'
-  path.write_text(json.dumps([
-      {'dataset': 'nq', 'question': 'q', 'answers': ['a'], 'negative_ctxs': [],
-       'positive_ctxs': [{'title': 'T', 'text': 'x', 'passage_id': '12'},
-                         {'title': 'T', 'text': 'y', 'psg_id': 9}]}]))
+  path.write_text(
+    json.dumps(
+      [
+        {
+          'dataset': 'nq',
+          'question': 'q',
+          'answers': ['a'],
+          'negative_ctxs': [],
+          'positive_ctxs': [
+            {'title': 'T', 'text': 'x', 'passage_id': '12'},
+            {'title': 'T', 'text': 'y', 'psg_id': 9},
+          ],
+        }
+      ]
+    )
+  )
   [question] = read(path, 'nq_open')
   assert question.gold_passage_ids == ('12', '9')
   assert question.passages == ()
@@ -82,20 +107,26 @@ def test_training_files_of_dpr_name_gold_passages(tmp_path):
 def test_tables_of_dpr(tmp_path, name, record_format):
   path = tmp_path / name
   path.write_text(
-      "who made it\t['somebody', \"it's me\"]\r\n"
-      '"who said ""no"", twice"\t"[\'Béla\', ""d\'Or""]"\n'
-      '"Hallo" is "what"\t["x"]\n', 'utf-8')
+    "who made it\t['somebody', \"it's me\"]\r\n"
+    '"who said ""no"", twice"\t"[\'Béla\', ""d\'Or""]"\n'
+    '"Hallo" is "what"\t["x"]\n',
+    'utf-8',
+  )
   assert [(q.question, q.answers, q.line) for q in read(path, record_format)] == [
-      ('who made it', ('somebody', "it's me"), 1),
-      ('who said "no", twice', ('Béla', "d'Or"), 2),
-      ('"Hallo" is "what"', ('x',), 3)]
+    ('who made it', ('somebody', "it's me"), 1),
+    ('who said "no", twice', ('Béla', "d'Or"), 2),
+    ('"Hallo" is "what"', ('x',), 3),
+  ]
   zipped = tmp_path / f'{name}.gz'
   zipped.write_bytes(gzip.compress(path.read_bytes()))
   assert [q.answers for q in read(zipped, record_format)] == [
-      q.answers for q in read(path, record_format)]
+    q.answers for q in read(path, record_format)
+  ]
 
 
-@pytest.mark.parametrize('line, message', [
+@pytest.mark.parametrize(
+  'line, message',
+  [
     ('question', 'expected 2 columns .* found 1'),
     ('a\tb\tc', 'found 3'),
     ('q\tx', "the second column must be a list such as .* found 'x'"),
@@ -104,7 +135,8 @@ def test_tables_of_dpr(tmp_path, name, record_format):
     ('q\t[1]', "field 'answers' must be a list of strings, found a list of other"),
     (' \t["a"]', "field 'question' must be a text, found a blank one"),
     ('q\t[]', "field 'answers' holds no answer"),
-])
+  ],
+)
 def test_malformed_tables(tmp_path, line, message):
   path = tmp_path / 'q.tsv'
   path.write_text(f'q\t["a"]\n{line}\n')
@@ -118,31 +150,46 @@ def test_malformed_tables(tmp_path, line, message):
 def test_triviaqa_as_published(tmp_path, monkeypatch, chunk, first):
   """One object: the questions and, before or after them, what they are."""
   monkeypatch.setattr(json_records, '_CHUNK', chunk)
-  rows = [trivia(1), trivia(2, Value='SUN ROAD', Aliases=['Sunroad']),
-          trivia(3, Value='4', Aliases=[]),
-          trivia(4, Value="McDonald's", Aliases=['Maccas'])]
-  whole = {'Domain': 'unfiltered-web', 'VerifiedEval': False, 'Version': 1.0,
-           'other': {'Data': [3], 'x': [1]}, 'Data': rows}
+  rows = [
+    trivia(1),
+    trivia(2, Value='SUN ROAD', Aliases=['Sunroad']),
+    trivia(3, Value='4', Aliases=[]),
+    trivia(4, Value="McDonald's", Aliases=['Maccas']),
+  ]
+  whole = {
+    'Domain': 'unfiltered-web',
+    'VerifiedEval': False,
+    'Version': 1.0,
+    'other': {'Data': [3], 'x': [1]},
+    'Data': rows,
+  }
   path = tmp_path / 'unfiltered-web-dev.json'
-  path.write_text(json.dumps(
-      dict(sorted(whole.items(), key=lambda item: item[0] != first)), indent=4))
+  path.write_text(
+    json.dumps(dict(sorted(whole.items(), key=lambda item: item[0] != first)), indent=4)
+  )
   found = read(path, 'triviaqa')
   assert [(q.id, q.question, q.answers, q.target, q.line) for q in found] == [
-      ('tc_1', 'Which road 1?', ('Sun Road', 'The Sun Road'), 'Sun Road', 1),
-      # In capitals only what the reader learns to write.
-      ('tc_2', 'Which road 2?', ('Sunroad', 'SUN ROAD'), 'Sun Road', 2),
-      ('tc_3', 'Which road 3?', ('4',), '4', 3),
-      # Title case would make it "Mcdonald'S".
-      ('tc_4', 'Which road 4?', ('Maccas', "McDonald's"), "McDonald's", 4)]
+    ('tc_1', 'Which road 1?', ('Sun Road', 'The Sun Road'), 'Sun Road', 1),
+    # In capitals only what the reader learns to write.
+    ('tc_2', 'Which road 2?', ('Sunroad', 'SUN ROAD'), 'Sun Road', 2),
+    ('tc_3', 'Which road 3?', ('4',), '4', 3),
+    # Title case would make it "Mcdonald'S".
+    ('tc_4', 'Which road 4?', ('Maccas', "McDonald's"), "McDonald's", 4),
+  ]
 
 
 def test_triviaqa_in_small_letters(tmp_path):
-  path = write_lines(tmp_path / 'rc.jsonl', {
-      'question': 'q', 'question_id': 'tc_9', 'entity_pages': {},
-      'answer': {'aliases': ['a', 'b'], 'value': 'AB', 'type': 'FreeForm'}})
+  path = write_lines(
+    tmp_path / 'rc.jsonl',
+    {
+      'question': 'q',
+      'question_id': 'tc_9',
+      'entity_pages': {},
+      'answer': {'aliases': ['a', 'b'], 'value': 'AB', 'type': 'FreeForm'},
+    },
+  )
   [question] = read(path, 'triviaqa')
-  assert (question.id, question.answers, question.target) == (
-      'tc_9', ('a', 'b', 'AB'), 'Ab')
+  assert (question.id, question.answers, question.target) == ('tc_9', ('a', 'b', 'AB'), 'Ab')
 
 
 def test_triviaqa_without_answers(tmp_path):
@@ -156,19 +203,27 @@ def test_triviaqa_without_answers(tmp_path):
     read(path, 'triviaqa')
 
 
-@pytest.mark.parametrize('content, message', [
-    ({'Data': [trivia(1), {**trivia(2), 'Answer': 'x'}]},
-     "record 2: field 'Answer' must be an object, found a string"),
-    ({'Data': [trivia(1), trivia(2, Value=None)]},
-     "record 2: in 'Answer': missing field 'Value'"),
-    ({'Data': [trivia(1), trivia(2, Aliases={})]},
-     "record 2: in 'Answer': field 'Aliases' must be a list"),
+@pytest.mark.parametrize(
+  'content, message',
+  [
+    (
+      {'Data': [trivia(1), {**trivia(2), 'Answer': 'x'}]},
+      "record 2: field 'Answer' must be an object, found a string",
+    ),
+    ({'Data': [trivia(1), trivia(2, Value=None)]}, "record 2: in 'Answer': missing field 'Value'"),
+    (
+      {'Data': [trivia(1), trivia(2, Aliases={})]},
+      "record 2: in 'Answer': field 'Aliases' must be a list",
+    ),
     ({'Data': [trivia(1), []]}, 'record 2: expected an object, found a list'),
     ({'Domain': 'Web', 'Version': 1}, "missing field 'Data' of the one object"),
     ({'Domain': 'Web', 'Data': 3}, 'malformed JSON: expected an array'),
-    ('{"Data": [{"Question": "q", "Answer": {"Value": "a"}}], "Data": []}',
-     "field 'Data' is there twice"),
-])
+    (
+      '{"Data": [{"Question": "q", "Answer": {"Value": "a"}}], "Data": []}',
+      "field 'Data' is there twice",
+    ),
+  ],
+)
 def test_malformed_triviaqa(tmp_path, content, message):
   path = tmp_path / 'web-dev.json'
   path.write_text(content if isinstance(content, str) else json.dumps(content))
@@ -189,7 +244,8 @@ def test_real_web_questions(shared_data):
     found = read(folder / f'{name}.json', 'web_questions')
     assert len(found) == count
     assert [(q.id, q.question, q.answers) for q in found] == [
-        (row['qId'], row['qText'], tuple(row['answers'])) for row in rows]
+      (row['qId'], row['qText'], tuple(row['answers'])) for row in rows
+    ]
 
 
 def described(answer):
@@ -204,15 +260,28 @@ def test_web_questions_of_the_authors(shared_data, tmp_path):
     rows = json.load(file)
   rows.append({'qText': 'q', 'answers': ['a "b" (c) \\ d', 'x)', '2012', 'é']})
   path = tmp_path / 'webquestions.examples.test.json'
-  path.write_text('[' + ',\n'.join(json.dumps({
-      'url': 'http://x.y/z', 'utterance': row['qText'],
-      'targetValue': f'(list {" ".join(map(described, row["answers"]))})',
-  }) for row in rows) + ']')
+  path.write_text(
+    '['
+    + ',\n'.join(
+      json.dumps(
+        {
+          'url': 'http://x.y/z',
+          'utterance': row['qText'],
+          'targetValue': f'(list {" ".join(map(described, row["answers"]))})',
+        }
+      )
+      for row in rows
+    )
+    + ']'
+  )
   assert [(q.question, q.answers) for q in read(path, 'web_questions')] == [
-      (row['qText'], tuple(row['answers'])) for row in rows]
+    (row['qText'], tuple(row['answers'])) for row in rows
+  ]
 
 
-@pytest.mark.parametrize('row, message', [
+@pytest.mark.parametrize(
+  'row, message',
+  [
     ({'utterance': 'q', 'targetValue': '(list (description a'}, 'must be like'),
     ({'utterance': 'q', 'targetValue': '(name a)'}, 'must be like'),
     ({'utterance': 'q', 'targetValue': '(list)'}, 'holds no answer'),
@@ -220,7 +289,8 @@ def test_web_questions_of_the_authors(shared_data, tmp_path):
     ({'qText': 'q', 'answers': [1]}, 'list of other things'),
     ({'question': ' ', 'answers': ['a']}, 'a blank one'),
     ({'query': 'q'}, "missing field 'question'; found 'query'"),
-])
+  ],
+)
 def test_malformed_web_questions(tmp_path, row, message):
   path = write_lines(tmp_path / 'q.jsonl', {'qText': 'q', 'answers': ['a']}, row)
   with pytest.raises(ValueError, match=message) as caught:
@@ -236,30 +306,44 @@ def test_curated_trec(tmp_path, layout):
   path = tmp_path / ('curated-test.tsv' if layout == 'table' else 'curated.txt')
   patterns = [PATTERN, '[EÉ]lys[ée]e']
   if layout == 'lines':
-    write_lines(path, *({'question': f'q{i}', 'answer': [pattern]}
-                        for i, pattern in enumerate(patterns)))
+    write_lines(
+      path, *({'question': f'q{i}', 'answer': [pattern]} for i, pattern in enumerate(patterns))
+    )
   elif layout == 'array':
-    path.write_text(json.dumps([
-        {'qId': f'c{i}', 'qText': f'q{i}', 'answers': [pattern]}
-        for i, pattern in enumerate(patterns)]))
+    path.write_text(
+      json.dumps(
+        [
+          {'qId': f'c{i}', 'qText': f'q{i}', 'answers': [pattern]}
+          for i, pattern in enumerate(patterns)
+        ]
+      )
+    )
   elif layout == 'table':
-    path.write_text(''.join(f'{1669 + i}\tfactoid\tq{i}\t{pattern}\n'
-                            for i, pattern in enumerate(patterns)), 'utf-8')
+    path.write_text(
+      ''.join(f'{1669 + i}\tfactoid\tq{i}\t{pattern}\n' for i, pattern in enumerate(patterns)),
+      'utf-8',
+    )
   else:
-    path.write_text(''.join(f'q{i}\t{[pattern]!r}\n'
-                            for i, pattern in enumerate(patterns)), 'utf-8')
+    path.write_text(
+      ''.join(f'q{i}\t{[pattern]!r}\n' for i, pattern in enumerate(patterns)), 'utf-8'
+    )
   found = read(path, 'curated_trec')
   assert [(q.question, q.answers, q.target, q.patterns) for q in found] == [
-      ('q0', (PATTERN,), '20 320 feet', True),
-      ('q1', ('[EÉ]lys[ée]e',), 'Elysée', True)]
+    ('q0', (PATTERN,), '20 320 feet', True),
+    ('q1', ('[EÉ]lys[ée]e',), 'Elysée', True),
+  ]
   assert found[0].id == {'array': 'c0', 'table': '1669'}.get(layout, f'{path.name}:1')
 
 
 def test_patterns_that_are_none(tmp_path):
-  path = write_lines(tmp_path / 'c.jsonl', {'question': 'q', 'answer': ['fine']},
-                     {'question': 'q', 'answer': ['fine', '(a|b']})
-  with pytest.raises(ValueError, match=(
-      r"c\.jsonl:2: field 'answer' must hold patterns, but '\(a\|b' is no regular")):
+  path = write_lines(
+    tmp_path / 'c.jsonl',
+    {'question': 'q', 'answer': ['fine']},
+    {'question': 'q', 'answer': ['fine', '(a|b']},
+  )
+  with pytest.raises(
+    ValueError, match=(r"c\.jsonl:2: field 'answer' must hold patterns, but '\(a\|b' is no regular")
+  ):
     read(path, 'curated_trec')
   assert len(read(path, 'curated_trec', on_error='skip')) == 1
 
@@ -272,7 +356,9 @@ def test_patterns_without_answers(tmp_path):
     read(path, 'curated_trec')
 
 
-@pytest.mark.parametrize('pattern, text, found', [
+@pytest.mark.parametrize(
+  'pattern, text, found',
+  [
     ('20,?320', 'at 20320 feet', True),
     ('^six$', 'five\nSix\nseven', True),
     ('^six$', 'sixty', False),
@@ -281,17 +367,29 @@ def test_patterns_without_answers(tmp_path):
     ('Que\u0301bec', 'QUÉBEC', True),
     ('four|\\b4\\b', '14', False),
     ('a', '', False),
-])
+  ],
+)
 def test_patterns_are_searched(pattern, text, found):
   assert answer_patterns.matches(text, ['nothing here', pattern]) is found
 
 
-@pytest.mark.parametrize('pattern, text', [
-    ("Tokyo('s)?", 'Tokyo'), (r'New\s?York', 'New York'), ('Aug.*1945', 'Aug 1945'),
-    (r'\b2,?[4567][0-9][0-9]\b', '2400'), (r'(?:five|5)\b', 'five'),
-    ('(a|b)c(d|e)', 'acd'), (r'\d{3}x', '000x'), ('((North|South).*){2}', 'North North'),
-    (r'(?<!x)y', 'y'), ('x(?=y)', None), ('.*', None), ('x' * 5000, None),
-])
+@pytest.mark.parametrize(
+  'pattern, text',
+  [
+    ("Tokyo('s)?", 'Tokyo'),
+    (r'New\s?York', 'New York'),
+    ('Aug.*1945', 'Aug 1945'),
+    (r'\b2,?[4567][0-9][0-9]\b', '2400'),
+    (r'(?:five|5)\b', 'five'),
+    ('(a|b)c(d|e)', 'acd'),
+    (r'\d{3}x', '000x'),
+    ('((North|South).*){2}', 'North North'),
+    (r'(?<!x)y', 'y'),
+    ('x(?=y)', None),
+    ('.*', None),
+    ('x' * 5000, None),
+  ],
+)
 def test_texts_made_of_patterns(pattern, text):
   """What a reader may learn to write; it always matches."""
   assert answer_patterns.example([pattern]) == text
