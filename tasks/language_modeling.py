@@ -1,6 +1,6 @@
 """Pre-training tasks on passages and on TensorFlow Datasets' texts.
 
-An example is made of a passage (`ralm_jax/data/pretext.py`), which it names, so
+An example is made of a passage (`ralm_jax/data/pretext/objectives.py`), which it names, so
 that a search leaves it out: bind `retriever.SearchFilter.by = 'document'` to
 leave the rest of its document out as well. Texts of TensorFlow Datasets are no
 passages of the corpus; they name their document, all of which is left out.

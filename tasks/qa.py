@@ -36,7 +36,7 @@ def jsonl_task(
   Args:
     name: of the task.
     train: files or globs of `{question, answers, ...}`, see
-      `ralm_jax/data/questions.py`.
+      `ralm_jax/data/questions/reading.py`.
     validation: likewise.
     test: likewise.
     text: formats and lengths.
@@ -45,7 +45,7 @@ def jsonl_task(
     require_answers: whether a training question without answers is an error;
       otherwise it is left out.
     duplicate_ids: 'error', or 'number' to tell equal ids apart.
-    record_format: of the files, see `ralm_jax/data/question_formats.py`.
+    record_format: of the files, see `ralm_jax/data/questions/formats/catalogue.py`.
     on_error: 'raise', or 'skip' to leave malformed records out.
     shots: only so many training questions, chosen by hash.
     shots_seed: of the choice.

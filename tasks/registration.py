@@ -45,7 +45,7 @@ def read_splits(
     require_answers: whether a question without an answer is an error;
       otherwise it is left out.
     duplicate_ids: 'error', or 'number' to tell equal ids apart.
-    record_format: of the files, see `ralm_jax/data/question_formats.py`.
+    record_format: of the files, see `ralm_jax/data/questions/formats/catalogue.py`.
     on_error: 'raise', or 'skip' to leave malformed records out.
     shots: only so many training questions, chosen by hash (`few_shot.choose`).
     shots_seed: of the choice.

@@ -1,6 +1,6 @@
 """A corpus of a few dozen passages, questions on it, and a model to train.
 
-Shared by the end-to-end tests. `python tiny.py FILE.json` trains in a process
+Shared by the end-to-end tests. `python -m tests.tiny FILE.json` trains in a process
 of its own, so that a test can kill it; see `main`.
 """
 
@@ -329,9 +329,7 @@ def environment(devices: int = 8) -> dict[str, str]:
     '--xla_backend_optimization_level=0',
     'TF_CPP_MIN_LOG_LEVEL': '3',
     'OMP_WAIT_POLICY': 'PASSIVE',
-    'PYTHONPATH': os.pathsep.join(
-      [str(ROOT), str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')]
-    ),
+    'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
   }
 
 
@@ -343,7 +341,7 @@ def free_port() -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-  """A started `python tiny.py`.
+  """A started `python -m tests.tiny`.
 
   Attributes:
     popen: the process.
@@ -369,13 +367,13 @@ class Process:
 
 
 def start(log: pathlib.Path, jobs: list[dict[str, Any]], devices: int = 8) -> Process:
-  """Starts `python tiny.py` on jobs; see `main`."""
+  """Starts `python -m tests.tiny` on jobs; see `main`."""
   path = log.with_suffix('.json')
   path.write_text(json.dumps(jobs))
   with open(log, 'wb') as file:
     return Process(
       subprocess.Popen(
-        [sys.executable, str(pathlib.Path(__file__)), str(path)],
+        [sys.executable, '-m', 'tests.tiny', str(path)],
         env=environment(devices),
         stdout=file,
         stderr=file,

@@ -43,7 +43,7 @@ def run(
 
   Args:
     tasks: what to evaluate on.
-    output: folder of the results, see `evaluation/job_results.py`; workers on
+    output: folder of the results, see `jobs/results.py`; workers on
       several hosts share it. What is finished in it stays, and is marked in the
       tables where it is not of what is configured now.
     checkpoints: what to evaluate; a text is a Checkpoint's path.

@@ -80,7 +80,7 @@ def evaluate(
     rerank_chunk: candidates encoded at a time; None encodes all.
     batch_size: questions at a time.
     require_answers: whether a question without answers is an error.
-    record_format: of the files, see `data/question_formats.py`.
+    record_format: of the files, see `data/questions/formats/catalogue.py`.
     metrics: one of `task_metrics.FAMILIES`; None for that of the format.
     passages_from: 'index'; 'file' for the passages that questions bring along,
       in their order; 'none' for closed-book answers of any model.

@@ -101,7 +101,7 @@ def train(
     augmentation: changes what training examples show.
     recall_skip: leading target tokens (a sentinel) the batch's recall ignores.
     eval_questions: jsonl files or globs to answer during training.
-    eval_record_format: their layout, see `data/question_formats.py`.
+    eval_record_format: their layout, see `data/questions/formats/catalogue.py`.
     eval_on_error: 'raise', or 'skip' to leave malformed ones out.
     eval_metrics: one of `task_metrics.FAMILIES`; None for that of the layout.
     eval_permutations: orders of a multiple choice's options that are averaged.

@@ -2,13 +2,10 @@
 
 import pathlib
 import shutil
-import sys
 
 import flax.traverse_util
 import jax
 import numpy as np
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent / 'interop'))
 import tokenizers
 
 from ralm_jax.checkpoints.specification import Specification

@@ -412,7 +412,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_whole(sources, tmp_path):
   script = f"""
 import signal, sys
 from ralm_jax.interop import conversion_writers as writers
-from ralm_jax import convert
+from ralm_jax.commands import convert
 read, count = writers.tensor_maps.read, 0
 def halting(*args, **kwargs):
   global count

@@ -201,7 +201,7 @@ def test_a_run_without_its_last_evaluation_is_not_finished(configuration, tmp_pa
 
 PARENT = """
 import sys
-from ralm_jax import seeds
+from ralm_jax.commands import seeds
 seeds._run([sys.executable, '-c', sys.argv[1]])
 """
 CHILD = """

@@ -132,7 +132,7 @@ def _write_random(folder, raw, entries):
 
 _MEASURE = """
 import resource, sys
-from ralm_jax import convert
+from ralm_jax.commands import convert
 from ralm_jax.interop import conversion_writers, recognition, run_source, streaming
 import jax
 jax.devices()

@@ -83,7 +83,7 @@ def test_a_failing_worker_leaves_the_cell_free(tmp_path):
 
 CLAIM = """
 import sys, time
-from ralm_jax.evaluation import cells
+from ralm_jax.jobs import cells
 cell = cells.Cell(sys.argv[1])
 with cell.claimed() as claim:
   work = cell.begin(claim, {'x': 1})
@@ -211,7 +211,7 @@ def test_heartbeat(tmp_path):
 
 RACE = """
 import pathlib, sys
-from ralm_jax.evaluation import cells
+from ralm_jax.jobs import cells
 root, me = pathlib.Path(sys.argv[1]), sys.argv[2]
 print('ready', flush=True)
 sys.stdin.readline()

@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = ROOT / 'gin_configs'
 # Parameters of T5 1.1 in millions, input and output embeddings apart.
 T5_1_1 = {'small': 76.96, 'base': 247.58, 'large': 783.15, 'xl': 2849.76, 'xxl': 11135.33}

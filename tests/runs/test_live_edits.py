@@ -236,7 +236,7 @@ def killed(*args, **options):
     edit(*args, **options)
   os.kill(os.getpid(), signal.SIGKILL)
 client_lib.RetrievalClient.edit = killed
-from ralm_jax import add
+from ralm_jax.commands import add
 add.main(sys.argv[2:])
 """
 

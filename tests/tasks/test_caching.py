@@ -194,8 +194,9 @@ def test_with_beam(data, tmp_path):
   module = tmp_path / 'my_tasks.py'
   module.write_text(f"""
 import sys
-sys.path.insert(0, {str(tiny.ROOT / 'tests')!r})
-import pathlib, tiny
+sys.path.insert(0, {str(tiny.ROOT)!r})
+import pathlib
+from tests import tiny
 from ralm_jax.data import pretext
 from ralm_jax.tasks import language_modeling, qa
 data = tiny.Data(pathlib.Path({str(data.folder)!r}))

@@ -11,7 +11,7 @@ from ralm_jax.data import dates
 from ralm_jax.data.questions import answer_patterns
 from ralm_jax.files import json_records
 
-# What answers are scored by, see `evaluation/task_metrics.py`.
+# What answers are scored by, see `evaluation/scores/by_task.py`.
 METRICS_FAMILIES = (
   'qa',
   'label',

@@ -29,7 +29,7 @@ from ralm_jax.data.corpus.shards import Shard
 from ralm_jax.data.ragged import RaggedTokens
 from ralm_jax.data.text import vocabularies
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -416,7 +416,7 @@ def test_parallel_equals_serial_and_survives_a_kill(
   script = tmp_path / 'build.py'
   script.write_text(
     'import sys\n'
-    'from ralm_jax.data import corpus\n'
+    'from ralm_jax.data.corpus import passage_store as corpus\n'
     "if __name__ == '__main__':\n"
     '  corpus.build_corpus(*sys.argv[1:5], shard_size=100, n_workers=2)\n'
   )

@@ -1,6 +1,6 @@
 """One of two processes that search together; started by test_device_index.
 
-  device_index_worker.py <coordinator> <index> <partitions> <folder>
+  index_worker.py <coordinator> <index> <partitions> <folder>
 
 Each of four devices; the first process builds and edits, both compare what they
 find with brute force.

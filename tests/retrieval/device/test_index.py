@@ -20,7 +20,7 @@ from retrieval_service.options import IndexOptions
 from tests import tiny
 from tests.retrieval.device.brute_force import DIM, MESHES, as_kept, build, exact, queries, vectors
 
-WORKER = pathlib.Path(__file__).with_name('device_index_worker.py')
+WORKER = pathlib.Path(__file__).with_name('index_worker.py')
 
 
 @pytest.fixture(params=MESHES)

@@ -26,7 +26,7 @@ EXPECTED = {
   **{name: text for module in _MODULES for name, text in module.EXPECTED.items()},
 }
 RECORD_FORMATS = tuple(EXPECTED)
-# What each is scored by, see `evaluation/task_metrics.py`; '' leaves it open.
+# What each is scored by, see `evaluation/scores/by_task.py`; '' leaves it open.
 METRICS = {
   'fever': 'label',
   'fever_2way': 'label',
