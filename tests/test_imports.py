@@ -1,7 +1,9 @@
 """What may import what, see the map of the code in README.md."""
 
 import ast
+import graphlib
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -18,24 +20,30 @@ PURE = [
   'ralm_jax/training/optimizers.py',
   'ralm_jax/training/schedules.py',
 ]
-# Layers, lowest first: a file imports from its own or lower ones.
-LAYERS = [
-  [
-    'ralm_jax/progress.py',
-    'ralm_jax/losses',
-    'ralm_jax/models',
-    'ralm_jax/decoding',
-    'ralm_jax/data',
-  ],
-  [
-    'ralm_jax/interop',
-    'ralm_jax/specification.py',
-    'ralm_jax/training',
-    'ralm_jax/retrieval',
-    'ralm_jax/evaluation',
-  ],
-  ['tasks'],
-  ['ralm_jax'],
+# The rooms, from the roof down: a file imports from its own and lower ones.
+ROOMS = [
+  'ralm_jax/cli.py',
+  'ralm_jax/quickstart',
+  'ralm_jax/commands',
+  'ralm_jax/jobs',
+  'ralm_jax/runs',
+  'ralm_jax/evaluation',
+  'ralm_jax/interop',
+  'ralm_jax/retrieval',
+  'ralm_jax/training',
+  'ralm_jax/checkpoints',
+  'ralm_jax/preparation',
+  'tasks',
+  'ralm_jax/data',
+  'ralm_jax/models',
+  'ralm_jax/decoding',
+  'ralm_jax/losses',
+  'ralm_jax/files',
+  'retrieval_service',
+]
+# What `python -m` and gin files name.
+FACES = ['ralm_jax/__init__.py', 'ralm_jax/__main__.py'] + [
+  f'ralm_jax/{name}.py' for name in ('train', 'eval', 'infer', 'embed')
 ]
 # Modules besides the pipeline's that need TensorFlow; the others start fast.
 TENSORFLOW = ('ralm_jax/data/pipeline.py', 'ralm_jax/data/features.py', 'tasks/')
@@ -118,7 +126,7 @@ def test_tensorflow_and_seqio_live_in_the_pipeline():
 
 def test_gin_is_for_entry_points():
   for file in _modules('ralm_jax', 'tasks', 'retrieval_service'):
-    if file.count('/') == 1 and file.startswith('ralm_jax/'):
+    if file.startswith(('ralm_jax/commands/', 'ralm_jax/runs/')):
       continue
     assert 'gin' not in _tops(_imports(file)), file
 
@@ -126,23 +134,58 @@ def test_gin_is_for_entry_points():
 def test_commands_start_without_tensorflow():
   code = (
     'import sys\n'
-    'from ralm_jax.commands import ask, flags, embed, add, corpus, serve\n'
+    'from ralm_jax.commands import ask, evaluate, embed, add, corpus, serve\n'
     'sys.exit("tensorflow" in sys.modules or "seqio" in sys.modules)'
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
 
 
-def _layer(name: str) -> int:
-  """Of a file's path or a dotted module name."""
-  path = name.removesuffix('.py').replace('.', '/') + '/'
-  for level, parts in enumerate(LAYERS):
-    if any(path.startswith(part.removesuffix('.py') + '/') for part in parts):
+def _imported_files() -> dict[str, set[str]]:
+  """The project's files, and which of them each imports, lazily or not."""
+  files = _modules('ralm_jax', 'tasks', 'retrieval_service')
+  by_name = {
+    re.sub('^tasks', 'ralm_jax.tasks', file.removesuffix('.py').removesuffix('/__init__')).replace(
+      '/', '.'
+    ): file
+    for file in files
+  }
+  graph = {}
+  for file in files:
+    found = {by_name.get(n, by_name.get(n.rpartition('.')[0])) for n in _imports(file)}
+    graph[file] = found - {None, file}
+  return graph
+
+
+def _room(file: str) -> int:
+  for level, room in enumerate(ROOMS):
+    if file == room or file.startswith(f'{room}/'):
       return level
-  raise AssertionError(f'{name} is in no layer')
+  raise AssertionError(f'{file} is in no room')
 
 
-@pytest.mark.parametrize('file', _modules('ralm_jax', 'tasks'))
-def test_imports_go_downwards(file):
-  for name in _imports(file):
-    if name.split('.')[0] in ('ralm_jax', 'tasks'):
-      assert _layer(name) <= _layer(file), f'{file} imports {name}'
+def test_imports_go_downwards():
+  graph = _imported_files()
+  upwards = [
+    f'{file} imports {other}'
+    for file, others in graph.items()
+    if file not in FACES
+    for other in others
+    if other in FACES or _room(other) < _room(file)
+  ]
+  assert not upwards, '\n'.join(upwards)
+
+
+def test_no_circles():
+  """Not between two files either, lazily imported or not."""
+  graph = _imported_files()
+  try:
+    graphlib.TopologicalSorter(graph).prepare()
+  except graphlib.CycleError as error:
+    pytest.fail(' -> '.join(error.args[1]))
+
+
+def test_few_modules_lie_loose():
+  loose = {str(path.relative_to(ROOT)) for path in (ROOT / 'ralm_jax').glob('*.py')}
+  assert loose == {*FACES, 'ralm_jax/cli.py'}
+  for face in FACES[2:]:
+    assert len((ROOT / face).read_text().splitlines()) <= 10, face

@@ -13,7 +13,7 @@ import sys
 import textwrap
 from typing import Any
 
-from ralm_jax.commands import flags
+from ralm_jax.commands import evaluate
 from ralm_jax.evaluation import answering as answering_lib
 from ralm_jax.evaluation.answering import AnswerOptions
 from ralm_jax.evaluation.records import Answer
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     'question', nargs='?', help='without it, questions are read from standard input, one a line'
   )
   parser.add_argument('--checkpoint', required=True, metavar='CKPT')
-  flags.add_retrieval_flags(parser)
+  evaluate.add_retrieval_flags(parser)
   answering_lib.add_flags(parser)
   arguments = answering_lib.with_choices(vars(parser.parse_args(argv)))
   question = arguments.pop('question')

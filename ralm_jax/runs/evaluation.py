@@ -242,10 +242,3 @@ def _name(
     default=str,
     sort_keys=True,
   )
-
-
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-  """Evaluates from command-line flags, or from gin files."""
-  from ralm_jax.commands import flags as eval_flags  # Which imports this module.
-
-  eval_flags.run(argv, prog, __doc__)

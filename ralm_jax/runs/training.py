@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
@@ -14,7 +13,6 @@ import jax
 
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.checkpoints.store import Checkpoints
-from ralm_jax.commands import launch, seeds
 from ralm_jax.data.questions import reading
 from ralm_jax.data.text import vocabularies
 from ralm_jax.data.text.tokenization import QueryTokenizer
@@ -344,38 +342,3 @@ def train(
       return run(retrieval, state)
   finally:
     checkpoints.close()
-
-
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-  """Parses flags and gin, then trains."""
-  launch.run_from_gin(
-    train, argv, prog=prog, description=__doc__, add_flags=_add_flags, instead=_train_seeds
-  )
-
-
-def _add_flags(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    '--seeds',
-    type=int,
-    metavar='N',
-    help='train with the seeds 0 to N - 1, one after another, into '
-    'MODEL_DIR/seed_0, ..., and print mean and standard deviation',
-  )
-
-
-def _train_seeds(arguments: argparse.Namespace, bindings: list[str]) -> bool:
-  """Whether several seeds were asked for; each is a process of its own."""
-  if arguments.seeds is None:
-    return False
-  if arguments.coordinator_address or arguments.multihost or arguments.dry_run:
-    raise ValueError(
-      '--seeds goes neither with several hosts nor with --dry_run; bind '
-      'RANDOM_SEED and MODEL_DIR for each run instead.'
-    )
-  seeds.train_seeds(
-    arguments.gin_file,
-    [*arguments.gin_bindings, *bindings],
-    arguments.gin_search_paths.split(','),
-    arguments.seeds,
-  )
-  return True

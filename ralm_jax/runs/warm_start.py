@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import os
 from typing import Any
 
@@ -14,7 +14,6 @@ import jax
 
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.checkpoints.store import Checkpoints
-from ralm_jax.commands import launch
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text_config import TextConfig
@@ -93,8 +92,3 @@ def warm_start(
     )
   finally:
     checkpoints.close()
-
-
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-  """Parses flags and gin, then trains."""
-  launch.run_from_gin(warm_start, argv, prog=prog, description=__doc__)

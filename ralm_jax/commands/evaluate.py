@@ -1,4 +1,4 @@
-"""Flags of `ralm eval` and `ralm infer`, and what they lead to."""
+"""Eval: answer a file of questions and score the answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,18 @@ _OF_WATCHING = ('watch', 'until_step', 'idle_s')
 _OF_INDEX = ('index', 'retrieval_address', 'corpus', 'backend', 'device_dtype', 'generation')
 
 
-def run(
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+  """Evaluates from command-line flags, or from gin files."""
+  _run(argv, prog, __doc__)
+
+
+def infer(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+  """Answers, with or without known answers."""
+  description = 'Infer: answer a file of questions, with or without known answers.'
+  _run(argv, prog, description, require_answers=False)
+
+
+def _run(
   argv: Sequence[str] | None,
   prog: str | None,
   description: str | None,

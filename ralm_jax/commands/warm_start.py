@@ -1,0 +1,17 @@
+"""Warm start: train a retriever on unlabelled crops of a corpus.
+
+`ralm warm_start --gin_file=… --gin.MODEL_DIR=…` writes a checkpoint that
+`ralm train` starts from with INITIAL_CHECKPOINT_PATH.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ralm_jax.commands import launch
+from ralm_jax.runs.warm_start import warm_start
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+  """Parses flags and gin, then trains."""
+  launch.run_from_gin(warm_start, argv, prog=prog, description=__doc__)
