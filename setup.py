@@ -55,7 +55,7 @@ EXTRAS = {
     'grpcio-health-checking<1.82',
   ],
   'test': TEST,
-  'dev': TEST + ['ruff>=0.14', 'pytest-xdist>=3.6'],
+  'dev': TEST + ['ruff>=0.14', 'mypy>=2.0', 'pytest-xdist>=3.6'],
 }
 
 setuptools.setup(
