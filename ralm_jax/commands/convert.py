@@ -17,161 +17,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-import dataclasses
-from typing import Any
 
-from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.commands import embed
 from ralm_jax.data import text_config
-from ralm_jax.data.text.vocabularies import Vocabulary
-from ralm_jax.files import checksums, new_folder
-from ralm_jax.interop import (
-  conversion_report,
-  conversion_writers,
-  convert as conversion,
-  huggingface_export,
-  recognition,
-)
+from ralm_jax.interop import convert as conversion, huggingface_export, recognition
+from ralm_jax.interop.convert import Checks, Overrides
 
 _INDEXES = ('atlas_index', 'embeddings')
-FORMATS = ('run', 'huggingface')
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-  """What a conversion has done, or would do.
-
-  Attributes:
-    lines: for people.
-    failure: why it would fail, after a dry run; None where it would not.
-  """
-
-  lines: list[str]
-  failure: str | None = None
-
-
-def convert(
-  *,
-  sources: Sequence[tuple[str | None, str]],
-  to: str | None,
-  to_format: str = 'run',
-  reader_vocabulary: str | None = None,
-  retriever_vocabulary: str | None = None,
-  scan_layers: bool | None = None,
-  layer_norm: str | None = None,
-  dtype: str | None = None,
-  reading: str | None = None,
-  text: dict[str, Any] | None = None,
-  retriever_heads: int | None = None,
-  dry_run: bool = False,
-  allow_missing: bool = False,
-  allow_unused: bool = False,
-  verify: bool = True,
-  max_shard_bytes: int = huggingface_export.MAX_SHARD_BYTES,
-  seed: int = 0,
-  progress: bool = True,
-) -> Report:
-  """Converts weights.
-
-  Args:
-    sources: (side or None, path), see `recognition.SIDES`.
-    to: folder to make; must not exist or be empty. None with `dry_run` only.
-    to_format: 'run' or 'huggingface'.
-    reader_vocabulary: file, where none lies beside the weights.
-    retriever_vocabulary: file, likewise.
-    scan_layers: of the result; None as in the source.
-    layer_norm: 'standard' or 'atlas' (the released code's) for the retriever;
-      None is 'atlas' for Atlas checkpoints and as in the source for others.
-    dtype: of computation; parameters are float32.
-    reading: as `RetrievalLM.reading`; None for what the checkpoints say.
-    text: fields of TextConfig to replace.
-    retriever_heads: of an Atlas retriever whose heads are not of size 64.
-    dry_run: write nothing; the report lists every tensor and says whether the
-      conversion would fail.
-    allow_missing: initialise missing tensors at random.
-    allow_unused: leave tensors out that have no place.
-    verify: compare the files with the checksums that lie beside them.
-    max_shard_bytes: of one Hugging Face file.
-    seed: of missing tensors.
-    progress: show bars.
-
-  Raises:
-    FileExistsError: there is something at `to`.
-    FileNotFoundError, ValueError: a source is missing, damaged, of another
-      kind or does not fit the others.
-  """
-  if to_format not in FORMATS:
-    raise ValueError(f'to_format {to_format!r} is unknown; choose one of {FORMATS}.')
-  if layer_norm not in (None, 'standard', 'atlas'):
-    raise ValueError(f"layer_norm {layer_norm!r} is unknown; choose 'standard' or 'atlas'.")
-  if to is None and not dry_run:
-    raise ValueError('Name the folder to make with --to, or use --dry_run.')
-
-  def check_files() -> None:
-    if to is not None:
-      new_folder.check(to)
-    if verify:
-      for path in dict.fromkeys(path for _, path in sources):
-        checksums.verify(path, progress=progress)
-
-  if not dry_run:
-    check_files()
-  gathered = conversion.configure(
-    conversion.gather(sources, retriever_heads),
-    scan_layers=scan_layers,
-    dtype=dtype,
-    second_moment_layer_norm=None if layer_norm is None else layer_norm == 'atlas',
-  )
-  lines = list(conversion_report.report(gathered, to_format, every_tensor=dry_run))
-  vocabulary_files = dict(
-    reader_vocabulary=reader_vocabulary, retriever_vocabulary=retriever_vocabulary
-  )
-
-  def check_tensors() -> None:
-    conversion.check(
-      gathered, allow_unused=allow_unused, allow_missing=allow_missing and to_format == 'run'
-    )
-
-  def make_specification() -> Specification:
-    model = conversion.make_model(gathered, reading, allow_missing=allow_missing)
-    return conversion.make_specification(
-      gathered, model, conversion.make_text(gathered, text or {}), **vocabulary_files
-    )
-
-  def find_vocabularies() -> dict[str, Vocabulary | None]:
-    return {
-      module: conversion.find_vocabulary(gathered, module, vocabulary_files[f'{module}_vocabulary'])
-      for module in ('reader', 'retriever')
-    }
-
-  if dry_run:
-    try:
-      check_files()
-      check_tensors()
-      if to_format == 'huggingface':
-        conversion_writers.export_maps(gathered)
-        find_vocabularies()
-      elif gathered.needed:
-        # Parts may be looked at one by one.
-        lines += [f'Not yet a run: give --from {side}=PATH as well.' for side in gathered.needed]
-      else:
-        conversion_writers.check_complete(gathered, make_specification())
-    except (ValueError, OSError) as e:
-      return Report(lines, str(e))
-    return Report(lines)
-  check_tensors()
-  assert to is not None
-  if to_format == 'run':
-    conversion_writers.write_run(to, gathered, make_specification(), seed=seed, progress=progress)
-    lines.append(
-      f'{to}: checkpoint_0, usable as INITIAL_CHECKPOINT_PATH and by ralm embed, eval and ask'
-    )
-  else:
-    folders = conversion_writers.write_huggingface(
-      to, gathered, find_vocabularies(), max_shard_bytes=max_shard_bytes, progress=progress
-    )
-    lines.append(f'{to}: Hugging Face folders {", ".join(folders)}')
-  return Report(lines)
 
 
 def parse_source(argument: str) -> tuple[str | None, str]:
@@ -258,7 +110,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
   parser.add_argument('--to', metavar='DIR', help='the folder to make')
   parser.add_argument(
     '--to_format',
-    choices=FORMATS,
+    choices=conversion.FORMATS,
     default='run',
     help='run: a MODEL_DIR with a sharded checkpoint (default); huggingface: '
     'DIR/reader, DIR/retriever or DIR/query_encoder and DIR/passage_encoder',
@@ -274,7 +126,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
   )
   parser.add_argument(
     '--layer_norm',
-    choices=('standard', 'atlas'),
+    choices=conversion.LAYER_NORMS,
     help="of the retriever; atlas is the released code's and the default for Atlas checkpoints",
   )
   parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of computation')
@@ -345,24 +197,28 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     for line in _convert_index(sources, arguments):
       print(line)
     return
-  report = convert(
-    sources=sources,
-    to=arguments.to,
-    to_format=arguments.to_format,
-    reader_vocabulary=arguments.reader_vocabulary,
-    retriever_vocabulary=arguments.retriever_vocabulary,
-    scan_layers=arguments.scan_layers,
-    layer_norm=arguments.layer_norm,
-    dtype=arguments.dtype,
-    reading=arguments.reading,
-    text=text_config.parse_fields(arguments.text),
-    retriever_heads=arguments.retriever_heads,
+  report = conversion.convert(
+    sources,
+    arguments.to,
+    arguments.to_format,
+    overrides=Overrides(
+      reader_vocabulary=arguments.reader_vocabulary,
+      retriever_vocabulary=arguments.retriever_vocabulary,
+      scan_layers=arguments.scan_layers,
+      layer_norm=arguments.layer_norm,
+      dtype=arguments.dtype,
+      reading=arguments.reading,
+      text=text_config.parse_fields(arguments.text),
+      retriever_heads=arguments.retriever_heads,
+    ),
+    checks=Checks(
+      verify=arguments.verify,
+      allow_missing=arguments.allow_missing,
+      allow_unused=arguments.allow_unused,
+      seed=arguments.seed,
+    ),
     dry_run=arguments.dry_run,
-    allow_missing=arguments.allow_missing,
-    allow_unused=arguments.allow_unused,
-    verify=arguments.verify,
     max_shard_bytes=arguments.max_shard_bytes,
-    seed=arguments.seed,
   )
   for line in report.lines:
     print(line)

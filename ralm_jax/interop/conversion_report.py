@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ralm_jax.interop import conversion_writers, convert
-from ralm_jax.interop.convert import Gathered
+from ralm_jax.interop import conversion_writers, targets
+from ralm_jax.interop.composing import Gathered
 from ralm_jax.interop.tensor_maps import Entry
 
 # What a tower is for, and so is not to be used for while it is random.
@@ -24,7 +24,7 @@ def report(gathered: Gathered, to_format: str, *, every_tensor: bool) -> Iterato
     yield f'{path}: {found.format} ({", ".join(found.parts)})'
   theirs = _foreign(gathered) if to_format == 'huggingface' else {}
   count = missing = 0
-  for target in convert.targets(gathered):
+  for target in targets.of(gathered):
     count += 1
     where = target.path + ('' if target.row is None else f'[{target.row}]')
     shape, transposed = target.entry.shape, target.entry.transpose

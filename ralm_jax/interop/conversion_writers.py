@@ -15,17 +15,18 @@ from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.files import new_folder, progress as progress_lib
 from ralm_jax.interop import (
-  convert,
   huggingface_configs,
   huggingface_export,
   streaming,
+  targets as targets_lib,
   tensor_maps,
 )
-from ralm_jax.interop.convert import Gathered, Target
+from ralm_jax.interop.composing import Gathered
 from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
 from ralm_jax.interop.huggingface_configs import Json
 from ralm_jax.interop.part import Part
 from ralm_jax.interop.streaming import LazyParameter
+from ralm_jax.interop.targets import Target
 from ralm_jax.interop.tensor_maps import Entry
 
 # What transformers calls the files.
@@ -48,7 +49,7 @@ def write_run(
     FileExistsError: there is something in the directory.
     ValueError: a tensor cannot be read, or the parts are not all of the model.
   """
-  abstract = convert.abstract_params(spec.model)
+  abstract = targets_lib.abstract_params(spec.model)
   targets = _by_path(gathered)
   # A side that no checkpoint brings is missing whole; that was allowed.
   absent = {path for path in abstract if path not in targets}
@@ -85,12 +86,12 @@ def write_run(
 
 def check_complete(gathered: Gathered, spec: Specification) -> None:
   """Raises ValueError where the parts are not parameters of the model."""
-  _check_complete(_by_path(gathered), convert.abstract_params(spec.model))
+  _check_complete(_by_path(gathered), targets_lib.abstract_params(spec.model))
 
 
 def _by_path(gathered: Gathered) -> dict[str, dict[int | None, Target]]:
   targets: dict[str, dict[int | None, Target]] = {}
-  for target in convert.targets(gathered):
+  for target in targets_lib.of(gathered):
     targets.setdefault(target.path, {})[target.row] = target
   return targets
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+import dataclasses
 import os
 
 from ralm_jax.data.questions import few_shot
@@ -15,14 +16,29 @@ from ralm_jax.preparation.writing import Written
 _CHUNK = 50_000
 
 
-def write(
-  folder: str,
-  splits: Iterable[Split],
-  shots: int | None,
-  shots_seed: int,
-  shots_list: str | None,
-  progress: bool,
-) -> list[Written]:
+@dataclasses.dataclass(frozen=True)
+class Shots:
+  """Which training questions become a few-shot file; false where none do.
+
+  Attributes:
+    count: how many are chosen by hash.
+    seed: of the choice.
+    listed: file of their places or ids, in place of a choice.
+  """
+
+  count: int | None = None
+  seed: int = 0
+  listed: str | None = None
+
+  def __post_init__(self):
+    if self.count is not None and self.listed:
+      raise ValueError('give shots or shots_list, not both')
+
+  def __bool__(self) -> bool:
+    return self.count is not None or bool(self.listed)
+
+
+def write(folder: str, splits: Iterable[Split], shots: Shots, progress: bool) -> list[Written]:
   """Writes splits, and a few-shot file beside each training split."""
   written = []
   for split in splits:
@@ -32,7 +48,7 @@ def write(
       )
       continue
     is_train = split.name.rpartition('/')[2] == 'train'
-    few = _Shots(shots, shots_seed, shots_list) if is_train else _Shots()
+    few = _Chooser(shots if is_train else Shots())
     written.append(
       writing.write_rows(
         folder,
@@ -56,20 +72,21 @@ def write(
   return written
 
 
-class _Shots:
+class _Chooser:
   """Chooses shots of questions that pass by, few of them in memory at once."""
 
-  def __init__(self, shots: int | None = None, seed: int = 0, listed: str | None = None):
-    self._shots, self._seed, self._list = shots, seed, listed
+  def __init__(self, shots: Shots):
+    self._shots = shots
     self._kept: list[Question] = []
 
-  def watching(self, questions: Iterable[Question]) -> Iterable[Question]:
+  def watching(self, questions: Iterable[Question]) -> Iterator[Question]:
+    count, seed = self._shots.count, self._shots.seed
     for question in questions:
-      if self._shots or self._list:
+      if count or self._shots.listed:
         self._kept.append(question)
       # The smallest hashes of all are among the smallest of every part.
-      if self._shots and len(self._kept) >= self._shots + _CHUNK:
-        self._kept = few_shot.choose(self._kept, self._shots, self._seed)
+      if count and len(self._kept) >= count + _CHUNK:
+        self._kept = few_shot.choose(self._kept, count, seed)
       yield question
 
   def chosen(self, original: list[Question] | None) -> tuple[list[Question], str]:
@@ -77,9 +94,10 @@ class _Shots:
 
     A list is of places in the published file, which `original` holds.
     """
-    if self._list:
-      name = os.path.basename(self._list)
-      return few_shot.listed(original or self._kept, self._list), f'list {name}'
-    if self._shots is not None:
-      return (few_shot.choose(self._kept, self._shots, self._seed), f'by hash, seed {self._seed}')
+    count, seed, listed = dataclasses.astuple(self._shots)
+    if listed:
+      name = os.path.basename(listed)
+      return few_shot.listed(original or self._kept, listed), f'list {name}'
+    if count is not None:
+      return few_shot.choose(self._kept, count, seed), f'by hash, seed {seed}'
     return [], ''

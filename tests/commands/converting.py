@@ -1,5 +1,6 @@
 """Folders as they are released, tiny, and what tests of `ralm convert` share."""
 
+from dataclasses import fields
 import pathlib
 import shutil
 
@@ -9,7 +10,9 @@ import numpy as np
 import tokenizers
 
 from ralm_jax.checkpoints.specification import Specification
-from ralm_jax.commands import convert as convert_lib
+from ralm_jax.commands import convert as convert_command
+from ralm_jax.interop import convert as conversion
+from ralm_jax.interop.convert import Checks, Overrides
 from ralm_jax.interop.run_source import RunSource
 from tests import tiny
 from tests.interop import huggingface_folders as folders
@@ -60,11 +63,20 @@ def make(folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def convert(to, *paths, **options):
+def converted(to, *paths, **options):
+  """`convert.convert` with `PART=PATH` or PATH, and its options by name alone."""
   options = {'text': TEXT, 'progress': False, **options}
-  return convert_lib.convert(
-    sources=[convert_lib.parse_source(str(p)) for p in paths], to=str(to), **options
-  ).lines
+  groups = {
+    group: kind(**{f.name: options.pop(f.name) for f in fields(kind) if f.name in options})
+    for group, kind in (('overrides', Overrides), ('checks', Checks))
+  }
+  sources = [convert_command.parse_source(str(path)) for path in paths]
+  return conversion.convert(sources, str(to), **groups, **options)
+
+
+def convert(to, *paths, **options):
+  """The lines of `converted`."""
+  return converted(to, *paths, **options).lines
 
 
 class Opened:

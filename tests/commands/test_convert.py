@@ -18,7 +18,6 @@ transformers = pytest.importorskip('transformers')
 import torch
 
 from ralm_jax import cli
-from ralm_jax.commands import convert as convert_lib
 from ralm_jax.data.text import vocabularies
 from ralm_jax.interop import huggingface, huggingface_export, initial_weights
 from ralm_jax.interop.run_source import RunSource
@@ -27,7 +26,7 @@ from ralm_jax.runs import opening
 from ralm_jax.training.partitioning import Partitioner
 from tests import tiny
 from tests.commands import converting
-from tests.commands.converting import TEXT, Opened, assert_equal, convert, folders
+from tests.commands.converting import TEXT, Opened, assert_equal, convert, converted, folders
 
 
 @pytest.fixture(scope='module')
@@ -207,9 +206,7 @@ def test_missing_tensors(sources, tmp_path):
   arguments = (tmp_path / 'run', f'reader={sources}/t5', bert)
   with pytest.raises(ValueError, match=f'missing: {name} of .*--allow_missing'):
     convert(*arguments)
-  dry = convert_lib.convert(
-    sources=[(None, str(sources / 't5')), (None, str(bert))], to=str(tmp_path / 'run'), dry_run=True
-  )
+  dry = converted(tmp_path / 'run', sources / 't5', bert, dry_run=True)
   assert any('missing: ' + name in line for line in dry.lines)
   assert 'Tensors are missing' in dry.failure
   assert not (tmp_path / 'run').exists()
@@ -411,8 +408,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_whole(sources, tmp_path):
   # Halts when half of the weights are written, and waits to be killed.
   script = f"""
 import signal, sys
-from ralm_jax.interop import conversion_writers as writers
-from ralm_jax.commands import convert
+from ralm_jax.interop import convert, conversion_writers as writers
 read, count = writers.tensor_maps.read, 0
 def halting(*args, **kwargs):
   global count
@@ -422,8 +418,8 @@ def halting(*args, **kwargs):
     signal.pause()
   return read(*args, **kwargs)
 writers.tensor_maps.read = halting
-convert.convert(sources=[(None, {str(sources / 't5')!r}), (None, {str(sources / 'bert')!r})],
-                to={str(run)!r}, text={TEXT!r}, progress=False)
+convert.convert([(None, {str(sources / 't5')!r}), (None, {str(sources / 'bert')!r})],
+                {str(run)!r}, overrides=convert.Overrides(text={TEXT!r}), progress=False)
 """
   process = subprocess.Popen(
     [sys.executable, '-c', script], stdout=subprocess.PIPE, env=tiny.environment(1)

@@ -11,9 +11,9 @@ pytest.importorskip('transformers')
 from ralm_jax import cli
 from ralm_jax.commands import convert as convert_lib
 from ralm_jax.data import text_config
-from ralm_jax.interop import convert as conversion, huggingface
+from ralm_jax.interop import composing, huggingface
 from tests.commands import converting
-from tests.commands.converting import TEXT, Opened, convert
+from tests.commands.converting import TEXT, Opened, convert, converted
 
 
 @pytest.fixture(scope='module')
@@ -37,18 +37,12 @@ def rag_run(sources, tmp_path_factory):
 
 def plan(*paths, text=None):
   """The model and the texts of a conversion that is not run."""
-  gathered = conversion.gather([convert_lib.parse_source(str(path)) for path in paths])
-  return conversion.make_model(gathered), conversion.make_text(gathered, text or {})
+  gathered = composing.gather([convert_lib.parse_source(str(path)) for path in paths])
+  return composing.make_model(gathered), composing.make_text(gathered, text or {})
 
 
 def dry(to, *paths, **options):
-  return convert_lib.convert(
-    sources=[convert_lib.parse_source(str(path)) for path in paths],
-    to=str(to),
-    dry_run=True,
-    progress=False,
-    **{'text': TEXT, **options},
-  )
+  return converted(to, *paths, dry_run=True, **options)
 
 
 def test_dry_run(sources, tmp_path):

@@ -239,7 +239,6 @@ def test_options_that_mean_nothing(tmp_path, nq):
   for kwargs, message in (
     ({'years': ['2017']}, '--years means nothing for nq_open; it has --shots'),
     ({'variant': 'small'}, 'has no variant'),
-    ({'sha256': {'a': 'b'}}, 'for --download'),
     ({'shots': 3, 'shots_list': 'x'}, 'not both'),
     ({'on_error': 'ignore'}, "'raise' or 'skip'"),
   ):
@@ -349,3 +348,5 @@ def test_the_command(tmp_path, nq, capsys):
   assert f'{tmp_path}/out/train.2-shot.jsonl: 2 (by hash, seed 0)' in (capsys.readouterr().out)
   with pytest.raises(ValueError, match='NAME=VALUE'):
     prepare.main(['nq_open', '--output', 'x', '--sha256', 'y'])
+  with pytest.raises(ValueError, match='for --download'):
+    prepare.main(['nq_open', '--output', 'x', '--sha256', 'a=b'])

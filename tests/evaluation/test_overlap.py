@@ -9,7 +9,8 @@ from ralm_jax.commands import leakage as command
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.corpus.passages import Passage
 from ralm_jax.data.questions.reading import Question
-from ralm_jax.evaluation import overlap, word_spans
+from ralm_jax.evaluation import leakage, overlap, word_spans
+from ralm_jax.evaluation.leakage import QuestionFiles
 from ralm_jax.evaluation.overlap import CorpusMatch, CorpusScan, Settings
 from tests import tiny
 
@@ -234,7 +235,7 @@ def test_an_interrupted_scan_goes_on(data, tmp_path, monkeypatch):
   questions, _ = _files(data, tmp_path)
   output = tmp_path / 'report.jsonl'
   options = {
-    'questions': str(questions),
+    'questions': QuestionFiles(str(questions)),
     'output': output,
     'corpus': str(data.corpus),
     'chunk_size': 4,
@@ -250,22 +251,22 @@ def test_an_interrupted_scan_goes_on(data, tmp_path, monkeypatch):
     return passages(store, rows)
 
   monkeypatch.setattr(PassageStore, 'passages', counted)
-  monkeypatch.setattr(command, '_SAVE_PERIOD_S', -1.0)
+  monkeypatch.setattr(leakage, '_SAVE_PERIOD_S', -1.0)
   with pytest.raises(KeyboardInterrupt):
-    command.report(**options)
+    leakage.report(**options)
   assert not output.exists()
   # Other settings look for other things: they begin at the beginning.
   before = len(read)
-  other = command.report(**{**options, 'output': tmp_path / 'other.jsonl'})
+  other = leakage.report(**{**options, 'output': tmp_path / 'other.jsonl'})
   assert len(read) - before == tiny.COUNT
   partial = output.with_name('report.jsonl.partial')
   state = partial.read_bytes()
   before = len(read)
-  assert command.report(**options) == other
+  assert leakage.report(**options) == other
   assert read[before:] == list(range(16, tiny.COUNT))
   partial.write_bytes(state)
   before = len(read)
-  command.report(**options, span_share=0.9)
+  leakage.report(**options, settings=Settings(span_share=0.9))
   assert read[before:] == list(range(tiny.COUNT))
 
 
@@ -286,15 +287,15 @@ def test_files_that_are_read_are_not_replaced(data, tmp_path):
     (predictions, {}),
     (tmp_path / 'y' / '..' / 'eval.jsonl', {}),
     (tmp_path / 'link.jsonl', {}),
-    (tmp_path / 'x.jsonl', {'questions': str(summary)}),
-    (tmp_path / 'x', {'training': [str(training), str(tmp_path / '*.json')]}),
-    (tmp_path / 'x.jsonl', {'training': str(partial)}),
+    (tmp_path / 'x.jsonl', {'questions': QuestionFiles(str(summary))}),
+    (tmp_path / 'x', {'training': QuestionFiles([str(training), str(tmp_path / '*.json')])}),
+    (tmp_path / 'x.jsonl', {'training': QuestionFiles(str(partial))}),
   ):
     with pytest.raises(ValueError, match='would replace .*name another output'):
-      command.report(
+      leakage.report(
         **{
-          'questions': [str(tmp_path / 'ev*.jsonl')],
-          'training': str(training),
+          'questions': QuestionFiles([str(tmp_path / 'ev*.jsonl')]),
+          'training': QuestionFiles(str(training)),
           'predictions': str(predictions),
           'output': output,
           'progress': False,
@@ -321,9 +322,9 @@ def test_malformed_predictions(data, tmp_path, row, message):
   questions, training = _files(data, tmp_path)
   predictions = tiny.write_jsonl(tmp_path / 'p.jsonl', [{'id': '0', 'metrics': None}, row])
   with pytest.raises(ValueError) as caught:
-    command.report(
-      questions=str(questions),
-      training=str(training),
+    leakage.report(
+      questions=QuestionFiles(str(questions)),
+      training=QuestionFiles(str(training)),
       progress=False,
       predictions=str(predictions),
       output=tmp_path / 'x.jsonl',
@@ -334,12 +335,12 @@ def test_malformed_predictions(data, tmp_path, row, message):
 def test_what_is_missing_is_said(data, tmp_path):
   questions, training = _files(data, tmp_path)
   with pytest.raises(ValueError, match='--training, --corpus'):
-    command.report(questions=str(questions), output=tmp_path / 'x.jsonl')
+    leakage.report(questions=QuestionFiles(str(questions)), output=tmp_path / 'x.jsonl')
   strange = tiny.write_jsonl(tmp_path / 'p.jsonl', [{'id': 'who?', 'metrics': {}}])
   with pytest.raises(ValueError, match="'who\\?'.*no question"):
-    command.report(
-      questions=str(questions),
-      training=str(training),
+    leakage.report(
+      questions=QuestionFiles(str(questions)),
+      training=QuestionFiles(str(training)),
       output=tmp_path / 'x.jsonl',
       predictions=str(strange),
       progress=False,

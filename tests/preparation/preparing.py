@@ -2,8 +2,10 @@
 
 import json
 
-from ralm_jax.commands import prepare as prepare_lib
 from ralm_jax.data.questions import reading
+from ralm_jax.preparation import catalogue, prepare as prepare_lib
+from ralm_jax.preparation.prepare import Fetch
+from ralm_jax.preparation.producing import Shots
 
 
 def lines(path, rows):
@@ -14,9 +16,25 @@ def lines(path, rows):
 
 
 def prepare(benchmark, output, *sources, **kwargs):
-  """`prepare.prepare` without progress bars."""
+  """`prepare.prepare` without progress bars, its options by name alone."""
+
+  def group(kind, **names):
+    return kind(**{field: kwargs.pop(name) for field, name in names.items() if name in kwargs})
+
+  known = catalogue.find(benchmark, kwargs.pop('variant', None))
+  download = kwargs.pop('download', False)
+  shots = group(Shots, count='shots', seed='shots_seed', listed='shots_list')
+  fetch = group(Fetch, folder='downloads', **{n: n for n in ('sha256', 'addresses', 'patience')})
+  options = {name: kwargs.pop(name) for name in prepare_lib.OPTIONS if name in kwargs}
   return prepare_lib.prepare(
-    benchmark, output=str(output), sources=list(map(str, sources)), progress=False, **kwargs
+    known,
+    str(output),
+    list(map(str, sources)),
+    options=options,
+    shots=shots,
+    fetch=fetch if download else None,
+    progress=False,
+    **kwargs,
   )
 
 

@@ -1,0 +1,224 @@
+"""What evaluation questions share with training data and a corpus: the report.
+
+`overlap` has the mathematics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.questions import reading
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.evaluation import overlap
+from ralm_jax.evaluation.overlap import CorpusMatch, CorpusScan, Settings
+from ralm_jax.files import atomic_files, input_files, json_records, progress as progress_lib
+
+_SAVE_PERIOD_S = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionFiles:
+  """Questions and how they are read.
+
+  Attributes:
+    paths: files or globs.
+    record_format: of `data.questions.formats.catalogue`.
+    on_error: 'raise', or 'skip' to leave out malformed records.
+  """
+
+  paths: str | Sequence[str]
+  record_format: str = 'qa'
+  on_error: str = 'raise'
+
+  def files(self) -> list[str]:
+    return input_files.expand_inputs(self.paths)
+
+  def read(self) -> list[Question]:
+    # As eval reads them, whose predictions name questions by these ids.
+    return reading.read_questions(
+      self.paths,
+      require_answers=False,
+      duplicate_ids='number',
+      record_format=self.record_format,
+      on_error=self.on_error,
+    )
+
+
+def report(
+  questions: QuestionFiles,
+  output: str | os.PathLike,
+  *,
+  training: QuestionFiles | None = None,
+  corpus: str | None = None,
+  predictions: str | None = None,
+  settings: Settings = Settings(),
+  chunk_size: int = 4096,
+  progress: bool = True,
+) -> dict[str, Any]:
+  """Writes which questions of an evaluation set are known from elsewhere.
+
+  `output` gets a line a question; beside it are written `NAME.summary.json` and
+  `NAME.clean_ids.json`, the list of the ids that are clean. The scan of a
+  corpus goes on where it was interrupted.
+
+  Args:
+    questions: the evaluation set.
+    output: NAME.jsonl, replaced if it is there.
+    training: questions to compare with.
+    corpus: folder of passages to compare with.
+    predictions: a predictions.jsonl of these questions, whose mean metrics over
+      clean and other questions go into the summary.
+    settings: what counts as known.
+    chunk_size: passages at a time.
+    progress: show a bar.
+
+  Returns:
+    The summary.
+
+  Raises:
+    FileNotFoundError: a file is missing.
+    ValueError: neither training data nor a corpus is named, a file is
+      malformed, or what is written would replace a file that is read.
+  """
+  if not training and not corpus:
+    raise ValueError('name what the questions are compared with: --training, --corpus, or both')
+  output = pathlib.Path(output)
+  partial, summary_file, clean_file = _beside(output)
+  _refuse_replacing(
+    [output, partial, summary_file, clean_file],
+    [
+      *questions.files(),
+      *(training.files() if training else []),
+      *([predictions] if predictions else []),
+    ],
+  )
+  rows = questions.read()
+  trained = scan = None
+  if training:
+    bar = progress_lib.bar(
+      training.read(), show=progress, desc='training questions', unit=' questions'
+    )
+    trained = overlap.training_matches(rows, bar, settings)
+  if corpus:
+    scan = _scan(rows, settings, corpus, chunk_size, partial, progress)
+  found = overlap.report_rows(rows, trained, scan)
+  summary = overlap.summarize(found)
+  if predictions:
+    summary['scores'] = overlap.scores_by_cleanness(found, _predictions(predictions))
+  summary['settings'] = dataclasses.asdict(settings)
+  output.parent.mkdir(parents=True, exist_ok=True)
+  atomic_files.write(
+    output, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in found).encode()
+  )
+  clean = [row['id'] for row in found if row['clean']]
+  for path, value in ((summary_file, summary), (clean_file, clean)):
+    atomic_files.write(path, (json.dumps(value, ensure_ascii=False, indent=1) + '\n').encode())
+  partial.unlink(missing_ok=True)
+  return summary
+
+
+def _beside(output: pathlib.Path) -> list[pathlib.Path]:
+  """What a report writes beside itself: its partial scan, summary and clean ids."""
+  name = output.name.removesuffix('.jsonl')
+  names = (f'{output.name}.partial', f'{name}.summary.json', f'{name}.clean_ids.json')
+  return [output.with_name(one) for one in names]
+
+
+def _refuse_replacing(written: Sequence[pathlib.Path], read: Sequence[str]) -> None:
+  inputs = {os.path.realpath(path): path for path in read}
+  for path in written:
+    replaced = inputs.get(os.path.realpath(path))
+    if replaced is not None:
+      raise ValueError(
+        f'{path}: the report would replace {replaced}, which it is made of; name another output'
+      )
+
+
+def _predictions(path: str) -> Iterator[Mapping[str, Any]]:
+  """The records of a predictions.jsonl, with id and metrics checked."""
+  for line, row in json_records.read_json_lines(path):
+    where = f'{path}:{line}'
+    if not isinstance(row.get('id'), str):
+      raise ValueError(
+        f"{where}: field 'id' must be a string, found "
+        f'{json_records.kind(row.get("id"))}; is this a predictions.jsonl?'
+      )
+    scores = row.get('metrics')
+    if not isinstance(scores, dict | None):
+      raise ValueError(
+        f"{where}: field 'metrics' must be an object of numbers, found {json_records.kind(scores)}"
+      )
+    for name, value in (scores or {}).items():
+      if not isinstance(value, int | float | None):
+        raise ValueError(
+          f"{where}: field 'metrics.{name}' must be a number or null, found "
+          f'{json_records.kind(value)}'
+        )
+    yield row
+
+
+def _scan(
+  questions: Sequence[Question],
+  settings: Settings,
+  corpus: str,
+  chunk_size: int,
+  partial: pathlib.Path,
+  progress: bool,
+) -> CorpusScan:
+  """Goes through a corpus, from where an interrupted scan of it was."""
+  if chunk_size < 1:
+    raise ValueError(f'chunk_size is {chunk_size}; it must be at least 1')
+  store = PassageStore.open(corpus)
+  scan = CorpusScan(questions, settings)
+  identity = {'corpus': store.fingerprint, 'questions': overlap.digest(questions, settings)}
+  start = _resume(scan, partial, identity)
+  saved = time.monotonic()
+  with progress_lib.bar(
+    show=progress, desc='passages', unit=' passages', total=len(store), initial=start
+  ) as bar:
+    for first in range(start, len(store), chunk_size):
+      stop = min(first + chunk_size, len(store))
+      scan.add(store.passages(np.arange(first, stop)))
+      bar.update(stop - first)
+      if time.monotonic() - saved > _SAVE_PERIOD_S:
+        _save(scan, partial, identity, stop)
+        saved = time.monotonic()
+  _save(scan, partial, identity, len(store))
+  return scan
+
+
+def _save(scan: CorpusScan, partial: pathlib.Path, identity: dict[str, str], rows: int) -> None:
+  partial.parent.mkdir(parents=True, exist_ok=True)
+  atomic_files.write(
+    partial,
+    json.dumps(
+      {
+        **identity,
+        'rows': rows,
+        'matches': {
+          str(number): dataclasses.asdict(match) for number, match in scan.matches.items()
+        },
+      }
+    ).encode(),
+  )
+
+
+def _resume(scan: CorpusScan, partial: pathlib.Path, identity: dict[str, str]) -> int:
+  """Takes over what an interrupted scan found; returns its next row."""
+  try:
+    state = json.loads(partial.read_bytes())
+  except FileNotFoundError:
+    return 0
+  if {name: state.get(name) for name in identity} != identity:
+    return 0  # Of other questions, settings or passages.
+  scan.matches = {int(number): CorpusMatch(**match) for number, match in state['matches'].items()}
+  return state['rows']
