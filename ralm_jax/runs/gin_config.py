@@ -17,6 +17,17 @@ import gin
 from gin import config as gin_config, config_parser
 
 _PREFIX = '--gin.'
+# These read SIZE_… of a model file, whose defaults would replace what they decide.
+RECIPES_OF_ANY_SIZE = ('lm_adapt', 'atlas', 'atlas_pretrain')
+# Files that are now several, to be given or included in this order.
+MOVED_FILES = {
+  f'gin_configs/recipes/{recipe}_{size}.gin': (
+    f'gin_configs/models/{size}.gin',
+    f'gin_configs/recipes/{recipe}.gin',
+  )
+  for recipe in RECIPES_OF_ANY_SIZE
+  for size in ('base', 'large', 'xl', 'xxl')
+}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -109,20 +120,51 @@ def parse(
     ):
       raise FileNotFoundError(
         f'gin file {file} is in none of {list(search_paths)} nor installed '
-        'with the package (gin_configs/…).'
+        f'with the package (gin_configs/…).{_moved_in(file)}'
       )
+  _check_order(gin_files)
   try:
     gin.parse_config_files_and_bindings(list(gin_files), list(bindings), finalize_config=False)
   except Exception as e:
-    raise ValueError(f'{_first_lines(e)}{_nearest_in(str(e))}') from e
+    raise ValueError(f'{_first_lines(e)}{_nearest_in(str(e))}{_moved_in(str(e))}') from e
   _check_macros()
+
+
+def _moved_in(message: str) -> str:
+  """A hint for a file that has a new name."""
+  for old, files in MOVED_FILES.items():
+    if old.removeprefix('gin_configs/') in message:
+      flags = ' '.join(f'--gin_file={file}' for file in files)
+      return f' {old} is now {" and ".join(files)}: give {flags}, or include them in this order.'
+  return ''
+
+
+def _check_order(gin_files: Sequence[str]) -> None:
+  """Raises ValueError for a model file that would undo what a recipe decides."""
+  recipe = None
+  for file in gin_files:
+    folder, name = os.path.split(file)
+    if os.path.basename(folder) == 'recipes' and name.removesuffix('.gin') in RECIPES_OF_ANY_SIZE:
+      recipe = file
+    elif os.path.basename(folder) == 'models' and recipe is not None:
+      raise ValueError(
+        f'{file} would undo what {recipe} decides; give the model first: '
+        f'--gin_file={file} --gin_file={recipe}.'
+      )
 
 
 def _check_macros() -> None:
   """Raises ValueError for macros that are required, undefined or unused."""
+  if {'MODEL', 'SIZE_NUM_PARTITIONS'} <= set(_macros_used()) - _macros_bound():
+    raise ValueError(
+      'The configuration has no model: give --gin_file=gin_configs/models/SIZE.gin '
+      'before the recipe.'
+    )
   # A typo first: it is also why another macro is left open.
   unused = sorted(_macros_bound() - set(_macros_used()))
   for name in unused:
+    if name.startswith('SIZE_'):
+      continue  # What a model file tells recipes; a run file alone needs none of it.
     near = difflib.get_close_matches(name, sorted(set(_macros_used())), n=1)
     hint = f' Did you mean {near[0]}?' if near else ''
     raise ValueError(

@@ -84,6 +84,18 @@ def test_tiny_is_tiny():
 RECIPES = sorted(str(p.relative_to(ROOT)) for p in FOLDER.rglob('*.gin'))
 
 
+# Recipes that take their model from another file.
+ANY_SIZE = tuple(
+  f'gin_configs/recipes/{name}.gin' for name in ('lm_adapt', 'atlas', 'atlas_pretrain')
+)
+# What each size adds to them: partitions, dimensions of them, what is kept, scanned.
+LAYOUTS = {
+  'base': (1, 1, 'none', False),
+  'large': (1, 1, 'dots', False),
+  'xl': (8, 1, 'full', True),
+  'xxl': (8, 2, 'full', True),
+}
+
 # Files of `ralm eval`.
 EVALUATIONS = (
   'runs/evaluation',
@@ -139,6 +151,8 @@ def test_every_file_parses(file, capsys):
     )
   ):
     files = ['gin_configs/models/tiny.gin', 'gin_configs/runs/train.gin', file]
+  elif file in ANY_SIZE:
+    files = ['gin_configs/models/tiny.gin', file]
   elif file.endswith('runs/rag.gin'):
     files = ['gin_configs/models/bart_base_dpr.gin', 'gin_configs/runs/train.gin', file]
   elif folder == 'runs':
@@ -168,6 +182,61 @@ def test_every_file_parses(file, capsys):
   shown = capsys.readouterr()
   assert status == 0, shown.err
   assert "MODEL_DIR = '/tmp/run'" in shown.out
+
+
+@pytest.mark.parametrize('size', LAYOUTS)
+@pytest.mark.parametrize('file', ANY_SIZE)
+def test_recipes_of_any_size(file, size):
+  """What the files of the sizes set before there was one for all of them."""
+  import gin
+  from gin import config
+
+  pretrain = 'pretrain' in file
+  given = REQUIRED if not pretrain else {k: v for k, v in REQUIRED.items() if 'TRAIN' not in k}
+  _parse(f'gin_configs/models/{size}.gin', file, **given)
+
+  def value(name):
+    found = gin.query_parameter(f'%{name}')
+    while isinstance(found, config.ConfigurableReference):
+      found = gin.query_parameter(f'%{found.scopes[-1]}')
+    return found
+
+  names = ('NUM_PARTITIONS', 'PARAMETER_PARTITIONING_DIMS', 'REMAT_POLICY', 'SCAN_LAYERS')
+  assert tuple(value(name) for name in names) == LAYOUTS[size]
+  model = gin.query_parameter('%MODEL').scoped_configurable_fn()
+  assert (model.query_side, model.tied_retriever) == (
+    (None, True) if pretrain else ('stored', False)
+  )
+  assert (model.gold_score, model.temperature_score, model.temperature_gold) == (
+    'perplexity',
+    0.01,
+    0.01,
+  )
+  assert model.reader_config.remat_policy == LAYOUTS[size][2]
+  assert model.retriever_config.scan_layers == LAYOUTS[size][3]
+  assert model.retriever_config.second_moment_layer_norm == file.endswith('/atlas.gin')
+  expected = {
+    'lm_adapt': (64, 4, 20, 4e-5, 4e-5, None),
+    'atlas': (64, 4, 40, 4e-5, 4e-5, None),
+    'atlas_pretrain': (128, 8, 20, 1e-4, 1e-5, 1000),
+  }
+  names = ('BATCH_SIZE', 'NUM_MICROBATCHES', 'N_PASSAGES', 'LEARNING_RATE')
+  names += ('RETRIEVER_LEARNING_RATE', 'REFRESH_INDEX')
+  assert tuple(value(name) for name in names) == expected[pathlib.Path(file).stem]
+
+
+def test_what_the_recipes_of_one_size_are_now(tmp_path):
+  new = '--gin_file=gin_configs/models/xl.gin --gin_file=gin_configs/recipes/atlas.gin'
+  with pytest.raises(FileNotFoundError, match=f'atlas_xl.gin is now .* give {new}'):
+    _parse('gin_configs/recipes/atlas_xl.gin')
+  own = tmp_path / 'own.gin'
+  own.write_text("include 'gin_configs/recipes/atlas_xl.gin'\n")
+  with pytest.raises(ValueError, match=f'atlas_xl.gin is now .* give {new}, or include them'):
+    _parse(str(own))
+  with pytest.raises(ValueError, match='give the model first: .*tiny.gin .*atlas.gin'):
+    _parse('gin_configs/recipes/atlas.gin', 'gin_configs/models/tiny.gin', **REQUIRED)
+  with pytest.raises(ValueError, match='no model: give --gin_file=gin_configs/models/SIZE'):
+    _parse('gin_configs/recipes/atlas.gin', **REQUIRED)
 
 
 def test_released_differs_where_it_says():
