@@ -14,9 +14,9 @@ import sys
 import threading
 from typing import Any
 
-from ralm_jax.commands import report
-from ralm_jax.commands.report import Result
 from ralm_jax.files import atomic_files
+from ralm_jax.jobs import report
+from ralm_jax.jobs.report import Result
 from ralm_jax.runs import gin_config
 
 FINISHED = 'finished.json'

@@ -14,7 +14,6 @@ import re
 import time
 from typing import Any
 
-import gin
 import jax
 
 from ralm_jax.checkpoints.specification import Specification
@@ -26,7 +25,7 @@ from ralm_jax.jobs.config import Checkpoint, FoundCheckpoint, Index, JobOptions,
 from ralm_jax.jobs.inputs import Fingerprints, IndexState
 from ralm_jax.jobs.open_index import OpenIndex
 from ralm_jax.jobs.results import TableOptions, Wanted
-from ralm_jax.runs import evaluation, opening
+from ralm_jax.runs import evaluation, gin_config, opening
 from ralm_jax.runs.opening import OpenedCheckpoint
 
 # What of an index changes when it is refreshed.
@@ -334,7 +333,7 @@ class Worker:
         'devices': f'{jax.device_count()} × {jax.devices()[0].device_kind}',
         'python': platform.python_version(),
         'versions': job_inputs.package_versions(),
-        'gin': gin.operative_config_str(),
+        'gin': gin_config.operative(),
       },
     )
 

@@ -263,6 +263,11 @@ def import_tensorflow() -> None:
   from ralm_jax.data import pipeline  # noqa: F401  pylint: disable=unused-import
 
 
+def operative() -> str:
+  """What of the configuration has been used so far; '' without one."""
+  return gin.operative_config_str()
+
+
 def save_config(directory: str) -> None:
   """Writes `config.gin` and, once run, `operative_config.gin`."""
   os.makedirs(directory, exist_ok=True)

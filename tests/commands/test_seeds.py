@@ -11,7 +11,7 @@ import pytest
 
 from ralm_jax import cli
 from ralm_jax.commands import report, seeds
-from ralm_jax.jobs import watch
+from ralm_jax.jobs import report as reports, watch
 from tests import tiny
 from tests.jobs import finished_cells
 
@@ -78,17 +78,17 @@ def test_report_of_evaluation_jobs(tmp_path):
     finished_cells.cell(tmp_path, f'seed_{i}-4', 'nq', 'i', [score], run=f'/runs/nq/seed_{i}')
   finished_cells.cell(tmp_path, 'base-4', 'nq', 'i', [1.0], run='/runs/base')
   groups = {}
-  for result in report.collect(tmp_path):
+  for result in reports.collect(tmp_path):
     groups.setdefault(result.group, []).append(result.name)
   assert groups == {'base-4, nq @ i': ['base-4'], 'nq-4, nq @ i': ['seed_0', 'seed_1']}
 
 
 def test_report_without_results(tmp_path):
   with pytest.raises(FileNotFoundError, match='holds no results'):
-    report.collect(tmp_path)
+    reports.collect(tmp_path)
   (tmp_path / 'metrics.json').write_text('{"count"')
   with pytest.raises(ValueError, match='metrics.json is damaged'):
-    report.collect(tmp_path)
+    reports.collect(tmp_path)
 
 
 GIN = """
