@@ -22,6 +22,7 @@ from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.evaluation import prediction_files, records
 from ralm_jax.evaluation.evaluator import Evaluator
 from ralm_jax.evaluation.records import Answer
+from ralm_jax.evaluation.scores import by_task
 from ralm_jax.files import progress as progress_lib
 from ralm_jax.models import choices
 from ralm_jax.models.choices import ChoiceTokens
@@ -239,7 +240,7 @@ def check(
     permutations: orders of the options.
     tokenizer: whose lengths must hold the prompts; None leaves that for later.
   """
-  if metrics != METRICS:
+  if not by_task.family(metrics).chooses:
     return
   multiple_choice.check(questions)
   for n_options in {len(question.options) for question in questions}:

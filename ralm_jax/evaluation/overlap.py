@@ -34,7 +34,7 @@ from typing import Any
 from ralm_jax.data.corpus.passages import Passage
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.evaluation import metrics, word_spans
-from ralm_jax.evaluation.scores import retrieval
+from ralm_jax.evaluation.scores import by_task, retrieval
 from ralm_jax.evaluation.word_spans import SpanFinder
 
 # Lewis et al.'s three kinds of question.
@@ -111,15 +111,6 @@ class CorpusMatch:
   passages: int = 1
 
 
-def answer_texts(question: Question) -> list[str]:
-  """The answers as texts: an option's for its letter, none for patterns."""
-  if question.patterns:
-    return []
-  if question.options:
-    return [question.options[ord(letter) - ord('A')] for letter in question.answers]
-  return list(question.answers)
-
-
 def training_matches(
   questions: Sequence[Question], training: Iterable[Question], settings: Settings = Settings()
 ) -> list[TrainingMatch]:
@@ -138,12 +129,12 @@ def training_matches(
   by_answer: dict[str, list[tuple[int, str]]] = collections.defaultdict(list)
   for number, question in enumerate(questions):
     by_text[_normalized(question)].append(number)
-    for answer in answer_texts(question):
+    for answer in by_task.answer_texts(question):
       if normalized := metrics.normalize_answer(answer):
         by_answer[normalized].append((number, answer))
   likeness = _Likeness([q.question for q in questions], settings.word_overlap)
   for other in training:
-    for normalized in map(metrics.normalize_answer, answer_texts(other)):
+    for normalized in map(metrics.normalize_answer, by_task.answer_texts(other)):
       for number, answer in by_answer.pop(normalized, ()):
         if matches[number].answer is None:
           matches[number] = dataclasses.replace(matches[number], answer=answer)
@@ -206,7 +197,7 @@ class CorpusScan:
   def __init__(self, questions: Sequence[Question], settings: Settings = Settings()):
     """Indexes the questions."""
     self._questions = questions
-    self._answers = [answer_texts(question) for question in questions]
+    self._answers = [by_task.answer_texts(question) for question in questions]
     self._finder = SpanFinder(
       [question.question for question in questions], settings.span_share, settings.min_words
     )
@@ -240,7 +231,7 @@ class CorpusScan:
 def digest(questions: Sequence[Question], settings: Settings) -> str:
   """Identifies what a scan looks for, so that one can be continued."""
   content = [dataclasses.astuple(settings)] + [
-    (q.id, q.question, answer_texts(q), q.exclude_passage_ids) for q in questions
+    (q.id, q.question, by_task.answer_texts(q), q.exclude_passage_ids) for q in questions
   ]
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

@@ -128,7 +128,7 @@ def answer_metrics(
   ranks = retrieval.rank_passages(
     [f'{p.title} {p.text}' for p in shown],
     known_as(shown, question),
-    by_task.answer_strings(metrics, question),
+    by_task.family(metrics).answer_strings(question),
     question.gold_passage_ids,
   )
   for kind, rank in (('answer', ranks.answer), ('gold', ranks.gold)):

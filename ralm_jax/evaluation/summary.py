@@ -36,7 +36,8 @@ def summarize(records: Sequence[Mapping[str, Any]], metrics: str = 'qa') -> dict
       if record.get('group'):
         by_group[record['group']].append(record)
     result['groups'] = {name: _of(rows, metrics) for name, rows in by_group.items()}
-    result |= by_task.category_metrics(metrics, records)
+    of_groups = by_task.family(metrics).of_groups
+    result |= of_groups(records) if of_groups else {}
   return result
 
 

@@ -118,10 +118,10 @@ def evaluate(
   if shots is not None:
     rows = few_shot.choose(rows, shots, shots_seed)
   rows = rows[:num_examples]
-  metrics = metrics or by_task.family_of(rows)
-  by_task.check(metrics)
+  metrics = by_task.family_of(rows, metrics)
+  chooses = by_task.family(metrics).chooses
   choice_evaluator.check(metrics, rows, permutations)
-  if metrics == 'multiple_choice' and options != AnswerOptions():
+  if chooses and options != AnswerOptions():
     raise ValueError(
       "Of a multiple choice the options' letters are scored, not decoded: "
       'leave the decoding options out.'
@@ -160,7 +160,7 @@ def evaluate(
         "'passages'); take them from an index."
       )
     answers = evaluator
-    if metrics == 'multiple_choice' and not retrieve_only:
+    if chooses and not retrieve_only:
       answers = ChoiceEvaluator(evaluator, permutations=permutations)
     predict = functools.partial(answers.predictions, opened.params, rows, progress=progress)
     return prediction_files.write(

@@ -157,8 +157,7 @@ def train(
         record_format=eval_record_format,
         on_error=eval_on_error,
       )[:eval_num_examples]
-      eval_metrics = eval_metrics or by_task.family_of(questions)
-      by_task.check(eval_metrics)
+      eval_metrics = by_task.family_of(questions, eval_metrics)
       choice_evaluator.check(eval_metrics, questions, eval_permutations, tokenizer)
     iterator = pipeline.get_dataset_iterator(
       train_dataset_cfg,
@@ -269,7 +268,7 @@ def train(
         answering=eval_answering,
         metrics=eval_metrics,
       )
-      if eval_metrics == 'multiple_choice':
+      if by_task.family(eval_metrics).chooses:
         evaluator = ChoiceEvaluator(evaluator, permutations=eval_permutations)
 
       def evaluation_folder(step: int) -> str:

@@ -12,6 +12,7 @@ from ralm_jax.data.questions.reading import Question
 from ralm_jax.evaluation import leakage, overlap, word_spans
 from ralm_jax.evaluation.leakage import QuestionFiles
 from ralm_jax.evaluation.overlap import CorpusMatch, CorpusScan, Settings
+from ralm_jax.evaluation.scores import by_task
 from tests import tiny
 
 
@@ -83,9 +84,9 @@ def test_near_copies_are_those_that_comparing_every_pair_finds():
 
 def test_letters_stand_for_options_and_patterns_for_nothing():
   choice = _question(0, 'which', ['B'], options=('red', 'green'))
-  assert overlap.answer_texts(choice) == ['green']
+  assert by_task.answer_texts(choice) == ('green',)
   pattern = _question(1, 'when', ['19(45|46)'], patterns=True)
-  assert overlap.answer_texts(pattern) == []
+  assert by_task.answer_texts(pattern) == ()
   seen = overlap.training_matches([choice, pattern], [_question(2, 'other', ['B', '19(45|46)'])])
   assert [m.answer for m in seen] == [None, None]
 

@@ -16,7 +16,7 @@ numbers for the same text, often by several points.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ralm_jax.evaluation import metrics
 
@@ -30,13 +30,9 @@ _ANSWER_METRICS = ('accuracy', 'exact_match', 'f1', 'rouge_l')
 def kilt_metrics(prediction: str, answers: Sequence[str]) -> dict[str, float]:
   """Scores of the answer, each the best over the references.
 
-  Args:
-    prediction: what the reader generated. A blank one scores 0 throughout.
-    answers: the references, at least one that is not blank.
-
-  Returns:
-    `accuracy` (the very text of a reference, spaces around it aside),
-    `exact_match` and `f1` (SQuAD's), and `rouge_l` of the `rouge` package.
+  `accuracy` (the very text of a reference, spaces around it aside), `exact_match`
+  and `f1` (SQuAD's), and `rouge_l` of the `rouge` package. A blank prediction
+  scores 0 throughout.
 
   Raises:
     TypeError: `answers` is a string rather than a list of them.
@@ -79,11 +75,7 @@ def provenance_metrics(
   Args:
     page_ids: the page of each passage retrieved, best first.
     provenance: the alternative sets of pages; () where the data name none.
-    ks: cut-offs, each at least 1.
-
-  Returns:
-    `r_precision`, and for each k `recall@k_page`, `precision@k_page` and
-    `success_rate@k_page`.
+    ks: cut-offs of `recall@k_page`, `precision@k_page` and `success_rate@k_page`.
 
   Raises:
     TypeError: a string is given for a list of ids.
@@ -109,19 +101,16 @@ def provenance_metrics(
   return scores
 
 
-def combined(answer_scores: dict[str, float], page_scores: dict[str, float]) -> dict[str, float]:
+def combined(
+  answer_scores: Mapping[str, float | None], page_scores: Mapping[str, float]
+) -> dict[str, float]:
   """The KILT scores: those of the answer where the pages are right.
 
-  Args:
-    answer_scores: of `kilt_metrics`.
-    page_scores: of `provenance_metrics`.
-
-  Returns:
-    `kilt_accuracy`, `kilt_exact_match`, `kilt_f1` and `kilt_rouge_l`, the
-    leaderboard's KILT-AC, KILT-EM, KILT-F1 and KILT-RL.
+  `kilt_accuracy`, `kilt_exact_match`, `kilt_f1` and `kilt_rouge_l` are the
+  leaderboard's KILT-AC, KILT-EM, KILT-F1 and KILT-RL.
   """
   right = page_scores['r_precision'] == 1.0
-  return {f'kilt_{name}': answer_scores[name] if right else 0.0 for name in _ANSWER_METRICS}
+  return {f'kilt_{name}': (right and answer_scores[name]) or 0.0 for name in _ANSWER_METRICS}
 
 
 def _r_precision(pages: list[str], evidence: frozenset[str]) -> float:
@@ -153,13 +142,7 @@ def _places(pages: list[str], sets: list[frozenset[str]]) -> list[bool]:
 def rouge_l(prediction: str, answer: str) -> float:
   """ROUGE-L F-measure as the `rouge` package 1.0.1 has it.
 
-  Args:
-    prediction: what the reader generated.
-    answer: one reference.
-
-  Returns:
-    A fraction between 0.0 and 1.0; 1e-8 short of 1 for the same text. 0.0 where
-    either has nothing but full stops.
+  1e-8 short of 1 for the same text; 0 where either has nothing but full stops.
   """
   references, predictions = _sentences(answer), _sentences(prediction)
   if not references or not predictions:

@@ -4,7 +4,7 @@ The categories are those of Hendrycks et al. (2021) as Atlas's scorer
 (`evaluate_mmlu_predictions.py`) has them. Predictions of several evaluations,
 such as those of a model for each subject, are averaged together by
 
-  python -m ralm_jax.evaluation.mmlu_categories RUNS/*/predictions.jsonl
+  python -m ralm_jax.evaluation.scores.mmlu RUNS/*/predictions.jsonl
 """
 
 from __future__ import annotations
