@@ -296,7 +296,7 @@ def write_questions(
         ensure_ascii=False,
       )
     )
-  atomic_files.write(output, '\n'.join([*lines, '']).encode())
+  atomic_files.write(output, '\n'.join([*lines, '']))
   return len(lines)
 
 

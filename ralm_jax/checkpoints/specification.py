@@ -14,6 +14,7 @@ from typing import Any
 from ralm_jax.data.text import templates, vocabularies
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text_config import TextConfig
+from ralm_jax.files import atomic_files
 from ralm_jax.models.bart import BartConfig
 from ralm_jax.models.bert import BertConfig
 from ralm_jax.models.retrieval_lm import RetrievalLM
@@ -127,12 +128,7 @@ class Specification:
       'text': dataclasses.asdict(self.text),
       'vocabularies': files,
     }
-    path = os.path.join(directory, FILE)
-    with open(path + '.tmp', 'w', encoding='utf-8') as file:
-      json.dump(content, file, indent=2)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(path + '.tmp', path)
+    atomic_files.write_json(os.path.join(directory, FILE), content, indent=2)
 
   @classmethod
   def load(cls, directory: str | os.PathLike[str]) -> Specification:

@@ -149,7 +149,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--record_format',
-    choices=catalogue.RECORD_FORMATS,
+    choices=catalogue.FORMATS,
     default='qa',
     help='layout of the questions; qa is our own, the others are those in '
     'which benchmarks are published',

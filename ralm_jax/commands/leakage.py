@@ -22,11 +22,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     metavar='FILE',
     help='the evaluation set; globs allowed',
   )
-  parser.add_argument('--record_format', choices=catalogue.RECORD_FORMATS, default='qa')
+  parser.add_argument('--record_format', choices=catalogue.FORMATS, default='qa')
   parser.add_argument('--training', nargs='+', metavar='FILE', help='training questions')
   parser.add_argument(
     '--training_format',
-    choices=catalogue.RECORD_FORMATS,
+    choices=catalogue.FORMATS,
     help='of the training questions; default that of the questions',
   )
   parser.add_argument('--corpus', metavar='CORPUS', help='folder of a corpus')

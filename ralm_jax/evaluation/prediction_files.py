@@ -68,8 +68,6 @@ def write(
       file.write(_line(record))
       if len(records) % batch_size == 0:
         file.flush()
-    file.flush()
-    os.fsync(file.fileno())
   if len(indexes) > 1:
     logging.warning(
       'Another index was served meanwhile, and the metrics are averages '
@@ -82,7 +80,7 @@ def write(
       os.path.join(output, METRICS), (json.dumps(means, indent=2) + '\n').encode('utf-8')
     )
   # Last: what was killed before goes on from the partial file.
-  os.replace(path + '.partial', path)
+  atomic_files.move(path + '.partial', path)
   _remove(path + '.partial.name')
   return means
 

@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator
 import contextlib
+import json
 import os
 import pathlib
 import secrets
+from typing import Any
+
+PathLike = str | os.PathLike[str]
 
 # Unfinished files are named so, with the writer's process id and random letters
 # behind: hosts, containers and threads that share a folder may share an id.
@@ -12,39 +16,47 @@ UNFINISHED = '.unfinished-'
 
 
 @contextlib.contextmanager
-def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
+def replacing(path: PathLike) -> Iterator[pathlib.Path]:
   """Yields a path to write to, and moves it to `path` when all went well.
 
   The content is on disk before the name is, so that a crash leaves the old
   file or the new one. On an error nothing is left.
-
-  Args:
-    path: the file to make or replace.
   """
   path = pathlib.Path(path)
   aside = path.with_name(f'{path.name}{UNFINISHED}{os.getpid()}-{secrets.token_hex(4)}')
   try:
     yield aside
-    _synchronise(aside)
-    os.replace(aside, path)
-    _synchronise(path.parent)
+    move(aside, path)
   finally:
     aside.unlink(missing_ok=True)
 
 
-def write(path: str | pathlib.Path, content: bytes) -> None:
-  """Writes a whole file at once."""
+def write(path: PathLike, content: bytes | str) -> None:
+  """Writes a whole file at once, a text as UTF-8."""
   with replacing(path) as aside:
-    aside.write_bytes(content)
+    aside.write_bytes(content.encode('utf-8') if isinstance(content, str) else content)
 
 
-def remove_unfinished(directory: str | pathlib.Path) -> None:
+def write_json(path: PathLike, value: Any, **options: Any) -> None:
+  """Writes one JSON value and a line end; `options` are those of `json.dumps`."""
+  write(path, json.dumps(value, **options) + '\n')
+
+
+def move(source: PathLike, path: PathLike) -> None:
+  """Gives a whole file its name in place of another: content first, then the name."""
+  synchronise(source)
+  os.replace(source, path)
+  synchronise(pathlib.Path(path).parent)
+
+
+def remove_unfinished(directory: PathLike) -> None:
   """Removes what writers that were killed left behind."""
   for path in pathlib.Path(directory).glob(f'*{UNFINISHED}*'):
     path.unlink(missing_ok=True)
 
 
-def _synchronise(path: pathlib.Path) -> None:
+def synchronise(path: PathLike) -> None:
+  """Waits until a file's content, or the names in a folder, are on the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)

@@ -7,27 +7,36 @@ in the cache (`blobs/<sha256>`) or beside a local folder
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import hashlib
 import os
 import re
+from typing import Any
 
-from ralm_jax.files import progress as progress_lib
+from ralm_jax.files import progress as bars
+from ralm_jax.files.atomic_files import PathLike
 
 _SHA256 = re.compile(r'[0-9a-f]{64}')
 _LISTS = ('SHA256SUMS', 'SHA256SUMS.txt', 'sha256sums.txt')
 _CHUNK = 1 << 22
 
 
+def sha256_of(path: PathLike, read: Callable[[int], Any] | None = None) -> str:
+  """SHA-256 of a file's bytes, hexadecimal; `read` is told how many were read."""
+  digest = hashlib.sha256()
+  with open(path, 'rb') as file:
+    while chunk := file.read(_CHUNK):
+      digest.update(chunk)
+      if read is not None:
+        read(len(chunk))
+  return digest.hexdigest()
+
+
 def verify(path: str, *, progress: bool = True) -> int:
   """Compares a file, or the files of a folder, with their known checksums.
 
-  Args:
-    path: a file or folder; folders in it are looked into, theirs are not.
-      Nothing is known of what does not exist.
-    progress: show a bar.
-
-  Returns:
-    How many files a checksum is known of.
+  Folders in a folder are looked into, theirs are not. Nothing is known of what
+  does not exist. Returns how many files a checksum is known of.
 
   Raises:
     ValueError: a file is not what its checksum says, or a `.sha256` says none.
@@ -38,25 +47,19 @@ def verify(path: str, *, progress: bool = True) -> int:
     for folder in (os.path.join(path, name) for name in sorted(os.listdir(path))):
       if os.path.isdir(folder):
         files += _files(folder)
-  expected = {}
-  for file in files:
-    checksum = _expected(file, root) if os.path.isfile(file) else None
-    if checksum:
-      expected[file] = checksum
+  expected = {
+    file: known for file in files if os.path.isfile(file) and (known := _expected(file, root))
+  }
   total = sum(os.path.getsize(file) for file in expected)
-  with progress_lib.bar(
+  with bars.bar(
     desc='checksums', unit='B', unit_scale=True, total=total, show=progress and bool(expected)
   ) as bar:
     for file, (checksum, origin) in expected.items():
-      digest = hashlib.sha256()
-      with open(file, 'rb') as content:
-        while chunk := content.read(_CHUNK):
-          digest.update(chunk)
-          bar.update(len(chunk))
-      if digest.hexdigest() != checksum:
+      found = sha256_of(file, bar.update)
+      if found != checksum:
         raise ValueError(
-          f'{file} has the SHA-256 {digest.hexdigest()}, expected {checksum} '
-          f'by {origin}; it is damaged, fetch it again.'
+          f'{file} has the SHA-256 {found}, expected {checksum} by {origin}; it is damaged, '
+          'fetch it again.'
         )
   return len(expected)
 
@@ -69,9 +72,7 @@ def _files(folder: str) -> list[str]:
 def _expected(file: str, root: str) -> tuple[str, str] | None:
   """The SHA-256 that a file should have, and who says so.
 
-  Args:
-    file: its path.
-    root: of the download, which may speak of files in its folders.
+  The root of a download may speak of files in its folders.
   """
   folder, name = os.path.split(os.path.abspath(file))
   # Where something may be said of it, under which name.

@@ -9,15 +9,11 @@ Path = str | pathlib.Path | os.PathLike
 
 
 def expand_inputs(inputs: Path | Iterable[Path]) -> list[str]:
-  """Files named by paths and globs.
+  """Files named by paths and globs, where `~` is the home folder.
 
-  Args:
-    inputs: a path or glob, or several; `~` is the home folder. A file whose
-      name only looks like a glob is a file.
-
-  Returns:
-    Paths in the order given, a glob's sorted by name; a file that is named
-    twice, be it by a link, comes once.
+  They come in the order given, a glob's sorted by name; a file that is named
+  twice, be it by a link, comes once. A file whose name only looks like a glob is
+  a file.
 
   Raises:
     FileNotFoundError: a glob that matches no file, or a missing file.

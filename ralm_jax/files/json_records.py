@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import gzip
 import json
+import os
 from typing import Any, BinaryIO
 import zlib
 
@@ -22,23 +23,20 @@ _MARGIN = 32
 def read_json_lines(
   path: str, on_error: Callable[[ValueError], None] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Reads the objects of a jsonl file, plain or gzipped (told by content).
+  """Reads the objects of a jsonl file with the 1-based numbers of their lines.
 
   Args:
-    path: the file, UTF-8, with or without a byte order mark.
+    path: plain or gzipped.
     on_error: called with the error of a line that cannot be read, which is
       left out; None raises it. Damaged compression is raised in any case.
-
-  Yields:
-    The 1-based line number and the object.
 
   Raises:
     ValueError: a line is blank, not UTF-8, no JSON or no object, or the
       compressed data are damaged or cut short; names file:line.
   """
-  for line, content in read_lines(path):
+  for line, content in LineReader(path):
     try:
-      row = _object(content, f'{path}:{line}')
+      row = object_of(content, f'{path}:{line}')
     except ValueError as error:
       if on_error is None:
         raise
@@ -47,42 +45,55 @@ def read_json_lines(
     yield line, row
 
 
-def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
-  """Reads the lines of a file, plain or gzipped (told by content).
+class LineReader:
+  """The lines of a file with their 1-based numbers, read once.
 
-  Args:
-    path: the file, with or without a byte order mark.
-
-  Yields:
-    The 1-based line number and the line with its end.
-
-  Raises:
-    ValueError: the compressed data are damaged or cut short; names file:line.
+  The file is plain or gzipped, told by content, with or without a byte order
+  mark. Lines are bytes with their ends.
   """
-  line = 0
-  try:
+
+  def __init__(self, path: str):
+    self.path = path
+    self._raw = open(path, 'rb')
     # Bytes are split at \n only; text mode would also split inside strings.
-    with open_bytes(path) as lines:
-      for line, content in enumerate(lines, 1):
-        if line == 1:
-          content = content.removeprefix(b'\xef\xbb\xbf')
-        yield line, content
-  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-    raise ValueError(
-      f'{path}:{line + 1}: the gzipped file is damaged or cut short '
-      f'({error}); fetch or compress it again'
-    ) from error
+    self._lines = _unzipped(self._raw)
+
+  @property
+  def position(self) -> int:
+    """Bytes of the file read so far, compressed as they are."""
+    return os.path.getsize(self.path) if self._raw.closed else self._raw.tell()
+
+  def __iter__(self) -> Iterator[tuple[int, bytes]]:
+    """Raises ValueError, with file:line, if compressed data are damaged."""
+    line = 0
+    with self._raw:
+      try:
+        for line, content in enumerate(self._lines, 1):
+          yield line, content.removeprefix(codecs.BOM_UTF8) if line == 1 else content
+      except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(
+          f'{self.path}:{line + 1}: the gzipped file is damaged or cut short '
+          f'({error}); fetch or compress it again'
+        ) from error
 
 
-def _object(content: bytes, where: str) -> dict[str, Any]:
-  if not content.strip():
-    raise ValueError(f'{where}: blank line; delete it (every line is one JSON object)')
+def text_of(content: bytes, where: str) -> str:
+  """A line as text, without its end; ValueError, with file:line, if it is not UTF-8."""
   try:
-    row = json.loads(content.decode('utf-8'))
+    return content.decode('utf-8').rstrip('\r\n')
   except UnicodeDecodeError as error:
     raise ValueError(
       f'{where}: not UTF-8 at byte {error.start} of the line; convert the file to UTF-8'
     ) from error
+
+
+def object_of(content: bytes, where: str) -> dict[str, Any]:
+  """A line as a JSON object; ValueError, with file:line, if it is none."""
+  text = text_of(content, where)
+  if not text.strip():
+    raise ValueError(f'{where}: blank line; delete it (every line is one JSON object)')
+  try:
+    row = json.loads(text)
   except json.JSONDecodeError as error:
     raise ValueError(
       f'{where}: malformed JSON at column {error.colno}: {error.msg}; every '
@@ -100,9 +111,13 @@ def _object(content: bytes, where: str) -> dict[str, Any]:
 def open_bytes(path: str) -> Iterator[BinaryIO]:
   """Opens a file, plain or gzipped (told by content)."""
   with open(path, 'rb') as raw:
-    zipped = raw.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-  with (gzip.open if zipped else open)(path, 'rb') as file:
-    yield file
+    yield _unzipped(raw)
+
+
+def _unzipped(raw: BinaryIO) -> BinaryIO:
+  zipped = raw.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+  raw.seek(0)
+  return gzip.GzipFile(fileobj=raw) if zipped else raw
 
 
 class JsonReader:
@@ -114,13 +129,7 @@ class JsonReader:
   """
 
   def __init__(self, file: BinaryIO, path: str, errors: str = 'strict'):
-    """Reads nothing yet.
-
-    Args:
-      file: UTF-8, with or without a byte order mark.
-      path: named in errors.
-      errors: what is done about bytes that are not UTF-8, as `codecs` has it.
-    """
+    """Reads nothing yet; `errors` says what bytes that are not UTF-8 become."""
     self._file = file
     self._path = path
     self._utf8 = codecs.getincrementaldecoder('utf-8-sig')(errors)
@@ -145,10 +154,7 @@ class JsonReader:
         return ''
 
   def value(self, name: str = '') -> Any:
-    """Reads the part that stands next.
-
-    Args:
-      name: of the part, such as 'record 7', for errors.
+    """Reads the part that stands next, called `name` ('record 7') in errors.
 
     Raises:
       ValueError: malformed JSON, or more than 64 Mi characters; names line and

@@ -8,8 +8,8 @@ import glob
 import os
 import shutil
 
-PathLike = str | os.PathLike[str]
-_UNFINISHED = '.unfinished-'
+from ralm_jax.files import atomic_files
+from ralm_jax.files.atomic_files import UNFINISHED, PathLike
 
 
 @contextlib.contextmanager
@@ -18,9 +18,6 @@ def creating(directory: PathLike) -> Iterator[str]:
 
   On an error nothing is left; what a killed process left is removed.
 
-  Args:
-    directory: to make; must not exist or be empty.
-
   Raises:
     FileExistsError: there is something in it.
     OSError: it cannot be made.
@@ -28,7 +25,7 @@ def creating(directory: PathLike) -> Iterator[str]:
   directory = os.path.abspath(os.fspath(directory))
   check(directory)
   _remove_abandoned(directory)
-  aside = f'{directory}{_UNFINISHED}{os.getpid()}'
+  aside = f'{directory}{UNFINISHED}{os.getpid()}'
   try:
     os.makedirs(aside)
   except OSError as e:
@@ -37,21 +34,18 @@ def creating(directory: PathLike) -> Iterator[str]:
     yield aside
     for folder, _, files in os.walk(aside):
       for name in files:
-        _synchronise(os.path.join(folder, name))
-      _synchronise(folder)
+        atomic_files.synchronise(os.path.join(folder, name))
+      atomic_files.synchronise(folder)
     if os.path.isdir(directory):
       os.rmdir(directory)
     os.rename(aside, directory)
-    _synchronise(os.path.dirname(directory))
+    atomic_files.synchronise(os.path.dirname(directory))
   finally:
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def check(directory: PathLike) -> None:
-  """Raises OSError where a folder cannot be made.
-
-  Args:
-    directory: the folder-to-be.
+  """Finds out before any work whether a folder can be made.
 
   Raises:
     FileExistsError: there is something in it.
@@ -69,7 +63,7 @@ def check(directory: PathLike) -> None:
 
 
 def _remove_abandoned(directory: str) -> None:
-  for path in glob.glob(f'{glob.escape(directory)}{_UNFINISHED}*'):
+  for path in glob.glob(f'{glob.escape(directory)}{UNFINISHED}*'):
     process = path.rpartition('-')[2]
     try:
       os.kill(int(process), 0)
@@ -77,11 +71,3 @@ def _remove_abandoned(directory: str) -> None:
       shutil.rmtree(path, ignore_errors=True)
     except (ValueError, PermissionError):
       pass  # Not ours to judge.
-
-
-def _synchronise(path: str) -> None:
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)

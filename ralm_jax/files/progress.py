@@ -14,10 +14,7 @@ _LOG_PERIOD_S = 30.0
 def bar(iterable: Iterable[Any] | None = None, *, show: bool = True, **kwargs: Any) -> tqdm.tqdm:
   """A tqdm bar with rate and time left; in a log, a line every 30 seconds.
 
-  Args:
-    iterable: what to go through; None to call `update`.
-    show: False shows nothing.
-    **kwargs: as for tqdm (`desc`, `unit`, `total`, `initial`).
+  Without an iterable, call `update`. Further arguments are tqdm's.
   """
   terminal = sys.stderr.isatty()
   return tqdm.tqdm(

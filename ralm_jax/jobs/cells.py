@@ -245,7 +245,7 @@ class Cell:
       if path.is_file() and not _CLAIM.fullmatch(path.name):
         path.unlink(missing_ok=True)
     for name in files:
-      os.replace(work / name, self.folder / name)
+      atomic_files.move(work / name, self.folder / name)
     atomic_files.write(
       self.folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + '\n').encode()
     )

@@ -12,7 +12,7 @@ import pathlib
 from typing import Any
 
 from ralm_jax.checkpoints import specification
-from ralm_jax.files import input_files
+from ralm_jax.files import checksums, input_files
 from ralm_jax.jobs.config import FoundCheckpoint, Index, Task
 from ralm_jax.retrieval import connect
 from retrieval_service import manifest as index_manifest
@@ -119,8 +119,7 @@ class Fingerprints:
     stat = os.stat(path)
     key = (os.path.realpath(path), stat.st_mtime_ns, stat.st_size)
     if key not in self._known:
-      with open(path, 'rb') as file:
-        self._known[key] = hashlib.file_digest(file, 'sha256').hexdigest()
+      self._known[key] = checksums.sha256_of(path)
     return self._known[key]
 
   def of_files(self, files: Any) -> dict[str, str]:

@@ -182,11 +182,9 @@ def _fetch(
     logging.warning(
       '%s: the parts of several connections do not make the file; fetching it anew', address
     )
-  with open(partial, 'rb') as file:
-    os.fsync(file.fileno())
   result = Download(path, found, _length(partial), address, fetched=True, resumed_at=resumed_at)
   fetched.note(result)
-  os.replace(partial, path)
+  atomic_files.move(partial, path)
   _forget(partial)
   return result
 
@@ -256,8 +254,8 @@ def _connect(
     if not start:
       # Before the state says of what file the bytes are: whatever happens in
       # between, those of another one never count as of this.
-      with open(partial, 'wb') as file:
-        os.fsync(file.fileno())
+      open(partial, 'wb').close()
+      atomic_files.synchronise(partial)
     _write_state(partial, address, response)
     with open(partial, 'r+b') as file:
       file.seek(start)

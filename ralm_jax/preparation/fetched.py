@@ -6,13 +6,12 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import re
 from typing import Any
 
-from ralm_jax.files import atomic_files, progress
+from ralm_jax.files import atomic_files, checksums, progress
 
 CHECKSUMS = 'checksums.json'
 _SHA256 = re.compile(r'[0-9a-f]{64}')
@@ -80,9 +79,7 @@ def note(file: Download) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     known = read_checksums(folder)
     known[name] = {'sha256': file.sha256, 'size': file.size, 'address': file.address}
-    atomic_files.write(
-      os.path.join(folder, CHECKSUMS), (json.dumps(known, indent=2, sort_keys=True) + '\n').encode()
-    )
+    atomic_files.write_json(os.path.join(folder, CHECKSUMS), known, indent=2, sort_keys=True)
   finally:
     os.close(descriptor)
 
@@ -108,18 +105,11 @@ def only_process(path: str) -> Iterator[None]:
 
 def file_sha256(path: str, *, show: bool = False) -> str:
   """SHA-256 of a file's bytes, hexadecimal; `show` shows a bar."""
-  digest = hashlib.sha256()
-  with (
-    open(path, 'rb') as file,
-    progress.bar(
-      desc=f'checking {os.path.basename(path)}',
-      unit='B',
-      unit_scale=True,
-      total=os.path.getsize(path),
-      show=show,
-    ) as bar,
-  ):
-    while chunk := file.read(1 << 22):
-      digest.update(chunk)
-      bar.update(len(chunk))
-  return digest.hexdigest()
+  with progress.bar(
+    desc=f'checking {os.path.basename(path)}',
+    unit='B',
+    unit_scale=True,
+    total=os.path.getsize(path),
+    show=show,
+  ) as bar:
+    return checksums.sha256_of(path, bar.update)

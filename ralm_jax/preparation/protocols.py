@@ -8,8 +8,8 @@ import functools
 import os
 from typing import Any
 
-from ralm_jax.data.questions import reading as questions_lib
-from ralm_jax.data.questions.formats import kilt, temporal
+from ralm_jax.data.questions import by_year, reading as questions_lib
+from ralm_jax.data.questions.formats import kilt
 from ralm_jax.preparation import catalogue, splits
 from ralm_jax.preparation.catalogue import Benchmark, Part
 from ralm_jax.preparation.reading import Reader, Records
@@ -200,8 +200,8 @@ def _templama(inputs: Inputs) -> Iterator[Split]:
     if not inputs.options.years:
       yield Split(role, inputs.questions(role), how=inputs.how(role))
       continue
-    by_year = temporal.disjoint_years(inputs.questions(role), inputs.options.years)
-    for year, questions in by_year.items():
+    years = by_year.disjoint_years(inputs.questions(role), inputs.options.years)
+    for year, questions in years.items():
       yield Split(
         f'{role}.{year}',
         questions,
@@ -230,7 +230,7 @@ def _kilt(inputs: Inputs) -> Iterator[Split]:
 def _triviaqa_records(
   part: Part, questions: dict[str, str], path: str, on_error: Any
 ) -> Iterable[Any]:
-  return kilt.records(path, part.record_format, part.answers, on_error, questions=questions)
+  return kilt.with_questions(part.record_format, questions).records(path, part.answers, on_error)
 
 
 def _mmlu(inputs: Inputs, variant: str) -> Iterator[Split]:

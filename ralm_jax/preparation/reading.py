@@ -9,7 +9,7 @@ import os
 import re
 from typing import Any
 
-from ralm_jax.data.questions import rows
+from ralm_jax.data.questions import reading
 from ralm_jax.data.questions.formats import catalogue
 from ralm_jax.data.questions.formats.records import OnError, Record
 from ralm_jax.data.questions.reading import Question
@@ -100,9 +100,9 @@ class Reader:
     Args:
       role: of the part; its tally is begun anew.
       paths: its files.
-      record_format: one of `question_formats.RECORD_FORMATS`.
+      record_format: one of `catalogue.FORMATS`.
       require_answers: whether a record without an answer is malformed.
-      records: how to read a file, if not by `question_formats`.
+      records: how to read a file, if not by that.
 
     Raises:
       ValueError: a malformed record, unless they are skipped; a file that is
@@ -110,9 +110,10 @@ class Reader:
     """
     tally = self.tallies[role] = Tally()
     ids: set[str] = set()
+    known = catalogue.find(record_format)
 
     def default(path: str, on_error: OnError) -> Iterable[Record]:
-      return catalogue.read_records(path, record_format, require_answers, on_error=on_error)
+      return known.records(path, require_answers, on_error)
 
     with progress_lib.bar(
       desc=f'reading {role}',
@@ -127,16 +128,8 @@ class Reader:
 
         for record in (records or default)(path, skip if self._skips else None):
           try:
-            question = Question(
-              line=record.number,
-              path=path,
-              **rows.parse(
-                record.row,
-                record.where,
-                f'{os.path.basename(path)}:{record.number}',
-                require_answers,
-                catalogue.METRICS.get(record_format, ''),
-              ),
+            question = reading.question_of(
+              record, path, os.path.basename(path), require_answers, known.metrics
             )
           except ValueError as error:
             if not self._skips:

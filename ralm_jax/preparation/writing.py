@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from ralm_jax.data.questions.reading import Question
-from ralm_jax.files import progress as progress_lib
+from ralm_jax.files import checksums, progress as progress_lib
 
 MANIFEST = 'manifest.json'
 FORMAT = 1
@@ -147,8 +147,7 @@ def damaged(folder: str, manifest: dict[str, Any]) -> str | None:
   for file in manifest['files']:
     path = os.path.join(folder, file['name'])
     try:
-      with open(path, 'rb') as content:
-        found = hashlib.file_digest(content, 'sha256').hexdigest()
+      found = checksums.sha256_of(path)
     except FileNotFoundError:
       return f'{path} is missing'
     if found != file['sha256']:

@@ -29,6 +29,8 @@ import sysconfig
 import types
 import warnings
 
+from ralm_jax.files import atomic_files
+
 # Test suites, demos and vendored code say little about the library; `ntpath`
 # repeats `posixpath`; `readline` writes to the terminal when it is imported.
 _SKIPPED = frozenset(
@@ -275,13 +277,9 @@ def _normalize(text: str) -> str:
 
 
 def _write_lines(path: Path, records: Iterable[dict]) -> None:
-  aside = path.with_name(path.name + '.tmp')
-  with open(aside, 'w', encoding='utf-8') as file:
+  with atomic_files.replacing(path) as aside, open(aside, 'w', encoding='utf-8') as file:
     for record in records:
       file.write(json.dumps(record, ensure_ascii=False) + '\n')
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(aside, path)
 
 
 def _public_module(module: str) -> str | None:

@@ -30,7 +30,7 @@ from ralm_jax.data.corpus.passages import Passage
 from ralm_jax.data.questions import reading
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text_config import TextConfig
-from ralm_jax.files import quiet
+from ralm_jax.files import atomic_files, quiet
 from ralm_jax.models import copying_init
 from ralm_jax.quickstart import docstrings, recipe as recipe_lib, vocabulary as vocabulary_lib
 from ralm_jax.quickstart.reassignment import TitleReassignment
@@ -67,9 +67,7 @@ class Quickstart:
     recipe = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
     path = self.path('recipe.json')
     if not os.path.exists(path):
-      with open(path + '.tmp', 'w', encoding='utf-8') as file:
-        json.dump(recipe, file, indent=2)
-      os.replace(path + '.tmp', path)
+      atomic_files.write_json(path, recipe, indent=2)
     with open(path, encoding='utf-8') as file:
       if json.load(file) != recipe:
         raise ValueError(
@@ -369,9 +367,7 @@ class Quickstart:
       'index': index,
       'corpus': self.path('corpus'),
     }
-    with open(self.path('summary.json.tmp'), 'w', encoding='utf-8') as file:
-      json.dump(summary, file, indent=2)
-    os.replace(self.path('summary.json.tmp'), self.path('summary.json'))
+    atomic_files.write_json(self.path('summary.json'), summary, indent=2)
     print(
       f'\nSaved in {self.output}: corpus/, index/, reader_and_retriever/ (the '
       'checkpoint), evaluation/predictions.jsonl, summary.json\n'

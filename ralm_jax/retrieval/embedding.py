@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from ralm_jax.data.corpus.passage_store import PassageStore
-from ralm_jax.files import progress as progress_lib
+from ralm_jax.files import atomic_files, progress as progress_lib
 from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.training import partitioning
@@ -178,7 +178,7 @@ def build_generation(
         file.flush()
         os.fsync(file.fileno())
         done += len(part)
-        _write_json(mark, {**key, 'rows': done, 'dim': dim})
+        atomic_files.write_json(mark, {**key, 'rows': done, 'dim': dim})
         bar.update(len(part))
   seconds = max(time.monotonic() - start, 1e-9)
   metadata = {
@@ -286,12 +286,6 @@ def _progress(mark: str, partial: str, key: dict[str, str]) -> tuple[int, int]:
   except (OSError, ValueError, KeyError):
     return 0, 0
   return (rows, dim) if same and whole else (0, 0)
-
-
-def _write_json(path: str, value: dict[str, Any]) -> None:
-  with open(path + '.tmp', 'w', encoding='utf-8') as file:
-    json.dump(value, file)
-  os.replace(path + '.tmp', path)
 
 
 def is_of(metadata: dict[str, Any], store: PassageStore, params: PyTree) -> bool:

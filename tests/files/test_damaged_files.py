@@ -172,9 +172,9 @@ def test_quotation_marks_of_csv_left_open(tmp_path):
   path.write_text('q,1,2,3,4,A\n"open,1,2,3,4,B\nq,1,2,3,4,C\n')
   errors = []
   with pytest.raises(ValueError, match=':2: malformed csv: a quotation mark is'):
-    list(mmlu.records(str(path), on_error=errors.append))
+    list(mmlu.MMLU.records(str(path), on_error=errors.append))
   assert errors == []
   # Of marks within a text that are not doubled only the record is lost.
   path.write_text('q,1,2,3,4,A\n"a "b" c",1,2,3,4,B\nq,1,2,3,4,C\n')
-  assert len(list(mmlu.records(str(path), on_error=errors.append))) == 2
+  assert len(list(mmlu.MMLU.records(str(path), on_error=errors.append))) == 2
   assert [str(error)[: len(str(path)) + 2] for error in errors] == [f'{path}:2']

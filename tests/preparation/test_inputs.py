@@ -30,9 +30,7 @@ def test_every_benchmark_is_whole():
       roles = [part.role for part in benchmark.parts]
       assert len(set(roles)) == len(roles)
       for part in benchmark.parts:
-        assert not part.record_format or (part.record_format in question_formats.RECORD_FORMATS), (
-          part
-        )
+        assert not part.record_format or (part.record_format in question_formats.FORMATS), part
         assert all(name == name.lower() for name in (*part.names, *part.others))
       for source in benchmark.sources:
         assert source.sha256 is None or len(source.sha256) == 64

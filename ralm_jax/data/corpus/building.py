@@ -35,7 +35,7 @@ from ralm_jax.data.corpus.shard_set import ShardSet
 from ralm_jax.data.corpus.shards import Shard, ShardEntry
 from ralm_jax.data.text import vocabularies
 from ralm_jax.data.text.vocabularies import Vocabulary
-from ralm_jax.files import atomic_files, progress as progress_lib
+from ralm_jax.files import atomic_files, checksums, progress as progress_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +136,7 @@ def build_shard(directory: pathlib.Path, settings: Settings, chunk: Chunk) -> Sh
     settings.provenance,
   )
   receipt = {'settings': settings.fingerprint, 'shard': dataclasses.asdict(entry)}
-  atomic_files.write(receipt_path(directory, chunk.index), json.dumps(receipt).encode())
+  atomic_files.write_json(receipt_path(directory, chunk.index), receipt)
   return entry
 
 
@@ -163,7 +163,7 @@ def is_intact(directory: pathlib.Path, entry: ShardEntry) -> bool:
   return (
     path.exists()
     and path.stat().st_size == entry.bytes
-    and shards_lib.checksum(path) == entry.sha256
+    and checksums.sha256_of(path) == entry.sha256
   )
 
 

@@ -131,7 +131,7 @@ class Manifest:
       },
       'shards': [dataclasses.asdict(shard) for shard in self.shards],
     }
-    atomic_files.write(directory / FILE_NAME, (json.dumps(content, indent=1) + '\n').encode())
+    atomic_files.write_json(directory / FILE_NAME, content, indent=1)
 
   @classmethod
   def read(cls, directory: pathlib.Path) -> 'Manifest':

@@ -11,20 +11,14 @@ complaint names file and line.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import csv
 import dataclasses
-import gzip
-import json
 import math
 import os
 import re
-import zlib
 
 from ralm_jax.data import dates
-from ralm_jax.files import input_files
+from ralm_jax.files import input_files, json_records
+from ralm_jax.files.input_files import Path
 
-Path = input_files.Path
-
-_GZIP_MAGIC = b'\x1f\x8b'
-_BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 _WORD = re.compile(r'\S+')
 _PART_NUMBER = re.compile(r'#[1-9][0-9]*$')
 _TSV_COLUMNS = ('id', 'text', 'title')
@@ -36,9 +30,6 @@ class Passage:
 
   Attributes:
     id: the user's own name for it, unique in a corpus.
-    title: of the document it comes from; may be empty.
-    section: heading inside the document; may be empty.
-    text: the passage itself.
     document: names the document it comes from where the title does not.
     date: 'YYYY', 'YYYY-MM' or 'YYYY-MM-DD'; '' where it is not known.
     part_of: the id before `split_long` cut it; '' for first parts and what is
@@ -95,13 +86,9 @@ def merge_title(title: str, section: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """A line of a passage file.
+  """A line of a passage file, numbered from 1, and what makes a passage of it.
 
-  Attributes:
-    path: the file.
-    number: counted from 1.
-    content: undecoded, with its line end.
-    parse: makes a passage of the line; `format_of` the file found it.
+  The content is undecoded, with its line end.
   """
 
   path: str
@@ -109,20 +96,21 @@ class Line:
   content: bytes
   parse: Callable[['Line'], Passage]
 
+  @property
+  def where(self) -> str:
+    return f'{self.path}:{self.number}'
+
   def passage(self) -> Passage:
     """Parses the line; ValueError with `file:line` if it cannot."""
     return self.parse(self)
 
   def text(self) -> str:
     """The decoded line without its end."""
-    try:
-      return self.content.decode('utf-8').rstrip('\r\n')
-    except UnicodeDecodeError as error:
-      raise self.error(f'not UTF-8: {error}') from error
+    return json_records.text_of(self.content, self.where)
 
   def error(self, message: str) -> ValueError:
     """A ValueError that says where."""
-    return ValueError(f'{self.path}:{self.number}: {message}')
+    return ValueError(f'{self.where}: {message}')
 
 
 def parse_jsonl(line: Line) -> Passage:
@@ -132,15 +120,7 @@ def parse_jsonl(line: Line) -> Passage:
     ValueError: the line is blank or malformed, `id` or `text` is missing, a
       field has the wrong type, or the date is none.
   """
-  text = line.text()
-  if not text.strip():
-    raise line.error('blank line; expected a JSON object with id and text')
-  try:
-    fields = json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise line.error(f'malformed JSON: {error}') from error
-  if not isinstance(fields, dict):
-    raise line.error(f'expected a JSON object, found {type(fields).__name__}')
+  fields = json_records.object_of(line.content, line.where)
   for name in ('id', 'text'):
     if name not in fields:
       raise line.error(f'no {name!r}; found: {", ".join(map(repr, fields)) or "nothing"}')
@@ -153,7 +133,7 @@ def parse_jsonl(line: Line) -> Passage:
       values[name] = str(values[name])
   for name, value in values.items():
     if not isinstance(value, str):
-      raise line.error(f'{name!r} must be a string, found {type(value).__name__}: {value!r:.40}')
+      raise line.error(f'{name!r} must be a string, found {json_records.kind(value)}')
     if not value.isascii():
       # JSON can spell halves of surrogate pairs, which no file can hold.
       try:
@@ -198,23 +178,16 @@ def _tsv_row(line: Line) -> list[str]:
 
 
 class LineReader:
-  """The passage lines of one file, read once.
-
-  Attributes:
-    path: the file.
-  """
+  """The passage lines of one file, read once."""
 
   def __init__(self, path: Path):
     self.path = os.fspath(path)
-    self._raw = open(self.path, 'rb')
-    magic = self._raw.read(2)
-    self._raw.seek(0)
-    self._stream = gzip.GzipFile(fileobj=self._raw) if magic == _GZIP_MAGIC else self._raw
+    self._lines = json_records.LineReader(self.path)
 
   @property
   def position(self) -> int:
     """Bytes of the file read so far, compressed as they are."""
-    return os.path.getsize(self.path) if self._raw.closed else self._raw.tell()
+    return self._lines.position
 
   def __iter__(self) -> Iterator[Line]:
     """Yields the lines that hold passages, without a header.
@@ -223,20 +196,12 @@ class LineReader:
       ValueError: the file is neither jsonl nor DPR's tsv, or a damaged gzip.
     """
     parse = None
-    with self._raw:
-      for number, content in enumerate(self._contents(), start=1):
-        if number == 1:
-          content = content.removeprefix(_BYTE_ORDER_MARK)
-          parse = self._parser(content)
-          if parse is parse_tsv:
-            continue  # The header.
-        yield Line(self.path, number, content, parse)
-
-  def _contents(self) -> Iterator[bytes]:
-    try:
-      yield from self._stream
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-      raise ValueError(f'{self.path}: damaged gzip file: {error}') from error
+    for number, content in self._lines:
+      if parse is None:
+        parse = self._parser(content)
+        if parse is parse_tsv:
+          continue  # The header.
+      yield Line(self.path, number, content, parse)
 
   def _parser(self, first: bytes) -> Callable[[Line], Passage]:
     """Which format a file is in, by its first line and then by its name."""
@@ -248,27 +213,22 @@ class LineReader:
     name = self.path.removesuffix('.gz')
     if name.endswith(('.jsonl', '.json')):
       return parse_jsonl
-    if name.endswith('.tsv'):
-      raise line.error(
-        f'expected the header {chr(9).join(_TSV_COLUMNS)!r}, found {line.text():.60}'
-      )
-    raise line.error(
-      'neither JSON lines nor a tsv file with the header '
-      f'{chr(9).join(_TSV_COLUMNS)!r}; found {line.text():.60}'
+    header = f'the header {chr(9).join(_TSV_COLUMNS)!r}'
+    expected = (
+      f'expected {header},'
+      if name.endswith('.tsv')
+      else f'neither JSON lines nor a tsv file with {header};'
     )
+    raise line.error(f'{expected} found {line.text():.60}')
 
 
 def iterate_passages(
   inputs: Path | Iterable[Path], *, max_words: int | None = None
 ) -> Iterator[Passage]:
-  """Reads passages one after the other.
+  """Reads passages one after the other, texts cut by `split_long`.
 
-  Remembers every id to find duplicates; `corpus.build_corpus` does without
-  for corpora that size forbids it.
-
-  Args:
-    inputs: files or globs (`input_files.expand_inputs`).
-    max_words: cuts longer texts (`split_long`).
+  Remembers every id to find duplicates; `build_corpus` does without for corpora
+  whose size forbids it.
 
   Raises:
     FileNotFoundError: a file is missing or a glob matches none.
@@ -321,10 +281,6 @@ def split_long(passage: Passage, max_words: int | None) -> list[Passage]:
   and which keep the whitespace inside them. The first part keeps the id, the
   others are `id#1`, `id#2`, …; all keep the other fields. Shorter passages
   come back as they are. `Passage.source_id` leads back to the id.
-
-  Args:
-    passage: any passage.
-    max_words: the limit; None for no limit.
 
   Raises:
     ValueError: `max_words` is below 1.

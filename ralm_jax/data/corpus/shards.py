@@ -16,7 +16,6 @@ four. A shard is one record batch, so that a column is one piece of memory.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
-import hashlib
 import itertools
 import pathlib
 
@@ -28,7 +27,7 @@ from ralm_jax.data.corpus import identifiers, passages as passages_lib
 from ralm_jax.data.corpus.passages import Passage
 from ralm_jax.data.ragged import RaggedTokens
 from ralm_jax.data.text.vocabularies import Vocabulary
-from ralm_jax.files import atomic_files
+from ralm_jax.files import atomic_files, checksums
 
 TOKEN_COLUMNS = ('reader_title', 'reader_text', 'retriever_title', 'retriever_text')
 # Titles that begin a text; only of vocabularies whose first word differs.
@@ -150,7 +149,9 @@ def write_shard(
     with pa.OSFile(str(aside), 'wb') as file:
       with pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
-    entry = ShardEntry(path.name, len(passages), aside.stat().st_size, checksum(aside), source)
+    entry = ShardEntry(
+      path.name, len(passages), aside.stat().st_size, checksums.sha256_of(aside), source
+    )
   return entry
 
 
@@ -163,12 +164,6 @@ def _too_large(path: pathlib.Path, column: str) -> ValueError:
   return ValueError(
     f'{path}: column {column!r} passes 2 GB; build the corpus with a smaller shard_size'
   )
-
-
-def checksum(path: pathlib.Path) -> str:
-  """SHA-256 of a file."""
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 class Shard:

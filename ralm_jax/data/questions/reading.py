@@ -21,7 +21,7 @@ list as in NQ-open), or `target` alone (Atlas). A date may be a year or a month
 alone, and is then read as its first day (`dates.py`).
 
 Published data sets of other layouts are read by naming their `record_format`
-(`question_formats.py`).
+(`formats/catalogue.py`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,12 +33,12 @@ from typing import Any
 from ralm_jax.data import dates
 from ralm_jax.data.questions import rows
 from ralm_jax.data.questions.formats import catalogue
+from ralm_jax.data.questions.formats.records import Record
+from ralm_jax.data.questions.rows import FilePassage
 from ralm_jax.files import input_files
 from ralm_jax.files.input_files import Path
 
 _ERRORS_SHOWN = 3
-
-FilePassage = rows.FilePassage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,6 @@ class Question:
 
   Attributes:
     id: unique among the questions read together.
-    question: the text, as written.
     answers: acceptable answers, as written; () only if answers were not
       required.
     gold_passage_ids: ids of the passages that hold the answer; () when the
@@ -60,12 +59,11 @@ class Question:
     date: as written, when the question was asked; None where it is not known.
     options: of a multiple choice, whose answer is a letter; () of any other
       question.
-    passages: that the file supplies.
     provenance: alternative sets of ids of the pages that hold the evidence.
     group: that metrics are also given for, such as MMLU's subject; '' for none.
     patterns: whether the answers are regular expressions.
     metadata: JSON values, carried to the predictions.
-    metrics: what the answer is scored by, one of `question_rows.METRICS_FAMILIES`; ''
+    metrics: what the answer is scored by, one of `rows.METRICS_FAMILIES`; ''
       leaves it open.
     source_id: the id as written where `id` is a numbered one ('x' of 'x#2'),
       else ''.
@@ -95,6 +93,18 @@ class Question:
     return dates.NO_DATE_BOUND if self.date is None else dates.first_day(self.date)
 
 
+def question_of(
+  record: Record, path: str, name: str, require_answers: bool, metrics: str
+) -> Question:
+  """The question of a record; one without an id is called after its file's name.
+
+  Raises:
+    ValueError: a field is missing or of the wrong type; names file and line.
+  """
+  fields = rows.parse(record.row, record.where, f'{name}:{record.number}', require_answers, metrics)
+  return Question(line=record.number, path=path, **fields)
+
+
 def read_questions(
   paths: Path | Iterable[Path],
   *,
@@ -116,8 +126,8 @@ def read_questions(
       it is returned with `answers == ()`.
     duplicate_ids: 'error', or 'number' to make the second 'x' into 'x#2'
       (for data whose id names something else, such as TimeQA's fact).
-    record_format: one of `question_formats.RECORD_FORMATS`: 'qa', one JSON
-      object a line as above, or that of a published data set.
+    record_format: one of `catalogue.FORMATS`: 'qa', one JSON object a line as
+      above, or that of a published data set.
     on_error: 'raise', or 'skip' to leave malformed records out; the log says
       how many, and names the first. A file that is damaged as a whole, such as
       one cut short, is an error in any case.
@@ -131,12 +141,13 @@ def read_questions(
       is blank or no JSON object; a field is missing or of the wrong type; an id
       is used twice. The message starts with file:line.
   """
-  for name, value, known in (
+  for option, value, known in (
     ('duplicate_ids', duplicate_ids, ('error', 'number')),
     ('on_error', on_error, ('raise', 'skip')),
   ):
     if value not in known:
-      raise ValueError(f'{name} is {value!r}; it must be {known[0]!r} or {known[1]!r}')
+      raise ValueError(f'{option} is {value!r}; it must be {known[0]!r} or {known[1]!r}')
+  found_format = catalogue.find(record_format)
   files = input_files.expand_inputs(paths)
   names = [os.path.basename(path) for path in files]
   questions: list[Question] = []
@@ -146,49 +157,33 @@ def read_questions(
       name = path
     before = len(questions)
     skipped: list[ValueError] = []
-    for record in catalogue.read_records(
-      path, record_format, require_answers, on_error=skipped.append if on_error == 'skip' else None
-    ):
-      where = record.where
+    skip = skipped.append if on_error == 'skip' else None
+    for record in found_format.records(path, require_answers, skip):
       try:
-        question = Question(
-          line=record.number,
-          path=path,
-          **rows.parse(
-            record.row,
-            where,
-            f'{name}:{record.number}',
-            require_answers,
-            catalogue.METRICS.get(record_format, ''),
-          ),
-        )
+        question = question_of(record, path, name, require_answers, found_format.metrics)
         if question.id in places and duplicate_ids == 'error':
           raise ValueError(
-            f"{where}: field 'id': {question.id!r} is already the id of "
+            f"{record.where}: field 'id': {question.id!r} is already the id of "
             f'{places[question.id]}; make ids unique, leave them out, or '
             "read with duplicate_ids='number'"
           )
       except ValueError as error:
-        if on_error == 'raise':
+        if skip is None:
           raise
-        skipped.append(error)
+        skip(error)
         continue
       if question.id in places:
         question = dataclasses.replace(
           question, id=_numbered(question.id, places), source_id=question.id
         )
-      places[question.id] = where
+      places[question.id] = record.where
       questions.append(question)
     if skipped:
-      logging.warning(
-        '%s: left out %d malformed records: %s',
-        path,
-        len(skipped),
-        '; '.join(map(str, skipped[:_ERRORS_SHOWN]))
-        + ('; …' if len(skipped) > _ERRORS_SHOWN else ''),
-      )
+      examples = '; '.join(map(str, skipped[:_ERRORS_SHOWN]))
+      more = '; …' if len(skipped) > _ERRORS_SHOWN else ''
+      logging.warning('%s: left out %d malformed records: %s%s', path, len(skipped), examples, more)
     if len(questions) == before:
-      raise ValueError(f'{path}: holds no questions; expected ' + catalogue.EXPECTED[record_format])
+      raise ValueError(f'{path}: holds no questions; expected {found_format.expected}')
   return questions
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import tokenizers
 
-from ralm_jax.data.text import vocabularies
-from ralm_jax.data.text.vocabularies import Path, Vocabulary
+from ralm_jax.data.text import base_vocabulary
+from ralm_jax.data.text.base_vocabulary import Path, Vocabulary
 
 _SPECIALS = ('<s>', '<pad>', '</s>', '<unk>', '<mask>')
 _ASCII_WHITESPACE = re.compile('[\t-\r\x1c-\x1f ]+')
@@ -97,7 +97,7 @@ class BytePairVocabulary(Vocabulary):
 
   def save(self, directory: Path, stem: str) -> str:
     """Writes one `tokenizer.json`, which `transformers` reads as well."""
-    return vocabularies.write_copy(self._bytes, directory, stem + self.suffix)
+    return base_vocabulary.write_copy(self._bytes, directory, stem + self.suffix)
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -107,7 +107,7 @@ def read_json(path: pathlib.Path) -> Any:
     FileNotFoundError: there is no such file.
     ValueError: it is no JSON.
   """
-  content = vocabularies.read_file(path)
+  content = base_vocabulary.read_file(path)
   try:
     return json.loads(content.removeprefix(codecs.BOM_UTF8))
   except (ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
 """SentencePiece, WordPiece and byte-level BPE vocabularies, one interface.
 
 All are free of TensorFlow: the same objects serve corpus building, the input
-pipeline, the evaluator and `ralm ask`. BPE is in `byte_pair_vocabulary.py`.
+pipeline, the evaluator and `ralm ask`.
 
 Every vocabulary here *splits at whitespace*: `encode(a + ' ' + b)` equals
 `encode(a) + encode(b)`. Passages are therefore tokenised once, and reader
@@ -11,7 +11,6 @@ has ids of its own (BPE), `encode_start` gives those; the property is that of
 `encode`, and `encode_start(a + ' ' + b)` is `encode_start(a) + encode(b)`.
 """
 
-import abc
 import codecs
 from collections.abc import Iterable, Sequence
 import hashlib
@@ -21,83 +20,12 @@ import re
 import sentencepiece
 import tokenizers
 
-from ralm_jax.files import atomic_files
-
-Path = str | pathlib.Path
+from ralm_jax.data.text import base_vocabulary
+from ralm_jax.data.text.base_vocabulary import Path, Vocabulary
+from ralm_jax.data.text.byte_pair_vocabulary import BytePairVocabulary
 
 _SENTINEL = re.compile(r'\s*<extra_id_(0|[1-9][0-9]*)>\s*')
 _WORD_BOUNDARY = '\u2581'  # SentencePiece writes a space as this character.
-
-
-class Vocabulary(abc.ABC):
-  """Text to token ids and back.
-
-  Attributes:
-    path: the file the vocabulary was read from.
-    vocab_size: number of ids, sentinels included.
-    pad_id: id that fills arrays behind the last token.
-    eos_id: id that ends a sequence (`</s>`, or `[SEP]` for WordPiece).
-    unk_id: id of whatever the vocabulary cannot write.
-    bos_id: id that begins a sequence; None where there is no such thing.
-    fingerprint: SHA-256 of the content and of the options that change ids.
-    first_word_differs: whether `encode_start` may differ from `encode`.
-    suffix: of the file that `save` writes.
-  """
-
-  path: pathlib.Path
-  vocab_size: int
-  pad_id: int
-  eos_id: int
-  unk_id: int
-  bos_id: int | None = None
-  fingerprint: str
-  first_word_differs: bool = False
-  suffix: str
-
-  @abc.abstractmethod
-  def encode(self, text: str) -> list[int]:
-    """Token ids of `text`, without special tokens."""
-
-  @abc.abstractmethod
-  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """`encode` of every text, faster than one call for each."""
-
-  def encode_start(self, text: str) -> list[int]:
-    """`encode` of a text with which a sequence begins."""
-    return self.encode(text)
-
-  def encode_start_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """`encode_start` of every text, faster than one call for each."""
-    return self.encode_batch(texts)
-
-  @abc.abstractmethod
-  def decode(self, ids: Iterable[int]) -> str:
-    """Text of `ids`, without special tokens."""
-
-  @property
-  def reader_prefix(self) -> list[int]:
-    """Ids that a reader's inputs and targets begin with: `<s>` or nothing."""
-    return [] if self.bos_id is None else [self.bos_id]
-
-  @property
-  def retriever_prefix(self) -> list[int]:
-    """Ids that an encoder's inputs begin with: `[CLS]`, `<s>` or nothing."""
-    return self.reader_prefix
-
-  def save(self, directory: Path, stem: str) -> str:
-    """Writes the vocabulary as one file that `load_vocabulary` reads.
-
-    Args:
-      directory: an existing folder.
-      stem: the file's name without its suffix.
-
-    Returns:
-      The file's name. A file that is there and the same stays as it is.
-    """
-    return write_copy(read_file(self.path), directory, stem + self.suffix)
-
-  def __repr__(self) -> str:
-    return f'{type(self).__name__}({str(self.path)!r})'
 
 
 class SentencePieceVocabulary(Vocabulary):
@@ -125,7 +53,7 @@ class SentencePieceVocabulary(Vocabulary):
     """
     self.path = pathlib.Path(path)
     self.extra_ids = extra_ids
-    content = read_file(self.path)
+    content = base_vocabulary.read_file(self.path)
     self._processor = sentencepiece.SentencePieceProcessor()
     try:
       self._processor.LoadFromSerializedProto(content)
@@ -239,7 +167,7 @@ class WordPieceVocabulary(Vocabulary):
         `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]`, `[MASK]`.
     """
     self.path = pathlib.Path(path)
-    content = read_file(self.path)
+    content = base_vocabulary.read_file(self.path)
     try:
       # Not splitlines(): vocabularies hold pieces such as U+2028.
       pieces = content.decode('utf-8').split('\n')
@@ -303,16 +231,14 @@ def load_vocabulary(path: Path, extra_ids: int = 100) -> Vocabulary:
     ValueError: the file is no vocabulary of these kinds.
   """
   path = pathlib.Path(path)
-  content = read_file(path)
+  content = base_vocabulary.read_file(path)
   # A SentencePiece model is a protocol buffer whose first field is a piece.
   if content[:1] == b'\x0a':
     return SentencePieceVocabulary(path, extra_ids)
   if content.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b'{':
     # Only GPT-2's kind of BPE is written as JSON here.
     if b'"model"' in content or b'"<s>"' in content:
-      from ralm_jax.data.text import byte_pair_vocabulary  # imports this module
-
-      return byte_pair_vocabulary.BytePairVocabulary(path)
+      return BytePairVocabulary(path)
   elif b'[UNK]' in content:
     return WordPieceVocabulary(path)
   raise ValueError(
@@ -349,24 +275,3 @@ def _message_fields(content: bytes) -> set[int]:
     size = varint()
     at += size
   return found
-
-
-def read_file(path: Path) -> bytes:
-  """The bytes of a vocabulary file; one clear error if there is none."""
-  path = pathlib.Path(path)
-  if path.is_dir():
-    raise ValueError(
-      f'{path}: a folder; name the vocabulary file in it '
-      '(spiece.model, vocab.txt, tokenizer.json or vocab.json)'
-    )
-  if not path.exists():
-    raise FileNotFoundError(f'{path}: no such vocabulary file')
-  return path.read_bytes()
-
-
-def write_copy(content: bytes, directory: Path, name: str) -> str:
-  """Writes `directory/name` unless it has this content; returns the name."""
-  path = pathlib.Path(directory) / name
-  if not path.exists() or path.read_bytes() != content:
-    atomic_files.write(path, content)
-  return name

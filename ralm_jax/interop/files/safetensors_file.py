@@ -134,5 +134,3 @@ def write(
           f'announced as {info.dtype}{list(info.shape)}.'
         )
       file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    file.flush()
-    os.fsync(file.fileno())

@@ -72,15 +72,15 @@ def test_a_file_whose_name_looks_like_a_glob(tmp_path):
     ('{"id": ' + '9' * 5000 + '}', 'malformed JSON'),
     ('', 'blank line'),
     ('   ', 'blank line'),
-    ('["b", "x"]', 'expected a JSON object, found list'),
+    ('["b", "x"]', 'expected a JSON object, found a list'),
     ('{"text": "x", "title": "t"}', "no 'id'; found: 'text', 'title'"),
     ('{"id": "b"}', "no 'text'; found: 'id'"),
     ('{"id": "", "text": "x"}', "'id' is empty"),
-    ('{"id": true, "text": "x"}', "'id' must be a string, found bool"),
-    ('{"id": 1.5, "text": "x"}', "'id' must be a string, found float"),
-    ('{"id": "b", "text": null}', "'text' must be a string, found NoneType"),
-    ('{"id": "b", "text": ["x"]}', "'text' must be a string, found list"),
-    ('{"id": "b", "text": "x", "title": 3}', "'title' must be a string, found int"),
+    ('{"id": true, "text": "x"}', "'id' must be a string, found a boolean"),
+    ('{"id": 1.5, "text": "x"}', "'id' must be a string, found a number"),
+    ('{"id": "b", "text": null}', "'text' must be a string, found null"),
+    ('{"id": "b", "text": ["x"]}', "'text' must be a string, found a list"),
+    ('{"id": "b", "text": "x", "title": 3}', "'title' must be a string, found a number"),
     ('{"id": "b", "text": "\\ud800"}', "'text' is not valid Unicode"),
   ],
 )
@@ -128,7 +128,7 @@ def test_bad_files(tmp_path):
   flipped = whole[:20] + bytes([whole[20] ^ 255]) + whole[21:]
   for damaged in (whole[: len(whole) // 2], flipped):
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match='torn.jsonl.gz: damaged gzip file'):
+    with pytest.raises(ValueError, match='torn.jsonl.gz:[0-9]+: the gzipped file is damaged'):
       list(LineReader(path))
 
 

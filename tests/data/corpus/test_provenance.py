@@ -110,9 +110,9 @@ def test_dates(build):
     ({'date': ''}, "'date': '' is no date"),
     ({'date': '2019-02-30'}, "'date': '2019-02-30' is no date"),
     ({'date': 20190501}, "'date': '20190501' is no date"),
-    ({'date': ['2019']}, "'date' must be a string, found list"),
-    ({'date': True}, "'date' must be a string, found bool"),
-    ({'document': ['x']}, "'document' must be a string, found list"),
+    ({'date': ['2019']}, "'date' must be a string, found a list"),
+    ({'date': True}, "'date' must be a string, found a boolean"),
+    ({'document': ['x']}, "'document' must be a string, found a list"),
     ({'document': '\ud800'}, "'document' is not valid Unicode"),
   ],
 )

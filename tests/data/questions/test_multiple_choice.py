@@ -102,7 +102,7 @@ def test_prompts_token_for_token(official, shared_data):
   files = sorted((shared_data / 'mmlu').glob('test/*.csv'))
   if not files:
     pytest.skip('MMLU is not among the real data')
-  rows = [r.row for file in files for r in mmlu.records(str(file))]
+  rows = [r.row for file in files for r in mmlu.MMLU.records(str(file))]
   encode = official.reader_vocabulary.encode
 
   # Of runs of underscores the libraries break ties in their own ways.

@@ -159,7 +159,7 @@ def _ours(tmp_path, gold_items, predictions, record_format):
   """Means of our scores, and the prediction file as the scorer reads it."""
   gold = tmp_path / 'gold.jsonl'
   gold.write_text(''.join(json.dumps(item) + '\n' for item in gold_items))
-  rows = [r.row for r in kilt.records(str(gold), record_format)]
+  rows = [r.row for r in kilt.with_questions(record_format, {}).records(str(gold))]
   scores = []
   for row, prediction in zip(rows, predictions, strict=True):
     answer = kilt_metrics.kilt_metrics(prediction['prediction'], row['answers'])

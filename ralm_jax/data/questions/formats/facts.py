@@ -7,31 +7,11 @@ fever_symmetric  FeverSymmetric (Schuster et al. 2019), both versions: the
                  claim with its evidence sentence as a passage
 """
 
-from collections.abc import Iterator
 from typing import Any
 
-from ralm_jax.data.questions.formats import records as published_records
-from ralm_jax.data.questions.formats.records import Fields, OnError, Record
-
-EXPECTED = {
-  'fever': 'one claim a line',
-  'fever_2way': 'one claim that is supported or refuted a line',
-  'fever_symmetric': 'one claim and its evidence a line',
-}
+from ralm_jax.data.questions.formats.records import Fields, RecordFormat
 
 _ANSWERS = {'SUPPORTS': 'true', 'REFUTES': 'false', 'NOT ENOUGH INFO': 'maybe'}
-
-
-def records(
-  path: str, record_format: str, require_answers: bool = True, on_error: OnError = None
-) -> Iterator[Record]:
-  """Reads a file of one of `EXPECTED`, as `qa_formats.records` does."""
-  convert = {'fever': _fever, 'fever_2way': _fever_2way, 'fever_symmetric': _fever_symmetric}[
-    record_format
-  ]
-  yield from published_records.converted(
-    published_records.lines(path, on_error), convert, require_answers, on_error
-  )
 
 
 def _fever(fields: Fields) -> dict[str, Any]:
@@ -55,3 +35,14 @@ def _fever_2way(fields: Fields) -> dict[str, Any] | None:
 def _fever_symmetric(fields: Fields) -> dict[str, Any]:
   evidence = fields.text('evidence', 'evidence_sentence', 'sentence1')
   return {**_fever(fields), 'passages': [{'title': '', 'text': evidence}]}
+
+
+FORMATS = (
+  RecordFormat('fever', 'one claim a line', _fever, metrics='label'),
+  RecordFormat(
+    'fever_2way', 'one claim that is supported or refuted a line', _fever_2way, metrics='label'
+  ),
+  RecordFormat(
+    'fever_symmetric', 'one claim and its evidence a line', _fever_symmetric, metrics='label'
+  ),
+)

@@ -16,30 +16,14 @@ import html
 import re
 from typing import Any
 
-from ralm_jax.data.questions.formats import records as published_records
-from ralm_jax.data.questions.formats.records import Fields, OnError, Record
+from ralm_jax.data.questions.formats import records
+from ralm_jax.data.questions.formats.records import Fields, OnError, Record, RecordFormat
 from ralm_jax.files import json_records
 from ralm_jax.files.json_records import JsonReader
-
-EXPECTED = {
-  'ms_marco': 'questions of MS MARCO, columns or lines, with answers',
-  'jeopardy': 'an array of clues, or one clue a line',
-}
 
 _MS_MARCO_COLUMNS = ('query', 'query_id', 'answers', 'wellFormedAnswers')
 _NO_ANSWER = 'No Answer Present.'
 _TAG = re.compile(r'</?[a-zA-Z][^>]*>')
-
-
-def records(
-  path: str, record_format: str, require_answers: bool = True, on_error: OnError = None
-) -> Iterator[Record]:
-  """Reads a file of one of `EXPECTED`, as `qa_formats.records` does."""
-  layout, convert = {
-    'ms_marco': (_columns_or_lines, _ms_marco),
-    'jeopardy': (published_records.array_or_lines, _jeopardy),
-  }[record_format]
-  yield from published_records.converted(layout(path, on_error), convert, require_answers, on_error)
 
 
 def _ms_marco(fields: Fields) -> dict[str, Any] | None:
@@ -82,7 +66,7 @@ def _columns_or_lines(path: str, on_error: OnError = None) -> Iterator[Record]:
   """Records of an object of columns, or one a line."""
   columns = _columns(path) if _may_be_columns(path) else None
   if columns is None:
-    yield from published_records.lines(path, on_error)
+    yield from records.lines(path, on_error)
     return
   for number, key in enumerate(columns['query'], start=1):
     row = {name: column[key] for name, column in columns.items() if key in column}
@@ -129,3 +113,21 @@ def _columns(path: str) -> dict[str, dict[str, Any]] | None:
       f"{path}: missing column 'query'; found {', '.join(map(repr, columns)) or 'none of MS MARCO'}"
     )
   return columns
+
+
+FORMATS = (
+  RecordFormat(
+    'ms_marco',
+    'questions of MS MARCO, columns or lines, with answers',
+    _ms_marco,
+    _columns_or_lines,
+    'generation',
+  ),
+  RecordFormat(
+    'jeopardy',
+    'an array of clues, or one clue a line',
+    _jeopardy,
+    records.array_or_lines,
+    'question_generation',
+  ),
+)

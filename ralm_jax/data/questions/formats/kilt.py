@@ -28,12 +28,13 @@ what TextConfig's default of 64 tokens holds; a larger `query_length` or
 `reader_query_length` shows no more of these four sets.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+import functools
 import re
 from typing import Any
 
-from ralm_jax.data.questions.formats import records as published_records
-from ralm_jax.data.questions.formats.records import Fields, Record
+from ralm_jax.data.questions.formats import records
+from ralm_jax.data.questions.formats.records import Fields, RecordFormat
 from ralm_jax.files import json_records
 
 _LABELS = {'SUPPORTS': 'true', 'REFUTES': 'false'}
@@ -66,41 +67,15 @@ EXPECTED = {
 }
 
 
-def records(
-  path: str,
-  record_format: str,
-  require_answers: bool = True,
-  on_error: Callable[[ValueError], None] | None = None,
-  questions: Mapping[str, str] | None = None,
-) -> Iterator[Record]:
-  """Reads a file of KILT.
+def with_questions(record_format: str, questions: Mapping[str, str]) -> RecordFormat:
+  """A format of KILT that takes blank questions from elsewhere (`triviaqa_questions`).
 
-  Args:
-    path: plain or gzipped.
-    record_format: one of `EXPECTED`.
-    require_answers: whether a record without an answer is an error.
-    on_error: called with the error of a malformed record, which is left out;
-      None raises it.
-    questions: by id, of records whose `input` is blank (`triviaqa_questions`).
-
-  Yields:
-    Records with `question`, `answers`, and `provenance`: the pages of each
-    output that has any. An output whose provenance is an empty list names no
-    evidence; the official scorer counts it as evidence that is never found.
-
-  Raises:
-    ValueError: an unknown format, a damaged file, or a malformed record; the
-      message starts with file:line.
+  Records have `question`, `answers`, and `provenance`: the pages of each output
+  that has any. An output whose provenance is an empty list names no evidence;
+  the official scorer counts it as evidence that is never found.
   """
-  if record_format not in EXPECTED:
-    raise ValueError(f'record_format is {record_format!r}; this module reads {", ".join(EXPECTED)}')
-
-  def convert(fields: Fields) -> dict[str, Any]:
-    return _row(fields, record_format, questions or {})
-
-  yield from published_records.converted(
-    published_records.lines(path, on_error), convert, require_answers, on_error
-  )
+  convert = functools.partial(_row, record_format=record_format, questions=questions)
+  return RecordFormat(record_format, EXPECTED[record_format], convert, metrics='kilt')
 
 
 def published_answer(answer: str, record_format: str) -> str:
@@ -111,21 +86,17 @@ def published_answer(answer: str, record_format: str) -> str:
 
 
 def triviaqa_questions(paths: Sequence[str]) -> dict[str, str]:
-  """The questions that KILT's files of TriviaQA leave out.
+  """The questions that KILT's files of TriviaQA leave out, by QuestionId.
 
-  Args:
-    paths: `wikipedia-train.json`, `wikipedia-dev.json` and
-      `wikipedia-test-without-answers.json` of triviaqa-rc.tar.gz, or some.
-
-  Returns:
-    From QuestionId to question.
+  They are in `wikipedia-train.json`, `wikipedia-dev.json` and
+  `wikipedia-test-without-answers.json` of triviaqa-rc.tar.gz.
 
   Raises:
     ValueError: a file is damaged or a record lacks its fields; names the file.
   """
   result = {}
   for path in paths:
-    for record in published_records.array_in_object(path, 'Data'):
+    for record in records.array_in_object(path, 'Data'):
       fields = Fields(record, require_answers=False)
       result[fields.text('QuestionId')] = fields.text('Question')
   return result
@@ -134,13 +105,9 @@ def triviaqa_questions(paths: Sequence[str]) -> dict[str, str]:
 def around_mention(text: str, max_words: int) -> str:
   """The words around the mention of an entity linking text.
 
-  Args:
-    text: with [START_ENT] and [END_ENT].
-    max_words: how many to keep, the two marks included; the mention is in the
-      middle as far as the text allows, and is kept whole in any case.
-
-  Returns:
-    A part of the text; all of it where it is no longer, or has no mention.
+  Of `max_words`, the two marks included, the mention is in the middle as far as
+  the text allows, and is kept whole in any case. A text that is no longer, or has
+  no mention, stays as it is.
   """
   words = [match.span() for match in _WORD.finditer(text)]
   start = text.find(_START)
@@ -232,3 +199,6 @@ def _pages(output: Fields) -> list[str]:
     if page := str(page).strip():
       pages.append(page)
   return list(dict.fromkeys(pages))
+
+
+FORMATS = tuple(with_questions(name, {}) for name in EXPECTED)

@@ -19,17 +19,10 @@ import re
 from typing import Any
 
 from ralm_jax.data.questions import answer_patterns
-from ralm_jax.data.questions.formats import records as published_records
-from ralm_jax.data.questions.formats.records import Fields, OnError, Record
+from ralm_jax.data.questions.formats import records
+from ralm_jax.data.questions.formats.records import Fields, OnError, Record, RecordFormat
 from ralm_jax.files import json_records
 from ralm_jax.files.json_records import JsonReader
-
-EXPECTED = {
-  'nq_open': 'one question and its answers a line',
-  'triviaqa': "an object whose 'Data' are questions, or one question a line",
-  'web_questions': 'an array of questions, or one question a line',
-  'curated_trec': 'one question and the patterns of its answers a line',
-}
 
 _ANSWERS = ('answer', 'answers', 'golden_answers')
 # What a file of TriviaQA's own may begin with, even if it has no questions.
@@ -38,33 +31,10 @@ _DESCRIPTION = r'\(description (?:"(?:[^"\\]|\\.)*"|[^()"]*)\)'
 _TARGET_VALUE = re.compile(rf'\(list(?:\s*{_DESCRIPTION})*\s*\)')
 
 
-def records(
-  path: str, record_format: str, require_answers: bool = True, on_error: OnError = None
-) -> Iterator[Record]:
-  """Reads a file of one of `EXPECTED`.
-
-  Args:
-    path: plain or gzipped.
-    record_format: one of `EXPECTED`.
-    require_answers: whether a record without an answer is an error.
-    on_error: called with the error of a malformed record, which is left out;
-      None raises it.
-
-  Raises:
-    ValueError: a damaged file or a malformed record; names file and line or
-      record.
-  """
-  convert = {
-    'nq_open': _question,
-    'triviaqa': _triviaqa,
-    'web_questions': _web_questions,
-    'curated_trec': _curated_trec,
-  }[record_format]
-  if record_format == 'triviaqa' and _is_one_object(path):
-    found = published_records.array_in_object(path, 'Data', on_error)
-  else:
-    found = published_records.array_lines_or_table(path, on_error)
-  yield from published_records.converted(found, convert, require_answers, on_error)
+def _triviaqa_layout(path: str, on_error: OnError = None) -> Iterator[Record]:
+  if _is_one_object(path):
+    return records.array_in_object(path, 'Data', on_error)
+  return records.array_lines_or_table(path, on_error)
 
 
 def _is_one_object(path: str) -> bool:
@@ -171,3 +141,28 @@ def _curated_trec(fields: Fields) -> dict[str, Any]:
     'patterns': True,
     **({} if target is None else {'target': target}),
   }
+
+
+FORMATS = (
+  RecordFormat(
+    'nq_open', 'one question and its answers a line', _question, records.array_lines_or_table
+  ),
+  RecordFormat(
+    'triviaqa',
+    "an object whose 'Data' are questions, or one question a line",
+    _triviaqa,
+    _triviaqa_layout,
+  ),
+  RecordFormat(
+    'web_questions',
+    'an array of questions, or one question a line',
+    _web_questions,
+    records.array_lines_or_table,
+  ),
+  RecordFormat(
+    'curated_trec',
+    'one question and the patterns of its answers a line',
+    _curated_trec,
+    records.array_lines_or_table,
+  ),
+)

@@ -1,8 +1,8 @@
 """Records of published question files: how they are laid out, and their fields.
 
-A format is a layout, which finds the records of a file (`lines`,
+A `RecordFormat` is a layout, which finds the records of a file (`lines`,
 `array_or_lines`, ...), and a function that makes a row of our own of each
-record's `Fields`; `converted` puts the two together.
+record's `Fields`.
 """
 
 import ast
@@ -65,13 +65,7 @@ class Fields:
         return None
     if value is None:
       return None
-    if not isinstance(value, list) or not all(isinstance(t, str) for t in value):
-      raise self.error(
-        name,
-        f'must be a list of strings, found {json_records.kind(value)}'
-        + (' of other things' if isinstance(value, list) else ''),
-      )
-    return [text for text in value if text.strip()]
+    return [text for text in self._all(name, value, str, 'strings') if text.strip()]
 
   def answers(self, *names: str) -> list[str] | None:
     """A list of texts, or one text alone, without blank ones.
@@ -102,13 +96,17 @@ class Fields:
     value = self._row.get(name)
     if value is None:
       return None
-    if not isinstance(value, list) or not all(isinstance(o, dict) for o in value):
+    objects = self._all(name, value, dict, 'objects')
+    return [self._inside(f'{name}[{i}]', one) for i, one in enumerate(objects)]
+
+  def _all(self, name: str, value: Any, kind: type, kinds: str) -> list[Any]:
+    if not isinstance(value, list) or not all(isinstance(one, kind) for one in value):
       raise self.error(
         name,
-        f'must be a list of objects, found {json_records.kind(value)}'
+        f'must be a list of {kinds}, found {json_records.kind(value)}'
         + (' of other things' if isinstance(value, list) else ''),
       )
-    return [self._inside(f'{name}[{i}]', one) for i, one in enumerate(value)]
+    return value
 
   def object(self, name: str) -> 'Fields':
     """The fields of an object that must be there."""
@@ -142,52 +140,74 @@ class Fields:
     name = self.first(*names)
     return {} if name is None else {'id': self._row[name]}
 
+  def wrong(self, problem: str) -> ValueError:
+    return ValueError(f'{self._where}: {problem}')
+
   def error(self, name: str, problem: str) -> ValueError:
-    return ValueError(f'{self._where}: field {name!r} {problem}')
+    return self.wrong(f'field {name!r} {problem}')
 
   def missing(self, name: str) -> ValueError:
     found = ', '.join(map(repr, list(self._row)[:8])) or 'no field'
-    return ValueError(
-      f'{self._where}: missing field {name!r}; found {found}. Is record_format '
-      'the one of this file?'
+    return self.wrong(
+      f'missing field {name!r}; found {found}. Is record_format the one of this file?'
     )
-
-
-def converted(
-  records: Iterable[Record],
-  convert: Callable[[Fields], dict[str, Any] | None],
-  require_answers: bool = True,
-  on_error: OnError = None,
-) -> Iterator[Record]:
-  """Makes rows of our own layout.
-
-  Args:
-    records: as the file has them.
-    convert: makes a row, or None to leave the record out.
-    require_answers: told to `convert` in its fields.
-    on_error: called with the error of a malformed record, which is left out;
-      None raises it. What is wrong with the file as a whole is raised in any
-      case, by the layouts below as well: half a file is not to pass for one.
-
-  Raises:
-    ValueError: of a malformed record, or of a damaged file.
-  """
-  for record in records:
-    try:
-      row = convert(Fields(record, require_answers))
-    except ValueError as error:
-      if on_error is None:
-        raise
-      on_error(error)
-      continue
-    if row is not None:
-      yield dataclasses.replace(record, row=row)
 
 
 def lines(path: str, on_error: OnError = None) -> Iterator[Record]:
   """One JSON object a line."""
   for line, row in json_records.read_json_lines(path, on_error):
     yield Record(line, f'{path}:{line}', row)
+
+
+Layout = Callable[[str, OnError], Iterable[Record]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordFormat:
+  """A published layout of question files.
+
+  Attributes:
+    name: what users call it (`record_format`).
+    expected: what a file holds, for errors.
+    convert: makes a row of our own layout of a record's fields, or None to
+      leave the record out.
+    layout: finds the records of a file.
+    metrics: the family of metrics that its answers are scored by; '' leaves it
+      open.
+  """
+
+  name: str
+  expected: str
+  convert: Callable[[Fields], dict[str, Any] | None]
+  layout: Layout = lines
+  metrics: str = ''
+
+  def records(
+    self, path: str, require_answers: bool = True, on_error: OnError = None
+  ) -> Iterator[Record]:
+    """Reads a file, plain or gzipped, into rows of our own layout.
+
+    Args:
+      path: the file.
+      require_answers: whether a record without an answer is an error.
+      on_error: called with the error of a malformed record, which is left out;
+        None raises it. What is wrong with the file as a whole is raised in any
+        case, by the layouts as well: half a file is not to pass for one.
+
+    Raises:
+      ValueError: a damaged file, or a malformed record; the message names file
+        and line or record.
+    """
+    for record in self.layout(path, on_error):
+      try:
+        row = self.convert(Fields(record, require_answers))
+      except ValueError as error:
+        if on_error is None:
+          raise
+        on_error(error)
+        continue
+      if row is not None:
+        yield dataclasses.replace(record, row=row)
 
 
 def array_or_lines(path: str, on_error: OnError = None) -> Iterator[Record]:
@@ -257,7 +277,7 @@ def table(path: str, on_error: OnError = None) -> Iterator[Record]:
   Two of them are DPR's: question, list of answers as Python writes it. Four are
   those of the curated TREC questions: id, type, question, pattern.
   """
-  for line, content in json_records.read_lines(path):
+  for line, content in json_records.LineReader(path):
     where = f'{path}:{line}'
     try:
       row = _columns(content, where)
@@ -270,12 +290,7 @@ def table(path: str, on_error: OnError = None) -> Iterator[Record]:
 
 
 def _columns(content: bytes, where: str) -> dict[str, Any]:
-  try:
-    text = content.decode('utf-8').rstrip('\r\n')
-  except UnicodeDecodeError as error:
-    raise ValueError(
-      f'{where}: not UTF-8 at byte {error.start} of the line; convert the file to UTF-8'
-    ) from error
+  text = json_records.text_of(content, where)
   columns = text.split('\t')
   if len(columns) == 4:
     return dict(zip(('id', 'type', 'question', 'answer'), columns))

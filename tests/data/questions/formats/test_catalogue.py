@@ -8,6 +8,7 @@ import pytest
 
 from ralm_jax.data.questions import reading
 from ralm_jax.data.questions.formats import catalogue
+from ralm_jax.data.questions.formats.records import RecordFormat
 from ralm_jax.files import json_records
 from ralm_jax.files.json_records import JsonReader
 
@@ -311,7 +312,7 @@ def test_reading_part_by_part_equals_reading_whole(tmp_path, monkeypatch):
 
 
 def test_every_format_says_what_it_expects():
-  assert catalogue.RECORD_FORMATS == (
+  assert tuple(catalogue.FORMATS) == (
     'qa',
     'nq_open',
     'triviaqa',
@@ -337,13 +338,49 @@ def test_every_format_says_what_it_expects():
     'templama',
     'dated',
   )
-  assert all(catalogue.EXPECTED.values())
+  assert all(one.expected for one in catalogue.FORMATS.values())
+
+
+def test_a_format_of_ones_own(tmp_path, monkeypatch):
+  """The worked example of CONTRIBUTING.md."""
+  monkeypatch.setattr(catalogue, 'FORMATS', dict(catalogue.FORMATS))
+
+  def riddle(fields):
+    if fields.get('solved') is False:
+      return None  # Left out.
+    return {
+      'question': fields.text('riddle'),
+      'answers': fields.answers('solution', 'solutions') or [],
+      **fields.id('number'),
+    }
+
+  riddles = RecordFormat(
+    'riddles', 'one riddle and its solution a line', riddle, metrics='long_answer'
+  )
+  assert catalogue.register(riddles) is catalogue.register(riddles)
+  path = write_lines(
+    tmp_path / 'r.jsonl',
+    {'number': 1, 'riddle': 'What has keys?', 'solution': 'a piano'},
+    {'number': 2, 'riddle': 'Who?', 'solved': False},
+  )
+  (question,) = reading.read_questions(path, record_format='riddles')
+  assert (question.id, question.answers, question.metrics) == ('1', ('a piano',), 'long_answer')
+  path = write_lines(tmp_path / 'r.jsonl', {'riddle': ' ', 'solution': 'x'})
+  with pytest.raises(ValueError, match="r.jsonl:1: field 'riddle' must be a text, found a blank"):
+    read(path, 'riddles')
+  (tmp_path / 'r.jsonl').write_text('')
+  with pytest.raises(ValueError, match='holds no questions; expected one riddle and'):
+    read(path, 'riddles')
+  with pytest.raises(ValueError, match="is a record format 'riddles' already"):
+    catalogue.register(RecordFormat('riddles', 'x', riddle))
+  with pytest.raises(ValueError, match="'riddle'; it must be one of qa, .*riddles"):
+    read(path, 'riddle')
 
 
 def read_on(path, record_format, require_answers=True):
   """Questions of the records, and the errors of those left out."""
   errors = []
-  found = catalogue.read_records(str(path), record_format, require_answers, errors.append)
+  found = catalogue.find(record_format).records(str(path), require_answers, errors.append)
   questions = [record.row['question'] for record in found]
   assert all(isinstance(error, ValueError) for error in errors)
   return questions, [str(error).removeprefix(str(path)) for error in errors]
@@ -438,8 +475,7 @@ def test_symmetric_claims_need_evidence(tmp_path):
 
 def test_evaluation_reads_the_format_it_is_told(tmp_path):
   """The claims are read (or refused) before any checkpoint is looked for."""
-  from ralm_jax.commands import infer
-  from ralm_jax.runs import evaluation as eval_lib
+  from ralm_jax.commands import evaluate
 
   path = write_lines(tmp_path / 'fever.jsonl', FEVER)
   flags = [
@@ -451,7 +487,7 @@ def test_evaluation_reads_the_format_it_is_told(tmp_path):
     str(tmp_path / 'out'),
   ]
   with pytest.raises(ValueError, match="missing field 'question'"):
-    eval_lib.main(flags)
-  for command in (eval_lib, infer):
+    evaluate.main(flags)
+  for command in (evaluate.main, evaluate.infer):
     with pytest.raises(FileNotFoundError, match='absent'):
-      command.main([*flags, '--record_format', 'fever'])
+      command([*flags, '--record_format', 'fever'])

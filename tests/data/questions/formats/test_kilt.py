@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ralm_jax.data.questions.formats import kilt
+from ralm_jax.data.questions.formats import catalogue, kilt
 from ralm_jax.data.text import vocabularies
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text_config import TextConfig
@@ -18,8 +18,9 @@ def _write(path, rows):
   return str(path)
 
 
-def _rows(path, record_format, **options):
-  return [r.row for r in kilt.records(path, record_format, **options)]
+def _rows(path, record_format, questions=(), **options):
+  found = kilt.with_questions(record_format, dict(questions))
+  return [r.row for r in found.records(path, **options)]
 
 
 def _evidence(*pages):
@@ -262,7 +263,7 @@ def test_what_is_kept_fits_a_query(shared_data, tmp_path):
 
 def test_unknown_format():
   with pytest.raises(ValueError, match='kilt_squad.*kilt_fever'):
-    list(kilt.records('x', 'kilt_squad'))
+    catalogue.find('kilt_squad')
 
 
 @pytest.mark.parametrize('before, after', [(0, 40), (40, 0), (20, 20), (3, 37)])

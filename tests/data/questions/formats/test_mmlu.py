@@ -28,7 +28,7 @@ def test_records_of_several_lines(tmp_path):
     '"Two lines,\nand ""quotes""",a,"b, c",d,e,B\r\n\nshort?,1,2,3,4,D\n',
     'us_foreign_policy_val.csv',
   )
-  first, second = mmlu.records(path)
+  first, second = mmlu.MMLU.records(path)
   assert first.row == {
     'question': 'Two lines,\nand "quotes"',
     'options': ['a', 'b, c', 'd', 'e'],
@@ -41,7 +41,7 @@ def test_records_of_several_lines(tmp_path):
 
 def test_gzip_and_byte_order_mark(tmp_path):
   content = gzip.compress('\ufeffwhy?,1,2,3,4,A\n'.encode())
-  (record,) = mmlu.records(write(tmp_path, content, 'marketing_test.csv.gz'))
+  (record,) = mmlu.MMLU.records(write(tmp_path, content, 'marketing_test.csv.gz'))
   assert record.row['question'] == 'why?'
   assert record.row['group'] == 'marketing'
 
@@ -78,17 +78,17 @@ def test_malformed_record(tmp_path, line, message):
   line = line if isinstance(line, bytes) else line.encode()
   path = write(tmp_path, b'"on two\nlines",1,2,3,4,A\n' + line + b'\nlast,1,2,3,4,B\n')
   with pytest.raises(ValueError, match=message) as raised:
-    list(mmlu.records(path))
+    list(mmlu.MMLU.records(path))
   assert str(raised.value).startswith(f'{path}:3: ')
   errors = []
-  records = list(mmlu.records(path, on_error=errors.append))
+  records = list(mmlu.MMLU.records(path, on_error=errors.append))
   assert [r.number for r in records] == [1, 4]
   assert [str(error) for error in errors] == [str(raised.value)]
 
 
 def test_blind_questions(tmp_path):
   path = write(tmp_path, 'q,1,2,3,4,\n')
-  (record,) = mmlu.records(path, require_answers=False)
+  (record,) = mmlu.MMLU.records(path, require_answers=False)
   assert 'answers' not in record.row
 
 
@@ -97,8 +97,8 @@ def test_published_files(shared_data, subject):
   folder = shared_data / 'mmlu'
   if not folder.is_dir():
     pytest.skip('MMLU is not among the real data')
-  tests = list(mmlu.records(str(folder / f'test/{subject}_test.csv')))
-  shots = list(mmlu.records(str(folder / f'dev/{subject}_dev.csv')))
+  tests = list(mmlu.MMLU.records(str(folder / f'test/{subject}_test.csv')))
+  shots = list(mmlu.MMLU.records(str(folder / f'dev/{subject}_dev.csv')))
   assert (len(tests), len(shots)) == (SUBJECTS[subject], 5)
   for record in tests + shots:
     assert record.row['group'] == subject and len(record.row['options']) == 4
@@ -109,8 +109,8 @@ def test_a_stray_quotation_mark_does_not_join_records(tmp_path):
   path = tmp_path / 'x_test.csv'
   path.write_text('"What is,A1,B1,C1,D1,A\n"Q2",A,B,C,D,B\nQ3,a,b,c,d,C\n')
   with pytest.raises(ValueError, match=r'x_test.csv:1: malformed csv: .* written twice'):
-    list(mmlu.records(str(path), 'mmlu', True, None))
+    list(mmlu.MMLU.records(str(path), True, None))
   errors = []
-  (record,) = mmlu.records(str(path), 'mmlu', True, errors.append)
+  (record,) = mmlu.MMLU.records(str(path), True, errors.append)
   assert record.number == 3 and record.row['question'] == 'Q3'
   assert len(errors) == 1

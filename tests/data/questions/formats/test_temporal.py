@@ -5,8 +5,7 @@ import json
 import pytest
 
 from ralm_jax.data import dates
-from ralm_jax.data.questions import reading
-from ralm_jax.data.questions.formats import temporal
+from ralm_jax.data.questions import by_year, reading
 
 
 def query(subject, year, *names, **changes):
@@ -116,13 +115,13 @@ def test_answers_that_changed(tmp_path):
     query('Other', '2011', 'B'),
   ]
   found = read(write_lines(tmp_path / 't.jsonl', *rows))
-  chosen = temporal.disjoint_years(found)
+  chosen = by_year.disjoint_years(found)
   assert {year: [q.id for q in some] for year, some in chosen.items()} == {
     '2017': ['New_P54_2017', 'Many_P54_2017'],
     '2020': ['New_P54_2020', 'Many_P54_2020'],
   }
   # Later years are compared with the first of them.
-  chosen = temporal.disjoint_years(found, [2017, '2018', 2020])
+  chosen = by_year.disjoint_years(found, [2017, '2018', 2020])
   assert [q.id for q in chosen['2018']] == ['New_P54_2018']
 
 
@@ -136,7 +135,7 @@ def test_people_of_one_name(tmp_path):
     query('Bob', '2017', 'B', id='bob_2017'),
     query('Bob', '2020', 'C'),
   ]
-  chosen = temporal.disjoint_years(read(write_lines(tmp_path / 't.jsonl', *rows)))
+  chosen = by_year.disjoint_years(read(write_lines(tmp_path / 't.jsonl', *rows)))
   assert [[q.id for q in some] for some in chosen.values()] == [
     ['Bob_P54_2017', 'bob_2017'],
     ['Bob_P54_2020'],
@@ -147,6 +146,6 @@ def test_years_that_cannot_be(tmp_path):
   found = read(write_lines(tmp_path / 't.jsonl', query('A', '2017', 'x')))
   for years in ([2017], [2017, '2017'], [2017, 2020, 2017], []):
     with pytest.raises(ValueError, match='give two or more, each once'):
-      temporal.disjoint_years(found, years)
+      by_year.disjoint_years(found, years)
   with pytest.raises(ValueError, match='no question is of the year 2020'):
-    temporal.disjoint_years(found)
+    by_year.disjoint_years(found)

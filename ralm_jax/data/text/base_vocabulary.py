@@ -1,0 +1,101 @@
+"""What every vocabulary does, whatever its kind."""
+
+import abc
+from collections.abc import Iterable, Sequence
+import pathlib
+
+from ralm_jax.files import atomic_files
+
+Path = str | pathlib.Path
+
+
+class Vocabulary(abc.ABC):
+  """Text to token ids and back.
+
+  Attributes:
+    path: the file the vocabulary was read from.
+    vocab_size: number of ids, sentinels included.
+    pad_id: id that fills arrays behind the last token.
+    eos_id: id that ends a sequence (`</s>`, or `[SEP]` for WordPiece).
+    unk_id: id of whatever the vocabulary cannot write.
+    bos_id: id that begins a sequence; None where there is no such thing.
+    fingerprint: SHA-256 of the content and of the options that change ids.
+    first_word_differs: whether `encode_start` may differ from `encode`.
+    suffix: of the file that `save` writes.
+  """
+
+  path: pathlib.Path
+  vocab_size: int
+  pad_id: int
+  eos_id: int
+  unk_id: int
+  bos_id: int | None = None
+  fingerprint: str
+  first_word_differs: bool = False
+  suffix: str
+
+  @abc.abstractmethod
+  def encode(self, text: str) -> list[int]:
+    """Token ids of `text`, without special tokens."""
+
+  @abc.abstractmethod
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """`encode` of every text, faster than one call for each."""
+
+  def encode_start(self, text: str) -> list[int]:
+    """`encode` of a text with which a sequence begins."""
+    return self.encode(text)
+
+  def encode_start_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """`encode_start` of every text, faster than one call for each."""
+    return self.encode_batch(texts)
+
+  @abc.abstractmethod
+  def decode(self, ids: Iterable[int]) -> str:
+    """Text of `ids`, without special tokens."""
+
+  @property
+  def reader_prefix(self) -> list[int]:
+    """Ids that a reader's inputs and targets begin with: `<s>` or nothing."""
+    return [] if self.bos_id is None else [self.bos_id]
+
+  @property
+  def retriever_prefix(self) -> list[int]:
+    """Ids that an encoder's inputs begin with: `[CLS]`, `<s>` or nothing."""
+    return self.reader_prefix
+
+  def save(self, directory: Path, stem: str) -> str:
+    """Writes the vocabulary as one file that `load_vocabulary` reads.
+
+    Args:
+      directory: an existing folder.
+      stem: the file's name without its suffix.
+
+    Returns:
+      The file's name. A file that is there and the same stays as it is.
+    """
+    return write_copy(read_file(self.path), directory, stem + self.suffix)
+
+  def __repr__(self) -> str:
+    return f'{type(self).__name__}({str(self.path)!r})'
+
+
+def read_file(path: Path) -> bytes:
+  """The bytes of a vocabulary file; one clear error if there is none."""
+  path = pathlib.Path(path)
+  if path.is_dir():
+    raise ValueError(
+      f'{path}: a folder; name the vocabulary file in it '
+      '(spiece.model, vocab.txt, tokenizer.json or vocab.json)'
+    )
+  if not path.exists():
+    raise FileNotFoundError(f'{path}: no such vocabulary file')
+  return path.read_bytes()
+
+
+def write_copy(content: bytes, directory: Path, name: str) -> str:
+  """Writes `directory/name` unless it has this content; returns the name."""
+  path = pathlib.Path(directory) / name
+  if not path.exists() or path.read_bytes() != content:
+    atomic_files.write(path, content)
+  return name
