@@ -77,7 +77,7 @@ setuptools.setup(
   package_data={
     'ralm_jax': ['py.typed'],
     'ralm_jax.gin_configs': ['**/*.gin'],
-    'retrieval_service': ['*.proto', 'py.typed'],
+    'retrieval_service': ['*.proto', '*.pyi', 'py.typed'],
   },
   install_requires=REQUIRES,
   extras_require=EXTRAS,

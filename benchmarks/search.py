@@ -24,7 +24,7 @@ import faiss  # pylint: disable=g-import-not-at-top
 import numpy as np
 
 from benchmarks import reporting
-from retrieval_service import faiss_index
+from retrieval_service import faiss_index, generation_writer
 from retrieval_service.client import RetrievalClient
 from retrieval_service.generation import Generation
 from retrieval_service.generations import GenerationStore
@@ -88,7 +88,7 @@ def build(
   """A generation on disk and the seconds it took."""
   begin = time.perf_counter()
   store = GenerationStore(directory)
-  with store.begin(options, vectors.shape[1], progress=True) as writer:
+  with generation_writer.begin(store, options, vectors.shape[1], progress=True) as writer:
     for start in range(0, len(vectors), _CHUNK):
       writer.append(None, vectors[start : start + _CHUNK])
     number = writer.commit()

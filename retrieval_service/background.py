@@ -1,6 +1,9 @@
 """Long work beside searches that must not wait for it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+import concurrent.futures
 import os
 import sys
 import threading
@@ -19,22 +22,12 @@ def run(work: Callable[[], Answer], name: str = 'background') -> Answer:
   raised again by a privileged user, hence a fresh thread. Elsewhere the work
   is done at the usual priority.
 
-  Raises:
-    BaseException: What the work raises.
+  What the work raises is raised here.
   """
-  answers, errors = [], []
 
-  def target() -> None:
-    try:
-      if sys.platform == 'linux':
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
-      answers.append(work())
-    except BaseException as error:  # pylint: disable=broad-except
-      errors.append(error)
+  def lower() -> None:
+    if sys.platform == 'linux':
+      os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
 
-  thread = threading.Thread(target=target, name=name)
-  thread.start()
-  thread.join()
-  if errors:
-    raise errors.pop()
-  return answers[0]
+  with concurrent.futures.ThreadPoolExecutor(1, name, initializer=lower) as pool:
+    return pool.submit(work).result()

@@ -1,16 +1,19 @@
 """Talking to the retrieval process: needs NumPy and gRPC, not FAISS."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
-import json
 import os
 from typing import Any
 import uuid
 
 import numpy as np
 
-from retrieval_service import protocol, retrieval_pb2, wire
+from retrieval_service import checks, protocol, retrieval_pb2, wire
 from retrieval_service.connection import Connection, RetrievalError
+from retrieval_service.editing import Editing
+from retrieval_service.edits import WantedEdit
 from retrieval_service.options import IndexOptions
 from retrieval_service.results import (
   EditResult,
@@ -19,7 +22,7 @@ from retrieval_service.results import (
   ServerStatus,
   SwapResult,
 )
-from retrieval_service.wire import Request
+from retrieval_service.wire import Request, Vectors
 
 __all__ = [
   'EditResult',
@@ -32,32 +35,39 @@ __all__ = [
 ]
 
 
-class RetrievalClient:
+class RetrievalClient(Editing):
   """A connection to a retrieval process; may be shared among threads.
+
+  It is a `ralm_jax.retrieval.backend.SearchBackend`, where the methods are
+  described that both backends have. Besides what is said there, every call
+  raises `RetrievalError` where the process cannot be reached.
 
   Attributes:
     address: 'host:port'.
-    index_id: The index that all calls are for, see `stay_with`; '': whichever
+    index_id: the index that all calls are for, see `stay_with`; '': whichever
       is served.
+    needs_strict_order: the process answers whoever asks, in any order.
   """
+
+  needs_strict_order = False
 
   def __init__(self, address: str, *, timeout_s: float = 60.0, retry_for_s: float = 300.0):
     """Connects on the first call.
 
     Args:
       address: 'host:port'.
-      timeout_s: For one try of a call; builds and edits have none.
-      retry_for_s: How long an unreachable process is waited for.
+      timeout_s: for one try of a call; builds and edits have none.
+      retry_for_s: how long an unreachable process is waited for.
 
     Raises:
-      ValueError: The address is malformed.
+      ValueError: the address is malformed.
     """
     self.address = address
     self.index_id = ''
     self._connection = Connection(address, timeout_s=timeout_s, retry_for_s=retry_for_s)
     self._stub = self._connection.stub
 
-  def __enter__(self) -> 'RetrievalClient':
+  def __enter__(self) -> RetrievalClient:
     return self
 
   def __exit__(self, *unused_exception) -> None:
@@ -70,10 +80,7 @@ class RetrievalClient:
     """Makes every later call an error once another index is served.
 
     For those who would take what it says for what their own index says, and
-    who change the index.
-
-    Args:
-      index_id: As `status().index_id` gave it.
+    who change the index. The id is `status().index_id`.
     """
     self.index_id = index_id
 
@@ -89,56 +96,31 @@ class RetrievalClient:
     """The k passages of largest inner product for each query.
 
     All answers of one call come from one generation of one index.
-
-    Args:
-      query_embeddings: [batch, dim], converted to float32.
-      k: Passages for each query.
-      return_embeddings: Also brings the stored embeddings.
-      generation: An older generation's number; None: the current one.
-      index_id: The index it must be, in place of `stay_with`; '': that.
-
-    Raises:
-      ValueError: Wrong shape or dimension, or more passages than there are.
-      LookupError: The generation does not exist any more.
-      IndexSwappedError: Another index is served.
-      RuntimeError: The index is empty, or the process failed.
-      RetrievalError: The process cannot be reached.
     """
     queries = np.ascontiguousarray(query_embeddings, '<f4')
-    if queries.ndim != 2:
-      raise ValueError(f'query_embeddings must be [batch, dim], found shape {list(queries.shape)}')
-    if k < 1:
-      raise ValueError(f'k must be at least 1, found {k}')
+    checks.check_queries(queries, k)
     batch, dim = queries.shape
     # Query, ids, scores and embeddings of one query: parts stay in the limits.
     row_bytes = 4 * dim + k * (12 + (2 * dim if return_embeddings else 0))
     step = max(1, protocol.SEARCH_BYTES // row_bytes)
-    search = functools.partial(self._search, k=k, return_embeddings=return_embeddings)
+    ask = functools.partial(self._search, k=k, return_embeddings=return_embeddings)
     index_id = index_id or self.index_id
-    if batch <= step:
-      return search(queries, generation=generation or 0, index_id=index_id)
-    parts = [queries[begin : begin + step] for begin in range(0, batch, step)]
-    answers = []
-    while len(answers) < len(parts):
-      answers = [search(parts[0], generation=generation or 0, index_id=index_id)]
-      first = answers[0]
+    while True:
+      first = ask(queries[:step], generation=generation or 0, index_id=index_id)
       try:
-        answers += [
-          search(part, generation=first.generation, index_id=first.index_id) for part in parts[1:]
+        rest = [
+          ask(queries[begin : begin + step], generation=first.generation, index_id=first.index_id)
+          for begin in range(step, batch, step)
         ]
       except IndexSwappedError:  # between two parts: all of them anew
         if index_id:
           raise
-    return SearchResult(
-      np.concatenate([answer.ids for answer in answers]),
-      np.concatenate([answer.scores for answer in answers]),
-      first.generation,
-      np.concatenate([answer.embeddings for answer in answers]) if return_embeddings else None,
-      min(answer.edits for answer in answers),
-      first.index_id,
-    )
+        continue
+      return _joined([first, *rest]) if rest else first
 
-  def _search(self, queries, k, return_embeddings, generation, index_id) -> SearchResult:
+  def _search(
+    self, queries: np.ndarray, k: int, return_embeddings: bool, generation: int, index_id: str
+  ) -> SearchResult:
     batch, dim = queries.shape
     response = self._connection.call(
       'search',
@@ -166,7 +148,7 @@ class RetrievalClient:
 
   def build(
     self,
-    chunks: Iterable[tuple[np.ndarray | None, np.ndarray]],
+    chunks: Iterable[Vectors],
     *,
     dim: int,
     options: IndexOptions | None = None,
@@ -177,99 +159,27 @@ class RetrievalClient:
   ) -> int:
     """Uploads vectors and builds a generation, which is served from then on.
 
-    Passages that edits deleted stay deleted in it, until their ids are put
-    again; vectors that edits put stay where it has no such id.
-
-    Args:
-      chunks: Pairs of ids ([rows] int64, or None for row numbers throughout)
-        and embeddings ([rows, dim], float16 as such, all else as float32); of
-        any size. A collection is sent again when the process dies meanwhile;
-        an iterator can only be sent once.
-      dim: Embedding size.
-      options: The index to build; None: a flat one.
-      metadata: JSON that stays with the generation.
-      build_id: A name of one's own: a whole generation on disk of that name is
-        served again instead, whatever the chunks are.
-      edits_applied: The last edit that the vectors know of (`status().edits`
-        when their making began): later ones hold in place of what the
-        generation has. None: all there are when the upload begins.
-      forget_edits: Those edits do not hold in it, nor in later generations:
-        for another corpus, whose ids mean other passages.
-
-    Returns:
-      The new generation's number.
-
-    Raises:
-      ValueError: What the process says of the vectors or the options.
-      RuntimeError: The build failed, on a full disk for one.
-      RetrievalError: The process cannot be reached, or died in mid-build.
+    A collection of chunks is sent again when the process dies meanwhile; an
+    iterator can only be sent once. Float16 travels as such, all else as
+    float32.
     """
-    options = options or IndexOptions()
     header = retrieval_pb2.BuildHeader(
       dim=dim,
-      metadata_json=_to_json(metadata),
+      metadata_json=wire.write_metadata(metadata),
       build_id=build_id or uuid.uuid4().hex,
       edits_applied=edits_applied,
       forget_edits=forget_edits,
       index_id=self.index_id,
-      options=retrieval_pb2.IndexOptions(**options.to_dict()),
+      options=wire.write_options(options or IndexOptions()),
     )
     return self._upload(
       'build', self._stub.Build, retrieval_pb2.BuildRequest, header, chunks
     ).generation
 
   def compact(self) -> int:
-    """Builds a generation with all edits folded in, trained anew.
-
-    Searches are then as fast as if it had been built so.
-
-    Returns:
-      The new generation's number.
-
-    Raises:
-      ValueError: All passages are deleted.
-      RuntimeError: The index is empty, or the build failed.
-      RetrievalError: The process cannot be reached.
-    """
-    return self._connection.call(
-      'compact',
-      self._stub.Compact,
-      retrieval_pb2.CompactRequest(build_id=uuid.uuid4().hex, index_id=self.index_id),
-      timeout_s=None,
-    ).generation
-
-  def edit(
-    self,
-    ids: np.ndarray | None = None,
-    embeddings: np.ndarray | None = None,
-    *,
-    delete_ids: np.ndarray | Sequence[int] | None = None,
-    metadata: dict[str, Any] | None = None,
-    delete_absent: bool = False,
-  ) -> EditResult:
-    """Puts and deletes passages by id, without a rebuild: all or nothing.
-
-    When it returns, the edit is on the disk, and every search that starts
-    later sees it, of older generations too. It lasts, through later
-    generations as well (see `build`).
-
-    Args:
-      ids: [rows] int64 to put the vectors under, in place of what is there;
-        None: on from `status().next_id`.
-      embeddings: [rows, dim]; None: nothing is put.
-      delete_ids: [deletes] int64 of passages to delete.
-      metadata: JSON merged over that of the index.
-      delete_absent: Whether passages may be deleted that the served generation
-        has not; they are then out of all others, and of those built later.
-
-    Raises:
-      ValueError: Vectors or ids that cannot be, or one id in both.
-      LookupError: A passage to delete does not exist, without `delete_absent`.
-      RuntimeError: The index is empty, or the disk is full.
-      RetrievalError: The process cannot be reached.
-      In each case but the last nothing has changed.
-    """
-    return self._edit(ids, embeddings, delete_ids, metadata, delete_absent=delete_absent)
+    """Builds a generation with all edits folded in, trained anew."""
+    request = retrieval_pb2.CompactRequest(build_id=uuid.uuid4().hex, index_id=self.index_id)
+    return self._connection.call('compact', self._stub.Compact, request, timeout_s=None).generation
 
   def missing(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
     """Those of `ids`, [n] int64, that the served generation has not."""
@@ -279,46 +189,24 @@ class RetrievalClient:
     response = self._upload('edit', self._stub.Edit, retrieval_pb2.EditRequest, header, [])
     return wire.read_ids(response.absent_ids)
 
-  def add(
-    self, ids: np.ndarray | None, embeddings: np.ndarray, metadata: dict[str, Any] | None = None
-  ) -> EditResult:
-    """As `edit`, of ids that the index does not have, or ValueError."""
-    return self._edit(ids, embeddings, None, metadata, only_new_ids=True)
-
-  def delete(self, ids: np.ndarray | Sequence[int]) -> EditResult:
-    """Deletes passages by id; see `edit`."""
-    return self._edit(None, None, ids, None)
-
   def _edit(
-    self,
-    ids,
-    embeddings,
-    delete_ids,
-    metadata,
-    only_new_ids: bool = False,
-    delete_absent: bool = False,
+    self, wanted: WantedEdit, *, only_new_ids: bool = False, delete_absent: bool = False
   ) -> EditResult:
-    if embeddings is None:
-      if ids is not None and len(ids):
-        raise ValueError(
-          f'{len(ids)} ids came without embeddings; to delete passages give delete_ids'
-        )
-      embeddings = np.zeros((0, 1), np.float16)
-    embeddings = np.asarray(embeddings)
-    if embeddings.ndim != 2:
-      raise ValueError(f'embeddings must be [rows, dim], found shape {list(embeddings.shape)}')
+    if wanted.embeddings.ndim != 2:
+      raise ValueError(
+        f'embeddings must be [rows, dim], found shape {list(wanted.embeddings.shape)}'
+      )
     header = retrieval_pb2.EditHeader(
       edit_id=uuid.uuid4().hex,
-      dim=embeddings.shape[1],
-      delete_ids=wire.write_ids([] if delete_ids is None else delete_ids),
-      metadata_json=_to_json(metadata),
+      dim=wanted.dim,
+      delete_ids=wire.write_ids(wanted.delete_ids),
+      metadata_json=wire.write_metadata(wanted.metadata),
       only_new_ids=only_new_ids,
       delete_absent=delete_absent,
       index_id=self.index_id,
     )
-    response = self._upload(
-      'edit', self._stub.Edit, retrieval_pb2.EditRequest, header, [(ids, embeddings)]
-    )
+    chunks = [(wanted.ids, wanted.embeddings)]
+    response = self._upload('edit', self._stub.Edit, retrieval_pb2.EditRequest, header, chunks)
     return EditResult(
       response.generation,
       response.edits,
@@ -328,13 +216,8 @@ class RetrievalClient:
     )
 
   def _upload(
-    self,
-    what: str,
-    method: Callable,
-    request: type,
-    header,
-    chunks: Iterable[tuple[np.ndarray | None, np.ndarray]],
-  ):
+    self, what: str, method: Callable, request: type, header: Any, chunks: Iterable[Vectors]
+  ) -> Any:
     repeatable = iter(chunks) is not chunks
     if not repeatable:
       self.status()  # waits for the process before the one try there is
@@ -363,10 +246,10 @@ class RetrievalClient:
     """What the process serves.
 
     Raises:
-      IndexSwappedError: It serves another index than that of `stay_with`.
-      RetrievalError: It cannot be reached, or speaks another version.
+      IndexSwappedError: it serves another index than that of `stay_with`.
+      RetrievalError: it cannot be reached, or speaks another version.
     """
-    return self._own(_read_status(self._connection.status()))
+    return self._own(wire.read_status(self._connection.status()))
 
   def _own(self, status: ServerStatus) -> ServerStatus:
     if self.index_id and status.index_id != self.index_id:
@@ -379,53 +262,33 @@ class RetrievalClient:
     return status
 
   def pin(self, owner: str, generations: Sequence[int]) -> None:
-    """Says which generations `owner` needs from now on; [] for none.
-
-    Raises:
-      LookupError: One of them does not exist.
-    """
-    self._connection.call(
-      'pin',
-      self._stub.Pin,
-      retrieval_pb2.PinRequest(owner=owner, generations=generations, index_id=self.index_id),
-    )
+    """Says which generations `owner` needs from now on; [] for none."""
+    request = retrieval_pb2.PinRequest(owner=owner, generations=generations, index_id=self.index_id)
+    self._connection.call('pin', self._stub.Pin, request)
 
   def reload(self) -> int:
-    """Serves what the index folder holds now: its CURRENT, and its edits.
-
-    Returns:
-      The number of the generation served.
-
-    Raises:
-      ValueError: It is damaged; the former one stays served.
-    """
+    """Serves what the index folder holds now: its CURRENT, and its edits."""
     # A generation is read whole before it is served: it takes what it takes.
-    return self._connection.call(
-      'reload',
-      self._stub.Reload,
-      retrieval_pb2.ReloadRequest(index_id=self.index_id),
-      timeout_s=None,
-    ).generation
+    request = retrieval_pb2.ReloadRequest(index_id=self.index_id)
+    return self._connection.call('reload', self._stub.Reload, request, timeout_s=None).generation
 
-  def swap(self, index_directory: str | os.PathLike) -> SwapResult:
+  def swap(self, index_directory: str | os.PathLike[str]) -> SwapResult:
     """Has the process serve another index folder, until it ends.
 
     It is opened and read aside first, which takes memory for both. Searches
     that have begun end on the former index, all later ones go to this one.
 
     Args:
-      index_directory: On the process's machine, absolute.
+      index_directory: on the process's machine, absolute.
 
     Raises:
-      ValueError: There is no index, or it is damaged, or of another dimension;
+      ValueError: there is no index, or it is damaged, or of another dimension;
         the former one stays served.
     """
-    response = self._connection.call(
-      'swap',
-      self._stub.Swap,
-      retrieval_pb2.SwapRequest(index_directory=os.fspath(index_directory), index_id=self.index_id),
-      timeout_s=None,
+    request = retrieval_pb2.SwapRequest(
+      index_directory=os.fspath(index_directory), index_id=self.index_id
     )
+    response = self._connection.call('swap', self._stub.Swap, request, timeout_s=None)
     return SwapResult(
       response.index_id,
       response.generation,
@@ -436,38 +299,21 @@ class RetrievalClient:
     )
 
   def wait_until_ready(self, timeout_s: float = 60.0) -> ServerStatus:
-    """Waits until the process answers.
-
-    Raises:
-      RetrievalError: It does not within `timeout_s`.
-    """
-    return self._own(_read_status(self._connection.status(retry_for_s=timeout_s)))
+    """Waits until the process answers; RetrievalError where it does not."""
+    return self._own(wire.read_status(self._connection.status(retry_for_s=timeout_s)))
 
 
-def _read_status(response: retrieval_pb2.StatusResponse) -> ServerStatus:
-  options = None
-  if response.generation:
-    options = IndexOptions.from_dict(
-      {field.name: value for field, value in response.options.ListFields()}
-    )
-  return ServerStatus(
-    generation=response.generation,
-    count=response.count,
-    dim=response.dim,
-    options=options,
-    factory=response.factory,
-    metadata=json.loads(response.metadata_json or '{}'),
-    generations=tuple(response.generations),
-    building=response.building,
-    index_directory=response.index_directory,
-    edits=response.edits,
-    next_id=response.next_id,
-    index_id=response.index_id,
+def _joined(parts: list[SearchResult]) -> SearchResult:
+  """The answers to the parts of one batch, from one generation."""
+  first = parts[0]
+  embeddings = None
+  if first.embeddings is not None:
+    embeddings = np.concatenate([part.embeddings for part in parts if part.embeddings is not None])
+  return SearchResult(
+    np.concatenate([part.ids for part in parts]),
+    np.concatenate([part.scores for part in parts]),
+    first.generation,
+    embeddings,
+    min(part.edits for part in parts),
+    first.index_id,
   )
-
-
-def _to_json(metadata: dict[str, Any] | None) -> str:
-  try:
-    return json.dumps(metadata or {})
-  except (TypeError, ValueError) as error:
-    raise ValueError(f'metadata must be JSON: {error}') from error

@@ -1,9 +1,12 @@
 """A channel to the retrieval process: calls, repeated while it is away."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 import logging
 import random
 import time
+from typing import Any
 
 import grpc
 
@@ -36,21 +39,11 @@ class Connection:
   """Calls one process; may be shared among threads.
 
   Attributes:
-    address: 'host:port'.
-    stub: Its methods, for `call`.
+    stub: its methods, for `call`.
   """
 
   def __init__(self, address: str, *, timeout_s: float, retry_for_s: float):
-    """Connects on the first call.
-
-    Args:
-      address: 'host:port'.
-      timeout_s: For one try of a call.
-      retry_for_s: How long an unreachable process is waited for.
-
-    Raises:
-      ValueError: The address is malformed.
-    """
+    """Connects on the first call; see `RetrievalClient`."""
     protocol.split_address(address)
     self.address = address
     self._timeout_s = timeout_s
@@ -63,11 +56,7 @@ class Connection:
     self._channel.close()
 
   def status(self, retry_for_s: float | None = None) -> retrieval_pb2.StatusResponse:
-    """The process's status, once it is known to be ours.
-
-    Raises:
-      RetrievalError: It cannot be reached, or speaks another version.
-    """
+    """The process's status, once it is known to be ours, or RetrievalError."""
     response = self.call('status', self.stub.Status, _STATUS_REQUEST, retry_for_s=retry_for_s)
     self._check_acquaintance(response)
     return response
@@ -88,30 +77,30 @@ class Connection:
     self,
     what: str,
     method: Callable,
-    request,
+    request: Any,
     *,
     timeout_s: float | None = -1,
     retry: bool = True,
     retry_for_s: float | None = None,
     failures: Sequence[Exception] = (),
-  ):
+  ) -> Any:
     """One call, repeated while the process cannot be reached.
 
     Args:
-      what: Its name in messages.
-      method: Of `stub`.
-      request: A message, or a function that starts a stream of them.
-      timeout_s: For one try; None: it may take any time.
-      retry: Whether a second try is possible.
-      retry_for_s: In place of the connection's own.
-      failures: What the stream raised, which no second try would change.
+      what: its name in messages.
+      method: of `stub`.
+      request: a message, or a function that starts a stream of them.
+      timeout_s: for one try; None: it may take any time.
+      retry: whether a second try is possible.
+      retry_for_s: in place of the connection's own.
+      failures: what the stream raised, which no second try would change.
 
     Raises:
-      ValueError: The call was wrong.
-      LookupError: It names what does not exist.
-      IndexSwappedError: It is for another index than the one served.
-      RuntimeError: The process cannot do it as things are.
-      RetrievalError: It cannot be reached, or is none of ours.
+      ValueError: the call was wrong.
+      LookupError: it names what does not exist.
+      IndexSwappedError: it is for another index than the one served.
+      RuntimeError: the process cannot do it as things are.
+      RetrievalError: it cannot be reached, or is none of ours.
     """
     if timeout_s == -1:
       timeout_s = self._timeout_s

@@ -3,20 +3,22 @@
 One line that names the format, then a record for each edit, in order.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 import contextlib
 import dataclasses
 import errno
+import io
 import logging
 import mmap
 import os
-import tempfile
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from retrieval_service import manifest
-from retrieval_service.edits import Edit, Record, read_record, write_record
+from retrieval_service import edits, files
+from retrieval_service.edits import Edit, Record
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +32,11 @@ _RECENT = 1024
 
 @dataclasses.dataclass(frozen=True)
 class LastEdits:
-  """What last happened to each id ever edited.
+  """What last happened to each id ever edited; all int64 [n].
 
   Attributes:
-    ids: [n] int64.
-    sequences: [n] int64, the edit that did it.
-    dims: [n] int64, the size of the vector put; 0: it was deleted.
+    sequences: the edit that did it.
+    dims: the size of the vector put; 0: it was deleted.
   """
 
   ids: np.ndarray
@@ -50,25 +51,25 @@ class EditLog:
   caught up with the others before. Not to be shared among threads unguarded.
 
   Attributes:
-    path: The file; made by the first edit.
-    next_id: One past the largest id in it.
-    metadata: For each key, the edit that set it last and its value.
+    path: the file; made by the first edit.
+    next_id: one past the largest id in it.
+    metadata: for each key, the edit that set it last and its value.
   """
 
   def __init__(self, directory: str, *, floor: int = 0):
     """Reads the log, as far as it is whole.
 
     Args:
-      directory: The index folder.
-      floor: New edits get larger numbers than this, which generations know
+      directory: the index folder.
+      floor: new edits get larger numbers than this, which generations know
         of though the log may have been removed.
 
     Raises:
-      ValueError: It is damaged; the message tells where and what to do.
+      ValueError: it is damaged; the message tells where and what to do.
     """
     self.path = os.path.join(directory, LOG)
     self._floor = floor
-    self._file: BinaryIO | None = None
+    self._opened: BinaryIO | None = None
     self._forget()
     self.catch_up()
 
@@ -76,6 +77,12 @@ class EditLog:
   def last(self) -> int:
     """The last edit's sequence number; 0 where there never was one."""
     return max(self._last, self._floor)
+
+  @property
+  def _file(self) -> BinaryIO:
+    """The log, which has edits."""
+    assert self._opened is not None
+    return self._opened
 
   def _forget(self) -> None:
     self._end = 0
@@ -94,38 +101,38 @@ class EditLog:
     """Reads what was appended since.
 
     Args:
-      repair: Cuts off an incomplete last record; only with the lock held, or
+      repair: cuts off an incomplete last record; only with the lock held, or
         it might be one that is being written.
 
     Returns:
       The new edits, or None where the whole log had to be read again.
 
     Raises:
-      ValueError: It is damaged.
+      ValueError: it is damaged.
     """
     try:
       status = os.stat(self.path)
     except FileNotFoundError:
-      if self._file is None:
+      if self._opened is None:
         return []
       raise ValueError(
         f'{self.path} was removed while in use: put it back, or '
         'start the process again to go on without'
       ) from None
     anew = (
-      self._file is None
+      self._opened is None
       or status.st_size < self._end
-      or os.fstat(self._file.fileno()).st_ino != status.st_ino
+      or os.fstat(self._opened.fileno()).st_ino != status.st_ino
     )
     if anew:
       self._open()
-    edits = []
+    new = []
     found = os.fstat(self._file.fileno())
     size = found.st_size
     while (record := self._read(self._end, size)) is not None:
       self._take(record)
       if not anew:
-        edits.append(record.edit)
+        new.append(record.edit)
     if repair and self._end < size:
       logger.warning(
         '%s ends in an edit that was never completed, and so never '
@@ -135,7 +142,7 @@ class EditLog:
       )
       os.truncate(self.path, self._end)
     self._seen = (found.st_ino, size)
-    return None if anew else edits
+    return None if anew else new
 
   def has_more(self) -> bool:
     """Whether the file is not what was last read of it; cheap, for any thread."""
@@ -150,9 +157,8 @@ class EditLog:
     return self._recent.get(edit_id) if edit_id else None
 
   def last_edits(self) -> LastEdits:
-    """What holds for each id; [n] in all three."""
-    count = len(self._operations)
-    ids = np.fromiter(self._operations, np.int64, count)
+    """What holds for each id."""
+    ids = np.fromiter(self._operations, np.int64, len(self._operations))
     fields = np.array(list(self._operations.values()), np.int64).reshape(-1, 3)
     return LastEdits(ids, fields[:, 0], fields[:, 2])
 
@@ -174,16 +180,16 @@ class EditLog:
       The edit with its sequence number.
 
     Raises:
-      OSError: The disk is full; the log is as it was.
+      OSError: the disk is full; the log is as it was.
     """
     edit = dataclasses.replace(edit, sequence=self.last + 1)
     try:
-      if self._file is None:
+      if self._opened is None:
         self._write_anew([])
       with open(self.path, 'r+b', buffering=0) as file:
         try:
           file.seek(self._end)
-          _write(file, write_record(edit))
+          _write(file, edits.write_record(edit))
           os.fsync(file.fileno())
         except OSError:
           with contextlib.suppress(OSError):
@@ -198,7 +204,7 @@ class EditLog:
         f'in {self.path}. Nothing of it holds, former edits do: free space '
         'and edit again',
       ) from error
-    self._take(self._read(self._end, os.path.getsize(self.path)))
+    self._take(self._whole_record(self._end, os.path.getsize(self.path)))
     self._seen = (self._seen[0], self._end)
     return edit
 
@@ -228,19 +234,18 @@ class EditLog:
     """The log's edits, without what later ones made void."""
     position = len(_FORMAT)
     for number in range(self._count):
-      record = self._read(position, self._end)
-      position = record.end
-      edit = record.edit
+      record = self._whole_record(position, self._end)
+      position, edit = record.end, record.edit
       if number < self._count - _RECENT:
-        holds = [
-          np.array([self._operations[i][0] == edit.sequence for i in ids.tolist()], bool)
+        put, deleted = (
+          np.array([self._operations[i][0] == edit.sequence for i in ids.tolist()], np.bool_)
           for ids in (edit.ids, edit.delete_ids)
-        ]
+        )
         edit = dataclasses.replace(
           edit,
-          ids=edit.ids[holds[0]],
-          embeddings=edit.embeddings[holds[0]],
-          delete_ids=edit.delete_ids[holds[1]],
+          ids=edit.ids[put],
+          embeddings=edit.embeddings[put],
+          delete_ids=edit.delete_ids[deleted],
           metadata={
             key: value
             for key, value in edit.metadata.items()
@@ -251,32 +256,21 @@ class EditLog:
           continue
       yield edit
 
-  def _write_anew(self, edits: Iterable[Edit]) -> None:
+  def _write_anew(self, needed: Iterable[Edit]) -> None:
     """Replaces the file in one step."""
-    folder = os.path.dirname(self.path)
-    descriptor, aside = tempfile.mkstemp(prefix=f'.tmp-{LOG}-', dir=folder)
-    try:
-      with os.fdopen(descriptor, 'wb') as file:
-        file.write(_FORMAT)
-        for edit in edits:
-          file.write(write_record(edit))
-        manifest.flush_to_disk(file)
-      os.chmod(aside, 0o644)  # mkstemp's 0600 would hide it from other users
-      os.replace(aside, self.path)
-    except BaseException:
-      with contextlib.suppress(FileNotFoundError):
-        os.remove(aside)
-      raise
-    manifest.flush_folder(folder)
-    if self._file is None:
+    with files.replacing(self.path) as file:
+      file.write(_FORMAT)
+      for edit in needed:
+        file.write(edits.write_record(edit))
+    if self._opened is None:
       self._open()
 
   def _open(self) -> None:
-    if self._file is not None:
-      self._file.close()
-    self._file = open(self.path, 'rb')
+    if self._opened is not None:
+      self._opened.close()
+    self._opened = open(self.path, 'rb')
     self._forget()
-    found = self._file.read(len(_FORMAT))
+    found = self._opened.read(len(_FORMAT))
     if found != _FORMAT:
       raise ValueError(
         f'{self.path} is no log of edits this program reads: it '
@@ -285,10 +279,10 @@ class EditLog:
     self._end = len(_FORMAT)
 
   def _read(self, position: int, size: int) -> Record | None:
-    """As `read_record`, with an error that tells what to do."""
+    """As `edits.read_record`, with an error that tells what to do."""
     try:
-      record = read_record(self._file, position, size)
-      if record and position >= self._end and (record.edit.sequence <= self._last):
+      record = edits.read_record(self._file, position, size)
+      if record and position >= self._end and record.edit.sequence <= self._last:
         raise ValueError(f'edit {record.edit.sequence} comes after edit {self._last}')
     except ValueError as error:
       raise ValueError(
@@ -298,6 +292,13 @@ class EditLog:
       ) from error
     return record
 
+  def _whole_record(self, position: int, size: int) -> Record:
+    """A record that was written or read before."""
+    record = self._read(position, size)
+    if record is None:
+      raise ValueError(f'{self.path} was cut off at byte {position} while in use')
+    return record
+
   def _take(self, record: Record) -> None:
     edit = record.edit
     self._end = record.end
@@ -305,11 +306,10 @@ class EditLog:
     self._last = edit.sequence
     for key, value in edit.metadata.items():
       self.metadata[key] = (edit.sequence, value)
-    dim = edit.dim
     for passage in edit.delete_ids.tolist():
       self._set(passage, (edit.sequence, 0, 0))
     for row, passage in enumerate(edit.ids.tolist()):
-      self._set(passage, (edit.sequence, record.vectors_at + 2 * dim * row, dim))
+      self._set(passage, (edit.sequence, record.vectors_at + 2 * edit.dim * row, edit.dim))
     for ids in (edit.ids, edit.delete_ids):
       if len(ids):
         self.next_id = max(self.next_id, int(ids.max()) + 1)
@@ -331,7 +331,7 @@ class EditLog:
     self._operations[passage] = operation
 
 
-def _write(file: BinaryIO, data: bytes) -> None:
+def _write(file: io.FileIO, data: bytes) -> None:
   """Writes all of it; an unbuffered file may take a part at a time."""
   rest = memoryview(data)
   while len(rest):

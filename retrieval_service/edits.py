@@ -9,8 +9,9 @@ All little-endian. The checksum stands last, so that a record cut short by a
 crash has none, and is told from one that was damaged later.
 """
 
+from __future__ import annotations
+
 import dataclasses
-import hashlib
 import json
 import os
 import struct
@@ -19,6 +20,8 @@ import zlib
 
 import numpy as np
 
+from retrieval_service import checks, files
+
 _MAGIC = b'EDIT'
 _HEAD = struct.Struct('<4sIQ')
 _JSON_LENGTH = struct.Struct('<I')
@@ -26,18 +29,16 @@ _CHECKSUM_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Edit:
-  """Vectors put and deleted by id, all of them or none.
+class WantedEdit:
+  """Vectors to put and to delete by id, all of them or none.
 
   Attributes:
-    ids: [rows] int64, each put in place of what the id had; None: not yet
-      known, the ids that follow on.
-    embeddings: [rows, dim] float16.
+    ids: [rows] int64, each put in place of what the id had; None: the ids that
+      follow on.
+    embeddings: [rows, dim], floating.
     delete_ids: [deletes] int64.
     metadata: JSON to merge over that of the index.
-    edit_id: What its maker called it; a repeat is recognised by it.
-    generation: Which one was served when it was made.
-    sequence: Its number in the log, rising; 0: not yet there.
+    edit_id: what its maker called it; a repeat is recognised by it.
   """
 
   ids: np.ndarray | None
@@ -45,57 +46,54 @@ class Edit:
   delete_ids: np.ndarray
   metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
   edit_id: str = ''
-  generation: int = 0
-  sequence: int = 0
 
   @property
   def dim(self) -> int:
     return self.embeddings.shape[1]
 
 
-def prepare_edit(edit: Edit, dim: int, next_id: int) -> Edit:
+@dataclasses.dataclass(frozen=True)
+class Edit(WantedEdit):
+  """An edit in its final form: all ids known, the embeddings float16.
+
+  Attributes:
+    generation: which one was served when it was made.
+    sequence: its number in the log, rising; 0: not yet there.
+  """
+
+  ids: np.ndarray
+  generation: int = 0
+  sequence: int = 0
+
+
+def prepare_edit(wanted: WantedEdit, dim: int, next_id: int, generation: int = 0) -> Edit:
   """Checks an edit on its own and puts it in its final form.
 
   Args:
-    edit: What was asked for: floating vectors of any type, deletes in any
-      order.
-    dim: Of the index.
-    next_id: Where ids begin that were left open.
+    wanted: deletes may come in any order.
+    dim: of the index.
+    next_id: where ids begin that were left open.
+    generation: served now.
 
   Raises:
-    ValueError: What is wrong with it.
+    ValueError: what is wrong with it.
   """
-  rows = len(edit.embeddings)
-  if edit.embeddings.ndim != 2 or (rows and edit.dim != dim):
+  rows = len(wanted.embeddings)
+  if wanted.embeddings.ndim != 2 or (rows and wanted.dim != dim):
     raise ValueError(
-      f'the vectors have dimension {edit.embeddings.shape[-1]} and the index has dimension {dim}'
+      f'the vectors have dimension {wanted.embeddings.shape[-1]} and the index has dimension {dim}'
     )
-  ids = np.arange(next_id, next_id + rows) if edit.ids is None else (np.asarray(edit.ids, np.int64))
-  if ids.shape != (rows,):
-    raise ValueError(f'{rows} embeddings came with ids of shape {list(ids.shape)}')
-  delete_ids = np.unique(np.asarray(edit.delete_ids, np.int64))
-  if not (rows or len(delete_ids) or edit.metadata):
+  ids = wanted.ids
+  ids = checks.passage_ids(np.arange(next_id, next_id + rows) if ids is None else ids, rows)
+  delete_ids = np.unique(np.asarray(wanted.delete_ids, np.int64))
+  if not (rows or len(delete_ids) or wanted.metadata):
     raise ValueError('no vectors to put or delete')
-  if rows and ids.min() < 0:
-    raise ValueError(f'passage ids must not be negative, found {ids.min()}')
-  rising = np.sort(ids)
-  repeats = rising[1:][rising[1:] == rising[:-1]]
-  if len(repeats):
-    raise ValueError(
-      f'passage id {repeats[0]} occurs more than once ({len(repeats)} repeats in all)'
-    )
+  checks.check_distinct(ids)
   both = np.intersect1d(ids, delete_ids)
   if len(both):
     raise ValueError(f'passage id {both[0]} is both put and deleted by one edit')
-  with np.errstate(over='ignore'):
-    embeddings = np.ascontiguousarray(edit.embeddings, np.float16)
-  bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-  if len(bad):
-    raise ValueError(
-      f'the embedding of passage {ids[bad[0]]} holds a value that float16 '
-      'cannot: not a number, or beyond 65504; check the passage encoder'
-    )
-  return dataclasses.replace(edit, ids=ids, embeddings=embeddings, delete_ids=delete_ids)
+  stored = checks.as_float16(wanted.embeddings, ids)
+  return Edit(ids, stored, delete_ids, wanted.metadata, wanted.edit_id, generation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,19 +128,20 @@ def write_record(edit: Edit) -> bytes:
     )
   )
   length = struct.pack('<Q', len(body))
-  return b''.join((_MAGIC, struct.pack('<I', zlib.crc32(length)), length, body, _checksum(body)))
+  head = _HEAD.pack(_MAGIC, zlib.crc32(length), len(body))
+  return b''.join((head, body, files.digest(body).digest()))
 
 
 def read_record(file: BinaryIO, position: int, size: int) -> Record | None:
   """The record at a position; None where the log ends, maybe in mid-record.
 
   Args:
-    file: The log, open for reading.
-    position: Where a record should begin.
-    size: Of the log.
+    file: the log, open for reading.
+    position: where a record should begin.
+    size: of the log.
 
   Raises:
-    ValueError: What stands there was whole once and is not now.
+    ValueError: what stands there was whole once and is not now.
   """
   head = _read(file, position, min(_HEAD.size, size - position))
   if len(head) < _HEAD.size:
@@ -157,7 +156,7 @@ def read_record(file: BinaryIO, position: int, size: int) -> Record | None:
     return None
   body = _read(file, position + _HEAD.size, length)
   checksum = _read(file, end - _CHECKSUM_BYTES, _CHECKSUM_BYTES)
-  if _checksum(body) != checksum:
+  if files.digest(body).digest() != checksum:
     if end == size and not any(checksum):
       return None
     raise ValueError('its checksum is another')
@@ -174,16 +173,13 @@ def _decode(body: bytes) -> tuple[Edit, int]:
   delete_ids = np.frombuffer(body, '<i8', deletes, at)
   ids = np.frombuffer(body, '<i8', rows, at + 8 * deletes)
   at += 8 * (deletes + rows)
-  embeddings = np.frombuffer(body, '<f2', rows * dim, at).reshape(rows, dim)
-  return Edit(
+  edit = Edit(
     ids,
-    embeddings,
+    np.frombuffer(body, '<f2', rows * dim, at).reshape(rows, dim),
     delete_ids,
-    fields['metadata'],
-    fields['edit_id'],
-    fields['generation'],
-    fields['sequence'],
-  ), at
+    **{name: fields[name] for name in ('metadata', 'edit_id', 'generation', 'sequence')},
+  )
+  return edit, at
 
 
 def _read(file: BinaryIO, position: int, length: int) -> bytes:
@@ -194,7 +190,3 @@ def _read(file: BinaryIO, position: int, length: int) -> bytes:
     position += len(part)
     length -= len(part)
   return b''.join(parts)
-
-
-def _checksum(body: bytes) -> bytes:
-  return hashlib.blake2b(body, digest_size=_CHECKSUM_BYTES).digest()

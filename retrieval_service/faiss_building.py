@@ -3,12 +3,12 @@
 Everything here works on plain arrays. An index holds row numbers 0..n-1.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-import contextlib
 import dataclasses
 import logging
 import math
-import sys
 
 import faiss
 import numpy as np
@@ -32,9 +32,9 @@ class IndexPlan:
   """What the options come to for one corpus.
 
   Attributes:
-    factory: The FAISS factory string.
-    train_size: Vectors to train on.
-    fallback: Whether the corpus is too small for the index asked for, so that
+    factory: the FAISS factory string.
+    train_size: vectors to train on.
+    fallback: whether the corpus is too small for the index asked for, so that
       a flat one stands in.
   """
 
@@ -47,7 +47,7 @@ def plan_index(options: IndexOptions, dim: int, count: int) -> IndexPlan:
   """Turns options into a factory string for `count` vectors of `dim`.
 
   Raises:
-    ValueError: The options do not fit the dimension or the count.
+    ValueError: the options do not fit the dimension or the count.
   """
   if count < 1:
     raise ValueError('an index needs at least 1 vector, found 0')
@@ -141,8 +141,8 @@ def _quieten(index: faiss.Index) -> None:
         index.referenced_objects = getattr(index, 'referenced_objects', []) + [quantizer]
     index = faiss.downcast_index(index.index)
   for holder in (index, getattr(index, 'pq', None)):
-    if hasattr(holder, 'cp'):
-      holder.cp.min_points_per_centroid = 1
+    if (clustering := getattr(holder, 'cp', None)) is not None:
+      clustering.min_points_per_centroid = 1
 
 
 def build_index(
@@ -157,13 +157,13 @@ def build_index(
 
   Args:
     embeddings: [count, dim] float16 or float32; may be memory-mapped.
-    options: What to build.
-    chunk_rows: Rows converted to float32 at once.
-    progress: Shows a bar on stderr.
-    check: Called between chunks; raises to end the build.
+    options: what to build.
+    chunk_rows: rows converted to float32 at once.
+    progress: shows a bar on a terminal.
+    check: called between chunks; raises to end the build.
 
   Raises:
-    ValueError: The options do not fit the vectors.
+    ValueError: the options do not fit the vectors.
   """
   count, dim = embeddings.shape
   plan = plan_index(options, dim, count)
@@ -171,7 +171,14 @@ def build_index(
   if not index.is_trained:
     _train(index, embeddings, plan)
   check()
-  _add(index, embeddings, chunk_rows=chunk_rows, progress=progress, check=check)
+  steps = range(0, count, chunk_rows)
+  if progress:  # even a silent bar starts a thread
+    steps = tqdm.tqdm(
+      steps, 'adding vectors', unit_scale=chunk_rows, unit=' vectors', leave=False, disable=None
+    )
+  for begin in steps:
+    check()
+    index.add(np.asarray(embeddings[begin : begin + chunk_rows], np.float32))
   return index, plan
 
 
@@ -205,33 +212,3 @@ def _train(index: faiss.Index, embeddings: np.ndarray, plan: IndexPlan) -> None:
       f'{_reason(error)}. Use more vectors, a smaller index or '
       "index_type='flat'"
     ) from error
-
-
-def _add(
-  index: faiss.Index,
-  embeddings: np.ndarray,
-  *,
-  chunk_rows: int,
-  progress: bool,
-  check: Callable[[], None],
-) -> None:
-  bar = (
-    tqdm.tqdm(
-      total=len(embeddings),
-      desc='adding vectors',
-      unit='vector',
-      unit_scale=True,
-      file=sys.stderr,
-      disable=None,
-      leave=False,
-    )
-    if progress
-    else None
-  )  # even a silent one starts a thread
-  with bar or contextlib.nullcontext():
-    for begin in range(0, len(embeddings), chunk_rows):
-      check()
-      chunk = np.asarray(embeddings[begin : begin + chunk_rows], np.float32)
-      index.add(chunk)
-      if bar is not None:
-        bar.update(len(chunk))

@@ -4,6 +4,9 @@ Everything here works on plain arrays. An index holds row numbers 0..n-1; what
 id a row has is known to `generation.py` alone.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 import concurrent.futures
 import math
 
@@ -19,6 +22,21 @@ def read_index(path: str) -> faiss.Index:
   """Maps an index into memory; it must never be added to (FAISS aborts)."""
   # The IFC variant maps flat indexes too, where the plain one reads them whole.
   return faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
+
+
+def write_index(index: faiss.Index, write: Callable[[bytes], int]) -> None:
+  """Hands the index's bytes to `write`, part by part."""
+  faiss.write_index(index, faiss.PyCallbackIOWriter(write))
+
+
+def set_threads(threads: int) -> None:
+  """Sets OpenMP's number, which belongs to the calling thread."""
+  faiss.omp_set_num_threads(threads)
+
+
+def threads() -> int:
+  """As many as FAISS would use by itself."""
+  return faiss.omp_get_max_threads()
 
 
 def inverted_lists(index: faiss.Index) -> faiss.IndexIVF | None:
@@ -56,10 +74,10 @@ def find_candidates(
   query visits more.
 
   Args:
-    index: A filled index.
+    index: a filled index.
     queries: [batch, dim] float32.
-    num: Rows to ask for.
-    least: Rows that every query must get; at most `index.ntotal`.
+    num: rows to ask for.
+    least: rows that every query must get; at most `index.ntotal`.
 
   Returns:
     scores [batch, num] float32 and rows [batch, num] int64; -1 pads rows.
@@ -86,11 +104,11 @@ def find_live_candidates(
   what it found are dead.
 
   Args:
-    index: A filled index.
+    index: a filled index.
     queries: [batch, dim] float32.
-    num: Live rows wanted; at most as many as there are.
-    least: Live rows that every query must get.
-    dead: Rows that do not count, rising.
+    num: live rows wanted; at most as many as there are.
+    least: live rows that every query must get.
+    dead: rows that do not count, rising.
 
   Returns:
     scores [batch, num] float32 and rows [batch, num] int64; -1 pads rows, and
@@ -156,7 +174,7 @@ def exact_scores(
     embeddings: [count, dim] float16, may be memory-mapped.
     queries: [batch, dim] float32.
     rows: [batch, num] int64; -1 is padding.
-    pool: Shares the queries among its threads.
+    pool: shares the queries among its threads.
 
   Returns:
     [batch, num] float32, minus infinity at padding.
@@ -187,9 +205,9 @@ def exact_search(
   Args:
     embeddings: [count, dim] float16 or float32; may be memory-mapped.
     queries: [batch, dim] float32.
-    k: At most as many as there are live rows.
-    dead: Rows that do not count, rising.
-    chunk_rows: Rows converted to float32 at once.
+    k: at most as many as there are live rows.
+    dead: rows that do not count, rising.
+    chunk_rows: rows converted to float32 at once.
 
   Returns:
     scores [batch, k] float32 and rows [batch, k] int64.

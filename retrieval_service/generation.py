@@ -1,12 +1,14 @@
 """One generation of the index, opened for searching; it never changes."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import dataclasses
 import os
 
 import numpy as np
 
-from retrieval_service import faiss_index, manifest as manifests
+from retrieval_service import checks, faiss_index, manifest
 from retrieval_service.manifest import Manifest
 from retrieval_service.overlay import Overlay
 
@@ -26,33 +28,6 @@ class GenerationResult:
   embeddings: np.ndarray | None
 
 
-def check_files(folder: str, manifest: Manifest, *, checksums: bool) -> None:
-  """Compares a generation's files with its manifest.
-
-  Raises:
-    ValueError: A file is missing, of another size or of other bytes; the
-      message names it, both values and the remedy.
-  """
-  remedy = (
-    'This generation is damaged and is not served: restore the file, or build the index again'
-  )
-  for name, record in manifest.files.items():
-    path = os.path.join(folder, name)
-    if not os.path.exists(path):
-      raise ValueError(f'{path} is missing; expected {record.bytes} bytes. {remedy}')
-    found = os.path.getsize(path)
-    if found != record.bytes:
-      raise ValueError(f'{path} has {found} bytes; expected {record.bytes}. {remedy}')
-    if checksums:
-      digest = manifests.checksum(path)
-      if digest != record.checksum:
-        raise ValueError(
-          f'{path} has checksum {digest}; expected '
-          f'{record.checksum} over {record.bytes} bytes. '
-          f'{remedy}'
-        )
-
-
 class Generation:
   """A searchable generation: a FAISS index and the exact embeddings.
 
@@ -61,11 +36,9 @@ class Generation:
   removed meanwhile stays readable until the last user lets go.
 
   Attributes:
-    folder: Where it lies.
-    manifest: What it is.
     embeddings: [count, dim] float16, memory-mapped.
     ids: [count] int64, memory-mapped; None when row i has id i.
-    index: The FAISS index over rows; read-only.
+    index: the FAISS index over rows; read-only.
   """
 
   def __init__(
@@ -80,25 +53,25 @@ class Generation:
     """Opens a generation.
 
     Args:
-      folder: Its folder.
-      verify_checksums: Reads every byte once; sizes are checked always.
-      nprobe: In place of the value in its options.
-      rerank: Likewise.
-      threads: Threads for re-ranking; FAISS's own number belongs to the
-        calling thread (`faiss.omp_set_num_threads`).
+      folder: where it lies.
+      verify_checksums: reads every byte once; sizes are checked always.
+      nprobe: in place of the value in its options, as is `rerank`.
+      rerank: candidates to re-rank.
+      threads: for re-ranking; FAISS's own number belongs to the calling thread
+        (`faiss_index.set_threads`).
 
     Raises:
-      FileNotFoundError: No manifest.
-      ValueError: Damaged, naming the file.
+      FileNotFoundError: no manifest.
+      ValueError: damaged, naming the file.
     """
     self.folder = folder
     self.manifest = Manifest.read(folder)
-    check_files(folder, self.manifest, checksums=verify_checksums)
-    self.embeddings = self._map(manifests.EMBEDDINGS, np.float16).reshape(self.count, self.dim)
+    self.manifest.check_files(folder, checksums=verify_checksums)
+    self.embeddings = self._map(manifest.EMBEDDINGS, np.float16).reshape(self.count, self.dim)
     self.ids = None
-    if manifests.IDS in self.manifest.files:
-      self.ids = self._map(manifests.IDS, np.int64)
-    self.index = faiss_index.read_index(os.path.join(folder, manifests.INDEX))
+    if manifest.IDS in self.manifest.files:
+      self.ids = self._map(manifest.IDS, np.int64)
+    self.index = faiss_index.read_index(os.path.join(folder, manifest.INDEX))
     self._id_order: tuple[np.ndarray, np.ndarray | None] | None = None
     options = self.manifest.options
     self._rerank = options.rerank if rerank is None else rerank
@@ -169,16 +142,19 @@ class Generation:
 
     Args:
       queries: [batch, dim] float32.
-      k: From 1 to the number of passages.
-      return_embeddings: Also gathers the stored embeddings.
-      overlay: The edits that hold; None: there are none.
+      k: from 1 to the number of passages.
+      return_embeddings: also gathers the stored embeddings.
+      overlay: the edits that hold; None: there are none.
 
     Raises:
-      ValueError: Wrong shape, k out of range, or a value that is not finite.
+      ValueError: wrong shape, k out of range, or a value that is not finite.
     """
     overlay = overlay or Overlay.empty(self.dim)
     live = self.count - len(overlay.dead_rows)
-    queries = self._checked(queries, k, live + overlay.count)
+    queries = np.ascontiguousarray(queries, np.float32)
+    checks.check_queries(queries, k)
+    count = live + overlay.count
+    checks.check_search(queries, k, number=self.number, dim=self.dim, count=count)
     rows, scores = self._candidates(queries, min(k, live), overlay.dead_rows)
     ids = np.where(rows < 0, -1, rows if self.ids is None else self.ids[rows])
     if overlay.count:
@@ -194,28 +170,6 @@ class Generation:
       np.take_along_axis(ids, best, axis=1), np.take_along_axis(scores, best, axis=1), embeddings
     )
 
-  def _checked(self, queries: np.ndarray, k: int, live: int) -> np.ndarray:
-    if queries.ndim != 2 or queries.shape[1] != self.dim:
-      raise ValueError(
-        f'the queries have dimension {queries.shape[-1]} and generation '
-        f'{self.number} of the index has dimension {self.dim}: they must be '
-        'embedded by the encoder that embedded the passages'
-      )
-    if k < 1:
-      raise ValueError(f'k must be at least 1, found {k}')
-    if k > live:
-      raise ValueError(
-        f'k={k} passages wanted and generation {self.number} of '
-        f'the index holds {live}: lower k or add passages'
-      )
-    queries = np.ascontiguousarray(queries, np.float32)
-    if not np.isfinite(queries).all():
-      row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
-      raise ValueError(
-        f'query {row} of {len(queries)} holds a value that is not finite: check the query encoder'
-      )
-    return queries
-
   def _candidates(
     self, queries: np.ndarray, k: int, dead_rows: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
@@ -225,10 +179,10 @@ class Generation:
       return none.astype(np.int64), none.astype(np.float32)
     num = min(faiss_index.num_candidates(self.index, self._rerank, k), self.count - len(dead_rows))
     scores, rows = faiss_index.find_live_candidates(self.index, queries, num, k, dead_rows)
-    if (rows[:, k - 1] < 0).any():  # a graph index may miss passages
+    misses = (rows[:, k - 1] < 0).any()  # a graph index may
+    if misses:
       _, rows = faiss_index.exact_search(self.embeddings, queries, k, dead=dead_rows)
-      scores = None
-    if self._rerank != 0 or scores is None:
+    if self._rerank != 0 or misses:
       scores = faiss_index.exact_scores(self.embeddings, queries, rows, self._pool)
     return rows, scores
 

@@ -1,7 +1,10 @@
 """Writing a new generation aside, and committing it in one step."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import datetime
 import errno
 import fcntl
@@ -9,18 +12,88 @@ import json
 import os
 import shutil
 import tempfile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import faiss
 import numpy as np
 
-from retrieval_service import faiss_building, manifest as manifests
+from retrieval_service import checks, faiss_building, faiss_index, files, manifest
 from retrieval_service.faiss_building import IndexPlan
-from retrieval_service.manifest import FileRecord, HashingFile, Manifest
+from retrieval_service.files import FileRecord, HashingFile
+from retrieval_service.generations import GenerationStore
+from retrieval_service.manifest import Manifest
 from retrieval_service.options import IndexOptions
 
-if TYPE_CHECKING:
-  from retrieval_service.generations import GenerationStore
+
+def begin(
+  store: GenerationStore,
+  options: IndexOptions,
+  dim: int,
+  metadata: dict[str, Any] | None = None,
+  *,
+  build_id: str = '',
+  edits_applied: int | None = None,
+  edits_forgotten: int | None = None,
+  progress: bool = False,
+  check: Callable[[], None] = lambda: None,
+) -> GenerationWriter:
+  """Starts a new generation.
+
+  Args:
+    store: where it goes.
+    options: the index to build.
+    dim: embedding size.
+    metadata: JSON that stays with the generation.
+    build_id: what this build is called; a repeat is recognised by it.
+    edits_applied: the last edit that the vectors know of, as
+      `edit_log().last` gave it when their making began: what that edit and
+      earlier ones put gives way to them. None: all edits there are.
+    edits_forgotten: this edit and earlier ones, deletes among them, do not
+      hold in the generation at all: for another corpus, whose ids mean other
+      passages. None: those that the current generation forgets.
+    progress: shows a bar on stderr while adding.
+    check: called now and then while building; raises to abandon it.
+
+  Raises:
+    ValueError: edits that have not been made, options, dimension or metadata
+      that cannot be, or a damaged index.
+  """
+  last = store.edit_log().last
+  if edits_applied is None:
+    edits_applied = last
+  if edits_forgotten is None:
+    number = store.current()
+    forgotten = 0 if number is None else store.manifest(number).edits_forgotten
+    edits_forgotten = min(edits_applied, forgotten)
+  if not 0 <= edits_forgotten <= edits_applied <= last:
+    raise ValueError(
+      f'edits_applied={edits_applied} and edits_forgotten={edits_forgotten} '
+      f'must rise, up to {last}, the last edit of this index'
+    )
+  if dim < 1:
+    raise ValueError(f'dim must be at least 1, found {dim}')
+  try:
+    metadata = json.loads(json.dumps(metadata or {}))
+  except (TypeError, ValueError) as error:
+    raise ValueError(f'metadata must be JSON: {error}') from error
+  if not isinstance(metadata, dict):
+    raise ValueError(f'metadata must be a dict, found {type(metadata)}')
+  if not options.is_friendly:
+    faiss_building.new_index(options.index_type, dim)  # fail before the upload
+  draft = Manifest(
+    generation=0,
+    dim=dim,
+    count=0,
+    options=options,
+    factory='',
+    fallback=False,
+    files={},
+    created='',
+    metadata=metadata,
+    build_id=build_id,
+    edits_applied=edits_applied,
+    edits_forgotten=edits_forgotten,
+  )
+  return GenerationWriter(store, draft, progress=progress, check=check)
 
 
 class GenerationWriter:
@@ -29,80 +102,38 @@ class GenerationWriter:
   Use as a context manager: without a commit, or on an exception, nothing
   remains and the former generation stays current.
 
-      with store.begin(options, dim, metadata) as writer:
+      with generation_writer.begin(store, options, dim, metadata) as writer:
         writer.append(ids, embeddings)
         number = writer.commit()
+
+  Attributes:
+    count: vectors so far.
   """
 
   def __init__(
-    self,
-    store: 'GenerationStore',
-    options: IndexOptions,
-    dim: int,
-    metadata: dict[str, Any],
-    *,
-    build_id: str = '',
-    edits_applied: int = 0,
-    edits_forgotten: int = 0,
-    progress: bool = False,
-    check: Callable[[], None] = lambda: None,
+    self, store: GenerationStore, draft: Manifest, *, progress: bool, check: Callable[[], None]
   ):
-    """Creates the folder aside.
-
-    Args:
-      store: Where the generation goes.
-      options: The index to build.
-      dim: Embedding size.
-      metadata: JSON that stays with the generation.
-      build_id: Recorded in the manifest, as the next two are.
-      edits_applied: See `Manifest`.
-      edits_forgotten: Likewise.
-      progress: Shows a bar on stderr while adding.
-      check: Called now and then while building; raises to abandon it.
-
-    Raises:
-      ValueError: Options, dimension or metadata that cannot be.
-    """
-    if dim < 1:
-      raise ValueError(f'dim must be at least 1, found {dim}')
-    try:
-      self._metadata = json.loads(json.dumps(metadata))
-    except (TypeError, ValueError) as error:
-      raise ValueError(f'metadata must be JSON: {error}') from error
-    if not isinstance(self._metadata, dict):
-      raise ValueError(f'metadata must be a dict, found {type(metadata)}')
+    """Creates the folder aside; `begin` makes the draft of the manifest."""
     self._store = store
-    self._options = options
-    self._dim = dim
-    self._build_id = build_id
-    self._edits_applied = edits_applied
-    self._edits_forgotten = edits_forgotten
+    self._draft = draft
     self._progress = progress
     self._check = check
-    self._count = 0
     self._ids: list[np.ndarray] = []
-    if not options.is_friendly:
-      faiss_building.new_index(options.index_type, dim)  # fail before the upload
-    self._open()
-
-  def _open(self) -> None:
+    self.count = 0
+    self._done = False
     # Under the store's lock, or a cleaner could come before the inner lock.
-    with self._explained(), self._store.lock():
-      self._folder = tempfile.mkdtemp(prefix='.tmp-generation-', dir=self._store.directory)
-      self._lock = open(os.path.join(self._folder, manifests.WRITER_LOCK), 'wb')
+    os.makedirs(store.directory, exist_ok=True)
+    with self._explained(), store.lock():
+      self._folder = tempfile.mkdtemp(prefix='.tmp-generation-', dir=store.directory)
+      self._lock = open(self._path(manifest.WRITER_LOCK), 'wb')
       fcntl.flock(self._lock, fcntl.LOCK_EX)
-    self._file = HashingFile(self._path(manifests.EMBEDDINGS))
+    self._file = HashingFile(self._path(manifest.EMBEDDINGS))
 
-  def __enter__(self) -> 'GenerationWriter':
+  def __enter__(self) -> GenerationWriter:
     return self
 
   def __exit__(self, *unused_exception) -> None:
     self.abort()
-
-  @property
-  def count(self) -> int:
-    """Vectors so far."""
-    return self._count
 
   def append(self, ids: np.ndarray | None, embeddings: np.ndarray) -> None:
     """Appends vectors.
@@ -112,121 +143,90 @@ class GenerationWriter:
       embeddings: [rows, dim] float16 or float32; stored as float16.
 
     Raises:
-      ValueError: Shapes that do not fit, or values float16 cannot hold.
-      OSError: The disk is full.
+      ValueError: shapes that do not fit, or values float16 cannot hold.
+      OSError: the disk is full.
     """
-    if self._folder is None:
+    if self._done:
       raise ValueError('this generation is committed or abandoned already')
-    if embeddings.ndim != 2 or embeddings.shape[1] != self._dim:
+    if embeddings.ndim != 2 or embeddings.shape[1] != self._draft.dim:
       raise ValueError(
         f'embeddings of shape {list(embeddings.shape)} do not '
-        f'fit the index, which has dimension {self._dim}'
+        f'fit the index, which has dimension {self._draft.dim}'
       )
     rows = len(embeddings)
     if ids is None:
-      ids = np.arange(self._count, self._count + rows)
-    ids = np.asarray(ids, np.int64)
-    if ids.shape != (rows,):
-      raise ValueError(f'{rows} embeddings came with ids of shape {list(ids.shape)}')
-    if rows and ids.min() < 0:
-      raise ValueError(f'passage ids must not be negative, found {ids.min()}')
-    with np.errstate(over='ignore'):
-      stored = np.ascontiguousarray(embeddings, np.float16)
-    finite = np.isfinite(stored).all(axis=1)
-    if not finite.all():
-      row = int(np.flatnonzero(~finite)[0])
-      raise ValueError(
-        f'the embedding of passage {ids[row]} holds a value that float16 '
-        'cannot: not a number, or beyond 65504; check the passage encoder'
-      )
+      ids = np.arange(self.count, self.count + rows)
+    ids = checks.passage_ids(ids, rows)
+    stored = checks.as_float16(embeddings, ids)
     with self._explained():
       self._file.write(stored)
     self._ids.append(ids)
-    self._count += rows
+    self.count += rows
 
   def commit(self, make_current: bool = True) -> int:
     """Trains and writes the index, publishes the generation.
 
     Args:
-      make_current: Also points CURRENT at it.
+      make_current: also points CURRENT at it.
 
     Returns:
       The new generation's number.
 
     Raises:
-      ValueError: No vectors, duplicate ids, or too few for the index.
-      OSError: The disk is full.
+      ValueError: no vectors, duplicate ids, or too few for the index.
+      OSError: the disk is full.
     """
     ids = np.concatenate(self._ids) if self._ids else np.zeros(0, np.int64)
     ids_are_rows = np.array_equal(ids, np.arange(len(ids)))
     if not ids_are_rows:
-      self._refuse_duplicates(ids)
+      checks.check_distinct(ids)
     with self._explained():
-      files = {manifests.EMBEDDINGS: self._file.finish()}
+      written = {manifest.EMBEDDINGS: self._file.finish()}
       if not ids_are_rows:
-        file = HashingFile(self._path(manifests.IDS))
+        file = HashingFile(self._path(manifest.IDS))
         file.write(ids)
-        files[manifests.IDS] = file.finish()
-    embeddings = (
-      np.memmap(self._path(manifests.EMBEDDINGS), np.float16, 'r', shape=(len(ids), self._dim))
-      if len(ids)
-      else (np.zeros((0, self._dim), np.float16))
-    )
+        written[manifest.IDS] = file.finish()
+    embeddings = np.zeros((0, self._draft.dim), np.float16)
+    if len(ids):  # an empty file cannot be mapped
+      shape = (len(ids), self._draft.dim)
+      embeddings = np.memmap(self._path(manifest.EMBEDDINGS), np.float16, 'r', shape=shape)
     index, plan = faiss_building.build_index(
-      embeddings, self._options, progress=self._progress, check=self._check
+      embeddings, self._draft.options, progress=self._progress, check=self._check
     )
     with self._explained():
-      files[manifests.INDEX] = self._write_index(index)
+      file = HashingFile(self._path(manifest.INDEX))
+      try:
+        faiss_index.write_index(index, file.write)
+        written[manifest.INDEX] = file.finish()
+      finally:
+        file.close()
       self._check()
-      return self._publish(plan, files, ids, make_current)
-
-  def _refuse_duplicates(self, ids: np.ndarray) -> None:
-    order = np.argsort(ids, kind='stable')
-    repeats = np.flatnonzero(np.diff(ids[order]) == 0)
-    if not len(repeats):
-      return
-    duplicate = ids[order[repeats[0]]]
-    raise ValueError(
-      f'passage id {duplicate} occurs more than once ({len(repeats)} repeats in all)'
-    )
-
-  def _write_index(self, index: faiss.Index) -> FileRecord:
-    file = HashingFile(self._path(manifests.INDEX))
-    try:
-      faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
-      return file.finish()
-    finally:
-      file.close()
+      return self._publish(plan, written, ids, make_current)
 
   def _publish(
-    self, plan: IndexPlan, files: dict[str, FileRecord], ids: np.ndarray, make_current: bool
+    self, plan: IndexPlan, written: dict[str, FileRecord], ids: np.ndarray, make_current: bool
   ) -> int:
     with self._store.lock():
       self._store.ensure_index_id()
       number = max(self._store.numbers(), default=0) + 1
-      manifest = Manifest(
+      final = dataclasses.replace(
+        self._draft,
         generation=number,
-        dim=self._dim,
         count=len(ids),
-        options=self._options,
         factory=plan.factory,
         fallback=plan.fallback,
-        files=files,
+        files=written,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-        metadata=self._metadata,
-        build_id=self._build_id,
         make_current=make_current,
-        edits_applied=self._edits_applied,
-        edits_forgotten=self._edits_forgotten,
         next_id=max(int(ids.max()) + 1, self._store.next_id()),
       )
-      manifests.write_text(self._path(manifests.MANIFEST), manifest.to_json())
-      os.remove(self._path(manifests.WRITER_LOCK))
+      files.write_text(self._path(manifest.MANIFEST), final.to_json())
+      os.remove(self._path(manifest.WRITER_LOCK))
       os.chmod(self._folder, 0o755)  # mkdtemp's 0700 would hide it
-      manifests.flush_folder(self._folder)
+      files.flush_folder(self._folder)
       os.rename(self._folder, self._store.folder(number))
-      self._folder = None
-      manifests.flush_folder(self._store.directory)
+      self._done = True
+      files.flush_folder(self._store.directory)
       if make_current:
         self._store.point_at(number)
     self._lock.close()
@@ -235,16 +235,16 @@ class GenerationWriter:
   def abort(self) -> None:
     """Removes what was written; nothing to do after a commit."""
     self._file.close()
-    if self._folder is not None:
+    if not self._done:
       shutil.rmtree(self._folder, ignore_errors=True)
-      self._folder = None
+      self._done = True
     self._lock.close()
 
   def _path(self, name: str) -> str:
     return os.path.join(self._folder, name)
 
   @contextlib.contextmanager
-  def _explained(self):
+  def _explained(self) -> Iterator[None]:
     """Turns a full disk into one message that tells what to do."""
     try:
       yield
@@ -254,7 +254,7 @@ class GenerationWriter:
       raise OSError(
         error.errno,
         f'no space left for a new generation in {self._store.directory} '
-        f'(stopped after {self._count} vectors of {2 * self._dim} bytes plus '
+        f'(stopped after {self.count} vectors of {2 * self._draft.dim} bytes plus '
         'their index). The former generation stays in use: free space, or '
         'remove old generations, and build again',
       ) from error

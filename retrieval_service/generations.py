@@ -11,9 +11,10 @@ A generation's number is never used twice. `ids.int64` is left out when row i
 has id i.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 import contextlib
-import fcntl
 import glob
 import hashlib
 import json
@@ -22,15 +23,13 @@ import os
 import re
 import shutil
 import tempfile
-from typing import Any
 
-from retrieval_service import index_id, manifest as manifests
+from retrieval_service import files, index_id, manifest
 from retrieval_service.edit_log import EditLog
-from retrieval_service.generation import Generation, check_files
-from retrieval_service.generation_writer import GenerationWriter
+from retrieval_service.files import PathLike
+from retrieval_service.generation import Generation
 from retrieval_service.live import LiveGeneration, LiveView
 from retrieval_service.manifest import Manifest
-from retrieval_service.options import IndexOptions
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +51,11 @@ class GenerationStore:
   a store is opened.
   """
 
-  def __init__(self, directory: str | os.PathLike):
+  def __init__(self, directory: PathLike):
     """Opens a folder; one that does not exist is an empty index.
 
     Raises:
-      NotADirectoryError: A file stands there.
+      NotADirectoryError: a file stands there.
     """
     self.directory = os.path.abspath(os.fspath(directory))
     if os.path.exists(self.directory) and not os.path.isdir(self.directory):
@@ -71,13 +70,10 @@ class GenerationStore:
 
     A copy that goes its own way, with edits or generations that the original
     does not get, should have its file INDEX_ID removed: it is given another.
-
-    Returns:
-      32 hexadecimal digits; '' where there is no folder yet, or one that is
-      empty and read-only.
+    '' where there is no folder yet, or one that is empty and read-only.
 
     Raises:
-      ValueError: The file is damaged.
+      ValueError: the file is damaged.
     """
     found = index_id.read(self.directory)
     if found or not os.path.isdir(self.directory):
@@ -87,11 +83,7 @@ class GenerationStore:
     return index_id.derive(map(self.folder, self.numbers()))
 
   def ensure_index_id(self, wanted: str = '') -> str:
-    """`index_id`, made if need be; the caller holds the lock.
-
-    Args:
-      wanted: What to write where there is none; '' for a new one.
-    """
+    """`index_id`, or `wanted`, or a new one; the caller holds the lock."""
     return index_id.ensure(self.directory, wanted)
 
   def numbers(self) -> list[int]:
@@ -103,6 +95,9 @@ class GenerationStore:
 
   def folder(self, number: int) -> str:
     return os.path.join(self.directory, generation_name(number))
+
+  def manifest(self, number: int) -> Manifest:
+    return Manifest.read(self.folder(number))
 
   def current(self) -> int | None:
     """The number of the generation to serve, None where there is none yet.
@@ -137,15 +132,11 @@ class GenerationStore:
     """Opens a generation; `options` as `Generation` takes them.
 
     Raises:
-      LookupError: No generation of that number.
-      ValueError: It is damaged.
+      LookupError: no generation of that number.
+      ValueError: it is damaged.
     """
     if number not in self.numbers():
-      raise LookupError(
-        f'{self.directory} holds no generation {number}; it holds '
-        f'{self.numbers() or "none"}. A generation is kept while it is '
-        'current, recent or pinned'
-      )
+      raise self._lacks(number, '. A generation is kept while it is current, recent or pinned')
     try:
       return Generation(self.folder(number), **options)
     except (ValueError, FileNotFoundError) as error:
@@ -161,16 +152,11 @@ class GenerationStore:
 
     `live_index.LiveIndex` is for those who edit, or follow edits.
 
-    Args:
-      number: Of the generation; None: the current one.
-      **options: As `Generation` takes them.
-
-    Returns:
-      None where the index is empty.
+    None stands for the current generation, and is returned for an empty index.
 
     Raises:
-      LookupError: No generation of that number.
-      ValueError: It is damaged, or the log of edits is.
+      LookupError: no generation of that number.
+      ValueError: it is damaged, or the log of edits is.
     """
     number = number or self.current()
     if number is None:
@@ -180,96 +166,34 @@ class GenerationStore:
       return LiveGeneration(generation, self.edit_log()).view
 
   def edit_log(self) -> EditLog:
-    """Reads the log of edits.
-
-    Raises:
-      ValueError: It is damaged.
-    """
-    return EditLog(
-      self.directory,
-      floor=max((manifest.edits_applied for manifest in self._manifests()), default=0),
-    )
+    """Reads the log of edits; a damaged one is a ValueError."""
+    floor = max((one.edits_applied for one in self._manifests()), default=0)
+    return EditLog(self.directory, floor=floor)
 
   def next_id(self) -> int:
     """One past the largest id that generations were recorded to have had."""
-    return max((manifest.next_id for manifest in self._manifests()), default=0)
+    return max((one.next_id for one in self._manifests()), default=0)
 
   def find_build(self, build_id: str) -> int | None:
     """The newest whole generation of that build, None where there is none."""
     for number in reversed(self._whole() if build_id else []):
-      if Manifest.read(self.folder(number)).build_id == build_id:
+      if self.manifest(number).build_id == build_id:
         return number
     return None
-
-  def begin(
-    self,
-    options: IndexOptions,
-    dim: int,
-    metadata: dict[str, Any] | None = None,
-    *,
-    edits_applied: int | None = None,
-    edits_forgotten: int | None = None,
-    **settings,
-  ) -> GenerationWriter:
-    """Starts a new generation.
-
-    Args:
-      options: The index to build.
-      dim: Embedding size.
-      metadata: JSON that stays with the generation.
-      edits_applied: The last edit that the vectors know of, as
-        `edit_log().last` gave it when their making began: what that edit and
-        earlier ones put gives way to them. None: all edits there are.
-      edits_forgotten: This edit and earlier ones, deletes among them, do not
-        hold in the generation at all: for another corpus, whose ids mean other
-        passages. None: those that the current generation forgets.
-      **settings: `build_id`, `progress`, `check`: see `GenerationWriter`.
-
-    Raises:
-      ValueError: Edits that have not been made, options that cannot be, or a
-        damaged index.
-    """
-    last = self.edit_log().last
-    if edits_applied is None:
-      edits_applied = last
-    if edits_forgotten is None:
-      number = self.current()
-      edits_forgotten = (
-        0
-        if number is None
-        else min(edits_applied, Manifest.read(self.folder(number)).edits_forgotten)
-      )
-    if not 0 <= edits_forgotten <= edits_applied <= last:
-      raise ValueError(
-        f'edits_applied={edits_applied} and edits_forgotten={edits_forgotten} '
-        f'must rise, up to {last}, the last edit of this index'
-      )
-    os.makedirs(self.directory, exist_ok=True)
-    return GenerationWriter(
-      self,
-      options,
-      dim,
-      metadata or {},
-      edits_applied=edits_applied,
-      edits_forgotten=edits_forgotten,
-      **settings,
-    )
 
   def make_current(self, number: int) -> None:
     """Points CURRENT at a generation, whole as far as its sizes tell."""
     with self.lock():
       if number not in self.numbers():
-        raise LookupError(
-          f'{self.directory} holds no generation {number}; it holds {self.numbers() or "none"}'
-        )
-      check_files(self.folder(number), Manifest.read(self.folder(number)), checksums=False)
+        raise self._lacks(number)
+      self.manifest(number).check_files(self.folder(number), checksums=False)
       self.point_at(number)
 
   def pin(self, owner: str, numbers: Sequence[int]) -> None:
     """Replaces the list of generations `owner` still needs; [] frees all.
 
     Raises:
-      LookupError: A number that is not on disk; nothing is changed then.
+      LookupError: a number that is not on disk; nothing is changed then.
     """
     path = os.path.join(self.directory, _PINS, f'{_file_name(owner)}.json')
     numbers = sorted({int(number) for number in numbers})
@@ -283,7 +207,7 @@ class GenerationStore:
         )
       os.makedirs(os.path.dirname(path), exist_ok=True)
       if numbers:
-        manifests.write_text(path, json.dumps({'owner': owner, 'generations': numbers}) + '\n')
+        files.write_text(path, json.dumps({'owner': owner, 'generations': numbers}) + '\n')
       else:
         os.remove(path)
 
@@ -291,7 +215,7 @@ class GenerationStore:
     """Every owner's generations.
 
     Raises:
-      ValueError: A pin file is damaged; guessing could delete what it names.
+      ValueError: a pin file is damaged; guessing could delete what it names.
     """
     pins = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(self.directory), _PINS, '*.json'))):
@@ -306,10 +230,7 @@ class GenerationStore:
     return pins
 
   def prune(self, keep: int = 2) -> list[int]:
-    """Removes old generations, never the current nor a pinned one.
-
-    Args:
-      keep: The newest so many stay in any case.
+    """Removes all but the newest so many, the current and pinned generations.
 
     Returns:
       The numbers removed.
@@ -334,7 +255,7 @@ class GenerationStore:
   def lock(self) -> Iterator[None]:
     """One process at a time changes what the folder holds."""
     os.makedirs(self.directory, exist_ok=True)
-    with manifests.file_lock(os.path.join(self.directory, _LOCK)):
+    with files.lock(os.path.join(self.directory, _LOCK)):
       yield
 
   @contextlib.contextmanager
@@ -349,7 +270,7 @@ class GenerationStore:
 
   def point_at(self, number: int) -> None:
     """Rewrites CURRENT; the caller holds the lock."""
-    manifests.write_text(os.path.join(self.directory, _CURRENT), generation_name(number) + '\n')
+    files.write_text(os.path.join(self.directory, _CURRENT), generation_name(number) + '\n')
 
   def _recover(self) -> None:
     """Removes leftovers of dead writers; finishes a first commit cut short."""
@@ -362,14 +283,14 @@ class GenerationStore:
       return
     with self.lock():
       for path in leftovers:
-        if not _in_use(path):
+        if not files.is_locked(os.path.join(path, manifest.WRITER_LOCK)):
           logger.warning('removing %s, which a killed process left', path)
           if os.path.isdir(path):
             shutil.rmtree(path, ignore_errors=True)
           else:
             os.remove(path)
       if unnamed and not os.path.exists(os.path.join(self.directory, _CURRENT)):
-        good = [n for n in self._whole() if Manifest.read(self.folder(n)).make_current]
+        good = [n for n in self._whole() if self.manifest(n).make_current]
         if good:
           logger.warning('CURRENT was never written; serving %s', generation_name(good[-1]))
           self.point_at(good[-1])
@@ -378,17 +299,21 @@ class GenerationStore:
     """Of all generations that have a readable one."""
     for number in self.numbers():
       with contextlib.suppress(ValueError, OSError):
-        yield Manifest.read(self.folder(number))
+        yield self.manifest(number)
 
   def _whole(self, but: int | None = None) -> list[int]:
     """Generations whose files have the sizes of their manifests."""
     whole = []
     for number in self.numbers():
       with contextlib.suppress(ValueError, OSError):
-        check_files(self.folder(number), Manifest.read(self.folder(number)), checksums=False)
+        self.manifest(number).check_files(self.folder(number), checksums=False)
         if number != but:
           whole.append(number)
     return whole
+
+  def _lacks(self, number: int, advice: str = '') -> LookupError:
+    held = self.numbers() or 'none'
+    return LookupError(f'{self.directory} holds no generation {number}; it holds {held}{advice}')
 
   def _way_out(self, but: int | None = None) -> str:
     """What an error about a damaged index tells the reader to do."""
@@ -410,15 +335,3 @@ def _file_name(owner: str) -> str:
   if name != owner:
     name += '-' + hashlib.blake2b(owner.encode(), digest_size=6).hexdigest()
   return name
-
-
-def _in_use(path: str) -> bool:
-  """Whether a living writer holds the lock inside a folder."""
-  try:
-    with open(os.path.join(path, manifests.WRITER_LOCK), 'r+b') as file:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except (FileNotFoundError, NotADirectoryError):
-    return False
-  except BlockingIOError:
-    return True
-  return False

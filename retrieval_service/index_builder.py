@@ -1,5 +1,7 @@
 """New generations of an index that is in use."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import logging
@@ -8,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from retrieval_service import generation_writer
 from retrieval_service.live import LiveView
 from retrieval_service.live_index import LiveIndex
 from retrieval_service.options import IndexOptions
@@ -28,8 +31,8 @@ class IndexBuilder:
     """Changes nothing.
 
     Args:
-      index: What turns to each new generation.
-      keep_generations: Older ones than the newest so many are then removed,
+      index: turns to each new generation.
+      keep_generations: older ones than the newest so many are then removed,
         unless pinned.
     """
     self._index = index
@@ -57,18 +60,18 @@ class IndexBuilder:
     """Builds a generation of vectors and turns to it.
 
     Args:
-      chunks: Ids ([rows] int64, or None for row numbers) and embeddings.
-      dim: Embedding size.
-      options: The index to build.
+      chunks: ids ([rows] int64, or None for row numbers) and embeddings.
+      dim: embedding size.
+      options: the index to build.
       metadata: JSON that stays with the generation.
-      build_id: A whole generation of this id is turned to, not built again.
-      edits_applied: The last edit the vectors know of; None: all by now.
-      forget_edits: Those edits do not hold in it: for another corpus.
-      check: Called now and then; raises to abandon the build.
+      build_id: a whole generation of this id is turned to, not built again.
+      edits_applied: the last edit the vectors know of; None: all by now.
+      forget_edits: those edits do not hold in it: for another corpus.
+      check: called now and then; raises to abandon the build.
 
     Raises:
-      ValueError: Vectors or options that cannot be.
-      OSError: The disk is full.
+      ValueError: vectors or options that cannot be.
+      OSError: the disk is full.
     """
     if edits_applied is None:
       edits_applied = self._index.edits
@@ -91,16 +94,12 @@ class IndexBuilder:
     """Builds a generation of what the current one and its edits come to.
 
     The options stay, codebooks and lists are trained anew. Edits made
-    meanwhile hold in it as well.
-
-    Args:
-      build_id: As for `build`.
-      check: Likewise.
+    meanwhile hold in it as well. For the arguments see `build`.
 
     Raises:
-      EmptyIndexError: There is nothing yet.
-      ValueError: All passages are deleted.
-      OSError: The disk is full.
+      EmptyIndexError: there is nothing yet.
+      ValueError: all passages are deleted.
+      OSError: the disk is full.
     """
     with self._turn(check):
       found = self._store.find_build(build_id)
@@ -120,7 +119,7 @@ class IndexBuilder:
       )
 
   def _write(self, chunks: Chunks, check: Callable[[], None], **settings) -> LiveView:
-    with self._store.begin(check=check, **settings) as writer:
+    with generation_writer.begin(self._store, check=check, **settings) as writer:
       for ids, embeddings in chunks:
         check()
         writer.append(ids, embeddings)
@@ -128,16 +127,17 @@ class IndexBuilder:
       logger.info('building an index of %d vectors', writer.count)
       number = writer.commit()
     # Its bytes have just been written by us: no need to read them again.
-    view = self._index.reload(verify_checksums=False)
+    self._index.reload(verify_checksums=False)
     removed = self._store.prune(self._keep_generations)
     if removed:
       logger.info('removed generations %s', removed)
     logger.info('generation %d is complete', number)
-    return view
+    return self._index.view()
 
   def _turn_to(self, number: int) -> LiveView:
     self._store.make_current(number)
-    return self._index.reload()
+    self._index.reload()
+    return self._index.view()
 
   @contextlib.contextmanager
   def _turn(self, check: Callable[[], None]) -> Iterator[None]:

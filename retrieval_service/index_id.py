@@ -9,15 +9,16 @@ index is copied to several hosts that each serve their own, start a process
 (or open the folder) once with write access first, or each copy makes up an id.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 import contextlib
-import hashlib
 import logging
 import os
 import re
 import uuid
 
-from retrieval_service import manifest
+from retrieval_service import files, manifest
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def read(directory: str) -> str:
   """The id of an index folder; '' where it has none yet.
 
   Raises:
-    ValueError: The file is damaged.
+    ValueError: the file is damaged.
   """
   path = os.path.join(directory, _FILE)
   try:
@@ -47,28 +48,23 @@ def read(directory: str) -> str:
 
 
 def ensure(directory: str, wanted: str = '') -> str:
-  """The id of a folder, made if need be; the caller holds the folder's lock.
-
-  Args:
-    directory: The folder.
-    wanted: What to write where there is none; '' for a new one.
+  """The id of a folder, or `wanted`, or a new one; the caller holds its lock.
 
   Raises:
-    ValueError: The file is damaged.
-    OSError: It cannot be written.
+    ValueError: the file is damaged.
+    OSError: it cannot be written.
   """
   found = read(directory)
   if not found:
     found = wanted or uuid.uuid4().hex
-    manifest.write_text(os.path.join(directory, _FILE), found + '\n')
+    files.write_text(os.path.join(directory, _FILE), found + '\n')
   return found
 
 
 def derive(folders: Iterable[str]) -> str:
-  """A substitute where none can be written; '' for an empty index.
+  """A substitute where none can be written, of the generations' folders.
 
-  Args:
-    folders: Of the generations, the oldest first.
+  The oldest comes first; '' for an empty index.
   """
   for folder in folders:
     found = fingerprint(folder)
@@ -89,5 +85,5 @@ def fingerprint(folder: str) -> str:
   """Of a generation's manifest; '' where there is none."""
   path = os.path.join(folder, manifest.MANIFEST)
   with contextlib.suppress(OSError), open(path, 'rb') as file:
-    return hashlib.blake2b(file.read(), digest_size=16).hexdigest()
+    return files.digest(file.read()).hexdigest()
   return ''

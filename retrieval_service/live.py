@@ -1,5 +1,7 @@
 """A generation together with the edits made since: what searches see."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 import dataclasses
 import logging
@@ -21,10 +23,8 @@ class LiveView:
   """One state of a generation and its edits; it never changes.
 
   Attributes:
-    generation: What was built.
-    overlay: What edits made of it.
-    edits: The last edit's sequence number.
-    metadata: The generation's, with what edits merged over it.
+    edits: the last edit's sequence number.
+    metadata: the generation's, with what edits merged over it.
   """
 
   generation: Generation
@@ -88,8 +88,7 @@ class LiveGeneration:
   (`Manifest.edits_applied`).
 
   Attributes:
-    generation: What was built.
-    view: The present state; replaced whole.
+    view: the present state; replaced whole.
   """
 
   def __init__(self, generation: Generation, log: EditLog):
@@ -111,19 +110,23 @@ class LiveGeneration:
     put = (dims > 0) & ((sequences > manifest.edits_applied) | (rows < 0))
     alien = put & (dims != self.generation.dim)
     if alien.any():
-      self._warn_of_aliens(int(alien.sum()), int(dims[alien][0]))
+      logger.warning(
+        '%d vectors put by edits have dimension %d or another and generation '
+        '%d has %d: they are left out of it',
+        int(alien.sum()),
+        int(dims[alien][0]),
+        self.generation.number,
+        self.generation.dim,
+      )
       put &= ~alien
     dead = rows[(put | (dims == 0)) & (rows >= 0)]
     put_ids = ids[put]
     writer.apply(dead, put_ids, log.vectors(put_ids, self.generation.dim), ids[:0])
-    metadata = dict(manifest.metadata)
-    metadata.update(
-      {
-        key: value
-        for key, (sequence, value) in log.metadata.items()
-        if sequence > manifest.edits_applied
-      }
-    )
+    metadata = manifest.metadata | {
+      key: value
+      for key, (sequence, value) in log.metadata.items()
+      if sequence > manifest.edits_applied
+    }
     self._writer = writer
     self.view = LiveView(self.generation, writer.overlay, log.last, metadata)
 
@@ -138,9 +141,7 @@ class LiveGeneration:
       edit.embeddings.reshape(len(edit.ids), self.generation.dim),
       edit.delete_ids,
     )
-    metadata = self.view.metadata
-    if edit.metadata:
-      metadata = {**metadata, **edit.metadata}
+    metadata = self.view.metadata | edit.metadata
     self.view = LiveView(self.generation, self._writer.overlay, edit.sequence, metadata)
 
   def missing(self, ids: np.ndarray) -> np.ndarray:
@@ -149,13 +150,3 @@ class LiveGeneration:
     held = (rows >= 0) & ~faiss_index.is_among(self.view.overlay.dead_rows, rows)
     held |= np.fromiter(map(self._writer.has, ids.tolist()), bool, len(ids))
     return ids[~held]
-
-  def _warn_of_aliens(self, count: int, dim: int) -> None:
-    logger.warning(
-      '%d vectors put by edits have dimension %d or another and generation '
-      '%d has %d: they are left out of it',
-      count,
-      dim,
-      self.generation.number,
-      self.generation.dim,
-    )

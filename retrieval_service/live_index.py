@@ -4,6 +4,8 @@ Free of gRPC: the retrieval process serves one, and whoever keeps the vectors
 on other devices can hold one too.
 """
 
+from __future__ import annotations
+
 import collections
 import concurrent.futures
 import dataclasses
@@ -12,10 +14,11 @@ import threading
 
 import numpy as np
 
-from retrieval_service import index_id as index_ids
-from retrieval_service.edits import Edit, prepare_edit
+from retrieval_service import edits as edit_records, index_id as index_ids
+from retrieval_service.edits import Edit, WantedEdit
 from retrieval_service.generations import GenerationStore
 from retrieval_service.live import LiveGeneration, LiveView
+from retrieval_service.results import ServerStatus
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +35,8 @@ class Edited:
   """An edit that will last.
 
   Attributes:
-    view: The current generation, which it is part of.
-    sequence: Its number.
+    view: the current generation, which it is part of.
+    sequence: its number.
     ids: [rows] int64 of the vectors put.
     absent_ids: int64, those to be deleted that no search could find anyway.
   """
@@ -66,13 +69,13 @@ class LiveIndex:
     """Opens the current generation, if there is one.
 
     Args:
-      store: The index folder.
-      verify_checksums: Reads a generation whole before it is first searched.
-      max_older_open: Older generations kept open for searches by number.
+      store: the index folder.
+      verify_checksums: reads a generation whole before it is first searched.
+      max_older_open: older generations kept open for searches by number.
       **open_options: `nprobe`, `rerank`, `threads`: see `Generation`.
 
     Raises:
-      ValueError: The generation or the log of edits is damaged.
+      ValueError: the generation or the log of edits is damaged.
     """
     self.store = store
     self._verify_checksums = verify_checksums
@@ -83,7 +86,7 @@ class LiveIndex:
     self._edit_lock = threading.RLock()
     self._older_lock = threading.Lock()
     self._older: collections.OrderedDict[int, LiveGeneration] = collections.OrderedDict()
-    self._opening: dict[int, concurrent.futures.Future] = {}
+    self._opening: dict[int, concurrent.futures.Future[LiveGeneration]] = {}
     # Read once a search; replaced whole.
     self._current: LiveGeneration | None = None
     self._next_id = 0
@@ -123,23 +126,18 @@ class LiveIndex:
     """What to search: the current generation, or an older one by its number.
 
     Raises:
-      EmptyIndexError: There is none yet.
-      LookupError: That generation is no longer on disk.
-      ValueError: It is damaged, or the folder holds another index now.
+      EmptyIndexError: there is none yet.
+      LookupError: that generation is no longer on disk.
+      ValueError: it is damaged, or the folder holds another index now.
     """
     if self._log.has_more():  # another process has edited the same folder
       with self._edit_lock:
         # Not those of an index that was built anew in the same place.
         if self._holds_ours():
           self._follow(repair=False)
-    current = self._current
     if number == 0:
-      if current is None:
-        raise EmptyIndexError(
-          f'the index in {self.store.directory} is empty: '
-          'build it first, or reload once it is written'
-        )
-      return current.view
+      return self._present().view
+    current = self._current
     if current is not None and current.generation.number == number:
       return current.view
     with self._older_lock:
@@ -147,15 +145,23 @@ class LiveIndex:
       if older is not None:
         self._older.move_to_end(number)
         return older.view
-      future = self._opening.get(number)
-      first = future is None
-      if first:
-        future = self._opening[number] = concurrent.futures.Future()
-    if first:
+      opening = self._opening.get(number)
+      future = opening or self._opening.setdefault(number, concurrent.futures.Future())
+    if opening is None:
       self._open_older(number, future)
     return future.result().view
 
-  def _open_older(self, number: int, future: concurrent.futures.Future) -> None:
+  def _present(self) -> LiveGeneration:
+    """The current generation, or EmptyIndexError."""
+    current = self._current
+    if current is None:
+      raise EmptyIndexError(
+        f'the index in {self.store.directory} is empty: '
+        'build it first, or reload once it is written'
+      )
+    return current
+
+  def _open_older(self, number: int, future: concurrent.futures.Future[LiveGeneration]) -> None:
     """Opens a generation for all who asked for it, and nobody else waits."""
     try:
       self.check_folder()
@@ -181,11 +187,29 @@ class LiveIndex:
     while len(self._older) > self._max_older_open:
       self._older.popitem(last=False)
 
+  def status(self, view: LiveView | None, *, building: bool) -> ServerStatus:
+    """What is to be said of the index while `view` of it is served."""
+    manifest = view.generation.manifest if view else None
+    return ServerStatus(
+      generation=view.number if view else 0,
+      count=view.count if view else 0,
+      dim=view.dim if view else 0,
+      options=manifest.options if manifest else None,
+      factory=manifest.factory if manifest else '',
+      metadata=dict(view.metadata) if view else {},
+      generations=tuple(self.store.numbers()),
+      building=building,
+      index_directory=self.store.directory,
+      edits=self.edits,
+      next_id=self.next_id,
+      index_id=self.index_id,
+    )
+
   def reload(self, *, verify_checksums: bool | None = None) -> LiveView | None:
     """Turns to what the folder holds now; on an error the former stays.
 
     Raises:
-      ValueError: It is damaged, or another index.
+      ValueError: it is damaged, or another index.
     """
     if verify_checksums is None:
       verify_checksums = self._verify_checksums
@@ -245,37 +269,39 @@ class LiveIndex:
     """Those of `ids` that no search of the current generation can find.
 
     Raises:
-      EmptyIndexError: Nothing has been built yet.
+      EmptyIndexError: nothing has been built yet.
     """
     self.view()
     with self._edit_lock:
-      return self._current.missing(np.asarray(ids, np.int64))
+      return self._present().missing(np.asarray(ids, np.int64))
 
-  def edit(self, edit: Edit, *, only_new_ids: bool = False, delete_absent: bool = False) -> Edited:
+  def edit(
+    self, wanted: WantedEdit, *, only_new_ids: bool = False, delete_absent: bool = False
+  ) -> Edited:
     """Puts and deletes vectors; every search that starts later sees it.
 
     Args:
-      edit: What to do; one whose `edit_id` was done already is answered only.
-      only_new_ids: Whether putting what exists is an error.
-      delete_absent: Whether what the current generation has not may be deleted:
+      wanted: what to do; if its `edit_id` was done already it is answered only.
+      only_new_ids: whether putting what exists is an error.
+      delete_absent: whether what the current generation has not may be deleted:
         it is then out of all others too, and of those built later.
 
     Raises:
-      EmptyIndexError: Nothing has been built yet.
-      ValueError: Vectors or ids that cannot be, or the folder holds another
+      EmptyIndexError: nothing has been built yet.
+      ValueError: vectors or ids that cannot be, or the folder holds another
         index now.
-      LookupError: An id to delete does not exist.
-      OSError: The disk is full.
+      LookupError: an id to delete does not exist.
+      OSError: the disk is full.
       In each case nothing has changed.
     """
     with self._edit_lock, self.store.lock():
       self.keep_id()
       self._follow(repair=True)
-      done = self._log.find(edit.edit_id)
+      done = self._log.find(wanted.edit_id)
       absent = np.zeros(0, np.int64)
       if done is None:
         former = self._log.last
-        edit, absent = self._checked(edit, only_new_ids, delete_absent)
+        edit, absent = self._checked(wanted, only_new_ids, delete_absent)
         done = self._log.append(edit)
         self._advance(former, [done])
         if self._log.tidy():
@@ -291,28 +317,28 @@ class LiveIndex:
     return Edited(view, done.sequence, done.ids, absent)
 
   def _checked(
-    self, edit: Edit, only_new_ids: bool, delete_absent: bool
+    self, wanted: WantedEdit, only_new_ids: bool, delete_absent: bool
   ) -> tuple[Edit, np.ndarray]:
     """The edit in its final form, and what of its deletes is absent.
 
     The caller holds both locks.
     """
     view = self.view()
-    edit = prepare_edit(edit, view.dim, self.next_id)
+    edit = edit_records.prepare_edit(wanted, view.dim, self.next_id, view.number)
     if only_new_ids:
-      known = np.setdiff1d(edit.ids, self._current.missing(edit.ids))
+      known = np.setdiff1d(edit.ids, self._present().missing(edit.ids))
       if len(known):
         raise ValueError(
           f'passage id {known[0]} exists already ({len(known)} '
           'such in all): give new passages new ids'
         )
-    unknown = self._current.missing(edit.delete_ids)
+    unknown = self._present().missing(edit.delete_ids)
     if len(unknown) and not delete_absent:
       raise LookupError(
         f'the index has no passage of id {unknown[0]} '
         f'({len(unknown)} such in all): nothing was deleted'
       )
-    return dataclasses.replace(edit, generation=view.number), unknown
+    return edit, unknown
 
   def _follow(self, *, repair: bool) -> None:
     """Takes in other processes' edits; the caller holds the edit lock."""

@@ -1,5 +1,7 @@
 """The embedded default: a retrieval process that lives as long as its user."""
 
+from __future__ import annotations
+
 import logging
 import os
 import re
@@ -8,6 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
+
+from retrieval_service.files import PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -27,32 +32,29 @@ class LocalRetrievalServer:
 
   Attributes:
     address: 'host:port'; the same after a restart.
-    process: The running process.
+    process: the running process.
   """
 
-  def __init__(
-    self, index_directory: str | os.PathLike, *, start_timeout_s: float = 300.0, **options
-  ):
+  def __init__(self, index_directory: PathLike, *, start_timeout_s: float = 300.0, **options: Any):
     """Starts the process and waits until it answers.
 
     Args:
-      index_directory: The index folder.
-      start_timeout_s: A large index is read whole before it is served.
-      **options: The module's flags: `nprobe`, `rerank`, `threads`,
-        `build_threads`, `verify_checksums`, `keep_generations`.
+      index_directory: of the index.
+      start_timeout_s: a large index is read whole before it is served.
+      **options: the process's flags, see `ServingOptions`.
 
     Raises:
-      RuntimeError: It did not start; the message holds what it said.
+      RuntimeError: it did not start; the message holds what it said.
     """
     self._index_directory = os.fspath(index_directory)
     self._start_timeout_s = start_timeout_s
     self._options = options
     self._log = tempfile.TemporaryFile(prefix='retrieval-')
-    self.process: subprocess.Popen | None = None
     self.address = 'localhost:0'
-    self._start()
+    self.process = self._start()
+    self._await_ready()
 
-  def __enter__(self) -> 'LocalRetrievalServer':
+  def __enter__(self) -> LocalRetrievalServer:
     return self
 
   def __exit__(self, *unused_exception) -> None:
@@ -60,22 +62,20 @@ class LocalRetrievalServer:
 
   def ensure_alive(self) -> bool:
     """Restarts a dead process on its port; says whether that was needed."""
-    if self.process is not None and self.process.poll() is None:
+    if self.process.poll() is None:
       return False
-    if self.process is not None:
-      logger.warning(
-        'the retrieval process at %s ended with status %d; starting it again',
-        self.address,
-        self.process.returncode,
-      )
-      self._close_pipes()
-    self._start()
+    logger.warning(
+      'the retrieval process at %s ended with status %d; starting it again',
+      self.address,
+      self.process.returncode,
+    )
+    self._close_pipes()
+    self.process = self._start()
+    self._await_ready()
     return True
 
   def stop(self, timeout_s: float = 10.0) -> None:
     """Ends the process."""
-    if self.process is None:
-      return
     self.process.terminate()
     try:
       self.process.wait(timeout_s)
@@ -83,7 +83,6 @@ class LocalRetrievalServer:
       self.process.kill()
       self.process.wait()
     self._close_pipes()
-    self.process = None
 
   def messages(self) -> str:
     """The end of what the process wrote to its standard error."""
@@ -91,30 +90,20 @@ class LocalRetrievalServer:
     tail = os.pread(self._log.fileno(), _STDERR_BYTES, max(0, size - _STDERR_BYTES))
     return tail.decode(errors='replace').strip()
 
-  def _start(self) -> None:
-    command = [
-      sys.executable,
-      '-m',
-      'retrieval_service.server',
-      '--index',
-      self._index_directory,
-      '--address',
-      self.address,
-      '--exit_with_parent',
-    ]
+  def _start(self) -> subprocess.Popen:
+    command = [sys.executable, '-m', 'retrieval_service.server', '--exit_with_parent']
+    command += ['--index', self._index_directory, '--address', self.address]
     for name, value in self._options.items():
-      if value is None:
-        continue
       if isinstance(value, bool):
         command.append(f'--{name}' if value else f'--no-{name}')
-      else:
+      elif value is not None:
         command += [f'--{name}', str(value)]
     environment = dict(os.environ)
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment['PYTHONPATH'] = os.pathsep.join(
       path for path in (root, environment.get('PYTHONPATH')) if path
     )
-    self.process = subprocess.Popen(
+    return subprocess.Popen(
       command,
       env=environment,
       stdin=subprocess.PIPE,
@@ -124,6 +113,8 @@ class LocalRetrievalServer:
       # needs its searches while it saves.
       start_new_session=True,
     )
+
+  def _await_ready(self) -> None:
     try:
       self.address = self._read_address()
     except BaseException:
@@ -132,11 +123,13 @@ class LocalRetrievalServer:
 
   def _read_address(self) -> str:
     give_up = time.monotonic() + self._start_timeout_s
+    pipe = self.process.stdout
+    assert pipe is not None
     output = b''
     while not output.endswith(b'\n'):
-      readable, _, _ = select.select([self.process.stdout], [], [], 0.2)
+      readable, _, _ = select.select([pipe], [], [], 0.2)
       if readable:
-        data = os.read(self.process.stdout.fileno(), 4096)
+        data = os.read(pipe.fileno(), 4096)
         if not data:
           raise RuntimeError(
             f'the retrieval process for {self._index_directory} ended with '
@@ -155,5 +148,6 @@ class LocalRetrievalServer:
     return match[1]
 
   def _close_pipes(self) -> None:
-    self.process.stdin.close()
-    self.process.stdout.close()
+    for pipe in (self.process.stdin, self.process.stdout):
+      if pipe is not None:
+        pipe.close()

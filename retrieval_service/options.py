@@ -1,5 +1,7 @@
 """How an index is built and searched: one frozen description, free of FAISS."""
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Any
 
@@ -14,17 +16,17 @@ class IndexOptions:
     index_type: 'flat', 'pq', 'ivf_flat', 'ivf_pq', or any FAISS factory string
       such as 'OPQ64_256,PQ64np' or 'PCAR128,SQ4'. The fields down to `opq`
       shape the friendly names only.
-    bytes_per_vector: Code size of 'pq' and 'ivf_pq'; divides the dimension
+    bytes_per_vector: code size of 'pq' and 'ivf_pq'; divides the dimension
       unless `opq` is set.
-    nlist: Inverted lists of 'ivf_*'. None: about 4 sqrt(count), with at least
+    nlist: inverted lists of 'ivf_*'. None: about 4 sqrt(count), with at least
       39 training points for each.
-    opq: Rotates (and reduces) the space before quantising: better recall for
+    opq: rotates (and reduces) the space before quantising: better recall for
       minutes of training.
-    nprobe: Inverted lists visited a query. None: max(16, 2 sqrt(nlist)).
-    rerank: Candidates scored again from the stored embeddings. None:
+    nprobe: inverted lists visited a query. None: max(16, 2 sqrt(nlist)).
+    rerank: candidates scored again from the stored embeddings. None:
       max(4k, 100), and just over k where the index is exact already. 0: none,
       so that scores are the index's own approximation.
-    train_size: At most so many vectors train the index, drawn evenly. None:
+    train_size: at most so many vectors train the index, drawn evenly. None:
       what the codebooks can use, 64 a list and at least 65,536.
   """
 
@@ -42,16 +44,11 @@ class IndexOptions:
         f'index_type: expected one of {", ".join(FRIENDLY_TYPES)} or a FAISS '
         f'factory string, found {self.index_type!r}'
       )
-    for name, least in (
-      ('bytes_per_vector', 1),
-      ('nlist', 1),
-      ('nprobe', 1),
-      ('rerank', 0),
-      ('train_size', 1),
-    ):
+    for name in ('bytes_per_vector', 'nlist', 'nprobe', 'rerank', 'train_size'):
       value = getattr(self, name)
       if value is None and name != 'bytes_per_vector':
         continue
+      least = 0 if name == 'rerank' else 1
       if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f'{name}: expected an integer of at least {least}, found {value!r}')
 
@@ -65,7 +62,7 @@ class IndexOptions:
     return dataclasses.asdict(self)
 
   @classmethod
-  def from_dict(cls, fields: dict[str, Any]) -> 'IndexOptions':
+  def from_dict(cls, fields: dict[str, Any]) -> IndexOptions:
     """The inverse of `to_dict`; an unknown field is a ValueError."""
     known = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(fields) - known)
@@ -74,3 +71,28 @@ class IndexOptions:
         f'unknown index option {", ".join(unknown)}; known: {", ".join(sorted(known))}'
       )
     return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class ServingOptions:
+  """How a process serves an index.
+
+  Attributes:
+    nprobe: inverted lists a query visits, in place of the index's option.
+    rerank: candidates scored exactly, likewise.
+    threads: threads a search uses in FAISS and re-ranking. None: all cores.
+    build_threads: threads a build uses. None: one fewer, which keeps searches
+      meanwhile as quick as ever.
+    verify_checksums: reads a generation whole before it is first served.
+    keep_generations: after a build, older generations than the newest so many
+      are removed, unless pinned.
+    max_older_open: older generations kept open for searches by number.
+  """
+
+  nprobe: int | None = None
+  rerank: int | None = None
+  threads: int | None = None
+  build_threads: int | None = None
+  verify_checksums: bool = True
+  keep_generations: int = 2
+  max_older_open: int = 2

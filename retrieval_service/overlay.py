@@ -4,6 +4,8 @@ An `Overlay` never changes, so that a search sees one state throughout; the
 writer makes the next one from it without copying what it holds.
 """
 
+from __future__ import annotations
+
 import concurrent.futures
 import dataclasses
 
@@ -24,7 +26,7 @@ class Overlay:
       replaced.
     ids: [slots] int64 of the vectors put.
     vectors: [slots, dim] float32, of float16 values.
-    dead_slots: Rising: slots that a later edit deleted or replaced.
+    dead_slots: rising: slots that a later edit deleted or replaced.
   """
 
   dead_rows: np.ndarray
@@ -33,13 +35,9 @@ class Overlay:
   dead_slots: np.ndarray
 
   @classmethod
-  def empty(cls, dim: int) -> 'Overlay':
-    return cls(
-      np.zeros(0, np.int64),
-      np.zeros(0, np.int64),
-      np.zeros((0, dim), np.float32),
-      np.zeros(0, np.int64),
-    )
+  def empty(cls, dim: int) -> Overlay:
+    nothing = np.zeros(0, np.int64)
+    return cls(nothing, nothing, np.zeros((0, dim), np.float32), nothing)
 
   @property
   def count(self) -> int:
@@ -57,8 +55,8 @@ class Overlay:
 
     Args:
       queries: [batch, dim] float32.
-      k: At most so many are needed.
-      pool: Shares the queries among its threads.
+      k: at most so many are needed.
+      pool: shares the queries among its threads.
 
     Returns:
       slots [batch, n] int64 and scores [batch, n] float32, where n is `k` and
@@ -76,7 +74,7 @@ class OverlayWriter:
   beginning, beyond which alone anything is written.
 
   Attributes:
-    overlay: The present state.
+    overlay: the present state.
   """
 
   def __init__(self, dim: int):

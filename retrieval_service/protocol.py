@@ -1,5 +1,7 @@
 """What client and server must agree on beyond the .proto file."""
 
+from __future__ import annotations
+
 import socket
 
 SERVICE_NAME = 'ralm-retrieval'
@@ -19,11 +21,7 @@ MESSAGE_OPTIONS = (
 
 
 def split_address(address: str) -> tuple[str, int]:
-  """Splits 'host:port'.
-
-  Raises:
-    ValueError: It is not of that form.
-  """
+  """Splits 'host:port'; ValueError where it is not of that form."""
   host, colon, port = address.rpartition(':')
   if not colon or not host or not port.isdigit() or int(port) > 65535:
     raise ValueError(f'address {address!r} is not host:port, such as localhost:50051')

@@ -1,5 +1,7 @@
 """What the retrieval process answers."""
 
+from __future__ import annotations
+
 import dataclasses
 from typing import Any
 
@@ -12,7 +14,7 @@ class IndexSwappedError(RuntimeError):
   """The process serves another index than the one that a call is meant for."""
 
   @classmethod
-  def of(cls, process: str, directory: str, found: str, wanted: str) -> 'IndexSwappedError':
+  def of(cls, process: str, directory: str, found: str, wanted: str) -> IndexSwappedError:
     """The error of `process`, which serves a folder of another id."""
     return cls(
       f'{process} serves {directory} (id {found}) now, in place of the index '
@@ -28,10 +30,10 @@ class SearchResult:
   Attributes:
     ids: [batch, k] int64.
     scores: [batch, k] float32 inner products.
-    generation: Which generation of the index answered.
+    generation: which generation of the index answered.
     embeddings: [batch, k, dim] float16, or None where not asked for.
-    edits: The sequence number of the last edit that the answer has seen.
-    index_id: Of which index it is a generation; see `GenerationStore.index_id`.
+    edits: the sequence number of the last edit that the answer has seen.
+    index_id: of which index it is a generation; see `GenerationStore.index_id`.
   """
 
   ids: np.ndarray
@@ -47,9 +49,9 @@ class EditResult:
   """An edit that is on the disk and in every search from now on.
 
   Attributes:
-    generation: The one served, of which it is a part.
-    edits: Its sequence number.
-    count: Passages there are now.
+    generation: the one served, of which it is a part.
+    edits: its sequence number.
+    count: passages there are now.
     ids: [rows] int64 of the vectors put.
     absent_ids: int64, those deleted that the served generation had not.
   """
@@ -66,12 +68,10 @@ class SwapResult:
   """Another index is served from now on.
 
   Attributes:
-    index_id: Which one.
-    generation: Its current generation.
-    count: Passages in it.
-    former_index_id: Which one was served before.
-    former_directory: Its folder, on the server's machine.
-    pinned_by: Owners who have pinned generations of the former: training runs,
+    generation: its current one.
+    count: passages in it.
+    former_directory: on the server's machine.
+    pinned_by: owners who have pinned generations of the former: training runs,
       finished ones among them.
   """
 
@@ -88,18 +88,18 @@ class ServerStatus:
   """What the process serves.
 
   Attributes:
-    generation: Its number; 0 when the index is empty.
-    count: Passages in it, with all edits.
-    dim: Their embedding size.
-    options: The index options asked for; None when empty.
-    factory: The FAISS factory string in use.
-    metadata: What the builder said of it.
-    generations: All generations on disk.
-    building: Whether a new one is in the making.
-    index_directory: The folder, on the server's machine.
-    edits: The last edit's sequence number; 0 where there never was one.
-    next_id: One past the largest passage id there ever was.
-    index_id: Which index this is, wherever its folder lies.
+    generation: its number; 0 when the index is empty.
+    count: passages in it, with all edits.
+    dim: their embedding size.
+    options: the index options asked for; None when empty.
+    factory: the FAISS factory string in use.
+    metadata: what the builder said of it.
+    generations: all generations on disk.
+    building: whether a new one is in the making.
+    index_directory: the folder, on the server's machine.
+    edits: the last edit's sequence number; 0 where there never was one.
+    next_id: one past the largest passage id there ever was.
+    index_id: which index this is, wherever its folder lies.
   """
 
   generation: int

@@ -5,20 +5,26 @@
 Prints one line on stdout once it answers, everything else on stderr.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Callable, Sequence
 import concurrent.futures
+import dataclasses
 import logging
 import os
 import select
 import signal
 import sys
 import threading
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from retrieval_service import protocol, retrieval_pb2, retrieval_pb2_grpc
+from retrieval_service.files import PathLike
+from retrieval_service.options import ServingOptions
 
 logger = logging.getLogger(__name__)
 
@@ -41,50 +47,30 @@ class RetrievalServer:
 
   def __init__(
     self,
-    index_directory: str | os.PathLike,
+    index_directory: PathLike,
     address: str = 'localhost:50051',
     *,
-    nprobe: int | None = None,
-    rerank: int | None = None,
-    threads: int | None = None,
-    build_threads: int | None = None,
-    verify_checksums: bool = True,
-    keep_generations: int = 2,
     max_calls: int = 16,
+    **options: Any,
   ):
     """Opens the index and the port; `start` answers calls.
 
     Args:
-      index_directory: The index folder; made if it does not exist.
+      index_directory: made if it does not exist.
       address: 'host:port'; port 0 takes a free one.
-      nprobe: Inverted lists a query visits, in place of the index's option.
-      rerank: Candidates scored exactly, likewise.
-      threads: Threads a search uses in FAISS and re-ranking. None: all cores.
-      build_threads: Threads a build uses. None: one fewer, which keeps searches
-        meanwhile as quick as ever.
-      verify_checksums: Reads a generation whole before it is first served.
-      keep_generations: After a build, older generations than the newest so
-        many are removed, unless pinned.
-      max_calls: Calls answered at a time; further ones wait.
+      max_calls: calls answered at a time; further ones wait.
+      **options: see `ServingOptions`.
 
     Raises:
-      ValueError: The index is damaged, or the address is malformed.
-      OSError: The address cannot be listened on.
+      ValueError: the index is damaged, or the address is malformed.
+      OSError: the address cannot be listened on.
     """
-    # Imported here and not above: see `main`.
-    from retrieval_service import servicer  # pylint: disable=g-import-not-at-top
+    # Imported here and not above: see `run`.
+    from retrieval_service.servicer import RetrievalServicer  # pylint: disable=g-import-not-at-top
 
     host, port = protocol.split_address(address)
     os.makedirs(index_directory, exist_ok=True)
-    self._servicer = servicer.RetrievalServicer(
-      index_directory,
-      nprobe=nprobe,
-      rerank=rerank,
-      threads=threads,
-      build_threads=build_threads,
-      verify_checksums=verify_checksums,
-      keep_generations=keep_generations,
-    )
+    self._servicer = RetrievalServicer(index_directory, ServingOptions(**options))
     self._health = health.HealthServicer()
     self._server = grpc.server(
       concurrent.futures.ThreadPoolExecutor(
@@ -107,14 +93,14 @@ class RetrievalServer:
   @property
   def generation(self) -> int:
     """The number of the generation served, 0 for none."""
-    current = self._servicer.current
-    return current.number if current else 0
+    view = self._servicer.current
+    return view.number if view else 0
 
   @property
   def count(self) -> int:
     """The number of passages served."""
-    current = self._servicer.current
-    return current.count if current else 0
+    view = self._servicer.current
+    return view.count if view else 0
 
   def start(self) -> None:
     """Begins to answer."""
@@ -127,7 +113,7 @@ class RetrievalServer:
     self._health.enter_graceful_shutdown()
     self._server.stop(grace_s).wait()
 
-  def __enter__(self) -> 'RetrievalServer':
+  def __enter__(self) -> RetrievalServer:
     self.start()
     return self
 
@@ -194,17 +180,10 @@ def run(arguments: argparse.Namespace) -> int:
     signal.signal(number, lambda *unused: stopping.set())
   if arguments.exit_with_parent:
     threading.Thread(target=_watch_parent, args=(os.getppid(), stopping.set), daemon=True).start()
+  names = {field.name for field in dataclasses.fields(ServingOptions)}
+  options = {name: value for name, value in vars(arguments).items() if name in names}
   try:
-    server = RetrievalServer(
-      arguments.index,
-      arguments.address,
-      nprobe=arguments.nprobe,
-      rerank=arguments.rerank,
-      threads=arguments.threads,
-      build_threads=arguments.build_threads,
-      verify_checksums=arguments.verify_checksums,
-      keep_generations=arguments.keep_generations,
-    )
+    server = RetrievalServer(arguments.index, arguments.address, **options)
   except (ValueError, OSError) as error:
     print(f'retrieval process: {error}', file=sys.stderr)
     return 1

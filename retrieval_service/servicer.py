@@ -1,27 +1,35 @@
 """What the retrieval process does on each call; `server.py` runs it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 import contextlib
-import json
+import dataclasses
 import logging
-import os
 from typing import TypeVar
 
-import faiss
 import grpc
 import numpy as np
 
-from retrieval_service import background, protocol, retrieval_pb2, retrieval_pb2_grpc, wire
-from retrieval_service.edits import Edit
+from retrieval_service import background, faiss_index, retrieval_pb2, retrieval_pb2_grpc, wire
+from retrieval_service.edits import WantedEdit
+from retrieval_service.files import PathLike
 from retrieval_service.live import LiveView
 from retrieval_service.live_index import EmptyIndexError
-from retrieval_service.options import IndexOptions
+from retrieval_service.options import ServingOptions
 from retrieval_service.results import IndexSwappedError
 from retrieval_service.serving import Serving
 
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar('Answer')
+# The first kind that an error is decides.
+_CODES = {
+  EmptyIndexError: grpc.StatusCode.FAILED_PRECONDITION,
+  IndexSwappedError: grpc.StatusCode.ABORTED,
+  ValueError: grpc.StatusCode.INVALID_ARGUMENT,
+  LookupError: grpc.StatusCode.NOT_FOUND,
+}
 
 
 class _Abandoned(Exception):
@@ -35,31 +43,12 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
   would slow them runs in one of lowest priority.
   """
 
-  def __init__(
-    self,
-    directory: str | os.PathLike,
-    *,
-    nprobe: int | None = None,
-    rerank: int | None = None,
-    threads: int | None = None,
-    build_threads: int | None = None,
-    verify_checksums: bool = True,
-    keep_generations: int = 2,
-    max_older_open: int = 2,
-  ):
+  def __init__(self, directory: PathLike, options: ServingOptions = ServingOptions()):
     """Opens the current generation, if there is one; see `RetrievalServer`."""
-    self._threads = threads or faiss.omp_get_max_threads()
+    self._threads = options.threads or faiss_index.threads()
     # The core left over is where the threads that answer wake without waiting.
-    self._build_threads = build_threads or max(1, self._threads - 1)
-    self._serving = Serving(
-      directory,
-      keep_generations=keep_generations,
-      verify_checksums=verify_checksums,
-      max_older_open=max_older_open,
-      nprobe=nprobe,
-      rerank=rerank,
-      threads=self._threads,
-    )
+    self._build_threads = options.build_threads or max(1, self._threads - 1)
+    self._serving = Serving(directory, dataclasses.replace(options, threads=self._threads))
 
   @property
   def current(self) -> LiveView | None:
@@ -67,7 +56,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
 
   def prepare_thread(self) -> None:
     """OpenMP's thread number belongs to the calling thread: set it in each."""
-    faiss.omp_set_num_threads(self._threads)
+    faiss_index.set_threads(self._threads)
 
   def Search(self, request, context):
     with _errors_as_status(context):
@@ -102,8 +91,8 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
         lambda: served.builder.build(
           wire.read_chunks(request_iterator, header.dim),
           header.dim,
-          _read_options(header.options),
-          json.loads(header.metadata_json or '{}'),
+          wire.read_options(header.options),
+          wire.read_metadata(header.metadata_json),
           build_id=header.build_id,
           edits_applied=applied,
           forget_edits=header.forget_edits,
@@ -123,11 +112,11 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
       header = wire.read_header(request_iterator)
       index = self._serving.served(header.index_id).index
       ids, embeddings = wire.join_chunks(wire.read_chunks(request_iterator, header.dim), header.dim)
-      edit = Edit(
+      edit = WantedEdit(
         ids,
         embeddings,
         wire.read_ids(header.delete_ids),
-        json.loads(header.metadata_json or '{}'),
+        wire.read_metadata(header.metadata_json),
         header.edit_id,
       )
       if header.check_only:
@@ -147,26 +136,8 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
   def Status(self, request, context):
     with _errors_as_status(context):
       served = self._serving.served()
-      response = retrieval_pb2.StatusResponse(
-        service=protocol.SERVICE_NAME,
-        protocol_version=protocol.PROTOCOL_VERSION,
-        generations=served.index.store.numbers(),
-        building=served.builder.building,
-        index_directory=served.directory,
-        index_id=served.index.index_id,
-        edits=served.index.edits,
-        next_id=served.index.next_id,
-      )
-      view = served.index.current
-      if view is not None:
-        manifest = view.generation.manifest
-        response.generation = view.number
-        response.count = view.count
-        response.dim = view.dim
-        response.factory = manifest.factory
-        response.metadata_json = json.dumps(view.metadata)
-        response.options.CopyFrom(retrieval_pb2.IndexOptions(**manifest.options.to_dict()))
-      return response
+      index = served.index
+      return wire.write_status(index.status(index.current, building=served.builder.building))
 
   def Pin(self, request, context):
     with _errors_as_status(context):
@@ -209,7 +180,7 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
     """Work that must not slow searches."""
 
     def prepared() -> Answer:
-      faiss.omp_set_num_threads(self._build_threads)
+      faiss_index.set_threads(self._build_threads)
       return work()
 
     return background.run(prepared, 'build')
@@ -225,10 +196,6 @@ def _abandonment(context: grpc.ServicerContext) -> Callable[[], None]:
   return check
 
 
-def _read_options(message) -> IndexOptions:
-  return IndexOptions.from_dict({field.name: value for field, value in message.ListFields()})
-
-
 @contextlib.contextmanager
 def _errors_as_status(context: grpc.ServicerContext) -> Iterator[None]:
   """Every error reaches the caller as one status with one message."""
@@ -238,14 +205,9 @@ def _errors_as_status(context: grpc.ServicerContext) -> Iterator[None]:
   except _Abandoned:
     logger.warning('a build was abandoned by its caller; nothing changed')
     code, message = grpc.StatusCode.CANCELLED, 'abandoned by the caller'
-  except EmptyIndexError as error:
-    code, message = grpc.StatusCode.FAILED_PRECONDITION, str(error)
-  except IndexSwappedError as error:
-    code, message = grpc.StatusCode.ABORTED, str(error)
-  except ValueError as error:
-    code, message = grpc.StatusCode.INVALID_ARGUMENT, str(error)
-  except LookupError as error:
-    code, message = grpc.StatusCode.NOT_FOUND, str(error.args[0])
+  except (EmptyIndexError, IndexSwappedError, ValueError, LookupError) as error:
+    code = next(code for kind, code in _CODES.items() if isinstance(error, kind))
+    message = str(error.args[0] if isinstance(error, LookupError) else error)
   except OSError as error:
     logger.error('%s', error)
     code = grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -1,5 +1,7 @@
 """Which index a process serves, and how another takes its place."""
 
+from __future__ import annotations
+
 import dataclasses
 import logging
 import os
@@ -7,9 +9,11 @@ import threading
 import weakref
 
 from retrieval_service import index_id as index_ids
+from retrieval_service.files import PathLike
 from retrieval_service.generations import GenerationStore
 from retrieval_service.index_builder import IndexBuilder
 from retrieval_service.live_index import LiveIndex
+from retrieval_service.options import ServingOptions
 from retrieval_service.results import IndexSwappedError
 
 logger = logging.getLogger(__name__)
@@ -44,18 +48,8 @@ class Serving:
   what is served by then.
   """
 
-  def __init__(self, directory: str | os.PathLike, *, keep_generations: int, **options):
-    """Opens an index folder.
-
-    Args:
-      directory: The folder; may be empty.
-      keep_generations: See `IndexBuilder`.
-      **options: See `LiveIndex`; those of later indexes too.
-
-    Raises:
-      ValueError: It is damaged.
-    """
-    self._keep_generations = keep_generations
+  def __init__(self, directory: PathLike, options: ServingOptions):
+    """Opens an index folder, which may be empty; a damaged one is a ValueError."""
     self._options = options
     self._swapping = threading.Lock()
     # By real path, what is served and what calls still hold: an index that is
@@ -64,21 +58,22 @@ class Serving:
     # Read once a call; replaced whole.
     self._served = self._open(directory)
 
-  def _open(self, directory: str | os.PathLike) -> Served:
-    index = LiveIndex(GenerationStore(directory), **self._options)
-    served = Served(index, IndexBuilder(index, keep_generations=self._keep_generations))
+  def _open(self, directory: PathLike) -> Served:
+    options = self._options
+    index = LiveIndex(
+      GenerationStore(directory),
+      verify_checksums=options.verify_checksums,
+      max_older_open=options.max_older_open,
+      nprobe=options.nprobe,
+      rerank=options.rerank,
+      threads=options.threads,
+    )
+    served = Served(index, IndexBuilder(index, keep_generations=options.keep_generations))
     self._in_use[os.path.realpath(directory)] = served
     return served
 
   def served(self, index_id: str = '') -> Served:
-    """What is served now.
-
-    Args:
-      index_id: Which index it must be; '': any.
-
-    Raises:
-      IndexSwappedError: It is another one.
-    """
+    """What is served now; IndexSwappedError unless it is the index named, if any."""
     served = self._served
     if index_id and served.index.index_id != index_id:
       raise IndexSwappedError.of('the process', served.directory, served.index.index_id, index_id)
@@ -90,11 +85,8 @@ class Serving:
     The folder that is served is reloaded; if another index has taken its place
     there, that one is opened.
 
-    Args:
-      directory: Absolute.
-
     Raises:
-      ValueError: There is no index, or it is damaged, of another dimension, or
+      ValueError: there is no index, or it is damaged, of another dimension, or
         a copy of the served one; or the path is relative. What was served goes
         on being served.
     """
@@ -130,11 +122,12 @@ class Serving:
   def _check(self, former: LiveIndex, index: LiveIndex) -> None:
     """Raises ValueError unless one index may take the other's place."""
     directory = index.store.directory
-    if former.current and former.current.dim != index.current.dim:
+    dims = [one.current.dim for one in (former, index) if one.current]
+    if len(set(dims)) > 1:
       raise ValueError(
-        f'{directory} holds vectors of dimension {index.current.dim}, and '
+        f'{directory} holds vectors of dimension {dims[1]}, and '
         f'{former.store.directory}, which is served, of dimension '
-        f'{former.current.dim}: another encoder made them, and searches '
+        f'{dims[0]}: another encoder made them, and searches '
         'would fail. Start a process of its own for it'
       )
     if former.index_id == index.index_id:

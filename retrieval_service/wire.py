@@ -1,15 +1,23 @@
-"""Chunks of vectors as messages, both ways."""
+"""Arrays, chunks of vectors and statuses as messages, both ways."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+import dataclasses
+import json
+from typing import Any
 
 import numpy as np
 
-from retrieval_service import protocol, retrieval_pb2
+from retrieval_service import checks, protocol, retrieval_pb2
+from retrieval_service.options import IndexOptions
+from retrieval_service.results import ServerStatus
 
 Request = retrieval_pb2.BuildRequest | retrieval_pb2.EditRequest
-Header = retrieval_pb2.BuildHeader | retrieval_pb2.EditHeader
+# Ids (None: those that follow on) and embeddings.
+Vectors = tuple[np.ndarray | None, np.ndarray]
 
-_DTYPES = {
+_DTYPES: dict[int, np.dtype[Any]] = {
   retrieval_pb2.Chunk.FLOAT16: np.dtype('<f2'),
   retrieval_pb2.Chunk.FLOAT32: np.dtype('<f4'),
 }
@@ -23,10 +31,10 @@ def write_chunks(
   Args:
     ids: [rows] integers; None for those that follow on.
     embeddings: [rows, dim]; float16 travels as such, all else as float32.
-    dim: What was announced.
+    dim: what was announced.
 
   Raises:
-    ValueError: Shapes or types that do not fit.
+    ValueError: shapes or types that do not fit.
   """
   embeddings = np.asarray(embeddings)
   if embeddings.ndim != 2 or embeddings.shape[1] != dim:
@@ -36,8 +44,7 @@ def write_chunks(
     )
   if ids is not None:
     ids = np.asarray(ids)
-    if ids.shape != (len(embeddings),):
-      raise ValueError(f'{len(embeddings)} embeddings came with ids of shape {list(ids.shape)}')
+    checks.check_paired(ids, len(embeddings))
   kind = (
     retrieval_pb2.Chunk.FLOAT16 if embeddings.dtype == np.float16 else retrieval_pb2.Chunk.FLOAT32
   )
@@ -53,11 +60,11 @@ def write_chunks(
     yield chunk
 
 
-def read_header(requests: Iterator[Request]) -> Header:
+def read_header(requests: Iterator[Request]) -> Any:
   """The header that a build or an edit begins with.
 
   Raises:
-    ValueError: It begins with something else, or not at all.
+    ValueError: it begins with something else, or not at all.
   """
   first = next(requests, None)
   if first is None or first.WhichOneof('part') != 'header':
@@ -65,27 +72,33 @@ def read_header(requests: Iterator[Request]) -> Header:
   return first.header
 
 
-def read_chunks(
-  requests: Iterator[Request], dim: int
-) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
-  """The ids (None: those that follow on) and embeddings of each message.
+def read_chunks(requests: Iterator[Request], dim: int) -> Iterator[Vectors]:
+  """What is in each message after the header.
 
   Raises:
-    ValueError: One is no chunk, or its bytes are no whole number of vectors.
+    ValueError: one is no chunk, or its bytes are no whole number of vectors.
   """
   for request in requests:
     if request.WhichOneof('part') != 'chunk':
       raise ValueError('only the first message of an upload may be a header')
-    yield _read_chunk(request.chunk, dim)
+    chunk = request.chunk
+    dtype = _DTYPES.get(chunk.type)
+    if dtype is None:
+      raise ValueError(f'unknown chunk type {chunk.type}')
+    if dim < 1 or len(chunk.embeddings) % (dim * dtype.itemsize):
+      raise ValueError(
+        f'a chunk of {len(chunk.embeddings)} bytes is no whole '
+        f'number of {dtype} vectors of dimension {dim}'
+      )
+    ids = read_ids(chunk.ids) if chunk.ids else None
+    yield ids, np.frombuffer(chunk.embeddings, dtype).reshape(-1, dim)
 
 
-def join_chunks(
-  chunks: Iterator[tuple[np.ndarray | None, np.ndarray]], dim: int
-) -> tuple[np.ndarray | None, np.ndarray]:
-  """All ids (None: none came with any) and embeddings [rows, dim] at once.
+def join_chunks(chunks: Iterator[Vectors], dim: int) -> Vectors:
+  """All at once; the ids are None where none came with any.
 
   Raises:
-    ValueError: Some came with ids and some without.
+    ValueError: some came with ids and some without.
   """
   parts = list(chunks)
   if not parts:
@@ -93,30 +106,15 @@ def join_chunks(
   ids = [part for part, _ in parts if part is not None]
   if ids and len(ids) < len(parts):
     raise ValueError('either all vectors of an edit come with ids or none')
-  return (
-    np.concatenate(ids) if ids else None,
-    np.concatenate([embeddings for _, embeddings in parts]),
-  )
-
-
-def _read_chunk(chunk: retrieval_pb2.Chunk, dim: int) -> tuple[np.ndarray | None, np.ndarray]:
-  dtype = _DTYPES.get(chunk.type)
-  if dtype is None:
-    raise ValueError(f'unknown chunk type {chunk.type}')
-  if dim < 1 or len(chunk.embeddings) % (dim * dtype.itemsize):
-    raise ValueError(
-      f'a chunk of {len(chunk.embeddings)} bytes is no whole '
-      f'number of {dtype} vectors of dimension {dim}'
-    )
-  ids = read_ids(chunk.ids) if chunk.ids else None
-  return ids, np.frombuffer(chunk.embeddings, dtype).reshape(-1, dim)
+  embeddings = np.concatenate([embeddings for _, embeddings in parts])
+  return np.concatenate(ids) if ids else None, embeddings
 
 
 def write_ids(ids: np.ndarray | Sequence[int]) -> bytes:
   """The inverse of `read_ids`, of integers of any type.
 
   Raises:
-    ValueError: They are no row of integers.
+    ValueError: they are no row of integers.
   """
   ids = np.asarray(ids)
   if ids.ndim != 1:
@@ -130,8 +128,54 @@ def read_ids(data: bytes) -> np.ndarray:
   """[n] int64.
 
   Raises:
-    ValueError: The bytes are no whole number of ids.
+    ValueError: the bytes are no whole number of ids.
   """
   if len(data) % 8:
     raise ValueError(f'{len(data)} bytes of ids are no int64 array')
   return np.frombuffer(data, '<i8')
+
+
+def write_options(options: IndexOptions) -> retrieval_pb2.IndexOptions:
+  return retrieval_pb2.IndexOptions(**options.to_dict())
+
+
+def read_options(message: Any) -> IndexOptions:
+  return IndexOptions.from_dict({field.name: value for field, value in message.ListFields()})
+
+
+def write_metadata(metadata: dict[str, Any] | None) -> str:
+  try:
+    return json.dumps(metadata or {})
+  except (TypeError, ValueError) as error:
+    raise ValueError(f'metadata must be JSON: {error}') from error
+
+
+def read_metadata(text: str) -> dict[str, Any]:
+  return json.loads(text or '{}')
+
+
+_SAME_IN_BOTH = tuple(
+  field.name
+  for field in dataclasses.fields(ServerStatus)
+  if field.name not in ('options', 'metadata', 'generations')
+)
+
+
+def write_status(status: ServerStatus) -> retrieval_pb2.StatusResponse:
+  return retrieval_pb2.StatusResponse(
+    service=protocol.SERVICE_NAME,
+    protocol_version=protocol.PROTOCOL_VERSION,
+    options=write_options(status.options) if status.options else None,
+    metadata_json=json.dumps(status.metadata),
+    generations=status.generations,
+    **{name: getattr(status, name) for name in _SAME_IN_BOTH},
+  )
+
+
+def read_status(response: retrieval_pb2.StatusResponse) -> ServerStatus:
+  return ServerStatus(
+    options=read_options(response.options) if response.generation else None,
+    metadata=read_metadata(response.metadata_json),
+    generations=tuple(response.generations),
+    **{name: getattr(response, name) for name in _SAME_IN_BOTH},
+  )

@@ -13,6 +13,7 @@ import pytest
 from ralm_jax import cli
 from ralm_jax.data.corpus import passage_store
 from ralm_jax.data.corpus.passage_store import PassageStore
+from retrieval_service import generation_writer
 from retrieval_service.generations import GenerationStore
 from retrieval_service.options import IndexOptions
 from tests import tiny
@@ -182,7 +183,7 @@ def _index_like(trained, folder, dim=16, corpus=None, **metadata):
   """An index of forty random embeddings that names the trained corpus."""
   store = corpus or PassageStore.open(trained.data.corpus)
   metadata = {'corpus': str(store.directory), 'corpus_fingerprint': store.fingerprint, **metadata}
-  with GenerationStore(folder).begin(IndexOptions(), dim, metadata) as writer:
+  with generation_writer.begin(GenerationStore(folder), IndexOptions(), dim, metadata) as writer:
     writer.append(
       None, np.random.default_rng(0).standard_normal((len(store), dim)).astype(np.float16)
     )

@@ -26,6 +26,7 @@ from ralm_jax.interop.files import embedding_files
 from ralm_jax.interop.files.embedding_files import RowFinder
 from ralm_jax.interop.files.torch_archive import StoredTensor, TorchArchive
 from ralm_jax.retrieval import embedding
+from retrieval_service import generation_writer
 from retrieval_service.generation_writer import GenerationWriter
 from retrieval_service.generations import GenerationStore
 from retrieval_service.options import IndexOptions
@@ -208,7 +209,9 @@ def _write_index(
     for file, embeddings, rows in parts:
       if writer is None:
         dim = embeddings.shape[1]
-        writer = stack.enter_context(folder.begin(options, dim, metadata, progress=progress))
+        writer = stack.enter_context(
+          generation_writer.begin(folder, options, dim, metadata, progress=progress)
+        )
       for start in range(0, len(embeddings), embedding_files.PIECE):
         chosen = slice(start, start + embedding_files.PIECE)
         _append(writer, file, embeddings[chosen], None if rows is None else rows[chosen])

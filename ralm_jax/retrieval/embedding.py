@@ -21,6 +21,7 @@ from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.training import partitioning
 from ralm_jax.training.partitioning import Partitioner
+from retrieval_service import generation_writer
 from retrieval_service.generations import GenerationStore
 from retrieval_service.options import IndexOptions
 
@@ -186,7 +187,7 @@ def build_generation(
     'passages_per_second': round((len(rows) - first_done) / seconds, 1),
   }
   embeddings = np.memmap(partial, np.float16, 'r', shape=(len(rows), dim))
-  with folder.begin(options, dim, metadata, edits_applied=edits) as writer:
+  with generation_writer.begin(folder, options, dim, metadata, edits_applied=edits) as writer:
     for part, chunk in zip(_chunks(rows, 65536), _chunks(embeddings, 65536)):
       writer.append(ids_of(part, rows), chunk)
     number = writer.commit()

@@ -26,6 +26,7 @@ from ralm_jax.retrieval.publisher import IndexPublisher
 from ralm_jax.retrieval.retriever import PassageRetriever
 from ralm_jax.runs import evaluation, live_edits, opening
 from ralm_jax.runs.opening import OpenedCheckpoint
+from retrieval_service import generation_writer
 from retrieval_service.client import IndexSwappedError, RetrievalClient
 from retrieval_service.generations import GenerationStore, IndexOptions
 from retrieval_service.local import LocalRetrievalServer
@@ -298,7 +299,7 @@ def test_what_cannot_be_served_changes_nothing(world, server, tmp_path, capsys, 
     path = broken / 'generation-00000001' / 'embeddings.float16'
     path.write_bytes(path.read_bytes()[:-2])
   elif breaking == 'dimension':
-    with GenerationStore(broken).begin(IndexOptions(), 4) as writer:
+    with generation_writer.begin(GenerationStore(broken), IndexOptions(), 4) as writer:
       writer.append(None, np.eye(4))
       writer.commit()
   old = world.plain[world.index_id('2018')]
@@ -390,8 +391,11 @@ def test_a_corpus_of_other_vocabularies(world, server, tmp_path):
     n_workers=1,
     progress=False,
   )
-  with GenerationStore(tmp_path / 'index').begin(
-    IndexOptions(), 16, {'corpus': str(store.directory), 'corpus_fingerprint': store.fingerprint}
+  with generation_writer.begin(
+    GenerationStore(tmp_path / 'index'),
+    IndexOptions(),
+    16,
+    {'corpus': str(store.directory), 'corpus_fingerprint': store.fingerprint},
   ) as writer:
     writer.append(None, np.eye(len(store), 16))
     writer.commit()
@@ -410,8 +414,11 @@ def test_another_process_at_the_address(world, tmp_path):
   """A started process serves its own flags' index, which is followed too."""
   small = tmp_path / 'small'
   store = PassageStore.open(world.corpus('2018'))
-  with GenerationStore(small).begin(
-    IndexOptions(), 4, {'corpus': str(store.directory), 'corpus_fingerprint': store.fingerprint}
+  with generation_writer.begin(
+    GenerationStore(small),
+    IndexOptions(),
+    4,
+    {'corpus': str(store.directory), 'corpus_fingerprint': store.fingerprint},
   ) as writer:
     writer.append(None, np.eye(len(store), 4))
     writer.commit()

@@ -10,6 +10,7 @@ from ralm_jax.jobs import open_index, results as job_results, runner
 from ralm_jax.jobs.inputs import IndexState
 from ralm_jax.jobs.runner import Index, JobOptions, TableOptions, Task
 from ralm_jax.jobs.worker import Worker
+from retrieval_service import generation_writer
 from retrieval_service.client import RetrievalClient
 from retrieval_service.generations import GenerationStore
 from retrieval_service.results import ServerStatus
@@ -44,7 +45,7 @@ def commit_another(index):
   store = GenerationStore(index)
   view = store.open_current()
   manifest = view.manifest
-  with store.begin(manifest.options, manifest.dim, manifest.metadata) as writer:
+  with generation_writer.begin(store, manifest.options, manifest.dim, manifest.metadata) as writer:
     writer.append(None, np.roll(np.asarray(view.embeddings), 7, axis=0))
     writer.commit()
 

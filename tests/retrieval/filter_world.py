@@ -11,6 +11,7 @@ from ralm_jax.data.corpus import passage_store
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval import retriever as retriever_lib
 from ralm_jax.retrieval.retriever import PassageRetriever
+from retrieval_service import generation_writer
 from retrieval_service.generations import GenerationStore
 from retrieval_service.options import IndexOptions
 from tests import tiny
@@ -49,7 +50,7 @@ class World:
 
 def publish(folder, store, embeddings) -> int:
   metadata = {'corpus': str(store.directory), 'corpus_fingerprint': store.fingerprint}
-  with GenerationStore(folder).begin(IndexOptions(), DIM, metadata) as writer:
+  with generation_writer.begin(GenerationStore(folder), IndexOptions(), DIM, metadata) as writer:
     writer.append(None, embeddings)
     return writer.commit()
 

@@ -15,6 +15,7 @@ from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.retrieval.embedding import PassageEmbedder
 from ralm_jax.retrieval.publisher import IndexPublisher
 from ralm_jax.runs import opening
+from retrieval_service import generation_writer
 from retrieval_service.client import RetrievalClient
 from retrieval_service.generations import GenerationStore
 from retrieval_service.local import LocalRetrievalServer
@@ -37,7 +38,8 @@ def served(tmp_path, store):
   """A process with an index of the corpus, of some other encoder."""
   folder = GenerationStore(tmp_path / 'index')
   metadata = embedding.describe(store, 'another', index=folder.directory)
-  with folder.begin(
+  with generation_writer.begin(
+    folder,
     IndexOptions(index_type='ivf_flat', nlist=2, nprobe=2),
     16,
     {**metadata, 'owner': 'me', 'passages_per_second': 3},

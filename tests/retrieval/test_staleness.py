@@ -12,6 +12,7 @@ from ralm_jax.retrieval.augmenter import RetrievalAugmenter
 from ralm_jax.retrieval.retriever import PassageRetriever
 from ralm_jax.retrieval.staleness import CurrentFollower, GenerationSteps
 from ralm_jax.runs import opening
+from retrieval_service import generation_writer
 from retrieval_service.client import RetrievalClient
 from retrieval_service.generations import GenerationStore
 from retrieval_service.local import LocalRetrievalServer
@@ -89,7 +90,7 @@ def test_what_others_publish_in_a_folder(served, tmp_path):
   follower = CurrentFollower(served, tmp_path / 'index')
   follower()
   store = GenerationStore(tmp_path / 'index')
-  with store.begin(IndexOptions(), DIM, {}) as writer:
+  with generation_writer.begin(store, IndexOptions(), DIM, {}) as writer:
     writer.append(None, _embeddings(1))
     writer.commit()
   assert served.status().generation == 1

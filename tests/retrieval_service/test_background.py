@@ -24,7 +24,7 @@ def priorities():
 
 
 def test_answers_and_errors_come_back():
-  assert background.run(lambda: threading.current_thread().name, 'x') == 'x'
+  assert background.run(lambda: threading.current_thread().name, 'x') == 'x_0'
   with pytest.raises(KeyError, match='y'):
     background.run(lambda: {}['y'])
 

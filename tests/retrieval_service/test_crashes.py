@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from retrieval_service import generation_writer
 from retrieval_service.client import RetrievalClient, RetrievalError
 from retrieval_service.generations import GenerationStore
 from retrieval_service.live_index import LiveIndex
@@ -106,7 +107,7 @@ def until_it_survives(index, work, check):
 @pytest.fixture
 def index(tmp_path, vectors):
   store = GenerationStore(tmp_path / 'index')
-  with store.begin(IndexOptions(), DIM) as writer:
+  with generation_writer.begin(store, IndexOptions(), DIM) as writer:
     writer.append(np.arange(20) + 100, vectors(20, DIM))
     writer.commit()
   return tmp_path / 'index'

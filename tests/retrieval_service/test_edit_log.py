@@ -219,7 +219,7 @@ def test_a_rewrite_that_fails_changes_nothing(tmp_path, monkeypatch, caplog):
     raise OSError(errno.ENOSPC, 'No space left on device')
 
   with monkeypatch.context() as patched:
-    patched.setattr(edit_log.manifests, 'flush_to_disk', full)
+    patched.setattr(edit_log.files, 'flush_to_disk', full)
     with caplog.at_level(logging.WARNING):
       assert not log.tidy()
   assert 'cannot be made smaller' in caplog.text

@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 
-from retrieval_service import faiss_building, faiss_index
+from retrieval_service import faiss_building, faiss_index, generation_writer
 from retrieval_service.faiss_building import IndexPlan
 from retrieval_service.generations import GenerationStore
 from retrieval_service.options import IndexOptions
@@ -28,7 +28,7 @@ INDEXES = [
 def test_recall_against_exact_search(tmp_path, vectors, options, least):
   data, queries = vectors(2000), vectors(50, seed=1)
   store = GenerationStore(tmp_path)
-  with store.begin(options, 32) as writer:
+  with generation_writer.begin(store, options, 32) as writer:
     writer.append(None, data)
     writer.commit()
   result = store.open_current().search(queries, 10)
@@ -47,7 +47,7 @@ def test_recall_against_exact_search(tmp_path, vectors, options, least):
 def test_flat_equals_exact_search_at_any_batch_size(tmp_path, vectors):
   data, queries = vectors(500), vectors(64, seed=1)
   store = GenerationStore(tmp_path)
-  with store.begin(IndexOptions(), 32) as writer:
+  with generation_writer.begin(store, IndexOptions(), 32) as writer:
     writer.append(None, data)
     writer.commit()
   generation = store.open_current()
@@ -62,7 +62,7 @@ def test_flat_equals_exact_search_at_any_batch_size(tmp_path, vectors):
 def test_equal_scores_are_ordered_by_id(tmp_path, vectors):
   store = GenerationStore(tmp_path)
   same = np.repeat(vectors(1), 6, axis=0)
-  with store.begin(IndexOptions(), 32) as writer:
+  with generation_writer.begin(store, IndexOptions(), 32) as writer:
     writer.append(np.array([9, 4, 7, 1, 8, 3]), same)
     writer.commit()
   result = store.open_current().search(same[:1], 4)
@@ -73,7 +73,7 @@ def test_without_reranking_scores_are_the_index_s_own(tmp_path, vectors):
   data = vectors(1000)
   store = GenerationStore(tmp_path)
   options = IndexOptions('pq', bytes_per_vector=4, rerank=0)
-  with store.begin(options, 32) as writer:
+  with generation_writer.begin(store, options, 32) as writer:
     writer.append(None, data)
     number = writer.commit()
   approximate = store.open(number).search(data[:5], 3)
@@ -110,7 +110,7 @@ def test_few_visited_lists_still_give_k_passages(tmp_path, vectors, factory):
 def test_what_a_graph_misses_is_found_by_exact_search(tmp_path, vectors):
   data = vectors(800)
   store = GenerationStore(tmp_path)
-  with store.begin(IndexOptions('HNSW2'), 32) as writer:
+  with generation_writer.begin(store, IndexOptions('HNSW2'), 32) as writer:
     writer.append(None, data)
     writer.commit()
   result = store.open_current().search(data[:3], 800)

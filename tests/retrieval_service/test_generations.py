@@ -6,14 +6,14 @@ import signal
 import numpy as np
 import pytest
 
-from retrieval_service import manifest
+from retrieval_service import generation_writer, manifest
+from retrieval_service.files import HashingFile
 from retrieval_service.generations import GenerationStore
-from retrieval_service.manifest import HashingFile
 from retrieval_service.options import IndexOptions
 
 
 def write(store, data, ids=None, make_current=True, **settings):
-  with store.begin(IndexOptions(), data.shape[1], **settings) as writer:
+  with generation_writer.begin(store, IndexOptions(), data.shape[1], **settings) as writer:
     writer.append(ids, data)
     return writer.commit(make_current)
 
@@ -23,7 +23,7 @@ def test_a_generation_survives_the_disk(tmp_path, vectors):
   assert store.current() is None and store.open_current() is None
   data = vectors(300)
   ids = np.random.default_rng(0).permutation(10_000)[:300]
-  with store.begin(IndexOptions('ivf_flat'), 32, {'corpus': 'a'}) as writer:
+  with generation_writer.begin(store, IndexOptions('ivf_flat'), 32, {'corpus': 'a'}) as writer:
     writer.append(ids[:100], data[:100])
     writer.append(ids[100:], data[100:].astype(np.float16))
     number = writer.commit()
@@ -70,13 +70,13 @@ def test_bad_vectors(tmp_path, vectors, ids, change, message):
 
 def test_wrong_dimension_names_both(tmp_path, vectors):
   with pytest.raises(ValueError, match=r'\[3, 8\] do not.*dimension 16'):
-    with GenerationStore(tmp_path).begin(IndexOptions(), 16) as writer:
+    with generation_writer.begin(GenerationStore(tmp_path), IndexOptions(), 16) as writer:
       writer.append(None, vectors(3, 8))
 
 
 def test_metadata_must_be_json(tmp_path):
   with pytest.raises(ValueError, match='metadata must be JSON'):
-    GenerationStore(tmp_path).begin(IndexOptions(), 4, {'x': object()})
+    generation_writer.begin(GenerationStore(tmp_path), IndexOptions(), 4, {'x': object()})
 
 
 def test_k_beyond_the_count_names_both(tmp_path, vectors):
@@ -202,7 +202,7 @@ def test_a_full_disk_leaves_the_former_generation(tmp_path, vectors, monkeypatch
 
 
 def _write_forever(directory, ready):
-  with GenerationStore(directory).begin(IndexOptions(), 4) as writer:
+  with generation_writer.begin(GenerationStore(directory), IndexOptions(), 4) as writer:
     writer.append(None, np.ones((10, 4), np.float32))
     ready.set()
     signal.pause()

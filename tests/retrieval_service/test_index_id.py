@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from retrieval_service import generation_writer
 from retrieval_service.edits import Edit
 from retrieval_service.generations import GenerationStore
 from retrieval_service.index_builder import IndexBuilder
@@ -29,7 +30,7 @@ class ReadOnlyStore(GenerationStore):
 @pytest.fixture
 def folder(tmp_path):
   store = GenerationStore(tmp_path / 'index')
-  with store.begin(IndexOptions(), DIM, {}) as writer:
+  with generation_writer.begin(store, IndexOptions(), DIM, {}) as writer:
     writer.append(np.arange(DIM), EYE)
     writer.commit()
   return tmp_path / 'index'

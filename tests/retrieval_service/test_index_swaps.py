@@ -11,24 +11,27 @@ import weakref
 import numpy as np
 import pytest
 
+from retrieval_service import generation_writer
 from retrieval_service.client import IndexSwappedError, RetrievalClient
 from retrieval_service.edits import Edit
 from retrieval_service.generations import GenerationStore
 from retrieval_service.live import LiveView
 from retrieval_service.live_index import LiveIndex
 from retrieval_service.local import LocalRetrievalServer
-from retrieval_service.options import IndexOptions
+from retrieval_service.options import IndexOptions, ServingOptions
 from retrieval_service.server import RetrievalServer
 from retrieval_service.serving import Serving
 
 DIM = 8
 EYE = np.eye(DIM, dtype=np.float32)
-_SETTINGS = {'keep_generations': 2, 'verify_checksums': True, 'max_older_open': 2, 'threads': 1}
+_SETTINGS = ServingOptions(threads=1)
 
 
 def publish(folder, mark, dim=DIM):
   """One more generation, of ids mark * 100 + i and vectors mark * e_i."""
-  with GenerationStore(folder).begin(IndexOptions(), dim, {'mark': mark}) as writer:
+  with generation_writer.begin(
+    GenerationStore(folder), IndexOptions(), dim, {'mark': mark}
+  ) as writer:
     writer.append(100 * mark + np.arange(dim), mark * np.eye(dim))
     writer.commit()
   return folder
@@ -140,7 +143,7 @@ def test_an_older_generation_of_another_index_is_not_taken_for_ours(served, one)
 def test_a_link_that_was_turned(one, two, tmp_path):
   link = tmp_path / 'link'
   link.symlink_to(one)
-  current = Serving(link, **_SETTINGS)
+  current = Serving(link, _SETTINGS)
   begun = current.served()
   link.unlink()
   link.symlink_to(two)
@@ -166,7 +169,7 @@ def test_a_build_that_two_swaps_come_between_is_served(one, two):
     assert proceed.wait(30)
     yield None, 4 * EYE
 
-  current = Serving(one, **_SETTINGS)
+  current = Serving(one, _SETTINGS)
   building = current.served().builder
   thread = threading.Thread(
     target=lambda served: served.builder.build(chunks(), DIM, IndexOptions()),
@@ -497,7 +500,7 @@ def test_a_search_that_a_swap_overtakes(one, two, monkeypatch, when):
 
 def test_a_call_ends_on_the_index_it_began_with(one, two):
   """And the former one is let go after the last such call."""
-  current = Serving(one, **_SETTINGS)
+  current = Serving(one, _SETTINGS)
   begun = current.served()
   former = weakref.ref(begun.index.view().generation)
   current.swap(str(two))
@@ -510,6 +513,6 @@ def test_a_call_ends_on_the_index_it_began_with(one, two):
 
 
 def test_an_empty_index_may_give_way_to_any(tmp_path, two):
-  current = Serving(tmp_path / 'empty', **_SETTINGS)
+  current = Serving(tmp_path / 'empty', _SETTINGS)
   current.swap(str(two))
   assert current.served().index.current.count == DIM

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from retrieval_service import overlay
+from retrieval_service import generation_writer, overlay
 from retrieval_service.edits import Edit
 from retrieval_service.generations import GenerationStore
 from retrieval_service.index_builder import IndexBuilder
@@ -65,7 +65,7 @@ def delete(ids):
 
 
 def write(store, ids, vectors, options=IndexOptions(), **settings):
-  with store.begin(options, vectors.shape[1], **settings) as writer:
+  with generation_writer.begin(store, options, vectors.shape[1], **settings) as writer:
     writer.append(ids, vectors)
     return writer.commit()
 

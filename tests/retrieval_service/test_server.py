@@ -14,11 +14,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import numpy as np
 import pytest
 
-from retrieval_service import protocol, retrieval_pb2, retrieval_pb2_grpc
+from retrieval_service import generation_writer, protocol, retrieval_pb2, retrieval_pb2_grpc
 from retrieval_service.client import RetrievalClient, RetrievalError
+from retrieval_service.files import HashingFile
 from retrieval_service.generations import GenerationStore
 from retrieval_service.local import LocalRetrievalServer
-from retrieval_service.manifest import HashingFile
 from retrieval_service.options import IndexOptions
 from retrieval_service.server import RetrievalServer
 
@@ -76,7 +76,7 @@ def test_pins_hold_generations_through_builds_and_restarts(client, server, vecto
 def test_reload_serves_what_another_process_wrote(client, vectors, tmp_path):
   client.build([(None, vectors(20))], dim=32)
   store = GenerationStore(tmp_path / 'index')
-  with store.begin(IndexOptions(), 16) as writer:
+  with generation_writer.begin(store, IndexOptions(), 16) as writer:
     writer.append(None, vectors(30, 16))
     writer.commit()
   assert client.status().generation == 1
@@ -330,7 +330,7 @@ def test_malformed_addresses(address):
 
 def test_the_process_as_a_command(tmp_path, vectors):
   store = GenerationStore(tmp_path)
-  with store.begin(IndexOptions(), 32) as writer:
+  with generation_writer.begin(store, IndexOptions(), 32) as writer:
     writer.append(None, vectors(12))
     writer.commit()
   process = subprocess.Popen(

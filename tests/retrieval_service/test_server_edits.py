@@ -8,7 +8,13 @@ import grpc
 import numpy as np
 import pytest
 
-from retrieval_service import edit_log, protocol, retrieval_pb2, retrieval_pb2_grpc
+from retrieval_service import (
+  edit_log,
+  generation_writer,
+  protocol,
+  retrieval_pb2,
+  retrieval_pb2_grpc,
+)
 from retrieval_service.client import RetrievalClient
 from retrieval_service.generations import GenerationStore
 from retrieval_service.options import IndexOptions
@@ -180,10 +186,10 @@ def test_a_full_disk_is_one_error_and_nothing_is_half_applied(tmp_path, vectors,
 def paused_build(monkeypatch):
   """Builds of this process wait, all vectors received, for an event."""
   arrived, proceed = threading.Event(), threading.Event()
-  begin = GenerationStore.begin
+  begin = generation_writer.begin
 
-  def paused(self, *arguments, **settings):
-    writer = begin(self, *arguments, **settings)
+  def paused(*arguments, **settings):
+    writer = begin(*arguments, **settings)
     commit = writer.commit
 
     def slow() -> int:
@@ -194,7 +200,7 @@ def paused_build(monkeypatch):
     writer.commit = slow
     return writer
 
-  monkeypatch.setattr(GenerationStore, 'begin', paused)
+  monkeypatch.setattr(generation_writer, 'begin', paused)
   return arrived, proceed
 
 

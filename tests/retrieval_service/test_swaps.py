@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 
+from retrieval_service import generation_writer
 from retrieval_service.client import RetrievalClient
 from retrieval_service.generations import GenerationStore
 from retrieval_service.local import LocalRetrievalServer
@@ -174,7 +175,7 @@ def test_reading_a_generation_stops_nobody_else(tmp_path, slow_opening, what):
   armed, opening, proceed = slow_opening
   store = GenerationStore(tmp_path)
   for number in (1, 2, 3):
-    with store.begin(IndexOptions(), DIM) as writer:
+    with generation_writer.begin(store, IndexOptions(), DIM) as writer:
       writer.append(*content(number))
       writer.commit()
   store.make_current(2)

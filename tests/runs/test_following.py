@@ -20,6 +20,7 @@ from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.retrieval.embedding import PassageEmbedder
 from ralm_jax.runs import following, opening
 from ralm_jax.training.partitioning import Partitioner
+from retrieval_service import generation_writer
 from retrieval_service.client import RetrievalClient
 from retrieval_service.generations import GenerationStore
 from retrieval_service.local import LocalRetrievalServer
@@ -38,7 +39,7 @@ def index(trained, tmp_path):
   store = GenerationStore(folder)
   first = GenerationStore(trained.index).open_current()
   metadata = dict(first.manifest.metadata, run='/another', step=50)
-  with store.begin(first.manifest.options, first.dim, metadata) as writer:
+  with generation_writer.begin(store, first.manifest.options, first.dim, metadata) as writer:
     writer.append(None, np.asarray(first.embeddings))
     writer.commit()
   return folder

@@ -16,6 +16,7 @@ from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.retrieval.embedding import PassageEmbedder
 from ralm_jax.runs import opening
+from retrieval_service import generation_writer
 from retrieval_service.client import RetrievalClient
 from retrieval_service.generations import GenerationStore
 from retrieval_service.local import LocalRetrievalServer
@@ -260,7 +261,7 @@ def test_index_with_lists(data, cache, start, tmp_path):
   jobs = []
   for folder in folders:
     store = GenerationStore(folder / 'index')
-    with store.begin(options, first.dim, first.manifest.metadata) as writer:
+    with generation_writer.begin(store, options, first.dim, first.manifest.metadata) as writer:
       writer.append(None, np.asarray(first.embeddings))
       writer.commit()
     jobs.append(_job(folder, data, cache, steps=4))

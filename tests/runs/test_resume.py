@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from retrieval_service import generation_writer
 from retrieval_service.client import RetrievalClient
 from retrieval_service.generations import GenerationStore
 from retrieval_service.local import LocalRetrievalServer
@@ -220,7 +221,7 @@ def test_generation_of_the_checkpoint_is_searched(data, cache, uninterrupted, tm
   copy = GenerationStore(index)
   embeddings = np.asarray(first.embeddings)
   metadata = dict(first.manifest.metadata, corpus_relative='../nowhere')
-  with copy.begin(first.manifest.options, first.dim, metadata) as writer:
+  with generation_writer.begin(copy, first.manifest.options, first.dim, metadata) as writer:
     writer.append(None, embeddings)
     writer.commit()
 

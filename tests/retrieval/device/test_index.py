@@ -13,6 +13,7 @@ import pytest
 
 from ralm_jax.retrieval.device.index import DeviceIndex
 from ralm_jax.retrieval.device.view import DeviceView
+from retrieval_service import generation_writer
 from retrieval_service.client import RetrievalClient
 from retrieval_service.generations import GenerationStore
 from retrieval_service.local import LocalRetrievalServer
@@ -182,7 +183,7 @@ def test_follows_what_another_program_writes(tmp_path):
   with build(tmp_path, vectors(40)) as index:
     assert index.search(queries(), 3).generation == 1
     store = GenerationStore(tmp_path)
-    with store.begin(IndexOptions(), DIM, {'by': 'another'}) as new:
+    with generation_writer.begin(store, IndexOptions(), DIM, {'by': 'another'}) as new:
       new.append(None, vectors(50, 1))
       new.commit()
     assert index.search(queries(), 3).generation == 1
@@ -194,7 +195,7 @@ def test_follows_what_another_program_writes(tmp_path):
 def test_a_damaged_generation_is_refused(tmp_path):
   with build(tmp_path, vectors(40)) as index:
     store = GenerationStore(tmp_path)
-    with store.begin(IndexOptions(), DIM) as new:
+    with generation_writer.begin(store, IndexOptions(), DIM) as new:
       new.append(None, vectors(40, 1))
       new.commit()
     path = tmp_path / 'generation-00000002' / 'embeddings.float16'
@@ -301,7 +302,7 @@ def test_a_deleted_passage_stays_away_from_later_generations(tmp_path):
   stored = vectors(30)
   with build(tmp_path, stored) as index:
     store = GenerationStore(tmp_path)
-    with store.begin(IndexOptions(), DIM) as writer:
+    with generation_writer.begin(store, IndexOptions(), DIM) as writer:
       index.edit([40], vectors(1, 5), delete_ids=[3])
       writer.append(None, stored)
       writer.commit()
