@@ -233,21 +233,20 @@ class Study:
       text=text,
       model_dir=self.path(name),
       total_steps=flags.steps,
-      train_dataset_cfg=pipeline.DatasetConfig(task, batch_size=flags.batch_size, seed=self.seed),
-      reader_vocabulary=self.vocabularies[0],
-      retriever_vocabulary=self.vocabularies[1],
-      reader_optimizer=optimizers.adamw(schedule(reader_rate), weight_decay=0.0)
-      if reader_rate
-      else None,
-      retriever_optimizer=optimizers.adamw(
-        schedule(flags.retriever_learning_rate), weight_decay=0.0
-      )
-      if learns
-      else None,
-      retrieval_cfg=retrieval_cfg,
-      checkpoint_cfg=CheckpointConfig(period=100_000, keep=1),
+      data=pipeline.DatasetConfig(task, batch_size=flags.batch_size, seed=self.seed),
+      vocabularies=training.Vocabularies(*self.vocabularies),
+      optimizers={
+        name: optimizers.adamw(schedule(rate), weight_decay=0.0)
+        for name, rate, learning in (
+          ('reader', reader_rate, bool(reader_rate)),
+          ('retriever', flags.retriever_learning_rate, learns),
+        )
+        if learning
+      },
+      retrieval=retrieval_cfg,
+      checkpoints=CheckpointConfig(period=100_000, keep=1),
       partitioner=self.partitioner,
-      initial_checkpoint_path=initial,
+      start=training.StartingPoint(initial),
       recall_skip=0,
       stats_period=50,
       random_seed=self.seed,

@@ -226,14 +226,15 @@ def train(data: Data, model_dir: pathlib.Path | str, *, steps: int = 4, **option
     data: of `make_data`.
     model_dir: of the run.
     steps: total steps.
-    **options: `model`, `text`, `retrieval`, `checkpoint` and `dataset` are
-      dicts of changes to the defaults; `questions` is a file, `closed_book` a
-      bool and `devices` a number; all others go to `train.train`.
+    **options: `model`, `text`, `retrieval`, `checkpoint`, `evaluation` and
+      `dataset` are dicts of changes to the defaults; `questions` is a file,
+      `closed_book` a bool, `devices` a number, `initial_checkpoint_path` a
+      folder; fields of StepOptions go there, all others to `training.train`.
   """
   import jax
 
   from ralm_jax.data import pipeline
-  from ralm_jax.runs import training as train_lib
+  from ralm_jax.runs import training
   from ralm_jax.tasks import qa
   from ralm_jax.training import optimizers, partitioning
 
@@ -241,12 +242,12 @@ def train(data: Data, model_dir: pathlib.Path | str, *, steps: int = 4, **option
   closed_book = options.pop('closed_book', False)
   if closed_book:
     text = dataclasses.replace(text, reader_format='{query}')
-  vocabularies = {
-    'reader_vocabulary': str(data.reader_vocabulary),
-    'retriever_vocabulary': str(data.retriever_vocabulary),
-  }
   task = qa.jsonl_task(
-    'tiny_qa', train=str(options.pop('questions', data.questions)), text=text, **vocabularies
+    'tiny_qa',
+    train=str(options.pop('questions', data.questions)),
+    text=text,
+    reader_vocabulary=str(data.reader_vocabulary),
+    retriever_vocabulary=str(data.retriever_vocabulary),
   )
   retrieval = {
     'corpus': str(data.corpus),
@@ -258,23 +259,37 @@ def train(data: Data, model_dir: pathlib.Path | str, *, steps: int = 4, **option
   if retrieval.get('address'):
     retrieval['index'] = None
   devices = options.pop('devices', 1)
-  return train_lib.train(
+
+  def taken(options_class: Any) -> Any:
+    names = [field.name for field in dataclasses.fields(options_class)]
+    return options_class(**{name: options.pop(name) for name in names if name in options})
+
+  return training.train(
     **{
       'model': make_model(**options.pop('model', {})),
       'text': text,
       'model_dir': str(model_dir),
       'total_steps': steps,
-      'train_dataset_cfg': pipeline.DatasetConfig(
+      'data': pipeline.DatasetConfig(
         task,
         **{'batch_size': 4, 'seed': options.get('random_seed', 0), **options.pop('dataset', {})},
       ),
-      **vocabularies,
-      'reader_optimizer': optimizers.adamw(1e-2),
-      'retriever_optimizer': None if closed_book else optimizers.adamw(1e-2),
-      'retrieval_cfg': (None if closed_book else train_lib.RetrievalConfig(**retrieval)),
-      'checkpoint_cfg': train_lib.CheckpointConfig(
-        **{'period': 2, **options.pop('checkpoint', {})}
+      'vocabularies': training.Vocabularies(
+        str(data.reader_vocabulary), str(data.retriever_vocabulary)
       ),
+      'optimizers': {
+        'reader': options.pop('reader_optimizer', optimizers.adamw(1e-2)),
+        'retriever': options.pop(
+          'retriever_optimizer', None if closed_book else optimizers.adamw(1e-2)
+        ),
+      },
+      'retrieval': None if closed_book else training.RetrievalConfig(**retrieval),
+      'start': training.StartingPoint(
+        options.pop('initial_checkpoint_path', None), options.pop('initial_params', None)
+      ),
+      'step': taken(training.StepOptions),
+      'evaluation': training.TrainingEvaluation(**options.pop('evaluation', {})),
+      'checkpoints': training.CheckpointConfig(**{'period': 2, **options.pop('checkpoint', {})}),
       'partitioner': partitioning.Partitioner(devices=jax.devices()[:devices] if devices else None),
       'stats_period': 1,
       **options,

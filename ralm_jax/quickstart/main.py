@@ -276,21 +276,20 @@ class Quickstart:
       text=text,
       model_dir=self.path(name),
       total_steps=phase.steps,
-      train_dataset_cfg=pipeline.DatasetConfig(
-        task, batch_size=phase.batch_size, seed=self.recipe.seed
-      ),
-      reader_vocabulary=vocabulary,
-      retriever_vocabulary=vocabulary,
-      reader_optimizer=optimizers.adamw(schedule(phase.learning_rate), b2=0.98, weight_decay=0.0),
-      retriever_optimizer=optimizers.adamw(
-        schedule(self.recipe.retriever_learning_rate), weight_decay=0.0
-      )
-      if distils
-      else None,
-      retrieval_cfg=retrieval_cfg,
-      checkpoint_cfg=CheckpointConfig(period=200, keep=1),
+      data=pipeline.DatasetConfig(task, batch_size=phase.batch_size, seed=self.recipe.seed),
+      vocabularies=training.Vocabularies(vocabulary, vocabulary),
+      optimizers={
+        'reader': optimizers.adamw(schedule(phase.learning_rate), b2=0.98, weight_decay=0.0),
+        'retriever': optimizers.adamw(
+          schedule(self.recipe.retriever_learning_rate), weight_decay=0.0
+        )
+        if distils
+        else None,
+      },
+      retrieval=retrieval_cfg,
+      checkpoints=CheckpointConfig(period=200, keep=1),
       partitioner=self.partitioner,
-      initial_checkpoint_path=initial,
+      start=training.StartingPoint(initial),
       augmentation=augmentation,
       recall_skip=0,
       stats_period=100,

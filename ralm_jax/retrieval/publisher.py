@@ -21,13 +21,14 @@ from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.retrieval import embedding
 from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.retrieval.embedding import PassageEmbedder
-from ralm_jax.runs import pinning
 from ralm_jax.training import partitioning
 from ralm_jax.training.multihost import Agreement
 from ralm_jax.training.partitioning import Partitioner
 from retrieval_service.results import ServerStatus
 
 PyTree = Any
+# In the metadata of a generation that a run published: the one it began with.
+STARTED_WITH = 'run_started_with'
 _BUILD_TIMEOUT_S = 48 * 3600.0
 _ATTEMPTS = 5
 
@@ -238,7 +239,7 @@ class IndexPublisher:
         if name != 'corpus' or name not in status.metadata
       }
     served = dict(status.metadata)
-    for name in ('passages_per_second', pinning.STARTED_WITH):
+    for name in ('passages_per_second', STARTED_WITH):
       served.pop(name, None)  # of another embedding, of another run
     options = status.options
     identity = json.dumps(

@@ -16,18 +16,10 @@ from typing import Any
 import gin
 from gin import config as gin_config, config_parser
 
+from ralm_jax.files import atomic_files
+from ralm_jax.runs import former_names, user_modules
+
 _PREFIX = '--gin.'
-# These read SIZE_… of a model file, whose defaults would replace what they decide.
-RECIPES_OF_ANY_SIZE = ('lm_adapt', 'atlas', 'atlas_pretrain')
-# Files that are now several, to be given or included in this order.
-MOVED_FILES = {
-  f'gin_configs/recipes/{recipe}_{size}.gin': (
-    f'gin_configs/models/{size}.gin',
-    f'gin_configs/recipes/{recipe}.gin',
-  )
-  for recipe in RECIPES_OF_ANY_SIZE
-  for size in ('base', 'large', 'xl', 'xxl')
-}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -108,6 +100,7 @@ def parse(
     ValueError: an unknown name (with the nearest known) or a bad value.
   """
   gin.clear_config()
+  user_modules.make_importable()
   # Installed configurations are found by their path in the package. gin's own
   # reader for them fails on folders without `__init__.py`.
   root = os.path.dirname(importlib.resources.files('ralm_jax.gin_configs'))
@@ -120,23 +113,15 @@ def parse(
     ):
       raise FileNotFoundError(
         f'gin file {file} is in none of {list(search_paths)} nor installed '
-        f'with the package (gin_configs/…).{_moved_in(file)}'
+        f'with the package (gin_configs/…).{former_names.hint(file)}'
       )
   _check_order(gin_files)
   try:
     gin.parse_config_files_and_bindings(list(gin_files), list(bindings), finalize_config=False)
   except Exception as e:
-    raise ValueError(f'{_first_lines(e)}{_nearest_in(str(e))}{_moved_in(str(e))}') from e
+    remedy = former_names.hint(str(e)) or _nearest_in(str(e))
+    raise ValueError(f'{_first_lines(e)}{remedy}') from e
   _check_macros()
-
-
-def _moved_in(message: str) -> str:
-  """A hint for a file that has a new name."""
-  for old, files in MOVED_FILES.items():
-    if old.removeprefix('gin_configs/') in message:
-      flags = ' '.join(f'--gin_file={file}' for file in files)
-      return f' {old} is now {" and ".join(files)}: give {flags}, or include them in this order.'
-  return ''
 
 
 def _check_order(gin_files: Sequence[str]) -> None:
@@ -144,7 +129,10 @@ def _check_order(gin_files: Sequence[str]) -> None:
   recipe = None
   for file in gin_files:
     folder, name = os.path.split(file)
-    if os.path.basename(folder) == 'recipes' and name.removesuffix('.gin') in RECIPES_OF_ANY_SIZE:
+    if (
+      os.path.basename(folder) == 'recipes'
+      and name.removesuffix('.gin') in former_names.RECIPES_OF_ANY_SIZE
+    ):
       recipe = file
     elif os.path.basename(folder) == 'models' and recipe is not None:
       raise ValueError(
@@ -275,7 +263,4 @@ def save_config(directory: str) -> None:
     ('config.gin', gin.config_str()),
     ('operative_config.gin', gin.operative_config_str()),
   ):
-    path = os.path.join(directory, name)
-    with open(path + '.tmp', 'w', encoding='utf-8') as file:
-      file.write(text)
-    os.replace(path + '.tmp', path)
+    atomic_files.write(os.path.join(directory, name), text.encode())

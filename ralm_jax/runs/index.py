@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import functools
 import logging
-from typing import Any
 
 import jax
 
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.checkpoints.store import Checkpoints
 from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.losses.array_types import PyTree
 from ralm_jax.retrieval import embedding, retriever as retriever_lib
 from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.augmenter import Augmentation, RetrievalAugmenter
 from ralm_jax.retrieval.connect import Connection
 from ralm_jax.retrieval.embedding import PassageEmbedder
 from ralm_jax.retrieval.publisher import IndexPublisher
@@ -26,20 +28,49 @@ from ralm_jax.training import train_state
 from ralm_jax.training.multihost import Agreement
 from ralm_jax.training.partitioning import Partitioner
 from ralm_jax.training.train_state import Optimizers, TrainState
+from retrieval_service.results import ServerStatus
 
-PyTree = Any
+
+class NoIndex:
+  """What a closed-book run has in place of a `RunIndex`."""
+
+  evaluation_retriever = None
+  rerank_to = rerank_chunk = None
+  index_refresh = on_checkpoint = None
+  built_with: TrainState | None = None
+
+  def __init__(self, spec: Specification, partitioner: Partitioner):
+    self._spec = spec
+    self._partitioner = partitioner
+    self.assembler = Assembler(spec.tokenizer, None)
+
+  def batches(self, augmentation: Augmentation | None, recall_skip: int) -> RetrievalAugmenter:
+    """Makes examples into batches; there is no recall to report."""
+    return RetrievalAugmenter(
+      self._spec.model, self._partitioner, self.assembler, None, augmentation=augmentation
+    )
+
+  def check_same_index(self, index_id: str | None) -> None:
+    """There is none."""
+
+  def begin(self, generation: int | None, params: PyTree) -> None:
+    """Nothing to choose."""
+
+  def end(self) -> None:
+    """Nothing to keep."""
 
 
-class RunRetrieval:
+class RunIndex:
   """Searches the index of a run, keeps its generations and renews it.
 
   Attributes:
     assembler: of its corpus.
     retriever: of the batches: as many passages as there are candidates.
     evaluation_retriever: as many, without their embeddings.
-    generation_steps: how stale each generation is.
+    rerank_to: passages that are kept of the candidates; None keeps all.
+    rerank_chunk: candidates encoded at a time; None encodes all.
     index_refresh: None for an index that is not refreshed by the run.
-    before_search: to be called before each search; may be None.
+    built_with: the state whose parameters have just embedded it, if so.
   """
 
   def __init__(
@@ -51,61 +82,82 @@ class RunRetrieval:
     checkpoints: Checkpoints,
     *,
     freeze_retriever_steps: int = 0,
+    built_with: TrainState | None = None,
   ):
     """Checks that index, corpus and model belong together."""
     client, store = connected.client, connected.store
     self._client = client
-    self._model = spec.model
-    n_passages = spec.text.n_passages
+    self._spec = spec
+    self._partitioner = partitioner
+    self.built_with = built_with
+    n_candidates = cfg.n_candidates or spec.text.n_passages
+    reranks = n_candidates > spec.text.n_passages
+    self.rerank_to = spec.text.n_passages if reranks else None
+    self.rerank_chunk = cfg.rerank_chunk if reranks else None
 
-    self.retriever = PassageRetriever(
-      client,
-      store,
-      cfg.n_candidates or n_passages,
-      search_filter=cfg.search_filter,
-      return_embeddings=spec.model.uses_stored_embeddings,
+    make_retriever = functools.partial(
+      PassageRetriever, client, store, n_candidates, search_filter=cfg.search_filter
     )
-    self.evaluation_retriever = PassageRetriever(
-      client, store, cfg.n_candidates or n_passages, search_filter=cfg.search_filter
-    )
+    self.retriever = make_retriever(return_embeddings=spec.model.uses_stored_embeddings)
+    self.evaluation_retriever = make_retriever()
     opening.check_dimension(spec, self.retriever.embedding_dim)
     self.assembler = Assembler(spec.tokenizer, store)
-    run = checkpoints.directory
+    self._owner = checkpoints.directory
 
-    def check(status: Any) -> None:
+    def check(status: ServerStatus) -> None:
       store.reload()
       retriever_lib.check_index_of_corpus(status.metadata, status.next_id, store)
 
-    self.generation_steps = GenerationSteps(client, run, check=check)
-    self._owner = run
+    self._generation_steps = GenerationSteps(client, self._owner, check=check)
     self._agreement = Agreement()
-    self._pins = None
-    self.index_refresh = self.before_search = None
-    if cfg.follow_current:
-      if cfg.index is not None:
-        self.before_search = CurrentFollower(client, cfg.index)
-      return
-    self._pins = Pins(client, checkpoints, run)
-    if cfg.schedule:
-      self.index_refresh = ScheduledRefresh(
-        cfg.schedule,
-        IndexPublisher(
-          client,
-          spec.model,
-          partitioner,
-          self.assembler,
-          index=cfg.index,
-          batch_size=cfg.embed_batch_size,
-        ),
-        [self.retriever, self.evaluation_retriever],
-        self._pins,
-        self.generation_steps,
-        run=run,
-        freeze_retriever_steps=freeze_retriever_steps,
-      )
+    self._pins: Pins | None = None
+    self._before_search: CurrentFollower | None = None
+    self.index_refresh: ScheduledRefresh | None = None
+    if not cfg.follow_current:
+      self._pins = Pins(client, checkpoints, self._owner)
+      if cfg.schedule:
+        self.index_refresh = self._scheduled_refresh(cfg, self._pins, freeze_retriever_steps)
+    elif cfg.index is not None:
+      self._before_search = CurrentFollower(client, cfg.index)
+
+  def _scheduled_refresh(
+    self, cfg: RetrievalConfig, pins: Pins, freeze_retriever_steps: int
+  ) -> ScheduledRefresh:
+    publisher = IndexPublisher(
+      self._client,
+      self._spec.model,
+      self._partitioner,
+      self.assembler,
+      index=cfg.index,
+      batch_size=cfg.embed_batch_size,
+    )
+    return ScheduledRefresh(
+      cfg.schedule,
+      publisher,
+      [self.retriever, self.evaluation_retriever],
+      pins,
+      self._generation_steps,
+      run=self._owner,
+      freeze_retriever_steps=freeze_retriever_steps,
+    )
+
+  def batches(self, augmentation: Augmentation | None, recall_skip: int) -> RetrievalAugmenter:
+    """Makes examples into batches with the passages found for them."""
+    return RetrievalAugmenter(
+      self._spec.model,
+      self._partitioner,
+      self.assembler,
+      self.retriever,
+      augmentation=augmentation,
+      recall_skip=recall_skip,
+      n_passages=self._spec.text.n_passages,
+      generation_steps=self._generation_steps if self._spec.model.moves_passages else None,
+      before_search=self._before_search,
+    )
 
   @property
   def on_checkpoint(self) -> Callable[[int, int], None] | None:
+    """Keeps the generation of a new checkpoint."""
     return self._pins and self._pins.at_checkpoint
 
   def check_same_index(self, index_id: str | None) -> None:
@@ -143,7 +195,7 @@ class RunRetrieval:
     searched = self._pins.begin(generation)
     for retriever in (self.retriever, self.evaluation_retriever):
       retriever.generation = searched
-    if generation is None and self._model.learns_retriever:
+    if generation is None and self._spec.model.learns_retriever:
       self._recognise_start(searched, params)
 
   def _recognise_start(self, generation: int, params: PyTree) -> None:
@@ -154,8 +206,8 @@ class RunRetrieval:
     if status.generation == generation and (
       status.metadata.get('encoder_fingerprint') == fingerprint
     ):
-      self.generation_steps.tell(generation, 0)
-    elif self._model.query_side in ('stored', 'frozen'):
+      self._generation_steps.tell(generation, 0)
+    elif self._spec.model.query_side in ('stored', 'frozen'):
       logging.warning(
         'The index was embedded by other parameters (%s) than those of the '
         'passage encoder that query-side training keeps; embed the corpus '

@@ -11,10 +11,8 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from ralm_jax.checkpoints.store import Checkpoints
+from ralm_jax.retrieval.publisher import STARTED_WITH
 from ralm_jax.training.multihost import Agreement
-
-# In the metadata of a generation that a run published: the one it began with.
-STARTED_WITH = 'run_started_with'
 
 
 class Pins:

@@ -7,10 +7,9 @@ import os
 import time
 from typing import Any
 
-from ralm_jax.retrieval.publisher import IndexPublisher, RefreshSchedule
+from ralm_jax.retrieval.publisher import STARTED_WITH, IndexPublisher, RefreshSchedule
 from ralm_jax.retrieval.retriever import PassageRetriever
 from ralm_jax.retrieval.staleness import GenerationSteps
-from ralm_jax.runs import pinning
 from ralm_jax.runs.pinning import Pins
 
 PyTree = Any
@@ -71,7 +70,7 @@ class ScheduledRefresh:
       checkpoint=f'{self._run} at step {step}',
       run=self._run,
       step=step,
-      **{pinning.STARTED_WITH: self._pins.started_with},
+      **{STARTED_WITH: self._pins.started_with},
     )
     self._pins.add(done.generation)
     self._steps.tell(done.generation, step)

@@ -113,6 +113,15 @@ def shardings(model: Any, optimizers: Optimizers, partitioner: Partitioner) -> T
   )
 
 
+def abstract(model: Any, optimizers: Optimizers, partitioner: Partitioner) -> TrainState:
+  """A TrainState of ShapeDtypeStructs on their shardings, to restore into."""
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    jax.eval_shape(lambda rng: create(model, model.init(rng), optimizers, 0), jax.random.key(0)),
+    shardings(model, optimizers, partitioner),
+  )
+
+
 def initialize(
   model: Any,
   optimizers: Optimizers,

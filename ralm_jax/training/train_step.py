@@ -2,100 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from ralm_jax.losses.array_types import Array, Bool, Float, Int, PyTree
 from ralm_jax.losses.sequence import WeightedSum
 from ralm_jax.models import layers
 from ralm_jax.models.retrieval_lm import ReaderBatch, RetrievalLM
 from ralm_jax.training import train_state
+from ralm_jax.training.optimizers import Optimizer
 from ralm_jax.training.partitioning import PartitionedFunction, Partitioner
-from ralm_jax.training.train_state import Optimizers
+from ralm_jax.training.train_state import Optimizers, TrainState
 
-Array = jax.Array
-PyTree = Any
-Metrics = dict[str, Array]
-TrainState = train_state.TrainState
+Metrics = dict[str, Float[Array, '']]
+# (trained parameters, batch, rng) -> their gradients, and sums to report.
+GradFn = Callable[[PyTree, ReaderBatch, Array], tuple[PyTree, dict[str, WeightedSum]]]
 
 
-def make_train_step(
-  model: RetrievalLM,
-  optimizers: Optimizers,
-  *,
-  num_microbatches: int = 1,
-  freeze_retriever_steps: int = 0,
-  global_clip_norm: float | None = None,
-) -> Callable[[TrainState, ReaderBatch], tuple[TrainState, Metrics]]:
-  """Builds `train_step(state, batch) -> (state, metrics)`.
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+  """How a step is taken, and its batch retrieved.
 
-  The gradient is that of reader loss per target token of the whole batch plus
-  retriever loss per example of the whole batch, whatever the number of
-  microbatches or devices. A step whose gradient is not finite changes nothing
-  but the counters.
-
-  Args:
-    model: computes the losses.
-    optimizers: per module; a module without one is frozen.
+  Attributes:
     num_microbatches: parts the batch is processed in, to save memory.
     freeze_retriever_steps: the first so many steps leave the retriever as it
       is, and its loss out; its learning-rate schedule goes on.
     global_clip_norm: gradients of all modules are scaled down together to this
       norm, in place of each optimiser's own clipping (as the released code
       does on one device); None clips each module by itself.
+    retrieval_lookahead: 1 retrieves the next batch during a step, 0 after it.
+  """
 
-  Returns:
-    A pure function; metrics are float32 scalars.
+  num_microbatches: int = 1
+  freeze_retriever_steps: int = 0
+  global_clip_norm: float | None = None
+  retrieval_lookahead: int = 1
+
+  def __post_init__(self):
+    if self.retrieval_lookahead not in (0, 1):
+      raise ValueError(f'retrieval_lookahead must be 0 or 1, not {self.retrieval_lookahead}.')
+
+
+def make_train_step(
+  model: RetrievalLM, optimizers: Optimizers, options: StepOptions = StepOptions()
+) -> Callable[[TrainState, ReaderBatch], tuple[TrainState, Metrics]]:
+  """Builds the pure function `train_step(state, batch) -> (state, metrics)`.
+
+  The gradient is that of reader loss per target token of the whole batch plus
+  retriever loss per example of the whole batch, whatever the number of
+  microbatches or devices. A step whose gradient is not finite changes nothing
+  but the counters. A module without an optimiser is frozen.
 
   Raises:
-    ValueError: (when traced) if the batch does not divide.
+    ValueError: (when traced) if the microbatches do not divide the batch.
   """
 
   def train_step(state: TrainState, batch: ReaderBatch) -> tuple[TrainState, Metrics]:
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    weights = model.loss_weights(batch)
-    trained = train_state.trained_params(model, optimizers, state.params)
     learns = None
-    if freeze_retriever_steps and model.learns_retriever:
-      learns = state.step >= freeze_retriever_steps
-    grads, sums = _accumulate(
-      model, trained, state.params, batch, rng, weights, learns, num_microbatches
-    )
+    if options.freeze_retriever_steps and model.learns_retriever:
+      learns = state.step >= options.freeze_retriever_steps
+    trained = train_state.trained_params(model, optimizers, state.params)
 
+    weights = model.loss_weights(batch)
+    grad_fn = _make_grad_fn(model, state.params, weights, learns)
+    grads, sums = _accumulate(grad_fn, trained, batch, rng, options.num_microbatches)
     metrics = {name: value.mean for name, value in sums.items()}
-    norms = {name: optax.tree.norm(grads[name]) for name in optimizers}
     loss = metrics['loss/reader'] + (
       model.retriever_loss_weight * metrics.get('loss/retriever', 0.0)
     )
+
+    norms = {name: optax.tree.norm(grads[name]) for name in optimizers}
     finite = jnp.isfinite(loss)
     for norm in norms.values():
       finite &= jnp.isfinite(norm)
+    grads = _clip(grads, norms, optimizers, options.global_clip_norm)
 
-    opt_state = dict(state.opt_state)
-    all_norms = jnp.sqrt(sum(jnp.square(norm) for norm in norms.values()))
+    opt_state = {}
     for name, optimizer in optimizers.items():
-      grad, norm, limit = grads[name], norms[name], optimizer.clip_norm
-      if global_clip_norm is not None:
-        norm, limit = all_norms, global_clip_norm
-      if limit is not None:
-        scale = jnp.minimum(1.0, limit / (norm + 1e-6))
-        grad = jax.tree.map(lambda g, s=scale: g * s, grad)
-      old, old_opt_state = trained[name], state.opt_state[name]
-      updates, new_opt_state = optimizer.transformation.update(grad, old_opt_state, old)
-      moves = finite if learns is None or name != 'retriever' else (finite & learns)
-      trained[name] = _choose(moves, optax.apply_updates(old, updates), old)
-      # Frozen steps count for the schedule, skipped ones do not.
-      opt_state[name] = _choose(
-        finite,
-        _with_schedules(_choose(moves, new_opt_state, old_opt_state), new_opt_state),
-        old_opt_state,
+      moves = finite if learns is None or name != 'retriever' else finite & learns
+      trained[name], opt_state[name] = _update(
+        optimizer, grads[name], state.opt_state[name], trained[name], finite, moves
       )
-      metrics[f'learning_rate/{name}'] = jnp.asarray(
-        optimizer.learning_rate_fn(_schedule_count(old_opt_state, state.step)), jnp.float32
-      )
+      metrics[f'learning_rate/{name}'] = _learning_rate(optimizer, state)
       metrics[f'gradient_norm/{name}'] = norms[name]
 
     skipped = state.skipped_steps + (~finite).astype(jnp.int32)
@@ -105,13 +99,8 @@ def make_train_step(
       'target_tokens': weights[0],
       'reader_tokens': jnp.sum(batch.reader_mask, dtype=jnp.float32),
     }
-    state = state.replace(
-      step=state.step + 1,
-      params=train_state.with_trained(state.params, trained),
-      opt_state=opt_state,
-      skipped_steps=skipped,
-    )
-    return state, metrics
+    params = train_state.with_trained(state.params, trained)
+    return TrainState(state.step + 1, params, opt_state, state.rng, skipped), metrics
 
   return train_step
 
@@ -120,10 +109,7 @@ def partition_train_step(
   model: RetrievalLM,
   optimizers: Optimizers,
   partitioner: Partitioner,
-  *,
-  num_microbatches: int = 1,
-  freeze_retriever_steps: int = 0,
-  global_clip_norm: float | None = None,
+  options: StepOptions = StepOptions(),
   **jit_kwargs: Any,
 ) -> PartitionedFunction:
   """`make_train_step` compiled for a mesh; the given state is donated.
@@ -133,53 +119,17 @@ def partition_train_step(
   would be compiled all over again.
   """
   return partitioner.partition(
-    make_train_step(
-      model,
-      optimizers,
-      num_microbatches=num_microbatches,
-      freeze_retriever_steps=freeze_retriever_steps,
-      global_clip_norm=global_clip_norm,
-    ),
+    make_train_step(model, optimizers, options),
     donate_argnums=0,
     out_shardings=(train_state.shardings(model, optimizers, partitioner), partitioner.replicated),
     **jit_kwargs,
   )
 
 
-def _choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:
-  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), new, old)
-
-
-def _is_schedule(node: Any) -> bool:
-  return isinstance(node, optax.ScaleByScheduleState)
-
-
-def _with_schedules(opt_state: PyTree, source: PyTree) -> PyTree:
-  """`opt_state` with the learning-rate schedules' counts of `source`."""
-  return jax.tree.map(
-    lambda own, other: other if _is_schedule(own) else own, opt_state, source, is_leaf=_is_schedule
-  )
-
-
-def _schedule_count(opt_state: PyTree, default: Array) -> Array:
-  """How many updates the learning-rate schedule has counted."""
-  for node in jax.tree.leaves(opt_state, is_leaf=_is_schedule):
-    if _is_schedule(node):
-      return node.count
-  return default
-
-
-def _accumulate(
-  model: RetrievalLM,
-  trained: PyTree,
-  params: PyTree,
-  batch: ReaderBatch,
-  rng: Array,
-  weights: tuple[Array, Array],
-  learns: Array | None,
-  num_microbatches: int,
-) -> tuple[PyTree, dict[str, WeightedSum]]:
-  """Gradients and summed losses over the microbatches.
+def _make_grad_fn(
+  model: RetrievalLM, params: PyTree, weights: tuple[Array, Array], learns: Bool[Array, ''] | None
+) -> GradFn:
+  """The gradient of a (micro)batch's share of the whole batch's loss.
 
   The weights of the whole batch are known beforehand, so that every microbatch
   contributes its exact share and nothing is divided afterwards.
@@ -197,10 +147,15 @@ def _accumulate(
       sums['loss/retriever'] = output.retriever
     return loss, sums
 
-  grad_fn = jax.grad(loss_fn, has_aux=True)
+  return jax.grad(loss_fn, has_aux=True)
+
+
+def _accumulate(
+  grad_fn: GradFn, trained: PyTree, batch: ReaderBatch, rng: Array, num_microbatches: int
+) -> tuple[PyTree, dict[str, WeightedSum]]:
+  """Gradients and sums over the microbatches."""
   if num_microbatches <= 1:
     return grad_fn(trained, batch, rng)
-
   size = batch.target_tokens.shape[0]
   if size % num_microbatches:
     raise ValueError(f'num_microbatches {num_microbatches} must divide the batch size {size}.')
@@ -223,3 +178,55 @@ def _accumulate(
   )
   total, _ = jax.lax.scan(body, zeros, (parts, rngs))
   return total
+
+
+def _clip(
+  grads: PyTree, norms: Mapping[str, Array], optimizers: Optimizers, global_norm: float | None
+) -> PyTree:
+  """Scales gradients down to their limit: each module's, or that of all together."""
+  together = jnp.sqrt(sum(jnp.square(norm) for norm in norms.values()))
+  clipped = dict(grads)
+  for name, optimizer in optimizers.items():
+    norm, limit = norms[name], optimizer.clip_norm
+    if global_norm is not None:
+      norm, limit = together, global_norm
+    if limit is not None:
+      scale = jnp.minimum(1.0, limit / (norm + 1e-6))
+      clipped[name] = jax.tree.map(lambda g, s=scale: g * s, grads[name])
+  return clipped
+
+
+def _update(
+  optimizer: Optimizer,
+  grads: PyTree,
+  opt_state: PyTree,
+  params: PyTree,
+  finite: Bool[Array, ''],
+  moves: Bool[Array, ''],
+) -> tuple[PyTree, PyTree]:
+  """The module's new parameters and optimiser state, where it `moves`.
+
+  The learning rate's schedule counts frozen steps, but not skipped ones: where
+  gradients are `finite`, it goes on.
+  """
+  updates, updated = optimizer.transformation.update(grads, opt_state, params)
+
+  def choose(old: PyTree, new: PyTree) -> PyTree:
+    counts = isinstance(old, optax.ScaleByScheduleState)
+    return _where(finite if counts else moves, new, old)
+
+  is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)
+  return (
+    _where(moves, optax.apply_updates(params, updates), params),
+    jax.tree.map(choose, opt_state, updated, is_leaf=is_schedule),
+  )
+
+
+def _learning_rate(optimizer: Optimizer, state: TrainState) -> Float[Array, '']:
+  """Of the step that is being taken; skipped ones are not counted."""
+  count: Int[Array, ''] = state.step - state.skipped_steps
+  return jnp.asarray(optimizer.learning_rate_fn(count), jnp.float32)
+
+
+def _where(condition: Bool[Array, ''], new: PyTree, old: PyTree) -> PyTree:
+  return jax.tree.map(lambda x, y: jnp.where(condition, x, y), new, old)

@@ -19,29 +19,15 @@ import jax
 import numpy as np
 
 from ralm_jax.checkpoints.store import Checkpoints
-from ralm_jax.data.batches import QueryBatch
+from ralm_jax.losses.array_types import PyTree
 from ralm_jax.models.retrieval_lm import RetrievalLM
-from ralm_jax.retrieval.augmenter import PendingBatch, PreparedBatch, RetrievalAugmenter
-from ralm_jax.training import rerank_step, train_state, train_step
+from ralm_jax.training import train_state, train_step
+from ralm_jax.training.batch_source import BatchIterator, BatchSource, PendingBatch, PreparedBatch
 from ralm_jax.training.multihost import Agreement
-from ralm_jax.training.partitioning import Partitioner
+from ralm_jax.training.partitioning import PartitionedFunction, Partitioner
 from ralm_jax.training.reporting import Reporter
-from ralm_jax.training.train_state import Optimizers
-
-PyTree = Any
-TrainState = train_state.TrainState
-
-
-class BatchIterator(Protocol):
-  """Endless batches whose position can be saved."""
-
-  def __next__(self) -> QueryBatch: ...
-
-  def state(self) -> dict[str, np.ndarray]:
-    """The position, as arrays."""
-
-  def restore(self, state: Mapping[str, np.ndarray]) -> None:
-    """Goes to a saved position."""
+from ralm_jax.training.train_state import Optimizers, TrainState
+from ralm_jax.training.train_step import StepOptions
 
 
 class IndexRefresh(Protocol):
@@ -52,6 +38,40 @@ class IndexRefresh(Protocol):
 
   def refresh(self, params: PyTree, step: int) -> dict[str, float]:
     """Refreshes with these parameters; returns metrics."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Saving:
+  """Where and when a run is saved.
+
+  Attributes:
+    checkpoints: of the run.
+    period: steps between checkpoints; the last step always saves.
+    metadata: JSON values to save with every checkpoint; a run that goes on
+      from one must have the same.
+    on_checkpoint: called with (step, index generation) of each new one, by
+      every process.
+  """
+
+  checkpoints: Checkpoints
+  period: int = 1000
+  metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  on_checkpoint: Callable[[int, int], None] | None = None
+
+  def is_due(self, step: int) -> bool:
+    return bool(self.period) and step % self.period == 0
+
+  def check_metadata(self, step: int) -> None:
+    """Raises ValueError where the run's settings differ from a checkpoint's."""
+    saved = self.checkpoints.metadata(step)
+    for name, value in self.metadata.items():
+      if saved.get(name, value) != value:
+        raise ValueError(
+          f'{self.checkpoints.directory}/checkpoint_{step} was trained with '
+          f'{name} {saved[name]}, this run has {value}: its position in the '
+          'data would mean other examples. Go on with the same, or start '
+          'another MODEL_DIR from its parameters (INITIAL_CHECKPOINT_PATH).'
+        )
 
 
 @dataclasses.dataclass
@@ -74,70 +94,36 @@ class Trainer:
     model: RetrievalLM,
     optimizers: Optimizers,
     partitioner: Partitioner,
-    augmenter: RetrievalAugmenter,
-    checkpoints: Checkpoints | None = None,
+    source: BatchSource,
+    step: StepOptions = StepOptions(),
     *,
-    num_microbatches: int = 1,
-    freeze_retriever_steps: int = 0,
-    global_clip_norm: float | None = None,
-    rerank_to: int | None = None,
-    rerank_chunk: int | None = None,
+    saving: Saving | None = None,
+    rerank_fn: PartitionedFunction | None = None,
     index_refresh: IndexRefresh | None = None,
-    retrieval_lookahead: int = 1,
-    checkpoint_period: int = 1000,
-    on_checkpoint: Callable[[int, int], None] | None = None,
-    metadata: Mapping[str, Any] | None = None,
   ):
     """Prepares the step; nothing is compiled yet.
 
     Args:
       model: computes the losses.
-      optimizers: per module.
+      optimizers: per module; one without is frozen.
       partitioner: of the mesh.
-      augmenter: retrieves and assembles batches.
-      checkpoints: of the run; None saves nothing.
-      num_microbatches: parts a batch is processed in.
-      freeze_retriever_steps: the first so many steps leave the retriever as it
-        is.
-      global_clip_norm: clips the gradients of all modules together.
-      rerank_to: passages to keep of a batch's candidates, by the encoders of
-        the step; None keeps all.
-      rerank_chunk: candidates encoded at a time; None encodes all.
+      source: retrieves and assembles batches.
+      step: how steps are taken.
+      saving: None saves nothing.
+      rerank_fn: of `rerank_step`, chooses among a batch's candidates with the
+        parameters of the step; None takes all.
       index_refresh: renews the index between steps; None never does.
-      retrieval_lookahead: 1 retrieves the next batch during a step, 0 after it.
-      checkpoint_period: steps between checkpoints.
-      on_checkpoint: called with (step, index generation) of each new one, by
-        every process.
-      metadata: JSON values to save with every checkpoint; a run that goes on
-        from one must have the same.
     """
-    if retrieval_lookahead not in (0, 1):
-      raise ValueError(f'retrieval_lookahead must be 0 or 1, not {retrieval_lookahead}.')
     self._model = model
     self._optimizers = optimizers
     self._partitioner = partitioner
-    self._augmenter = augmenter
-    self._checkpoints = checkpoints
-    self._lookahead = retrieval_lookahead
-    self._checkpoint_period = checkpoint_period
-    self._on_checkpoint = on_checkpoint
-    self._metadata = dict(metadata or {})
+    self._source = source
+    self._lookahead = step.retrieval_lookahead
+    self._saving = saving
     self._index_refresh = index_refresh
     self._agreement = Agreement()
-    self._state_shardings = train_state.shardings(model, optimizers, partitioner)
-    self.step_fn = train_step.partition_train_step(
-      model,
-      optimizers,
-      partitioner,
-      num_microbatches=num_microbatches,
-      freeze_retriever_steps=freeze_retriever_steps,
-      global_clip_norm=global_clip_norm,
-    )
-    self.rerank_fn = None
-    if rerank_to is not None:
-      self.rerank_fn = rerank_step.partition_rerank(
-        model, partitioner, rerank_to, chunk=rerank_chunk
-      )
+    self.step_fn = train_step.partition_train_step(model, optimizers, partitioner, step)
+    self.rerank_fn = rerank_fn
 
   def initialize(self, seed: int = 0, params: PyTree | None = None) -> TrainState:
     """A fresh state, random or from given host parameters."""
@@ -152,39 +138,18 @@ class Trainer:
 
     Raises:
       ValueError: the checkpoint cannot be restored, or was made with other
-        `metadata`.
+        metadata than `Saving` has.
     """
-    if self._checkpoints is None or self._checkpoints.latest_step() is None:
+    if self._saving is None or self._saving.checkpoints.latest_step() is None:
       return None
-    step = self._checkpoints.latest_step()
-    abstract = jax.eval_shape(
-      lambda rng: train_state.create(self._model, self._model.init(rng), self._optimizers, 0),
-      jax.random.key(0),
-    )
-    abstract = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      abstract,
-      self._state_shardings,
-    )
-    self._check_metadata(step)
-    restored = self._checkpoints.restore(step, abstract)
-    host = restored.host
-    iterator.restore(_take(host, 'iterator/'))
-    pending = self._augmenter.resume(_take(host, 'pending/'), step)
+    step = self._saving.checkpoints.latest_step()
+    abstract = train_state.abstract(self._model, self._optimizers, self._partitioner)
+    self._saving.check_metadata(step)
+    restored = self._saving.checkpoints.restore(step, abstract)
+    iterator.restore(_take(restored.host, 'iterator/'))
+    pending = self._source.resume(_take(restored.host, 'pending/'), step)
     logging.info('Resumed from checkpoint_%d.', step)
     return Progress(restored.state, pending)
-
-  def _check_metadata(self, step: int) -> None:
-    """Raises ValueError where the run's settings differ from a checkpoint's."""
-    saved = self._checkpoints.metadata(step)
-    for name, value in self._metadata.items():
-      if saved.get(name, value) != value:
-        raise ValueError(
-          f'{self._checkpoints.directory}/checkpoint_{step} was trained with '
-          f'{name} {saved[name]}, this run has {value}: its position in the '
-          'data would mean other examples. Go on with the same, or start '
-          'another MODEL_DIR from its parameters (INITIAL_CHECKPOINT_PATH).'
-        )
 
   def train(
     self,
@@ -216,37 +181,26 @@ class Trainer:
       self._refresh_if_due(state, step, reporter)
     while step < total_steps:
       if pending is None:
-        pending = self._augmenter.submit(state.params, next(iterator), step)
+        pending = self._source.submit(state.params, next(iterator), step)
       prepared = self._agreed(pending)
       waited = finished.seconds_since() if finished is not None else 0.0
       # The next batch's queries are encoded with the parameters of now.
-      next_pending = None
+      pending = None
       if self._lookahead and not self._is_due(step + 1):
-        next_pending = self._augmenter.submit(state.params, next(iterator), step + 1)
-      device_batch = self._partitioner.put_batch(prepared.reader_batch)
-      extra = {}
-      if self.rerank_fn is not None:
-        reranked, overlap = self.rerank_fn(state.params, device_batch)
-        device_batch = reranked.batch
-        extra['retrieval/rerank_overlap'] = overlap
-      state, metrics = self.step_fn(state, device_batch)
+        pending = self._source.submit(state.params, next(iterator), step + 1)
+      state, metrics = self._step(state, prepared)
       finished = _Finished(metrics['loss'])
       step += 1
-      pending = next_pending
       if reporter is not None:
-        examples = len(prepared.queries) * jax.process_count()
-        reporter.add(
-          step,
-          {**metrics, **extra},
-          {**prepared.metrics, 'retrieval/wait_seconds': waited, 'examples': float(examples)},
-        )
+        examples = float(len(prepared.queries) * jax.process_count())
+        host = {**prepared.metrics, 'retrieval/wait_seconds': waited, 'examples': examples}
+        reporter.add(step, metrics, host)
       if self._refresh_if_due(state, step, reporter):
         finished = None
-      due = self._checkpoint_period and step % self._checkpoint_period == 0
-      if self._checkpoints is not None and (due or step == total_steps):
+      if self._saving is not None and (self._saving.is_due(step) or step == total_steps):
         if pending is None:
-          pending = self._augmenter.submit(state.params, next(iterator), step)
-        self._save(step, state, pending, iterator)
+          pending = self._source.submit(state.params, next(iterator), step)
+        self._save(self._saving, step, state, pending, iterator)
         finished = None
       if evaluate is not None and eval_period and (step % eval_period == 0 or step == total_steps):
         evaluating = time.monotonic()
@@ -254,16 +208,26 @@ class Trainer:
         finished = None
         if reporter is not None:
           reporter.leave_out(time.monotonic() - evaluating)
-    if self._checkpoints is not None:
-      self._checkpoints.wait()
+    if self._saving is not None:
+      self._saving.checkpoints.wait()
     return state
+
+  def _step(self, state: TrainState, prepared: PreparedBatch) -> tuple[TrainState, dict[str, Any]]:
+    """Dispatches a step; returns the new state and metrics on the devices."""
+    batch = self._partitioner.put_batch(prepared.reader_batch)
+    reranking = {}
+    if self.rerank_fn is not None:
+      reranked, reranking['retrieval/rerank_overlap'] = self.rerank_fn(state.params, batch)
+      batch = reranked.batch
+    state, metrics = self.step_fn(state, batch)
+    return state, {**metrics, **reranking}
 
   def _is_due(self, step: int) -> bool:
     return self._index_refresh is not None and self._index_refresh.due(step)
 
   def _refresh_if_due(self, state: TrainState, step: int, reporter: Reporter | None) -> bool:
     """Refreshes the index before anything is retrieved for this step."""
-    if not self._is_due(step):
+    if self._index_refresh is None or not self._index_refresh.due(step):
       return False
     refreshing = time.monotonic()
     metrics = self._index_refresh.refresh(state.params, step)
@@ -279,23 +243,23 @@ class Trainer:
     return prepared
 
   def _save(
-    self, step: int, state: TrainState, pending: PendingBatch, iterator: BatchIterator
+    self,
+    saving: Saving,
+    step: int,
+    state: TrainState,
+    pending: PendingBatch,
+    iterator: BatchIterator,
   ) -> None:
-    prepared = self._agreed(pending)
+    retrieved = self._agreed(pending).retrieved
     host = {
       **{f'iterator/{k}': v for k, v in iterator.state().items()},
       **{f'pending/{k}': v for k, v in pending.snapshot().items()},
     }
-    generation = prepared.retrieved.generation
-    self._checkpoints.save(
-      step,
-      state,
-      host,
-      {**self._metadata, 'generation': generation, 'index': prepared.retrieved.index_id},
-    )
-    if self._on_checkpoint is not None:
+    metadata = {'generation': retrieved.generation, 'index': retrieved.index_id}
+    saving.checkpoints.save(step, state, host, {**saving.metadata, **metadata})
+    if saving.on_checkpoint is not None:
       with self._agreement.together():
-        self._on_checkpoint(step, generation)
+        saving.on_checkpoint(step, retrieved.generation)
 
 
 class _Finished:

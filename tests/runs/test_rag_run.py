@@ -48,7 +48,7 @@ def world(tmp_path_factory):
 def _train(world, model_dir, steps, **changes):
   from ralm_jax.data import pipeline
   from ralm_jax.models import bart, bert, retrieval_lm
-  from ralm_jax.runs import training as train_lib
+  from ralm_jax.runs import training
   from ralm_jax.tasks import qa
   from ralm_jax.training import partitioning
 
@@ -90,29 +90,28 @@ def _train(world, model_dir, steps, **changes):
     gold_score='none',
     **{'reading': 'rag_token', 'query_side': 'stored', **changes},
   )
-  return train_lib.train(
+  return training.train(
     model=model,
     text=text,
     model_dir=str(model_dir),
     total_steps=steps,
-    train_dataset_cfg=pipeline.DatasetConfig(
+    data=pipeline.DatasetConfig(
       qa.jsonl_task('tiny_rag', train=str(world.data.questions), text=text, **vocabularies),
       batch_size=4,
       seed=0,
     ),
-    reader_optimizer=optimizers.adamw(1e-2),
-    retriever_optimizer=optimizers.adamw(1e-2),
-    retrieval_cfg=train_lib.RetrievalConfig(
+    optimizers={name: optimizers.adamw(1e-2) for name in ('reader', 'retriever')},
+    retrieval=training.RetrievalConfig(
       corpus=str(world.corpus),
       retry_for_s=60.0,
       embed_batch_size=16,
       index=str(world.data.folder / f'index_{model.reading}'),
     ),
-    checkpoint_cfg=train_lib.CheckpointConfig(period=2),
+    checkpoints=training.CheckpointConfig(period=2),
     partitioner=partitioning.Partitioner(devices=jax.devices()[:1]),
     stats_period=1,
     recall_skip=0,
-    **vocabularies,
+    vocabularies=training.Vocabularies(*vocabularies.values()),
   )
 
 

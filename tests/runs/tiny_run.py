@@ -17,6 +17,7 @@ from ralm_jax.training import optimizers as optimizers_lib, train_state, train_s
 from ralm_jax.training.optimizers import Optimizer
 from ralm_jax.training.partitioning import PartitionedFunction, Partitioner
 from ralm_jax.training.train_state import TrainState
+from ralm_jax.training.train_step import StepOptions
 
 READER = T5Config(
   vocab_size=64,
@@ -122,11 +123,7 @@ def run_steps(
   optimizers = optimizers or adamw()
   state = train_state.initialize(model, optimizers, partitioner, seed=1, params=make_params(model))
   step = train_step.partition_train_step(
-    model,
-    optimizers,
-    partitioner,
-    num_microbatches=num_microbatches,
-    compiler_options=QUICK_COMPILE,
+    model, optimizers, partitioner, StepOptions(num_microbatches), compiler_options=QUICK_COMPILE
   )
   losses = []
   for batch in batches:

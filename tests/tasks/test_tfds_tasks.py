@@ -291,7 +291,7 @@ def test_training_on_articles_never_sees_them(world, tmp_path):
     tmp_path / 'run',
     steps=2,
     augmentation=record,
-    train_dataset_cfg=DatasetConfig(task, batch_size=4),
+    data=DatasetConfig(task, batch_size=4),
     text={'n_passages': 20},
   )
   store = PassageStore.open(world.data.corpus)

@@ -12,6 +12,7 @@ import pytest
 from ralm_jax.models import dual_encoder
 from ralm_jax.training import train_state, train_step
 from ralm_jax.training.optimizers import Optimizer
+from ralm_jax.training.train_step import StepOptions
 from tests.runs import tiny_run
 
 LOSSES = ('perplexity', 'attention', 'leave_one_out', 'emdr2')
@@ -149,7 +150,7 @@ def test_first_steps_without_the_retriever(loss):
   optimizers = {
     name: Optimizer(optax.adamw(schedule), schedule, None) for name in ('reader', 'retriever')
   }
-  step = _jit(train_step.make_train_step(model, optimizers, freeze_retriever_steps=2))
+  step = _jit(train_step.make_train_step(model, optimizers, StepOptions(freeze_retriever_steps=2)))
   state = train_state.create(model, _params(True), optimizers, 0)
   batch = tiny_run.make_batch()
   for number in range(4):

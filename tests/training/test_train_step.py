@@ -11,23 +11,32 @@ import pytest
 
 from ralm_jax.training import train_state, train_step
 from ralm_jax.training.optimizers import Optimizer
+from ralm_jax.training.train_step import StepOptions
 from tests.runs import tiny_run
 
 MODEL = tiny_run.make_model()
 BATCH = tiny_run.make_batch()
+PARAMS = tiny_run.make_params(MODEL)
 _jit = functools.partial(jax.jit, compiler_options=tiny_run.QUICK_COMPILE)
 
 
-def _gradients(model, batch=BATCH, num_microbatches=1, rng=0):
-  """Gradients and metrics: SGD of rate 1 without clipping moves by them."""
-  updates = {
-    name: Optimizer(optax.sgd(1.0), lambda _: 1.0, None) for name in ('reader', 'retriever')
-  }
-  params = tiny_run.make_params(model)
-  state = train_state.create(model, params, updates, rng)
-  step = _jit(train_step.make_train_step(model, updates, num_microbatches=num_microbatches))
-  new_state, metrics = step(state, batch)
-  grads = jax.tree.map(lambda old, new: old - new, params, new_state.params)
+def _sgd(reader_clip=None, retriever_clip=None):
+  """SGD of rate 1 moves by the gradients."""
+  clips = {'reader': reader_clip, 'retriever': retriever_clip}
+  return {name: Optimizer(optax.sgd(1.0), lambda _: 1.0, clip) for name, clip in clips.items()}
+
+
+@functools.lru_cache
+def _gradient_step(model, num_microbatches):
+  """Compiled once for all batches of a shape."""
+  return _jit(train_step.make_train_step(model, _sgd(), StepOptions(num_microbatches)))
+
+
+def _gradients(model, batch=BATCH, num_microbatches=1, step=None):
+  """Gradients (where the step does not clip) and metrics."""
+  state = train_state.create(MODEL, PARAMS, _sgd(), 0)
+  new_state, metrics = (step or _gradient_step(model, num_microbatches))(state, batch)
+  grads = jax.tree.map(lambda old, new: old - new, PARAMS, new_state.params)
   return grads, {name: float(x) for name, x in metrics.items()}
 
 
@@ -111,36 +120,32 @@ def test_options_that_compute_the_same(options, direct):
   assert metrics['loss'] == pytest.approx(direct[1]['loss'], rel=1e-5)
 
 
-def test_gold_scores_see_no_dropout():
+def test_gold_scores_see_no_dropout(direct):
+  clean = direct[1]  # The parameters are the same, and MODEL has no dropout.
   model = tiny_run.make_model(reader=dict(dropout_rate=0.5))
-  params, rng = tiny_run.make_params(model), jax.random.key(0)
-  loss = lambda model, rng: _jit(model.loss_fn)(params, BATCH, rng)
-  dropped, clean = loss(model, rng), loss(model, None)
-  assert abs(dropped.reader.mean - clean.reader.mean) > 1e-2
-  np.testing.assert_allclose(dropped.retriever.mean, clean.retriever.mean, rtol=1e-5)
+  loss = lambda model: _jit(model.loss_fn)(PARAMS, BATCH, jax.random.key(0))
+  dropped = loss(model)
+  assert abs(dropped.reader.mean - clean['loss/reader']) > 1e-2
+  np.testing.assert_allclose(dropped.retriever.mean, clean['loss/retriever'], rtol=1e-5)
   # 'shared' is the documented exception: the states carry the dropout.
-  shared = loss(dataclasses.replace(model, gold_encoder='shared'), rng)
-  assert abs(shared.retriever.mean - clean.retriever.mean) > 1e-4
+  shared = loss(dataclasses.replace(model, gold_encoder='shared'))
+  assert abs(shared.retriever.mean - clean['loss/retriever']) > 1e-4
 
 
-def test_fewer_passages_read_than_scored():
+def test_fewer_passages_read_than_scored(direct):
   model = tiny_run.make_model(n_context=2)
-  params = tiny_run.make_params(model)
-  output = _jit(model.loss_fn)(params, BATCH, None)
-  every = _jit(MODEL.loss_fn)(params, BATCH, None)
+  output = _jit(model.loss_fn)(PARAMS, BATCH, None)
   narrow = dataclasses.replace(
     BATCH, reader_tokens=BATCH.reader_tokens[:, :2], reader_mask=BATCH.reader_mask[:, :2]
   )
   alone = tiny_run.make_model(train_retriever=False)
-  reader = _jit(alone.loss_fn)(params, narrow, None)
+  reader = _jit(alone.loss_fn)(PARAMS, narrow, None)
   # The reader reads the first two; the retriever learns from all four.
   np.testing.assert_allclose(output.reader.mean, reader.reader.mean, rtol=1e-5)
-  np.testing.assert_allclose(output.retriever.mean, every.retriever.mean, rtol=1e-5)
+  np.testing.assert_allclose(output.retriever.mean, direct[1]['loss/retriever'], rtol=1e-5)
 
 
 def test_no_gradient_crosses_between_reader_and_retriever():
-  params = tiny_run.make_params(MODEL)
-
   @_jit
   def grads(params):
     loss = lambda p: (lambda output: (output.reader.total, output.retriever.total))(
@@ -148,7 +153,7 @@ def test_no_gradient_crosses_between_reader_and_retriever():
     )
     return jax.jacrev(loss)(params)
 
-  of_reader_loss, of_retriever_loss = grads(params)
+  of_reader_loss, of_retriever_loss = grads(PARAMS)
   assert _largest(of_reader_loss['retriever']) == 0.0
   assert _largest(of_retriever_loss['reader']) == 0.0
   assert _largest(of_reader_loss['reader']) > 0.0
@@ -163,7 +168,7 @@ def _adamw_step():
 @pytest.mark.parametrize('broken', ['reader', 'retriever'])
 def test_a_step_that_is_not_finite_changes_nothing(broken):
   optimizers = tiny_run.adamw()
-  params = jax.tree.map(jnp.asarray, tiny_run.make_params(MODEL))
+  params = jax.tree.map(jnp.asarray, PARAMS)
   state = train_state.create(MODEL, params, optimizers, 0)
   step = _adamw_step()
   state, metrics = step(state, BATCH)
@@ -195,13 +200,12 @@ def test_a_step_that_is_not_finite_changes_nothing(broken):
 def test_a_module_without_optimizer_stays_bit_for_bit(frozen):
   optimizers = tiny_run.adamw()
   del optimizers[frozen]
-  params = tiny_run.make_params(MODEL)
-  state = train_state.create(MODEL, params, optimizers, 0)
+  state = train_state.create(MODEL, PARAMS, optimizers, 0)
   after, metrics = _jit(train_step.make_train_step(MODEL, optimizers))(state, BATCH)
   (trained,) = optimizers
-  for new, old in zip(jax.tree.leaves(after.params[frozen]), jax.tree.leaves(params[frozen])):
+  for new, old in zip(jax.tree.leaves(after.params[frozen]), jax.tree.leaves(PARAMS[frozen])):
     np.testing.assert_array_equal(new, old)
-  assert _largest(jax.tree.map(lambda a, b: a - b, after.params[trained], params[trained])) > 0
+  assert _largest(jax.tree.map(lambda a, b: a - b, after.params[trained], PARAMS[trained])) > 0
   assert f'gradient_norm/{frozen}' not in metrics
 
 
@@ -209,15 +213,8 @@ def test_clipping_per_module(direct):
   grads, metrics = direct
   limit = 0.5 * min(metrics['gradient_norm/reader'], metrics['gradient_norm/retriever'])
   loose = 10.0 * max(metrics['gradient_norm/reader'], metrics['gradient_norm/retriever'])
-  limits = {'reader': limit, 'retriever': loose}
-  optimizers = {
-    name: Optimizer(optax.sgd(1.0), lambda _: 1.0, clip) for name, clip in limits.items()
-  }
-  params = tiny_run.make_params(MODEL)
-  after, clipped = _jit(train_step.make_train_step(MODEL, optimizers))(
-    train_state.create(MODEL, params, optimizers, 0), BATCH
-  )
-  moved = jax.tree.map(lambda a, b: a - b, params, after.params)
+  step = _jit(train_step.make_train_step(MODEL, _sgd(limit, loose)))
+  moved, clipped = _gradients(MODEL, step=step)
   assert float(optax.tree.norm(moved['reader'])) == pytest.approx(limit, rel=1e-3)
   scale = limit / metrics['gradient_norm/reader']
   _assert_close(moved['reader'], jax.tree.map(lambda g: g * scale, grads['reader']))
@@ -230,14 +227,10 @@ def test_clipping_all_modules_together(direct):
   grads, metrics = direct
   norms = [metrics[f'gradient_norm/{name}'] for name in ('reader', 'retriever')]
   limit = 0.5 * float(np.hypot(*norms))
-  optimizers = {
-    name: Optimizer(optax.sgd(1.0), lambda _: 1.0, 1e-6) for name in ('reader', 'retriever')
-  }
-  params = tiny_run.make_params(MODEL)
-  after, _ = _jit(train_step.make_train_step(MODEL, optimizers, global_clip_norm=limit))(
-    train_state.create(MODEL, params, optimizers, 0), BATCH
+  options = StepOptions(global_clip_norm=limit)
+  moved, _ = _gradients(
+    MODEL, step=_jit(train_step.make_train_step(MODEL, _sgd(1e-6, 1e-6), options))
   )
-  moved = jax.tree.map(lambda a, b: a - b, params, after.params)
   assert float(optax.tree.norm(moved)) == pytest.approx(limit, rel=1e-3)
   _assert_close(moved, jax.tree.map(lambda g: g * 0.5, grads))
 
@@ -245,7 +238,7 @@ def test_clipping_all_modules_together(direct):
 def test_dropout_differs_from_step_to_step_and_repeats():
   model = tiny_run.make_model(reader=dict(dropout_rate=0.3), retriever=dict(dropout_rate=0.3))
   optimizers = tiny_run.adamw(0.0)
-  state = train_state.create(model, tiny_run.make_params(model), optimizers, 0)
+  state = train_state.create(model, PARAMS, optimizers, 0)
   step = _jit(train_step.make_train_step(model, optimizers))
   first, metrics = step(state, BATCH)
   _, again = step(state, BATCH)
@@ -262,11 +255,10 @@ def test_dropout_differs_from_step_to_step_and_repeats():
 def test_bad_options(options, message):
   with pytest.raises(ValueError, match=message):
     model = tiny_run.make_model(**options)
-    jax.eval_shape(lambda p: model.loss_fn(p, BATCH, None), tiny_run.make_params(MODEL))
+    jax.eval_shape(lambda p: model.loss_fn(p, BATCH, None), PARAMS)
 
 
 def test_parameters_of_another_shape():
-  params = tiny_run.make_params(MODEL)
   wider = tiny_run.make_model(reader=dict(mlp_dim=80))
   with pytest.raises(ValueError, match=r'mlp/wi_0/kernel has shape \(32, 64\)'):
-    train_state.initialize(wider, tiny_run.adamw(), tiny_run.one_device(), params=params)
+    train_state.initialize(wider, tiny_run.adamw(), tiny_run.one_device(), params=PARAMS)

@@ -10,7 +10,8 @@ from ralm_jax.data.batches import QueryBatch
 from ralm_jax.models.retrieval_lm import ReaderBatch
 from ralm_jax.retrieval.augmenter import RetrievalAugmenter
 from ralm_jax.retrieval.retriever import Retrieved
-from ralm_jax.training.trainer import Progress, Trainer
+from ralm_jax.training.train_step import StepOptions
+from ralm_jax.training.trainer import Progress, Saving, Trainer
 from tests.runs import tiny_run
 
 
@@ -66,22 +67,21 @@ class Refresh:
     return {}
 
 
-def _trainer(lookahead, folder=None, events=None, period=2, refresh=None, **options):
+def _trainer(lookahead, folder=None, events=None, period=2, refresh=None, metadata=None):
   model, partitioner = tiny_run.make_model(), tiny_run.one_device()
   events = [] if events is None else events
+
+  def on_checkpoint(step, generation):
+    events.append(f'saved {step} of generation {generation}')
+
   trainer = Trainer(
     model,
     tiny_run.adamw(),
     partitioner,
     Recorder(model, partitioner, events),
-    folder and Checkpoints(folder),
-    retrieval_lookahead=lookahead,
-    checkpoint_period=period,
-    on_checkpoint=lambda step, generation: events.append(
-      f'saved {step} of generation {generation}'
-    ),
+    StepOptions(retrieval_lookahead=lookahead),
+    saving=folder and Saving(Checkpoints(folder), period, metadata or {}, on_checkpoint),
     index_refresh=refresh and Refresh(refresh, events),
-    **options,
   )
   step_fn = trainer.step_fn
 
@@ -228,7 +228,7 @@ def test_nothing_to_resume(tmp_path):
 def test_snapshot_holds_the_search(tmp_path):
   """Rows, scores and generation come back as they were."""
   trainer, _ = _trainer(1)
-  augmenter = trainer._augmenter  # pylint: disable=protected-access
+  augmenter = trainer._source  # pylint: disable=protected-access
   queries = next(Counter())
   queries = dataclasses.replace(queries, gold_rows=np.full((8, 1), 7))
   found = Retrieved(
