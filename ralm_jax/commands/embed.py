@@ -5,52 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ralm_jax.data.corpus.passage_store import PassageStore
-from ralm_jax.retrieval import embedding
-from ralm_jax.retrieval.assembler import Assembler
-from ralm_jax.retrieval.embedding import PassageEmbedder
-from ralm_jax.runs import opening
+from ralm_jax.runs.embedding import embed
 from retrieval_service.options import IndexOptions
-
-
-def embed(
-  *,
-  checkpoint: str,
-  corpus: str,
-  output: str,
-  options: IndexOptions = IndexOptions(),
-  batch_size: int = 256,
-  progress: bool = True,
-) -> int:
-  """Builds a new generation of an index; returns its number.
-
-  Args:
-    checkpoint: MODEL_DIR or MODEL_DIR/checkpoint_<step>.
-    corpus: CORPUS folder.
-    output: INDEX folder, created where missing.
-    options: of the FAISS index.
-    batch_size: passages at a time.
-    progress: show a progress bar.
-  """
-  store = PassageStore.open(corpus)
-  opened = opening.open_checkpoint(checkpoint)
-  embedder = PassageEmbedder(
-    opened.spec.model,
-    opened.partitioner,
-    Assembler(opened.spec.tokenizer, store),
-    batch_size=batch_size,
-  )
-  return embedding.build_generation(
-    embedder,
-    opened.params,
-    store,
-    output,
-    options,
-    checkpoint=opened.name,
-    run=opened.directory,
-    step=opened.step,
-    progress=progress,
-  )
 
 
 def add_index_flags(parser: argparse.ArgumentParser) -> None:

@@ -39,7 +39,6 @@ _RENAMED = {
   'evaluation.job_results': 'jobs.results',
   'evaluation.job_tables': 'jobs.tables',
   'evaluation.kilt_metrics': 'evaluation.scores.kilt',
-  'evaluation.leakage': 'evaluation.overlap',
   'evaluation.mmlu_categories': 'evaluation.scores.mmlu',
   'evaluation.multiple_choice': 'evaluation.choice_evaluator',
   'evaluation.retrieval_metrics': 'evaluation.scores.retrieval',

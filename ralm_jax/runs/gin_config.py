@@ -103,7 +103,7 @@ def parse(
   user_modules.make_importable()
   # Installed configurations are found by their path in the package. gin's own
   # reader for them fails on folders without `__init__.py`.
-  root = os.path.dirname(importlib.resources.files('ralm_jax.gin_configs'))
+  root = os.path.dirname(str(importlib.resources.files('ralm_jax.gin_configs')))
   gin_config._LOCATION_PREFIXES[:] = ['', *search_paths, root]  # pylint: disable=protected-access
   gin_config._FILE_READERS[:] = [(open, os.path.isfile)]  # pylint: disable=protected-access
   for file in gin_files:

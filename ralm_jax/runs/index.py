@@ -158,7 +158,7 @@ class RunIndex:
   @property
   def on_checkpoint(self) -> Callable[[int, int], None] | None:
     """Keeps the generation of a new checkpoint."""
-    return self._pins and self._pins.at_checkpoint
+    return None if self._pins is None else self._pins.at_checkpoint
 
   def check_same_index(self, index_id: str | None) -> None:
     """Raises ValueError where a checkpoint was made with another index.

@@ -108,7 +108,7 @@ def train(
       run.iterator,
       total_steps,
       reporter=reporter,
-      eval_period=evaluate and evaluate.period,
+      eval_period=None if evaluate is None else evaluate.period,
       evaluate=evaluate,
     )
     index.end()

@@ -48,12 +48,14 @@ class TrainingEvaluation:
   batch_size: int = 32
   answering: AnswerOptions = AnswerOptions()
 
-  def read(self, tokenizer: QueryTokenizer) -> tuple[TrainingEvaluation, list[Question]]:
-    """The questions, and these options with the metrics that suit them.
+  def read(self, tokenizer: QueryTokenizer) -> tuple[list[Question], str] | None:
+    """The questions and the name of their metrics; None where there are none.
 
     Raises:
       ValueError, FileNotFoundError: files, metrics or prompts are at fault.
     """
+    if not self.questions:
+      return None
     questions = reading.read_questions(
       self.questions,
       duplicate_ids='number',
@@ -62,7 +64,7 @@ class TrainingEvaluation:
     )[: self.num_examples]
     metrics = by_task.family_of(questions, self.metrics)
     choice_evaluator.check(metrics, questions, self.permutations, tokenizer)
-    return dataclasses.replace(self, metrics=metrics), questions
+    return questions, metrics
 
 
 class RunEvaluator:
@@ -72,6 +74,7 @@ class RunEvaluator:
     self,
     options: TrainingEvaluation,
     questions: list[Question],
+    metrics: str,
     spec: Specification,
     partitioner: Partitioner,
     index: RunIndex | NoIndex,
@@ -86,10 +89,10 @@ class RunEvaluator:
       rerank_to=index.rerank_to,
       rerank_chunk=index.rerank_chunk,
       answering=options.answering,
-      metrics=options.metrics,
+      metrics=metrics,
     )
     self._evaluator: Evaluator | ChoiceEvaluator = evaluator
-    if by_task.family(options.metrics).chooses:
+    if by_task.family(metrics).chooses:
       self._evaluator = ChoiceEvaluator(evaluator, permutations=options.permutations)
     self._questions = questions
     self._model_dir = model_dir

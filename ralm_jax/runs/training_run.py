@@ -89,7 +89,7 @@ class TrainingRun:
     optimizers: of the modules that learn.
     retrieval: None for closed-book.
     iterator: of the examples.
-    questions: of the evaluation; None without.
+    questions: of the evaluation, and the name of their metrics.
   """
 
   spec: Specification
@@ -97,7 +97,7 @@ class TrainingRun:
   retrieval: RetrievalConfig | None
   iterator: DatasetIterator
   batch_size: int
-  questions: list[Question] | None
+  questions: tuple[list[Question], str] | None
   evaluation: TrainingEvaluation
   model_dir: str
   start: StartingPoint
@@ -130,16 +130,14 @@ class TrainingRun:
     Specification(model, tokenizer).check()
     trained = {name: found for name, found in optimizers.items() if found is not None}
     model = _check_retriever(model, text, trained, retrieval)
-    questions, evaluation = None, evaluation or TrainingEvaluation()
-    if evaluation.questions:
-      evaluation, questions = evaluation.read(tokenizer)
+    evaluation = evaluation or TrainingEvaluation()
     return cls(
       spec=Specification(model, tokenizer),
       optimizers=trained,
       retrieval=None if text.closed_book else retrieval,
+      questions=evaluation.read(tokenizer),
       iterator=_examples(data, tokenizer),
       batch_size=data.batch_size,
-      questions=questions,
       evaluation=evaluation,
       partitioner=partitioner or Partitioner(),
       **others,
@@ -251,8 +249,16 @@ class TrainingRun:
     """Of the evaluation's questions; None where there are none."""
     if self.questions is None:
       return None
+    questions, metrics = self.questions
     return RunEvaluator(
-      self.evaluation, self.questions, self.spec, self.partitioner, index, self.model_dir, reporter
+      self.evaluation,
+      questions,
+      metrics,
+      self.spec,
+      self.partitioner,
+      index,
+      self.model_dir,
+      reporter,
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import logging
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +18,22 @@ import optax
 
 from ralm_jax.checkpoints.store import Checkpoints
 from ralm_jax.data import ragged
+from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.pretext import crops as crops_lib
 from ralm_jax.data.pretext.crops import CropConfig
+from ralm_jax.data.ragged import RaggedTokens
 from ralm_jax.files import progress as progress_lib
 from ralm_jax.losses import contrastive
+from ralm_jax.losses.array_types import Array, Bool, Int, PyTree
 from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.training.optimizers import Optimizer
 from ralm_jax.training.partitioning import Partitioner
 
-PyTree = Any
-# (batch rows, generator) -> ((tokens, mask) of queries, of passages).
-PairSampler = Callable[
-  [int, np.random.Generator], tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-]
+# Tokens and their mask.
+Texts = tuple[Int[np.ndarray, 'b p'], Bool[np.ndarray, 'b p']]
+OnDevice = tuple[Int[Array, 'b p'], Bool[Array, 'b p']]
+# (batch rows, generator) -> queries, passages.
+PairSampler = Callable[[int, np.random.Generator], tuple[Texts, Texts]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,26 +66,20 @@ class WarmStartConfig:
 class CropSampler:
   """Draws pairs of crops from the passages of a corpus."""
 
-  def __init__(self, store: Any, config: WarmStartConfig):
-    """Reads nothing yet.
-
-    Args:
-      store: a `corpus.PassageStore`.
-      config: lengths and crops.
-    """
+  def __init__(self, store: PassageStore, config: WarmStartConfig):
     self._store = store
     self._config = config
     vocabulary = store.retriever_vocabulary
     self._prefix = [vocabulary.cls_id] if hasattr(vocabulary, 'cls_id') else []
     self._vocabulary = vocabulary
 
-  def __call__(self, size: int, generator: np.random.Generator):
+  def __call__(self, size: int, generator: np.random.Generator) -> tuple[Texts, Texts]:
     config = self._config
     rows = generator.choice(len(self._store), size, replace=len(self._store) < size)
     text = self._store.tokens(rows, 'retriever_text')
     whole = ragged.concatenate([self._store.tokens(rows, 'retriever_title'), text])
 
-    def side(tokens, crops: CropConfig, length: int):
+    def side(tokens: RaggedTokens, crops: CropConfig, length: int) -> Texts:
       return crops_lib.frame(
         crops_lib.random_crops(tokens, crops, generator),
         length,
@@ -134,8 +130,52 @@ def warm_start(
   transformation = optimizer.transformation
   if optimizer.clip_norm is not None:
     transformation = optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), transformation)
+  step_fn = partitioner.partition(_make_step(model, transformation, config), donate_argnums=(0, 1))
+  # Donation must not reach the caller's arrays.
+  tower = jax.tree.map(jnp.copy, params['retriever'])
+  # Under the mesh, so that every part of it can be restored onto the mesh.
+  opt_state = partitioner.partition(transformation.init)(tower)
+  opt_state = jax.tree.map(
+    lambda x: x if x.ndim else jax.device_put(x, partitioner.replicated), opt_state
+  )
 
-  def loss_fn(tower: PyTree, queries, passages):
+  def state() -> dict[str, PyTree]:
+    return {'params': {**params, 'retriever': tower}, 'opt_state': opt_state}
+
+  first = (checkpoints.latest_step() or 0) if checkpoints is not None else 0
+  if checkpoints is not None and first:
+    restored = _restore(checkpoints, first, state())
+    tower, opt_state = restored['params']['retriever'], restored['opt_state']
+  loss = correct = jnp.zeros(())
+  steps = range(first, config.steps)
+  bar = progress_lib.bar(
+    steps, desc='warm start', unit=' steps', initial=first, total=config.steps, show=progress
+  )
+  for index in bar:
+    pairs = sampler(config.batch_size, np.random.default_rng((config.seed, index)))
+    tower, opt_state, loss, correct = step_fn(tower, opt_state, *partitioner.put_batch(pairs))
+    if index % 50 == 0:
+      bar.set_postfix(loss=f'{float(loss):.3f}', right=f'{float(correct):.2f}', refresh=False)
+    done = index + 1
+    if checkpoints is not None and (done % checkpoint_period == 0 or done == config.steps):
+      checkpoints.save(done, state(), {}, {'warm_start_steps': done})
+  if checkpoints is not None:
+    checkpoints.wait()
+  if steps:
+    logging.info(
+      'Warm start: loss %.3f, %.0f %% of the crops find their partner.',
+      float(loss),
+      100 * float(correct),
+    )
+  return state()['params']
+
+
+def _make_step(
+  model: RetrievalLM, transformation: optax.GradientTransformation, config: WarmStartConfig
+) -> Callable[..., tuple[PyTree, PyTree, Array, Array]]:
+  """(tower, opt_state, queries, passages) -> the new ones, loss, share that is right."""
+
+  def loss_fn(tower: PyTree, queries: OnDevice, passages: OnDevice) -> tuple[Array, Array]:
     both = {'retriever': tower}
     loss, correct = contrastive.in_batch_contrastive(
       model.encode_queries(both, *queries),
@@ -145,54 +185,18 @@ def warm_start(
     )
     return loss.mean, correct.mean
 
-  def step(tower, opt_state, queries, passages):
+  def step(tower: PyTree, opt_state: PyTree, queries: OnDevice, passages: OnDevice):
     (loss, correct), grads = jax.value_and_grad(loss_fn, has_aux=True)(tower, queries, passages)
     updates, opt_state = transformation.update(grads, opt_state, tower)
     return optax.apply_updates(tower, updates), opt_state, loss, correct
 
-  step_fn = partitioner.partition(step, donate_argnums=(0, 1))
-  # Donation must not reach the caller's arrays.
-  tower = jax.tree.map(jnp.copy, params['retriever'])
-  # Under the mesh, so that every part of it can be restored onto the mesh.
-  opt_state = partitioner.partition(transformation.init)(tower)
-  opt_state = jax.tree.map(
-    lambda x: x if x.ndim else jax.device_put(x, partitioner.replicated), opt_state
+  return step
+
+
+def _restore(checkpoints: Checkpoints, step: int, state: PyTree) -> PyTree:
+  """The state of a checkpoint, laid out as this one."""
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )
-  first = 0
-  if checkpoints is not None and checkpoints.latest_step():
-    first = checkpoints.latest_step()
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      {'params': {**params, 'retriever': tower}, 'opt_state': opt_state},
-    )
-    state = checkpoints.restore(first, abstract).state
-    tower, opt_state = state['params']['retriever'], state['opt_state']
-    logging.info('Warm start resumed from checkpoint_%d.', first)
-  loss = correct = None
-  bar = progress_lib.bar(
-    range(first, config.steps),
-    desc='warm start',
-    unit=' steps',
-    initial=first,
-    total=config.steps,
-    show=progress,
-  )
-  for index in bar:
-    generator = np.random.default_rng((config.seed, index))
-    pairs = sampler(config.batch_size, generator)
-    tower, opt_state, loss, correct = step_fn(tower, opt_state, *partitioner.put_batch(pairs))
-    if index % 50 == 0:
-      bar.set_postfix(loss=f'{float(loss):.3f}', right=f'{float(correct):.2f}', refresh=False)
-    done = index + 1
-    if checkpoints is not None and (done % checkpoint_period == 0 or done == config.steps):
-      state = {'params': {**params, 'retriever': tower}, 'opt_state': opt_state}
-      checkpoints.save(done, state, {}, {'warm_start_steps': done})
-  if checkpoints is not None:
-    checkpoints.wait()
-  if loss is not None:
-    logging.info(
-      'Warm start: loss %.3f, %.0f %% of the crops find their partner.',
-      float(loss),
-      100 * float(correct),
-    )
-  return {**params, 'retriever': tower}
+  logging.info('Warm start resumed from checkpoint_%d.', step)
+  return checkpoints.restore(step, abstract).state

@@ -18,8 +18,9 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from ralm_jax.losses.array_types import Array, PyTree, Shaped
+
 LogicalAxisRules = Sequence[tuple[str, str | None]]
-PyTree = Any
 
 DATA, MODEL = 'data', 'model'
 
@@ -118,7 +119,7 @@ class Partitioner:
   def rules(self) -> list[tuple[str, str | None]]:
     if self.logical_axis_rules is None:
       return standard_logical_axis_rules()
-    return [tuple(rule) for rule in self.logical_axis_rules]
+    return [(logical, mesh_axis) for logical, mesh_axis in self.logical_axis_rules]
 
   def _fitting(self, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
     """Drops mesh axes that do not divide their dimension."""
@@ -191,13 +192,9 @@ class Partitioner:
     return self.partition(with_rows)
 
   def put_batch(self, batch: PyTree) -> PyTree:
-    """Makes global arrays of this process's rows of a batch.
+    """Makes global arrays, rows over `data`, of this process's rows of a batch.
 
-    Args:
-      batch: numpy arrays [local_batch, ...]; every process passes as many rows.
-
-    Returns:
-      jax.Arrays [local_batch * process_count, ...], rows over `data`.
+    Every process passes as many rows.
 
     Raises:
       ValueError: on several processes, when the global batch is not divisible
@@ -268,7 +265,7 @@ class PartitionedFunction:
     return self.jitted._cache_size()  # pylint: disable=protected-access
 
 
-def local_rows(array: jax.Array) -> np.ndarray:
+def local_rows(array: Shaped[Array, 'b ...']) -> Shaped[np.ndarray, 'local ...']:
   """This process's rows of an output of `partition_rows`, on the host.
 
   Shards that repeat rows (replicated over `model`) are read once.

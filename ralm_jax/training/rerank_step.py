@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 
+from ralm_jax.losses.array_types import Array, Float, PyTree
 from ralm_jax.models.reranking import Reranked
 from ralm_jax.models.retrieval_lm import ReaderBatch, RetrievalLM
 from ralm_jax.training.partitioning import PartitionedFunction, Partitioner
-
-PyTree = Any
 
 
 def partition_rerank(
@@ -19,17 +15,11 @@ def partition_rerank(
 ) -> PartitionedFunction:
   """`rerank(params, batch) -> (Reranked, overlap)` compiled for a mesh.
 
-  `overlap`, float32 [], is the share of the passages kept that a search for as
-  many would have found.
-
-  Args:
-    model: encodes query and candidates.
-    partitioner: of the mesh.
-    n_passages: how many to keep.
-    chunk: candidates encoded at a time, to bound memory.
+  `overlap` is the share of the `n_passages` kept that a search for as many
+  would have found; `chunk` candidates are encoded at a time, to bound memory.
   """
 
-  def rerank(params: PyTree, batch: ReaderBatch) -> tuple[Reranked, jax.Array]:
+  def rerank(params: PyTree, batch: ReaderBatch) -> tuple[Reranked, Float[Array, '']]:
     reranked = model.rerank(params, batch, n_passages, chunk=chunk)
     kept = reranked.batch
     counted = kept.passage_mask & jnp.any(kept.target_mask, axis=-1, keepdims=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
-Schedule = Callable[[jax.Array], jax.Array]
+from ralm_jax.losses.array_types import Array, Float, Int
+
+# step -> learning rate
+Schedule = Callable[[Int[Array, '']], Float[Array, '']]
 
 
 def create_learning_rate_scheduler(
@@ -35,9 +37,6 @@ def create_learning_rate_scheduler(
     step_offset: subtracted from the step, e.g. that of a pre-trained model.
     min_learning_rate: lower bound.
 
-  Returns:
-    step -> float32 learning rate.
-
   Raises:
     ValueError: for an unknown factor.
   """
@@ -55,22 +54,22 @@ def create_learning_rate_scheduler(
     if name not in known:
       raise ValueError(f'Learning-rate factor {name!r} is unknown; known: {known}.')
 
-  def schedule(step: jax.Array) -> jax.Array:
-    step = jnp.maximum(0, jnp.asarray(step, jnp.float32) - step_offset)
+  def schedule(step: Int[Array, '']) -> Float[Array, '']:
+    steps = jnp.maximum(0, jnp.asarray(step, jnp.float32) - step_offset)
     warmup = float(max(warmup_steps, 1))
-    progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
+    progress = jnp.clip((steps - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
     rate = jnp.ones((), jnp.float32)
     for name in names:
       if name == 'constant':
         rate *= base_learning_rate
       elif name == 'linear_warmup':
-        rate *= jnp.minimum(1.0, step / warmup)
+        rate *= jnp.minimum(1.0, steps / warmup)
       elif name == 'rsqrt_decay':
-        rate /= jnp.sqrt(jnp.maximum(step, warmup))
+        rate /= jnp.sqrt(jnp.maximum(steps, warmup))
       elif name == 'rsqrt_normalized_decay':
-        rate *= jnp.sqrt(warmup) / jnp.sqrt(jnp.maximum(step, warmup))
+        rate *= jnp.sqrt(warmup) / jnp.sqrt(jnp.maximum(steps, warmup))
       elif name == 'decay_every':
-        rate *= decay_factor ** (step // steps_per_decay)
+        rate *= decay_factor ** (steps // steps_per_decay)
       elif name == 'linear_decay':
         rate *= 1.0 - progress
       elif name == 'cosine_decay':
@@ -108,18 +107,17 @@ def atlas_schedule(
     )
   released = form == 'released'
 
-  def schedule(step: jax.Array) -> jax.Array:
-    step = jnp.asarray(step, jnp.float32)
-    warm = jnp.clip(step / max(warmup_steps, 1), 0.0, 1.0)
-    left = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
-    if shape == 'fixed':
-      decay = 1.0
-    elif shape == 'linear':
+  def schedule(step: Int[Array, '']) -> Float[Array, '']:
+    steps = jnp.asarray(step, jnp.float32)
+    warm = jnp.clip(steps / max(warmup_steps, 1), 0.0, 1.0)
+    left = jnp.clip((steps - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
+    decay = jnp.ones((), jnp.float32)  # of 'fixed'
+    if shape == 'linear':
       decay = 1.0 - (0.9 if released else 1.0) * left
       warm = 0.1 + 0.9 * warm if released else warm
-    elif released:
+    elif shape == 'cosine' and released:
       decay = 0.1 + 0.9 * jnp.cos(0.5 * jnp.pi * left)
-    else:
+    elif shape == 'cosine':
       decay = 0.5 * (1.0 + jnp.cos(jnp.pi * left))
     return (learning_rate * warm * decay).astype(jnp.float32)
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ralm_jax.losses.array_types import Array, Int, PyTree, Shaped
 from ralm_jax.training.optimizers import Optimizer
 from ralm_jax.training.partitioning import Partitioner
 
-PyTree = Any
 # Module name ('reader', 'retriever') to its optimiser; a module without one
 # is frozen.
 Optimizers = Mapping[str, Optimizer]
@@ -24,13 +24,7 @@ Optimizers = Mapping[str, Optimizer]
 def trained_params(model: Any, optimizers: Optimizers, params: PyTree) -> PyTree:
   """The part of the parameters that steps change.
 
-  Args:
-    model: whose `frozen_towers` stay as they are.
-    optimizers: a module without one is frozen.
-    params: of all modules.
-
-  Returns:
-    A tree of the same names without the frozen ones.
+  A module without an optimiser and the model's `frozen_towers` are left out.
   """
   return {
     name: {
@@ -52,18 +46,18 @@ class TrainState:
   """The state of a run.
 
   Attributes:
-    step: int32 [], steps taken, skipped ones included.
+    step: steps taken, skipped ones included.
     params: `{'reader': ..., 'retriever': ...}`, unboxed.
     opt_state: the same keys as the optimisers, of `trained_params`.
-    rng: key data uint32, folded with the step for dropout.
-    skipped_steps: int32 [], steps left out for non-finite gradients.
+    rng: key data, folded with the step for dropout.
+    skipped_steps: steps left out for non-finite gradients.
   """
 
-  step: jax.Array
+  step: Int[Array, '']
   params: PyTree
   opt_state: PyTree
-  rng: jax.Array
-  skipped_steps: jax.Array
+  rng: Shaped[Array, ...]
+  skipped_steps: Int[Array, '']
 
 
 def create(model: Any, params: PyTree, optimizers: Optimizers, seed: int) -> TrainState:
@@ -89,8 +83,8 @@ def shardings(model: Any, optimizers: Optimizers, partitioner: Partitioner) -> T
   """
   boxed = jax.eval_shape(model.init, jax.random.key(0))
   param_shardings = partitioner.param_shardings(boxed)
-  abstract = jax.eval_shape(lambda p: create(model, p, optimizers, 0), boxed)
-  trained = trained_params(model, optimizers, abstract.params)
+  abstract_state = jax.eval_shape(lambda p: create(model, p, optimizers, 0), boxed)
+  trained = trained_params(model, optimizers, abstract_state.params)
   trained_shardings = trained_params(model, optimizers, param_shardings)
   replicated = partitioner.replicated
 
@@ -98,18 +92,14 @@ def shardings(model: Any, optimizers: Optimizers, partitioner: Partitioner) -> T
     return optax.tree_map_params(
       optimizers[name].transformation,
       lambda leaf, param, sharding: sharding if leaf.shape == param.shape else replicated,
-      abstract.opt_state[name],
+      abstract_state.opt_state[name],
       trained[name],
       trained_shardings[name],
       transform_non_params=lambda _: replicated,
     )
 
-  return TrainState(
-    step=replicated,
-    params=param_shardings,
-    opt_state={name: of_optimizer(name) for name in optimizers},
-    rng=replicated,
-    skipped_steps=replicated,
+  return jax.tree.map(lambda _: replicated, abstract_state).replace(
+    params=param_shardings, opt_state={name: of_optimizer(name) for name in optimizers}
   )
 
 
@@ -133,11 +123,10 @@ def initialize(
 
   Args:
     model: with `init(rng) -> boxed params`.
-    optimizers: per module.
+    optimizers: per module; one without is frozen.
     partitioner: lays the state out.
     seed: of initialisation and dropout.
-    params: arrays to start from instead, of the host or of this mesh; shapes
-      are checked.
+    params: to start from instead, of the host or of this mesh.
 
   Raises:
     ValueError: when a given parameter is missing, unknown or of another shape.

@@ -140,9 +140,9 @@ class Trainer:
       ValueError: the checkpoint cannot be restored, or was made with other
         metadata than `Saving` has.
     """
-    if self._saving is None or self._saving.checkpoints.latest_step() is None:
+    step = None if self._saving is None else self._saving.checkpoints.latest_step()
+    if self._saving is None or step is None:
       return None
-    step = self._saving.checkpoints.latest_step()
     abstract = train_state.abstract(self._model, self._optimizers, self._partitioner)
     self._saving.check_metadata(step)
     restored = self._saving.checkpoints.restore(step, abstract)

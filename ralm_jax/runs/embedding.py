@@ -1,0 +1,50 @@
+"""Embedding a corpus with a checkpoint, into an index."""
+
+from __future__ import annotations
+
+from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.retrieval import embedding
+from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.runs import opening
+from retrieval_service.options import IndexOptions
+
+
+def embed(
+  *,
+  checkpoint: str,
+  corpus: str,
+  output: str,
+  options: IndexOptions = IndexOptions(),
+  batch_size: int = 256,
+  progress: bool = True,
+) -> int:
+  """Builds a new generation of an index; returns its number.
+
+  Args:
+    checkpoint: MODEL_DIR or MODEL_DIR/checkpoint_<step>.
+    corpus: folder.
+    output: INDEX folder, created where missing.
+    options: of the FAISS index.
+    batch_size: passages at a time, over all devices.
+    progress: show a progress bar.
+  """
+  store = PassageStore.open(corpus)
+  opened = opening.open_checkpoint(checkpoint)
+  embedder = PassageEmbedder(
+    opened.spec.model,
+    opened.partitioner,
+    Assembler(opened.spec.tokenizer, store),
+    batch_size=batch_size,
+  )
+  return embedding.build_generation(
+    embedder,
+    opened.params,
+    store,
+    output,
+    options,
+    checkpoint=opened.name,
+    run=opened.directory,
+    step=opened.step,
+    progress=progress,
+  )
