@@ -95,7 +95,6 @@ class Checkpoints:
       keep: newest checkpoints to keep; None keeps all.
       keep_period: also keep every checkpoint at a multiple of it.
       asynchronous: write in the background while training goes on.
-      read_only: never write or clean up.
     """
     self.directory = os.path.abspath(os.fspath(directory))
     self._manager = ocp.CheckpointManager(
@@ -165,10 +164,6 @@ class Checkpoints:
 
   def restore(self, step: int, abstract_state: PyTree) -> Restored:
     """Restores a checkpoint onto the shardings of `abstract_state`.
-
-    Args:
-      step: which one.
-      abstract_state: ShapeDtypeStructs with shardings.
 
     Raises:
       ValueError: the checkpoint is damaged, of another model (a parameter of

@@ -23,11 +23,7 @@ def embed(
 
   Args:
     checkpoint: MODEL_DIR or MODEL_DIR/checkpoint_<step>.
-    corpus: folder.
     output: INDEX folder, created where missing.
-    options: of the FAISS index.
-    batch_size: passages at a time, over all devices.
-    progress: show a progress bar.
   """
   store = PassageStore.open(corpus)
   opened = opening.open_checkpoint(checkpoint)

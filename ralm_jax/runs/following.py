@@ -59,17 +59,13 @@ def refresh(
     model_dir: MODEL_DIR of the run to follow; it need not have begun.
     index: INDEX folder to publish in; a process that serves the folder notices
       when its run follows what is current. It holds an index already.
-    retrieval_address: of a running retrieval process instead.
     corpus: None takes the one the index names.
     every_steps: publish when the run is so many steps further.
     poll_s: seconds between looks for a new checkpoint.
-    once: publish the newest checkpoint and stop.
     stop_after_steps: stop when a checkpoint of this step is published.
-    batch_size: passages at a time, over all devices.
     keep_generations: as many stay in `index`, beside pinned ones.
     retry_for_s: how long an unreachable retrieval process is waited for.
     partitioner: of the mesh; None takes all devices.
-    progress: show a progress bar.
 
   Returns:
     How many generations were published.
@@ -245,9 +241,6 @@ class _Follower:
 
   def look(self, *, at_once: bool = False) -> bool:
     """Publishes the newest checkpoint if it is due; False to look again later.
-
-    Args:
-      at_once: it is due whatever is published.
 
     Raises:
       ValueError: a checkpoint stays unreadable, or does not fit the index.

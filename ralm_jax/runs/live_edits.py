@@ -64,8 +64,6 @@ def put(
   Args:
     passages: long ones are cut as those of the corpus were.
     checkpoint: whose passage encoder the index was made with.
-    index: INDEX folder.
-    retrieval_address: of a running process instead.
     corpus: None takes the one the index names.
     retry_for_s: how long an unreachable process is waited for.
     replace: whether a passage may take the place of another of its id.
@@ -123,9 +121,6 @@ def delete(
   are added again.
 
   Args:
-    ids: of the passages.
-    index: INDEX folder.
-    retrieval_address: of a running process instead.
     corpus: None takes the one the index names.
     retry_for_s: how long an unreachable process is waited for.
 
@@ -197,7 +192,6 @@ def _edit(
   have the newest. They all are deleted, there or not.
 
   Args:
-    client: of the retrieval process.
     found: the passages' rows.
     names: ids of the passages, where each must be in the index.
     **put_options: what is put, as for `RetrievalClient.edit`.

@@ -27,13 +27,7 @@ class Pins:
   """
 
   def __init__(self, client: Any, checkpoints: Checkpoints, model_dir: str | os.PathLike[str]):
-    """Pins nothing yet.
-
-    Args:
-      client: of the index.
-      checkpoints: of the run.
-      model_dir: names the run.
-    """
+    """Pins nothing yet."""
     self._client = client
     self._checkpoints = checkpoints
     self._owner = os.path.abspath(model_dir)

@@ -32,11 +32,6 @@ class ScheduledRefresh:
     """Does nothing yet.
 
     Args:
-      schedule: when.
-      publisher: embeds and builds.
-      retrievers: search the new generation from then on.
-      pins: keep it on disk.
-      steps: learns how old it is.
       run: the MODEL_DIR.
       freeze_retriever_steps: the encoder does not change in that many steps,
         so nothing but step 0 is due in them.

@@ -55,23 +55,12 @@ def train(
   """Trains reader and retriever together; resumes where it was stopped.
 
   Args:
-    model: reader, retriever and losses.
-    text: formats and lengths.
-    vocabularies: of both models.
     model_dir: the run's folder.
     total_steps: where to end, counted from the beginning of the run.
-    data: the task.
     optimizers: of 'reader' and 'retriever'; None, or none, freezes it.
     retrieval: None for closed-book models.
-    start: the parameters to begin with.
-    step: how steps are taken.
-    checkpoints: when to save.
-    evaluation: questions to answer during training.
-    augmentation: changes what training examples show.
     recall_skip: leading target tokens (a sentinel) the batch's recall ignores.
-    stats_period: steps between reports.
     partitioner: None shards over all devices by data.
-    random_seed: of initialisation and dropout.
 
   Raises:
     ValueError, FileNotFoundError: for input that cannot work, before anything

@@ -43,18 +43,12 @@ def warm_start(
   """Trains the retriever on crops; resumes where it was stopped.
 
   Args:
-    model: reader (saved untrained) and retriever.
     text: formats and lengths, saved with the checkpoint.
     model_dir: the run's folder.
     corpus: CORPUS folder; its vocabularies are the model's.
-    config: how long and how.
-    optimizer: of the retriever.
     partitioner: None shards over all devices by data.
-    initial_params: loads parameters to start from.
     reader_init: 'random' is T5's own, 'copying' suits a small reader that
       learns from scratch (`models/copying_init.py`).
-    checkpoint_period: steps between checkpoints.
-    random_seed: of initialisation.
 
   Returns:
     The parameters.

@@ -109,15 +109,11 @@ def warm_start(
   """Trains the retriever's towers on pairs.
 
   Args:
-    model: with the retriever.
     params: of the model, on the mesh; the reader's are not touched.
     sampler: draws the pairs; step i draws from a generator of (seed, i).
-    optimizer: of the retriever.
-    config: how long and how.
     partitioner: of the mesh; None takes all devices.
     checkpoints: where to save, and to resume from; None saves nothing.
     checkpoint_period: steps between checkpoints; the last step always saves.
-    progress: show a progress bar.
 
   Returns:
     The parameters with a trained retriever.

@@ -37,7 +37,6 @@ def standard_logical_axis_rules(
       `model`.
     parameter_partitioning_dims: 2 also shards parameters over `data`, which
       spreads optimiser state over all devices (FSDP, ZeRO-3).
-    additional_rules: take precedence over the standard ones.
 
   Returns:
     (logical axis, mesh axis or None) in order of precedence.

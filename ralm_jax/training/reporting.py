@@ -43,9 +43,7 @@ class Reporter:
     """Opens the writers on the first process only.
 
     Args:
-      total_steps: for the time left.
       directory: of the TensorBoard files; None for the console alone.
-      period: steps between reports.
       tensorboard: whether to write TensorBoard files.
     """
     self._total_steps = total_steps

@@ -35,7 +35,6 @@ def create_learning_rate_scheduler(
     steps_per_decay: of `decay_every`.
     total_steps: where `linear_decay` and `cosine_decay` end.
     step_offset: subtracted from the step, e.g. that of a pre-trained model.
-    min_learning_rate: lower bound.
 
   Raises:
     ValueError: for an unknown factor.
@@ -89,9 +88,7 @@ def atlas_schedule(
   """The schedules of Atlas's released recipes.
 
   Args:
-    learning_rate: the peak.
     total_steps: where the decay ends.
-    warmup_steps: until the peak.
     shape: 'linear', 'cosine' or 'fixed' after the warm-up.
     form: 'paper' warms up from 0 and decays to 0 ('cosine' is half a cosine);
       'released' warms 'linear' up from a tenth of the peak and decays to it,

@@ -124,8 +124,6 @@ def initialize(
   Args:
     model: with `init(rng) -> boxed params`.
     optimizers: per module; one without is frozen.
-    partitioner: lays the state out.
-    seed: of initialisation and dropout.
     params: to start from instead, of the host or of this mesh.
 
   Raises:

@@ -104,11 +104,7 @@ class Trainer:
     """Prepares the step; nothing is compiled yet.
 
     Args:
-      model: computes the losses.
       optimizers: per module; one without is frozen.
-      partitioner: of the mesh.
-      source: retrieves and assembles batches.
-      step: how steps are taken.
       saving: None saves nothing.
       rerank_fn: of `rerank_step`, chooses among a batch's candidates with the
         parameters of the step; None takes all.
@@ -167,7 +163,6 @@ class Trainer:
       progress: from `resume`, or of a fresh state.
       iterator: gives this process's examples.
       total_steps: where to end.
-      reporter: gets the metrics.
       eval_period: steps between evaluations; None for none.
       evaluate: called with the state; every process calls it.
 
