@@ -68,11 +68,11 @@ def main() -> None:
   parser.add_argument('--name', default='real_retriever', help='of the result file')
   arguments = parser.parse_args()
 
-  loaded = huggingface.load_sentence_transformer(arguments.model)
+  loaded = huggingface.open_sentence_transformer(arguments.model)
   model = RetrievalLM(
     retriever_config=loaded.config, pooling=loaded.pooling, normalize_embeddings=loaded.normalize
   )
-  params = {'retriever': loaded.params}
+  params = {'retriever': loaded.read()}
   store = PassageStore.open(arguments.corpus)
   tokenizer = QueryTokenizer(
     TextConfig(

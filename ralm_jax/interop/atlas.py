@@ -9,7 +9,7 @@ and the options of the run, all of which stay unread:
 
 Sharded runs put `module.` behind `reader.` and `retriever.`. Released weights
 were trained with a LayerNorm whose second moment is not centred
-(`BertConfig.second_moment_layer_norm`), the default here.
+(`BertConfig.second_moment_layer_norm`), which is set here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Iterator
 import dataclasses
 import os
 import re
-from typing import Any
 
 import numpy as np
 
@@ -33,7 +32,6 @@ PathLike = str | os.PathLike[str]
 
 FILE_NAME = 'model.pth.tar'
 _TIED = 'retriever.contriever.'
-# Prefix of a tower by its part of our retriever.
 _TOWERS = {
   'query_encoder': 'retriever.query_contriever.',
   'passage_encoder': 'retriever.passage_contriever.',
@@ -146,14 +144,7 @@ def open_checkpoint(path: PathLike) -> AtlasSource:
   return source
 
 
-def describe(
-  source: TensorSource,
-  *,
-  tied: bool | None = None,
-  second_moment_layer_norm: bool = True,
-  retriever_heads: int | None = None,
-  **reader_overrides: Any,
-) -> AtlasModel:
+def describe(source: TensorSource, retriever_heads: int | None = None) -> AtlasModel:
   """The configuration that the tensors tell.
 
   The checkpoint does not say it. One activation means T5 1.0 (relu), a gated
@@ -161,97 +152,35 @@ def describe(
 
   Args:
     source: of `open_checkpoint`.
-    tied: None takes the towers as they are. True makes one of two, which must
-      be equal: query-side training in the released code has one module under
-      two names.
-    second_moment_layer_norm: of the retriever, see above.
     retriever_heads: None for heads of size 64, as in every BERT of Google's.
-    **reader_overrides: fields of T5Config to replace.
 
   Raises:
-    ValueError: a tensor is missing, the towers are not equal though they are
-      to be tied, or the number of heads does not fit.
+    ValueError: a tensor is missing, or the number of heads does not fit.
   """
-  has_one = any(name.startswith(_TIED) for name in source)
-  has_two = [
-    part for part, prefix in _TOWERS.items() if any(name.startswith(prefix) for name in source)
-  ]
-  if len(has_two) == 1 or (has_one and has_two):
+  tied = any(name.startswith(_TIED) for name in source)
+  two = [p for p in _TOWERS.values() if any(name.startswith(p) for name in source)]
+  if len(two) == 1 or (tied and two):
     raise ValueError(
-      f'{source.description} has the towers '
-      f'{", ".join([_TIED] * has_one + [_TOWERS[p] for p in has_two])}; '
+      f'{source.description} has the towers {", ".join([_TIED] * tied + two)}; '
       'expected one of queries and one of passages, or one of both.'
     )
-  if tied is False and has_one:
-    raise ValueError(
-      f'{source.description} has one tower of both queries and passages; '
-      'load it tied, and untie it afterwards.'
-    )
   retriever = None
-  if has_one or has_two:
-    retriever = _bert_config(
-      source,
-      _TIED if has_one else _TOWERS['query_encoder'],
-      second_moment_layer_norm,
-      retriever_heads,
-    )
-  one = has_one or (bool(tied) and bool(has_two))
-  model = AtlasModel(_t5_config(source, 'reader.', reader_overrides), retriever, one)
-  copies(source, model)  # Raises where two towers are to be one and differ.
-  return model
+  if tied or two:
+    retriever = _bert_config(source, _TIED if tied else two[0], retriever_heads)
+  return AtlasModel(_t5_config(source, 'reader.'), retriever, tied)
 
 
-def entries(source: TensorSource, model: AtlasModel) -> list[tuple[str, Entry]]:
-  """Which tensors are which parameters.
+def entries(model: AtlasModel) -> dict[str, list[Entry]]:
+  """Which tensors are which parameters, by part.
 
-  Args:
-    source: of `open_checkpoint`.
-    model: of `describe`.
-
-  Returns:
-    Pairs of part and entry. Parts are 'reader', and 'retriever' where tied,
-    else 'query_encoder' and 'passage_encoder'; there is no part for what the
-    checkpoint lacks.
+  Parts are 'reader', and 'retriever' where tied, else 'query_encoder' and
+  'passage_encoder'; there is no part for what the checkpoint lacks.
   """
   maps = {'reader': tensor_maps.t5_entries(model.reader_config, 'reader.')}
   if model.retriever_config is not None:
-    if model.tied:
-      prefixes = {
-        'retriever': _TIED
-        if any(name.startswith(_TIED) for name in source)
-        else _TOWERS['query_encoder']
-      }
-    else:
-      prefixes = _TOWERS
-    for part, prefix in prefixes.items():
+    for part, prefix in ({'retriever': _TIED} if model.tied else _TOWERS).items():
       maps[part] = tensor_maps.bert_entries(model.retriever_config, prefix)
-  return [(part, entry) for part, some in maps.items() for entry in some]
-
-
-def copies(source: TensorSource, model: AtlasModel) -> dict[str, str]:
-  """Tensors of a second tower that is the first again, where they are tied.
-
-  Args:
-    source: of `open_checkpoint`.
-    model: of `describe`.
-
-  Returns:
-    Name of the copy to name of the original.
-
-  Raises:
-    ValueError: they are not equal.
-  """
-  query, passage = _TOWERS['query_encoder'], _TOWERS['passage_encoder']
-  if not model.tied:
-    return {}
-  found = {name: query + name.removeprefix(passage) for name in source if name.startswith(passage)}
-  for name, original in found.items():
-    if original not in source or not np.array_equal(source[name], source[original], equal_nan=True):
-      raise ValueError(
-        f'{source.description}: {name} and {original} differ, so the towers '
-        'of queries and passages are two; load them untied.'
-      )
-  return found
+  return maps
 
 
 def _shape(source: TensorSource, name: str) -> tuple[int, ...]:
@@ -276,7 +205,7 @@ def _depth(source: TensorSource, prefix: str) -> int:
   return len(numbers)
 
 
-def _t5_config(source: TensorSource, prefix: str, overrides: dict[str, Any]) -> T5Config:
+def _t5_config(source: TensorSource, prefix: str) -> T5Config:
   vocab_size, emb_dim = _shape(source, f'{prefix}shared.weight')
   block = f'{prefix}encoder.block.0.layer'
   buckets, num_heads = _shape(source, f'{block}.0.SelfAttention.relative_attention_bias.weight')
@@ -295,27 +224,20 @@ def _t5_config(source: TensorSource, prefix: str, overrides: dict[str, Any]) -> 
     and np.array_equal(source[head], source[embedding])
   )
   return T5Config(
-    **{
-      **dict(
-        vocab_size=vocab_size,
-        emb_dim=emb_dim,
-        num_heads=num_heads,
-        head_dim=inner // num_heads,
-        mlp_dim=_shape(source, f'{dense}.{"wi_0" if gated else "wi"}.weight')[0],
-        num_encoder_layers=_depth(source, f'{prefix}encoder.block.'),
-        num_decoder_layers=_depth(source, f'{prefix}decoder.block.'),
-        mlp_activations=('gelu', 'linear') if gated else ('relu',),
-        logits_via_embedding=tied,
-        relative_attention_num_buckets=buckets,
-      ),
-      **overrides,
-    }
+    vocab_size=vocab_size,
+    emb_dim=emb_dim,
+    num_heads=num_heads,
+    head_dim=inner // num_heads,
+    mlp_dim=_shape(source, f'{dense}.{"wi_0" if gated else "wi"}.weight')[0],
+    num_encoder_layers=_depth(source, f'{prefix}encoder.block.'),
+    num_decoder_layers=_depth(source, f'{prefix}decoder.block.'),
+    mlp_activations=('gelu', 'linear') if gated else ('relu',),
+    logits_via_embedding=tied,
+    relative_attention_num_buckets=buckets,
   )
 
 
-def _bert_config(
-  source: TensorSource, prefix: str, second_moment: bool, heads: int | None
-) -> BertConfig:
+def _bert_config(source: TensorSource, prefix: str, heads: int | None) -> BertConfig:
   embeddings = f'{prefix}embeddings'
   vocab_size, emb_dim = _shape(source, f'{embeddings}.word_embeddings.weight')
   if heads is None:
@@ -334,5 +256,5 @@ def _bert_config(
     mlp_dim=_shape(source, f'{prefix}encoder.layer.0.intermediate.dense.weight')[0],
     max_positions=_shape(source, f'{embeddings}.position_embeddings.weight')[0],
     type_vocab_size=_shape(source, f'{embeddings}.token_type_embeddings.weight')[0],
-    second_moment_layer_norm=second_moment,
+    second_moment_layer_norm=True,
   )

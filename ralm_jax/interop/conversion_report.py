@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ralm_jax.interop import conversion_writers, targets
+from ralm_jax.interop import huggingface_export, targets
 from ralm_jax.interop.composing import Gathered
 from ralm_jax.interop.tensor_maps import Entry
 
@@ -68,10 +68,10 @@ def _piece(entry: Entry) -> str:
 
 def _foreign(gathered: Gathered) -> dict[tuple[str, str], Entry]:
   """Hugging Face's entries by side and our path; none of what it has not."""
-  found = {}
+  found: dict[tuple[str, str], Entry] = {}
   for side, part in gathered.parts.items():
     try:
-      _, entries = conversion_writers.export_map(side, part)
+      _, entries = huggingface_export.export_map(side, part)
     except ValueError:
       continue  # `export_maps` says why.
     found |= {(side, entry.path): entry for entry in entries}

@@ -14,13 +14,7 @@ import numpy as np
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.files import new_folder, progress as progress_lib
-from ralm_jax.interop import (
-  huggingface_configs,
-  huggingface_export,
-  streaming,
-  targets as targets_lib,
-  tensor_maps,
-)
+from ralm_jax.interop import huggingface_export, streaming, targets as targets_lib, tensor_maps
 from ralm_jax.interop.composing import Gathered
 from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
 from ralm_jax.interop.huggingface_configs import Json
@@ -232,18 +226,5 @@ def write_huggingface(
 
 
 def export_maps(gathered: Gathered) -> dict[str, tuple[Json, list[Entry]]]:
-  """`export_map` by side; ValueError where Hugging Face has no such model."""
-  return {side: export_map(side, part) for side, part in gathered.parts.items()}
-
-
-def export_map(side: str, part: Part) -> tuple[Json, list[Entry]]:
-  """config.json and map of a part as a Hugging Face folder."""
-  if part.kind == 't5':
-    return huggingface_configs.t5_json(part.config), tensor_maps.t5_entries(part.config)
-  if part.kind == 'bart':
-    return huggingface_configs.bart_json(part.config), tensor_maps.bart_entries(part.config)
-  if part.normalize:
-    return huggingface_export.bert_map(part.config)
-  if part.pooling == 'cls' or part.config.projection_dim:
-    return huggingface_export.dpr_map(part.config, 'query_encoder' if side == 'retriever' else side)
-  return huggingface_export.bert_map(part.config)
+  """`huggingface_export.export_map` by side, with its errors."""
+  return {side: huggingface_export.export_map(side, part) for side, part in gathered.parts.items()}

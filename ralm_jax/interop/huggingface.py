@@ -1,14 +1,18 @@
 """Hugging Face folders in: T5, BART, BERT, Contriever, DPR and RAG.
 
 `open_*` finds a model in a folder without reading its weights (`ralm convert`
-streams them), `load_*` reads it.
+streams them), `load_*` reads it. All of them raise FileNotFoundError where a file
+is missing, and ValueError for a truncated file, another architecture, and a
+tensor that is missing or of another shape; keywords replace fields of the
+configuration (`dtype`, `dropout_rate`, …).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +22,7 @@ from ralm_jax.interop.files.tensor_source import SupplementedSource, TensorSourc
 from ralm_jax.interop.files.weight_files import WeightFiles
 from ralm_jax.interop.huggingface_configs import Json
 from ralm_jax.interop.part import Part
+from ralm_jax.interop.tensor_maps import Entry
 from ralm_jax.models.bart import BartConfig
 from ralm_jax.models.bert import BertConfig
 from ralm_jax.models.t5 import T5Config
@@ -27,153 +32,77 @@ PathLike = str | os.PathLike[str]
 
 
 def load_t5(directory: PathLike, **overrides: Any) -> tuple[T5Config, Params]:
-  """Loads T5 1.0, 1.1, lm-adapt or Flan weights.
-
-  Args:
-    directory: with config.json and model.safetensors, its sharded form, or
-      pytorch_model.bin.
-    **overrides: fields of T5Config to replace (`dtype`, `dropout_rate`, ...).
-
-  Returns:
-    The configuration and float32 parameters in our tree (unscanned layers).
-
-  Raises:
-    FileNotFoundError: a file is missing.
-    ValueError: a truncated file, another architecture, a tensor missing or of
-      another shape.
-  """
+  """T5 1.0, 1.1, lm-adapt or Flan: configuration and float32 parameters, unscanned."""
   part = open_t5(directory, **overrides)
   return part.config, part.read()
 
 
 def load_bart(directory: PathLike, **overrides: Any) -> tuple[BartConfig, Params]:
-  """Loads BART weights; arguments, results and errors as `load_t5`."""
+  """BART; see `load_t5`."""
   part = open_bart(directory, **overrides)
   return part.config, part.read()
 
 
 def load_bert(directory: PathLike, **overrides: Any) -> tuple[BertConfig, Params]:
-  """Loads BERT or Contriever weights; the pooler is left out.
-
-  Returns:
-    The configuration and float32 parameters of `Bert` and of a tied
-    `DualEncoder`.
-
-  Raises:
-    FileNotFoundError, ValueError: as for `load_t5`.
-  """
+  """BERT or Contriever without its pooler, for `Bert` and a tied `DualEncoder`."""
   part = open_bert(directory, **overrides)
   return part.config, part.read()
 
 
 def load_dpr(directory: PathLike, **overrides: Any) -> tuple[BertConfig, Params]:
-  """Loads one tower of DPR, a question or a context encoder.
+  """One tower of DPR, a question or a context encoder.
 
   Its embedding is that of the first token (`pooling='cls'`), behind the
   projection where the checkpoint has one.
-
-  Returns:
-    As `load_bert`.
-
-  Raises:
-    FileNotFoundError, ValueError: as for `load_t5`.
   """
   part = open_dpr(directory, **overrides)
   return part.config, part.read()
 
 
-class SentenceTransformer(NamedTuple):
-  """What `load_sentence_transformer` returns.
-
-  Attributes:
-    config: of the encoder.
-    params: of it.
-    pooling: 'mean' or 'cls'.
-    normalize: embeddings are scaled to unit length.
-  """
-
-  config: BertConfig
-  params: Params
-  pooling: str
-  normalize: bool
-
-
-def load_sentence_transformer(directory: PathLike, **overrides: Any) -> SentenceTransformer:
-  """Loads a sentence-transformers folder around a BERT (MiniLM, ...).
-
-  Raises:
-    FileNotFoundError, ValueError: as for `load_t5`, or for a pooling or a
-      module that we do not have.
-  """
-  part = open_sentence_transformer(directory, **overrides)
-  return SentenceTransformer(part.config, part.read(), part.pooling or 'mean', part.normalize)
-
-
 @dataclasses.dataclass(frozen=True)
-class RagCheckpoint:
-  """What `load_rag` returns.
+class _Model:
+  """A model in a folder, or a part of one.
 
   Attributes:
-    reader_config: T5Config or BartConfig of the generator.
-    reader_params: of it.
-    retriever_config: of the question encoder.
-    query_encoder_params: of it.
-    passage_encoder_params: of the passage encoder, or None where the
-      checkpoint holds none (the released ones do not).
-    marginalization: 'sequence' or 'token', by the class that wrote it; None
-      where that does not say.
-    n_passages: retrieved for a question.
+    raw: its configuration.
+    where: names that in errors.
+    source: of its tensors.
+    folders: where its vocabulary may lie.
+    prefix: of its tensors.
   """
 
-  reader_config: T5Config | BartConfig
-  reader_params: Params
-  retriever_config: BertConfig
-  query_encoder_params: Params
-  passage_encoder_params: Params | None
-  marginalization: str | None
-  n_passages: int
+  raw: Json
+  where: str
+  source: TensorSource
+  folders: tuple[str, ...]
+  prefix: str = ''
 
+  @classmethod
+  def read(cls, directory: PathLike, model_types: tuple[str, ...]) -> _Model:
+    raw = huggingface_configs.read_config(directory, model_types)
+    where = os.path.join(directory, 'config.json')
+    return cls(raw, where, WeightFiles(directory), (os.fspath(directory),))
 
-def load_rag(directory: PathLike, **overrides: Any) -> RagCheckpoint:
-  """Loads a RAG checkpoint: question encoder and generator in one folder.
+  def nested(self, name: str, model_types: tuple[str, ...], prefix: str) -> _Model:
+    """The model of a field, whose vocabulary has a folder of its own."""
+    raw = config_fields.nested(self.raw, name, self.where)
+    where = f'{self.where} ({name})'
+    huggingface_configs.check_type(raw, model_types, where)
+    folders = (os.path.join(self.folders[0], f'{name}_tokenizer'), *self.folders)
+    return _Model(raw, where, self.source, folders, prefix)
 
-  Args:
-    directory: of RagSequenceForGeneration or RagTokenForGeneration.
-    **overrides: fields to replace in the configurations that have them all
-      (`dtype`, `scan_layers`, ...).
-
-  Raises:
-    FileNotFoundError, ValueError: as for `load_t5`.
-  """
-  rag = open_rag(directory, **overrides)
-  passage_encoder = rag.parts.get('passage_encoder')
-  return RagCheckpoint(
-    reader_config=rag.parts['reader'].config,
-    reader_params=rag.parts['reader'].read(),
-    retriever_config=rag.parts['query_encoder'].config,
-    query_encoder_params=rag.parts['query_encoder'].read(),
-    passage_encoder_params=passage_encoder and passage_encoder.read(),
-    marginalization=rag.marginalization,
-    n_passages=rag.n_passages,
-  )
+  def part(self, kind: str, config: Any, entries: Sequence[Entry], **fields: Any) -> Part:
+    fields = {'source': self.source, **fields}
+    return Part(kind, config, entries=entries, vocabulary_directories=self.folders, **fields)
 
 
 def open_t5(directory: PathLike, **overrides: Any) -> Part:
   """As `load_t5`, without reading the weights."""
-  raw = huggingface_configs.read_config(directory, ('t5',))
-  return _t5_part(
-    raw, _config_path(directory), WeightFiles(directory), '', (os.fspath(directory),), overrides
-  )
+  return _t5_part(_Model.read(directory, ('t5',)), overrides)
 
 
-def _t5_part(
-  raw: Json,
-  where: str,
-  source: TensorSource,
-  prefix: str,
-  vocabulary_directories: tuple[str, ...],
-  overrides: dict[str, Any],
-) -> Part:
+def _t5_part(model: _Model, overrides: Mapping[str, Any]) -> Part:
+  raw, source, prefix = model.raw, model.source, model.prefix
   head, embedding = f'{prefix}lm_head.weight', f'{prefix}shared.weight'
   # The weights tell what tie_word_embeddings, true in every T5 that
   # transformers 5 has written, does not.
@@ -182,126 +111,78 @@ def _t5_part(
     and embedding in source
     and np.array_equal(source[head], source[embedding])
   )
-  config = huggingface_configs.t5_config(raw, where, tied=tied, **overrides)
+  config = huggingface_configs.t5_config(raw, model.where, tied=tied, **overrides)
   wi = f'{prefix}encoder.block.0.layer.1.DenseReluDense.wi'
   for gated, weight in ((True, f'{wi}_0.weight'), (False, f'{wi}.weight')):
     if weight in source and gated != (len(config.mlp_activations) > 1):
       said = raw.get('feed_forward_proj', 'relu')
       raise ValueError(
-        f'{where} says feed_forward_proj {said!r}, the tensors are '
+        f'{model.where} says feed_forward_proj {said!r}, the tensors are '
         f'{"gated" if gated else "not gated"} ({weight}); set it to '
         f'{"gated-gelu, as T5 1.1 has it" if gated else "relu"}.'
       )
-  return Part(
-    't5',
-    config,
-    source,
-    tensor_maps.t5_entries(config, prefix),
-    vocabulary_directories=vocabulary_directories,
-  )
+  return model.part('t5', config, tensor_maps.t5_entries(config, prefix))
 
 
 def open_bart(directory: PathLike, **overrides: Any) -> Part:
   """As `load_bart`, without reading the weights."""
-  raw = huggingface_configs.read_config(directory, ('bart',))
+  model = _Model.read(directory, ('bart',))
   generation = os.path.join(directory, 'generation_config.json')
-  return _bart_part(
-    raw,
-    _config_path(directory),
-    WeightFiles(directory),
-    '',
-    (os.fspath(directory),),
-    overrides,
-    weight_files.read_json(generation) if os.path.exists(generation) else None,
-  )
+  raw = weight_files.read_json(generation) if os.path.exists(generation) else None
+  return _bart_part(model, overrides, raw)
 
 
-def _bart_part(
-  raw: Json,
-  where: str,
-  source: TensorSource,
-  prefix: str,
-  vocabulary_directories: tuple[str, ...],
-  overrides: dict[str, Any],
-  generation: Json | None = None,
-) -> Part:
-  config = huggingface_configs.bart_config(raw, where, generation, **overrides)
+def _bart_part(model: _Model, overrides: Mapping[str, Any], generation: Json | None = None) -> Part:
+  source, prefix = model.source, model.prefix
+  config = huggingface_configs.bart_config(model.raw, model.where, generation, **overrides)
   # The bare BartModel has neither prefix nor bias.
   bare = f'{prefix}shared.weight' in source
   bias = f'{prefix}final_logits_bias'
   if bias not in source:
     source = SupplementedSource(source, {bias: np.zeros((1, config.vocab_size), np.float32)})
   entries = tensor_maps.bart_entries(config, prefix, '' if bare else 'model.')
-  return Part(
-    'bart',
-    config,
-    source,
-    entries,
-    vocabulary_directories=vocabulary_directories,
-    text=part_lib.BART_TEXT,
-  )
+  return model.part('bart', config, entries, source=source, text=part_lib.BART_TEXT)
 
 
 def open_bert(directory: PathLike, **overrides: Any) -> Part:
   """As `load_bert`, without reading the weights."""
-  raw = huggingface_configs.read_config(directory, ('bert', 'contriever'))
-  source = WeightFiles(directory)
-  prefix = 'bert.' if 'bert.embeddings.word_embeddings.weight' in source else ''
-  config = huggingface_configs.bert_config(raw, _config_path(directory), **overrides)
+  model = _Model.read(directory, ('bert', 'contriever'))
+  prefix = 'bert.' if 'bert.embeddings.word_embeddings.weight' in model.source else ''
+  config = huggingface_configs.bert_config(model.raw, model.where, **overrides)
   # Contriever's own class says what it is; facebook/contriever's config says
   # model_type bert.
-  named = [raw.get('model_type', ''), *(raw.get('architectures') or [])]
+  named = [model.raw.get('model_type', ''), *(model.raw.get('architectures') or [])]
   contriever = any('contriever' in str(name).lower() for name in named)
-  return Part(
-    'bert',
-    config,
-    source,
-    tensor_maps.bert_entries(config, prefix),
-    pooling='mean' if contriever else None,
-    vocabulary_directories=(os.fspath(directory),),
-  )
+  entries = tensor_maps.bert_entries(config, prefix)
+  return model.part('bert', config, entries, pooling='mean' if contriever else None)
 
 
 def open_dpr(directory: PathLike, **overrides: Any) -> Part:
   """As `load_dpr`, without reading the weights."""
-  raw = huggingface_configs.read_config(directory, ('dpr',))
-  source = WeightFiles(directory)
+  model = _Model.read(directory, ('dpr',))
   for prefix, side in (('question_encoder.', 'query_encoder'), ('ctx_encoder.', 'passage_encoder')):
-    if f'{prefix}bert_model.embeddings.word_embeddings.weight' in source:
-      return _dpr_part(
-        raw, _config_path(directory), source, prefix, side, (os.fspath(directory),), overrides
-      )
+    if f'{prefix}bert_model.embeddings.word_embeddings.weight' in model.source:
+      return _dpr_part(dataclasses.replace(model, prefix=prefix), side, overrides)
   raise ValueError(
     f'{os.fspath(directory)} holds no question_encoder.* or ctx_encoder.* '
-    f"tensors; found {sorted(source)[:3]}. Is it DPR's reader?"
+    f"tensors; found {sorted(model.source)[:3]}. Is it DPR's reader?"
   )
 
 
-def _dpr_part(
-  raw: Json,
-  where: str,
-  source: TensorSource,
-  prefix: str,
-  side: str,
-  vocabulary_directories: tuple[str, ...],
-  overrides: dict[str, Any],
-) -> Part:
-  config = huggingface_configs.bert_config(raw, where, **overrides)
-  entries = tensor_maps.bert_entries(config, f'{prefix}bert_model.', f'{prefix}encode_proj')
-  return Part(
-    'bert',
-    config,
-    source,
-    entries,
-    pooling='cls',
-    side=side,
-    vocabulary_directories=vocabulary_directories,
-    text=part_lib.DPR_TEXT,
+def _dpr_part(model: _Model, side: str, overrides: Mapping[str, Any]) -> Part:
+  config = huggingface_configs.bert_config(model.raw, model.where, **overrides)
+  entries = tensor_maps.bert_entries(
+    config, f'{model.prefix}bert_model.', f'{model.prefix}encode_proj'
   )
+  return model.part('bert', config, entries, pooling='cls', side=side, text=part_lib.DPR_TEXT)
 
 
 def open_sentence_transformer(directory: PathLike, **overrides: Any) -> Part:
-  """As `load_sentence_transformer`, without reading the weights."""
+  """A sentence-transformers folder around a BERT (MiniLM, …); reads no weights.
+
+  Raises:
+    ValueError: also for a pooling or a module that we do not have.
+  """
   modules_path = os.path.join(directory, 'modules.json')
   modules = weight_files.read_json_list(modules_path)
   encoder = pooling = None
@@ -356,9 +237,11 @@ class OpenedRag:
   """A RAG checkpoint, unread.
 
   Attributes:
-    parts: 'reader', 'query_encoder' and perhaps 'passage_encoder'.
-    marginalization: as in RagCheckpoint.
-    n_passages: as in RagCheckpoint.
+    parts: 'reader', 'query_encoder', and 'passage_encoder' where the checkpoint
+      holds one (the released ones do not).
+    marginalization: 'sequence' or 'token', by the class that wrote it; None
+      where that does not say.
+    n_passages: retrieved for a question.
   """
 
   parts: dict[str, Part]
@@ -367,44 +250,25 @@ class OpenedRag:
 
 
 def open_rag(directory: PathLike, **overrides: Any) -> OpenedRag:
-  """As `load_rag`, without reading the weights."""
-  raw = huggingface_configs.read_config(directory, ('rag',))
-  where = _config_path(directory)
-  source = WeightFiles(directory)
+  """A folder of RagSequenceForGeneration or RagTokenForGeneration; reads no weights.
+
+  Keywords replace fields of all configurations.
+  """
+  model = _Model.read(directory, ('rag',))
+  raw, where, source = model.raw, model.where, model.source
   prefix = 'rag.' if any(name.startswith('rag.') for name in source) else ''
-  folder = os.fspath(directory)
-  parts: dict[str, Part] = {}
-
-  generator = config_fields.nested(raw, 'generator', where)
-  name = f'{where} (generator)'
-  huggingface_configs.check_type(generator, ('bart', 't5'), name)
-  opener = _bart_part if generator['model_type'] == 'bart' else _t5_part
-  parts['reader'] = opener(
-    generator,
-    name,
-    source,
-    f'{prefix}generator.',
-    (os.path.join(folder, 'generator_tokenizer'), folder),
-    overrides,
-  )
+  generator = model.nested('generator', ('bart', 't5'), f'{prefix}generator.')
+  opener = _bart_part if generator.raw['model_type'] == 'bart' else _t5_part
   n_passages = config_fields.whole_number(raw, 'n_docs', where, 5)
-  parts['reader'] = dataclasses.replace(
-    parts['reader'], text=_rag_text(raw, where) | {'n_passages': n_passages}
-  )
-
-  question_encoder = config_fields.nested(raw, 'question_encoder', where)
-  name = f'{where} (question_encoder)'
-  huggingface_configs.check_type(question_encoder, ('dpr',), name)
-  folders = (os.path.join(folder, 'question_encoder_tokenizer'), folder)
+  text = _rag_text(raw, where) | {'n_passages': n_passages}
+  parts = {'reader': dataclasses.replace(opener(generator, overrides), text=text)}
   for side, theirs in (
-    ('query_encoder', 'question_encoder.question_encoder.'),
-    ('passage_encoder', 'ctx_encoder.ctx_encoder.'),
+    ('query_encoder', f'{prefix}question_encoder.question_encoder.'),
+    ('passage_encoder', f'{prefix}ctx_encoder.ctx_encoder.'),
   ):
-    # The released checkpoints hold no passage encoder.
-    if side == 'query_encoder' or any(n.startswith(prefix + theirs) for n in source):
-      parts[side] = _dpr_part(
-        question_encoder, name, source, prefix + theirs, side, folders, overrides
-      )
+    if side == 'query_encoder' or any(name.startswith(theirs) for name in source):
+      tower = model.nested('question_encoder', ('dpr',), theirs)
+      parts[side] = _dpr_part(tower, side, overrides)
   written_by = ' '.join(config_fields.names(raw, 'architectures', where))
   marginalization = next(
     (kind.lower() for kind in ('Sequence', 'Token') if f'Rag{kind}' in written_by), None
@@ -428,7 +292,3 @@ def _rag_text(raw: Json, where: str) -> dict[str, Any]:
     'reader_format': ''.join(pieces),
     'passage_length': config_fields.whole_number(raw, 'max_combined_length', where, 300),
   }
-
-
-def _config_path(directory: PathLike) -> str:
-  return os.path.join(directory, 'config.json')

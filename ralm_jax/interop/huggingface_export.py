@@ -9,23 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import json
 import os
-from typing import Any
 
-import flax.traverse_util
 import numpy as np
 
 from ralm_jax.files import new_folder
 from ralm_jax.interop import huggingface_configs, tensor_maps
 from ralm_jax.interop.files import safetensors_file
-from ralm_jax.interop.files.tensor_source import ArraySource, TensorInfo, TensorSource
+from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
 from ralm_jax.interop.files.weight_files import SAFETENSORS
 from ralm_jax.interop.huggingface_configs import Json
+from ralm_jax.interop.part import Part
 from ralm_jax.interop.tensor_maps import Entry
-from ralm_jax.models.bart import BartConfig
 from ralm_jax.models.bert import BertConfig
-from ralm_jax.models.t5 import T5Config
 
-Params = Mapping[str, Any]
 PathLike = str | os.PathLike[str]
 # As transformers shards.
 MAX_SHARD_BYTES = 5_000_000_000
@@ -35,75 +31,60 @@ _DPR_SIDES = {
 }
 
 
-def save_t5(
-  directory: PathLike, config: T5Config, params: Params, *, max_shard_bytes: int = MAX_SHARD_BYTES
-) -> None:
-  """Writes a folder that T5ForConditionalGeneration loads.
-
-  Args:
-    directory: to make; must not exist or be empty.
-    config: of the model.
-    params: our tree, scanned or not; a mapping of '/'-joined paths, too.
-    max_shard_bytes: of one file.
+def export_map(side: str, part: Part) -> tuple[Json, list[Entry]]:
+  """config.json and map of a part as a Hugging Face folder.
 
   Raises:
-    FileExistsError: there is something in the directory.
-    ValueError: the parameters do not fit the configuration, or Hugging Face
-      has no such model.
+    ValueError: Hugging Face has no such model.
   """
-  write(
-    directory,
-    huggingface_configs.t5_json(config),
-    tensor_maps.t5_entries(config),
-    source_of(params),
-    max_shard_bytes=max_shard_bytes,
-  )
-
-
-def save_bart(
-  directory: PathLike, config: BartConfig, params: Params, *, max_shard_bytes: int = MAX_SHARD_BYTES
-) -> None:
-  """Writes a folder that BartForConditionalGeneration loads; see `save_t5`."""
-  write(
-    directory,
-    huggingface_configs.bart_json(config),
-    tensor_maps.bart_entries(config),
-    source_of(params),
-    max_shard_bytes=max_shard_bytes,
-  )
-
-
-def save_bert(
-  directory: PathLike, config: BertConfig, params: Params, *, max_shard_bytes: int = MAX_SHARD_BYTES
-) -> None:
-  """Writes a folder that BertModel loads (without pooler); see `save_t5`.
-
-  Raises:
-    ValueError: also for a projection, or for Atlas' LayerNorm, which BERT does
-      not have.
-  """
-  raw, entries = bert_map(config)
-  write(directory, raw, entries, source_of(params), max_shard_bytes=max_shard_bytes)
+  if part.kind == 't5':
+    return huggingface_configs.t5_json(part.config), tensor_maps.t5_entries(part.config)
+  if part.kind == 'bart':
+    return huggingface_configs.bart_json(part.config), tensor_maps.bart_entries(part.config)
+  if not part.normalize and (part.pooling == 'cls' or part.config.projection_dim):
+    return dpr_map(part.config, 'query_encoder' if side == 'retriever' else side)
+  return bert_map(part.config)
 
 
 def bert_map(config: BertConfig) -> tuple[Json, list[Entry]]:
-  """config.json and map of a BERT folder; ValueError as `save_bert`."""
+  """config.json and map of a BERT folder (without pooler); errors as `export_map`."""
   _check_layer_norm(config)
   if config.projection_dim:
     raise ValueError(
       'A BERT folder has no projection (BertConfig.projection_dim '
-      f'{config.projection_dim}); write it as DPR (save_dpr).'
+      f'{config.projection_dim}); write it as DPR.'
     )
   return huggingface_configs.bert_json(config), tensor_maps.bert_entries(config)
+
+
+def dpr_map(config: BertConfig, side: str) -> tuple[Json, list[Entry]]:
+  """config.json and map of a DPR folder; errors as `export_map`."""
+  _check_layer_norm(config)
+  if side not in _DPR_SIDES:
+    raise ValueError(f'side {side!r} is unknown; choose one of {list(_DPR_SIDES)}.')
+  prefix, architecture = _DPR_SIDES[side]
+  raw = huggingface_configs.bert_json(config) | {
+    'model_type': 'dpr',
+    'architectures': [architecture],
+    'projection_dim': config.projection_dim,
+  }
+  return raw, tensor_maps.bert_entries(config, f'{prefix}bert_model.', f'{prefix}encode_proj')
+
+
+def _check_layer_norm(config: BertConfig) -> None:
+  if config.second_moment_layer_norm:
+    raise ValueError(
+      "This retriever has the released Atlas code's LayerNorm "
+      '(second_moment_layer_norm), which no Hugging Face class has; exported '
+      'it would give other embeddings. To have it all the same set '
+      'second_moment_layer_norm = False (ralm convert --layer_norm standard).'
+    )
 
 
 def write_modules(directory: PathLike, config: BertConfig, pooling: str) -> None:
   """Adds to a BERT folder what makes it sentence-transformers' normalised one.
 
-  Args:
-    directory: with config.json and weights.
-    config: of the encoder.
-    pooling: 'mean' or 'cls'.
+  `pooling` is 'mean' or 'cls'.
   """
   kinds = {'': 'Transformer', '1_Pooling': 'Pooling', '2_Normalize': 'Normalize'}
   modules = [
@@ -129,110 +110,6 @@ def write_modules(directory: PathLike, config: BertConfig, pooling: str) -> None
       file.write('\n')
 
 
-def save_dpr(
-  directory: PathLike,
-  config: BertConfig,
-  params: Params,
-  *,
-  side: str = 'query_encoder',
-  max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:
-  """Writes a folder that DPRQuestionEncoder or DPRContextEncoder loads.
-
-  Args:
-    directory: as for `save_t5`.
-    config: of the tower.
-    params: of it.
-    side: 'query_encoder' or 'passage_encoder'.
-    max_shard_bytes: of one file.
-
-  Raises:
-    FileExistsError, ValueError: as `save_t5` and `save_bert`.
-  """
-  raw, entries = dpr_map(config, side)
-  write(directory, raw, entries, source_of(params), max_shard_bytes=max_shard_bytes)
-
-
-def dpr_map(config: BertConfig, side: str) -> tuple[Json, list[Entry]]:
-  """config.json and map of a DPR folder; ValueError as `save_dpr`."""
-  _check_layer_norm(config)
-  if side not in _DPR_SIDES:
-    raise ValueError(f'side {side!r} is unknown; choose one of {list(_DPR_SIDES)}.')
-  prefix, architecture = _DPR_SIDES[side]
-  raw = huggingface_configs.bert_json(config) | {
-    'model_type': 'dpr',
-    'architectures': [architecture],
-    'projection_dim': config.projection_dim,
-  }
-  return raw, tensor_maps.bert_entries(config, f'{prefix}bert_model.', f'{prefix}encode_proj')
-
-
-def _check_layer_norm(config: BertConfig) -> None:
-  if config.second_moment_layer_norm:
-    raise ValueError(
-      "This retriever has the released Atlas code's LayerNorm "
-      '(second_moment_layer_norm), which no Hugging Face class has; exported '
-      'it would give other embeddings. To have it all the same set '
-      'second_moment_layer_norm = False (ralm convert --layer_norm standard).'
-    )
-
-
-def source_of(params: Params, description: str = 'the parameters') -> TensorSource:
-  """Our tree as a source named by unscanned paths."""
-  return UnscannedSource(ArraySource(flatten(params), description))
-
-
-def flatten(params: Params) -> dict[str, Any]:
-  """Leaves by '/'-joined path."""
-  return flax.traverse_util.flatten_dict(dict(params), sep='/')
-
-
-class UnscannedSource(TensorSource):
-  """Our parameters by unscanned paths, whether their layers are scanned or not.
-
-  `…/layers_3/…` is slice 3 of `…/layers/…` where that is what there is.
-  """
-
-  def __init__(self, source: TensorSource):
-    self._source = source
-    self.description = source.description
-
-  def _find(self, name: str) -> tuple[str, int | None]:
-    if name in self._source:
-      return name, None
-    for piece in name.split('/'):
-      if piece.startswith('layers_'):
-        scanned = name.replace(f'/{piece}/', '/layers/', 1)
-        if name.startswith(f'{piece}/'):
-          scanned = 'layers/' + name.removeprefix(f'{piece}/')
-        row = int(piece.removeprefix('layers_'))
-        if scanned in self._source and row < self._source.info(scanned).shape[0]:
-          return scanned, row
-    raise KeyError(name)
-
-  def info(self, name: str) -> TensorInfo:
-    found, row = self._find(name)
-    info = self._source.info(found)
-    return info if row is None else TensorInfo(info.shape[1:], info.dtype)
-
-  def __getitem__(self, name: str) -> np.ndarray:
-    found, row = self._find(name)
-    if row is None:
-      return self._source[found]
-    return self._source.part(found, 0, row)
-
-  def __iter__(self) -> Iterator[str]:
-    for name in self._source:
-      if '/layers/' in f'/{name}':
-        for row in range(self._source.info(name).shape[0]):
-          yield f'/{name}'.replace('/layers/', f'/layers_{row}/', 1)[1:]
-      else:
-        yield name
-
-  def __len__(self) -> int:
-    return sum(1 for _ in self)
-
-
 def write(
   directory: PathLike,
   config: Json,
@@ -245,7 +122,7 @@ def write(
   """Writes config.json and the weights of a map.
 
   Args:
-    directory: as for `save_t5`.
+    directory: to make; must not exist or be empty.
     config: the content of config.json.
     entries: the map.
     source: our parameters by the paths of the entries.
@@ -253,7 +130,8 @@ def write(
     on_tensor: called with the bytes of every tensor written.
 
   Raises:
-    FileExistsError, ValueError: as `save_t5`.
+    FileExistsError: there is something in the directory.
+    ValueError: the parameters do not fit the configuration.
   """
   tensors = _foreign_tensors(entries, source)
   with new_folder.creating(directory) as aside:

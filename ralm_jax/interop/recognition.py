@@ -11,6 +11,7 @@ from ralm_jax.checkpoints import specification
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.interop import huggingface, part as part_lib
 from ralm_jax.interop.files import weight_files
+from ralm_jax.interop.files.tensor_source import TensorSource
 from ralm_jax.interop.part import Part
 from ralm_jax.interop.run_source import RunSource
 from ralm_jax.interop.tensor_maps import Entry
@@ -154,7 +155,7 @@ def _run(path: str) -> Recognised:
       kind,
       model.reader_config,
       source,
-      _run_entries(source, 'reader/'),
+      own_entries(source, 'reader/'),
       vocabulary=spec.tokenizer.reader_vocabulary,
       text={name: text[name] for name in _READER_TEXT},
     )
@@ -169,7 +170,7 @@ def _run(path: str) -> Recognised:
       'bert',
       model.retriever_config,
       source,
-      _run_entries(source, prefix),
+      own_entries(source, prefix),
       pooling=model.pooling,
       normalize=model.normalize_embeddings,
       vocabulary=spec.tokenizer.retriever_vocabulary,
@@ -178,8 +179,8 @@ def _run(path: str) -> Recognised:
   return Recognised('run', parts, whole=True, spec=spec, model_fields={'reading': model.reading})
 
 
-def _run_entries(source: RunSource, prefix: str) -> list[Entry]:
-  """Our own tree below a prefix, layer by layer."""
+def own_entries(source: TensorSource, prefix: str = '') -> list[Entry]:
+  """The map of parameters of ours to themselves below a prefix, layer by layer."""
   entries = []
   for name in source:
     if not name.startswith(prefix):
@@ -188,12 +189,11 @@ def _run_entries(source: RunSource, prefix: str) -> list[Entry]:
     if '/layers/' not in f'/{path}':
       entries.append(Entry(path, name, shape))
       continue
-    for row in range(shape[0]):
-      entries.append(
-        Entry(
-          f'/{path}'.replace('/layers/', f'/layers_{row}/', 1)[1:], name, shape[1:], part=(0, row)
-        )
-      )
+    before, _, after = f'/{path}'.partition('/layers/')
+    entries += [
+      Entry(f'{before}/layers_{row}/{after}'[1:], name, shape[1:], part=(0, row))
+      for row in range(shape[0])
+    ]
   return entries
 
 
@@ -231,16 +231,12 @@ def _atlas(path: str, retriever_heads: int | None) -> Recognised:
   from ralm_jax.interop import atlas
 
   source = atlas.open_checkpoint(path)
-  # Its LayerNorm is the original's unless told otherwise.
-  model = atlas.describe(source, retriever_heads=retriever_heads)
-  entries: dict[str, list[Entry]] = {}
-  for side, entry in atlas.entries(source, model):
-    entries.setdefault(side, []).append(entry)
+  model = atlas.describe(source, retriever_heads)
   parts = {
-    side: Part('t5', model.reader_config, source, group, text=part_lib.ATLAS_TEXT)
+    side: Part('t5', model.reader_config, source, entries, text=part_lib.ATLAS_TEXT)
     if side == 'reader'
-    else Part('bert', model.retriever_config, source, group, pooling='mean')
-    for side, group in entries.items()
+    else Part('bert', model.retriever_config, source, entries, pooling='mean')
+    for side, entries in atlas.entries(model).items()
   }
   return Recognised(ATLAS, parts, whole=True)
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import os
-from typing import Any
 
 import numpy as np
-import tensorstore
 
 from ralm_jax.checkpoints import store as checkpoints
 from ralm_jax.checkpoints.store import Checkpoints
 from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
-
-PathLike = str | os.PathLike[str]
+from ralm_jax.interop.files.tensorstore_arrays import ArrayFolder
 
 
 class RunSource(TensorSource):
   """Tensors of MODEL_DIR/checkpoint_<step>, by path (`reader/encoder/…`)."""
 
-  def __init__(self, path: PathLike):
+  def __init__(self, path: str | os.PathLike[str]):
     """Finds the parameters; reads none.
 
     Args:
@@ -31,7 +28,6 @@ class RunSource(TensorSource):
     """
     self.directory, self.step = checkpoints.find(path)
     self.description = os.path.join(self.directory, f'checkpoint_{self.step}')
-    self._state = os.path.join(self.description, 'state')
     store = Checkpoints(self.directory, read_only=True)
     try:
       shapes = store.param_shapes(self.step)
@@ -39,56 +35,22 @@ class RunSource(TensorSource):
       store.close()
     if shapes is None:
       raise ValueError(f'{self.description} holds no parameters.')
-    self._shapes = shapes
-    self._opened: dict[str, Any] = {}
-
-  def _open(self, name: str) -> Any:
-    if name not in self._shapes:
-      raise KeyError(name)
-    if name not in self._opened:
-      key = '.'.join(['params', *name.split('/')])
-      try:
-        self._opened[name] = tensorstore.open(
-          {
-            'driver': 'zarr',
-            'kvstore': {
-              'driver': 'ocdbt',
-              'base': {'driver': 'file', 'path': self._state + '/'},
-              'path': key + '/',
-            },
-          },
-          open=True,
-          read=True,
-        ).result()
-      except Exception as e:
-        raise self._damaged(name, e) from e
-    return self._opened[name]
-
-  def _damaged(self, name: str, cause: Exception) -> ValueError:
-    return ValueError(
-      f'{self.description}: parameter {name} is missing or damaged ({str(cause)[:200]}).'
-    )
-
-  def _read(self, name: str, where: tuple[Any, ...]) -> np.ndarray:
-    store = self._open(name)
-    try:
-      return (store[where] if where else store).read().result()
-    except Exception as e:
-      raise self._damaged(name, e) from e
+    # Ours by the name that Orbax gives it in its database.
+    self._stored = {name: '.'.join(['params', *name.split('/')]) for name in shapes}
+    self._arrays = ArrayFolder(os.path.join(self.description, 'state'), self.description)
 
   def info(self, name: str) -> TensorInfo:
     # The store knows the dtype; its header is small.
-    store = self._open(name)
-    return TensorInfo(tuple(store.shape), np.dtype(store.dtype.numpy_dtype))
+    return self._arrays.info(self._stored[name])
 
   def part(self, name: str, axis: int, index: int) -> np.ndarray:
-    return self._read(name, (slice(None),) * axis + (index,))
+    return self._arrays.read(self._stored[name], (slice(None),) * axis + (index,))
 
   def __getitem__(self, name: str) -> np.ndarray:
-    return self._read(name, ())
+    return self._arrays.read(self._stored[name])
 
   def __iter__(self) -> Iterator[str]:
-    return iter(self._shapes)
+    return iter(self._stored)
 
   def __len__(self) -> int:
-    return len(self._shapes)
+    return len(self._stored)

@@ -182,16 +182,12 @@ def _parameters(leaves: dict[tuple[str, ...], Any], path: str) -> dict[str, Span
   )
 
 
-def t5_config(source: TensorSource, **overrides: Any) -> T5Config:
+def t5_config(source: TensorSource) -> T5Config:
   """The configuration that the tensors tell.
 
   T5X keeps it in gin files, so some of it is assumed: one activation means
   T5 1.0 (relu), a gated one T5 1.1 and its successors (gelu); the largest
   relative distance is 128.
-
-  Args:
-    source: of `open_checkpoint`.
-    **overrides: fields of T5Config to replace (`mlp_activations`, `dtype`, …).
 
   Raises:
     ValueError: the tensors are not those of a T5.
@@ -219,30 +215,21 @@ def t5_config(source: TensorSource, **overrides: Any) -> T5Config:
   gated = encoder.name(0, 'mlp/wi_0/kernel') in source
   wi = encoder.name(0, f'mlp/{"wi_0" if gated else "wi"}/kernel')
   return T5Config(
-    **{
-      **dict(
-        vocab_size=vocab_size,
-        emb_dim=emb_dim,
-        num_heads=num_heads,
-        head_dim=inner // num_heads,
-        mlp_dim=encoder.layer_shape(source, shape, wi)[-1],
-        num_encoder_layers=encoder.depth,
-        num_decoder_layers=stacks['decoder'].depth,
-        mlp_activations=('gelu', 'linear') if gated else ('relu',),
-        logits_via_embedding='decoder/logits_dense/kernel' not in source,
-        relative_attention_num_buckets=buckets,
-      ),
-      **overrides,
-    }
+    vocab_size=vocab_size,
+    emb_dim=emb_dim,
+    num_heads=num_heads,
+    head_dim=inner // num_heads,
+    mlp_dim=encoder.layer_shape(source, shape, wi)[-1],
+    num_encoder_layers=encoder.depth,
+    num_decoder_layers=stacks['decoder'].depth,
+    mlp_activations=('gelu', 'linear') if gated else ('relu',),
+    logits_via_embedding='decoder/logits_dense/kernel' not in source,
+    relative_attention_num_buckets=buckets,
   )
 
 
 def t5_entries(source: TensorSource, config: T5Config) -> list[Entry]:
   """The map from a checkpoint's tensors to our (unscanned) parameters.
-
-  Args:
-    source: of `open_checkpoint`.
-    config: of `t5_config`.
 
   Raises:
     ValueError: the layers have relative position tables of their own.

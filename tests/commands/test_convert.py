@@ -153,7 +153,9 @@ def test_rag_with_dpr(sources, tmp_path):
   towers = opened.params['retriever']
   assert_equal(towers['query_encoder'], huggingface.load_dpr(sources / 'question')[1])
   assert_equal(towers['passage_encoder'], huggingface.load_dpr(sources / 'context')[1])
-  assert_equal(opened.params['reader'], huggingface.load_rag(sources / 'rag').reader_params)
+  assert_equal(
+    opened.params['reader'], huggingface.open_rag(sources / 'rag').parts['reader'].read()
+  )
   convert(tmp_path / 'out', run, to_format='huggingface')
   assert sorted(os.listdir(tmp_path / 'out')) == ['passage_encoder', 'query_encoder', 'reader']
   assert_equal(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import os
 import pathlib
 import pickle
@@ -126,14 +127,12 @@ def write(path: pathlib.Path, state, **changes) -> pathlib.Path:
 
 
 def parts_of(source, model) -> dict:
-  grouped: dict = {}
-  for part, entry in atlas.entries(source, model):
-    grouped.setdefault(part, []).append(entry)
-  return {part: tensor_maps.read_all(source, some) for part, some in grouped.items()}
+  maps = atlas.entries(model)
+  return {part: tensor_maps.read_all(source, entries) for part, entries in maps.items()}
 
 
-def describe(source, **options):
-  return atlas.describe(source, retriever_heads=4, **options)
+def describe(source):
+  return atlas.describe(source, retriever_heads=4)
 
 
 def inputs(vocab_size, seed=0):
@@ -215,9 +214,10 @@ def test_the_other_layer_norm(tmp_path):
   source = atlas.open_checkpoint(
     write(tmp_path / 'model.pth.tar', state_of(reader_peer(), {'contriever': tower}))
   )
-  model = describe(source, second_moment_layer_norm=False)
+  model = describe(source)
+  config = dataclasses.replace(model.retriever_config, second_moment_layer_norm=False)
   tokens, mask = inputs(50)
-  found = DualEncoder(model.retriever_config).apply(
+  found = DualEncoder(config).apply(
     {'params': parts_of(source, model)['retriever']}, tokens, mask, method='encode_queries'
   )
   np.testing.assert_allclose(found, original_embeddings(tower, tokens, mask, False), atol=1e-4)
@@ -245,7 +245,7 @@ def test_every_tensor_is_used_or_a_copy(tmp_path):
   source = atlas.open_checkpoint(
     write(tmp_path / 'model.pth.tar', state_of(reader_peer(), {'contriever': retriever_peer()}))
   )
-  used = {entry.name for _, entry in atlas.entries(source, describe(source))}
+  used = {entry.name for some in atlas.entries(describe(source)).values() for entry in some}
   assert set(source) - used == {
     'reader.encoder.embed_tokens.weight',
     'reader.decoder.embed_tokens.weight',
@@ -254,30 +254,6 @@ def test_every_tensor_is_used_or_a_copy(tmp_path):
   np.testing.assert_array_equal(
     source['reader.decoder.embed_tokens.weight'], source['reader.shared.weight']
   )
-
-
-def test_two_names_of_one_tower(tmp_path):
-  tower = retriever_peer()
-  path = write(
-    tmp_path / 'model.pth.tar',
-    state_of(reader_peer(), {'query_contriever': tower, 'passage_contriever': tower}),
-  )
-  source = atlas.open_checkpoint(path)
-  assert not describe(source).tied
-  model = describe(source, tied=True)
-  parts = parts_of(source, model)
-  assert model.tied and set(parts) == {'reader', 'retriever'}
-  copies = atlas.copies(source, model)
-  assert set(copies) == {name for name in source if 'passage_contriever' in name}
-  other = write(
-    tmp_path / 'other.pth.tar',
-    state_of(
-      reader_peer(),
-      {'query_contriever': retriever_peer(1), 'passage_contriever': retriever_peer(2)},
-    ),
-  )
-  with pytest.raises(ValueError, match='differ, so the towers'):
-    describe(atlas.open_checkpoint(other), tied=True)
 
 
 def test_a_run_folder(tmp_path):
@@ -481,8 +457,6 @@ def test_what_is_missing(tmp_path):
   source = atlas.open_checkpoint(write(path, state))
   with pytest.raises(ValueError, match='retriever_heads'):
     atlas.describe(source)
-  with pytest.raises(ValueError, match='load it tied'):
-    describe(source, tied=False)
   name = 'reader.encoder.block.0.layer.0.SelfAttention.q.weight'
   kept = state.pop(name)
   with pytest.raises(ValueError, match=f"no tensor '{name}'"):

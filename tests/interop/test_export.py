@@ -2,6 +2,7 @@
 
 import os
 
+import flax.traverse_util
 import jax
 import numpy as np
 import pytest
@@ -13,10 +14,18 @@ import safetensors.numpy
 import torch
 
 from ralm_jax.files import new_folder
-from ralm_jax.interop import huggingface, huggingface_configs, huggingface_export, initial_weights
+from ralm_jax.interop import (
+  huggingface,
+  huggingface_configs,
+  huggingface_export,
+  initial_weights,
+  recognition,
+)
+from ralm_jax.interop.conversion_writers import PartSource
 from ralm_jax.interop.files import safetensors_file
 from ralm_jax.interop.files.safetensors_file import SafetensorsFile
-from ralm_jax.interop.files.tensor_source import TensorInfo
+from ralm_jax.interop.files.tensor_source import ArraySource, TensorInfo
+from ralm_jax.interop.part import Part
 from ralm_jax.models import fid
 from ralm_jax.models.dual_encoder import DualEncoder
 from ralm_jax.models.t5 import T5Config
@@ -29,6 +38,20 @@ def _assert_same_bytes(first, second):
   jax.tree.map(
     lambda a, b: np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32)), first, second
   )
+
+
+def _save(folder, config, params, kind, side='retriever', **options):
+  """A part as `ralm convert` has one of our parameters, written."""
+  source = ArraySource(flax.traverse_util.flatten_dict(params, sep='/'), 'the parameters')
+  part = Part(
+    kind,
+    config,
+    source,
+    recognition.own_entries(source),
+    pooling='cls' if side.endswith('encoder') else None,
+  )
+  raw, entries = huggingface_export.export_map(side, part)
+  huggingface_export.write(folder, raw, entries, PartSource(part), **options)
 
 
 def _scan(params):
@@ -49,9 +72,7 @@ def test_readers_there_and_back(name, scan, tmp_path):
   make().save_pretrained(tmp_path / 'theirs')
   load = getattr(huggingface, f'load_{short}')
   config, params = load(tmp_path / 'theirs')
-  getattr(huggingface_export, f'save_{short}')(
-    tmp_path / 'ours', config, _scan(params) if scan else params
-  )
+  _save(tmp_path / 'ours', config, _scan(params) if scan else params, short)
   again, params_again = load(tmp_path / 'ours')
   assert again == config
   assert config.__dict__.get('logits_via_embedding', True) == (name != 't5_1.1')
@@ -82,14 +103,13 @@ def test_readers_there_and_back(name, scan, tmp_path):
 def test_encoders_there_and_back(kind, pooling, tmp_path):
   if kind == 'bert':
     folders.bert().save_pretrained(tmp_path / 'theirs')
-    load, save, architecture = (huggingface.load_bert, huggingface_export.save_bert, 'BertModel')
+    load, architecture = huggingface.load_bert, 'BertModel'
   else:
     name = 'Question' if kind == 'query_encoder' else 'Context'
     folders.dpr(name, projection_dim=6).save_pretrained(tmp_path / 'theirs')
     load, architecture = huggingface.load_dpr, f'DPR{name}Encoder'
-    save = lambda *args: huggingface_export.save_dpr(*args, side=kind)
   config, params = load(tmp_path / 'theirs')
-  save(tmp_path / 'ours', config, initial_weights.stack_layers(params))
+  _save(tmp_path / 'ours', config, initial_weights.stack_layers(params), 'bert', side=kind)
   again, params_again = load(tmp_path / 'ours')
   assert again == config
   _assert_same_bytes(params, params_again)
@@ -118,7 +138,7 @@ def test_outputs_are_scaled_where_the_head_is_tied(tied):
 def test_shards_are_small_and_whole(tmp_path):
   folders.t5().save_pretrained(tmp_path / 'theirs')
   config, params = huggingface.load_t5(tmp_path / 'theirs')
-  huggingface_export.save_t5(tmp_path / 'ours', config, params, max_shard_bytes=5000)
+  _save(tmp_path / 'ours', config, params, 't5', max_shard_bytes=5000)
   files = sorted((tmp_path / 'ours').glob('model-*-of-*.safetensors'))
   assert len(files) > 3
   assert all(file.stat().st_size < 5000 + 4000 for file in files)
@@ -132,15 +152,15 @@ def test_shards_are_small_and_whole(tmp_path):
 def test_what_hugging_face_does_not_have(tmp_path):
   folders.dpr(projection_dim=6).save_pretrained(tmp_path / 'dpr')
   config, params = huggingface.load_dpr(tmp_path / 'dpr')
-  with pytest.raises(ValueError, match='save_dpr'):
-    huggingface_export.save_bert(tmp_path / 'out', config, params)
+  with pytest.raises(ValueError, match='write it as DPR'):
+    huggingface_export.bert_map(config)
   config, params = huggingface.load_dpr(tmp_path / 'dpr', second_moment_layer_norm=True)
   with pytest.raises(ValueError, match='no Hugging Face class'):
-    huggingface_export.save_dpr(tmp_path / 'out', config, params)
+    _save(tmp_path / 'out', config, params, 'bert', side='query_encoder')
   folders.t5().save_pretrained(tmp_path / 't5')
   config, params = huggingface.load_t5(tmp_path / 't5', mlp_activations=('silu', 'gelu'))
   with pytest.raises(ValueError, match='T5Config.mlp_activations .* has no name'):
-    huggingface_export.save_t5(tmp_path / 'out', config, params)
+    _save(tmp_path / 'out', config, params, 't5')
   assert not (tmp_path / 'out').exists()
 
 
@@ -149,14 +169,14 @@ def test_parameters_of_another_model(tmp_path):
   config, params = huggingface.load_t5(tmp_path / 't5')
   del params['decoder']['layers_1']
   with pytest.raises(ValueError, match='no parameter decoder/layers_1/'):
-    huggingface_export.save_t5(tmp_path / 'out', config, params)
+    _save(tmp_path / 'out', config, params, 't5')
   config, params = huggingface.load_t5(tmp_path / 't5')
   params['encoder']['adapter'] = np.zeros(3, np.float32)
   with pytest.raises(ValueError, match='encoder/adapter has no place'):
-    huggingface_export.save_t5(tmp_path / 'out', config, params)
+    _save(tmp_path / 'out', config, params, 't5')
   params['token_embedder']['embedding'] = np.zeros((3, 16), np.float32)
   with pytest.raises(ValueError, match=r'has shape \(3, 16\), expected \(64, 16\)'):
-    huggingface_export.save_t5(tmp_path / 'out', config, params)
+    _save(tmp_path / 'out', config, params, 't5')
 
 
 def test_safetensors_are_those_of_the_library(tmp_path):

@@ -96,7 +96,7 @@ def test_dpr_embeddings(kind, projection, tmp_path):
 @pytest.mark.parametrize('normalize', [False, True])
 def test_sentence_transformer_embeddings(pooling, normalize, tmp_path):
   peer = folders.sentence_transformer(tmp_path, pooling, normalize)
-  config, params, ours, normalizes = huggingface.load_sentence_transformer(tmp_path)
+  part = huggingface.open_sentence_transformer(tmp_path)
   tokens, mask = folders.batch()
   with torch.no_grad():
     hidden = peer(folders.long(tokens), folders.long(mask)).last_hidden_state
@@ -106,41 +106,41 @@ def test_sentence_transformer_embeddings(pooling, normalize, tmp_path):
     pooled = (hidden * weights).sum(1) / weights.sum(1)
   if normalize:
     pooled = torch.nn.functional.normalize(pooled, dim=1)
-  encoder = DualEncoder(config, pooling=ours, normalize=normalizes)
-  actual = encoder.apply({'params': params}, tokens, mask, method='encode_passages')
+  encoder = DualEncoder(part.config, pooling=part.pooling, normalize=part.normalize)
+  actual = encoder.apply({'params': part.read()}, tokens, mask, method='encode_passages')
   np.testing.assert_allclose(actual, pooled, **TOLERANCE)
 
 
 def test_modules_that_we_do_not_have(tmp_path):
   folders.sentence_transformer(tmp_path, 'max_tokens')
   with pytest.raises(ValueError, match=r"1_Pooling.config.json: pooling \['max_tokens"):
-    huggingface.load_sentence_transformer(tmp_path)
+    huggingface.open_sentence_transformer(tmp_path)
   folders.sentence_transformer(tmp_path, modules=['Transformer', 'Pooling', 'Dense'])
   with pytest.raises(ValueError, match=r"modules.json: module '.*Dense'"):
-    huggingface.load_sentence_transformer(tmp_path)
+    huggingface.open_sentence_transformer(tmp_path)
 
 
 @pytest.mark.parametrize('kind, generator', [('Token', folders.bart), ('Sequence', folders.t5)])
 def test_rag(kind, generator, tmp_path):
   peer = folders.rag(kind, generator())
   peer.save_pretrained(tmp_path)
-  loaded = huggingface.load_rag(tmp_path)
+  loaded = huggingface.open_rag(tmp_path)
   assert loaded.marginalization == kind.lower()
-  assert loaded.n_passages == 2 and loaded.passage_encoder_params is None
+  assert loaded.n_passages == 2 and 'passage_encoder' not in loaded.parts
   tokens, mask = folders.batch()
   targets, _ = folders.batch(length=5)
-  actual = fid.make_reader(loaded.reader_config).apply(
-    {'params': loaded.reader_params}, tokens[:, None], mask[:, None], targets
+  reader = loaded.parts['reader']
+  actual = fid.make_reader(reader.config).apply(
+    {'params': reader.read()}, tokens[:, None], mask[:, None], targets
   )
   np.testing.assert_allclose(
     actual, _reader_logits(peer.rag.generator, tokens, mask, targets), **TOLERANCE
   )
   with torch.no_grad():
     expected = peer.rag.question_encoder(folders.long(tokens), folders.long(mask)).pooler_output
-  encoder = DualEncoder(loaded.retriever_config, pooling='cls')
-  actual = encoder.apply(
-    {'params': loaded.query_encoder_params}, tokens, mask, method='encode_queries'
-  )
+  tower = loaded.parts['query_encoder']
+  encoder = DualEncoder(tower.config, pooling='cls')
+  actual = encoder.apply({'params': tower.read()}, tokens, mask, method='encode_queries')
   np.testing.assert_allclose(actual, expected, **TOLERANCE)
 
 
@@ -151,9 +151,9 @@ def test_rag_with_a_context_encoder(tmp_path):
   peer.save_pretrained(tmp_path / 'rag')
   context.save_pretrained(tmp_path / 'context')
   _, expected = huggingface.load_dpr(tmp_path / 'context')
-  loaded = huggingface.load_rag(tmp_path / 'rag')
-  assert _equal(loaded.passage_encoder_params, expected)
-  assert not _equal(loaded.query_encoder_params, expected)
+  loaded = huggingface.open_rag(tmp_path / 'rag')
+  assert _equal(loaded.parts['passage_encoder'].read(), expected)
+  assert not _equal(loaded.parts['query_encoder'].read(), expected)
 
 
 def test_old_names_of_norms(tmp_path):

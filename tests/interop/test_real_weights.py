@@ -47,12 +47,12 @@ def test_embeddings_of_real_passages_are_pytorch_s(folder, shared_data):
     expected = torch.nn.functional.normalize(
       (hidden * weights).sum(1) / weights.sum(1), dim=-1
     ).numpy()
-  loaded = huggingface.load_sentence_transformer(folder)
+  loaded = huggingface.open_sentence_transformer(folder)
   assert (loaded.pooling, loaded.normalize) == ('mean', True)
   encoder = dual_encoder.DualEncoder(
     loaded.config, pooling=loaded.pooling, normalize=loaded.normalize
   )
-  embeddings = encoder.apply({'params': loaded.params}, tokens, mask, method='encode_passages')
+  embeddings = encoder.apply({'params': loaded.read()}, tokens, mask, method='encode_passages')
   np.testing.assert_allclose(embeddings, expected, atol=1e-4)
   # Real weights: passages differ, and are of unit length.
   assert np.std(embeddings @ embeddings.T) > 0.05

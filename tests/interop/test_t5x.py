@@ -132,9 +132,9 @@ def write_native(folder, target: dict, driver='gfile', version=3, old=False):
   return folder
 
 
-def loaded(path, **overrides):
+def loaded(path):
   source = t5x.open_checkpoint(path)
-  config = t5x.t5_config(source, **overrides)
+  config = t5x.t5_config(source)
   return config, tensor_maps.read_all(source, t5x.t5_entries(source, config))
 
 
@@ -519,10 +519,3 @@ def test_another_architecture(tmp_path):
   write_legacy(path, params)
   with pytest.raises(ValueError, match="no tensor 'decoder/layers_1/mlp/wo/kernel'"):
     loaded(path)
-
-
-def test_overrides(tmp_path):
-  path = write_legacy(tmp_path / 'c', as_t5x(random_params(CONFIG)))
-  config, _ = loaded(path, mlp_activations=('silu', 'linear'), dtype='bfloat16')
-  assert config.mlp_activations == ('silu', 'linear')
-  assert config.dtype == 'bfloat16'
