@@ -44,9 +44,7 @@ class AtlasModel:
   """What an Atlas checkpoint holds.
 
   Attributes:
-    reader_config: of the FiD reader.
     retriever_config: of the towers; None in a closed-book checkpoint.
-    tied: one tower for queries and passages.
   """
 
   reader_config: T5Config
@@ -151,7 +149,6 @@ def describe(source: TensorSource, retriever_heads: int | None = None) -> AtlasM
   one T5 1.1 or lm-adapt (gelu).
 
   Args:
-    source: of `open_checkpoint`.
     retriever_heads: None for heads of size 64, as in every BERT of Google's.
 
   Raises:

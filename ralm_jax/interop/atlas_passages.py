@@ -34,7 +34,6 @@ class Shard:
   """A file of passages.
 
   Attributes:
-    path: the file.
     rows: how many passages it must hold.
   """
 
@@ -59,15 +58,9 @@ def build_corpus(
   is finished and intact.
 
   Args:
-    shards: in order.
-    output: the corpus folder.
-    reader_vocabulary: file or object.
-    retriever_vocabulary: file or object.
     own_ids: False names each passage by its row.
     n_workers: processes; None for one a core. Scripts need
       `if __name__ == '__main__'`.
-    shard_size: passages a shard of the corpus.
-    progress: show a progress bar.
 
   Raises:
     FileExistsError: the folder holds a finished corpus of something else.
@@ -75,7 +68,7 @@ def build_corpus(
       passage, or an id that repeats.
   """
   loaded = {
-    role: v if isinstance(v, Vocabulary) else vocabularies.load_vocabulary(v)
+    role: v if isinstance(v, Vocabulary) else vocabularies.load_vocabulary(os.fspath(v))
     for role, v in (('reader', reader_vocabulary), ('retriever', retriever_vocabulary))
   }
   settings = Settings(

@@ -30,7 +30,6 @@ class Gathered:
   """The parts of a conversion, of one checkpoint or of several.
 
   Attributes:
-    parts: by side.
     sources: (path, what it is), in the order given.
     leftovers: (path, tensor), of every checkpoint.
     spec: of a run of ours, where that is what is converted.
@@ -75,7 +74,6 @@ def gather(
   Args:
     sources: (side or None, path); what a side is named for wins over what a
       whole model brings.
-    retriever_heads: of an Atlas checkpoint, which does not say.
 
   Raises:
     FileNotFoundError, ValueError: as `recognition.recognise`, or when two
@@ -90,13 +88,12 @@ def gather(
       '--retriever_heads is of Atlas checkpoints, which do not say it; found '
       f'{", ".join(one.format for one in found)}. Leave it out.'
     )
-  found = list(zip((path for _, path in sources), found))
   leftovers: list[tuple[str, Leftover]] = []
-  spec, fields, run_source = None, {}, None
+  spec: Specification | None = None
+  fields: dict[str, Any] = {}
+  run_source = None
   # Whole models first, so that what is named replaces their parts.
-  for (side, path), (_, one) in sorted(
-    zip(sources, found), key=lambda item: item[0][0] is not None
-  ):
+  for (side, path), one in sorted(zip(sources, found), key=lambda item: item[0][0] is not None):
     if side == 'reader':
       fields = {}  # They were those of the reader that it replaces.
     fields |= one.model_fields
@@ -109,23 +106,29 @@ def gather(
       if side is not None:
         named.add(name)
     leftovers += [(path, left) for left in part_lib.leftovers(one.claimed)]
-  towers = [s for s in ('query_encoder', 'passage_encoder') if s in parts]
-  if 'retriever' in parts and towers:
-    if 'retriever' in named and any(tower in named for tower in towers):
-      raise ValueError(
-        'retriever= is one tower for queries and passages; give it, or '
-        'query_encoder= and passage_encoder=.'
-      )
-    # What is named replaces what a whole model brings.
-    if 'retriever' in named:
-      for tower in towers:
-        del parts[tower]
-    else:
-      shared = parts.pop('retriever')
-      for tower in ('query_encoder', 'passage_encoder'):
-        parts.setdefault(tower, shared)
+  _choose_towers(parts, named)
   foreign = frozenset(side for side, part in parts.items() if part.source is not run_source)
-  return Gathered(parts, found, leftovers, spec, fields, foreign)
+  recognised = [(path, one) for (_, path), one in zip(sources, found)]
+  return Gathered(parts, recognised, leftovers, spec, fields, foreign)
+
+
+def _choose_towers(parts: dict[str, Part], named: set[str]) -> None:
+  """Leaves one tower or two: what is named replaces what a whole model brings."""
+  towers = [s for s in ('query_encoder', 'passage_encoder') if s in parts]
+  if 'retriever' not in parts or not towers:
+    return
+  if 'retriever' in named and any(tower in named for tower in towers):
+    raise ValueError(
+      'retriever= is one tower for queries and passages; give it, or '
+      'query_encoder= and passage_encoder=.'
+    )
+  if 'retriever' in named:
+    for tower in towers:
+      del parts[tower]
+  else:
+    shared = parts.pop('retriever')
+    for tower in ('query_encoder', 'passage_encoder'):
+      parts.setdefault(tower, shared)
 
 
 def configure(
@@ -155,9 +158,7 @@ def make_model(
   """The model of the parts.
 
   Args:
-    gathered: with a reader and a retriever.
     reading: as `RetrievalLM.reading`; None for what the checkpoints say.
-    allow_missing: one of two towers may be missing.
 
   Raises:
     ValueError: a part is missing, or the towers differ.
@@ -241,7 +242,7 @@ def make_text(gathered: Gathered, overrides: Mapping[str, Any]) -> TextConfig:
   fields: dict[str, Any] = {}
   if gathered.spec is not None:
     fields = dataclasses.asdict(gathered.spec.text)
-    _drop_formats(gathered, fields)
+    _drop_formats(gathered, gathered.spec, fields)
   if reader.kind == 'bart' and any(part.side for part in encoders.values()):
     fields['n_passages'] = 5  # As RAG was trained.
   # What the run says of one tower wins over what a new one brings.
@@ -250,9 +251,9 @@ def make_text(gathered: Gathered, overrides: Mapping[str, Any]) -> TextConfig:
   return TextConfig(**{**fields, **reader.text, **overrides})
 
 
-def _drop_formats(gathered: Gathered, fields: dict[str, Any]) -> None:
+def _drop_formats(gathered: Gathered, spec: Specification, fields: dict[str, Any]) -> None:
   """Leaves out formats of a run that belong to what has been replaced."""
-  before = 'bart' if isinstance(gathered.spec.model.reader_config, BartConfig) else 't5'
+  before = 'bart' if isinstance(spec.model.reader_config, BartConfig) else 't5'
   if gathered.parts['reader'].kind != before:
     for name in ('question_format', 'target_format', 'reader_format'):
       del fields[name]
@@ -263,13 +264,7 @@ def _drop_formats(gathered: Gathered, fields: dict[str, Any]) -> None:
 
 
 def find_vocabulary(gathered: Gathered, module: str, path: str | None = None) -> Vocabulary | None:
-  """The vocabulary of the reader or the retriever; None where none is found.
-
-  Args:
-    gathered: the parts.
-    module: 'reader' or 'retriever'.
-    path: of the file, where it is given.
-  """
+  """The vocabulary of the reader or the retriever; None where none is found."""
   if path is not None:
     return vocabularies.load_vocabulary(path)
   parts = (
@@ -301,12 +296,6 @@ def make_specification(
   gathered: Gathered, model: RetrievalLM, text: TextConfig, files: Mapping[str, str | None]
 ) -> Specification:
   """The whole of a run folder but its weights.
-
-  Args:
-    gathered: the parts.
-    model: of them.
-    text: of them.
-    files: of the vocabularies of 'reader' and 'retriever', where they are given.
 
   Raises:
     ValueError: a vocabulary is not found, or does not fit its model.

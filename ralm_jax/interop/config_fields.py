@@ -13,8 +13,6 @@ def whole_number(
   """A whole number; null is as good as absent.
 
   Args:
-    raw: the object.
-    name: of the field.
     where: names the object in errors (a path).
     default: where it is absent; None makes it an error.
     least: smallest that is taken.

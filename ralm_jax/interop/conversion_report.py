@@ -16,8 +16,6 @@ def report(gathered: Gathered, to_format: str, *, every_tensor: bool) -> Iterato
   """Lines that say what maps where and what does not.
 
   Args:
-    gathered: the parts.
-    to_format: 'run' for our names of what is made, 'huggingface' for theirs.
     every_tensor: list all, not only what is missing or left over.
   """
   for path, found in gathered.sources:

@@ -32,13 +32,6 @@ def write_run(
 ) -> None:
   """Writes MODEL_DIR with checkpoint_0, model.json and the vocabularies.
 
-  Args:
-    directory: to make; must not exist or be empty.
-    gathered: checked parts.
-    spec: the model with its texts.
-    seed: of the parameters that are missing.
-    progress: show a bar.
-
   Raises:
     FileExistsError: there is something in the directory.
     ValueError: a tensor cannot be read, or the parts are not all of the model.
@@ -132,12 +125,14 @@ def _pieces(
 
   def read() -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
     if rows is None:
+      assert initial is not None
       yield (), initial
       done(initial.nbytes)
       return
     for row, target in rows.items():
       index = () if row is None else (row,)
       if target.missing:
+        assert initial is not None
         array = initial[index]
       else:
         array = tensor_maps.read(target.part.source, target.entry, np.dtype(leaf.dtype), copy=False)
@@ -183,14 +178,8 @@ def write_huggingface(
   project as DPR, the rest as BERT.
 
   Args:
-    directory: to make; must not exist or be empty.
     gathered: checked parts, none of their tensors missing.
     found_vocabularies: of 'reader' and 'retriever', where known.
-    max_shard_bytes: of one file.
-    progress: show a bar.
-
-  Returns:
-    The folders' names.
 
   Raises:
     FileExistsError: there is something in the directory.

@@ -80,7 +80,6 @@ class Report:
   """What a conversion has done, or would do.
 
   Attributes:
-    lines: for people.
     failure: why it would fail, after a dry run; None where it would not.
   """
 
@@ -104,13 +103,8 @@ def convert(
   Args:
     sources: (side or None, path), see `recognition.SIDES`.
     to: folder to make; must not exist or be empty. None with `dry_run` only.
-    to_format: one of FORMATS.
-    overrides: see there.
-    checks: see there.
     dry_run: write nothing; the report lists every tensor and says whether the
       conversion would fail.
-    max_shard_bytes: of one Hugging Face file.
-    progress: show bars.
 
   Raises:
     FileExistsError: there is something at `to`.

@@ -36,13 +36,7 @@ PathLike = str | os.PathLike[str]
 
 @dataclasses.dataclass(frozen=True)
 class ConvertedIndex:
-  """What a conversion made.
-
-  Attributes:
-    generation: its number in the index.
-    passages: in the index.
-    dim: of the embeddings.
-  """
+  """What a conversion made."""
 
   generation: int
   passages: int
@@ -71,16 +65,10 @@ def convert_atlas_index(
   Args:
     directory: with `embeddings.{i}.pt` (float16 [dim, n]) and `passages.{i}.pt`
       (a pickled list of dicts), i from 0.
-    corpus_directory: the CORPUS folder to make.
-    index_directory: the INDEX folder to make.
-    reader_vocabulary: file or object; tokenises for the reader.
-    retriever_vocabulary: file or object; tokenises for the retriever.
     options: of the FAISS index; Atlas's own (`*.faiss`) is not read.
     own_ids: keep the ids of the passages. False names each by its row, for
       folders whose ids are missing or repeat.
     n_workers: processes that tokenise; None for one a core.
-    shard_size: passages a shard of the corpus.
-    progress: show progress bars.
 
   Raises:
     FileNotFoundError: a file is missing.
@@ -137,15 +125,11 @@ def convert_embeddings(
   Args:
     files: paths or globs of Contriever's (`passages_00`: a pickled pair of ids
       and array [n, dim]) or DPR's (a pickled list of (id, vector)).
-    corpus: the CORPUS folder that has the passages.
-    index_directory: the INDEX folder to make.
-    options: of the FAISS index.
     id_prefix: what the ids in the files begin with and those of the corpus do
       not (DPR's `wiki:`).
     allow_missing: passages of the corpus may have no embedding; no search
       finds them.
     allow_unused: embeddings whose id the corpus does not have are left out.
-    progress: show a progress bar.
 
   Raises:
     FileNotFoundError: a file is missing.
@@ -156,7 +140,7 @@ def convert_embeddings(
   """
   paths = input_files.expand_inputs(files)
   _check_empty(index_directory)
-  store = PassageStore.open(corpus)
+  store = PassageStore.open(os.fspath(corpus))
   finder = RowFinder(store, id_prefix, allow_unused)
 
   def embeddings() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

@@ -64,9 +64,7 @@ class _Model:
   """A model in a folder, or a part of one.
 
   Attributes:
-    raw: its configuration.
     where: names that in errors.
-    source: of its tensors.
     folders: where its vocabulary may lie.
     prefix: of its tensors.
   """

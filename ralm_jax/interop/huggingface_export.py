@@ -122,12 +122,7 @@ def write(
   """Writes config.json and the weights of a map.
 
   Args:
-    directory: to make; must not exist or be empty.
-    config: the content of config.json.
-    entries: the map.
     source: our parameters by the paths of the entries.
-    max_shard_bytes: of one file.
-    on_tensor: called with the bytes of every tensor written.
 
   Raises:
     FileExistsError: there is something in the directory.

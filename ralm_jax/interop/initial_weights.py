@@ -34,19 +34,17 @@ def from_huggingface(
   """Parameters of a RetrievalLM from Hugging Face folders.
 
   Args:
-    reader: T5, BART or RAG folder.
     retriever: BERT, Contriever, sentence-transformers or DPR folder, for one
       tower or for both.
     scan_layers: the model scans its layers (gin: SCAN_LAYERS).
     tied_retriever: one tower for both sides; else both start from `retriever`.
     query_encoder: folder of a tower of its own, in place of `retriever`.
-    passage_encoder: folder of the other one.
 
   Raises:
     FileNotFoundError, ValueError: as the loaders of `huggingface`.
   """
   towers = {'query_encoder': query_encoder, 'passage_encoder': passage_encoder}
-  needed = {'reader': reader}
+  needed: dict[str, str | None] = {'reader': reader}
   if any(towers.values()):
     if retriever or tied_retriever:
       raise ValueError(
@@ -56,6 +54,7 @@ def from_huggingface(
     needed |= towers
   else:
     needed['retriever'] = retriever
+  folders: dict[str, str] = {}
   for name, folder in needed.items():
     if not folder:
       raise ValueError(
@@ -63,10 +62,10 @@ def from_huggingface(
         '(gin: READER_WEIGHTS, RETRIEVER_WEIGHTS), or INITIAL_PARAMS = None '
         'to start from random weights.'
       )
-  params: Params = {}
-  for side, folder in needed.items():
-    part = recognition.recognise(folder, side).parts[side]
-    params[side] = part.read()
+    folders[name] = folder
+  params: Params = {
+    side: recognition.recognise(folder, side).parts[side].read() for side, folder in folders.items()
+  }
   if scan_layers:
     for stack in ('encoder', 'decoder'):
       params['reader'][stack] = stack_layers(params['reader'][stack])

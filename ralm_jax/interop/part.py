@@ -33,9 +33,6 @@ class Part:
   """One module's worth of a foreign checkpoint.
 
   Attributes:
-    kind: 't5', 'bart' or 'bert'.
-    config: T5Config, BartConfig or BertConfig.
-    source: of its tensors.
     entries: which of them are which parameters.
     pooling: of an encoder, where the checkpoint says ('mean', 'cls').
     normalize: an encoder's embeddings are scaled to unit length.
@@ -66,7 +63,6 @@ class Leftover:
   """A foreign tensor that no parameter of ours comes from.
 
   Attributes:
-    name: of the tensor.
     reason: why nothing is lost without it; None where something may be.
   """
 
@@ -92,11 +88,7 @@ _COPIES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight', 'lm_hea
 
 
 def leftovers(parts: Iterable[Part]) -> list[Leftover]:
-  """The tensors of one checkpoint that are in none of its parts.
-
-  Args:
-    parts: all that the checkpoint has.
-  """
+  """The tensors of one checkpoint that are in none of its parts."""
   parts = list(parts)
   used = {entry.name for part in parts for entry in part.entries}
   found: dict[str, Leftover] = {}

@@ -69,9 +69,7 @@ def recognise(
   """Finds the models at a path; reads (almost) no weights.
 
   Args:
-    path: a file or folder.
     as_side: the side that it is wanted for, where that is known.
-    retriever_heads: of an Atlas checkpoint, which does not say.
 
   Raises:
     FileNotFoundError: there is nothing.

@@ -30,8 +30,6 @@ class LazyParameter:
   """A parameter that is not read yet.
 
   Attributes:
-    shape: of the parameter.
-    dtype: of the parameter.
     pieces: reads it: (index, array) pairs that cover it, where index selects
       a part of it, such as one layer of a scanned stack, or is ().
   """
@@ -58,7 +56,7 @@ class LazyParameterHandler(ocp.type_handlers.NumpyHandler):
 
   def __init__(self):
     super().__init__(deepcopy_host_arrays=False)
-    self._turn: asyncio.Lock | None = None
+    self._turn = asyncio.Lock()
 
   async def serialize(
     self,
@@ -97,12 +95,6 @@ def save(
   model_dir: str | os.PathLike[str], params: Any, metadata: Mapping[str, Any], step: int = 0
 ) -> None:
   """Writes MODEL_DIR/checkpoint_<step> as `training.checkpoints` does.
-
-  Args:
-    model_dir: a run folder.
-    params: tree of LazyParameter and arrays.
-    metadata: JSON values.
-    step: of the checkpoint.
 
   Raises:
     ValueError: whatever reading a parameter raised.

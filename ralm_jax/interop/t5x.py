@@ -259,8 +259,6 @@ class _Layers:
   """How a stack keeps its layers.
 
   Attributes:
-    stack: 'encoder' or 'decoder'.
-    depth: number of layers.
     axis: along which they are stacked; None where each has its own tensors.
   """
 

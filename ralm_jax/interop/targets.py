@@ -21,9 +21,6 @@ class Target:
   """Where one entry goes.
 
   Attributes:
-    side: of the part.
-    part: that it is of.
-    entry: in the foreign checkpoint.
     path: of our parameter (`reader/encoder/layers/…`).
     row: of a scanned stack; None where the parameter is of one layer.
   """

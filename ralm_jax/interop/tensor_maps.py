@@ -84,13 +84,7 @@ def read(
   """The parameter of one entry, in our layout.
 
   Args:
-    source: with the tensor.
-    entry: which and where.
-    dtype: of the result.
     copy: never give back what the source may still hold (a mapped file).
-
-  Returns:
-    A contiguous array of `entry.shape`.
 
   Raises:
     ValueError: the tensor is missing or of another shape.
@@ -240,7 +234,6 @@ def bart_entries(config: BartConfig, prefix: str = '', model_prefix: str = 'mode
   """The map of a BART.
 
   Args:
-    config: of the model.
     prefix: of all foreign names (`generator.`).
     model_prefix: behind it, of all but `final_logits_bias`; '' in checkpoints
       of the bare BartModel.

@@ -17,7 +17,7 @@ import os
 import pathlib
 import stat
 import tarfile
-from typing import BinaryIO
+from typing import IO, Any, Self
 import zipfile
 import zlib
 
@@ -26,14 +26,16 @@ from ralm_jax.files import progress as progress_lib
 # Far above any benchmark's, far below what an archive can be made to claim.
 MAX_BYTES = 64 << 30
 _TAR = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz')
-_SINGLE: dict[str, Callable[..., BinaryIO]] = {'.gz': gzip.open, '.bz2': bz2.open}
+_SINGLE: dict[str, Callable[..., Any]] = {'.gz': gzip.open, '.bz2': bz2.open}
 # By content: how a compressed file begins.
-_BEGINNINGS: dict[bytes, Callable[..., BinaryIO]] = {
+_BEGINNINGS: dict[bytes, Callable[..., Any]] = {
   b'\x1f\x8b': gzip.open,
   b'BZh': bz2.open,
   b'\xfd7zXZ\0': lzma.open,
 }
 _CHUNK = 1 << 20
+# What its reader raises there; without a name in the stubs.
+_END: type[Exception] = vars(tarfile)['EOFHeaderError']
 
 
 def is_archive(path: str) -> bool:
@@ -52,14 +54,7 @@ def extract(
   """Writes an archive's files.
 
   Args:
-    archive: a tar (compressed or not) or a zip.
     folder: to write into, under the names that the archive has.
-    wanted: whether a file is to be taken, by its name with folders.
-    max_bytes: of all files together.
-    progress: show a bar.
-
-  Returns:
-    Paths of the files written, as ordered in the archive.
 
   Raises:
     ValueError: the archive is damaged, has a file that would lie outside of the
@@ -117,16 +112,16 @@ class _Header(tarfile.TarInfo):
   """
 
   @classmethod
-  def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+  def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
     try:
       return super().fromtarfile(archive)
-    except tarfile.EOFHeaderError:
+    except _END:
       raise  # A block of zeros, which is how an archive ends.
     except (tarfile.HeaderError, ValueError) as e:
       raise tarfile.ReadError(str(e)) from e
 
 
-def _tar_members(path: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
+def _tar_members(path: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, IO[bytes]]]:
   with open(path, 'rb') as raw:
     beginning = raw.read(max(map(len, _BEGINNINGS)))
   opened = next(
@@ -148,7 +143,7 @@ def _tar_members(path: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str
         raise tarfile.ReadError('it goes on behind its end')
 
 
-def _zip_members(path: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, BinaryIO]]:
+def _zip_members(path: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, IO[bytes]]]:
   with zipfile.ZipFile(path) as archive:
     for member in archive.infolist():
       link = stat.S_ISLNK(member.external_attr >> 16)
@@ -171,7 +166,7 @@ def _inside(folder: str, name: str, archive: str) -> str:
   return os.path.join(os.path.abspath(folder), *parts)
 
 
-def _copy(content: BinaryIO, path: str, left: int, archive: str, max_bytes: int) -> int:
+def _copy(content: IO[bytes], path: str, left: int, archive: str, max_bytes: int) -> int:
   size = 0
   with open(path, 'xb') as file:
     while chunk := content.read(_CHUNK):

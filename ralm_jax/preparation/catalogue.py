@@ -360,10 +360,6 @@ for _benchmark in _ALL:
 def find(name: str, variant: str | None = None) -> Benchmark:
   """A benchmark by name.
 
-  Args:
-    name: of `BENCHMARKS`.
-    variant: None for the default one.
-
   Raises:
     ValueError: there is no such benchmark, or no such variant of it.
   """

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import email.message
 import http.client
 import json
 import logging
@@ -72,8 +73,6 @@ def fetch(
     sha256: that it must have; None for what an earlier download had, if any.
     size: in bytes that it must have; None for any.
     by_hand: where else to get the file and how to pass it, for errors.
-    patience: how long to try.
-    progress: show a bar.
 
   Raises:
     FileNotFoundError: every address refuses the file, or has another thing.
@@ -227,8 +226,8 @@ def _connect(
   except urllib.error.HTTPError as e:
     with e:
       if e.code == 416 and start:
-        total = _CONTENT_RANGE.fullmatch(e.headers.get('Content-Range') or '')
-        if total and total[3] == str(start) and size in (None, start):
+        said = _CONTENT_RANGE.fullmatch(e.headers.get('Content-Range') or '')
+        if said and said[3] == str(start) and size in (None, start):
           return start  # All of it was there already.
         _forget(partial)
         raise _Passing('has another file now') from e
@@ -241,11 +240,11 @@ def _connect(
     raise _Passing(f'cannot be reached ({e or type(e).__name__})') from e
   with response:
     total = _total(response, start)
-    if response.status != 206:
-      start = 0
-    elif total is None:
+    if total is None:
       _forget(partial)
       raise _Passing('answers with another part of the file')
+    if response.status != 206:
+      start = 0
     _check_kind(response, address)
     if size is not None:
       if total not in (-1, size):
@@ -319,7 +318,7 @@ def _check_kind(response: http.client.HTTPResponse, address: str) -> None:
     )
 
 
-def _retry_after(headers: http.client.HTTPMessage) -> float:
+def _retry_after(headers: email.message.Message) -> float:
   value = headers.get('Retry-After') or ''
   return float(value) if value.isdigit() else 0.0
 

@@ -22,9 +22,7 @@ class Download:
   """A file that is there.
 
   Attributes:
-    path: where.
     sha256: of its content, hexadecimal.
-    size: in bytes.
     address: it came from; '' for one that lay there unknown.
     fetched: whether it came now.
     resumed_at: bytes that earlier connections had brought.

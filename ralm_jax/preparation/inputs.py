@@ -41,7 +41,6 @@ def find(benchmark: Benchmark, sources: Sequence[str], passing: Collection[str] 
   """Sorts files by their role.
 
   Args:
-    benchmark: whose files.
     sources: files, globs, folders (with those in them), or ROLE=PATH where the
       name does not say what a file is.
     passing: folders that are passed by where they lie in another one. So are
@@ -75,15 +74,15 @@ def find(benchmark: Benchmark, sources: Sequence[str], passing: Collection[str] 
       inside = list(_walk(folder, passing))
       own = [s.name for s in benchmark.sources]
       kept = [p for p in inside if os.path.basename(p) in own and archives.is_archive(p)]
-      files = [p for p in inside if not archives.is_archive(p) and _part(benchmark, p) is not None]
-      if not kept and not files:
+      known = [p for p in inside if not archives.is_archive(p) and _part(benchmark, p) is not None]
+      if not kept and not known:
         raise FileNotFoundError(
           f'{source}: no file of {benchmark.title} is in this folder; expected '
           f'{benchmark.expected()}. Other names are passed as '
           f'--from {benchmark.example()}=FILE.'
         )
       held += kept
-      loose += files
+      loose += known
       continue
     for path in input_files.expand_inputs(source):
       if archives.is_archive(path):
@@ -119,12 +118,9 @@ def unpack(
   """Files by role, those in archives included.
 
   Args:
-    benchmark: whose files.
     found: files and archives. Files that were passed as ROLE=PATH are all of
       their part; else a file takes the place of one of an archive that is called
       the same.
-    folder: to unpack into.
-    progress: show bars.
 
   Raises:
     ValueError: an archive is damaged or holds none of the benchmark's files, or
@@ -166,7 +162,6 @@ def sort(
   """Gives each file its role.
 
   Args:
-    benchmark: whose files.
     paths: to be told by name; those without a role are left out.
     named: files whose role was said, which outdo others.
 

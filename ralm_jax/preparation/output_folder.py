@@ -23,7 +23,6 @@ def creating(output: str, overwrite: bool) -> Iterator[str]:
   """Yields a folder to fill, which becomes the output when all went well.
 
   Args:
-    output: to make.
     overwrite: whether an output of ours may take the place of an earlier one.
 
   Raises:
@@ -62,9 +61,6 @@ def recover(output: str) -> None:
 
   Killed while it put a new output in the place of an earlier one, it left both
   under names of their own: the new one, which is whole, becomes the output.
-
-  Args:
-    output: that it was making.
   """
   output = os.path.realpath(output)
   folder, name = os.path.split(output)

@@ -37,9 +37,7 @@ class Fetch:
 
   Attributes:
     folder: to fetch to, which is kept; None is 'OUTPUT.downloads'.
-    sha256: that files must have, by name.
     addresses: in place of the publisher's, by name.
-    patience: of a download.
   """
 
   folder: str | None = None
@@ -55,7 +53,6 @@ class Report:
   Attributes:
     manifest: as written beside the files.
     made: whether anything was; False where it was all there already.
-    lines: for people.
   """
 
   manifest: Mapping[str, Any]
@@ -78,16 +75,12 @@ def prepare(
   """Makes question files of a benchmark's published files.
 
   Args:
-    known: of `catalogue.find`.
-    output: folder to make.
     sources: files, folders, archives, or ROLE=PATH.
     options: of OPTIONS; None in place of a value for the benchmark's own choice.
     shots: of the training questions, for train.SHOTS-shot.jsonl.
     fetch: from the publisher what is not among `sources`; None fetches nothing.
     on_error: 'raise', or 'skip' to count malformed records and go on. What is
       damaged as a whole, such as a file that was cut short, is always an error.
-    overwrite: take the place of an earlier output.
-    progress: show bars.
 
   Raises:
     FileExistsError: there is another output, and `overwrite` is not set.

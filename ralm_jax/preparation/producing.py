@@ -22,7 +22,6 @@ class Shots:
 
   Attributes:
     count: how many are chosen by hash.
-    seed: of the choice.
     listed: file of their places or ids, in place of a choice.
   """
 

@@ -28,7 +28,6 @@ class Tally:
   """What became of the records of one part.
 
   Attributes:
-    read: questions that were made.
     renamed: of them, whose id another one already had.
     skipped: malformed records, by reason.
     examples: the first errors, with file and line.
@@ -73,7 +72,6 @@ class Reader:
     Args:
       on_error: 'raise', or 'skip' to count malformed records and go on. A
         damaged file is an error all the same.
-      progress: show bars.
 
     Raises:
       ValueError: `on_error` is neither.
@@ -99,7 +97,6 @@ class Reader:
 
     Args:
       role: of the part; its tally is begun anew.
-      paths: its files.
       record_format: one of `catalogue.FORMATS`.
       require_answers: whether a record without an answer is malformed.
       records: how to read a file, if not by that.

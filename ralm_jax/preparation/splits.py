@@ -26,9 +26,7 @@ def carve(
   file, nor on other questions. Equal texts go to the same split.
 
   Args:
-    questions: to divide.
     fractions: of each split but the last, 0 to 1 in all.
-    rest: name of the split of what is left.
     key: the text that decides.
 
   Raises:
@@ -90,9 +88,7 @@ def at(
   """The questions at places of the original file, in the order of the list.
 
   Args:
-    questions: of one file.
     indexes: 0-based; of records, of which some may be left out of `questions`.
-    path: of the list, for errors.
     skipped: whether a record that is not among the questions is passed over
       (because it was malformed) where it is not behind the last one.
 
@@ -122,11 +118,7 @@ def auxiliary(questions: Sequence[Question], n_valid: int) -> tuple[list[Questio
   given (by name).
 
   Args:
-    questions: of all auxiliary files.
     n_valid: how many of the last become validation.
-
-  Returns:
-    Training and validation.
 
   Raises:
     ValueError: there are no more than `n_valid`.

@@ -21,9 +21,6 @@ class Written:
   """A file that was written.
 
   Attributes:
-    name: below the output.
-    records: how many lines.
-    sha256: of its content.
     how: its records were chosen; '' where they are all of the source's.
   """
 
@@ -68,13 +65,6 @@ def write_rows(
   folder: str, name: str, rows: Iterable[dict[str, Any]], *, how: str = '', progress: bool = True
 ) -> Written:
   """Writes one JSON object a line.
-
-  Args:
-    folder: of the output.
-    name: path below it, without .jsonl.
-    rows: to write.
-    how: they were chosen.
-    progress: show a bar.
 
   Raises:
     ValueError: there are none.

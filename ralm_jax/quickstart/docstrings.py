@@ -13,23 +13,19 @@ always the same, in the same order.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-import hashlib
 import importlib
 import importlib.util
 import inspect
-import json
-import os
 from pathlib import Path
 import re
-import string
 import sys
 import sysconfig
 import types
 import warnings
 
-from ralm_jax.files import atomic_files
+from ralm_jax.evaluation import metrics
 
 # Test suites, demos and vendored code say little about the library; `ntpath`
 # repeats `posixpath`; `readline` writes to the terminal when it is imported.
@@ -71,7 +67,6 @@ _SIGNATURE = re.compile(
   r'[ \t]*(?:--|[.:-])?[ \t]*(?:\n+|(?=[A-Z])|$)'
 )
 _ABBREVIATIONS = ('e.g.', 'i.e.', 'etc.', 'vs.', 'cf.', 'approx.', 'incl.')
-_ARTICLES = re.compile(r'\b(a|an|the)\b')
 
 
 @dataclass(frozen=True)
@@ -91,14 +86,6 @@ class Docstring:
   text: str
 
 
-@dataclass(frozen=True)
-class Split:
-  """Training and test questions that share no answer."""
-
-  train: list[Docstring]
-  test: list[Docstring]
-
-
 def clean_docstring(docstring: str) -> str:
   """Returns a docstring dedented and without leading signature lines."""
   text = inspect.cleandoc(docstring).strip()
@@ -110,11 +97,7 @@ def clean_docstring(docstring: str) -> str:
 
 
 def first_sentence(text: str) -> str:
-  """Returns the first sentence of `text`, on one line, or the first paragraph.
-
-  Args:
-    text: Documentation as `clean_docstring` leaves it.
-  """
+  """Returns the first sentence of `text`, on one line, or the first paragraph."""
   paragraph = ' '.join(re.split(r'\n\s*\n', text, maxsplit=1)[0].split())
   for match in re.finditer(r'[.!?](?=\s|$)', paragraph):
     sentence = paragraph[: match.end()]
@@ -133,8 +116,6 @@ def collect_docstrings(
   shortest name stays, so every question has one answer.
 
   Args:
-    min_words: Shorter first sentences are left out.
-    max_words: Texts are cut after so many words.
     max_sentence_words: Longer first sentences are left out, as are those that
       give the qualified name away.
 
@@ -155,131 +136,8 @@ def collect_docstrings(
     if not min_words <= words <= max_sentence_words or name in sentence:
       continue
     text = ' '.join(text.split()[:max_words])
-    kept.setdefault(_normalize(sentence), Docstring(name, sentence, text))
+    kept.setdefault(metrics.normalize_answer(sentence), Docstring(name, sentence, text))
   return sorted(kept.values(), key=lambda docstring: docstring.name)
-
-
-def split_by_object(
-  docstrings: Iterable[Docstring], test_fraction: float = 0.1, seed: int = 0
-) -> Split:
-  """Splits so that no object, under whatever name, is on both sides.
-
-  Names that exact match could not tell apart, and names that share their whole
-  documentation (an alias, or one object exported twice), stay together. A
-  group's side depends only on its alphabetically first name and `seed`, never
-  on the other groups.
-
-  Args:
-    docstrings: What to split.
-    test_fraction: Expected share of objects for the test side, in (0, 1).
-    seed: Another seed is another split.
-
-  Raises:
-    ValueError: `test_fraction` is not between 0 and 1.
-  """
-  if not 0 < test_fraction < 1:
-    raise ValueError(f'test_fraction must lie between 0 and 1, got {test_fraction}')
-  docstrings = list(docstrings)
-  group = _Groups()
-  for docstring in docstrings:
-    group.join(
-      'name ' + docstring.name,
-      'answer ' + _normalize(docstring.name),
-      'text ' + _normalize(docstring.text),
-    )
-  first_name: dict[str, str] = {}
-  for docstring in docstrings:
-    root = group.find('name ' + docstring.name)
-    first_name[root] = min(first_name.get(root, docstring.name), docstring.name)
-  split = Split([], [])
-  for docstring in docstrings:
-    name = first_name[group.find('name ' + docstring.name)]
-    digest = hashlib.sha256(f'{seed} {name}'.encode()).digest()
-    is_test = int.from_bytes(digest[:8], 'big') < test_fraction * 2**64
-    (split.test if is_test else split.train).append(docstring)
-  return split
-
-
-def write_corpus(
-  directory: str | os.PathLike,
-  docstrings: Iterable[Docstring],
-  test_fraction: float = 0.1,
-  seed: int = 0,
-) -> Split:
-  """Writes `passages.jsonl`, `train.jsonl` and `test.jsonl`.
-
-  Passages of both sides are in the corpus; only the questions are split. A
-  passage's id is its name.
-
-  Args:
-    directory: Where to write; made if missing. Files there are replaced.
-    docstrings: What to write.
-    test_fraction: See `split_by_object`.
-    seed: See `split_by_object`.
-
-  Returns:
-    The split that was written.
-
-  Raises:
-    ValueError: A name occurs twice, or a side of the split is empty.
-  """
-  docstrings = list(docstrings)
-  names = set()
-  for docstring in docstrings:
-    if docstring.name in names:
-      raise ValueError(f'{docstring.name!r} occurs twice; ids must be unique')
-    names.add(docstring.name)
-  split = split_by_object(docstrings, test_fraction, seed)
-  if not split.train or not split.test:
-    raise ValueError(
-      f'{len(docstrings)} docstrings make {len(split.train)} training and '
-      f'{len(split.test)} test questions; both need at least one'
-    )
-  directory = Path(directory)
-  directory.mkdir(parents=True, exist_ok=True)
-  _write_lines(
-    directory / 'passages.jsonl',
-    ({'id': d.name, 'title': d.name, 'section': '', 'text': d.text} for d in docstrings),
-  )
-  for file_name, side in (('train.jsonl', split.train), ('test.jsonl', split.test)):
-    _write_lines(
-      directory / file_name,
-      (
-        {'id': d.name, 'question': d.sentence, 'answers': [d.name], 'gold_passage_id': d.name}
-        for d in side
-      ),
-    )
-  return split
-
-
-class _Groups:
-  """Union-find over strings."""
-
-  def __init__(self):
-    self._parent: dict[str, str] = {}
-
-  def find(self, key: str) -> str:
-    self._parent.setdefault(key, key)
-    while self._parent[key] != key:
-      self._parent[key] = self._parent[self._parent[key]]
-      key = self._parent[key]
-    return key
-
-  def join(self, first: str, *others: str) -> None:
-    for other in others:
-      self._parent[self.find(other)] = self.find(first)
-
-
-def _normalize(text: str) -> str:
-  """Lower case without punctuation and articles, as exact match compares."""
-  text = text.lower().translate(str.maketrans('', '', string.punctuation))
-  return ' '.join(_ARTICLES.sub(' ', text).split())
-
-
-def _write_lines(path: Path, records: Iterable[dict]) -> None:
-  with atomic_files.replacing(path) as aside, open(aside, 'w', encoding='utf-8') as file:
-    for record in records:
-      file.write(json.dumps(record, ensure_ascii=False) + '\n')
 
 
 def _public_module(module: str) -> str | None:

@@ -32,7 +32,12 @@ from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text_config import TextConfig
 from ralm_jax.files import atomic_files, quiet
 from ralm_jax.models import copying_init
-from ralm_jax.quickstart import docstrings, recipe as recipe_lib, vocabulary as vocabulary_lib
+from ralm_jax.quickstart import (
+  docstring_corpus,
+  docstrings,
+  recipe as recipe_lib,
+  vocabulary as vocabulary_lib,
+)
 from ralm_jax.quickstart.reassignment import TitleReassignment
 from ralm_jax.quickstart.recipe import Phase, Recipe
 from ralm_jax.runs import opening, training
@@ -100,7 +105,7 @@ class Quickstart:
     """Docstrings to passages, questions and a tokenised corpus."""
     if not os.path.exists(self.path('corpus', 'manifest.json')):
       found = docstrings.collect_docstrings()[: self.recipe.max_docstrings]
-      docstrings.write_corpus(self.output, found, seed=self.recipe.seed)
+      docstring_corpus.write_corpus(self.output, found, seed=self.recipe.seed)
       vocabulary = vocabulary_lib.train_vocabulary(
         self.path('passages.jsonl'), self.path('vocabulary'), self.recipe.vocabulary_size
       )

@@ -34,13 +34,10 @@ class TitleReassignment:
     """Learns which title belongs to which row.
 
     Args:
-      store: the corpus; its titles are answers.
       title_rows: int64 [n], rows whose titles may be drawn; None all. Leave out
         those of test answers, which training must never show as answers.
       random_titles: share of titles made of random pieces, drawn as often as
         they occur in titles.
-      max_title_length: tokens of a title at most.
-      seed: of the draws, with the step.
     """
     self._store = store
     self._random_titles = random_titles

@@ -20,8 +20,6 @@ class Phase:
   """One stretch of reader training.
 
   Attributes:
-    steps: of this phase.
-    batch_size: questions a step.
     reader_format: what the reader sees of a passage.
     query_length: reader tokens of the question.
     title_length: tokens of a reassigned title.
@@ -56,18 +54,12 @@ class Recipe:
   Attributes:
     vocabulary_size: SentencePiece pieces, shared by reader and retriever.
     max_docstrings: at most so many objects; None for all.
-    emb_dim: of reader and retriever.
     retriever_layers: attention layers of the retriever. None (0) is a bag of
       words with positions, which finds documentation best for its cost.
-    warm_start: the retriever's contrastive training.
-    warm_start_learning_rate: its peak.
-    phases: the reader's training.
     retriever_learning_rate: peak while distilling.
     n_passages: passages retrieved at evaluation; the reader reads n_context.
-    n_context: passages the reader reads.
     passage_length: reader tokens of question and passage at evaluation.
     test_questions: at most so many unseen objects are asked about.
-    seed: of everything.
   """
 
   vocabulary_size: int = 2000

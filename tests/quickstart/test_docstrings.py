@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ralm_jax.quickstart import docstrings
+from ralm_jax.quickstart import docstring_corpus, docstrings
 from ralm_jax.quickstart.docstrings import Docstring
 
 
@@ -95,14 +95,14 @@ def test_first_sentence(text, expected):
 
 
 def test_split_is_by_object_and_stable(collected):
-  split = docstrings.split_by_object(collected)
+  split = docstring_corpus.split_by_object(collected)
   assert 0.07 < len(split.test) / len(collected) < 0.13
   assert len(split.train) + len(split.test) == len(collected)
   assert not {d.name.lower() for d in split.train} & {d.name.lower() for d in split.test}
   # A group's side does not depend on the other groups.
-  assert not docstrings.split_by_object(split.test).train
-  assert not docstrings.split_by_object(split.train).test
-  other = docstrings.split_by_object(collected, seed=1)
+  assert not docstring_corpus.split_by_object(split.test).train
+  assert not docstring_corpus.split_by_object(split.train).test
+  other = docstring_corpus.split_by_object(collected, seed=1)
   assert set(other.test) != set(split.test)
 
 
@@ -113,7 +113,7 @@ def test_aliases_never_straddle_the_split():
     pairs.append(Docstring(f'm{i}.Name', f'Sentence {i}.', f'Text {i}.'))
     pairs.append(Docstring(f'M{i}.name', f'Another {i}.', f'Else {i}.'))
     pairs.append(Docstring(f'x{i}.alias', f'Third {i}.', f'Text {i}.'))
-  split = docstrings.split_by_object(pairs, test_fraction=0.5)
+  split = docstring_corpus.split_by_object(pairs, test_fraction=0.5)
   sides = {d.name: side for side in ('train', 'test') for d in getattr(split, side)}
   for i in range(200):
     assert sides[f'm{i}.Name'] == sides[f'M{i}.name'] == sides[f'x{i}.alias']
@@ -122,7 +122,7 @@ def test_aliases_never_straddle_the_split():
 
 def test_files_carry_the_corpus_and_the_questions(tmp_path, collected):
   some = collected[:300]
-  split = docstrings.write_corpus(tmp_path / 'new', some)
+  split = docstring_corpus.write_corpus(tmp_path / 'new', some)
   read = {
     name: [json.loads(line) for line in (tmp_path / 'new' / f'{name}.jsonl').open('rb')]
     for name in ('passages', 'train', 'test')
@@ -145,8 +145,8 @@ def test_files_carry_the_corpus_and_the_questions(tmp_path, collected):
 def test_bad_arguments(tmp_path):
   one = Docstring('a.b', 'Do a thing.', 'Do a thing.')
   with pytest.raises(ValueError, match='between 0 and 1'):
-    docstrings.split_by_object([one], test_fraction=1.5)
+    docstring_corpus.split_by_object([one], test_fraction=1.5)
   with pytest.raises(ValueError, match="'a.b' occurs twice"):
-    docstrings.write_corpus(tmp_path, [one, one])
+    docstring_corpus.write_corpus(tmp_path, [one, one])
   with pytest.raises(ValueError, match='both need at least one'):
-    docstrings.write_corpus(tmp_path, [one])
+    docstring_corpus.write_corpus(tmp_path, [one])

@@ -34,9 +34,9 @@ def test_smoke_run_and_second_start(tmp_path, capsys):
 
 
 def test_the_questions_are_split_by_object():
-  from ralm_jax.quickstart import docstrings
+  from ralm_jax.quickstart import docstring_corpus, docstrings
 
-  split = docstrings.split_by_object(docstrings.collect_docstrings())
+  split = docstring_corpus.split_by_object(docstrings.collect_docstrings())
   train = {d.name for d in split.train}
   assert len(train) > 3000 and len(split.test) > 300
   assert not train & {d.name for d in split.test}

@@ -32,8 +32,6 @@ class Span:
   """Where an array lies in the file.
 
   Attributes:
-    shape: its sizes.
-    dtype: its type.
     pieces: (offset, bytes) of its parts, in order; more than one above 1 GB.
   """
 
@@ -83,7 +81,7 @@ class MsgpackFile:
       ValueError: the file has become shorter since.
     """
     flat = np.empty(math.prod(span.shape), span.dtype)
-    target, done = memoryview(flat.view(np.uint8)), 0
+    target, done = flat.view(np.uint8).data, 0
     # Read, not mapped: mapped pages would stay and count as memory.
     with open(self.path, 'rb') as file:
       for offset, size in span.pieces:

@@ -28,9 +28,6 @@ _MAX_DEPTH = 64
 def load_plain(path: PathLike) -> Any:
   """Reads a pickle of plain containers.
 
-  Args:
-    path: the file, one pickle.
-
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: the pickle is truncated or damaged, or it names a function or
@@ -41,9 +38,6 @@ def load_plain(path: PathLike) -> Any:
 
 def load_arrays(path: PathLike) -> Any:
   """Reads a pickle of plain containers and NumPy arrays.
-
-  Args:
-    path: the file, one pickle.
 
   Returns:
     Its value; arrays are read-only views of the bytes in the pickle.
@@ -124,6 +118,7 @@ class StandIn:
   """
 
   __slots__ = ('__call',)
+  __call: Callable[..., Any]
 
   def __init__(self, call: Callable[..., Any]):
     object.__setattr__(self, '_StandIn__call', call)

@@ -106,10 +106,7 @@ def write(
   """Writes one file, array after array; the content is on disk afterwards.
 
   Args:
-    path: of the file.
     tensors: names with shape and dtype, in the order of `arrays`.
-    arrays: taken one at a time.
-    metadata: of the header; `{'format': 'pt'}` is what transformers expects.
 
   Raises:
     ValueError: an array is not what `tensors` says.

@@ -14,7 +14,6 @@ class TensorInfo:
   """What is known of a tensor without reading it.
 
   Attributes:
-    shape: its sizes.
     dtype: as stored; bfloat16 is ml_dtypes'.
   """
 

@@ -76,14 +76,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-  """A tensor in an archive, not read.
-
-  Attributes:
-    storage: the run of numbers it looks at.
-    offset: of its first number.
-    shape: its sizes.
-    strides: numbers from one to the next, along every axis.
-  """
+  """A tensor in an archive, not read."""
 
   storage: _Storage
   offset: int
@@ -120,7 +113,6 @@ class TorchArchive:
   """A file of torch.save.
 
   Attributes:
-    path: the file.
     value: what was saved: dicts, lists, strings, numbers, and a `StoredTensor`
       for every tensor.
   """
@@ -243,6 +235,7 @@ class _StorageType(StandIn):
   """In place of `torch.FloatStorage` and its like; a name, never called."""
 
   __slots__ = ('dtype',)
+  dtype: np.dtype
 
   def __init__(self, dtype: Any):
     super().__init__(_refuse_call)

@@ -141,16 +141,16 @@ class TorchFile:
       raise ImportError(
         f'Reading {self.path} needs PyTorch; install it, or convert the file to safetensors.'
       ) from e
-    kwargs = dict(map_location='cpu', weights_only=True)
+    load = functools.partial(torch.load, self.path, map_location='cpu', weights_only=True)
     try:
       try:
-        return torch.load(self.path, mmap=True, **kwargs)
+        return load(mmap=True)
       except RuntimeError as e:
         # PyTorch before 1.6 wrote another form, which is read whole.
         if 'mmap can only be used' not in str(e):
           raise
         self._mapped = False
-        return torch.load(self.path, **kwargs)
+        return load()
     except Exception as e:
       raise ValueError(
         f'{self.path} cannot be read as plain weights ({type(e).__name__}); '
