@@ -40,6 +40,7 @@ from ralm_jax.data.pretext.crops import CropConfig
 from ralm_jax.data.questions import reading
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text_config import TextConfig
+from ralm_jax.evaluation.task import PassageOptions
 from ralm_jax.files import quiet
 from ralm_jax.models import copying_init
 from ralm_jax.models.bert import BertConfig
@@ -48,6 +49,7 @@ from ralm_jax.models.t5 import T5Config
 from ralm_jax.quickstart import main as quickstart_lib
 from ralm_jax.quickstart.main import Quickstart
 from ralm_jax.quickstart.recipe import Recipe
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.runs import opening, training
 from ralm_jax.runs.training import CheckpointConfig, RetrievalConfig
 from ralm_jax.training import crop_training, optimizers, schedules, train_state
@@ -264,7 +266,10 @@ class Study:
     opened = opening.open_checkpoint(checkpoint, self.partitioner)
     index = self.index(checkpoint, f'final_index_{name}') if retrieves else None
     with opening.open_evaluator(
-      opened, index=index, n_passages=20 if retrieves else None, batch_size=50
+      opened,
+      IndexSource(index),
+      passages=PassageOptions(n_passages=20 if retrieves else None),
+      batch_size=50,
     ) as evaluator:
       means = evaluator.evaluate(opened.params, questions)
     return {k: v for k, v in means.items() if v is not None}

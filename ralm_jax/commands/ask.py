@@ -14,9 +14,11 @@ import textwrap
 from typing import Any
 
 from ralm_jax.commands import evaluate
-from ralm_jax.evaluation import answering as answering_lib
+from ralm_jax.evaluation import answering, option_fields
 from ralm_jax.evaluation.answering import AnswerOptions
 from ralm_jax.evaluation.records import Answer
+from ralm_jax.evaluation.task import PassageOptions
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.runs import opening
 
 
@@ -24,33 +26,22 @@ from ralm_jax.runs import opening
 def open_session(
   *,
   checkpoint: str,
-  index: str | None = None,
-  retrieval_address: str | None = None,
-  corpus: str | None = None,
+  source: IndexSource | None = None,
   n_passages: int | None = None,
-  retry_for_s: float = 30.0,
-  backend: str = 'process',
-  device_dtype: str = 'bfloat16',
-  **answering: Any,
+  answering: AnswerOptions = AnswerOptions(),
 ) -> Iterator[Callable[[str], Answer]]:
   """Gives a function from a question to its answer.
 
-  Arguments are as for `eval.evaluate`. Whatever the retrieval process serves
-  when a question is asked, it is answered from that.
+  Whatever the retrieval process serves when a question is asked, it is answered
+  from that.
   """
-  options = AnswerOptions.make(**answering)
   opened = opening.open_checkpoint(checkpoint)
   with opening.open_evaluator(
     opened,
-    index=index,
-    retrieval_address=retrieval_address,
-    corpus=corpus,
-    n_passages=n_passages,
+    source,
     batch_size=opened.partitioner.mesh.size,
-    retry_for_s=retry_for_s,
-    backend=backend,
-    device_dtype=device_dtype,
-    evaluation={'answering': options},
+    passages=PassageOptions(n_passages=n_passages),
+    answering=answering,
   ) as evaluator:
     yield lambda question: evaluator.answer(opened.params, [question])[0]
 
@@ -127,10 +118,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   )
   parser.add_argument('--checkpoint', required=True, metavar='CKPT')
   evaluate.add_retrieval_flags(parser)
-  answering_lib.add_flags(parser)
-  arguments = answering_lib.with_choices(vars(parser.parse_args(argv)))
-  question = arguments.pop('question')
-  if question is None:
-    ask_lines(sys.stdin, **arguments)
+  answering.add_flags(parser)
+  arguments = parser.parse_args(argv)
+  values = answering.with_choices(vars(arguments))
+  session = {
+    'checkpoint': arguments.checkpoint,
+    'source': IndexSource.from_flags(values),
+    'n_passages': arguments.n_passages,
+    'answering': option_fields.fill(AnswerOptions, values),
+  }
+  if arguments.question is None:
+    ask_lines(sys.stdin, **session)
   else:
-    print(format_answer(ask(question, **arguments)))
+    print(format_answer(ask(arguments.question, **session)))

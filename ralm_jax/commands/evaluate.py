@@ -11,17 +11,15 @@ from ralm_jax.commands import launch
 from ralm_jax.data import text_config
 from ralm_jax.data.questions import multiple_choice
 from ralm_jax.data.questions.formats import catalogue
-from ralm_jax.evaluation import answering, passage_sources
-from ralm_jax.evaluation.answering import AnswerOptions
+from ralm_jax.evaluation import answering, option_fields, task as evaluation_task
 from ralm_jax.evaluation.scores import by_task
+from ralm_jax.evaluation.task import EvaluationTask
 from ralm_jax.jobs import runner
 from ralm_jax.jobs.runner import Index, JobOptions, Task
-from ralm_jax.retrieval import connect, search_filter
+from ralm_jax.retrieval import index_source, search_filter
 from ralm_jax.retrieval.device import search
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.runs import evaluation
-
-_OF_WATCHING = ('watch', 'until_step', 'idle_s')
-_OF_INDEX = ('index', 'retrieval_address', 'corpus', 'backend', 'device_dtype', 'generation')
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -42,14 +40,7 @@ def _run(
   *,
   require_answers: bool = True,
 ) -> None:
-  """One evaluation from flags, many from gin files, or those of a run.
-
-  Args:
-    argv: the flags; None takes the command line's.
-    prog: name shown in help.
-    description: shown in help.
-    require_answers: whether a question without answers is an error.
-  """
+  """One evaluation from flags, many from gin files, or those of a run."""
   argv = list(sys.argv[1:] if argv is None else argv)
   if any(argument.startswith('--gin') for argument in argv):
     launch.run_from_gin(
@@ -68,58 +59,49 @@ def _run(
     'gin_configs/runs/evaluation.gin',
   )
   add_flags(parser)
-  arguments = answering.with_choices(vars(parser.parse_args(argv)))
-  arguments['require_answers'] = require_answers
-  arguments['text'] = text_config.parse_fields(arguments['text'])
-  watching = {name: arguments.pop(name) for name in _OF_WATCHING}
-  if (arguments['checkpoint'] is None) == (watching['watch'] is None):
+  arguments = parser.parse_args(argv)
+  if (arguments.checkpoint is None) == (arguments.watch is None):
     parser.error('give either --checkpoint or --watch')
-  if watching['watch'] is None:
+  if arguments.watch is None:
     for name in ('until_step', 'idle_s'):
-      if watching[name] is not None:
+      if getattr(arguments, name) is not None:
         parser.error(f'--{name} is of --watch')
-  elif not arguments['resume']:
+  elif not arguments.resume:
     parser.error('--no_resume does not go with --watch; name another --output')
-  if watching['watch'] is not None:
-    _watch(arguments, **watching)
+  values = answering.with_choices(vars(arguments))
+  values |= {'require_answers': require_answers, 'text': text_config.parse_fields(arguments.text)}
+  if arguments.watch is not None:
+    _watch(arguments, values)
     return
-  metrics = evaluation.evaluate(**arguments)
+  metrics = evaluation.evaluate(
+    arguments.checkpoint,
+    option_fields.fill(EvaluationTask, values),
+    IndexSource.from_flags(values),
+    arguments.output,
+    batch_size=arguments.batch_size,
+    resume=arguments.resume,
+  )
   if require_answers:
     for name, value in metrics.items():
       if isinstance(value, (int, float)):
         print(f'{name:<18} ' + (str(value) if name == 'count' else f'{value:.4f}'))
-    print(f'written to {arguments["output"]}/predictions.jsonl and metrics.json')
+    print(f'written to {arguments.output}/predictions.jsonl and metrics.json')
   else:
-    print(f'{metrics["count"]} answers in {arguments["output"]}/predictions.jsonl')
+    print(f'{metrics["count"]} answers in {arguments.output}/predictions.jsonl')
 
 
-def _watch(
-  arguments: dict[str, Any], watch: str, until_step: int | None, idle_s: float | None
-) -> None:
+def _watch(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
   """The flags' evaluation of every checkpoint that a run saves."""
-  of_index = {name: arguments.pop(name) for name in _OF_INDEX}
-  of_index['path'] = of_index.pop('index')
-  output, batch_size, retry_for_s = (
-    arguments.pop(name) for name in ('output', 'batch_size', 'retry_for_s')
-  )
-  for name in ('checkpoint', 'resume'):
-    del arguments[name]
-  task = {name: arguments.pop(name) for name in Task.__dataclass_fields__ if name in arguments}
-  indexes = []
-  if of_index['path'] or of_index['retrieval_address']:
-    if task['passages_from'] != 'index':
-      raise ValueError(
-        f'Passages come from {task["passages_from"]!r}: leave --index and --retrieval_address out.'
-      )
-    indexes = [Index(**of_index)]
+  task = option_fields.fill(Task, {**values, 'name': 'questions'})
+  task.check_source(IndexSource.from_flags(values))
   runner.run(
-    tasks=[Task(name='questions', **task, answering=AnswerOptions.make(**arguments))],
-    indexes=indexes,
-    output=output,
-    watch=watch,
-    until_step=until_step,
-    idle_s=idle_s,
-    options=JobOptions(batch_size=batch_size, retry_for_s=retry_for_s),
+    tasks=[task],
+    indexes=[Index.from_flags(values)] if arguments.index or arguments.retrieval_address else [],
+    output=arguments.output,
+    watch=arguments.watch,
+    until_step=arguments.until_step,
+    idle_s=arguments.idle_s,
+    options=option_fields.fill(JobOptions, values),
   )
 
 
@@ -187,7 +169,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--generation', type=int, help='of the index (default: the current one)')
   parser.add_argument(
     '--passages_from',
-    choices=passage_sources.SOURCES,
+    choices=evaluation_task.PASSAGES_FROM,
     default='index',
     help='an index; the file of questions itself; or none, closed-book',
   )
@@ -245,7 +227,7 @@ def add_retrieval_flags(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     '--backend',
-    choices=connect.BACKENDS,
+    choices=index_source.BACKENDS,
     default='process',
     help="what searches: a process with the index (FAISS), or this program's devices, exactly",
   )

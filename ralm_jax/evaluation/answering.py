@@ -11,6 +11,7 @@ import numpy as np
 
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.decoding.options import DecodingOptions
+from ralm_jax.losses.array_types import Int
 from ralm_jax.models import prediction
 
 
@@ -52,19 +53,6 @@ class AnswerOptions:
     if not 0 <= self.seed < 2**32:
       raise ValueError(f'seed must be from 0 to 2**32 - 1, got {self.seed}.')
 
-  @classmethod
-  def make(cls, **values: Any) -> AnswerOptions:
-    """From fields of this class and of DecodingOptions together.
-
-    Raises:
-      ValueError: a value out of range.
-      TypeError: an unknown name.
-    """
-    own = {field.name for field in dataclasses.fields(cls)}
-    decoding = DecodingOptions(**{name: value for name, value in values.items() if name not in own})
-    rest = {name: value for name, value in values.items() if name in own}
-    return cls(decoding=decoding, **rest)
-
   def check_reading(self, reading: str) -> None:
     """Raises ValueError for a choice that has no effect on such a reader."""
     if self.rag_decoding != 'thorough' and (reading != 'rag_sequence' or self.decoding.sample):
@@ -77,20 +65,10 @@ class AnswerOptions:
 
   def prefixes(
     self, questions: Sequence[str], size: int, tokenizer: QueryTokenizer
-  ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Prefixes of questions and of padding rows.
+  ) -> tuple[Int[np.ndarray, 'b decoder_prefix_length'], Int[np.ndarray, ' b']] | None:
+    """Prefixes of at most `size` questions, padded on the left, and their lengths.
 
-    Args:
-      questions: at most `size`.
-      size: rows.
-      tokenizer: of the reader's vocabulary.
-
-    Returns:
-      int32 [size, decoder_prefix_length], padded on the left, and int32 [size],
-      their lengths; None without a prefix.
-
-    Raises:
-      ValueError: a prefix is too long.
+    None without a prefix; ValueError where one is too long.
     """
     if not self.decoder_prefix:
       return None
@@ -159,8 +137,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def with_choices(values: dict[str, Any]) -> dict[str, Any]:
-  """Parsed flags as arguments of `AnswerOptions.make` and of others."""
-  stopping = {'true': True, 'false': False}.get(values['early_stopping'])
-  if stopping is None:
-    return values
-  return {**values, 'early_stopping': stopping}
+  """Parsed flags as fields of `AnswerOptions` and of others."""
+  stopping = values['early_stopping']
+  return {**values, 'early_stopping': {'true': True, 'false': False}.get(stopping, stopping)}

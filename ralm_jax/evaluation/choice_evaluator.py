@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
-import os
 from typing import Any
 
 import jax
@@ -19,11 +18,12 @@ import numpy as np
 from ralm_jax.data.questions import multiple_choice
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.text.tokenization import QueryTokenizer
-from ralm_jax.evaluation import prediction_files, records
-from ralm_jax.evaluation.evaluator import Evaluator
+from ralm_jax.evaluation import gathering, records
+from ralm_jax.evaluation.evaluator import Evaluator, Predictor
 from ralm_jax.evaluation.records import Answer
 from ralm_jax.evaluation.scores import by_task
 from ralm_jax.files import progress as progress_lib
+from ralm_jax.losses.array_types import Float, Int
 from ralm_jax.models import choices
 from ralm_jax.models.choices import ChoiceTokens
 from ralm_jax.training import partitioning
@@ -40,14 +40,13 @@ class ChoiceResult:
 
   Attributes:
     choice: index of the de-biased answer among the options.
-    probabilities: float64 [n_options], averaged over orders. Options of equal
-      text share theirs.
+    probabilities: averaged over orders. Options of equal text share theirs.
     first_choices: the option preferred in each order; the original order is
       the first.
   """
 
   choice: int
-  probabilities: np.ndarray
+  probabilities: Float[np.ndarray, ' options']
   first_choices: tuple[int, ...]
 
   def metrics(self, question: Question) -> dict[str, float | None]:
@@ -64,14 +63,13 @@ class ChoiceResult:
     return dict(zip(names, (hits[0], sum(hits) / len(hits), correct(self.choice))))
 
 
-def combine(options: Sequence[str], orders: Sequence[Order], logits: np.ndarray) -> ChoiceResult:
+def combine(
+  options: Sequence[str], orders: Sequence[Order], logits: Float[np.ndarray, 'orders options']
+) -> ChoiceResult:
   """Averages the probabilities of each option over the orders.
 
-  Args:
-    options: texts in the original order.
-    orders: letter i of a row stands for option `order[i]`; the original order
-      is the first.
-    logits: [n_orders, n_options] of the letters.
+  Letter i of a row of logits stands for option `order[i]`; the original order is
+  the first.
   """
   logits = np.asarray(logits, np.float64)
   weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -90,12 +88,29 @@ def combine(options: Sequence[str], orders: Sequence[Order], logits: np.ndarray)
   )
 
 
-class ChoiceEvaluator:
+@dataclasses.dataclass(frozen=True)
+class _Letters:
+  tokens: ChoiceTokens
+  score: PartitionedFunction  # logits of the letters
+
+
+@dataclasses.dataclass(frozen=True)
+class _OrderAnswer:
+  """A question in one order, whose letter i stands for option `order[i]`."""
+
+  order: Order
+  logits: Float[np.ndarray, ' options']  # of the letters
+  found: Answer  # with passages; it has no prediction yet
+
+
+class ChoiceEvaluator(Predictor):
   """Answers multiple-choice questions without decoding.
 
-  It finds passages, divides the work over processes and writes files as the
+  It finds passages and divides the work over processes as the
   `evaluator.Evaluator` does that it is made of, and stands in its place.
   """
+
+  metrics = METRICS
 
   def __init__(self, evaluator: Evaluator, *, permutations: str = 'single'):
     """Compiles nothing yet.
@@ -110,26 +125,17 @@ class ChoiceEvaluator:
     self._evaluator = evaluator
     self._spec = evaluator.spec
     self._partitioner = evaluator.partitioner
-    self._batch_size, self._size = evaluator.batch_size, evaluator.size
     self._permutations = permutations
     self._max_question_tokens = evaluator.spec.tokenizer.text.choice_prompt_length
-    self._tokens: ChoiceTokens | None = None
-    self._score: PartitionedFunction | None = None
+    self._letters: _Letters | None = None
 
   def predictions(
     self, params: PyTree, questions: Sequence[Question], *, done: int = 0, progress: bool = False
   ) -> Iterator[dict[str, Any]]:
-    """One `predictions.jsonl` record a question of this process, in order.
+    """See `Predictor.predictions`.
 
     `passages`, with their effects, and the loss are those of the original order;
     `permutations` holds the letters' logits in each.
-
-    Args:
-      params: of the model.
-      questions: the whole list, on every process.
-      done: so many batches of questions are left out, since they have been
-        answered before.
-      progress: show a progress bar.
 
     Raises:
       ValueError: a question has no options, or its prompt does not fit into
@@ -139,13 +145,19 @@ class ChoiceEvaluator:
       return
     multiple_choice.check(questions)
     multiple_choice.check_lengths(questions, self._spec.tokenizer, self._max_question_tokens)
-    self._use_letters(max(len(question.options) for question in questions))
-    shares = [self._share(questions, process, done) for process in range(jax.process_count())]
+    letters = self._letters_of(max(len(question.options) for question in questions))
+    shares = [
+      [
+        question
+        for part in gathering.parts(questions, self._evaluator.batch_size, process=i, done=done)
+        for question in part
+      ]
+      for i in range(jax.process_count())
+    ]
     # In every process as many batches, the last ones maybe of padding alone.
-    size = self._size
-    n_batches = -(
-      -max(sum(len(self._orders(question)) for question in share) for share in shares) // size
-    )
+    size = self._evaluator.size
+    most = max(sum(len(self._orders(question)) for question in share) for share in shares)
+    n_batches = -(-most // size)
     mine = shares[jax.process_index()]
     waiting = ((question, order) for question in mine for order in self._orders(question))
     answered: list[_OrderAnswer] = []
@@ -153,41 +165,26 @@ class ChoiceEvaluator:
     question = next(unfinished, None)
     for _ in progress_lib.bar(range(n_batches), desc='answering', unit=' batches', show=progress):
       batch = [item for _, item in zip(range(size), waiting)]
-      answered += self._answers(params, batch)
+      answered += self._answers(params, letters, batch)
       while question and len(answered) >= (n := len(self._orders(question))):
         yield _record(question, answered[:n])
         del answered[:n]
         question = next(unfinished, None)
 
-  def evaluate(
-    self,
-    params: PyTree,
-    questions: Sequence[Question],
-    *,
-    output: str | os.PathLike[str] | None = None,
-    progress: bool = False,
-  ) -> dict[str, Any]:
-    """As `evaluator.Evaluator.evaluate`."""
-    return prediction_files.write(
-      functools.partial(self.predictions, params, questions, progress=progress),
-      output,
-      metrics=METRICS,
-    )
-
   def _orders(self, question: Question) -> list[Order]:
     return multiple_choice.orderings(len(question.options), self._permutations)
 
-  def _use_letters(self, n_options: int) -> None:
-    if self._tokens is not None and len(self._tokens.tokens) == n_options:
-      return
-    self._tokens = ChoiceTokens.make(
-      list(map(self._spec.tokenizer.target, multiple_choice.LETTERS[:n_options]))
-    )
-    self._score = self._partitioner.partition_rows(
-      functools.partial(choices.choice_logits, self._spec.model, choices=self._tokens)
-    )
+  def _letters_of(self, n_options: int) -> _Letters:
+    if self._letters is None or len(self._letters.tokens.tokens) != n_options:
+      letters = multiple_choice.LETTERS[:n_options]
+      tokens = ChoiceTokens.make(list(map(self._spec.tokenizer.target, letters)))
+      score = functools.partial(choices.choice_logits, self._spec.model, choices=tokens)
+      self._letters = _Letters(tokens, self._partitioner.partition_rows(score))
+    return self._letters
 
-  def _answers(self, params: PyTree, batch: Sequence[tuple[Question, Order]]) -> list[_OrderAnswer]:
+  def _answers(
+    self, params: PyTree, letters: _Letters, batch: Sequence[tuple[Question, Order]]
+  ) -> list[_OrderAnswer]:
     """Answers at most a batch of questions, each in one order."""
     shown = [
       multiple_choice.render(
@@ -197,32 +194,26 @@ class ChoiceEvaluator:
     ]
     retrieved, found = self._evaluator.find(params, shown)
     arrays = self._evaluator.reader_batch(shown, retrieved)
-    logits = partitioning.local_rows(self._score(params, self._partitioner.put_batch(arrays)))
-    found = self._evaluator.with_likelihoods(
-      params, arrays, shown, self._preferred(shown, logits), found
-    )
+    logits = partitioning.local_rows(letters.score(params, self._partitioner.put_batch(arrays)))
+    preferred = self._preferred(letters.tokens, shown, logits)
+    found = self._evaluator.with_likelihoods(params, arrays, shown, preferred, found)
     return [
       _OrderAnswer(order, own[: len(order)], answer)
       for (_, order), own, answer in zip(batch, logits, found)
     ]
 
-  def _preferred(self, questions: Sequence[Question], logits: np.ndarray) -> np.ndarray:
-    """Tokens [size, length] of the letter with the largest logit."""
-    best = np.zeros(self._size, int)
+  def _preferred(
+    self,
+    letters: ChoiceTokens,
+    questions: Sequence[Question],
+    logits: Float[np.ndarray, 'b options'],
+  ) -> Int[np.ndarray, 'b t']:
+    """Tokens of the letter with the largest logit."""
+    best = np.zeros(self._evaluator.size, int)
     for row, question in enumerate(questions):
       best[row] = np.argmax(logits[row, : len(question.options)])
     pad_id = self._spec.tokenizer.reader_vocabulary.pad_id
-    return np.where(self._tokens.mask, self._tokens.tokens, pad_id)[best]
-
-  def _share(self, questions: Sequence[Question], process: int, done: int) -> list[Question]:
-    """What a process answers; as `Evaluator.mine`, batch by batch."""
-    starts = range(done * self._batch_size, len(questions), self._batch_size)
-    first = process * self._size
-    return [
-      question
-      for start in starts
-      for question in questions[start : start + self._batch_size][first : first + self._size]
-    ]
+    return np.where(letters.mask, letters.tokens, pad_id)[best]
 
 
 def check(
@@ -231,11 +222,10 @@ def check(
   permutations: str,
   tokenizer: QueryTokenizer | None = None,
 ) -> None:
-  """Raises ValueError where questions cannot be answered by choosing.
+  """Raises ValueError where questions are to be answered by choosing and cannot be.
 
   Args:
-    metrics: one of `task_metrics.FAMILIES`; any other than 'multiple_choice'
-      needs no options.
+    metrics: a family; only one that chooses needs options.
     questions: as read.
     permutations: orders of the options.
     tokenizer: whose lengths must hold the prompts; None leaves that for later.
@@ -247,21 +237,6 @@ def check(
     multiple_choice.orderings(n_options, permutations)
   if tokenizer is not None:
     multiple_choice.check_lengths(questions, tokenizer, tokenizer.text.choice_prompt_length)
-
-
-@dataclasses.dataclass(frozen=True)
-class _OrderAnswer:
-  """A question in one order.
-
-  Attributes:
-    order: letter i stands for option `order[i]`.
-    logits: float32 [n_options] of the letters.
-    found: the passages it was answered from; it has no prediction yet.
-  """
-
-  order: Order
-  logits: np.ndarray
-  found: Answer
 
 
 def _record(question: Question, answers: Sequence[_OrderAnswer]) -> dict[str, Any]:

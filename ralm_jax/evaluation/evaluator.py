@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
@@ -13,23 +14,72 @@ import numpy as np
 
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.data.questions.reading import Question
-from ralm_jax.evaluation import passage_sources, prediction_files, records
+from ralm_jax.evaluation import gathering, passage_sources, prediction_files, records
 from ralm_jax.evaluation.answering import AnswerOptions
-from ralm_jax.evaluation.passage_sources import FileSource, IndexSource, NoPassages
+from ralm_jax.evaluation.passage_sources import (
+  NoPassages,
+  PassagesOfFile,
+  PassagesOfIndex,
+  PassageSource,
+)
 from ralm_jax.evaluation.records import Answer, AnsweredPassage
 from ralm_jax.evaluation.scores import retrieval
+from ralm_jax.evaluation.task import PassageOptions, ScoringOptions
 from ralm_jax.files import progress as progress_lib
-from ralm_jax.models import passage_effects as effects_lib
+from ralm_jax.losses.array_types import Bool, Int
+from ralm_jax.models import passage_effects
 from ralm_jax.models.prediction import Decoded
 from ralm_jax.models.reader_batch import ReaderBatch
 from ralm_jax.retrieval.retriever import PassageRetriever, Retrieved
 from ralm_jax.training import partitioning
-from ralm_jax.training.partitioning import Partitioner
+from ralm_jax.training.partitioning import PartitionedFunction, Partitioner
 
 PyTree = Any
 
 
-class Evaluator:
+class Predictor(abc.ABC):
+  """Makes a record of each question.
+
+  Attributes:
+    metrics: the family that answers are scored by.
+  """
+
+  metrics: str
+
+  @abc.abstractmethod
+  def predictions(
+    self, params: PyTree, questions: Sequence[Question], *, done: int = 0, progress: bool = False
+  ) -> Iterator[dict[str, Any]]:
+    """One `predictions.jsonl` record a question of this process, in order.
+
+    Args:
+      params: of the model.
+      questions: the whole list, on every process.
+      done: so many batches are left out, since they have been answered before.
+      progress: show a progress bar.
+    """
+
+  def evaluate(
+    self,
+    params: PyTree,
+    questions: Sequence[Question],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+  ) -> dict[str, Any]:
+    """Answers all questions; the metrics over all processes, see `summary.summarize`.
+
+    Args:
+      params: of the model.
+      questions: the whole list, on every process.
+      output: folder for predictions.jsonl and metrics.json; None writes none.
+      progress: show a progress bar.
+    """
+    predict = functools.partial(self.predictions, params, questions, progress=progress)
+    return prediction_files.write(predict, output, metrics=self.metrics)
+
+
+class Evaluator(Predictor):
   """Answers questions and scores the answers.
 
   With a retriever that follows, another index may be served at any time: the
@@ -45,75 +95,57 @@ class Evaluator:
     retriever: PassageRetriever | None,
     *,
     batch_size: int = 32,
-    rerank_to: int | None = None,
-    rerank_chunk: int | None = None,
+    passages: PassageOptions = PassageOptions(),
     answering: AnswerOptions = AnswerOptions(),
-    file_passages: int | None = None,
-    search_filter: str = 'passage',
-    reads: bool = True,
-    passage_effects: bool = False,
-    with_loss: bool = False,
-    metrics: str = 'qa',
+    scoring: ScoringOptions = ScoringOptions(),
   ):
     """Compiles nothing yet.
 
     Args:
       spec: the model and its texts.
       partitioner: of the mesh.
-      retriever: None for closed-book.
+      retriever: finds `passages.depth` passages; None where they come from the
+        questions' file, or the model is closed-book.
       batch_size: questions at a time, over all processes.
-      rerank_to: passages to keep of those the retriever finds, by the encoders
-        of the parameters given; None keeps all, as the index has them.
-      rerank_chunk: candidates encoded at a time; None encodes all.
+      passages: what becomes of those that are found.
       answering: how answers are decoded.
-      file_passages: instead of a retriever, reads the first so many passages
-        that each question brings along.
-      search_filter: of those: 'none' shows also what a question excludes.
-      reads: whether the reader answers; if not, passages alone are predicted.
-      passage_effects: also each passage's effect on the answer's likelihood.
-      with_loss: also the likelihood of the target, `question.target` or the
-        first answer.
-      metrics: one of `task_metrics.FAMILIES`.
+      scoring: what is measured; without metrics, of the family 'qa'.
     """
-    size = passage_sources.per_process(batch_size, partitioner)
-    if retriever is None and file_passages is None and not spec.text.closed_book:
-      raise ValueError('The model reads passages; give an index (--index or --retrieval_address).')
-    if not reads and (spec.text.closed_book or passage_effects or with_loss):
+    closed_book = spec.text.closed_book
+    if scoring.retrieve_only and (closed_book or scoring.passage_effects or scoring.with_loss):
       raise ValueError(
         'Without the reader there are neither answers nor likelihoods: '
         'retrieving alone goes neither with closed-book models nor with '
         '--passage_effects or --with_loss.'
       )
-    if passage_effects and (spec.text.closed_book or answering.decoder_prefix):
+    if scoring.passage_effects and (closed_book or answering.decoder_prefix):
       raise ValueError(
         '--passage_effects goes neither with closed-book models, which read '
         'no passage, nor with a decoder prefix.'
       )
+    answering.check_reading(spec.model.reading)
     self.spec = spec
     self.partitioner = partitioner
-    self.batch_size, self.size = batch_size, size
-    self._closed_book = spec.text.closed_book
-    if self._closed_book:
-      self._source = NoPassages(spec, size)
-    elif file_passages is not None:
-      self._source = FileSource(
-        spec, partitioner, size, file_passages, excludes=search_filter != 'none'
-      )
+    self.batch_size = batch_size
+    self.size = gathering.per_process(batch_size, partitioner)
+    self.metrics = scoring.metrics or 'qa'
+    self._closed_book = closed_book
+    self._source: PassageSource
+    if closed_book:
+      self._source = NoPassages(spec, self.size)
+    elif passages.passages_from == 'file':
+      self._source = PassagesOfFile(spec, partitioner, self.size, passages)
+    elif retriever is not None:
+      self._source = PassagesOfIndex(spec, partitioner, self.size, passages, retriever)
     else:
-      self._source = IndexSource(
-        spec, partitioner, retriever, size, rerank_to=rerank_to, rerank_chunk=rerank_chunk
-      )
-    answering.check_reading(spec.model.reading)
+      raise ValueError('The model reads passages; give an index (--index or --retrieval_address).')
     self._answering = answering
-    self._reads = reads
-    self._metrics = metrics
+    self._scoring = scoring
     self._predict = partitioner.partition_rows(self._decode)
-    self._score = partitioner.partition_rows(spec.model.score) if with_loss else None
-    self._effects = None
-    if passage_effects:
-      self._effects = partitioner.partition_rows(
-        lambda params, batch: effects_lib.passage_effects(spec.model, params, batch)
-      )
+    self._score = partitioner.partition_rows(spec.model.score)
+    self._effects = partitioner.partition_rows(
+      functools.partial(passage_effects.passage_effects, spec.model)
+    )
     self._batches = 0
 
   @property
@@ -152,7 +184,7 @@ class Evaluator:
     Every process calls this with its own questions, as many times.
     """
     retrieved, found = self.find(params, questions)
-    if not self._reads:
+    if self._scoring.retrieve_only:
       return found
     tokenizer = self.spec.tokenizer
     batch = self.reader_batch(questions, retrieved)
@@ -197,29 +229,26 @@ class Evaluator:
     retrieved: Retrieved,
     targets: Sequence[str] | None = None,
   ) -> ReaderBatch:
-    """Host arrays for the reader.
+    """Host arrays for the reader, of at most `size` questions with their passages.
 
-    Args:
-      questions: at most `size`.
-      retrieved: their passages.
-      targets: what is scored, one a question; None where answers are decoded.
+    `targets` are scored, one a question; None where answers are decoded.
     """
     texts = list(map(passage_sources.question_text, questions))
     queries = self.spec.tokenizer.batch(texts, targets, size=self.size)
     batch = self._source.assembler.reader_batch(queries, retrieved.rows, with_retriever=False)
     if self.spec.model.marginalizes:
-      batch = batch.replace(passage_scores=retrieved.scores)
+      batch = _with_arrays(batch, passage_scores=retrieved.scores)
     prefixes = self._answering.prefixes(texts, self.size, self.spec.tokenizer)
     if prefixes is None:
       return batch
-    return batch.replace(prefix_tokens=prefixes[0], prefix_lengths=prefixes[1])
+    return _with_arrays(batch, prefix_tokens=prefixes[0], prefix_lengths=prefixes[1])
 
   def with_likelihoods(
     self,
     params: PyTree,
     batch: ReaderBatch,
     questions: Sequence[Question | str],
-    tokens: np.ndarray,
+    tokens: Int[np.ndarray, 'b t'],
     answers: list[Answer],
   ) -> list[Answer]:
     """Adds losses of targets and effects of passages where they are asked for.
@@ -228,14 +257,25 @@ class Evaluator:
       params: of the model.
       batch: of `reader_batch`.
       questions: whose targets the losses are of.
-      tokens: int [size, length], padded, what the effects are on.
+      tokens: padded, what the effects are on.
       answers: to add to.
     """
-    if self._score is not None:
+    if self._scoring.with_loss:
       answers = self._with_losses(params, batch, questions, answers)
-    if self._effects is not None:
+    if self._scoring.passage_effects:
       answers = self._with_effects(params, batch, tokens, answers)
     return answers
+
+  def _of_targets(
+    self,
+    function: PartitionedFunction,
+    params: PyTree,
+    batch: ReaderBatch,
+    tokens: Int[np.ndarray, 'b t'],
+    mask: Bool[np.ndarray, 'b t'],
+  ) -> np.ndarray:
+    targeted = _with_arrays(batch, target_tokens=tokens, target_mask=mask)
+    return partitioning.local_rows(function(params, self.partitioner.put_batch(targeted)))
 
   def _with_losses(
     self,
@@ -252,28 +292,19 @@ class Evaluator:
     mask = tokens != self.spec.tokenizer.reader_vocabulary.pad_id
     mask[[i for i, target in enumerate(targets) if not target]] = False
     mask[len(targets) :] = False
-    log_probs = partitioning.local_rows(
-      self._score(
-        params, self.partitioner.put_batch(batch.replace(target_tokens=tokens, target_mask=mask))
-      )
-    )
-    lengths = mask.sum(-1)
+    log_probs = self._of_targets(self._score, params, batch, tokens, mask)
     return [
       dataclasses.replace(answer, loss=float(-log_prob / n)) if n else answer
-      for answer, log_prob, n in zip(answers, log_probs, lengths)
+      for answer, log_prob, n in zip(answers, log_probs, mask.sum(-1))
     ]
 
   def _with_effects(
-    self, params: PyTree, batch: ReaderBatch, tokens: np.ndarray, answers: list[Answer]
+    self, params: PyTree, batch: ReaderBatch, tokens: Int[np.ndarray, 'b t'], answers: list[Answer]
   ) -> list[Answer]:
     """Adds each passage's effect on the likelihood of the answer decoded."""
     mask = tokens != self.spec.tokenizer.reader_vocabulary.pad_id
     mask[len(answers) :] = False
-    effects = partitioning.local_rows(
-      self._effects(
-        params, self.partitioner.put_batch(batch.replace(target_tokens=tokens, target_mask=mask))
-      )
-    )
+    effects = self._of_targets(self._effects, params, batch, tokens, mask)
     return [
       dataclasses.replace(
         answer,
@@ -303,26 +334,12 @@ class Evaluator:
   def predictions(
     self, params: PyTree, questions: Sequence[Question], *, done: int = 0, progress: bool = False
   ) -> Iterator[dict[str, Any]]:
-    """One `predictions.jsonl` record a question of this process, in order.
-
-    Args:
-      params: of the model.
-      questions: the whole list, on every process.
-      done: so many batches are left out, since they have been answered before.
-      progress: show a progress bar.
-    """
+    """See `Predictor.predictions`."""
     self._batches = done
-    starts = range(done * self.batch_size, len(questions), self.batch_size)
-    for start in progress_lib.bar(starts, desc='answering', unit=' batches', show=progress):
-      mine = self.mine(questions, start)
-      answers = self.answer(params, mine)
-      for question, answer in zip(mine, answers):
-        yield records.prediction_record(question, answer, self._metrics)
-
-  def mine(self, questions: Sequence[Question], start: int) -> Sequence[Question]:
-    """This process's part of the batch that begins at a question."""
-    first = start + jax.process_index() * self.size
-    return questions[first : min(first + self.size, start + self.batch_size)]
+    mine = list(gathering.parts(questions, self.batch_size, process=jax.process_index(), done=done))
+    for part in progress_lib.bar(mine, desc='answering', unit=' batches', show=progress):
+      for question, answer in zip(part, self.answer(params, part)):
+        yield records.prediction_record(question, answer, self.metrics)
 
   def retrieval_recall(self, params: PyTree, questions: Sequence[Question], *, k: int) -> float:
     """Share of questions with a gold passage among the first k; no reader.
@@ -347,27 +364,6 @@ class Evaluator:
       )
     return float(np.mean(hits))
 
-  def evaluate(
-    self,
-    params: PyTree,
-    questions: Sequence[Question],
-    *,
-    output: str | os.PathLike[str] | None = None,
-    progress: bool = False,
-  ) -> dict[str, Any]:
-    """Answers all questions and averages the metrics over all processes.
 
-    Args:
-      params: of the model.
-      questions: the whole list, on every process.
-      output: folder for predictions.jsonl and metrics.json; None writes none.
-      progress: show a progress bar.
-
-    Returns:
-      See `summary.summarize`.
-    """
-    return prediction_files.write(
-      functools.partial(self.predictions, params, questions, progress=progress),
-      output,
-      metrics=self._metrics,
-    )
+def _with_arrays(batch: ReaderBatch, **arrays: Any) -> ReaderBatch:
+  return dataclasses.replace(batch, **arrays)

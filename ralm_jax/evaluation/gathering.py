@@ -1,13 +1,17 @@
-"""JSON values of all processes on every process."""
+"""Questions over several processes: each answers its share, all get the records."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import json
 from typing import Any
 
 import jax
 import numpy as np
+
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.training import partitioning
+from ralm_jax.training.partitioning import Partitioner
 
 
 def gather(values: Sequence[Any]) -> list[Any]:
@@ -29,3 +33,35 @@ def gather(values: Sequence[Any]) -> list[Any]:
     for size, own in zip(sizes, everyone.reshape(len(sizes), -1))
     for value in json.loads(own[:size].tobytes())
   ]
+
+
+def per_process(batch_size: int, partitioner: Partitioner) -> int:
+  """Questions of a batch that each process answers.
+
+  Raises:
+    ValueError: processes or data partitions do not divide the batch.
+  """
+  if batch_size < 1:
+    raise ValueError(f'The evaluation batch size must be at least 1, not {batch_size}.')
+  if batch_size % jax.process_count():
+    raise ValueError(
+      f'The evaluation batch size {batch_size} must be a multiple of the '
+      f'number of processes, {jax.process_count()}.'
+    )
+  shards = partitioner.mesh.shape[partitioning.DATA]
+  if jax.process_count() > 1 and batch_size % shards:
+    raise ValueError(
+      f'On several processes the evaluation batch size {batch_size} must '
+      f'be a multiple of the {shards} data partitions (gin: '
+      'EVAL_BATCH_SIZE).'
+    )
+  return batch_size // jax.process_count()
+
+
+def parts(
+  questions: Sequence[Question], batch_size: int, *, process: int, done: int = 0
+) -> Iterator[Sequence[Question]]:
+  """What a process answers of each batch; the first `done` batches are left out."""
+  size = batch_size // jax.process_count()
+  for start in range(done * batch_size, len(questions), batch_size):
+    yield questions[start : start + batch_size][process * size : (process + 1) * size]

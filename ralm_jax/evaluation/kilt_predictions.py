@@ -101,7 +101,7 @@ def write(
       'is made of; name another file'
     )
   seen: dict[str, int] = {}
-  with atomic_files.replacing(output) as aside:
+  with atomic_files.replacing(os.fspath(output)) as aside:
     with open(aside, 'w', encoding='utf-8') as file:
       for line, record in json_records.read_json_lines(os.fspath(predictions)):
         where = f'{os.fspath(predictions)}:{line}'

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from ralm_jax.checkpoints.specification import Specification
-from ralm_jax.data.batches import QueryBatch
 from ralm_jax.data.questions.file_passages import FilePassages
 from ralm_jax.data.questions.reading import FilePassage, Question
 from ralm_jax.evaluation.searched_corpus import SearchedCorpus
+from ralm_jax.evaluation.task import PassageOptions
+from ralm_jax.models.reader_batch import ReaderBatch
 from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.retrieval.retriever import PassageRetriever, Retrieved
 from ralm_jax.training import partitioning
@@ -22,22 +23,23 @@ from ralm_jax.training.partitioning import Partitioner
 from retrieval_service.results import IndexSwappedError
 
 PyTree = Any
-SOURCES = ('index', 'file', 'none')
 _SEARCH_ATTEMPTS = 5
 
 
 class PassageSource(Protocol):
-  """Finds passages for a batch of questions.
+  """Finds passages for a batch of questions."""
 
-  Attributes:
-    name: of what passages are taken from, as it is now.
-    store: whose rows the passages found last are; None for closed-book.
-    assembler: builds the reader's arrays of them.
-  """
+  @property
+  def name(self) -> str:
+    """Of what passages are taken from, as it is now."""
 
-  name: str
-  store: Any
-  assembler: Assembler
+  @property
+  def store(self) -> Any:
+    """Whose rows the passages found last are; None for closed-book."""
+
+  @property
+  def assembler(self) -> Assembler:
+    """Builds the reader's arrays of them."""
 
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:
     """Passages of a batch; rows beyond the questions are those of padding."""
@@ -59,7 +61,7 @@ class NoPassages:
     return Retrieved.none(self._size)
 
 
-class FileSource:
+class PassagesOfFile:
   """The passages that the questions bring along, scored by the retriever.
 
   They stay in the order of the file, as Atlas's `use_file_passages` has them,
@@ -70,33 +72,20 @@ class FileSource:
   name = 'file'
 
   def __init__(
-    self,
-    spec: Specification,
-    partitioner: Partitioner,
-    size: int,
-    n_passages: int,
-    *,
-    excludes: bool = True,
+    self, spec: Specification, partitioner: Partitioner, size: int, options: PassageOptions
   ):
-    """Compiles nothing yet.
-
-    Args:
-      spec: the model and its texts.
-      partitioner: of the mesh.
-      size: questions of a batch.
-      n_passages: read of each question, the first ones.
-      excludes: whether what a question excludes is left out.
-    """
     self._spec = spec
     self._partitioner = partitioner
-    self._size, self._n_passages = size, n_passages
-    self._excludes = excludes
+    self._size, self._n_passages = size, options.count(spec.text)
+    self._excludes = options.search_filter != 'none'
     self._score = partitioner.partition_rows(spec.model.retriever_scores)
     self._use([])
 
   def _use(self, passages: Sequence[FilePassage]) -> None:
     tokenizer = self._spec.tokenizer
-    self.store = FilePassages(passages, tokenizer.reader_vocabulary, tokenizer.retriever_vocabulary)
+    self.store: Any = FilePassages(
+      passages, tokenizer.reader_vocabulary, tokenizer.retriever_vocabulary
+    )
     self.assembler = Assembler(tokenizer, self.store)
 
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:
@@ -104,11 +93,11 @@ class FileSource:
     rows = np.full((self._size, self._n_passages), -1, np.int64)
     passages: list[FilePassage] = []
     for i, question in enumerate(questions):
-      shown = [
-        passage
-        for passage in getattr(question, 'passages', ())
-        if not self._excludes or passage.id not in question.exclude_passage_ids
-      ][: self._n_passages]
+      if isinstance(question, str):
+        continue
+      hidden = question.exclude_passage_ids if self._excludes else ()
+      shown = [passage for passage in question.passages if passage.id not in hidden]
+      shown = shown[: self._n_passages]
       rows[i, : len(shown)] = len(passages) + np.arange(len(shown))
       passages += shown
     self._use(passages)
@@ -121,20 +110,17 @@ class FileSource:
     return Retrieved(rows, np.where(rows >= 0, scores, -np.inf).astype(np.float32), 0)
 
 
-class IndexSource:
+class PassagesOfIndex:
   """Searches an index, re-ranks if asked to, and follows swaps of the index."""
 
   def __init__(
     self,
     spec: Specification,
     partitioner: Partitioner,
-    retriever: PassageRetriever,
     size: int,
-    *,
-    rerank_to: int | None = None,
-    rerank_chunk: int | None = None,
+    options: PassageOptions,
+    retriever: PassageRetriever,
   ):
-    """Compiles nothing yet; arguments as for `evaluator.Evaluator`."""
     self._spec = spec
     self._partitioner = partitioner
     self._retriever = retriever
@@ -142,14 +128,13 @@ class IndexSource:
     self._agreement = Agreement()
     self._searched = SearchedCorpus(spec.tokenizer, retriever.store)
     self._encode = partitioner.partition_rows(spec.model.encode_queries)
-    self._rerank = None
-    if rerank_to is not None:
 
-      def rerank(params, candidates):
-        reranked = spec.model.rerank(params, candidates, rerank_to, chunk=rerank_chunk)
-        return reranked.chosen, reranked.scores
+    def rerank(params: PyTree, candidates: ReaderBatch) -> tuple[jax.Array, jax.Array]:
+      count = options.count(spec.text)
+      reranked = spec.model.rerank(params, candidates, count, chunk=options.rerank_chunk)
+      return reranked.chosen, reranked.scores
 
-      self._rerank = partitioner.partition_rows(rerank)
+    self._rerank = partitioner.partition_rows(rerank) if options.n_candidates else None
 
   @property
   def name(self) -> str:
@@ -180,7 +165,13 @@ class IndexSource:
       retrieved = self._search(embeddings, questions)
     if self._rerank is None:
       return retrieved
-    return self._choose(params, queries, retrieved)
+    candidates = self.assembler.reader_batch(queries, retrieved.rows)
+    # Those that are best by the encoders of now.
+    chosen, scores = map(
+      partitioning.local_rows, self._rerank(params, self._partitioner.put_batch(candidates))
+    )
+    rows = np.take_along_axis(retrieved.rows, chosen, axis=1)
+    return dataclasses.replace(retrieved, rows=rows, scores=scores, embeddings=None)
 
   def _search(self, embeddings: np.ndarray, questions: Sequence[Question | str]) -> Retrieved:
     """Searches the index that is served, from the beginning where it changes."""
@@ -197,44 +188,7 @@ class IndexSource:
         self._retriever.follow()
     raise AssertionError('unreachable')
 
-  def _choose(self, params: PyTree, queries: QueryBatch, retrieved: Retrieved) -> Retrieved:
-    """The candidates that are best by the encoders of now."""
-    candidates = self.assembler.reader_batch(queries, retrieved.rows)
-    chosen, scores = (
-      partitioning.local_rows(array)
-      for array in self._rerank(params, self._partitioner.put_batch(candidates))
-    )
-    return dataclasses.replace(
-      retrieved,
-      rows=np.take_along_axis(retrieved.rows, chosen, axis=1),
-      scores=scores,
-      embeddings=None,
-    )
-
 
 def question_text(question: Question | str) -> str:
   """What is asked."""
   return question if isinstance(question, str) else question.question
-
-
-def per_process(batch_size: int, partitioner: Partitioner) -> int:
-  """Questions of a batch that each process answers.
-
-  Raises:
-    ValueError: processes or data partitions do not divide the batch.
-  """
-  if batch_size < 1:
-    raise ValueError(f'The evaluation batch size must be at least 1, not {batch_size}.')
-  if batch_size % jax.process_count():
-    raise ValueError(
-      f'The evaluation batch size {batch_size} must be a multiple of the '
-      f'number of processes, {jax.process_count()}.'
-    )
-  shards = partitioner.mesh.shape[partitioning.DATA]
-  if jax.process_count() > 1 and batch_size % shards:
-    raise ValueError(
-      f'On several processes the evaluation batch size {batch_size} must '
-      f'be a multiple of the {shards} data partitions (gin: '
-      'EVAL_BATCH_SIZE).'
-    )
-  return batch_size // jax.process_count()

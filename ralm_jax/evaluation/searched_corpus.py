@@ -12,6 +12,7 @@ from ralm_jax.data.corpus.passage_ids import RowsOfIds
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.text.tokenization import QueryTokenizer
+from ralm_jax.losses.array_types import Int
 from ralm_jax.retrieval.assembler import Assembler
 
 
@@ -20,35 +21,31 @@ class Bounds:
   """What the questions of a batch must not see.
 
   Attributes:
-    exclude_rows: int64 [batch, n], filled with -1; None excludes nothing.
-    max_dates: int32 [batch].
+    exclude_rows: filled with -1; None excludes nothing.
+    max_dates: of each question.
   """
 
-  exclude_rows: np.ndarray | None
-  max_dates: np.ndarray
+  exclude_rows: Int[np.ndarray, 'b n'] | None
+  max_dates: Int[np.ndarray, ' b']
 
 
 class SearchedCorpus:
   """One corpus, and all that means passages by its rows.
 
   Attributes:
-    store: the passages; None for closed-book.
+    store: the passages.
     assembler: builds the reader's arrays of them.
   """
 
-  def __init__(self, tokenizer: QueryTokenizer, store: PassageStore | None):
+  def __init__(self, tokenizer: QueryTokenizer, store: PassageStore):
     """Looks nothing up yet.
-
-    Args:
-      tokenizer: of the model.
-      store: the corpus.
 
     Raises:
       ValueError: the corpus was tokenised with other vocabularies.
     """
     self.store = store
     self.assembler = Assembler(tokenizer, store)
-    self._rows_of = None if store is None else RowsOfIds(store)
+    self._rows_of = RowsOfIds(store)
 
   def bounds(self, questions: Sequence[Question | str], size: int) -> Bounds:
     """Of questions, and of padding up to `size`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import glob
@@ -11,9 +11,11 @@ import re
 from typing import Any
 
 from ralm_jax.checkpoints import store
+from ralm_jax.evaluation import option_fields
 from ralm_jax.evaluation.answering import AnswerOptions
+from ralm_jax.evaluation.task import EvaluationTask, PassageOptions, QuestionOptions, ScoringOptions
 from ralm_jax.jobs import cells
-from ralm_jax.retrieval import connect
+from ralm_jax.retrieval.index_source import IndexSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,109 +36,53 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-  """Questions and how they are answered: arguments of `eval.evaluate`.
-
-  Attributes:
-    name: in tables and folders.
-    questions: files or globs.
-    record_format: of the files.
-    metrics: family of metrics; None for that of the format.
-    passages_from: 'index', 'file' or 'none' (closed-book).
-    retrieve_only: without a reader.
-    passage_effects: also each passage's effect on the answer's likelihood.
-    with_loss: also the loss of the targets.
-    n_passages: None takes the model's own number.
-    n_candidates: fetched from a stale index and re-ranked; None does not.
-    rerank_chunk: candidates encoded at a time.
-    search_filter: what exclusions of a question drop.
-    text: fields of TextConfig to use instead of the checkpoint's own.
-    permutations: of the options of a multiple choice.
-    num_examples: only the first so many questions.
-    shots: only so many questions, chosen by hash.
-    shots_seed: of that choice.
-    require_answers: whether a question without answers is an error.
-    on_error: 'raise' or 'skip' malformed records.
-    answering: how answers are decoded.
-  """
-
-  name: str
-  questions: str | Sequence[str]
-  record_format: str = 'qa'
-  metrics: str | None = None
-  passages_from: str = 'index'
-  retrieve_only: bool = False
-  passage_effects: bool = False
-  with_loss: bool = False
-  n_passages: int | None = None
-  n_candidates: int | None = None
-  rerank_chunk: int | None = None
-  search_filter: str = 'passage'
-  text: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-  permutations: str = 'cyclic'
-  num_examples: int | None = None
-  shots: int | None = None
-  shots_seed: int = 0
-  require_answers: bool = True
-  on_error: str = 'raise'
-  answering: AnswerOptions = AnswerOptions()
-
-  def arguments(self) -> dict[str, Any]:
-    """Of `eval.evaluate`."""
-    values = {
-      field.name: getattr(self, field.name)
-      for field in dataclasses.fields(self)
-      if field.name not in ('name', 'answering')
-    }
-    answering = dict(vars(self.answering))
-    decoding = dataclasses.asdict(answering.pop('decoding'))
-    return {**values, **answering, **decoding}
+class _Named:
+  name: str  # in tables and folders
 
 
 @dataclasses.dataclass(frozen=True)
-class Index:
-  """Where passages come from.
+class Task(ScoringOptions, PassageOptions, QuestionOptions, _Named):
+  """A named EvaluationTask, with its options beside each other as gin files bind them."""
 
-  Attributes:
-    path: INDEX folder; a process is started for it. Or
-    retrieval_address: 'host:port' of a running one.
-    name: in tables and folders; None for the folder's name or the address.
-    corpus: None takes the one the index names.
-    nprobe: inverted lists visited, of our own process.
-    rerank: candidates re-ranked exactly, of our own process.
-    threads: FAISS threads, of our own process.
-    backend: 'process', or 'device' for exact search on this program's devices.
-    device_dtype: of the embeddings there.
-    generation: of the index; None for the current one. Two entries of one path
-      compare generations.
-  """
-
-  path: str | None = None
-  retrieval_address: str | None = None
-  name: str | None = None
-  corpus: str | None = None
-  nprobe: int | None = None
-  rerank: int | None = None
-  threads: int | None = None
-  backend: str = 'process'
-  device_dtype: str = 'bfloat16'
-  generation: int | None = None
+  answering: AnswerOptions = AnswerOptions()
 
   def __post_init__(self):
+    self.evaluation()  # it can be
+
+  def evaluation(self) -> EvaluationTask:
+    return option_fields.fill(EvaluationTask, vars(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Index(IndexSource):
+  """An IndexSource with a name; two of one path may compare generations.
+
+  Attributes:
+    name: in tables and folders; None for the folder's name or the address.
+    retrieval_address: `address` as gin files bind it.
+  """
+
+  name: str | None = None
+  retrieval_address: str | None = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.retrieval_address is not None:
+      object.__setattr__(self, 'address', self.retrieval_address)
     if self.generation is not None and self.backend == 'device':
       raise ValueError("Index.generation goes with backend = 'process', which keeps several.")
-    if (self.path is None) == (self.retrieval_address is None):
+    if (self.path is None) == (self.address is None):
       raise ValueError(
         'An Index has either a path or a retrieval_address; got '
-        f'{self.path!r} and {self.retrieval_address!r}.'
+        f'{self.path!r} and {self.address!r}.'
       )
-    connect.check_backend(self.backend, self.retrieval_address)
+    self.check_backend()
 
   @property
   def label(self) -> str:
     if self.name:
       return self.name
-    place = self.retrieval_address or os.path.basename(os.path.abspath(self.path))
+    place = self.address or os.path.basename(os.path.abspath(self.path or ''))
     return place if self.generation is None else (f'{place} generation {self.generation}')
 
 
@@ -221,16 +167,7 @@ def _holds_checkpoint(path: str) -> bool:
 
 
 def listed(what: str, items: Any, kind: type) -> list[Any]:
-  """One thing or several, as a list of that kind.
-
-  Args:
-    what: they are, for messages.
-    items: of the kind, or texts, which are its first field; one or a sequence.
-    kind: Checkpoint or Index.
-
-  Raises:
-    ValueError: something else.
-  """
+  """One thing or several, as a list; a text is the first field of its kind."""
   if isinstance(items, (str, os.PathLike, kind)):
     items = [items]
   if not isinstance(items, Sequence):

@@ -12,6 +12,7 @@ import pathlib
 from typing import Any
 
 from ralm_jax.checkpoints import specification
+from ralm_jax.evaluation import option_fields
 from ralm_jax.files import checksums, input_files
 from ralm_jax.jobs.config import FoundCheckpoint, Index, Task
 from ralm_jax.retrieval import connect
@@ -39,22 +40,14 @@ _PACKAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class IndexState:
-  """What an index is at one moment.
+  """What an index is at one moment."""
 
-  Attributes:
-    id: tells it from all others.
-    generation: the one that is searched.
-    edits: the last live edit's number.
-    count: passages of the generation; None where they are not known, of an
-      older one that another process serves.
-    directory: its folder, on the machine that serves it.
-  """
-
-  id: str
-  generation: int
-  edits: int
+  id: str  # tells it from all others
+  generation: int  # the one that is searched
+  edits: int  # the last live edit's number
+  # Passages of the generation; not known of an older one that another process serves.
   count: int | None
-  directory: str
+  directory: str  # its folder, on the machine that serves it
 
   @classmethod
   def of(cls, index: Index, retry_for_s: float = 30.0) -> IndexState:
@@ -67,10 +60,10 @@ class IndexState:
     if index.path is not None:
       connect.check_index_folder(index.path)
       store = GenerationStore(index.path)
-      number = index.generation or store.current()
+      number = index.generation or store.current() or 0
       manifest = Manifest.read(store.folder(number))
       return cls(store.index_id(), number, store.edit_log().last, manifest.count, store.directory)
-    with RetrievalClient(index.retrieval_address, retry_for_s=retry_for_s) as client:
+    with RetrievalClient(index.address or '', retry_for_s=retry_for_s) as client:
       status = client.status()
     number = index.generation or status.generation
     return cls(
@@ -92,7 +85,7 @@ class IndexState:
       width = 4 if index.device_dtype == 'float32' else 2
       return manifest.count * manifest.dim * width
     record = manifest.files.get(index_manifest.INDEX)
-    return record and record.bytes
+    return record.bytes if record else None
 
 
 def checkpoint_fingerprint(path: str | os.PathLike[str]) -> str:
@@ -154,22 +147,15 @@ def task_inputs(
   fingerprints: Fingerprints,
   batch_size: int,
 ) -> dict[str, Any]:
-  """All but the checkpoint that decides results, as JSON values.
-
-  Args:
-    task: what is asked, and how.
-    index: None reads no passages from one.
-    state: of the index.
-    fingerprints: of files.
-    batch_size: questions at a time.
-  """
-  choices = task.arguments()
+  """All but the checkpoint that decides results, as JSON values."""
+  choices = option_fields.flatten(task.evaluation())
   del choices['questions']  # by content, wherever they lie
-  search = None
+  search: dict[str, Any] | None = None
   if index is not None:
     search = {'backend': index.backend, 'nprobe': index.nprobe, 'rerank': index.rerank}
     if index.backend == 'device':
       search['device_dtype'] = index.device_dtype
+      search |= {'approximate': True} if index.approximate else {}
   if choices['sample']:
     choices['batch_size'] = batch_size  # answers are drawn by the batch
   return {

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import contextlib
+import dataclasses
 import logging
 from typing import Any
 
+from ralm_jax.evaluation import option_fields
 from ralm_jax.jobs import search_time
 from ralm_jax.jobs.config import Index, JobOptions
 from ralm_jax.jobs.inputs import IndexState
 from ralm_jax.retrieval import connect
 from ralm_jax.retrieval.connect import Connection
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.runs.opening import OpenedCheckpoint
 
 
@@ -29,28 +32,19 @@ class OpenIndex:
     self._key = self._connected = None
     self._stack.close()
 
-  def arguments(self, index: Index | None, state: IndexState | None) -> dict[str, Any]:
-    """Those of `eval.evaluate` that name an index in a state.
-
-    Args:
-      index: None for cells that search none.
-      state: that the cell is of.
-    """
-    if index is None:
-      return {}
+  def source(self, index: Index | None, state: IndexState | None) -> IndexSource | None:
+    """Where to search an index in the state that a cell is of; None for none."""
+    if index is None or state is None:
+      return None
     if index.backend == 'device':
-      return {
-        'index': index.path,
-        'corpus': index.corpus,
-        'backend': index.backend,
-        'device_dtype': index.device_dtype,
-      }
+      return option_fields.fill(IndexSource, vars(index))
     connected = self._connect(index, state)
-    return {
-      'retrieval_address': connected.client.address,
-      'corpus': str(connected.store.directory),
-      'generation': searched_generation(index, state),
-    }
+    return IndexSource(
+      address=connected.address,
+      corpus=str(connected.store.directory),
+      generation=searched_generation(index, state),
+      retry_for_s=self._options.retry_for_s,
+    )
 
   def milliseconds_a_query(
     self,
@@ -60,24 +54,13 @@ class OpenIndex:
     questions: Sequence[str],
     k: int,
   ) -> float | None:
-    """Median time of a search; None where there is no process to ask.
-
-    Args:
-      opened: whose encoder embeds the questions.
-      index: as of `arguments`.
-      state: as of `arguments`.
-      questions: to search with.
-      k: passages to find.
-    """
-    if index is None or index.backend == 'device' or not questions:
+    """Median time of finding k passages; None where there is no process to ask."""
+    if index is None or state is None or index.backend == 'device' or not questions:
       return None
-    client = self._connect(index, state).client
     try:
       return search_time.milliseconds_a_query(
-        opened.spec,
-        opened.partitioner,
-        opened.params,
-        client,
+        opened,
+        self._connect(index, state).client,
         questions,
         k=k,
         batch_size=self._options.batch_size,
@@ -91,21 +74,8 @@ class OpenIndex:
     key = (index,) if index.path is None else (index, state.id, state.generation)
     if self._connected is None or self._key != key:
       self.close()
-      own = (
-        {}
-        if index.path is None
-        else {'nprobe': index.nprobe, 'rerank': index.rerank, 'threads': index.threads}
-      )
-      self._connected = self._stack.enter_context(
-        connect.connect(
-          index=index.path,
-          address=index.retrieval_address,
-          corpus=index.corpus,
-          retry_for_s=self._options.retry_for_s,
-          follow_swaps=True,
-          **own,
-        )
-      )
+      source = dataclasses.replace(index, retry_for_s=self._options.retry_for_s)
+      self._connected = self._stack.enter_context(connect.connect(source, follow_swaps=True))
       self._key = key
     return self._connected
 
@@ -122,14 +92,7 @@ def searched_generation(index: Index, state: IndexState) -> int | None:
 def check_answers(
   records: Sequence[Mapping[str, Any]], index: Index, state: IndexState, now: IndexState
 ) -> None:
-  """Raises RuntimeError where answers are of another state of the index.
-
-  Args:
-    records: of predictions.jsonl.
-    index: that was searched.
-    state: what it was when the cell was begun.
-    now: what it is at its end.
-  """
+  """Raises RuntimeError where answers are not of the state that the cell was begun with."""
   moved = (
     now.id != state.id
     or now.edits != state.edits

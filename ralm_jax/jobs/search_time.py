@@ -8,18 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.runs.opening import OpenedCheckpoint
 from ralm_jax.training import partitioning
-from ralm_jax.training.partitioning import Partitioner
 
 _LEAST_SEARCHES = 5
 _ENOUGH_S = 2.0
 
 
 def milliseconds_a_query(
-  spec: Specification,
-  partitioner: Partitioner,
-  params: Any,
+  opened: OpenedCheckpoint,
   client: Any,
   questions: Sequence[str],
   *,
@@ -30,33 +27,24 @@ def milliseconds_a_query(
   """Median time of a search, over the queries of a batch.
 
   From the call to its answer: the search, and what it takes to get there and
-  back. Encoding the queries is not counted.
-
-  Args:
-    spec: the model and its texts.
-    partitioner: of the mesh.
-    params: of the model.
-    client: of the index; `search(embeddings, k, generation=...)`.
-    questions: at least one.
-    k: passages to find.
-    batch_size: queries at a time.
-    generation: of the index; None for the current one.
+  back. Encoding the queries, at least one, is not counted.
 
   Raises:
     ValueError: the generation holds fewer than k passages.
     LookupError: it does not exist any more.
   """
+  spec, partitioner = opened.spec, opened.partitioner
   encode = partitioner.partition_rows(spec.model.encode_queries)
   batches = []
   for first in range(0, len(questions), batch_size):
     part = list(questions[first : first + batch_size])
     queries = spec.tokenizer.batch(part, size=batch_size)
     mask = queries.query_tokens != spec.tokenizer.retriever_vocabulary.pad_id
-    embeddings = encode(params, *partitioner.put_batch((queries.query_tokens, mask)))
+    embeddings = encode(opened.params, *partitioner.put_batch((queries.query_tokens, mask)))
     batches.append(partitioning.local_rows(embeddings)[: len(part)])
   # The first one also reads the index.
   client.search(batches[0], k, generation=generation)
-  times = []
+  times: list[float] = []
   start = time.perf_counter()
   while len(times) < _LEAST_SEARCHES or (
     len(times) < len(batches) and time.perf_counter() - start < _ENOUGH_S

@@ -15,14 +15,9 @@ _CHECKPOINT = re.compile(r'checkpoint_(\d+)')
 
 @dataclasses.dataclass(frozen=True)
 class NewCheckpoint:
-  """A whole checkpoint.
+  """A whole checkpoint."""
 
-  Attributes:
-    path: MODEL_DIR/checkpoint_<step>.
-    step: of the run.
-  """
-
-  path: str
+  path: str  # MODEL_DIR/checkpoint_<step>
   step: int
 
 
@@ -110,7 +105,7 @@ def last_step(run: str | os.PathLike[str]) -> int | None:
 
 def _steps(run: str) -> dict[int, tuple[int, ...]]:
   """Steps of the checkpoints, with what tells a folder from its successor."""
-  steps = {}
+  steps: dict[int, tuple[int, ...]] = {}
   with contextlib.suppress(FileNotFoundError), os.scandir(run) as entries:
     for entry in entries:
       match = _CHECKPOINT.fullmatch(entry.name)

@@ -126,7 +126,7 @@ class Worker:
     mine = _part(jobs, shard, by_name=passing)
     self._sharded |= len(mine) < len(jobs)
     self._found.update((one.name, one) for one in found)
-    seconds = []
+    seconds: list[float] = []
     for i, job in enumerate(mine):
       left = ''
       if seconds:
@@ -293,12 +293,11 @@ class Worker:
     work = cell.begin(claim, inputs)
     opened = self._open(job.checkpoint)
     evaluation.evaluate(
-      checkpoint=opened,
-      output=str(work),
-      **job.task.arguments(),
-      **self._index.arguments(job.index, state),
+      opened,
+      job.task.evaluation(),
+      self._index.source(job.index, state),
+      str(work),
       batch_size=self._options.batch_size,
-      retry_for_s=self._options.retry_for_s,
       progress=self._options.progress,
     )
     predictions = work / cells.PREDICTIONS
@@ -308,10 +307,11 @@ class Worker:
       job.index,
       state,
       [record['query'] for record in records[: self._options.search_queries]],
-      job.task.n_candidates or job.task.n_passages or opened.spec.text.n_passages,
+      job.task.depth(opened.spec.text),
     )
-    if job.index is not None and not self._options.follow_index:
-      open_index.check_answers(records, job.index, state, self._index_state(job.index))
+    if job.index and state and not self._options.follow_index:
+      now = IndexState.of(job.index, self._options.retry_for_s)
+      open_index.check_answers(records, job.index, state, now)
     cell.publish(
       claim,
       work,
@@ -323,7 +323,7 @@ class Worker:
         'questions': input_files.expand_inputs(job.task.questions),
         'index': job.index and dataclasses.asdict(job.index),
         'index_passages': state and state.count,
-        'index_bytes': state and state.memory_bytes(job.index),
+        'index_bytes': state and job.index and state.memory_bytes(job.index),
         'search_ms': search_ms,
         'intervals': results.intervals(predictions, self._table),
         'of_intervals': self._table.of_intervals,

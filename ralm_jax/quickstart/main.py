@@ -30,6 +30,7 @@ from ralm_jax.data.corpus.passages import Passage
 from ralm_jax.data.questions import reading
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text_config import TextConfig
+from ralm_jax.evaluation.task import PassageOptions
 from ralm_jax.files import atomic_files, quiet
 from ralm_jax.models import copying_init
 from ralm_jax.quickstart import (
@@ -40,6 +41,7 @@ from ralm_jax.quickstart import (
 )
 from ralm_jax.quickstart.reassignment import TitleReassignment
 from ralm_jax.quickstart.recipe import Phase, Recipe
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.runs import opening, training
 from ralm_jax.runs.training import CheckpointConfig, RetrievalConfig
 from ralm_jax.training import crop_training, optimizers, schedules, train_state
@@ -309,7 +311,7 @@ class Quickstart:
     questions = questions[: self.recipe.test_questions]
     opened = opening.open_checkpoint(checkpoint, self.partitioner)
     with opening.open_evaluator(
-      opened, index=index, n_passages=n_passages, batch_size=64
+      opened, IndexSource(index), passages=PassageOptions(n_passages=n_passages), batch_size=64
     ) as evaluator:
       return evaluator.evaluate(opened.params, questions, output=self.path(name))
 
@@ -318,7 +320,9 @@ class Quickstart:
     questions = reading.read_questions(self.path('test.jsonl'))
     questions = questions[: self.recipe.test_questions]
     opened = opening.open_checkpoint(checkpoint, self.partitioner)
-    with opening.open_evaluator(opened, index=index, n_passages=5, batch_size=64) as evaluator:
+    with opening.open_evaluator(
+      opened, IndexSource(index), passages=PassageOptions(n_passages=5), batch_size=64
+    ) as evaluator:
       return evaluator.retrieval_recall(opened.params, questions, k=5)
 
   def run(self) -> dict[str, Any]:
@@ -385,7 +389,7 @@ class Quickstart:
     """A passage added to the index changes an answer without training."""
 
     def answer() -> str:
-      return ask.ask(NEW_QUESTION, checkpoint=checkpoint, index=index).prediction
+      return ask.ask(NEW_QUESTION, checkpoint=checkpoint, source=IndexSource(index)).prediction
 
     store = PassageStore.open(self.path('corpus'))
     known = store.rows_of([NEW_PASSAGE.id], unknown=-1)[0] >= 0

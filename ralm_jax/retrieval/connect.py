@@ -12,12 +12,11 @@ import threading
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval import retriever
 from ralm_jax.retrieval.device.index import DeviceIndex
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.training.partitioning import Partitioner
 from retrieval_service.client import RetrievalClient
 from retrieval_service.local import LocalRetrievalServer
 from retrieval_service.results import ServerStatus
-
-BACKENDS = ('process', 'device')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,18 +27,16 @@ class Connection:
     client: of the index.
     store: the corpus.
     corpus: the folder that was asked for; None took the one the index names.
+    address: of the process; '' where there is none.
   """
 
   client: RetrievalClient | DeviceIndex
   store: PassageStore
   corpus: str | os.PathLike[str] | None = None
+  address: str = ''
 
   def open_corpus(self, status: ServerStatus, former: PassageStore) -> PassageStore:
-    """The corpus of an index that took another's place.
-
-    Args:
-      status: of the process that serves it.
-      former: the corpus of the one before; returned if it is the same folder.
+    """The corpus of an index that took another's place; `former` if it is the same folder.
 
     Raises:
       ValueError: the index names none.
@@ -57,88 +54,55 @@ class Connection:
 
 @contextlib.contextmanager
 def connect(
-  *,
-  index: str | os.PathLike[str] | None = None,
-  address: str | None = None,
-  corpus: str | os.PathLike[str] | None = None,
-  retry_for_s: float = 300.0,
-  nprobe: int | None = None,
-  rerank: int | None = None,
-  threads: int | None = None,
-  backend: str = 'process',
-  partitioner: Partitioner | None = None,
-  device_dtype: str = 'bfloat16',
-  approximate: bool = False,
-  follow_swaps: bool = False,
+  source: IndexSource, *, partitioner: Partitioner | None = None, follow_swaps: bool = False
 ) -> Iterator[Connection]:
-  """Connects to `address`, or starts a process for `index` on loopback.
+  """Connects to the address, or starts a process for the folder on loopback.
 
   A process of our own is supervised: it is started again when it dies, and
   ends with this program even if that is killed. With the backend 'device' there
   is none: the index lies on the devices of this program.
 
   Args:
-    index: the INDEX folder; not with `address`.
-    address: 'host:port' of a running process.
-    corpus: the CORPUS folder; None takes the one the index names.
-    retry_for_s: how long searches wait for a dead process.
-    nprobe: inverted lists visited, of our own process.
-    rerank: candidates re-ranked, of our own process.
-    threads: FAISS threads, of our own process.
-    backend: 'process' or 'device'.
+    source: a folder or an address.
     partitioner: of the mesh whose devices hold the index, all of this program's
-      by default; of the backend 'device', as is what follows.
-    device_dtype: 'bfloat16', 'float16' or 'float32'.
-    approximate: approximate top-k, which a TPU is faster at.
+      by default; of the backend 'device'.
     follow_swaps: whether the caller minds which index answers: a process may be
       told to serve another. Without, every call is an error from then on
       (`RetrievalClient.stay_with`).
 
   Raises:
-    ValueError: both or neither of `index` and `address`; an unknown backend, or
+    ValueError: both or neither of folder and address; an unknown backend, or
       one that does not go with the address.
     FileNotFoundError: there is no such index or corpus.
     retrieval_service.client.RetrievalError: the process cannot be reached.
   """
-  if (index is None) == (address is None):
+  if (source.path is None) == (source.address is None):
     raise ValueError(
       'Give either an index folder (--index) or the address of a running '
       'retrieval process (--retrieval_address).'
     )
-  check_backend(backend, address)
+  source.check_backend()
+  if source.path is not None:
+    check_index_folder(source.path)
   with contextlib.ExitStack() as stack:
-    if index is not None:
-      check_index_folder(index)
-    if backend == 'device':
+    client: RetrievalClient | DeviceIndex
+    address = ''
+    if source.backend == 'device' and source.path is not None:
       client = DeviceIndex(
-        index, partitioner or Partitioner(), dtype=device_dtype, approximate=approximate
+        source.path,
+        partitioner or Partitioner(),
+        dtype=source.device_dtype,
+        approximate=source.approximate,
       )
     else:
-      if address is None:
-        server = stack.enter_context(
-          LocalRetrievalServer(index, nprobe=nprobe, rerank=rerank, threads=threads)
-        )
-        stack.enter_context(_supervised(server))
-        address = server.address
-      client = RetrievalClient(address, retry_for_s=retry_for_s)
+      address = source.address or stack.enter_context(_serving(source))
+      client = RetrievalClient(address, retry_for_s=source.retry_for_s)
     stack.enter_context(client)
     status = client.status()
-    if backend == 'process' and not follow_swaps:
+    if isinstance(client, RetrievalClient) and not follow_swaps:
       client.stay_with(status.index_id)
-    store = PassageStore.open(corpus or find_corpus(status.metadata, index))
-    yield Connection(client, store, corpus)
-
-
-def check_backend(backend: str, address: str | None) -> None:
-  """Raises ValueError for a backend that cannot be."""
-  if backend not in BACKENDS:
-    raise ValueError(f'The retrieval backend is one of {", ".join(BACKENDS)}, not {backend!r}.')
-  if backend == 'device' and address is not None:
-    raise ValueError(
-      "The backend 'device' searches an index folder on this program's own "
-      'devices; give the folder (--index) in place of the address '
-      f'{address}.'
-    )
+    store = PassageStore.open(os.fspath(source.corpus or find_corpus(status.metadata, source.path)))
+    yield Connection(client, store, source.corpus, address)
 
 
 def check_lookahead(client: object, retrieval_lookahead: int) -> None:
@@ -186,21 +150,24 @@ def find_corpus(metadata: dict, index: str | os.PathLike[str] | None = None) -> 
 
 
 @contextlib.contextmanager
-def _supervised(server: LocalRetrievalServer, period_s: float = 1.0) -> Iterator[None]:
-  """Restarts the process while the context lasts, should it die."""
-  stopping = threading.Event()
+def _serving(source: IndexSource, period_s: float = 1.0) -> Iterator[str]:
+  """The address of a process of our own, which is restarted should it die."""
+  with LocalRetrievalServer(
+    source.path or '', nprobe=source.nprobe, rerank=source.rerank, threads=source.threads
+  ) as server:
+    stopping = threading.Event()
 
-  def watch() -> None:
-    while not stopping.wait(period_s):
-      try:
-        server.ensure_alive()
-      except RuntimeError as e:
-        logging.error('The retrieval process does not start again: %s', e)
+    def watch() -> None:
+      while not stopping.wait(period_s):
+        try:
+          server.ensure_alive()
+        except RuntimeError as e:
+          logging.error('The retrieval process does not start again: %s', e)
 
-  thread = threading.Thread(target=watch, daemon=True, name='supervisor')
-  thread.start()
-  try:
-    yield
-  finally:
-    stopping.set()
-    thread.join()
+    thread = threading.Thread(target=watch, daemon=True, name='supervisor')
+    thread.start()
+    try:
+      yield server.address
+    finally:
+      stopping.set()
+      thread.join()

@@ -23,6 +23,7 @@ from ralm_jax.retrieval import connect, embedding, retriever
 from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.retrieval.connect import Connection
 from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.runs import opening
 
 _CHUNK = 8192  # Passages tokenised and embedded at a time.
@@ -141,9 +142,8 @@ def _connected(
   index: str | None, address: str | None, corpus: str | None, retry_for_s: float
 ) -> Iterator[Connection]:
   """A connection whose index is of its corpus."""
-  with connect.connect(
-    index=index, address=address, corpus=corpus, retry_for_s=retry_for_s
-  ) as connected:
+  source = IndexSource(index, address, corpus, retry_for_s=retry_for_s)
+  with connect.connect(source) as connected:
     status = connected.client.status()
     retriever.check_index_of_corpus(status.metadata, status.next_id, connected.store)
     yield connected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import logging
@@ -16,10 +16,12 @@ from ralm_jax.checkpoints import specification, store as checkpoints
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.checkpoints.store import Checkpoints
 from ralm_jax.data.corpus.passage_store import PassageStore
-from ralm_jax.evaluation import passage_sources
+from ralm_jax.evaluation.answering import AnswerOptions
 from ralm_jax.evaluation.evaluator import Evaluator
+from ralm_jax.evaluation.task import PassageOptions, ScoringOptions
 from ralm_jax.retrieval import connect, embedding
 from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.retrieval.retriever import PassageRetriever, SearchFilter
 from ralm_jax.training.partitioning import Partitioner
 from retrieval_service.results import ServerStatus
@@ -29,20 +31,12 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class OpenedCheckpoint:
-  """A checkpoint ready for use.
-
-  Attributes:
-    spec: the model and its texts.
-    params: on the mesh.
-    partitioner: of the mesh.
-    directory: MODEL_DIR.
-    step: of the checkpoint.
-  """
+  """A checkpoint ready for use."""
 
   spec: Specification
-  params: PyTree
+  params: PyTree  # on the mesh
   partitioner: Partitioner
-  directory: str
+  directory: str  # MODEL_DIR
   step: int
 
   @property
@@ -79,86 +73,65 @@ def open_checkpoint(
 @contextlib.contextmanager
 def open_evaluator(
   opened: OpenedCheckpoint,
+  source: IndexSource | None = None,
   *,
-  index: str | os.PathLike[str] | None = None,
-  retrieval_address: str | None = None,
-  generation: int | None = None,
-  corpus: str | os.PathLike[str] | None = None,
-  n_passages: int | None = None,
   batch_size: int = 32,
-  backend: str = 'process',
-  search_filter: str = 'passage',
-  n_candidates: int | None = None,
-  rerank_chunk: int | None = None,
-  passages_from: str = 'index',
-  evaluation: Mapping[str, Any] | None = None,
-  **connection: Any,
+  passages: PassageOptions = PassageOptions(),
+  answering: AnswerOptions = AnswerOptions(),
+  scoring: ScoringOptions = ScoringOptions(),
 ) -> Iterator[Evaluator]:
   """An evaluator of a checkpoint with its index.
 
-  It follows the process when that is told to serve another index (`ralm swap`).
+  It follows the process when that is told to serve another index (`ralm swap`),
+  unless one generation is asked for.
 
   Args:
     opened: the checkpoint.
-    index: INDEX folder; a process is started for it.
-    retrieval_address: of a running process instead.
-    generation: of the index, which is then the only one searched; None for
-      whichever is current.
-    corpus: None takes the one the index names.
-    n_passages: retrieved for a question; None for the model's own number.
+    source: of passages; None where they come from no index.
     batch_size: questions at a time.
-    backend: 'process', or 'device' for an index on the checkpoint's mesh.
-    search_filter: of what a question excludes: 'passage', 'document', 'none'.
-    n_candidates: fetched from the index, of which the checkpoint's encoders
-      keep `n_passages`; None does not re-rank.
-    rerank_chunk: candidates encoded at a time; None encodes all.
-    passages_from: 'index'; 'file' reads those that questions bring along;
-      'none' reads the question alone, whatever the model was trained to read.
-    evaluation: further arguments of `evaluator.Evaluator`.
-    **connection: see `connection.connect`.
+    passages: what becomes of those that are found.
+    answering: how answers are decoded.
+    scoring: what is measured.
 
   Raises:
-    ValueError: an unknown source, or one that the model cannot read from.
+    ValueError: passages that the model cannot read, or an index for none.
   """
-  if passages_from not in passage_sources.SOURCES:
-    raise ValueError(
-      f'passages_from {passages_from!r} must be one of {", ".join(passage_sources.SOURCES)}.'
-    )
+  source = source or IndexSource()
+  passages.check_source(source)
   spec = opened.spec
-  for source, closed in (
-    (f'Passages come from {passages_from!r}', passages_from != 'index'),
-    (f'{opened.name} was trained closed-book', spec.text.closed_book),
-  ):
-    if closed and (index or retrieval_address):
-      raise ValueError(f'{source}: leave --index and --retrieval_address out.')
-  evaluation = dict(evaluation or {})
-  if passages_from == 'none':
+  if spec.text.closed_book and (source.path or source.address):
+    raise ValueError(
+      f'{opened.name} was trained closed-book: leave --index and --retrieval_address out.'
+    )
+  if spec.text.closed_book and passages.passages_from == 'file':
+    raise ValueError(
+      f'{opened.name} was trained closed-book and reads no passages; leave '
+      "passages_from = 'file' out."
+    )
+  if passages.passages_from == 'none':
     spec = specification.without_passages(spec)
-  if spec.text.closed_book or passages_from == 'file':
-    if spec.text.closed_book and passages_from == 'file':
-      raise ValueError(
-        f'{opened.name} was trained closed-book and reads no passages; leave '
-        "passages_from = 'file' out."
-      )
+  with contextlib.ExitStack() as stack:
+    retriever = None
+    if not spec.text.closed_book and passages.passages_from == 'index':
+      retriever = stack.enter_context(_retriever(opened, source, passages))
     yield Evaluator(
       spec,
       opened.partitioner,
-      None,
+      retriever,
       batch_size=batch_size,
-      file_passages=(n_passages or spec.text.n_passages if passages_from == 'file' else None),
-      search_filter=search_filter,
-      **evaluation,
+      passages=passages,
+      answering=answering,
+      scoring=scoring,
     )
-    return
-  with connect.connect(
-    index=index,
-    address=retrieval_address,
-    corpus=corpus,
-    backend=backend,
-    partitioner=opened.partitioner,
-    follow_swaps=True,
-    **connection,
-  ) as connected:
+
+
+@contextlib.contextmanager
+def _retriever(
+  opened: OpenedCheckpoint, source: IndexSource, passages: PassageOptions
+) -> Iterator[PassageRetriever]:
+  """Of the index; says when that is stale, now and after a swap."""
+  spec = opened.spec
+  with connect.connect(source, partitioner=opened.partitioner, follow_swaps=True) as connected:
 
     def open_corpus(status: ServerStatus, former: PassageStore) -> PassageStore:
       store = connected.open_corpus(status, former)
@@ -167,25 +140,16 @@ def open_evaluator(
       return store
 
     warn_if_stale(opened, connected.client.status().metadata)
-    n_passages = n_passages or spec.text.n_passages
     retriever = PassageRetriever(
       connected.client,
       connected.store,
-      n_candidates or n_passages,
-      search_filter=SearchFilter(by=search_filter),
-      generation=generation,
-      open_corpus=open_corpus if generation is None else None,
+      passages.depth(spec.text),
+      search_filter=SearchFilter(by=passages.search_filter),
+      generation=source.generation,
+      open_corpus=open_corpus if source.generation is None else None,
     )
     check_dimension(spec, retriever.embedding_dim)
-    yield Evaluator(
-      spec,
-      opened.partitioner,
-      retriever,
-      batch_size=batch_size,
-      rerank_to=n_passages if n_candidates else None,
-      rerank_chunk=rerank_chunk,
-      **evaluation,
-    )
+    yield retriever
 
 
 def check_dimension(spec: Specification, dim: int) -> None:

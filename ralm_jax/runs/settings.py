@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import dataclasses
 import os
 from typing import Any
 
 from ralm_jax.data.text_config import TextConfig
 from ralm_jax.models.retrieval_lm import RetrievalLM
-from ralm_jax.retrieval import connect
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.retrieval.publisher import RefreshSchedule
 from ralm_jax.retrieval.retriever import SearchFilter
+from ralm_jax.training.partitioning import Partitioner
 from retrieval_service.options import IndexOptions
 
 
@@ -82,7 +82,7 @@ class RetrievalConfig:
 
   def check(self, model: RetrievalLM, text: TextConfig) -> None:
     """Raises ValueError where it contradicts itself, model or texts."""
-    connect.check_backend(self.backend, self.address)
+    self.source.check_backend()
     if self.schedule and not model.moves_passages:
       raise ValueError(
         f'RetrievalConfig.refresh_index is {self.refresh_index!r}, but '
@@ -111,15 +111,19 @@ class RetrievalConfig:
         'None (gin: N_CANDIDATES, QUERY_SIDE).'
       )
 
-  def connection(self, partitioner: Any) -> Mapping[str, Any]:
-    """The arguments of `connection.connect`."""
-    return {
-      'index': self.index,
-      'address': self.address,
-      'corpus': self.corpus,
-      'retry_for_s': self.retry_for_s,
-      'backend': self.backend,
-      'partitioner': partitioner,
-      'device_dtype': self.device_dtype,
-      'approximate': self.approximate,
-    }
+  @property
+  def source(self) -> IndexSource:
+    """The index that is searched."""
+    return IndexSource(
+      path=self.index,
+      address=self.address,
+      corpus=self.corpus,
+      backend=self.backend,
+      device_dtype=self.device_dtype,
+      approximate=self.approximate,
+      retry_for_s=self.retry_for_s,
+    )
+
+  def connection(self, partitioner: Partitioner | None) -> dict[str, Any]:
+    """The arguments of `connect.connect`."""
+    return {'source': self.source, 'partitioner': partitioner}

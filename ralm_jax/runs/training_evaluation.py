@@ -16,6 +16,7 @@ from ralm_jax.evaluation.answering import AnswerOptions
 from ralm_jax.evaluation.choice_evaluator import ChoiceEvaluator
 from ralm_jax.evaluation.evaluator import Evaluator
 from ralm_jax.evaluation.scores import by_task
+from ralm_jax.evaluation.task import ScoringOptions
 from ralm_jax.runs.index import NoIndex, RunIndex
 from ralm_jax.training.partitioning import Partitioner
 from ralm_jax.training.reporting import Reporter
@@ -86,10 +87,9 @@ class RunEvaluator:
       partitioner,
       index.evaluation_retriever,
       batch_size=options.batch_size,
-      rerank_to=index.rerank_to,
-      rerank_chunk=index.rerank_chunk,
+      passages=index.passages,
       answering=options.answering,
-      metrics=metrics,
+      scoring=ScoringOptions(metrics=metrics),
     )
     self._evaluator: Evaluator | ChoiceEvaluator = evaluator
     if by_task.family(metrics).chooses:

@@ -20,8 +20,10 @@ from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.corpus.passages import Passage
 from ralm_jax.data.questions import reading
 from ralm_jax.data.questions.reading import Question
+from ralm_jax.evaluation.task import EvaluationTask, PassageOptions
 from ralm_jax.retrieval import connect
 from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.retrieval.publisher import IndexPublisher
 from ralm_jax.retrieval.retriever import PassageRetriever
 from ralm_jax.runs import evaluation, live_edits, opening
@@ -110,7 +112,9 @@ def world(tmp_path_factory) -> World:
   questions = reading.read_questions(tiny.write_jsonl(folder / 'questions.jsonl', rows))
   world = World(folder, opened, questions, {})
   for year in YEARS:
-    with opening.open_evaluator(opened, index=world.index(year), batch_size=BATCH) as evaluator:
+    with opening.open_evaluator(
+      opened, IndexSource(world.index(year)), batch_size=BATCH
+    ) as evaluator:
       world.plain[world.index_id(year)] = list(evaluator.predictions(opened.params, questions))
   return world
 
@@ -129,8 +133,7 @@ def _swap(server, index) -> None:
 def _evaluator(world, server, **options):
   return opening.open_evaluator(
     world.opened,
-    retrieval_address=server.address,
-    retry_for_s=30,
+    IndexSource(address=server.address, retry_for_s=30),
     **{'batch_size': BATCH, **options},
   )
 
@@ -172,7 +175,7 @@ def test_a_swap_before_a_batch_s_deeper_search(world, server, monkeypatch):
     for question in world.questions[:BATCH]
   ]
   with opening.open_evaluator(
-    world.opened, index=world.index('2019'), batch_size=BATCH
+    world.opened, IndexSource(world.index('2019')), batch_size=BATCH
   ) as evaluator:
     expected = list(evaluator.predictions(world.opened.params, questions))
   search = RetrievalClient.search
@@ -240,10 +243,10 @@ def test_ralm_eval_says_which_index_answered(world, server, tmp_path, caplog):
   def evaluate():
     try:
       evaluation.evaluate(
-        checkpoint=world.opened.directory,
-        questions=str(path),
-        output=str(tmp_path / 'out'),
-        retrieval_address=server.address,
+        world.opened.directory,
+        EvaluationTask.make(questions=str(path)),
+        IndexSource(address=server.address),
+        str(tmp_path / 'out'),
         batch_size=BATCH,
       )
     except BaseException as error:
@@ -279,10 +282,10 @@ def test_ralm_eval_says_which_index_answered(world, server, tmp_path, caplog):
 
 def test_reranked_candidates_follow(world, server):
   """As do what the encoders of now choose among them."""
-  options = {'n_candidates': 10, 'n_passages': 3, 'rerank_chunk': 5}
+  options = {'passages': PassageOptions(n_candidates=10, n_passages=3, rerank_chunk=5)}
   questions = world.questions[:BATCH]
   with opening.open_evaluator(
-    world.opened, index=world.index('2019'), batch_size=BATCH, **options
+    world.opened, IndexSource(world.index('2019')), batch_size=BATCH, **options
   ) as evaluator:
     expected = list(evaluator.predictions(world.opened.params, questions))
   with _evaluator(world, server, **options) as evaluator:
@@ -437,7 +440,7 @@ def test_another_process_at_the_address(world, tmp_path):
 
 
 def test_a_retriever_of_one_generation_cannot_follow(world, server):
-  with connect.connect(address=server.address, follow_swaps=True) as connected:
+  with connect.connect(IndexSource(address=server.address), follow_swaps=True) as connected:
     with pytest.raises(ValueError, match='Generation 1 means nothing'):
       PassageRetriever(
         connected.client, connected.store, 3, generation=1, open_corpus=connected.open_corpus
@@ -447,7 +450,7 @@ def test_a_retriever_of_one_generation_cannot_follow(world, server):
 def test_training_does_not_follow(world, server):
   """What a run connects with is of one index: searches, refreshes, pins."""
   params, spec = world.opened.params, world.opened.spec
-  with connect.connect(address=server.address) as connected:
+  with connect.connect(IndexSource(address=server.address)) as connected:
     retriever = PassageRetriever(connected.client, connected.store, 3, generation=1)
     publisher = IndexPublisher(
       connected.client,
@@ -589,7 +592,9 @@ def test_a_session_that_answers_all(world, server, monkeypatch, capsys):
   monkeypatch.setattr('sys.stdin', io.StringIO('which?\n'))
   assert (
     ask.ask_lines(
-      [' ', 'what?\n'], checkpoint=world.opened.directory, retrieval_address=server.address
+      [' ', 'what?\n'],
+      checkpoint=world.opened.directory,
+      source=IndexSource(address=server.address),
     )
     == 1
   )

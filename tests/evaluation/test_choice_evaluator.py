@@ -13,12 +13,13 @@ import pytest
 
 from ralm_jax.data.questions import multiple_choice, reading
 from ralm_jax.data.questions.reading import Question
-from ralm_jax.evaluation import choice_evaluator
+from ralm_jax.evaluation import choice_evaluator, gathering
 from ralm_jax.evaluation.choice_evaluator import ChoiceEvaluator
-from ralm_jax.evaluation.evaluator import Evaluator
 from ralm_jax.evaluation.records import Answer
+from ralm_jax.evaluation.task import ScoringOptions
 from ralm_jax.models import choices
 from ralm_jax.models.choices import ChoiceTokens
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.runs import opening
 from tests import tiny
 
@@ -131,7 +132,7 @@ def make_questions(n=9):
 
 @pytest.fixture(scope='module')
 def evaluator(trained, opened):
-  with opening.open_evaluator(opened, index=trained.index, batch_size=8) as evaluator:
+  with opening.open_evaluator(opened, IndexSource(trained.index), batch_size=8) as evaluator:
     yield evaluator
 
 
@@ -184,9 +185,9 @@ def test_logits_are_those_of_the_prompt(opened, evaluator, records):
 def test_batches_and_resuming_change_nothing(trained, opened, records):
   with opening.open_evaluator(
     opened,
-    index=trained.index,
+    IndexSource(trained.index),
     batch_size=5,
-    evaluation={'passage_effects': True, 'with_loss': True},
+    scoring=ScoringOptions(passage_effects=True, with_loss=True),
   ) as evaluator:
     chooser = ChoiceEvaluator(evaluator, permutations='cyclic')
     questions = make_questions()
@@ -204,7 +205,7 @@ def test_batches_and_resuming_change_nothing(trained, opened, records):
 
 def test_prompts_that_do_not_fit_are_refused(trained, evaluator):
   opened = opening.open_checkpoint(trained.run)
-  with opening.open_evaluator(opened, index=trained.index, batch_size=8) as short:
+  with opening.open_evaluator(opened, IndexSource(trained.index), batch_size=8) as short:
     with pytest.raises(ValueError, match='set it to .* or more'):
       next(ChoiceEvaluator(short).predictions(opened.params, make_questions()))
 
@@ -260,7 +261,7 @@ class KnownReader:
 
 @pytest.mark.parametrize('n', [1, 9, 12])
 def test_processes_share_the_questions(monkeypatch, n):
-  """Each answers its own, as `Evaluator.mine` has it, in as many batches."""
+  """Each answers its own, as `gathering.parts` has it, in as many batches."""
   questions = make_questions(n)
   monkeypatch.setattr(jax, 'process_count', lambda: 2)
   answered, batches = [], []
@@ -272,7 +273,7 @@ def test_processes_share_the_questions(monkeypatch, n):
     reader.find = lambda *args, find=find, count=count: (count.append(1), find(*args))[1]
     chooser = ChoiceEvaluator(reader, permutations='all')
     rows = list(chooser.predictions(None, questions))
-    mine = [q.id for start in range(0, n, 6) for q in Evaluator.mine(reader, questions, start)]
+    mine = [q.id for part in gathering.parts(questions, 6, process=process) for q in part]
     assert [row['id'] for row in rows] == mine
     assert all(row['metrics']['debiased_accuracy'] == 1 for row in rows)
     answered += mine

@@ -11,7 +11,9 @@ from ralm_jax.data.corpus import passage_store
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.questions import reading
 from ralm_jax.evaluation.evaluator import Evaluator
+from ralm_jax.evaluation.task import PassageOptions
 from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.retrieval.retriever import PassageRetriever
 from ralm_jax.runs import opening
 from retrieval_service.generations import GenerationStore
@@ -70,7 +72,7 @@ def test_batches_change_nothing(trained, opened, questions, tmp_path):
   """Neither their size nor the padding of the last one."""
   records = []
   for size in (8, 32):  # 21 questions leave 5 in the last batch of 8
-    with opening.open_evaluator(opened, index=trained.index, batch_size=size) as evaluator:
+    with opening.open_evaluator(opened, IndexSource(trained.index), batch_size=size) as evaluator:
       records.append(list(evaluator.predictions(opened.params, questions[:21])))
   assert len(records[0]) == 21
   for one, other in zip(*records):
@@ -80,7 +82,7 @@ def test_batches_change_nothing(trained, opened, questions, tmp_path):
 
 
 def test_files(trained, opened, questions, tmp_path):
-  with opening.open_evaluator(opened, index=trained.index, batch_size=8) as evaluator:
+  with opening.open_evaluator(opened, IndexSource(trained.index), batch_size=8) as evaluator:
     means = evaluator.evaluate(opened.params, questions[:10], output=tmp_path)
   rows = [json.loads(line) for line in (tmp_path / 'predictions.jsonl').read_text().splitlines()]
   assert len(rows) == 10 == means['count']
@@ -95,7 +97,9 @@ def test_files(trained, opened, questions, tmp_path):
 
 
 def test_number_of_passages(trained, opened, questions):
-  with opening.open_evaluator(opened, index=trained.index, batch_size=8, n_passages=5) as evaluator:
+  with opening.open_evaluator(
+    opened, IndexSource(trained.index), batch_size=8, passages=PassageOptions(n_passages=5)
+  ) as evaluator:
     record = next(evaluator.predictions(opened.params, questions[:1]))
   assert len(record['passages']) == 5
 
@@ -169,7 +173,7 @@ def test_questions_that_exclude_and_have_dates(trained, opened, tmp_path):
   path = tiny.write_jsonl(tmp_path / 'q.jsonl', rows)
   plain = reading.read_questions(trained.data.questions)[:10]
   with opening.open_evaluator(
-    opened, index=trained.index, batch_size=8, n_passages=10
+    opened, IndexSource(trained.index), batch_size=8, passages=PassageOptions(n_passages=10)
   ) as evaluator:
     before = list(evaluator.predictions(opened.params, plain))
     after = list(evaluator.predictions(opened.params, reading.read_questions(path)))
@@ -201,7 +205,9 @@ def test_metrics_of_what_filters_left(trained, opened, tmp_path):
   for i, row in enumerate(rows):
     row['id'] = f'q{i}'
   questions = reading.read_questions(tiny.write_jsonl(tmp_path / 'q.jsonl', rows))
-  with opening.open_evaluator(opened, index=trained.index, batch_size=8, n_passages=5) as evaluator:
+  with opening.open_evaluator(
+    opened, IndexSource(trained.index), batch_size=8, passages=PassageOptions(n_passages=5)
+  ) as evaluator:
     records = list(evaluator.predictions(opened.params, questions))
   assert [len(record['passages']) for record in records] == [0, 2]
   for record in records:
@@ -271,10 +277,11 @@ def test_reranking_a_stale_index(trained, opened, questions):
   for candidates in (None, len(store)):
     with opening.open_evaluator(
       opened,
-      index=trained.index,
+      IndexSource(trained.index),
       batch_size=8,
-      n_candidates=candidates,
-      rerank_chunk=None if candidates is None else 8,
+      passages=PassageOptions(
+        n_candidates=candidates, rerank_chunk=None if candidates is None else 8
+      ),
     ) as evaluator:
       found[candidates] = evaluator.retrieve(params, asked)
   inputs = Assembler(opened.spec.tokenizer, store).passage_inputs(np.arange(len(store)))

@@ -19,6 +19,7 @@ from ralm_jax.interop import atlas_passages, foreign_indexes
 from ralm_jax.interop.files import embedding_files
 from ralm_jax.interop.foreign_indexes import ConvertedIndex
 from ralm_jax.retrieval import connect
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.retrieval.retriever import PassageRetriever
 from retrieval_service.generation_writer import GenerationWriter
 from retrieval_service.generations import GenerationStore
@@ -87,7 +88,7 @@ def test_an_atlas_folder_is_searched(data, tmp_path):
   result = convert(data, write_atlas(tmp_path / 'atlas', rows, embeddings), tmp_path)
   assert result == ConvertedIndex(1, 40, DIM)
   moved = (tmp_path / 'converted').rename(tmp_path / 'moved')
-  with connect.connect(index=moved / 'index', threads=1) as connected:
+  with connect.connect(IndexSource(moved / 'index', threads=1)) as connected:
     retriever = PassageRetriever(connected.client, connected.store, 5)
     found = retriever.search(queries())
     store = connected.store
@@ -385,7 +386,7 @@ def test_embedding_files_are_searched(data, files, tmp_path, kind, shuffled):
   WRITERS[kind](files.folder, [files.ids[i] for i in order], files.embeddings[order])
   result = convert_files(data, files, tmp_path, id_prefix=PREFIXES[kind])
   assert result == ConvertedIndex(1, 40, DIM)
-  with connect.connect(index=tmp_path / 'index', threads=1) as connected:
+  with connect.connect(IndexSource(tmp_path / 'index', threads=1)) as connected:
     retriever = PassageRetriever(connected.client, connected.store, 5)
     found = retriever.search(queries())
     assert connected.store.fingerprint == PassageStore.open(data.corpus).fingerprint

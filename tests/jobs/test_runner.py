@@ -46,9 +46,9 @@ def evaluated(monkeypatch):
   calls = []
   evaluate = evaluation.evaluate
 
-  def counting(**arguments):
-    calls.append('/'.join(str(arguments['output']).split('/')[-4:-1]))
-    return evaluate(**arguments)
+  def counting(checkpoint, task, source, output, **options):
+    calls.append('/'.join(str(output).split('/')[-4:-1]))
+    return evaluate(checkpoint, task, source, output, **options)
 
   monkeypatch.setattr(evaluation, 'evaluate', counting)
   return calls
@@ -76,9 +76,9 @@ def test_every_cell_once(trained, questions, other_index, evaluated, tmp_path, m
   monkeypatch.setattr(
     connection_lib,
     'connect',
-    lambda **arguments: (
-      served.extend([arguments['index']] if arguments['index'] else []),
-      connect(**arguments),
+    lambda source, **options: (
+      served.extend([source.path] if source.path else []),
+      connect(source, **options),
     )[1],
   )
   indexes = [Index(str(trained.index), name='one'), Index(str(other_index))]
@@ -325,7 +325,7 @@ def test_questions_without_answers(trained, tmp_path):
 def test_a_cell_that_another_worker_took(trained, questions, tmp_path, monkeypatch, caplog):
   """Is no failure, whatever has become of the files."""
 
-  def evaluate(output, **unused_arguments):
+  def evaluate(checkpoint, task, source, output, **unused_options):
     folder = tmp_path.joinpath(output).parent
     (folder / 'claim-7').write_text('{}')
     shutil.rmtree(output)

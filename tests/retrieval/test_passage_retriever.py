@@ -12,6 +12,7 @@ from ralm_jax.models.retrieval_lm import ReaderBatch
 from ralm_jax.retrieval import assembler, connect, embedding, retriever as retriever_lib
 from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.retrieval.retriever import PassageRetriever, Retrieved
 from ralm_jax.runs import opening
 from retrieval_service.generations import GenerationStore
@@ -26,7 +27,7 @@ def trained() -> tiny.Trained:
 
 @pytest.fixture(scope='module')
 def connected(trained):
-  with connect.connect(index=trained.index, threads=1) as connection:
+  with connect.connect(IndexSource(trained.index, threads=1)) as connection:
     yield connection
 
 
@@ -105,7 +106,7 @@ def test_moved_together(trained, tmp_path):
 
 
 def test_dead_process_is_started_again(trained, queries):
-  with connect.connect(index=trained.index, threads=1) as connection:
+  with connect.connect(IndexSource(trained.index, threads=1)) as connection:
     retriever = PassageRetriever(connection.client, connection.store, 3)
     before = retriever.search(queries)
     (child,) = _servers()

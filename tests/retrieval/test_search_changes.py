@@ -14,6 +14,7 @@ from ralm_jax.data.corpus import passage_store
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.corpus.passages import Passage
 from ralm_jax.retrieval import connect, retriever as retriever_lib
+from ralm_jax.retrieval.index_source import IndexSource
 from tests.retrieval import filter_world
 
 SearchFilter = retriever_lib.SearchFilter
@@ -26,7 +27,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def client(world):
-  with connect.connect(index=world.folder, threads=1) as connected:
+  with connect.connect(IndexSource(world.folder, threads=1)) as connected:
     yield connected.client
 
 
@@ -34,7 +35,7 @@ def client(world):
 def own(tmp_path):
   """A world and a client that a test may change."""
   world = filter_world.make_world(tmp_path)
-  with connect.connect(index=world.folder, threads=1) as connected:
+  with connect.connect(IndexSource(world.folder, threads=1)) as connected:
     yield types.SimpleNamespace(world=world, client=connected.client, store=connected.store)
 
 

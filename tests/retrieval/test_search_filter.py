@@ -11,6 +11,7 @@ from ralm_jax.data.corpus import passage_ids
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval import connect, retriever as retriever_lib
 from ralm_jax.retrieval.augmenter import Shown
+from ralm_jax.retrieval.index_source import IndexSource
 from tests import tiny
 from tests.retrieval import filter_world
 
@@ -24,7 +25,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def client(world):
-  with connect.connect(index=world.folder, threads=1) as connected:
+  with connect.connect(IndexSource(world.folder, threads=1)) as connected:
     yield connected.client
 
 

@@ -10,8 +10,10 @@ import pytest
 
 from ralm_jax.data.questions import reading as questions_lib
 from ralm_jax.evaluation.evaluator import Evaluator
+from ralm_jax.evaluation.task import EvaluationTask, ScoringOptions
 from ralm_jax.models import passage_effects
 from ralm_jax.models.reader_batch import ReaderBatch
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.runs import evaluation, opening
 from tests import tiny
 
@@ -28,14 +30,14 @@ def opened(trained):
   return opening.open_checkpoint(trained.run)
 
 
-def _evaluate(opened, questions, output, **options):
+def _evaluate(opened, questions, output, *, index=None, generation=None, batch_size=8, **options):
   return evaluation.evaluate(
-    checkpoint=opened,
-    questions=str(questions),
-    output=str(output),
-    batch_size=8,
+    opened,
+    EvaluationTask.make(questions=str(questions), **options),
+    IndexSource(index, generation=generation),
+    str(output),
+    batch_size=batch_size,
     progress=False,
-    **options,
   )
 
 
@@ -133,7 +135,7 @@ def test_effects_and_loss(trained, opened, tmp_path):
   )
   records = _records(tmp_path)
   (questions,) = [questions_lib.read_questions(trained.data.questions)[:3]]
-  with opening.open_evaluator(opened, index=trained.index, batch_size=8) as evaluator:
+  with opening.open_evaluator(opened, IndexSource(trained.index), batch_size=8) as evaluator:
     retrieved = evaluator.retrieve(opened.params, questions)
     batch = evaluator.reader_batch(questions, retrieved, [r['answers'][0] for r in records])
     model = opened.spec.model
@@ -142,7 +144,7 @@ def test_effects_and_loss(trained, opened, tmp_path):
       opened.params, batch
     )
   with opening.open_evaluator(
-    opened, index=trained.index, batch_size=8, evaluation={'passage_effects': True}
+    opened, IndexSource(trained.index), batch_size=8, scoring=ScoringOptions(passage_effects=True)
   ) as evaluator:
     retrieved, found = evaluator.find(opened.params, questions)
     answers = evaluator.with_likelihoods(
@@ -289,15 +291,8 @@ def test_groups_and_metadata(trained, opened, tmp_path):
   ],
 )
 def test_choices_without_effect(trained, opened, tmp_path, options, message):
-  values = {'batch_size': 8, **options}
   with pytest.raises(ValueError, match=message):
-    evaluation.evaluate(
-      checkpoint=opened,
-      questions=str(trained.data.questions),
-      output=str(tmp_path / 'out'),
-      progress=False,
-      **values,
-    )
+    _evaluate(opened, trained.data.questions, tmp_path / 'out', **options)
   assert not (tmp_path / 'out').exists()
 
 

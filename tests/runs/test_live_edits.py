@@ -15,6 +15,7 @@ from ralm_jax.commands import add, delete as delete_lib, embed, replace
 from ralm_jax.data.corpus import passage_store, passages as passages_lib
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval import connect
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.retrieval.retriever import PassageRetriever
 from ralm_jax.runs import live_edits
 from ralm_jax.runs.live_edits import Edited
@@ -61,7 +62,7 @@ class Index:
 
   def held(self) -> dict[int, str]:
     """Row and text of every passage that a search can find."""
-    with connect.connect(index=self.folder / 'index', threads=1) as connected:
+    with connect.connect(IndexSource(self.folder / 'index', threads=1)) as connected:
       count = connected.client.status().count
       retriever = PassageRetriever(connected.client, connected.store, count)
       (rows,) = retriever.search(np.ones((1, 16), np.float32)).rows
@@ -116,7 +117,7 @@ def test_add(index):
   ]
   after = index.held()
   assert before.items() <= after.items() and len(after) == 84
-  with connect.connect(index=index.folder / 'index') as connected:
+  with connect.connect(IndexSource(index.folder / 'index')) as connected:
     metadata = connected.client.status().metadata
   assert metadata['corpus_fingerprint'] == index.store().fingerprint
   assert metadata['checkpoint'].endswith('checkpoint_4')

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tokenizers
 
+from ralm_jax.evaluation.task import EvaluationTask
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.training import optimizers
 from tests import tiny
 
@@ -163,12 +165,11 @@ def test_eval_answers_by_the_checkpoint_s_own_reading(reading, world, tmp_path):
   for i, decoding in enumerate(decodings[reading]):
     output = tmp_path / str(i)
     metrics = eval_lib.evaluate(
-      checkpoint=str(folder),
-      questions=str(world.data.questions),
-      index=str(world.data.folder / f'index_{reading}'),
-      output=str(output),
+      str(folder),
+      EvaluationTask.make(questions=str(world.data.questions), **decoding),
+      IndexSource(str(world.data.folder / f'index_{reading}')),
+      str(output),
       batch_size=8,
-      **decoding,
     )
     assert metrics['count'] == tiny.COUNT
     rows = [json.loads(line) for line in (output / 'predictions.jsonl').read_text().splitlines()]

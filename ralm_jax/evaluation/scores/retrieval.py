@@ -35,7 +35,7 @@ def _token_pattern() -> re.Pattern[str]:
   The standard library knows no \\p{M}, and its \\w has no combining marks, at
   which NFD text would fall apart; so their ranges are spelled out.
   """
-  ranges = []
+  ranges: list[list[int]] = []
   # Unicode has marks in its first two planes and, as variation selectors, here.
   for code in itertools.chain(range(0x20000), range(0xE0000, 0xE1000)):
     if unicodedata.category(chr(code))[0] == 'M':

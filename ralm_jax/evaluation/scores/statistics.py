@@ -221,9 +221,9 @@ def spread(values: Sequence[float]) -> Spread:
   Raises:
     ValueError: no values, or one that is not finite.
   """
-  values = _checked(values)
-  deviation = float(values.std(ddof=1)) if len(values) > 1 else None
-  return Spread(float(values.mean()), deviation, len(values))
+  checked = _checked(values)
+  deviation = float(checked.std(ddof=1)) if len(checked) > 1 else None
+  return Spread(float(checked.mean()), deviation, len(checked))
 
 
 def _sign_test(positive: int, count: int) -> float:

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from ralm_jax.commands import ask
-from ralm_jax.retrieval import connect
+from ralm_jax.evaluation.task import EvaluationTask
+from ralm_jax.retrieval import connect, index_source
 from ralm_jax.retrieval.device.index import DeviceIndex
+from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.runs import evaluation
 from tests import tiny
 from tests.retrieval.device.brute_force import vectors
@@ -18,7 +20,9 @@ def trained() -> tiny.Trained:
 
 
 def test_connects_to_the_devices(trained):
-  with connect.connect(index=trained.index, backend='device', device_dtype='float32') as found:
+  with connect.connect(
+    IndexSource(trained.index, backend='device', device_dtype='float32')
+  ) as found:
     assert isinstance(found.client, DeviceIndex)
     assert found.client.status().count == len(found.store) == tiny.COUNT
     found.client.search(vectors(1, dim=16), 3)
@@ -28,14 +32,12 @@ def test_connects_to_the_devices(trained):
 
 def test_answers_as_with_the_process(trained, tmp_path):
   rows, metrics = {}, {}
-  for backend in connect.BACKENDS:
+  for backend in index_source.BACKENDS:
     metrics[backend] = evaluation.evaluate(
-      checkpoint=str(trained.run),
-      questions=[str(trained.data.questions)],
-      output=str(tmp_path / backend),
-      index=str(trained.index),
-      backend=backend,
-      device_dtype='float16',
+      str(trained.run),
+      EvaluationTask.make(questions=[str(trained.data.questions)]),
+      IndexSource(str(trained.index), backend=backend, device_dtype='float16'),
+      str(tmp_path / backend),
       batch_size=16,
     )
     rows[backend] = [
@@ -52,8 +54,7 @@ def test_answers_as_with_the_process(trained, tmp_path):
   answer = ask.ask(
     'what is the colour of almar?',
     checkpoint=str(trained.run),
-    index=str(trained.index),
-    backend='device',
+    source=IndexSource(str(trained.index), backend='device'),
   )
   assert len(answer.passages) == 3
 
@@ -92,13 +93,13 @@ def test_trains_as_with_the_process(tmp_path):
 
 def test_backends_that_cannot_be(tmp_path):
   with pytest.raises(ValueError, match='one of process, device, not .tpu.'):
-    with connect.connect(index=tmp_path, backend='tpu'):
+    with connect.connect(IndexSource(tmp_path, backend='tpu')):
       pass
   with pytest.raises(ValueError, match='in place of the address localhost:1'):
-    with connect.connect(address='localhost:1', backend='device'):
+    with connect.connect(IndexSource(address='localhost:1', backend='device')):
       pass
   with pytest.raises(FileNotFoundError, match='holds no index'):
-    with connect.connect(index=tmp_path / 'none', backend='device'):
+    with connect.connect(IndexSource(tmp_path / 'none', backend='device')):
       pass
 
 

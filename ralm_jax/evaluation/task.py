@@ -1,0 +1,164 @@
+"""An evaluation task: what is asked, read, answered and scored.
+
+An option is one field here (or of `AnswerOptions`) and one flag of its name;
+`option_fields.fill` brings them together, and `jobs.Task` has the same fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from ralm_jax.data.questions import few_shot, reading
+from ralm_jax.data.questions.reading import Question
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.evaluation import option_fields
+from ralm_jax.evaluation.answering import AnswerOptions
+from ralm_jax.retrieval.index_source import IndexSource
+
+PASSAGES_FROM = ('index', 'file', 'none')
+
+
+def _at_least_1(options: Any, *names: str) -> None:
+  for name in names:
+    value = getattr(options, name)
+    if value is not None and value < 1:
+      raise ValueError(f'{name} must be at least 1, not {value}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionOptions:
+  """Which questions are asked, and in what form.
+
+  Attributes:
+    questions: files or globs of `{question, answers, id?, ...}`.
+    record_format: of the files, see `data/questions/formats/catalogue.py`.
+    text: fields of TextConfig to use instead of the checkpoint's own, such as
+      `question_format` and `reader_query_length`.
+    num_examples: only the first so many questions.
+    shots: only so many questions, chosen by hash.
+    shots_seed: of that choice.
+    require_answers: whether a question without answers is an error.
+    on_error: 'raise', or 'skip' to leave malformed records out.
+  """
+
+  questions: str | Sequence[str]
+  record_format: str = 'qa'
+  text: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+  num_examples: int | None = None
+  shots: int | None = None
+  shots_seed: int = 0
+  require_answers: bool = True
+  on_error: str = 'raise'
+
+  def __post_init__(self):
+    _at_least_1(self, 'num_examples', 'shots')
+
+  def read(self) -> list[Question]:
+    """Raises ValueError for what cannot be read, with file and line."""
+    rows = reading.read_questions(
+      self.questions,
+      require_answers=self.require_answers,
+      duplicate_ids='number',
+      record_format=self.record_format,
+      on_error=self.on_error,
+    )
+    if self.shots is not None:
+      rows = few_shot.choose(rows, self.shots, self.shots_seed)
+    return rows[: self.num_examples]
+
+
+@dataclasses.dataclass(frozen=True)
+class PassageOptions:
+  """Which passages an answer is read from.
+
+  Attributes:
+    passages_from: 'index'; 'file' for those that questions bring along, in
+      their order; 'none' for closed-book answers of any model.
+    n_passages: for a question; None takes the model's own number.
+    n_candidates: fetched from a stale index, of which the checkpoint's own
+      encoders keep `n_passages`; None does not re-rank.
+    rerank_chunk: candidates encoded at a time; None encodes all.
+    search_filter: what a question's exclusions drop: 'passage', 'document' or
+      'none', which ignores dates too.
+  """
+
+  passages_from: str = 'index'
+  n_passages: int | None = None
+  n_candidates: int | None = None
+  rerank_chunk: int | None = None
+  search_filter: str = 'passage'
+
+  def __post_init__(self):
+    _at_least_1(self, 'n_passages', 'n_candidates', 'rerank_chunk')
+    if self.passages_from not in PASSAGES_FROM:
+      raise ValueError(
+        f'passages_from {self.passages_from!r} must be one of {", ".join(PASSAGES_FROM)}.'
+      )
+    idle = {'index': (), 'file': ('n_candidates',), 'none': ('n_candidates', 'n_passages')}
+    self._refuse([name for name in idle[self.passages_from] if getattr(self, name) is not None])
+    if self.rerank_chunk is not None and self.n_candidates is None:
+      raise ValueError('rerank_chunk is of re-ranking: give n_candidates too, or leave it out.')
+
+  def check_source(self, source: IndexSource) -> None:
+    """Raises ValueError for an index that no passages come from."""
+    if self.passages_from != 'index':
+      self._refuse(source.flags_given)
+
+  def _refuse(self, given: Sequence[str]) -> None:
+    if given:
+      raise ValueError(
+        f'Passages come from {self.passages_from!r}, where {" and ".join(given)} would have '
+        f'no effect: leave --{given[0]} out.'
+      )
+
+  def count(self, text: TextConfig) -> int:
+    """Passages that a question is answered from."""
+    return self.n_passages or text.n_passages
+
+  def depth(self, text: TextConfig) -> int:
+    """Passages that are fetched from the index."""
+    return self.n_candidates or self.count(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringOptions:
+  """What is measured.
+
+  Attributes:
+    metrics: a family of `scores/by_task.py`; None for that of the questions.
+    permutations: orders of a multiple choice's options that are averaged:
+      'single', 'cyclic' or 'all'.
+    retrieve_only: find passages and leave the reader out.
+    passage_effects: also each passage's effect on the answer's log-likelihood.
+    with_loss: also the mean negative log-likelihood of a target's tokens, the
+      target being `question.target` or the first answer.
+  """
+
+  metrics: str | None = None
+  permutations: str = 'cyclic'
+  retrieve_only: bool = False
+  passage_effects: bool = False
+  with_loss: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationTask:
+  """All that is asked of a checkpoint; with an index it decides the predictions."""
+
+  questions: QuestionOptions
+  answering: AnswerOptions = AnswerOptions()
+  scoring: ScoringOptions = ScoringOptions()
+  passages: PassageOptions = PassageOptions()
+
+  def __post_init__(self):
+    if self.scoring.retrieve_only and self.answering != AnswerOptions():
+      raise ValueError(
+        'Nothing is decoded when passages alone are retrieved: leave the decoding options out.'
+      )
+
+  @classmethod
+  def make(cls, **options: Any) -> EvaluationTask:
+    """By the names of the fields of its parts: `make(questions=..., num_beams=4)`."""
+    return option_fields.make(cls, **options)

@@ -1,0 +1,82 @@
+"""Which index passages come from, and how it is searched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import os
+from typing import Any, Self
+
+BACKENDS = ('process', 'device')
+# Fields whose flags have other names.
+_FLAGS = {'path': 'index', 'address': 'retrieval_address'}
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexSource:
+  """An index, served by a process or lying on this program's own devices.
+
+  Attributes:
+    path: INDEX folder; a process of our own is started for it. Or
+    address: 'host:port' of a running process.
+    corpus: CORPUS folder; None takes the one the index names.
+    generation: the only one that is searched; None for whichever is current.
+    backend: 'process', or 'device' for exact search on this program's devices.
+    device_dtype: of the embeddings there: 'bfloat16', 'float16' or 'float32'.
+    approximate: approximate top-k there, which a TPU is faster at.
+    nprobe: inverted lists visited, of our own process.
+    rerank: candidates re-ranked exactly, of our own process.
+    threads: FAISS threads, of our own process.
+    retry_for_s: how long an unreachable process is waited for.
+  """
+
+  path: str | os.PathLike[str] | None = None
+  address: str | None = None
+  corpus: str | os.PathLike[str] | None = None
+  generation: int | None = None
+  backend: str = 'process'
+  device_dtype: str = 'bfloat16'
+  approximate: bool = False
+  nprobe: int | None = None
+  rerank: int | None = None
+  threads: int | None = None
+  retry_for_s: float = 30.0
+
+  def __post_init__(self):
+    if self.generation is not None and self.generation < 1:
+      raise ValueError(f'generation must be at least 1, not {self.generation}.')
+
+  @classmethod
+  def from_flags(cls, values: Mapping[str, Any]) -> Self:
+    """Of `--index`, `--retrieval_address`, and flags that are named as the fields."""
+    fields = {field.name: _FLAGS.get(field.name, field.name) for field in dataclasses.fields(cls)}
+    return cls(**{name: values[flag] for name, flag in fields.items() if flag in values})
+
+  @property
+  def flags_given(self) -> list[str]:
+    """Of what differs from its default, but for waiting, the flags."""
+    return [
+      _FLAGS.get(field.name, field.name)
+      for field in dataclasses.fields(IndexSource)
+      if field.name != 'retry_for_s' and getattr(self, field.name) != field.default
+    ]
+
+  @property
+  def choices(self) -> dict[str, Any]:
+    """What of it decides answers, beside the state of the index that it leads to."""
+    apart = ('address', 'threads', 'retry_for_s')
+    fields = (field.name for field in dataclasses.fields(IndexSource) if field.name not in apart)
+    return {name: getattr(self, name) for name in fields}
+
+  def check_backend(self) -> None:
+    """Raises ValueError for a backend that cannot be, or not at that address."""
+    if self.backend not in BACKENDS:
+      raise ValueError(
+        f'The retrieval backend is one of {", ".join(BACKENDS)}, not {self.backend!r}.'
+      )
+    if self.backend == 'device' and self.address is not None:
+      raise ValueError(
+        "The backend 'device' searches an index folder on this program's own "
+        'devices; give the folder (--index) in place of the address '
+        f'{self.address}.'
+      )
