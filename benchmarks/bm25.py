@@ -26,6 +26,7 @@ import numpy as np
 import tqdm
 
 from ralm_jax.data.questions import reading
+from ralm_jax.evaluation import metrics
 from ralm_jax.evaluation.scores import retrieval
 from ralm_jax.files import input_files, json_records
 
@@ -154,7 +155,9 @@ def main() -> None:
       gold_recalls.append(gold_recall(scores, np.array(rows)) if rows else np.zeros([3, len(KS)]))
   seconds = time.perf_counter() - started
 
-  by_answer = retrieval.summarize_ranks(answer_ranks, KS)
+  by_answer = metrics.mean_metrics(
+    [retrieval.rank_metrics(rank, max(KS), KS, 'answer') for rank in answer_ranks]
+  )
   fields = dict(
     passages=len(ids),
     passage_files=_names(arguments.passages),
@@ -167,7 +170,7 @@ def main() -> None:
     tokenisation=r'title + text, lower-cased \w+',
     index_seconds=round(index_seconds, 2),
     seconds=round(seconds, 2),
-    questions_with_answers=by_answer.count,
+    questions_with_answers=sum(rank is not None for rank in answer_ranks),
     questions_with_gold=len(gold_recalls),
     gold_not_indexed=absent,
   )
@@ -182,11 +185,12 @@ def main() -> None:
       fields[f'recall@{k}_gold_copies_first'] = round(float(lowest[column]), 4)
       fields[f'recall@{k}_gold_gold_first'] = round(float(highest[column]), 4)
       print(f'recall@{k:<4}{expected[column]:8.1%}{lowest[column]:14.1%}{highest[column]:12.1%}')
-  if by_answer.count:
+  if fields['questions_with_answers']:
     print(f'{"":11}{"answer string":>14}')
     for k in KS:
-      fields[f'recall@{k}_answer'] = round(by_answer.recall[k], 4)
-      print(f'recall@{k:<4}{by_answer.recall[k]:14.1%}')
+      recall = by_answer[f'recall@{k}_answer']
+      fields[f'recall@{k}_answer'] = round(recall, 4)
+      print(f'recall@{k:<4}{recall:14.1%}')
 
   from reporting import write_result  # Beside this file.
 

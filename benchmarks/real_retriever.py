@@ -25,6 +25,7 @@ from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.questions import reading
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text_config import TextConfig
+from ralm_jax.evaluation import metrics
 from ralm_jax.evaluation.scores import retrieval
 from ralm_jax.interop import huggingface
 from ralm_jax.models.retrieval_lm import RetrievalLM
@@ -138,10 +139,11 @@ def main() -> None:
     device=str(jax.devices()[0].platform),
   )
   for kind, values in ranks.items():
-    summary = retrieval.summarize_ranks(values, KS)
-    if summary.count:
-      fields |= {f'recall@{k}_{kind}': round(summary.recall[k], 4) for k in KS}
-      print(f'by {kind:<7}' + ''.join(f'  recall@{k} {summary.recall[k]:.1%}' for k in KS))
+    means = metrics.mean_metrics([retrieval.rank_metrics(r, max(KS), KS, kind) for r in values])
+    recall = {k: means.get(f'recall@{k}_{kind}') for k in KS}
+    if recall[KS[0]] is not None:
+      fields |= {f'recall@{k}_{kind}': round(recall[k], 4) for k in KS}
+      print(f'by {kind:<7}' + ''.join(f'  recall@{k} {recall[k]:.1%}' for k in KS))
   from reporting import write_result  # Beside this file.
 
   print('written to', write_result(arguments.name, fields))

@@ -30,12 +30,6 @@ def normalize_answer(text: str) -> str:
 
   The answers 'A' and 'The' normalise to nothing. Option letters of
   multiple-choice questions must therefore not be compared with this.
-
-  Args:
-    text: a prediction or a reference answer; may be empty.
-
-  Returns:
-    The normalised text, '' when nothing is left.
   """
   text = _ARTICLES.sub(' ', text.lower().translate(_PUNCTUATION))
   return ' '.join(text.split())
@@ -45,13 +39,6 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
   """1.0 if the normalised prediction equals a normalised answer, else 0.0.
 
   As in the official script two texts that both normalise to '' match.
-
-  Args:
-    prediction: what the reader generated.
-    answers: the reference answers, at least one.
-
-  Returns:
-    0.0 or 1.0.
 
   Raises:
     TypeError: `prediction` is not a string, or `answers` not a list of them.
@@ -67,13 +54,6 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
 
   As in evaluate-v1.1 no common token means 0, also when both are empty (the
   SQuAD 2.0 script, which has unanswerable questions, gives 1 there).
-
-  Args:
-    prediction: what the reader generated.
-    answers: the reference answers, at least one.
-
-  Returns:
-    A fraction between 0.0 and 1.0.
 
   Raises:
     TypeError: `prediction` is not a string, or `answers` not a list of them.
@@ -99,14 +79,7 @@ def rouge_l(prediction: str, answers: Sequence[str], *, use_stemmer: bool = Fals
 
   The package keeps ASCII letters and digits only: text in another script
   scores 0 whatever it says.
-
-  Args:
-    prediction: what the reader generated.
-    answers: the reference answers, at least one.
-    use_stemmer: whether words are compared by their Porter stem.
-
-  Returns:
-    A fraction between 0.0 and 1.0.
+  `use_stemmer` compares words by their Porter stem.
 
   Raises:
     ImportError: the `rouge-score` package is not installed.
@@ -114,17 +87,17 @@ def rouge_l(prediction: str, answers: Sequence[str], *, use_stemmer: bool = Fals
     ValueError: `answers` is empty.
   """
   _check(prediction, answers)
-  scorer = _rouge_scorer(use_stemmer)
+  scorer = rouge_scorer(('rougeL',), use_stemmer)
   return max(float(scorer.score(answer, prediction)['rougeL'].fmeasure) for answer in answers)
 
 
-@functools.lru_cache(maxsize=2)
-def _rouge_scorer(use_stemmer: bool) -> Any:
+@functools.cache
+def rouge_scorer(kinds: tuple[str, ...], use_stemmer: bool) -> Any:
   try:
-    from rouge_score import rouge_scorer  # Optional, and slow to import.
+    import rouge_score.rouge_scorer  # Optional, and slow to import.
   except ImportError as error:
-    raise ImportError('rouge_l needs the rouge-score package: pip install rouge-score') from error
-  return rouge_scorer.RougeScorer(['rougeL'], use_stemmer=use_stemmer)
+    raise ImportError('ROUGE needs the rouge-score package: pip install rouge-score') from error
+  return rouge_score.rouge_scorer.RougeScorer(list(kinds), use_stemmer=use_stemmer)
 
 
 def mean_metrics(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
@@ -135,12 +108,11 @@ def mean_metrics(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float 
   count in its mean, neither as 0 nor in the denominator.
 
   Args:
-    rows: one mapping from metric name to value (a Python, NumPy or JAX scalar,
-      or None) for each question.
+    rows: metrics of each question: Python, NumPy or JAX scalars, or None.
 
   Returns:
     The mean of each metric in order of first appearance; None for a metric
-    that no row has a value for; {} for no rows.
+    that no row has a value for.
 
   Raises:
     TypeError: a value is neither a number nor None.

@@ -200,7 +200,7 @@ def test_rouge_l(shared_data):
 
 
 def test_rouge_l_says_what_to_install(monkeypatch):
-  metrics._rouge_scorer.cache_clear()
+  metrics.rouge_scorer.cache_clear()
   monkeypatch.setitem(sys.modules, 'rouge_score', None)
   with pytest.raises(ImportError, match='pip install rouge-score'):
     metrics.rouge_l('x', ['x'])

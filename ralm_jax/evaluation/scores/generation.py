@@ -15,6 +15,7 @@ import math
 from typing import Any
 
 from ralm_jax.data.questions import answer_patterns
+from ralm_jax.evaluation import metrics
 
 # Nema & Khapra's list, with which their scores were made: no list of a library.
 _FUNCTION_WORDS = frozenset(
@@ -69,11 +70,7 @@ def bleu_1(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> f
 
   sacrebleu's corpus score with max_ngram_order=1, lowercase=True and the rest as
   is: tokenize='13a', smooth_method='exp' (which only shows where nothing at all
-  matches), effective_order=False.
-
-  Args:
-    predictions: what the reader generated; may be empty texts.
-    references: of each prediction at least one; their number may differ.
+  matches), effective_order=False. Predictions may have several references each.
 
   Raises:
     ImportError: the `sacrebleu` package is not installed.
@@ -107,10 +104,10 @@ def _bleu(sentence: bool) -> Any:
 
 def _sacrebleu() -> Any:
   try:
-    from sacrebleu import metrics  # Optional, and slow to import.
+    from sacrebleu import metrics as sacrebleu_metrics  # Optional, and slow to import.
   except ImportError as error:
     raise ImportError('BLEU needs the sacrebleu package: pip install sacrebleu') from error
-  return metrics
+  return sacrebleu_metrics
 
 
 def q_bleu_1(
@@ -146,11 +143,6 @@ def sentence_q_bleu_1(
 
   Their words are those of the Stanford tokenizer, a Java program; here they are
   of NLTK's Treebank tokenizer, which splits much the same, without full stops.
-
-  Args:
-    prediction: the question generated.
-    references: at least one; the best counts.
-    weights: of the parts of a question.
 
   Raises:
     ImportError: `sacrebleu` or `nltk` is not installed.
@@ -243,35 +235,19 @@ def rouge(
   """F-measures of ROUGE-1, -2 and -L (Lin 2004), each the best by itself.
 
   Those of `rouge-score`, which keeps ASCII letters and digits only.
-
-  Args:
-    prediction: what the reader generated.
-    references: at least one.
-    use_stemmer: whether words are compared by their Porter stem.
-
-  Returns:
-    `rouge_1`, `rouge_2` and `rouge_l`.
+  `use_stemmer` compares words by their Porter stem.
 
   Raises:
     ImportError: the `rouge-score` package is not installed.
     TypeError: `references` is no list of texts.
     ValueError: `references` is empty.
   """
-  scorer = _rouge_scorer(use_stemmer)
+  scorer = metrics.rouge_scorer(('rouge1', 'rouge2', 'rougeL'), use_stemmer)
   scores = [scorer.score(reference, prediction) for reference in _checked(references)]
   return {
     name: max(float(score[kind].fmeasure) for score in scores)
     for name, kind in (('rouge_1', 'rouge1'), ('rouge_2', 'rouge2'), ('rouge_l', 'rougeL'))
   }
-
-
-@functools.lru_cache(maxsize=2)
-def _rouge_scorer(use_stemmer: bool) -> Any:
-  try:
-    from rouge_score import rouge_scorer  # Optional, and slow to import.
-  except ImportError as error:
-    raise ImportError('ROUGE needs the rouge-score package: pip install rouge-score') from error
-  return rouge_scorer.RougeScorer(['rouge1', 'rouge2', 'rougeL'], use_stemmer=use_stemmer)
 
 
 def regex_match(prediction: str, patterns: Sequence[str]) -> float:

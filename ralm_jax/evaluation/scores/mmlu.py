@@ -17,72 +17,34 @@ from typing import Any
 from ralm_jax.evaluation import metrics
 from ralm_jax.files import input_files, json_records
 
+Scores = Mapping[str, float | None]
 CATEGORIES: Mapping[str, tuple[str, ...]] = {
-  'humanities': (
-    'formal_logic',
-    'high_school_european_history',
-    'high_school_us_history',
-    'high_school_world_history',
-    'international_law',
-    'jurisprudence',
-    'logical_fallacies',
-    'moral_disputes',
-    'moral_scenarios',
-    'philosophy',
-    'prehistory',
-    'professional_law',
-    'world_religions',
-  ),
-  'social_sciences': (
-    'econometrics',
-    'high_school_geography',
-    'high_school_government_and_politics',
-    'high_school_macroeconomics',
-    'high_school_microeconomics',
-    'high_school_psychology',
-    'human_sexuality',
-    'professional_psychology',
-    'public_relations',
-    'security_studies',
-    'sociology',
-    'us_foreign_policy',
-  ),
-  'stem': (
-    'abstract_algebra',
-    'astronomy',
-    'college_biology',
-    'college_chemistry',
-    'college_computer_science',
-    'college_mathematics',
-    'college_physics',
-    'computer_security',
-    'conceptual_physics',
-    'electrical_engineering',
-    'elementary_mathematics',
-    'high_school_biology',
-    'high_school_chemistry',
-    'high_school_computer_science',
-    'high_school_mathematics',
-    'high_school_physics',
-    'high_school_statistics',
-    'machine_learning',
-  ),
-  'other': (
-    'anatomy',
-    'business_ethics',
-    'clinical_knowledge',
-    'college_medicine',
-    'global_facts',
-    'human_aging',
-    'management',
-    'marketing',
-    'medical_genetics',
-    'miscellaneous',
-    'nutrition',
-    'professional_accounting',
-    'professional_medicine',
-    'virology',
-  ),
+  category: tuple(subjects.split())
+  for category, subjects in {
+    'humanities': """
+      formal_logic high_school_european_history high_school_us_history
+      high_school_world_history international_law jurisprudence logical_fallacies
+      moral_disputes moral_scenarios philosophy prehistory professional_law world_religions
+    """,
+    'social_sciences': """
+      econometrics high_school_geography high_school_government_and_politics
+      high_school_macroeconomics high_school_microeconomics high_school_psychology
+      human_sexuality professional_psychology public_relations security_studies sociology
+      us_foreign_policy
+    """,
+    'stem': """
+      abstract_algebra astronomy college_biology college_chemistry college_computer_science
+      college_mathematics college_physics computer_security conceptual_physics
+      electrical_engineering elementary_mathematics high_school_biology high_school_chemistry
+      high_school_computer_science high_school_mathematics high_school_physics
+      high_school_statistics machine_learning
+    """,
+    'other': """
+      anatomy business_ethics clinical_knowledge college_medicine global_facts human_aging
+      management marketing medical_genetics miscellaneous nutrition professional_accounting
+      professional_medicine virology
+    """,
+  }.items()
 }
 CATEGORY_OF: Mapping[str, str] = {
   subject: category for category, subjects in CATEGORIES.items() for subject in subjects
@@ -90,22 +52,16 @@ CATEGORY_OF: Mapping[str, str] = {
 
 
 def summary(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-  """Averages over the questions of MMLU's categories, and over subjects.
-
-  Args:
-    records: of predictions.jsonl, with `group` (the subject) and `metrics`.
+  """Averages over the questions of MMLU's categories, and over its subjects.
 
   Returns:
     `categories`: for each category with questions the mean of each metric over
     these (a micro average, as Atlas's scorer has it) and `count`; `all` of them
     is every question of a subject of MMLU. `subject_average`: the mean over
-    subjects of each one's means (a macro average). Nothing where no group is a
-    subject of MMLU.
+    subjects of each one's means (a macro average). Nothing where no `group` is
+    a subject of MMLU.
   """
-  by_subject: dict[str, list[Mapping[str, float | None]]] = {}
-  for record in records:
-    if record.get('group') in CATEGORY_OF:
-      by_subject.setdefault(record['group'], []).append(record['metrics'])
+  by_subject = _by_subject(records)
   if not by_subject:
     return {}
   categories = {
@@ -116,11 +72,21 @@ def summary(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
   categories['all'] = [row for rows in by_subject.values() for row in rows]
   means = [metrics.mean_metrics(rows) for rows in by_subject.values()]
   return {
-    'categories': {
-      name: {**metrics.mean_metrics(rows), 'count': len(rows)} for name, rows in categories.items()
-    },
+    'categories': {name: _mean_of(rows) for name, rows in categories.items()},
     'subject_average': {**metrics.mean_metrics(means), 'count': len(by_subject)},
   }
+
+
+def _by_subject(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Scores]]:
+  found: dict[str, list[Scores]] = {}
+  for record in records:
+    if record.get('group') in CATEGORY_OF:
+      found.setdefault(record['group'], []).append(record['metrics'])
+  return found
+
+
+def _mean_of(rows: Sequence[Scores]) -> dict[str, Any]:
+  return {**metrics.mean_metrics(rows), 'count': len(rows)}
 
 
 def unique(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -128,9 +94,6 @@ def unique(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
   Atlas's scorer counts them so. MMLU holds a few; its authors, and `summary`,
   count them all.
-
-  Args:
-    records: of predictions.jsonl, with `query`, `options` and `group`.
   """
   last = {json.dumps([row.get('group'), row['query'], row.get('options')]): row for row in records}
   return list(last.values())
@@ -138,9 +101,6 @@ def unique(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
   """Percentages by subject, by category and over all.
-
-  Args:
-    records: of predictions.jsonl, with `group` and `metrics`.
 
   Raises:
     ValueError: none is of a subject of MMLU.
@@ -151,12 +111,8 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
       "No prediction is of a subject of MMLU (field 'group'); were they made "
       'of its files, or of what `ralm prepare mmlu` wrote?'
     )
-  subjects = sorted({r['group'] for r in records if r.get('group') in CATEGORY_OF})
-  rows = {
-    subject: {**metrics.mean_metrics(own), 'count': len(own)}
-    for subject in subjects
-    for own in [[r['metrics'] for r in records if r.get('group') == subject]]
-  }
+  by_subject = _by_subject(records)
+  rows = {subject: _mean_of(by_subject[subject]) for subject in sorted(by_subject)}
   rows |= found['categories']
   rows['mean of subjects'] = found['subject_average']
   columns = ('accuracy', 'permuted_accuracy', 'debiased_accuracy')

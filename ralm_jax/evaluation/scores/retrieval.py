@@ -20,12 +20,13 @@ from collections.abc import Hashable, Iterable, Sequence
 import dataclasses
 import functools
 import itertools
+import math
 import re
 import unicodedata
 
 import numpy as np
 
-DEFAULT_KS = (1, 5, 20)
+from ralm_jax.losses.array_types import Bool
 
 
 @functools.cache
@@ -53,12 +54,6 @@ def answer_tokens(text: str) -> list[str]:
   A token is a run of letters, digits and combining marks, or a single other
   character (punctuation or symbol); separators and control characters split
   and vanish.
-
-  Args:
-    text: an answer or a passage.
-
-  Returns:
-    The tokens in order; [] when the text has none.
   """
   return [
     token.lower()
@@ -82,32 +77,14 @@ def has_answer(text: str, answers: Sequence[str]) -> bool:
   Unlike there, an answer without any token occurs nowhere (DPR finds it in
   every passage).
 
-  Args:
-    text: the passage.
-    answers: the answers, of which one is enough.
-
-  Returns:
-    True if one occurs.
-
   Raises:
     TypeError: `answers` is a string rather than a list of them.
   """
   return any(answer_hits([text], answers))
 
 
-def answer_hits(texts: Iterable[str], answers: Sequence[str]) -> np.ndarray:
-  """`has_answer` of each passage of a ranking.
-
-  Args:
-    texts: the K passages, best first.
-    answers: the answers, of which one is enough.
-
-  Returns:
-    [K] bool.
-
-  Raises:
-    TypeError: `answers` is a string rather than a list of them.
-  """
+def answer_hits(texts: Iterable[str], answers: Sequence[str]) -> Bool[np.ndarray, ' k']:
+  """`has_answer` of each passage of a ranking."""
   if isinstance(answers, str):
     raise TypeError('answers must be a list of strings; write [answer]')
   wanted = [joined for answer in answers if (joined := _joined(answer)).strip()]
@@ -116,16 +93,12 @@ def answer_hits(texts: Iterable[str], answers: Sequence[str]) -> np.ndarray:
   )
 
 
-def gold_hits(passage_ids: Iterable[Hashable], gold_passage_ids: Iterable[Hashable]) -> np.ndarray:
+def gold_hits(
+  passage_ids: Iterable[Hashable], gold_passage_ids: Iterable[Hashable]
+) -> Bool[np.ndarray, ' k']:
   """Whether each passage of a ranking is a gold one.
 
-  Args:
-    passage_ids: the ids of the K passages, best first.
-    gold_passage_ids: the gold ids. Ids are compared as text, since one file
-      may write 7 and another '7'.
-
-  Returns:
-    [K] bool.
+  Ids are compared as text, since one file may write 7 and another '7'.
 
   Raises:
     TypeError: `gold_passage_ids` is a string rather than a list of them.
@@ -136,32 +109,13 @@ def gold_hits(passage_ids: Iterable[Hashable], gold_passage_ids: Iterable[Hashab
   return np.array([str(one) in gold for one in passage_ids], dtype=bool)
 
 
-def first_hits(hits: np.ndarray) -> np.ndarray:
-  """The rank of the first hit of every row.
-
-  Args:
-    hits: [..., K] bool, passages best first; K may be 0.
-
-  Returns:
-    [...] float64: 1-based ranks, inf where the row has no hit.
-  """
-  hits = np.asarray(hits, dtype=bool)
-  if not hits.shape[-1]:
-    return np.full(hits.shape[:-1], np.inf)
-  return np.where(hits.any(-1), hits.argmax(-1) + 1.0, np.inf)
-
-
 def first_hit(hits: Sequence[bool] | np.ndarray) -> float:
-  """`first_hits` of a single ranking: a 1-based rank, or inf for no hit."""
-  return float(first_hits(np.asarray(hits, dtype=bool)))
+  """The 1-based rank of the first hit, best passage first; inf without one."""
+  return next((float(rank) for rank, hit in enumerate(hits, 1) if hit), math.inf)
 
 
 def recall_at_k(rank: float | None, k: int) -> float | None:
   """1.0 if the first hit is among the best k, else 0.0; None for None.
-
-  Args:
-    rank: the rank of the first hit, inf for none, None if not applicable.
-    k: how many passages count, at least 1.
 
   Raises:
     ValueError: `k` or `rank` is below 1 (ranks are 1-based).
@@ -189,16 +143,10 @@ def _checked(rank: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalRanks:
-  """The ranks of one question's first hits (see the top of this module).
+  """The ranks of one question's first hits (see the top of this module)."""
 
-  Attributes:
-    answer: rank of the first passage with an answer string; None when the
-      question has no answers.
-    gold: rank of the first gold passage; None when the data name none.
-  """
-
-  answer: float | None
-  gold: float | None
+  answer: float | None  # of the first passage with an answer string
+  gold: float | None  # of the first gold passage
 
 
 def rank_passages(
@@ -207,16 +155,7 @@ def rank_passages(
   answers: Sequence[str],
   gold_passage_ids: Sequence[Hashable],
 ) -> RetrievalRanks:
-  """Finds the first hits of one question's ranking.
-
-  Args:
-    texts: the K passages' texts, best first.
-    passage_ids: their ids in the same order.
-    answers: the question's answers, () when it has none.
-    gold_passage_ids: its gold passages, () when the data name none.
-
-  Returns:
-    The two ranks.
+  """Finds the first hits of one question's ranking, best passage first.
 
   Raises:
     ValueError: there are not as many ids as texts.
@@ -228,7 +167,7 @@ def rank_passages(
     )
   return RetrievalRanks(
     answer=first_hit(answer_hits(texts, answers)) if answers else None,
-    gold=(first_hit(gold_hits(passage_ids, gold_passage_ids)) if gold_passage_ids else None),
+    gold=first_hit(gold_hits(passage_ids, gold_passage_ids)) if gold_passage_ids else None,
   )
 
 
@@ -245,61 +184,9 @@ def rank_metrics(
     kind: 'answer' or 'gold', the end of the names.
 
   Returns:
-    {'recall@1_answer': ..., ..., 'mrr_answer': ...}; the mean of the latter
-    over questions is the mean reciprocal rank.
+    {'recall@1_answer': ..., ..., 'mrr_answer': ...}, whose means over questions
+    `metrics.mean_metrics` takes.
   """
   metrics = {f'recall@{k}_{kind}': recall_at_k(rank, k) for k in ks if k <= retrieved}
   metrics[f'mrr_{kind}'] = reciprocal_rank(rank)
   return metrics
-
-
-@dataclasses.dataclass(frozen=True)
-class RankSummary:
-  """Averages over the questions that a measure applies to.
-
-  Attributes:
-    count: how many questions that are.
-    recall: recall@k for each k, None when count is 0.
-    mean_reciprocal_rank: None when count is 0.
-  """
-
-  count: int
-  recall: dict[int, float | None]
-  mean_reciprocal_rank: float | None
-
-
-def summarize_ranks(
-  ranks: Iterable[float | None], ks: Sequence[int] = DEFAULT_KS, *, retrieved: int | None = None
-) -> RankSummary:
-  """Averages recall@k and the reciprocal rank over questions.
-
-  Args:
-    ranks: one rank a question; those that are None are left out.
-    ks: cut-offs of the recall.
-    retrieved: how many passages each ranking has, if the cut-offs are to be
-      checked against it.
-
-  Returns:
-    The averages and the number of questions they are over.
-
-  Raises:
-    ValueError: a rank or cut-off is below 1, or a cut-off above `retrieved`.
-  """
-  for k in ks:
-    if k < 1 or (retrieved is not None and k > retrieved):
-      raise ValueError(
-        f'recall@{k} cannot be told from {retrieved} passages a question; retrieve more or lower k'
-        if k >= 1
-        else f'k is {k}; recall needs at least one passage'
-      )
-  known = np.array([r for r in ranks if r is not None], dtype=np.float64)
-  if not known.size:
-    return RankSummary(0, {k: None for k in ks}, None)
-  if not (known >= 1).all():
-    bad = known[~(known >= 1)][0]
-    raise ValueError(f'rank {bad} is not a rank: ranks start at 1')
-  return RankSummary(
-    count=known.size,
-    recall={k: float((known <= k).mean()) for k in ks},
-    mean_reciprocal_rank=float((1.0 / known).mean()),
-  )

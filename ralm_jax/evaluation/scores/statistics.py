@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-import math
 
 import numpy as np
 
@@ -28,14 +27,7 @@ _BOOTSTRAP_FROM = 10
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """A mean and where it would lie on other questions of the same kind.
-
-  Attributes:
-    mean: of the values.
-    low: lower end.
-    high: upper end.
-    count: of values.
-  """
+  """A mean and where it would lie on other questions of the same kind."""
 
   mean: float
   low: float
@@ -49,8 +41,7 @@ class Comparison:
 
   Attributes:
     difference: mean of the first minus mean of the second.
-    low: lower end of the difference's bootstrap interval.
-    high: upper end.
+    low, high: ends of its bootstrap interval.
     bootstrap_p: share of resamples, twice, in which the difference is not on
       the side where it is found; at most 1. None where the systems differ on
       fewer than 10 questions, too few to resample.
@@ -70,29 +61,18 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-  """Of one number over several runs.
-
-  Attributes:
-    mean: of the numbers.
-    deviation: standard deviation of a sample (n - 1); None of a single one.
-    count: of numbers.
-  """
+  """Of one number over several runs."""
 
   mean: float
-  deviation: float | None
+  deviation: float | None  # of a sample (n - 1); None of a single number
   count: int
 
 
 def bootstrap_means(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
   """Means of resamples with replacement.
 
-  Args:
-    values: [n] or [n, m] float; the m columns are resampled together.
-    resamples: how many.
-    seed: of the draws; the same seed draws the same rows for as many values.
-
-  Returns:
-    float64 [resamples] or [resamples, m].
+  The columns of a matrix are resampled together. The same seed draws the same
+  rows for as many values.
 
   Raises:
     ValueError: no values, or one that is not finite; fewer than 1 resample.
@@ -119,13 +99,7 @@ def bootstrap_interval(
   resamples: int = RESAMPLES,
   seed: int = 0,
 ) -> Interval:
-  """Percentile interval of a mean.
-
-  Args:
-    values: [n], one a question.
-    confidence: of the interval, between 0 and 1.
-    resamples: how many.
-    seed: of the draws.
+  """Percentile interval of a mean of one value a question.
 
   Raises:
     ValueError: as `bootstrap_means`; a confidence that is none.
@@ -144,14 +118,9 @@ def compare(
   resamples: int = RESAMPLES,
   seed: int = 0,
 ) -> Comparison:
-  """Tests whether two systems differ on the same questions.
+  """Tests whether two systems differ on the same questions, in the same order.
 
-  Args:
-    first: [n], one a question.
-    second: [n], of the same questions in the same order.
-    confidence: of the difference's interval.
-    resamples: of the bootstrap, and sign flips where not all are gone through.
-    seed: of the draws.
+  `resamples` are of the bootstrap, and sign flips where not all are gone through.
 
   Raises:
     ValueError: of different length; as `bootstrap_means`.
@@ -182,12 +151,7 @@ def sign_flip_test(
   """Two-sided p-value of a mean difference, if either sign is as likely.
 
   It is exact where all differences are of one size (as of exact match, where
-  this is the sign test) or few are not 0; else signs are drawn.
-
-  Args:
-    differences: [n].
-    resamples: signs drawn where not all are gone through.
-    seed: of the draws.
+  this is the sign test) or few are not 0; else `resamples` signs are drawn.
 
   Returns:
     The p-value and whether it is exact.
@@ -199,7 +163,9 @@ def sign_flip_test(
   sizes = np.abs(moved)
   found = abs(moved.sum())
   if np.ptp(sizes) <= _TOLERANCE * sizes.max():
-    return _sign_test(int((moved > 0).sum()), len(moved)), True
+    from scipy import stats  # It takes long to import.
+
+    return float(stats.binomtest(int((moved > 0).sum()), len(moved)).pvalue), True
   bound = found - _TOLERANCE * sizes.sum()
   if len(moved) <= _EXACT_UP_TO:
     bits = np.arange(1 << len(moved))[:, None] >> np.arange(len(moved)) & 1
@@ -224,20 +190,6 @@ def spread(values: Sequence[float]) -> Spread:
   checked = _checked(values)
   deviation = float(checked.std(ddof=1)) if len(checked) > 1 else None
   return Spread(float(checked.mean()), deviation, len(checked))
-
-
-def _sign_test(positive: int, count: int) -> float:
-  """Two-sided binomial p-value of `positive` heads among `count` throws."""
-  extreme = max(positive, count - positive)
-  if 2 * extreme == count:
-    return 1.0
-  # Each binomial coefficient from the one before: from scratch, all of them
-  # take seconds.
-  ways, tail = math.comb(count, extreme), 0
-  for k in range(extreme, count + 1):
-    tail += ways
-    ways = ways * (count - k) // (k + 1)
-  return min(1.0, 2 * tail / (1 << count))
 
 
 def _ends(means: np.ndarray, confidence: float) -> tuple[float, float]:
