@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 import re
 from typing import Any
 import unicodedata
@@ -11,15 +11,7 @@ NOTHING = '–'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A table whose first column is text and whose others are figures.
-
-  Args:
-    header: one a column.
-    rows: of as many cells each.
-
-  Returns:
-    Lines, the last one ended.
-  """
+  """Lines of a table whose first column is text and whose others are figures."""
   rows = [
     [str(cell).replace('|', '\\|').replace('\n', ' ') for cell in row] for row in (header, *rows)
   ]
@@ -38,30 +30,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   return '\n'.join([line(rows[0]), line(ruler), *map(line, rows[1:])]) + '\n'
 
 
-def pivot(
-  items: Sequence[Any],
-  row: Callable[[Any], str],
-  column: Callable[[Any], str],
-  cell: Callable[[Any], str],
-  corner: str = '',
-) -> str:
-  """A table of items by two of their properties.
-
-  Args:
-    items: at most one of each pair of properties.
-    row: names an item's row; rows and columns are ordered as people count.
-    column: names its column.
-    cell: what is shown of it.
-    corner: heads the column of row names.
-  """
-  cells: dict[tuple[str, str], str] = {}
-  for item in items:
-    cells[row(item), column(item)] = cell(item)
-  rows = sorted({name for name, _ in cells}, key=natural)
-  columns = sorted({name for _, name in cells}, key=natural)
+def pivot(cells: Iterable[tuple[str, str, str]], corner: str = '') -> str:
+  """A table of (name of the row, name of the column, text), ordered as people count."""
+  texts = {(row, column): text for row, column, text in cells}
+  rows = sorted({row for row, _ in texts}, key=natural)
+  columns = sorted({column for _, column in texts}, key=natural)
   return table(
     [corner, *columns],
-    [[name, *(cells.get((name, other), NOTHING) for other in columns)] for name in rows],
+    [[row, *(texts.get((row, column), NOTHING) for column in columns)] for row in rows],
   )
 
 

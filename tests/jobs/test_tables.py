@@ -24,7 +24,7 @@ def test_table():
 
 def test_pivot_orders_as_people_count():
   items = [('run-10', '2020', 1), ('run-9', '2017', 2), ('run-9', '2020', 3)]
-  text = markdown.pivot(items, *(lambda x, i=i: str(x[i]) for i in range(3)))
+  text = markdown.pivot(tuple(map(str, item)) for item in items)
   rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines()]
   assert rows[0] == ['', '2017', '2020']
   assert rows[2:] == [['run-9', '2', '3'], ['run-10', '–', '1']]
