@@ -172,10 +172,7 @@ class Evaluator(Predictor):
     )
 
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:
-    """Passages of at most `size` questions, without what these exclude.
-
-    Rows beyond the questions are those of padding.
-    """
+    """Passages of at most `size` questions, then of padding, without what is excluded."""
     return self._source.retrieve(params, questions)
 
   def answer(self, params: PyTree, questions: Sequence[Question | str]) -> list[Answer]:

@@ -35,12 +35,6 @@ def page_of(passage: Mapping[str, Any], field: str = 'auto', separators: str = S
       there is one, and else `id`.
     separators: characters that end a page's id within a passage's; '' takes
       the whole id but for the number of a part that `max_words` cut ('#1').
-
-  Returns:
-    The id; '' where the field is empty.
-
-  Raises:
-    ValueError: the field is none of `PAGE_FIELDS`.
   """
   if field not in PAGE_FIELDS:
     raise ValueError(f'the page field is {field!r}; it must be one of {", ".join(PAGE_FIELDS)}')
@@ -72,20 +66,17 @@ def write(
   separators: str = SEPARATORS,
   with_text: bool = False,
 ) -> int:
-  """Turns a predictions.jsonl into a file of KILT's.
+  """Turns a predictions.jsonl into a file of KILT's; returns how many there are.
 
   Args:
     predictions: of `ralm eval` or `ralm infer`.
     output: the file to write, atomically; an existing one is replaced.
     record_format: of the questions, 'kilt_fever' and so on: FEVER's true and
       false go back to SUPPORTS and REFUTES. Any other text stays as it is.
-    page_field: see `page_of`.
-    separators: see `page_of`.
+    page_field: as `separators`, see `page_of`.
+    separators: of a page's id.
     with_text: write every passage with its text, which the scorer's
       answer-in-context needs; else each page once.
-
-  Returns:
-    How many predictions there are.
 
   Raises:
     FileNotFoundError: there are no such predictions.

@@ -65,22 +65,13 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingMatch:
-  """What the training data have of a question.
+  """What the training data have of a question, and the one that is most like it."""
 
-  Attributes:
-    kind: 'exact', 'near', or '' where no question is like it.
-    id: of the training question that is most like it; '' if there is none.
-    question: its text.
-    word_overlap: Jaccard similarity of the words.
-    answer: of the evaluation question, that training questions have, too; None
-      if there is none.
-  """
-
-  kind: str = ''
-  id: str = ''
-  question: str = ''
-  word_overlap: float = 0.0
-  answer: str | None = None
+  kind: str = ''  # 'exact', 'near', or '' where no question is like it
+  id: str = ''  # of the training question, '' if there is none
+  question: str = ''  # its text
+  word_overlap: float = 0.0  # Jaccard similarity of the words
+  answer: str | None = None  # of the evaluation question, that others have too
 
   @property
   def category(self) -> str:
@@ -92,38 +83,20 @@ class TrainingMatch:
 
 @dataclasses.dataclass(frozen=True)
 class CorpusMatch:
-  """The passage that has most of a question.
-
-  Attributes:
-    passage_id: of the passage.
-    title: of the passage.
-    span: the words shared.
-    share: of the question's words.
-    has_answer: whether an answer is in the passage.
-    passages: how many passages have `span_share` of the question.
-  """
+  """The passage that has most of a question."""
 
   passage_id: str
   title: str
-  span: str
-  share: float
+  span: str  # the words shared
+  share: float  # of the question's words
   has_answer: bool
-  passages: int = 1
+  passages: int = 1  # how many have `span_share` of the question
 
 
 def training_matches(
   questions: Sequence[Question], training: Iterable[Question], settings: Settings = Settings()
 ) -> list[TrainingMatch]:
-  """Compares every question with every training question.
-
-  Args:
-    questions: of the evaluation set.
-    training: gone through once.
-    settings: what counts as the same.
-
-  Returns:
-    One match a question.
-  """
+  """Compares every question with every training question; a match for each."""
   matches = [TrainingMatch() for _ in questions]
   by_text: dict[str, list[int]] = collections.defaultdict(list)
   by_answer: dict[str, list[tuple[int, str]]] = collections.defaultdict(list)
@@ -195,7 +168,6 @@ class CorpusScan:
   """
 
   def __init__(self, questions: Sequence[Question], settings: Settings = Settings()):
-    """Indexes the questions."""
     self._questions = questions
     self._answers = [by_task.answer_texts(question) for question in questions]
     self._finder = SpanFinder(
@@ -239,12 +211,7 @@ def digest(questions: Sequence[Question], settings: Settings) -> str:
 def report_rows(
   questions: Sequence[Question], training: Sequence[TrainingMatch] | None, corpus: CorpusScan | None
 ) -> list[dict[str, Any]]:
-  """One object a question.
-
-  Args:
-    questions: of the evaluation set.
-    training: their matches; None where there were no training data.
-    corpus: a finished scan; None where there was no corpus.
+  """One object a question of the evaluation set.
 
   Returns:
     `id`, `question`, `clean`, `group` where there is one, `training` and
@@ -305,10 +272,6 @@ def scores_by_cleanness(
   rows: Sequence[Mapping[str, Any]], predictions: Iterable[Mapping[str, Any]]
 ) -> dict[str, dict[str, float | int | None]]:
   """The mean metrics of predictions over all, clean and other questions.
-
-  Args:
-    rows: of `report_rows`.
-    predictions: records of a predictions.jsonl for these questions.
 
   Returns:
     'all', 'clean' and 'leaked', and each of `CATEGORIES` where there were

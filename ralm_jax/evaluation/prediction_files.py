@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import json
 import logging
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ def write(
     predict: gives the records of this process in order, without those of the
       first `done` batches.
     output: folder for predictions.jsonl and metrics.json; None writes none.
-    metrics: one of `task_metrics.FAMILIES`.
+    metrics: the family that answers are scored by.
     resume_as: names all that decides the records; what an interrupted call of
       the same name has written is taken over. None begins anew.
     batch_size: records of a whole batch on this process.
@@ -60,7 +61,7 @@ def write(
   _write_lines(path + '.partial', before, resume_as)
   # Nothing of an earlier evaluation stands beside what begins now.
   for former in (path, os.path.join(output, METRICS)):
-    _remove(former)
+    pathlib.Path(former).unlink(missing_ok=True)
   with open(path + '.partial', 'a', encoding='utf-8') as file:
     for record in predict(done=len(before) // batch_size):
       indexes[record['index']] += 1
@@ -81,27 +82,22 @@ def write(
     )
   # Last: what was killed before goes on from the partial file.
   atomic_files.move(path + '.partial', path)
-  _remove(path + '.partial.name')
+  pathlib.Path(path + '.partial.name').unlink(missing_ok=True)
   return means
 
 
 def read(path: str | os.PathLike[str]) -> list[Record]:
-  """The records of a predictions.jsonl.
-
-  Raises:
-    ValueError: a line is no JSON object; names file and line.
-  """
+  """The records of a predictions.jsonl; ValueError names a line that is no JSON object."""
   return [row for _, row in json_records.read_json_lines(os.fspath(path))]
 
 
 def _resumable(path: str, name: str, batch_size: int) -> list[Record]:
   """The records of whole batches that a call of this name has written."""
   try:
-    with open(path + '.name', encoding='utf-8') as file:
-      if file.read() != name:
-        return []
-    with open(path, encoding='utf-8') as file:
-      lines = file.read().split('\n')
+    if pathlib.Path(path + '.name').read_text('utf-8') != name:
+      logging.info('%s is of another evaluation, or an older version: beginning anew', path)
+      return []
+    lines = pathlib.Path(path).read_text('utf-8').split('\n')
   except (FileNotFoundError, UnicodeDecodeError):
     return []
   records = []
@@ -115,7 +111,7 @@ def _resumable(path: str, name: str, batch_size: int) -> list[Record]:
 
 def _write_lines(path: str, records: list[Record], name: str | None) -> None:
   """Begins a partial file; the name is written last, when the lines are true."""
-  _remove(path + '.name')
+  pathlib.Path(path + '.name').unlink(missing_ok=True)
   atomic_files.write(path, ''.join(map(_line, records)).encode('utf-8'))
   if name is not None:
     atomic_files.write(path + '.name', name.encode('utf-8'))
@@ -123,10 +119,3 @@ def _write_lines(path: str, records: list[Record], name: str | None) -> None:
 
 def _line(record: Record) -> str:
   return json.dumps(record, ensure_ascii=False) + '\n'
-
-
-def _remove(path: str) -> None:
-  try:
-    os.remove(path)
-  except FileNotFoundError:
-    pass

@@ -15,19 +15,12 @@ RECALL_AT = (1, 5, 20)
 
 @dataclasses.dataclass(frozen=True)
 class AnsweredPassage:
-  """A passage the reader was given.
-
-  Attributes:
-    passage: as stored.
-    score: inner product with the query.
-    probability: of the retriever among the passages retrieved.
-    effect: log p(answer | all passages) - log p(answer | all but this one);
-      None where not asked for.
-  """
+  """A passage the reader was given."""
 
   passage: StoredPassage
-  score: float
-  probability: float
+  score: float  # inner product with the query
+  probability: float  # of the retriever among the passages retrieved
+  # log p(answer | all passages) - log p(answer | all but this one), where asked for.
   effect: float | None = None
 
 
@@ -58,13 +51,7 @@ class Answer:
 
 
 def prediction_record(question: Question, answer: Answer, metrics: str = 'qa') -> dict[str, Any]:
-  """The object of one line of `predictions.jsonl`.
-
-  Args:
-    question: what was asked.
-    answer: what was answered.
-    metrics: one of `task_metrics.FAMILIES`.
-  """
+  """The object of one line of `predictions.jsonl`."""
   record: dict[str, Any] = {
     'id': question.id,
     'query': question.question,

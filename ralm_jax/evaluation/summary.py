@@ -19,10 +19,6 @@ def counted(record: Mapping[str, Any]) -> dict[str, Any]:
 def summarize(records: Sequence[Mapping[str, Any]], metrics: str = 'qa') -> dict[str, Any]:
   """Metrics of a whole evaluation.
 
-  Args:
-    records: of predictions.jsonl, in any order.
-    metrics: one of `task_metrics.FAMILIES`.
-
   Returns:
     The mean of each metric (0 to 1) and `count`; a metric that applies to no
     question is None. Where questions have groups, `groups` holds the same of

@@ -15,6 +15,8 @@ import unicodedata
 
 import numpy as np
 
+from ralm_jax.losses.array_types import Int, Shaped
+
 _NOT_WORD = re.compile(r'[\W_]+')
 # Lengths of the n-grams that are looked up. A question is found by the longest
 # that every run of the length wanted is sure to hold.
@@ -48,19 +50,12 @@ def _joined(texts: Iterable[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """A run of words that a question and a passage share.
-
-  Attributes:
-    question: number of the question.
-    passage: number of the passage in its chunk.
-    start: first word in the question.
-    length: in words.
-  """
+  """A run of words that a question and a passage share."""
 
   question: int
-  passage: int
-  start: int
-  length: int
+  passage: int  # number in its chunk
+  start: int  # first word in the question
+  length: int  # in words
 
 
 class SpanFinder:
@@ -71,8 +66,7 @@ class SpanFinder:
 
     Args:
       texts: the questions.
-      share: how much of a question a run must cover to be found, over 0 and at
-        most 1.
+      share: of a question that a run must cover to be found.
       min_words: questions of fewer words are never found.
 
     Raises:
@@ -98,7 +92,6 @@ class SpanFinder:
     self._indexes = {size: _NgramIndex(size, ngrams) for size, ngrams in by_size.items()}
 
   def n_words(self, question: int) -> int:
-    """Words of a question."""
     return len(self._words[question])
 
   def is_searched(self, question: int) -> bool:
@@ -110,14 +103,7 @@ class SpanFinder:
     return ' '.join(self._words[span.question][span.start : span.start + span.length])
 
   def find(self, passages: Sequence[str]) -> Iterator[Span]:
-    """The longest run of each question in each passage that has it.
-
-    Args:
-      passages: a chunk of texts; some thousands are quick.
-
-    Yields:
-      Spans of at least the share wanted, one for a question and a passage.
-    """
+    """The longest run of each question in each passage of a chunk that has its share."""
     if not self._indexes:
       return
     joined = _joined(map(_plain, passages))
@@ -180,13 +166,8 @@ def _table_index(hashes: np.ndarray) -> np.ndarray:
   return (hashes >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)
 
 
-def _word_hashes(joined: str) -> tuple[np.ndarray, np.ndarray]:
-  """Hashes of the words of a text that begins with a word.
-
-  Returns:
-    hashes: [words] uint64.
-    breaks: [B] int64, which of the words are breaks, ascending.
-  """
+def _word_hashes(joined: str) -> tuple[Shaped[np.ndarray, ' words'], Int[np.ndarray, ' breaks']]:
+  """Hashes of the words of a text that begins with a word, and which are breaks."""
   content = np.frombuffer(joined.encode('utf-8', 'surrogatepass'), np.uint8)
   if not len(content):
     return np.zeros(0, np.uint64), np.zeros(0, np.int64)

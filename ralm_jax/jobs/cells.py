@@ -46,20 +46,12 @@ class LostClaimError(RuntimeError):
 class Claim:
   """The right to work on a cell, kept up by a thread.
 
-  Attributes:
-    number: of the claim; larger than that of any other there is.
-    token: random letters, of this claim alone.
+  Its number is larger than that of any other there is; its token is random
+  letters, of this claim alone.
   """
 
   def __init__(self, folder: pathlib.Path, number: int, token: str, timeout_s: float):
-    """Starts the heartbeat of a claim whose file exists.
-
-    Args:
-      folder: of the cell.
-      number: of the claim.
-      token: in the file.
-      timeout_s: without a heartbeat, after which others take over.
-    """
+    """Starts the heartbeat of a claim whose file exists; without, others take over."""
     self.number, self.token = number, token
     self._folder = folder
     self._stopping = threading.Event()
@@ -114,11 +106,7 @@ class Claim:
 
 
 class Cell:
-  """The folder of a cell.
-
-  Attributes:
-    folder: it may not exist yet.
-  """
+  """The folder of a cell, which may not exist yet."""
 
   def __init__(self, folder: str | os.PathLike[str]):
     self.folder = pathlib.Path(folder)
@@ -137,9 +125,7 @@ class Cell:
   def why_undone(self, inputs: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> str | None:
     """Why the cell must be evaluated; None where its results are of `inputs`.
 
-    Args:
-      inputs: all that decides the results, as JSON values.
-      ignore: names of inputs that may differ, such as 'index.generation'.
+    Names to `ignore`, such as 'index.generation', may differ.
     """
     manifest = self.manifest()
     if manifest is None:
@@ -151,9 +137,8 @@ class Cell:
   def claimed(self, timeout_s: float = 600.0) -> Iterator[Claim | None]:
     """The cell, for this worker alone; None where another one has it.
 
-    Args:
-      timeout_s: after which a worker without a heartbeat counts as dead. One
-        that has ended on this very machine is recognised at once.
+    A worker without a heartbeat counts as dead after `timeout_s`; one that has
+    ended on this very machine is recognised at once.
     """
     token = secrets.token_hex(4)
     number = self._take(token, timeout_s)
@@ -226,11 +211,7 @@ class Cell:
   ) -> dict[str, Any]:
     """Makes what is in `work` the results of the cell; returns its manifest.
 
-    Args:
-      claim: of this worker.
-      work: what `begin` returned.
-      inputs: all that decides the results.
-      about: whatever else is worth knowing of them.
+    `inputs` is all that decides the results, `about` what else is worth knowing.
 
     Raises:
       LostClaimError: another worker has the cell; nothing is changed.
@@ -254,11 +235,7 @@ class Cell:
 
 
 def file_name(name: str) -> str:
-  """A name as part of a path.
-
-  Raises:
-    ValueError: nothing of it can be.
-  """
+  """A name as part of a path; ValueError where nothing of it can be."""
   safe = re.sub(r'[^\w.,=+-]+', '_', name).strip('._')
   if not safe:
     raise ValueError(f'{name!r} cannot be the name of a folder; choose another.')
@@ -266,12 +243,9 @@ def file_name(name: str) -> str:
 
 
 def differences(former: Any, now: Mapping[str, Any], ignore: Collection[str] = ()) -> str | None:
-  """How inputs differ from those of a manifest; None where they do not.
+  """How inputs differ from the former ones of a manifest; None where they do not.
 
-  Args:
-    former: of the manifest.
-    now: as JSON values.
-    ignore: dotted names that may differ; also all that begins with one of them.
+  Dotted names to `ignore` may differ, and all that begins with one of them.
   """
   changes = [
     text

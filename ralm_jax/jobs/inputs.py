@@ -22,19 +22,8 @@ from retrieval_service.generations import GenerationStore
 from retrieval_service.manifest import Manifest
 
 _PACKAGES = (
-  'ralm_jax',
-  'jax',
-  'jaxlib',
-  'flax',
-  'numpy',
-  'orbax-checkpoint',
-  'faiss-cpu',
-  'seqio',
-  'tensorflow',
-  'sentencepiece',
-  'tokenizers',
-  'rouge-score',
-  'sacrebleu',
+  *('ralm_jax', 'jax', 'jaxlib', 'flax', 'numpy', 'orbax-checkpoint', 'faiss-cpu', 'seqio'),
+  *('tensorflow', 'sentencepiece', 'tokenizers', 'rouge-score', 'sacrebleu'),
 )
 
 
@@ -116,11 +105,7 @@ class Fingerprints:
     return self._known[key]
 
   def of_files(self, files: Any) -> dict[str, str]:
-    """By number, so that files may be moved and renamed.
-
-    Args:
-      files: paths and globs.
-    """
+    """By number, so that files may be moved and renamed; globs are allowed."""
     return {str(i): self.of_file(path) for i, path in enumerate(input_files.expand_inputs(files))}
 
 

@@ -2,7 +2,7 @@
 
 OUTPUT/cells/<checkpoint>/<task>/<index>/   see cells.py
 OUTPUT/results.jsonl                        one line a finished cell
-OUTPUT/table.md                             see job_tables.py
+OUTPUT/table.md                             see tables.py
 """
 
 from __future__ import annotations
@@ -109,11 +109,7 @@ def cell_folder(
 
 
 def question_metrics(predictions: str | os.PathLike[str]) -> list[dict[str, float | None]]:
-  """Metrics of each question; a value that is no number counts as None.
-
-  Raises:
-    FileNotFoundError: there are no predictions.
-  """
+  """Metrics of each question; a value that is no number counts as None."""
   rows, strange = [], []
   for record in prediction_files.read(predictions):
     row = dict(record['metrics'])
@@ -151,17 +147,12 @@ def intervals(
 def read_cells(
   output: str | os.PathLike[str], wanted: Wanted | None = None, options: TableOptions | None = None
 ) -> list[Row]:
-  """A row for each finished cell, sorted by checkpoint, task and index.
+  """A row of JSON values for each finished cell, by checkpoint, task and index.
 
   Args:
     output: of the jobs.
-    wanted: what cells should be of, for `outdated` to say how they differ; None
-      does not know.
-    options: of the intervals, computed anew where they were made with others;
-      None leaves them.
-
-  Returns:
-    Rows of JSON values.
+    wanted: what cells should be of, for `outdated` to say how they differ.
+    options: of the intervals, computed anew where they were made with others.
   """
   rows = []
   for path in pathlib.Path(output, CELLS).glob(f'*/*/*/{cells.MANIFEST}'):

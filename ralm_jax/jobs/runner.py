@@ -43,9 +43,9 @@ def run(
 
   Args:
     tasks: what to evaluate on.
-    output: folder of the results, see `jobs/results.py`; workers on
-      several hosts share it. What is finished in it stays, and is marked in the
-      tables where it is not of what is configured now.
+    output: folder of the results, see `jobs/results.py`; workers on several
+      hosts share it. What is finished in it stays, and is marked in the tables
+      where it is not of what is configured now.
     checkpoints: what to evaluate; a text is a Checkpoint's path.
     indexes: what to search; a text is an Index's path. Cells that read no
       passages from an index are done once, without one.
@@ -81,17 +81,9 @@ def run(
   if require_answers is not None:
     tasks = [dataclasses.replace(task, require_answers=require_answers) for task in tasks]
   if watch is None and table.baseline is not None:
-    tables.check_baseline(
-      table,
-      list(
-        dict.fromkeys(
-          [
-            *(found.name for found in config.find_checkpoints(checkpoints)),
-            *(row['checkpoint'] for row in results.read_cells(output)),
-          ]
-        )
-      ),
-    )
+    known = [found.name for found in config.find_checkpoints(checkpoints)]
+    known += [row['checkpoint'] for row in results.read_cells(output)]
+    tables.check_baseline(table, list(dict.fromkeys(known)))
   with Worker(tasks, indexes, output, options=options, table=table) as worker:
     if checkpoints:
       worker.work(checkpoints, shard)

@@ -107,13 +107,10 @@ class Worker:
     *,
     passing: bool = False,
   ) -> None:
-    """Does the cells of some checkpoints.
+    """Does the cells of some checkpoints; `shard` as of `jobs.run`.
 
-    Args:
-      checkpoints: as of `jobs.run`.
-      shard: as of `jobs.run`.
-      passing: the checkpoints come one by one and may be gone before their
-        turn; that is no error.
+    Those that are `passing` come one by one and may be gone before their turn;
+    that is no error.
     """
     try:
       found = config.find_checkpoints(checkpoints)
@@ -167,11 +164,7 @@ class Worker:
       )
 
   def wanted(self, *, whole: bool = True) -> Wanted:
-    """What finished cells should be of, as things are now.
-
-    Args:
-      whole: also of the checkpoints whose cells other workers do.
-    """
+    """What finished cells should be of; `whole` also of what other workers do."""
     ignore: dict[str, tuple[str, ...]] = {}
     states = {}
     for index in self._indexes:
@@ -363,13 +356,10 @@ def _is_closed_book(directory: str) -> bool:
 
 
 def _part(jobs: list[_Job], shard: str, *, by_name: bool) -> list[_Job]:
-  """The jobs of 'I/N'.
+  """The jobs of shard 'I/N'.
 
-  Args:
-    jobs: all of them.
-    shard: 'I/N'.
-    by_name: chosen by names, for jobs that come few at a time; else neighbours,
-      which share what is open.
+  Chosen by names where jobs come few at a time; else neighbours, which share what
+  is open.
   """
   match = re.fullmatch(r'(\d+)/(\d+)', shard)
   if not match or not int(match[1]) < int(match[2]):
