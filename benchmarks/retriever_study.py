@@ -34,7 +34,6 @@ import reporting
 
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.checkpoints.store import Checkpoints
-from ralm_jax.commands import embed
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.pretext.crops import CropConfig
 from ralm_jax.data.questions import reading
@@ -50,7 +49,7 @@ from ralm_jax.quickstart import main as quickstart_lib
 from ralm_jax.quickstart.main import Quickstart
 from ralm_jax.quickstart.recipe import Recipe
 from ralm_jax.retrieval.index_source import IndexSource
-from ralm_jax.runs import opening, training
+from ralm_jax.runs import embedding, opening, training
 from ralm_jax.runs.training import CheckpointConfig, RetrievalConfig
 from ralm_jax.training import crop_training, optimizers, schedules, train_state
 from ralm_jax.training.crop_training import CropSampler, WarmStartConfig
@@ -165,7 +164,7 @@ class Study:
 
   def index(self, checkpoint: str, name: str) -> str:
     if not os.path.exists(self.path(name, 'CURRENT')):
-      embed.embed(
+      embedding.embed(
         checkpoint=checkpoint,
         corpus=str(self.store.directory),
         output=self.path(name),

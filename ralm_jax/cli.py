@@ -12,33 +12,30 @@ import importlib
 import logging
 import os
 import sys
+from typing import NoReturn
 
-# Command to (module with main(argv, prog), one line of help).
+from ralm_jax.commands import flags
+
+# Command to (module of main(argv, prog), or module:function; one line of help).
 COMMANDS = {
-  'quickstart': ('ralm_jax.quickstart.main', 'the whole loop on the docs of your own Python'),
+  'quickstart': ('ralm_jax.quickstart.command', 'the whole loop on the docs of your own Python'),
   'prepare': ('ralm_jax.commands.prepare', 'published benchmark files to question files'),
   'corpus': ('ralm_jax.commands.corpus', 'passages to a tokenised, memory-mapped corpus'),
   'embed': ('ralm_jax.commands.embed', 'a corpus to a searchable index'),
-  'add': ('ralm_jax.commands.add', 'add a passage to a corpus and its index'),
-  'replace': ('ralm_jax.commands.replace', 'give passages of a corpus and its index a new text'),
-  'delete': ('ralm_jax.commands.delete', 'take passages out of a served index'),
+  'add': ('ralm_jax.commands.edits:add', 'add a passage to a corpus and its index'),
+  'replace': ('ralm_jax.commands.edits:replace', 'give passages of an index a new text'),
+  'delete': ('ralm_jax.commands.edits:delete', 'take passages out of a served index'),
   'serve': ('ralm_jax.commands.serve', 'run the retrieval process'),
   'swap': ('ralm_jax.commands.swap', 'have a running retrieval process serve another index'),
-  'warm_start': (
-    'ralm_jax.commands.warm_start',
-    'train a retriever on unlabelled crops of a corpus',
-  ),
-  'convert': (
-    'ralm_jax.commands.convert',
-    'released weights and indexes in, Hugging Face folders out',
-  ),
+  'warm_start': ('ralm_jax.commands.warm_start', 'train a retriever on crops of a corpus'),
+  'convert': ('ralm_jax.commands.convert', 'released weights and indexes in, Hugging Face out'),
   'train': ('ralm_jax.commands.train', 'train reader and retriever from a gin file'),
   'refresh': ('ralm_jax.commands.refresh', 'keep an index fresh while a run trains'),
   'eval': ('ralm_jax.commands.evaluate', 'answer a file of questions and score the answers'),
   'report': ('ralm_jax.commands.report', 'mean and deviation of several runs or evaluations'),
-  'infer': ('ralm_jax.commands.infer', 'answer a file of questions without scoring'),
+  'infer': ('ralm_jax.commands.evaluate:infer', 'answer a file of questions without scoring'),
   'leakage': ('ralm_jax.commands.leakage', 'what questions share with training data and a corpus'),
-  'kilt': ('ralm_jax.evaluation.kilt_predictions', "predictions in KILT's own format"),
+  'kilt': ('ralm_jax.commands.kilt', "predictions in KILT's own format"),
   'ask': ('ralm_jax.commands.ask', 'answer questions and show the passages'),
 }
 
@@ -46,20 +43,52 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; returns its exit status."""
   argv = list(sys.argv[1:] if argv is None else argv)
-  parser = argparse.ArgumentParser(
-    prog='ralm',
-    description='Retrieval-augmented language models in JAX.',
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = flags.Parser(
+    'ralm',
+    'Retrieval-augmented language models in JAX.',
     epilog='commands:\n'
     + '\n'.join(f'  {name:<11} {help_}' for name, (_, help_) in COMMANDS.items())
     + "\n\n'ralm COMMAND --help' shows a command's flags.",
   )
-  parser.add_argument('command', choices=COMMANDS, metavar='COMMAND')
-  parser.add_argument('arguments', nargs=argparse.REMAINDER, metavar='…')
+  parser.add_argument('--version', action='version', version=f'ralm {_version()}')
+  parser.add_argument('command', metavar='COMMAND', help='see below')
+  parser.add_argument(
+    'arguments', nargs=argparse.REMAINDER, metavar='…', help='flags of that command'
+  )
   if not argv:
     parser.print_help()
     return 2
-  parsed = parser.parse_args(argv[:1])
+  command = parser.parse_args(argv[:1]).command.replace('-', '_')
+  if command not in COMMANDS:
+    parser.error(f'unknown command {argv[0]}.{flags.did_you_mean(command, COMMANDS)}')
+  _set_up_libraries()
+  module, _, function = COMMANDS[command][0].partition(':')
+  call: Callable = getattr(importlib.import_module(module), function or 'main')
+  try:
+    call(argv[1:], prog=f'ralm {command}')
+  except KeyboardInterrupt:
+    print('interrupted; the same command goes on', file=sys.stderr)
+    return 130
+  except (ValueError, OSError, LookupError, RuntimeError, ImportError) as e:
+    if logging.getLogger().isEnabledFor(logging.DEBUG):
+      raise
+    print(f'ralm {command}: error: {_message(e)}', file=sys.stderr)
+    return 1
+  return 0
+
+
+def run(command: str) -> NoReturn:
+  """What `python -m` of a command's own module does."""
+  sys.exit(main([command, *sys.argv[1:]]))
+
+
+def _version() -> str:
+  # The package's face, which no module of it needs to import.
+  return importlib.import_module('ralm_jax').__version__
+
+
+def _set_up_libraries() -> None:
+  """Has libraries say little; before they are imported."""
   _log_to_stderr()
   for noisy in ('orbax', 'jax', 'faiss'):
     logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -70,18 +99,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   # FAISS's threads must not spin on the cores that JAX computes on; OpenMP
   # reads this once, when it is loaded.
   os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-  run: Callable = importlib.import_module(COMMANDS[parsed.command][0]).main
-  try:
-    run(argv[1:], prog=f'ralm {parsed.command}')
-  except KeyboardInterrupt:
-    print('interrupted; the same command goes on', file=sys.stderr)
-    return 130
-  except (ValueError, OSError, LookupError, RuntimeError, ImportError) as e:
-    if logging.getLogger().isEnabledFor(logging.DEBUG):
-      raise
-    print(f'ralm {parsed.command}: error: {_message(e)}', file=sys.stderr)
-    return 1
-  return 0
 
 
 def _log_to_stderr() -> None:

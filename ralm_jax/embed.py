@@ -1,8 +1,6 @@
 """`python -m ralm_jax.embed`, as T5X users type it."""
 
-import sys
+from ralm_jax import cli
 
 if __name__ == '__main__':
-  from ralm_jax import cli
-
-  sys.exit(cli.main(['embed', *sys.argv[1:]]))
+  cli.run('embed')

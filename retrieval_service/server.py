@@ -22,7 +22,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from retrieval_service import protocol, retrieval_pb2, retrieval_pb2_grpc
+from retrieval_service import protocol, retrieval_pb2, retrieval_pb2_grpc, server_flags
 from retrieval_service.files import PathLike
 from retrieval_service.options import ServingOptions
 
@@ -121,39 +121,6 @@ class RetrievalServer:
     self.stop()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The process's flags, for this module and for `ralm serve`."""
-  parser.add_argument('--index', required=True, help='index folder')
-  parser.add_argument(
-    '--address',
-    default='localhost:50051',
-    help='host:port to listen on; port 0 takes a free one (default %(default)s)',
-  )
-  parser.add_argument('--nprobe', type=int, help='inverted lists a query visits')
-  parser.add_argument('--rerank', type=int, help='candidates scored exactly; 0 for none')
-  parser.add_argument('--threads', type=int, help='threads a search uses (default: all cores)')
-  parser.add_argument(
-    '--build_threads', type=int, help='threads a build uses (default: one fewer than --threads)'
-  )
-  parser.add_argument(
-    '--verify_checksums',
-    default=True,
-    action=argparse.BooleanOptionalAction,
-    help='read an index whole before it is first served',
-  )
-  parser.add_argument(
-    '--keep_generations',
-    type=int,
-    default=2,
-    help='newest generations kept after a build, besides pinned ones (default %(default)s)',
-  )
-  parser.add_argument(
-    '--exit_with_parent',
-    action='store_true',
-    help='end when the starting process does (its end of stdin closes)',
-  )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the process until a signal ends it; returns its exit status."""
   parser = argparse.ArgumentParser(
@@ -161,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  add_arguments(parser)
+  server_flags.add(parser)
   return run(parser.parse_args(argv))
 
 

@@ -134,7 +134,7 @@ def test_gin_is_for_entry_points():
 def test_commands_start_without_tensorflow():
   code = (
     'import sys\n'
-    'from ralm_jax.commands import ask, evaluate, embed, add, corpus, serve\n'
+    'from ralm_jax.commands import ask, evaluate, embed, edits, corpus, serve\n'
     'sys.exit("tensorflow" in sys.modules or "seqio" in sys.modules)'
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)

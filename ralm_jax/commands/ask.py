@@ -1,57 +1,62 @@
 """Ask: answer questions and show the passages they were answered from.
 
-Without a question on the command line they are read from standard input, one a
+  ralm ask --checkpoint CKPT --index INDEX who wrote hamlet
+  ralm ask --checkpoint CKPT --index INDEX "who wrote hamlet" "who wrote faust"
+  ralm ask --checkpoint CKPT --index INDEX < questions.txt
+
+Words without quotes are one question. Where an argument holds a space, each
+argument is a question. Without any they are read from standard input, one a
 line, and each is answered before the next is read.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterable, Iterator, Sequence
-import contextlib
+from collections.abc import Iterable, Sequence
 import sys
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ralm_jax.commands import evaluate
-from ralm_jax.evaluation import answering, option_fields
-from ralm_jax.evaluation.answering import AnswerOptions
-from ralm_jax.evaluation.records import Answer
-from ralm_jax.evaluation.task import PassageOptions
-from ralm_jax.retrieval.index_source import IndexSource
-from ralm_jax.runs import opening
+from ralm_jax.commands import flags
+
+if TYPE_CHECKING:
+  from ralm_jax.evaluation.records import Answer
 
 
-@contextlib.contextmanager
-def open_session(
-  *,
-  checkpoint: str,
-  source: IndexSource | None = None,
-  n_passages: int | None = None,
-  answering: AnswerOptions = AnswerOptions(),
-) -> Iterator[Callable[[str], Answer]]:
-  """Gives a function from a question to its answer.
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+  """Asks from command-line flags."""
+  parser = flags.Parser(prog, __doc__)
+  parser.add_argument(
+    'question',
+    nargs='*',
+    help='words of one question, or quoted questions (default: lines of standard input)',
+  )
+  flags.shared(parser, 'checkpoint', required=True)
+  flags.shared(parser, *flags.SEARCH)
+  flags.shared(parser.add_argument_group('decoding'), *flags.DECODING)
+  arguments = parser.parse_intermixed_args(argv)
+  questions = questions_of(arguments.question)
+  from ralm_jax.evaluation import option_fields
+  from ralm_jax.evaluation.answering import AnswerOptions
+  from ralm_jax.retrieval.index_source import IndexSource
+  from ralm_jax.runs import asking
 
-  Whatever the retrieval process serves when a question is asked, it is answered
-  from that.
-  """
-  opened = opening.open_checkpoint(checkpoint)
-  with opening.open_evaluator(
-    opened,
-    source,
-    batch_size=opened.partitioner.mesh.size,
-    passages=PassageOptions(n_passages=n_passages),
-    answering=answering,
-  ) as evaluator:
-    yield lambda question: evaluator.answer(opened.params, [question])[0]
+  session = {
+    'checkpoint': arguments.checkpoint,
+    'source': IndexSource.from_flags(vars(arguments)),
+    'n_passages': arguments.n_passages,
+    'answering': option_fields.fill(AnswerOptions, vars(arguments)),
+  }
+  if len(questions) == 1:
+    print(format_answer(asking.ask(questions[0], **session)))
+  else:
+    ask_lines(questions or sys.stdin, **session)
 
 
-def ask(question: str, **session: Any) -> Answer:
-  """Answers one question; arguments as for `open_session`."""
-  if not question.strip():
-    raise ValueError('The question is empty; write it as an argument.')
-  with open_session(**session) as answer:
-    return answer(question)
+def questions_of(words: Sequence[str]) -> list[str]:
+  """Questions as a shell passes them on: quoted ones, or the words of one."""
+  if len(words) > 1 and not any(' ' in word for word in words):
+    return [' '.join(words)]
+  return list(words)
 
 
 def ask_lines(lines: Iterable[str], **session: Any) -> int:
@@ -62,7 +67,7 @@ def ask_lines(lines: Iterable[str], **session: Any) -> int:
 
   Args:
     lines: questions; blank ones are left out.
-    **session: see `open_session`.
+    **session: see `asking.open_session`.
 
   Returns:
     How many were answered.
@@ -70,9 +75,12 @@ def ask_lines(lines: Iterable[str], **session: Any) -> int:
   Raises:
     RuntimeError: some were not, in the end.
   """
+  from ralm_jax.runs import asking
+
+  typed = lines is sys.stdin and sys.stdin.isatty()
   asked = failed = 0
-  with open_session(**session) as answer:
-    _prompt()
+  with asking.open_session(**session) as answer:
+    _prompt(typed)
     for line in lines:
       question = line.strip()
       if question:
@@ -82,15 +90,14 @@ def ask_lines(lines: Iterable[str], **session: Any) -> int:
         except (ValueError, OSError, LookupError, RuntimeError) as e:
           failed += 1
           print(f'error: {e}', file=sys.stderr, flush=True)
-      _prompt()
+      _prompt(typed)
   if failed:
     raise RuntimeError(f'{failed} of {asked} questions were not answered.')
   return asked
 
 
-def _prompt() -> None:
-  """Where a person types."""
-  if sys.stdin.isatty():
+def _prompt(typed: bool) -> None:
+  if typed:
     print('question> ', end='', file=sys.stderr, flush=True)
 
 
@@ -108,26 +115,3 @@ def format_answer(answer: Answer) -> str:
   if answer.index_id:
     lines.append(f'  from generation {answer.generation} of index {answer.index_id}')
   return '\n'.join(lines)
-
-
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-  """Asks from command-line flags."""
-  parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-  parser.add_argument(
-    'question', nargs='?', help='without it, questions are read from standard input, one a line'
-  )
-  parser.add_argument('--checkpoint', required=True, metavar='CKPT')
-  evaluate.add_retrieval_flags(parser)
-  answering.add_flags(parser)
-  arguments = parser.parse_args(argv)
-  values = answering.with_choices(vars(arguments))
-  session = {
-    'checkpoint': arguments.checkpoint,
-    'source': IndexSource.from_flags(values),
-    'n_passages': arguments.n_passages,
-    'answering': option_fields.fill(AnswerOptions, values),
-  }
-  if arguments.question is None:
-    ask_lines(sys.stdin, **session)
-  else:
-    print(format_answer(ask(arguments.question, **session)))

@@ -18,11 +18,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ralm_jax.commands import embed
-from ralm_jax.data import text_config
-from ralm_jax.interop import convert as conversion, huggingface_export, recognition
-from ralm_jax.interop.convert import Checks, Overrides
+from ralm_jax.commands import flags
+from ralm_jax.commands.flags import Parser
+from retrieval_service.options import IndexOptions
 
+FORMATS = ('run', 'huggingface')
+LAYER_NORMS = ('standard', 'atlas')
+READINGS = ('fusion', 'rag_sequence', 'rag_token')
+SIDES = ('reader', 'retriever', 'query_encoder', 'passage_encoder')
+MAX_SHARD_BYTES = 5_000_000_000
+_OVERRIDES = (
+  *('reader_vocabulary', 'retriever_vocabulary', 'scan_layers', 'layer_norm', 'dtype'),
+  *('reading', 'retriever_heads'),
+)
+_CHECKS = ('verify', 'allow_missing', 'allow_unused', 'seed')
 _INDEXES = ('atlas_index', 'embeddings')
 
 
@@ -35,13 +44,13 @@ def parse_source(argument: str) -> tuple[str | None, str]:
   part, equals, path = argument.partition('=')
   if not (path if equals else argument):
     raise ValueError(f'--from {argument or repr(argument)}: there is no path; write [PART=]PATH.')
-  if equals and part in (*recognition.SIDES, *_INDEXES):
+  if equals and part in (*SIDES, *_INDEXES):
     return part, path
   # A path may have a '=' of its own.
   if equals and part.isidentifier():
     raise ValueError(
       f'--from {argument}: {part!r} is no part; parts are '
-      f'{", ".join((*recognition.SIDES, *_INDEXES))}. For a path with such '
+      f'{", ".join((*SIDES, *_INDEXES))}. For a path with such '
       'a name write ./ in front.'
     )
   return None, argument
@@ -65,7 +74,7 @@ def _convert_index(
       raise ValueError(f'--from {kinds[0]}= needs --{flag}, too.')
   if arguments.dry_run:
     raise ValueError('--dry_run is for weights; an index is not converted dry.')
-  options = embed.index_options(arguments)
+  options = IndexOptions(**flags.pick(arguments, flags.BUILD))
   if kinds == ['atlas_index']:
     made = foreign_indexes.convert_atlas_index(
       sources[0][1],
@@ -92,11 +101,10 @@ def _convert_index(
   ]
 
 
-def _parser(prog: str | None) -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument(
+def _parser(prog: str | None) -> Parser:
+  parser = Parser(prog, __doc__)
+  add = parser.add_argument
+  add(
     '--from',
     dest='sources',
     required=True,
@@ -107,85 +115,72 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     'passage_encoder (or atlas_index, embeddings); without a PART a whole '
     'model, or a single part told by its configuration',
   )
-  parser.add_argument('--to', metavar='DIR', help='the folder to make')
-  parser.add_argument(
+  add('--to', metavar='DIR', help='the folder to make (default: none, which needs --dry_run)')
+  add(
     '--to_format',
-    choices=conversion.FORMATS,
+    choices=FORMATS,
     default='run',
-    help='run: a MODEL_DIR with a sharded checkpoint (default); huggingface: '
+    help='run: a MODEL_DIR with a sharded checkpoint; huggingface: '
     'DIR/reader, DIR/retriever or DIR/query_encoder and DIR/passage_encoder',
   )
-  parser.add_argument(
-    '--reader_vocabulary', metavar='FILE', help='where none lies beside the weights'
+  flags.shared(
+    parser,
+    'reader_vocabulary',
+    'retriever_vocabulary',
+    help='of that part (default: what lies beside the weights)',
   )
-  parser.add_argument('--retriever_vocabulary', metavar='FILE')
-  parser.add_argument(
+  add(
     '--scan_layers',
     action=argparse.BooleanOptionalAction,
     help='one compiled layer for each stack (default: as in the source)',
   )
-  parser.add_argument(
+  add(
     '--layer_norm',
-    choices=conversion.LAYER_NORMS,
-    help="of the retriever; atlas is the released code's and the default for Atlas checkpoints",
+    choices=LAYER_NORMS,
+    help="of the retriever; atlas is the released code's (default: atlas for Atlas checkpoints, "
+    'else as in the source)',
   )
-  parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of computation')
-  parser.add_argument(
-    '--reading',
-    choices=('fusion', 'rag_sequence', 'rag_token'),
-    help='how the reader reads (default: as the checkpoint says)',
+  add('--dtype', choices=('float32', 'bfloat16'), help='of computation (default: as in the source)')
+  add('--reading', choices=READINGS, help='how the reader reads (default: as the checkpoint says)')
+  flags.shared(parser, 'text')
+  add(
+    '--retriever_heads',
+    type=int,
+    help='attention heads of an Atlas retriever (default: as many as are of size 64)',
   )
-  parser.add_argument(
-    '--text',
-    nargs='+',
-    action='extend',
-    default=[],
-    metavar='FIELD=VALUE',
-    help='fields of TextConfig, such as n_passages=40',
-  )
-  parser.add_argument(
-    '--retriever_heads', type=int, help='attention heads of an Atlas retriever, if not of size 64'
-  )
-  parser.add_argument(
+  add(
     '--dry_run',
     action='store_true',
     help='list what maps where and what is left over; write nothing',
   )
-  parser.add_argument(
-    '--allow_missing', action='store_true', help='initialise missing tensors at random'
-  )
-  parser.add_argument(
-    '--allow_unused', action='store_true', help='leave tensors out that have no place'
-  )
-  parser.add_argument(
+  add('--allow_missing', action='store_true', help='initialise missing tensors at random')
+  add('--allow_unused', action='store_true', help='leave tensors out that have no place')
+  add(
     '--verify',
     action=argparse.BooleanOptionalAction,
     default=True,
     help='compare files with the checksums that lie beside them',
   )
-  parser.add_argument(
-    '--max_shard_bytes',
-    type=int,
-    default=huggingface_export.MAX_SHARD_BYTES,
-    help='of one Hugging Face file',
-  )
-  parser.add_argument('--seed', type=int, default=0, help='of missing tensors')
+  add('--max_shard_bytes', type=int, default=MAX_SHARD_BYTES, help='of one Hugging Face file')
+  flags.shared(parser, 'seed', help='of missing tensors')
   index = parser.add_argument_group('indexes (atlas_index=, embeddings=)')
-  index.add_argument('--corpus', metavar='CORPUS', help='that was embedded')
-  index.add_argument('--to_corpus', metavar='CORPUS', help='to make of an Atlas index')
-  index.add_argument(
+  flags.shared(index, 'corpus', help='that was embedded (default: none)')
+  add = index.add_argument
+  add('--to_corpus', metavar='CORPUS', help='to make of an Atlas index (default: none)')
+  add(
     '--row_ids',
     action='store_true',
     help='name the passages of an Atlas index by their row, where their own '
     'ids are missing or repeat',
   )
-  index.add_argument(
+  add(
     '--id_prefix',
     default='',
     metavar='TEXT',
-    help="what ids of embeddings begin with and those of the corpus do not (DPR's wiki:)",
+    help='what ids of embeddings begin with and those of the corpus do not, such as '
+    "DPR's wiki: (default: nothing)",
   )
-  embed.add_index_flags(index)
+  flags.shared(index, *flags.BUILD)
   return parser
 
 
@@ -197,26 +192,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     for line in _convert_index(sources, arguments):
       print(line)
     return
-  report = conversion.convert(
+  from ralm_jax.data import text_config
+  from ralm_jax.interop import convert
+  from ralm_jax.interop.convert import Checks, Overrides
+
+  report = convert.convert(
     sources,
     arguments.to,
     arguments.to_format,
     overrides=Overrides(
-      reader_vocabulary=arguments.reader_vocabulary,
-      retriever_vocabulary=arguments.retriever_vocabulary,
-      scan_layers=arguments.scan_layers,
-      layer_norm=arguments.layer_norm,
-      dtype=arguments.dtype,
-      reading=arguments.reading,
-      text=text_config.parse_fields(arguments.text),
-      retriever_heads=arguments.retriever_heads,
+      text=text_config.parse_fields(arguments.text), **flags.pick(arguments, _OVERRIDES)
     ),
-    checks=Checks(
-      verify=arguments.verify,
-      allow_missing=arguments.allow_missing,
-      allow_unused=arguments.allow_unused,
-      seed=arguments.seed,
-    ),
+    checks=Checks(**flags.pick(arguments, _CHECKS)),
     dry_run=arguments.dry_run,
     max_shard_bytes=arguments.max_shard_bytes,
   )

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from ralm_jax.data.corpus import passage_store
+from ralm_jax.commands import flags
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Builds a corpus from command-line flags."""
-  parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-  parser.add_argument(
+  parser = flags.Parser(prog, __doc__)
+  add = parser.add_argument
+  add(
     '--input',
     required=True,
     nargs='+',
     metavar='FILE',
     help='jsonl (id, title, section?, text) or DPR tsv; globs and .gz allowed',
   )
-  parser.add_argument('--output', required=True, metavar='CORPUS')
-  parser.add_argument(
-    '--reader_vocabulary',
-    required=True,
-    metavar='FILE',
-    help="the reader's vocabulary (spiece.model, tokenizer.json, or vocab.json beside merges.txt)",
+  add('--output', required=True, metavar='CORPUS', help='the folder to make')
+  flags.shared(parser, 'reader_vocabulary', 'retriever_vocabulary', required=True)
+  add(
+    '--max_words',
+    type=int,
+    help='cut longer passages into equal parts of at most so many words (default: as they are)',
   )
-  parser.add_argument(
-    '--retriever_vocabulary',
-    required=True,
-    metavar='FILE',
-    help="the retriever's vocab.txt or SentencePiece model",
-  )
-  parser.add_argument(
-    '--max_words', type=int, help='cut longer passages into equal parts of at most so many words'
-  )
-  parser.add_argument('--workers', type=int, help='processes; default one a core')
-  parser.add_argument('--restart', action='store_true', help='discard what the folder holds')
+  add('--workers', type=int, help='processes (default: one a core)')
+  add('--restart', action='store_true', help='discard what the folder holds')
   arguments = parser.parse_args(argv)
+  from ralm_jax.data.corpus import passage_store
+
   store = passage_store.build_corpus(
     arguments.input,
     arguments.output,

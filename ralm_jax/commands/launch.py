@@ -1,95 +1,110 @@
-"""Entry points that are configured by gin: flags, processes, parsing."""
+"""Commands that gin configures: their flags, processes and the configured call."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import sys
 from typing import Any
 
-import jax
+from ralm_jax.commands.flags import Parser
 
-from ralm_jax.files import quiet
-from ralm_jax.runs import gin_config
-from ralm_jax.training.multihost import Agreement
+_GIN = '--gin.'
 
 
-def run_from_gin(
-  function: Callable[..., Any],
-  argv: Sequence[str] | None,
-  *,
-  prog: str | None,
-  description: str | None,
-  add_flags: Callable[[argparse.ArgumentParser], None] | None = None,
-  instead: Callable[[argparse.Namespace, list[str]], bool] | None = None,
-  arguments_of: Mapping[str, Any] | None = None,
-) -> None:
-  """Parses flags and gin files, then calls a configurable function.
-
-  Args:
-    function: gets its arguments from gin.
-    argv: the flags; None takes the command line's.
-    prog: name shown in help.
-    description: shown in help.
-    add_flags: adds flags of the command's own.
-    instead: given the parsed flags and the bindings, does something else than
-      calling the function if it returns True. No device is in use yet.
-    arguments_of: arguments of the function that no configuration sets.
-  """
-  import gin
-
-  argv, bindings = gin_config.split_gin_arguments(sys.argv[1:] if argv is None else argv)
-  parser = argparse.ArgumentParser(prog=prog, description=description)
-  gin_config.add_flags(parser)
-  parser.add_argument(
-    '--dry_run', action='store_true', help='parse the configuration, print it and stop'
+def parser(prog: str | None, description: str | None) -> Parser:
+  """Has the flags of gin, and those of runs on several hosts."""
+  made = Parser(
+    prog,
+    description,
+    epilog='--gin.NAME=VALUE sets a macro or parameter, e.g. '
+    '--gin.MODEL_DIR=/tmp/run --gin.TRAIN_STEPS=100',
   )
-  add_process_flags(parser)
-  if add_flags is not None:
-    add_flags(parser)
-  arguments = parser.parse_args(argv)
-  if not arguments.gin_file:
-    parser.error('give a configuration, e.g. --gin_file=gin_configs/recipes/qed_tiny.gin')
-  if instead is not None and instead(arguments, bindings):
-    return
-  initialize_processes(arguments)
-  with Agreement().together():
-    with quiet.withheld_stderr():
-      gin_config.import_tensorflow()
-    gin_config.parse(
-      arguments.gin_file,
-      [*arguments.gin_bindings, *bindings],
-      arguments.gin_search_paths.split(','),
-    )
-  if arguments.dry_run:
-    print(gin.config_str())
-    return
-  try:
-    gin.get_configurable(function)(**(arguments_of or {}))
-  except TypeError as error:
-    # gin's own words for a parameter that nothing binds.
-    if 'missing' in str(error) and 'required' in str(error):
-      raise ValueError(f'The configuration is incomplete: {str(error).splitlines()[0]}') from error
-    raise
-
-
-def add_process_flags(parser: argparse.ArgumentParser) -> None:
-  """Flags of runs on several hosts; TPU pods need none of them."""
-  parser.add_argument(
+  add = made.add_argument
+  add(
+    '--gin_file',
+    action='append',
+    default=[],
+    metavar='FILE',
+    help='gin file; may be repeated, later ones override (default: none, but one is needed)',
+  )
+  add(
+    '--gin_bindings',
+    action='append',
+    default=[],
+    metavar='BINDING',
+    help="one binding, e.g. 'TRAIN_STEPS = 100'; may be repeated (default: none)",
+  )
+  add(
+    '--gin_search_paths',
+    default='.',
+    metavar='DIRS',
+    help='folders where gin files are looked for, separated by commas',
+  )
+  add('--dry_run', action='store_true', help='parse the configuration, print it and stop')
+  add(
     '--multihost',
     action='store_true',
     help='initialise jax.distributed from the environment (TPU pod, Slurm)',
   )
-  parser.add_argument('--coordinator_address', help='host:port of process 0')
-  parser.add_argument('--process_count', type=int)
-  parser.add_argument('--process_index', type=int)
+  add('--coordinator_address', help='host:port of process 0 (default: one process, or --multihost)')
+  add('--process_count', type=int, help='of --coordinator_address (default: from the environment)')
+  add('--process_index', type=int, help="this process's number (default: from the environment)")
+  return made
 
 
-def initialize_processes(arguments: argparse.Namespace) -> None:
-  """Starts jax.distributed where the flags ask for it."""
+def parse(own: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+  """Flags, with `--gin.NAME=VALUE` among the `gin_bindings` and a list of search paths.
+
+  Raises:
+    ValueError: `--gin.NAME` without a value.
+  """
+  argv = list(sys.argv[1:] if argv is None else argv)
+  arguments = own.parse_args([argument for argument in argv if not argument.startswith(_GIN)])
+  from ralm_jax.runs import gin_config
+
+  arguments.gin_bindings += gin_config.split_gin_arguments(argv)[1]
+  arguments.gin_search_paths = arguments.gin_search_paths.split(',')
+  if not arguments.gin_file:
+    own.error('give a configuration, e.g. --gin_file=gin_configs/recipes/qed_tiny.gin')
+  return arguments
+
+
+def call(function: Callable[..., Any], arguments: argparse.Namespace, **fixed: Any) -> None:
+  """Calls a configurable function as flags and gin files say.
+
+  Args:
+    function: gets its arguments from gin.
+    arguments: of `parse`.
+    **fixed: arguments of the function that no configuration sets.
+
+  Raises:
+    ValueError: the configuration has a mistake or leaves something open.
+  """
+  import gin
+  import jax
+
+  from ralm_jax.files import quiet
+  from ralm_jax.runs import gin_config
+  from ralm_jax.training.multihost import Agreement
+
   if arguments.coordinator_address:
     jax.distributed.initialize(
       arguments.coordinator_address, arguments.process_count, arguments.process_index
     )
   elif arguments.multihost:
     jax.distributed.initialize()
+  with Agreement().together():
+    with quiet.withheld_stderr():
+      gin_config.import_tensorflow()
+    gin_config.parse(arguments.gin_file, arguments.gin_bindings, arguments.gin_search_paths)
+  if arguments.dry_run:
+    print(gin.config_str())
+    return
+  try:
+    gin.get_configurable(function)(**fixed)
+  except TypeError as error:
+    # gin's own words for a parameter that nothing binds.
+    if 'missing' in str(error) and 'required' in str(error):
+      raise ValueError(f'The configuration is incomplete: {str(error).splitlines()[0]}') from error
+    raise

@@ -2,57 +2,57 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ralm_jax.data.questions.formats import catalogue
-from ralm_jax.evaluation import leakage
-from ralm_jax.evaluation.leakage import QuestionFiles
-from ralm_jax.evaluation.overlap import Settings
+from ralm_jax.commands import flags
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Reports leakage from command-line flags."""
-  parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-  parser.add_argument(
-    '--questions',
-    required=True,
+  parser = flags.Parser(prog, __doc__)
+  add = parser.add_argument
+  flags.shared(parser, 'questions', help='the evaluation set; globs allowed')
+  flags.shared(parser, 'record_format')
+  add(
+    '--training',
     nargs='+',
     metavar='FILE',
-    help='the evaluation set; globs allowed',
+    help='training questions (default: none, which needs --corpus)',
   )
-  parser.add_argument('--record_format', choices=catalogue.FORMATS, default='qa')
-  parser.add_argument('--training', nargs='+', metavar='FILE', help='training questions')
-  parser.add_argument(
+  add(
     '--training_format',
-    choices=catalogue.FORMATS,
-    help='of the training questions; default that of the questions',
+    choices=flags.RECORD_FORMATS,
+    help='of the training questions (default: that of the questions)',
   )
-  parser.add_argument('--corpus', metavar='CORPUS', help='folder of a corpus')
-  parser.add_argument(
+  flags.shared(
+    parser, 'corpus', help='what to look through (default: none, which needs --training)'
+  )
+  add(
     '--predictions',
     metavar='predictions.jsonl',
-    help='of these questions; their metrics are given for clean questions too',
+    help='of these questions; their metrics are given for clean questions too (default: none)',
   )
-  parser.add_argument('--output', required=True, metavar='NAME.jsonl')
-  parser.add_argument(
+  add('--output', required=True, metavar='NAME.jsonl', help='file that gets a line a question')
+  add(
     '--span_share',
     type=float,
     default=0.75,
     help='a passage holds a question if one run of its words is so much of it',
   )
-  parser.add_argument(
+  add(
     '--word_overlap',
     type=float,
     default=0.8,
     help='two questions are near copies from this Jaccard similarity on',
   )
-  parser.add_argument(
-    '--min_words', type=int, default=5, help='shorter questions are not looked for in the corpus'
-  )
-  parser.add_argument('--on_error', choices=('raise', 'skip'), default='raise')
+  add('--min_words', type=int, default=5, help='shorter questions are not looked for in the corpus')
+  flags.shared(parser, 'on_error')
   arguments = parser.parse_args(argv)
+  from ralm_jax.evaluation import leakage
+  from ralm_jax.evaluation.leakage import QuestionFiles
+  from ralm_jax.evaluation.overlap import Settings
+
   training = None
   if arguments.training:
     record_format = arguments.training_format or arguments.record_format

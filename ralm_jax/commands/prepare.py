@@ -16,12 +16,11 @@ Benchmarks (--variant):
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from ralm_jax.preparation import catalogue, prepare
-from ralm_jax.preparation.prepare import Fetch
-from ralm_jax.preparation.producing import Shots
+from ralm_jax.commands import flags
+from ralm_jax.commands.flags import Parser
+from ralm_jax.preparation import catalogue
 
 
 def _pairs(arguments: Sequence[str], flag: str) -> dict[str, str]:
@@ -34,19 +33,16 @@ def _pairs(arguments: Sequence[str], flag: str) -> dict[str, str]:
   return pairs
 
 
-def _parser(prog: str | None) -> argparse.ArgumentParser:
+def _parser(prog: str | None) -> Parser:
   benchmarks = '\n'.join(
     f'  {name:<16}' + ', '.join(filter(None, variants))
     for name, variants in catalogue.BENCHMARKS.items()
   )
-  parser = argparse.ArgumentParser(
-    prog=prog,
-    description=(__doc__ or '').replace('{benchmarks}', benchmarks),
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument('benchmark', choices=catalogue.BENCHMARKS, metavar='BENCHMARK')
-  parser.add_argument('--variant', help='of the benchmark (default: the first)')
-  parser.add_argument(
+  parser = Parser(prog, (__doc__ or '').replace('{benchmarks}', benchmarks))
+  add = parser.add_argument
+  add('benchmark', choices=catalogue.BENCHMARKS, metavar='BENCHMARK', help='one of the above')
+  add('--variant', help='of the benchmark (default: the first)')
+  add(
     '--from',
     dest='sources',
     nargs='+',
@@ -54,69 +50,60 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     default=[],
     metavar='[PART=]PATH',
     help='files, folders or archives as published; PART= where the name of a '
-    'file does not say which part it is',
+    'file does not say which part it is (default: none, which needs --download)',
   )
-  parser.add_argument('--output', required=True, metavar='DIR')
-  parser.add_argument(
-    '--shots', type=int, metavar='N', help='also write train.N-shot.jsonl, chosen by hash'
+  add('--output', required=True, metavar='DIR', help='the folder to make')
+  add(
+    '--shots',
+    type=int,
+    metavar='N',
+    help='also write train.N-shot.jsonl, chosen by hash (default: no such file)',
   )
-  parser.add_argument('--shots_seed', type=int, default=0)
-  parser.add_argument(
+  flags.shared(parser, 'shots_seed')
+  add(
     '--shots_list',
     metavar='FILE',
-    help='the shots as somebody else has chosen them: a JSON list, or one a '
-    'line, of places in the published training file (from 0) or of ids',
+    help='the shots as somebody else has chosen them: a JSON list, or one a line, of places in '
+    'the published training file (from 0) or of ids (default: as --shots chooses)',
   )
-  parser.add_argument(
-    '--on_error',
-    choices=('raise', 'skip'),
-    default='raise',
-    help='skip: count malformed records and go on',
-  )
-  parser.add_argument(
+  flags.shared(parser, 'on_error')
+  add(
     '--dev_fraction',
     type=float,
-    help='of train that becomes dev where no file says what does (0.1)',
+    help='of train that becomes dev where no file says what does (default: 0.1)',
   )
-  parser.add_argument('--test_fraction', type=float, help='likewise, for jeopardy (0.2)')
-  parser.add_argument(
+  add('--test_fraction', type=float, help='likewise, for jeopardy (default: 0.2)')
+  add(
     '--years',
     nargs='*',
-    help='whose answers differ (2017 2020); none for all questions of templama',
+    help='whose answers differ; none for all questions of templama (default: 2017 2020)',
   )
-  parser.add_argument(
-    '--auxiliary_valid', type=int, help="questions of MMLU's auxiliary ones for validation (5000)"
+  add(
+    '--auxiliary_valid',
+    type=int,
+    help="questions of MMLU's auxiliary ones for validation (default: 5000)",
   )
-  parser.add_argument(
-    '--overwrite', action='store_true', help='take the place of an earlier output'
-  )
-  fetching = parser.add_argument_group('download')
-  fetching.add_argument('--download', action='store_true', help='fetch from the publisher')
-  fetching.add_argument(
+  add('--overwrite', action='store_true', help='take the place of an earlier output')
+  add = parser.add_argument_group('download').add_argument
+  add('--download', action='store_true', help='fetch from the publisher')
+  add(
     '--downloads', metavar='FOLDER', help='where to keep what was fetched (default: DIR.downloads)'
   )
-  fetching.add_argument(
-    '--sha256',
-    nargs='+',
-    action='extend',
-    default=[],
-    metavar='FILE=SHA256',
-    help='that a file must have',
-  )
-  fetching.add_argument(
-    '--address',
-    nargs='+',
-    action='extend',
-    default=[],
-    metavar='FILE=ADDRESS',
-    help="of a copy, in place of the publisher's",
-  )
+  for name, what, text in (
+    ('--sha256', 'SHA256', 'that a file must have (default: as the catalogue says)'),
+    ('--address', 'ADDRESS', "of a copy (default: the publisher's)"),
+  ):
+    add(name, nargs='+', action='extend', default=[], metavar=f'FILE={what}', help=text)
   return parser
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Prepares from command-line flags."""
   arguments = _parser(prog).parse_args(argv)
+  from ralm_jax.preparation import prepare
+  from ralm_jax.preparation.prepare import Fetch
+  from ralm_jax.preparation.producing import Shots
+
   fetch = Fetch(
     arguments.downloads,
     sha256=_pairs(arguments.sha256, '--sha256'),

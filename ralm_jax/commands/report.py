@@ -7,26 +7,28 @@ What differs only in the seed makes one row.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 import dataclasses
 import json
 
-from ralm_jax.jobs import report
+from ralm_jax.commands import flags
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Prints a table of what the folders hold."""
-  parser = argparse.ArgumentParser(
-    prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  parser = flags.Parser(prog, __doc__)
+  add = parser.add_argument
+  add('directories', nargs='+', metavar='DIR', help='folders of results')
+  add('--metrics', nargs='+', metavar='NAME', help='which ones (default: all)')
+  add(
+    '--together',
+    metavar='NAME',
+    help='take all results for seeds of one thing and call it so (default: by their folders)',
   )
-  parser.add_argument('directories', nargs='+', metavar='DIR')
-  parser.add_argument('--metrics', nargs='+', metavar='NAME', help='which ones (default: all)')
-  parser.add_argument(
-    '--together', metavar='NAME', help='take all results for seeds of one thing and call it so'
-  )
-  parser.add_argument('--json', action='store_true', help='JSON in place of a table')
+  add('--json', action='store_true', help='JSON in place of a table')
   arguments = parser.parse_args(argv)
+  from ralm_jax.jobs import report
+
   results = [result for directory in arguments.directories for result in report.collect(directory)]
   if arguments.together:
     results = [dataclasses.replace(result, group=arguments.together) for result in results]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 import difflib
 import json
 import logging
@@ -28,6 +29,56 @@ _CHECKPOINT = re.compile(r'checkpoint_(\d+)')
 _CHANGES_SHOWN = 3
 
 
+@dataclasses.dataclass(frozen=True)
+class _Configuration:
+  """What gin files and flags say of a run."""
+
+  files: Sequence[str]
+  bindings: Sequence[str]
+  search_paths: Sequence[str]
+
+  def with_bindings(self, *bindings: str) -> _Configuration:
+    return dataclasses.replace(self, bindings=[*self.bindings, *bindings])
+
+  def parse(self) -> None:
+    gin_config.import_tensorflow()
+    gin_config.parse(self.files, self.bindings, self.search_paths)
+
+  def flags(self) -> list[str]:
+    return [
+      *(f'--gin_file={file}' for file in self.files),
+      *(f'--gin_bindings={binding}' for binding in self.bindings),
+      f'--gin_search_paths={",".join(self.search_paths)}',
+    ]
+
+  def macros(self) -> dict[str, Any]:
+    """What it binds; it must be one that has seeds."""
+    import gin
+
+    self.parse()
+    values: dict[str, Any] = {}
+    for name in (_SEED, _DIRECTORY, _STEPS, _INDEX, _ADDRESS, _REFRESH, _FOLLOW, *_EVALUATES):
+      try:
+        values[name] = gin.query_parameter(f'%{name}')
+      except ValueError:
+        if name in (_SEED, _DIRECTORY):
+          raise ValueError(
+            f'The configuration has no macro {name}, which several seeds need; '
+            f'write it as gin_configs/runs/train.gin does ({name} = ..., and '
+            f'%{name} where it is used).'
+          ) from None
+        values[name] = None
+    return values
+
+  def lines(self, *, without_steps: bool) -> list[str]:
+    """Lines that tell one configuration from another, wherever the run lies."""
+    import gin
+
+    neutral = [f"{_DIRECTORY} = ''", *([f'{_STEPS} = 0'] if without_steps else [])]
+    self.with_bindings(*neutral).parse()
+    return gin.config_str().splitlines()
+
+
 def train_seeds(
   gin_files: Sequence[str],
   bindings: Sequence[str],
@@ -46,9 +97,7 @@ def train_seeds(
   second job publishes in it, each have one of their own, INDEX-seed_N.
 
   Args:
-    gin_files: of the run.
-    bindings: of the run.
-    search_paths: of gin files.
+    gin_files, bindings, search_paths: the configuration.
     seeds: how many, from 0; or which.
     flags: further ones of `ralm train`, such as --multihost.
     metrics: names of those to show; None for all.
@@ -66,22 +115,21 @@ def train_seeds(
   if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
     raise ValueError(f'seeds must be at least 1, or different numbers from 0; got {seeds}.')
   # Before the first run starts: a mistake in it would stop each of them.
-  macros = _macros(gin_files, bindings, search_paths)
+  configuration = _Configuration(gin_files, bindings, search_paths)
+  macros = configuration.macros()
   directory = str(macros[_DIRECTORY])
   index = _own_index(macros)
   steps = macros[_STEPS] if isinstance(macros[_STEPS], int) else None
   unfinished = []
   for seed in chosen:
     folder = os.path.join(directory, f'seed_{seed}')
-    own = [*bindings, f'{_SEED} = {seed}', f'{_DIRECTORY} = {folder!r}']
+    own = configuration.with_bindings(f'{_SEED} = {seed}', f'{_DIRECTORY} = {folder!r}')
     if index is not None:
-      own.append(f'{_INDEX} = {f"{index}-seed_{seed}"!r}')
+      own = own.with_bindings(f'{_INDEX} = {f"{index}-seed_{seed}"!r}')
     description = {
       'seed': seed,
       'steps': steps,
-      'configuration': _configuration(
-        gin_files, own, search_paths, without_steps=steps is not None
-      ),
+      'configuration': own.lines(without_steps=steps is not None),
     }
     if _is_finished(folder, description):
       logging.info('%s is finished already.', folder)
@@ -89,7 +137,7 @@ def train_seeds(
       unfinished.append((folder, own, description))
   for folder, own, description in unfinished:
     logging.info('Training with seed %d into %s.', description['seed'], folder)
-    _train(gin_files, own, search_paths, flags, folder)
+    _train([*own.flags(), *flags], folder)
     _check_evaluated(folder, all(macros[name] for name in _EVALUATES))
     atomic_files.write(
       os.path.join(folder, FINISHED), (json.dumps(description, indent=2) + '\n').encode('utf-8')
@@ -106,24 +154,8 @@ def train_seeds(
   return results
 
 
-def _train(
-  gin_files: Sequence[str],
-  bindings: Sequence[str],
-  search_paths: Sequence[str],
-  flags: Sequence[str],
-  folder: str,
-) -> None:
-  command = [
-    sys.executable,
-    '-m',
-    'ralm_jax.cli',
-    'train',
-    *(f'--gin_file={file}' for file in gin_files),
-    *(f'--gin_bindings={binding}' for binding in bindings),
-    f'--gin_search_paths={",".join(search_paths)}',
-    *flags,
-  ]
-  status = _run(command)
+def _train(flags: Sequence[str], folder: str) -> None:
+  status = _run([sys.executable, '-m', 'ralm_jax', 'train', *flags])
   if status == 130:
     raise KeyboardInterrupt
   if status:
@@ -197,28 +229,6 @@ def _check_evaluated(folder: str, evaluates: bool) -> None:
     )
 
 
-def _macros(
-  gin_files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]
-) -> dict[str, Any]:
-  """What a configuration binds, which must be one that has seeds."""
-  import gin
-
-  _parse(gin_files, bindings, search_paths)
-  values: dict[str, Any] = {}
-  for name in (_SEED, _DIRECTORY, _STEPS, _INDEX, _ADDRESS, _REFRESH, _FOLLOW, *_EVALUATES):
-    try:
-      values[name] = gin.query_parameter(f'%{name}')
-    except ValueError:
-      if name in (_SEED, _DIRECTORY):
-        raise ValueError(
-          f'The configuration has no macro {name}, which several seeds need; '
-          f'write it as gin_configs/runs/train.gin does ({name} = ..., and '
-          f'%{name} where it is used).'
-        ) from None
-      values[name] = None
-  return values
-
-
 def _own_index(macros: dict[str, Any]) -> str | None:
   """The index that a run changes, of which each seed needs its own."""
   changes = macros[_REFRESH] or macros[_FOLLOW]
@@ -233,26 +243,6 @@ def _own_index(macros: dict[str, Any]) -> str | None:
     return None
   built = os.path.exists(os.path.join(index, 'CURRENT'))
   return index if changes or not built else None
-
-
-def _configuration(
-  gin_files: Sequence[str],
-  bindings: Sequence[str],
-  search_paths: Sequence[str],
-  *,
-  without_steps: bool,
-) -> list[str]:
-  """Lines that tell one configuration from another, wherever the run lies."""
-  import gin
-
-  neutral = [f"{_DIRECTORY} = ''", *([f'{_STEPS} = 0'] if without_steps else [])]
-  _parse(gin_files, [*bindings, *neutral], search_paths)
-  return gin.config_str().splitlines()
-
-
-def _parse(gin_files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> None:
-  gin_config.import_tensorflow()
-  gin_config.parse(gin_files, bindings, search_paths)
 
 
 def _is_finished(folder: str, description: dict[str, Any]) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 import sys
 
-from retrieval_service import server
+from ralm_jax.commands import flags
+from retrieval_service import server_flags
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Serves until a signal ends it."""
-  parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-  server.add_arguments(parser)
-  status = server.run(parser.parse_args(argv))
+  parser = flags.Parser(prog, __doc__)
+  server_flags.add(parser)
+  arguments = parser.parse_args(argv)
+  from retrieval_service import server
+
+  status = server.run(arguments)
   if status:
     sys.exit(status)

@@ -7,30 +7,33 @@ again it serves the index of its own flags.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 import logging
 import os
 
-from retrieval_service.client import RetrievalClient
-from retrieval_service.results import SwapResult
+from ralm_jax.commands import flags
 
 
-def swap(index: str, *, retrieval_address: str, retry_for_s: float = 30.0) -> SwapResult:
-  """Has the process at an address serve another INDEX folder.
-
-  Args:
-    index: INDEX folder, as the process's machine sees it.
-    retrieval_address: 'host:port' of the process.
-    retry_for_s: how long an unreachable process is waited for.
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+  """Swaps from command-line flags.
 
   Raises:
     ValueError: there is no index, it is damaged, or of another dimension; the
       former one stays served.
     retrieval_service.client.RetrievalError: the process cannot be reached.
   """
-  with RetrievalClient(retrieval_address, retry_for_s=retry_for_s) as client:
-    done = client.swap(os.path.abspath(index))
+  parser = flags.Parser(prog, __doc__)
+  flags.shared(parser, 'retrieval_address', required=True, help='of the running retrieval process')
+  flags.shared(
+    parser, 'index', required=True, help='index folder to serve, on the machine of that process'
+  )
+  flags.shared(parser, 'retry_for_s')
+  arguments = parser.parse_args(argv)
+  from retrieval_service.client import RetrievalClient
+
+  address, index = arguments.retrieval_address, os.path.abspath(arguments.index)
+  with RetrievalClient(address, retry_for_s=arguments.retry_for_s) as client:
+    done = client.swap(index)
   if done.pinned_by:
     logging.warning(
       'Training runs have used %s: %s. One that still runs stops with an '
@@ -39,36 +42,6 @@ def swap(index: str, *, retrieval_address: str, retry_for_s: float = 30.0) -> Sw
       done.former_directory,
       ', '.join(done.pinned_by),
     )
-  return done
-
-
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-  """Swaps from command-line flags."""
-  parser = argparse.ArgumentParser(
-    prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument(
-    '--retrieval_address',
-    required=True,
-    metavar='HOST:PORT',
-    help='of the running retrieval process',
-  )
-  parser.add_argument(
-    '--index',
-    required=True,
-    metavar='INDEX',
-    help='index folder to serve, on the machine of that process',
-  )
-  parser.add_argument(
-    '--retry_for_s',
-    type=float,
-    default=30.0,
-    metavar='SECONDS',
-    help='how long an unreachable retrieval process is waited for',
-  )
-  arguments = parser.parse_args(argv)
-  done = swap(**vars(arguments))
-  address, index = arguments.retrieval_address, os.path.abspath(arguments.index)
   now = f'{index} (index {done.index_id}, generation {done.generation}, {done.count:,} passages)'
   if done.index_id == done.former_index_id:
     print(f'{address} serves {now}, as before')

@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from ralm_jax.commands import launch, seeds
-from ralm_jax.runs.training import train
+from ralm_jax.commands import launch
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-  """Parses flags and gin, then trains."""
-  launch.run_from_gin(
-    train, argv, prog=prog, description=__doc__, add_flags=_add_flags, instead=_train_seeds
-  )
-
-
-def _add_flags(parser: argparse.ArgumentParser) -> None:
+  """Parses flags and gin, then trains; several seeds in a process each."""
+  parser = launch.parser(prog, __doc__)
   parser.add_argument(
     '--seeds',
     type=int,
     metavar='N',
-    help='train with the seeds 0 to N - 1, one after another, into '
-    'MODEL_DIR/seed_0, ..., and print mean and standard deviation',
+    help='train with the seeds 0 to N - 1, one after another, into MODEL_DIR/seed_0, ..., and '
+    'print mean and standard deviation (default: one run, with RANDOM_SEED)',
   )
-
-
-def _train_seeds(arguments: argparse.Namespace, bindings: list[str]) -> bool:
-  """Whether several seeds were asked for; each is a process of its own."""
+  arguments = launch.parse(parser, argv)
   if arguments.seeds is None:
-    return False
+    from ralm_jax.runs import training
+
+    launch.call(training.train, arguments)
+    return
   if arguments.coordinator_address or arguments.multihost or arguments.dry_run:
     raise ValueError(
       '--seeds goes neither with several hosts nor with --dry_run; bind '
       'RANDOM_SEED and MODEL_DIR for each run instead.'
     )
+  from ralm_jax.commands import seeds
+
   seeds.train_seeds(
-    arguments.gin_file,
-    [*arguments.gin_bindings, *bindings],
-    arguments.gin_search_paths.split(','),
-    arguments.seeds,
+    arguments.gin_file, arguments.gin_bindings, arguments.gin_search_paths, arguments.seeds
   )
-  return True

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ralm_jax.commands import launch
-from ralm_jax.runs.warm_start import warm_start
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Parses flags and gin, then trains."""
-  launch.run_from_gin(warm_start, argv, prog=prog, description=__doc__)
+  arguments = launch.parse(launch.parser(prog, __doc__), argv)
+  from ralm_jax.runs import warm_start
+
+  launch.call(warm_start.warm_start, arguments)

@@ -1,11 +1,9 @@
-"""How an evaluator has answers decoded; also the flags that say so."""
+"""How an evaluator has answers decoded."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -87,56 +85,3 @@ class AnswerOptions:
       tokens[i, self.decoder_prefix_length - len(ids) :] = ids
       lengths[i] = len(ids)
     return tokens, lengths
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-  """A flag for each choice; `with_choices` turns them into arguments."""
-  group = parser.add_argument_group('decoding')
-  group.add_argument('--num_beams', type=int, default=1)
-  group.add_argument('--sample', action='store_true', help='draw tokens')
-  group.add_argument('--temperature', type=float, default=1.0)
-  group.add_argument('--top_k', type=int, default=0, help='draw among so many; 0 for all')
-  group.add_argument(
-    '--top_p',
-    type=float,
-    default=1.0,
-    help='draw among the likeliest with so much probability together',
-  )
-  group.add_argument('--seed', type=int, default=0, help='of the draws')
-  group.add_argument(
-    '--length_penalty',
-    type=float,
-    default=1.0,
-    help='above 0 favours long answers of a beam search',
-  )
-  group.add_argument(
-    '--early_stopping',
-    choices=('true', 'false', 'never'),
-    default='false',
-    help='when a beam search ends, as in Hugging Face',
-  )
-  group.add_argument('--min_length', type=int, default=0, help='tokens of an answer at least')
-  group.add_argument(
-    '--max_length', type=int, help='tokens of an answer at most (default: as in training)'
-  )
-  group.add_argument('--num_return', type=int, default=1, help='answers of each question')
-  group.add_argument(
-    '--rag_decoding', choices=prediction.RAG_DECODINGS, default='thorough', help='of RAG-Sequence'
-  )
-  group.add_argument('--candidate_chunk', type=int, help=argparse.SUPPRESS)
-  group.add_argument(
-    '--decoder_prefix',
-    default='',
-    metavar='TEXT',
-    help='what every answer begins with; {question} stands for the question',
-  )
-  group.add_argument(
-    '--decoder_prefix_length', type=int, default=64, help='tokens that has at most'
-  )
-  group.add_argument('--prefill_chunk', type=int, default=128, help=argparse.SUPPRESS)
-
-
-def with_choices(values: dict[str, Any]) -> dict[str, Any]:
-  """Parsed flags as fields of `AnswerOptions` and of others."""
-  stopping = values['early_stopping']
-  return {**values, 'early_stopping': {'true': True, 'false': False}.get(stopping, stopping)}

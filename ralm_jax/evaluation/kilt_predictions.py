@@ -9,11 +9,9 @@ Wikipedia pages it was given, best first:
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 import json
 import os
-import sys
 from typing import Any
 
 from ralm_jax.data.corpus import passages as passages_lib
@@ -161,31 +159,3 @@ def _provenance(
       f'{where}: none of the {len(passages)} passages names a page in '
       f'{field!r}; choose another page field'
     )
-
-
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-  """Writes a file of KILT's from command-line flags."""
-  parser = argparse.ArgumentParser(prog=prog, description=__doc__.split('\n', 1)[0])
-  parser.add_argument('--predictions', required=True, metavar='predictions.jsonl')
-  parser.add_argument('--record_format', required=True, choices=kilt.EXPECTED)
-  parser.add_argument('--output', required=True, metavar='FILE')
-  parser.add_argument(
-    '--page_field',
-    choices=PAGE_FIELDS,
-    default='auto',
-    help='where a passage names its page; auto: its document, else its id up to a separator',
-  )
-  parser.add_argument(
-    '--separators',
-    default=SEPARATORS,
-    metavar='CHARACTERS',
-    help="what ends a page's id within a passage's",
-  )
-  parser.add_argument('--with_text', action='store_true', help='write every passage with its text')
-  arguments = parser.parse_args(argv)
-  count = write(**vars(arguments))
-  print(f'{arguments.output}: {count:,} predictions')
-
-
-if __name__ == '__main__':
-  main(sys.argv[1:])

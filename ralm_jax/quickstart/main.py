@@ -7,12 +7,9 @@ scratch and answers questions about objects it was never trained on.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import time
 from typing import Any
@@ -23,7 +20,6 @@ import optax
 from ralm_jax.checkpoints import store as checkpoints_lib
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.checkpoints.store import Checkpoints
-from ralm_jax.commands import add, ask, embed
 from ralm_jax.data.corpus import passage_store
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.corpus.passages import Passage
@@ -42,7 +38,7 @@ from ralm_jax.quickstart import (
 from ralm_jax.quickstart.reassignment import TitleReassignment
 from ralm_jax.quickstart.recipe import Phase, Recipe
 from ralm_jax.retrieval.index_source import IndexSource
-from ralm_jax.runs import opening, training
+from ralm_jax.runs import asking, embedding, live_edits, opening, training
 from ralm_jax.runs.training import CheckpointConfig, RetrievalConfig
 from ralm_jax.training import crop_training, optimizers, schedules, train_state
 from ralm_jax.training.crop_training import CropSampler
@@ -175,7 +171,7 @@ class Quickstart:
     """The corpus embedded with a checkpoint."""
     path = self.path(name)
     if not os.path.exists(os.path.join(path, 'CURRENT')):
-      embed.embed(
+      embedding.embed(
         checkpoint=self.path(checkpoint), corpus=self.path('corpus'), output=path, progress=False
       )
     return path
@@ -389,12 +385,12 @@ class Quickstart:
     """A passage added to the index changes an answer without training."""
 
     def answer() -> str:
-      return ask.ask(NEW_QUESTION, checkpoint=checkpoint, source=IndexSource(index)).prediction
+      return asking.ask(NEW_QUESTION, checkpoint=checkpoint, source=IndexSource(index)).prediction
 
     store = PassageStore.open(self.path('corpus'))
     known = store.rows_of([NEW_PASSAGE.id], unknown=-1)[0] >= 0
     before = None if known else answer()
-    add.add([NEW_PASSAGE], checkpoint=checkpoint, index=index)
+    live_edits.put([NEW_PASSAGE], checkpoint=checkpoint, index=index)
     after = answer()
     print(
       '\nOne passage added to the index, nothing trained:\n'
@@ -423,20 +419,3 @@ def _finished(directory: str, steps: int) -> bool:
   with contextlib.suppress(FileNotFoundError):
     return checkpoints_lib.find(directory)[1] >= steps
   return False
-
-
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-  """Runs the quickstart from command-line flags."""
-  parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-  parser.add_argument('--output', required=True, metavar='DIR')
-  parser.add_argument(
-    '--smoke',
-    action='store_true',
-    help='sizes for a test of a minute: everything runs, little is learnt',
-  )
-  parser.add_argument('--verbose', action='store_true', help='show every report')
-  arguments = parser.parse_args(argv)
-  if not arguments.verbose:
-    logging.getLogger().setLevel(logging.WARNING)
-  recipe = recipe_lib.SMOKE if arguments.smoke else Recipe()
-  Quickstart(arguments.output, recipe).run()

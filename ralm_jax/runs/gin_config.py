@@ -6,7 +6,6 @@ Later files and bindings override earlier ones.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 import difflib
 import importlib.resources
@@ -20,34 +19,6 @@ from ralm_jax.files import atomic_files
 from ralm_jax.runs import former_names, user_modules
 
 _PREFIX = '--gin.'
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds the gin flags to a parser."""
-  parser.add_argument(
-    '--gin_file',
-    action='append',
-    default=[],
-    metavar='FILE',
-    help='gin file; may be repeated, later ones override',
-  )
-  parser.add_argument(
-    '--gin_bindings',
-    action='append',
-    default=[],
-    metavar='BINDING',
-    help="one binding, e.g. 'TRAIN_STEPS = 100'; may be repeated",
-  )
-  parser.add_argument(
-    '--gin_search_paths',
-    default='.',
-    metavar='DIRS',
-    help='folders where gin files are looked for, separated by commas',
-  )
-  parser.epilog = (
-    '--gin.NAME=VALUE sets a macro or parameter, e.g. '
-    '--gin.MODEL_DIR=/tmp/run --gin.TRAIN_STEPS=100'
-  )
 
 
 def split_gin_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:

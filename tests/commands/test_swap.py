@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ralm_jax import cli
-from ralm_jax.commands import ask, embed as embed_lib
+from ralm_jax.commands import ask
 from ralm_jax.data.corpus import passage_store
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.corpus.passages import Passage
@@ -26,7 +26,7 @@ from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.retrieval.publisher import IndexPublisher
 from ralm_jax.retrieval.retriever import PassageRetriever
-from ralm_jax.runs import evaluation, live_edits, opening
+from ralm_jax.runs import embedding, evaluation, live_edits, opening
 from ralm_jax.runs.opening import OpenedCheckpoint
 from retrieval_service import generation_writer
 from retrieval_service.client import IndexSwappedError, RetrievalClient
@@ -99,7 +99,7 @@ def world(tmp_path_factory) -> World:
       n_workers=1,
       progress=False,
     )
-    embed_lib.embed(
+    embedding.embed(
       checkpoint=str(trained.run),
       corpus=str(folder / f'corpus_{year}'),
       output=str(folder / f'index_{year}'),

@@ -11,13 +11,13 @@ import sys
 import numpy as np
 import pytest
 
-from ralm_jax.commands import add, delete as delete_lib, embed, replace
+from ralm_jax.commands import edits as commands
 from ralm_jax.data.corpus import passage_store, passages as passages_lib
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval import connect
 from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.retrieval.retriever import PassageRetriever
-from ralm_jax.runs import live_edits
+from ralm_jax.runs import embedding, live_edits
 from ralm_jax.runs.live_edits import Edited
 from retrieval_service.client import RetrievalClient
 from retrieval_service.local import LocalRetrievalServer
@@ -84,7 +84,7 @@ def original(tmp_path_factory) -> Index:
     progress=False,
   )
   checkpoint = str(trained.run)
-  embed.embed(
+  embedding.embed(
     checkpoint=checkpoint,
     corpus=str(folder / 'corpus'),
     output=str(folder / 'index'),
@@ -224,7 +224,13 @@ def test_only_known_passages_are_replaced(index):
     [Passage('p3', '', '', 'x'), Passage('typo', '', '', 'x')],
   ]:
     with pytest.raises(KeyError, match="no passage with id 'typo'"):
-      replace.replace(passages, checkpoint=index.checkpoint, index=str(index.folder / 'index'))
+      live_edits.put(
+        passages,
+        checkpoint=index.checkpoint,
+        index=str(index.folder / 'index'),
+        replace=True,
+        known=True,
+      )
   assert len(index.store()) == 80
 
 
@@ -237,8 +243,8 @@ def killed(*args, **options):
     edit(*args, **options)
   os.kill(os.getpid(), signal.SIGKILL)
 client_lib.RetrievalClient.edit = killed
-from ralm_jax.commands import add
-add.main(sys.argv[2:])
+from ralm_jax.commands import edits
+edits.add(sys.argv[2:])
 """
 
 
@@ -265,7 +271,7 @@ def test_a_command_that_is_killed_is_completed_by_itself(index, when):
   old = [held[row] for row in index.store().find(['p3']).rows.tolist() if row < 80]
   # As it was or as it is, nothing between.
   assert _texts(index, 'p3') == (old if when == 'before' else new)
-  add.main(['--checkpoint', index.checkpoint, *index.flags, *argv])
+  commands.add(['--checkpoint', index.checkpoint, *index.flags, *argv])
   assert len(index.store()) == 83 and _texts(index, 'p3') == new
   assert len(index.held()) == 81
 
@@ -353,7 +359,7 @@ def test_at_an_address(index, capsys, tmp_path):
       retriever = PassageRetriever(client, index.store(), 5)
       search = lambda: retriever.search(np.ones((2, 16), np.float32)).rows
       search()
-      add.main(
+      commands.add(
         [
           *model,
           *flags,
@@ -370,9 +376,9 @@ def test_at_an_address(index, capsys, tmp_path):
         ]
       )
       assert '1 added; 81 passages in generation 1' in capsys.readouterr().out
-      replace.main([*model, *flags, '--id', 'new', '--text', 'Zembla is gone.'])
+      commands.replace([*model, *flags, '--id', 'new', '--text', 'Zembla is gone.'])
       assert '1 replaced; 81 passages' in capsys.readouterr().out
-      delete_lib.main([*flags, '--id', 'p3', '--input', str(ids), '--id', 'p7'])
+      commands.delete([*flags, '--id', 'p3', '--input', str(ids), '--id', 'p7'])
       assert '3 deleted; 75 passages' in capsys.readouterr().out
       gone = index.store().find(['p3', 'p7', 'p9']).rows
       assert not np.isin(search(), gone).any()
@@ -388,9 +394,9 @@ def test_at_an_address(index, capsys, tmp_path):
 @pytest.mark.parametrize(
   'main, argv, message',
   [
-    (delete_lib.main, [], 'give --id or --input'),
-    (replace.main, ['--checkpoint', 'c', '--text', 'x'], 'give the --id'),
-    (add.main, ['--checkpoint', 'c'], 'give either --text'),
+    (commands.delete, [], 'give --id or --input'),
+    (commands.replace, ['--checkpoint', 'c', '--text', 'x'], 'give the --id'),
+    (commands.add, ['--checkpoint', 'c'], 'give either --text'),
   ],
 )
 def test_usage(main, argv, message, capsys):
@@ -403,9 +409,9 @@ def test_files_of_ids(tmp_path):
   path = tmp_path / 'ids.txt'
   path.write_text('\n \n')
   with pytest.raises(ValueError, match='ids.txt: holds no ids'):
-    delete_lib.read_ids(str(path))
+    commands.read_ids(str(path))
   path.write_bytes(b'caf\xe9\n')
   with pytest.raises(ValueError, match='ids.txt: not UTF-8'):
-    delete_lib.read_ids(str(path))
+    commands.read_ids(str(path))
   path.write_bytes('\ufeffé 7\r\np#1'.encode())
-  assert delete_lib.read_ids(str(path)) == ['é 7', 'p#1']
+  assert commands.read_ids(str(path)) == ['é 7', 'p#1']

@@ -14,6 +14,7 @@ import string
 
 import pytest
 
+from ralm_jax import cli
 from ralm_jax.data.questions.formats import kilt
 from ralm_jax.evaluation import kilt_predictions, metrics
 from ralm_jax.evaluation.scores import kilt as kilt_metrics
@@ -357,9 +358,8 @@ def test_fever_gets_its_labels_back(tmp_path):
     )
   )
   output = tmp_path / 'kilt.jsonl'
-  kilt_predictions.main(
-    ['--predictions', str(path), '--record_format', 'kilt_fever', '--output', str(output)]
-  )
+  flags = ['--predictions', str(path), '--record_format', 'kilt_fever', '--output', str(output)]
+  assert cli.main(['kilt', *flags]) == 0
   rows = [json.loads(line) for line in output.read_text().splitlines()]
   assert rows[0] == {
     'id': '1',

@@ -4,12 +4,11 @@ import json
 
 import pytest
 
-from ralm_jax.commands import ask
 from ralm_jax.evaluation.task import EvaluationTask
 from ralm_jax.retrieval import connect, index_source
 from ralm_jax.retrieval.device.index import DeviceIndex
 from ralm_jax.retrieval.index_source import IndexSource
-from ralm_jax.runs import evaluation
+from ralm_jax.runs import asking, evaluation
 from tests import tiny
 from tests.retrieval.device.brute_force import vectors
 
@@ -51,7 +50,7 @@ def test_answers_as_with_the_process(trained, tmp_path):
       assert ours['id'] == theirs['id']
       assert ours['score'] == pytest.approx(theirs['score'], rel=1e-5)
   assert metrics['device'] == pytest.approx(metrics['process'])
-  answer = ask.ask(
+  answer = asking.ask(
     'what is the colour of almar?',
     checkpoint=str(trained.run),
     source=IndexSource(str(trained.index), backend='device'),

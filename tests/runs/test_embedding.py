@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from ralm_jax.commands import embed
 from ralm_jax.data.corpus import passage_store
 from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.runs import embedding
 from retrieval_service.generations import GenerationStore
 from tests import tiny
 
@@ -27,7 +27,7 @@ def test_an_index_refuses_another_corpus(tmp_path):
     progress=False,
   )
   with pytest.raises(ValueError, match='is an index of another corpus'):
-    embed.embed(
+    embedding.embed(
       checkpoint=str(trained.run),
       corpus=str(tmp_path / 'corpus'),
       output=str(index),
@@ -38,7 +38,7 @@ def test_an_index_refuses_another_corpus(tmp_path):
   assert not list(index.glob('embedding.*'))
   # The corpus it is of goes in as often as one likes.
   assert (
-    embed.embed(
+    embedding.embed(
       checkpoint=str(trained.run),
       corpus=str(trained.data.corpus),
       output=str(index),

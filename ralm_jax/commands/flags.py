@@ -1,0 +1,218 @@
+"""The parser that every command has, and the flags that several of them share.
+
+Nothing here imports what a command works with: `ralm COMMAND --help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+import difflib
+import sys
+from typing import Any
+
+# Tables of the library, whose modules take long to import; a test compares them.
+BACKENDS = ('process', 'device')
+DEVICE_DTYPES = ('bfloat16', 'float16', 'float32')
+RAG_DECODINGS = ('thorough', 'fast')
+KILT_FORMATS = tuple(
+  f'kilt_{name}' for name in 'fever aida wned cweb trex zsre nq hotpotqa triviaqa eli5 wow'.split()
+)
+RECORD_FORMATS = (
+  *('qa', 'nq_open', 'triviaqa', 'web_questions', 'curated_trec'),
+  *('fever', 'fever_2way', 'fever_symmetric', *KILT_FORMATS),
+  *('mmlu', 'ms_marco', 'jeopardy', 'templama', 'dated'),
+)
+
+
+def _early_stopping(text: str) -> bool | str:
+  return {'true': True, 'false': False}.get(text, text)
+
+
+def _flag(text: str, kind: Any = None, default: Any = None, **more: Any) -> dict[str, Any]:
+  return {'help': text, 'type': kind, 'default': default, **more}
+
+
+def _switch(text: str) -> dict[str, Any]:
+  return {'help': text, 'action': 'store_true'}
+
+
+# What argparse is told of each; `shared` adds those that a command names.
+_INDEX = {
+  'index': _flag('index folder, or give --retrieval_address (default: none)', metavar='INDEX'),
+  'retrieval_address': _flag(
+    'of a running retrieval process, in place of --index (default: none)', metavar='HOST:PORT'
+  ),
+  'corpus': _flag(
+    "where the index's corpus is now (default: where the index says)", metavar='CORPUS'
+  ),
+  'retry_for_s': _flag(
+    'how long an unreachable retrieval process is waited for', float, 30.0, metavar='SECONDS'
+  ),
+}
+_SEARCH = {
+  **_INDEX,
+  'n_passages': _flag('passages retrieved for a question (default: as in training)', int),
+  'backend': _flag(
+    "what searches: a process with the index (FAISS), or this program's devices, exactly",
+    default='process',
+    choices=BACKENDS,
+  ),
+  'device_dtype': _flag(
+    'of the embeddings on the devices; float16 is what is stored',
+    default='bfloat16',
+    choices=DEVICE_DTYPES,
+  ),
+}
+_BUILD = {
+  'index_type': _flag(
+    'flat, pq, ivf_flat, ivf_pq, or a FAISS factory string such as OPQ64_256,PQ64np', default='flat'
+  ),
+  'bytes_per_vector': _flag('of pq and ivf_pq', int, 64),
+  'nlist': _flag('inverted lists of ivf_* (default: about 4 times the root of the passages)', int),
+  'nprobe': _flag(
+    'inverted lists that a query visits (default: twice the root of --nlist, at least 16)', int
+  ),
+  'opq': _switch('rotate before quantising'),
+  'rerank': _flag(
+    'candidates scored exactly; 0 for none (default: 4 times the passages asked for, at least 100)',
+    int,
+  ),
+}
+_DECODING = {
+  'num_beams': _flag('sequences that a beam search keeps; 1 is no search', int, 1),
+  'sample': _switch('draw tokens in place of the likeliest'),
+  'temperature': _flag('divides the logits before tokens are drawn', float, 1.0),
+  'top_k': _flag('draw among so many; 0 for all', int, 0),
+  'top_p': _flag('draw among the likeliest with so much probability together', float, 1.0),
+  'seed': _flag('of the draws', int, 0),
+  'length_penalty': _flag('above 0 favours long answers of a beam search', float, 1.0),
+  'early_stopping': _flag(
+    'when a beam search ends, as in Hugging Face (default: false)',
+    _early_stopping,
+    False,
+    choices=(True, False, 'never'),
+    metavar='{true,false,never}',
+  ),
+  'min_length': _flag('tokens of an answer at least', int, 0),
+  'max_length': _flag('tokens of an answer at most (default: as in training)', int),
+  'num_return': _flag('answers of each question', int, 1),
+  'rag_decoding': _flag('of RAG-Sequence', default='thorough', choices=RAG_DECODINGS),
+  'candidate_chunk': _flag(
+    'answers scored at a time by thorough decoding (default: as many as there are beams)', int
+  ),
+  'decoder_prefix': _flag(
+    'what every answer begins with; {question} stands for the question (default: nothing)',
+    default='',
+    metavar='TEXT',
+  ),
+  'decoder_prefix_length': _flag('tokens that a prefix has at most', int, 64),
+  'prefill_chunk': _flag('tokens of the prefix computed at a time', int, 128),
+}
+_OTHERS = {
+  'checkpoint': _flag(
+    'MODEL_DIR, whose newest is taken, or a checkpoint_STEP in it', metavar='CKPT'
+  ),
+  'questions': _flag(
+    'jsonl of {question, answers, id?, gold_passage_id?}, or what --record_format says; '
+    'globs allowed',
+    required=True,
+    nargs='+',
+    metavar='FILE',
+  ),
+  'record_format': _flag(
+    'layout of the questions; qa is our own, the others are those in which benchmarks are '
+    'published',
+    default='qa',
+    choices=RECORD_FORMATS,
+  ),
+  'on_error': _flag(
+    'what to do about a malformed record: stop, or leave it out and count it',
+    default='raise',
+    choices=('raise', 'skip'),
+  ),
+  'shots_seed': _flag('of the choice of --shots', int, 0),
+  'text': _flag(
+    "fields of TextConfig, such as n_passages=40 and question_format='{question}' (default: as in "
+    'the checkpoint)',
+    default=[],
+    nargs='+',
+    action='extend',
+    metavar='FIELD=VALUE',
+  ),
+  'reader_vocabulary': _flag(
+    "the reader's spiece.model, tokenizer.json, or vocab.json beside merges.txt", metavar='FILE'
+  ),
+  'retriever_vocabulary': _flag("the retriever's vocab.txt or SentencePiece model", metavar='FILE'),
+  'batch_size': _flag('encoded at a time', int),
+}
+_SHARED = {**_SEARCH, **_BUILD, **_DECODING, **_OTHERS}
+INDEX, SEARCH, BUILD, DECODING = map(tuple, (_INDEX, _SEARCH, _BUILD, _DECODING))
+
+
+def shared(to: argparse._ActionsContainer, *names: str, **changes: Any) -> None:
+  """Adds flags that other commands have, too.
+
+  Args:
+    to: parser or group of one.
+    *names: of the flags.
+    **changes: what this command says differently of each, such as its default.
+  """
+  for name in names:
+    to.add_argument(f'--{name}', **{**_SHARED[name], **changes})
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+  """Shows every default but those that the help text tells, or that are none."""
+
+  def _get_help_string(self, action: argparse.Action) -> str:
+    text = action.help or ''
+    told = '(default' in text or action.required
+    if told or any(action.default is none for none in (None, False, argparse.SUPPRESS)):
+      return text
+    return f'{text} (default: %(default)s)'
+
+
+class Parser(argparse.ArgumentParser):
+  """Takes - for _ in names of flags, and names the nearest to a misspelt one.
+
+  As argparse does, it takes the beginning of a name for the whole, where only
+  one name begins so.
+  """
+
+  def __init__(self, prog: str | None, description: str | None, **options: Any):
+    super().__init__(prog=prog, description=description, formatter_class=_HelpFormatter, **options)
+
+  def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+    argv = list(sys.argv[1:] if args is None else args)
+    end = argv.index('--') if '--' in argv else len(argv)
+    return super().parse_known_args([*map(self._spelt, argv[:end]), *argv[end:]], namespace)
+
+  def _spelt(self, argument: str) -> str:
+    """A flag as it was defined; anything else as it is."""
+    name, equals, value = argument.partition('=')
+    # As for argparse, what holds a space is no flag.
+    if not name.startswith('--') or ' ' in name:
+      return argument
+    flags = {_underscored(flag): flag for flag in self._option_string_actions if flag != '-h'}
+    wanted = _underscored(name)
+    same = [flags[wanted]] if wanted in flags else []
+    found = same or [flag for known, flag in flags.items() if known.startswith(wanted)]
+    if not found:
+      self.error(f'unknown flag {name}.{did_you_mean(wanted, flags)}')
+    return f'{found[0]}{equals}{value}' if len(found) == 1 else argument
+
+
+def _underscored(flag: str) -> str:
+  return '--' + flag[2:].replace('-', '_')
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+  """A question with the nearest of the known names; '' where none is near."""
+  near = difflib.get_close_matches(name, list(known), n=1)
+  return f' Did you mean {near[0]}?' if near else ''
+
+
+def pick(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+  """Values of some flags, by name."""
+  return {name: getattr(arguments, name) for name in names}

@@ -1,0 +1,53 @@
+"""Questions one at a time, of an index that may change between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+import contextlib
+
+from ralm_jax.evaluation.answering import AnswerOptions
+from ralm_jax.evaluation.records import Answer
+from ralm_jax.evaluation.task import PassageOptions
+from ralm_jax.retrieval.index_source import IndexSource
+from ralm_jax.runs import opening
+
+
+@contextlib.contextmanager
+def open_session(
+  *,
+  checkpoint: str,
+  source: IndexSource | None = None,
+  n_passages: int | None = None,
+  answering: AnswerOptions = AnswerOptions(),
+) -> Iterator[Callable[[str], Answer]]:
+  """Gives a function from a question to its answer.
+
+  Whatever the retrieval process serves when a question is asked, it is answered
+  from that.
+  """
+  opened = opening.open_checkpoint(checkpoint)
+  with opening.open_evaluator(
+    opened,
+    source,
+    batch_size=opened.partitioner.mesh.size,
+    passages=PassageOptions(n_passages=n_passages),
+    answering=answering,
+  ) as evaluator:
+    yield lambda question: evaluator.answer(opened.params, [question])[0]
+
+
+def ask(
+  question: str,
+  *,
+  checkpoint: str,
+  source: IndexSource | None = None,
+  n_passages: int | None = None,
+  answering: AnswerOptions = AnswerOptions(),
+) -> Answer:
+  """Answers one question."""
+  if not question.strip():
+    raise ValueError('The question is empty; write it as an argument.')
+  with open_session(
+    checkpoint=checkpoint, source=source, n_passages=n_passages, answering=answering
+  ) as answer:
+    return answer(question)
