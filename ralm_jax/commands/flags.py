@@ -25,6 +25,18 @@ RECORD_FORMATS = (
 )
 
 
+def record_format(name: str) -> str:
+  """A layout of questions that there is."""
+  if name not in RECORD_FORMATS:
+    from ralm_jax.data.questions.formats import catalogue
+
+    try:
+      catalogue.find(name)  # where a program has registered more
+    except ValueError as error:
+      raise argparse.ArgumentTypeError(str(error)) from error
+  return name
+
+
 def _early_stopping(text: str) -> bool | str:
   return {'true': True, 'false': False}.get(text, text)
 
@@ -121,10 +133,11 @@ _OTHERS = {
     metavar='FILE',
   ),
   'record_format': _flag(
-    'layout of the questions; qa is our own, the others are those in which benchmarks are '
-    'published',
-    default='qa',
-    choices=RECORD_FORMATS,
+    'layout of the questions: qa is our own, the others are those in which benchmarks are '
+    f'published: {", ".join(RECORD_FORMATS[1:])}',
+    record_format,
+    'qa',
+    metavar='FORMAT',
   ),
   'on_error': _flag(
     'what to do about a malformed record: stop, or leave it out and count it',

@@ -19,11 +19,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     metavar='predictions.jsonl',
     help='what `ralm eval` or `ralm infer` wrote',
   )
-  flags.shared(
-    parser,
-    'record_format',
+  add(
+    '--record_format',
     required=True,
-    default=None,
     choices=flags.KILT_FORMATS,
     help="of the questions; FEVER's true and false become SUPPORTS and REFUTES again",
   )

@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   )
   add(
     '--training_format',
-    choices=flags.RECORD_FORMATS,
+    type=flags.record_format,
+    metavar='FORMAT',
     help='of the training questions (default: that of the questions)',
   )
   flags.shared(

@@ -67,7 +67,7 @@ def test_choices_are_those_of_the_library():
   assert flags.BACKENDS == index_source.BACKENDS
   assert flags.DEVICE_DTYPES == search.DTYPES
   assert flags.RAG_DECODINGS == prediction.RAG_DECODINGS
-  assert flags.RECORD_FORMATS == catalogue.RECORD_FORMATS
+  assert flags.RECORD_FORMATS == tuple(catalogue.FORMATS)
   assert flags.KILT_FORMATS == tuple(kilt_formats.EXPECTED)
   assert kilt.PAGE_FIELDS == kilt_predictions.PAGE_FIELDS
   assert evaluate.METRICS == by_task.FAMILIES
@@ -79,6 +79,16 @@ def test_choices_are_those_of_the_library():
   assert convert.READINGS == retriever_objective.READINGS
   assert convert.SIDES == recognition.SIDES
   assert convert.MAX_SHARD_BYTES == huggingface_export.MAX_SHARD_BYTES
+
+
+def test_formats_that_a_program_registers(monkeypatch, capsys):
+  parser = flags.Parser('ralm', '')
+  flags.shared(parser, 'record_format')
+  with pytest.raises(SystemExit):
+    parser.parse_args(['--record_format', 'ours'])
+  assert "record_format is 'ours'; it must be one of qa, nq_open" in capsys.readouterr().err
+  monkeypatch.setitem(catalogue.FORMATS, 'ours', catalogue.FORMATS['qa'])
+  assert parser.parse_args(['--record_format', 'ours']).record_format == 'ours'
 
 
 def test_help_imports_nothing_heavy():
