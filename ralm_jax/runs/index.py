@@ -11,6 +11,7 @@ import jax
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.checkpoints.store import Checkpoints
 from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.evaluation.task import PassageOptions
 from ralm_jax.losses.array_types import PyTree
 from ralm_jax.retrieval import embedding, retriever as retriever_lib
 from ralm_jax.retrieval.assembler import Assembler
@@ -36,6 +37,7 @@ class NoIndex:
 
   evaluation_retriever = None
   rerank_to = rerank_chunk = None
+  passages = PassageOptions()
   index_refresh = on_checkpoint = None
   built_with: TrainState | None = None
 
@@ -69,6 +71,7 @@ class RunIndex:
     evaluation_retriever: as many, without their embeddings.
     rerank_to: passages that are kept of the candidates; None keeps all.
     rerank_chunk: candidates encoded at a time; None encodes all.
+    passages: what an evaluation reads during the run.
     index_refresh: None for an index that is not refreshed by the run.
     built_with: the state whose parameters have just embedded it, if so.
   """
@@ -94,6 +97,11 @@ class RunIndex:
     reranks = n_candidates > spec.text.n_passages
     self.rerank_to = spec.text.n_passages if reranks else None
     self.rerank_chunk = cfg.rerank_chunk if reranks else None
+    self.passages = (
+      PassageOptions(n_candidates=n_candidates, rerank_chunk=cfg.rerank_chunk)
+      if reranks
+      else PassageOptions()
+    )
 
     make_retriever = functools.partial(
       PassageRetriever, client, store, n_candidates, search_filter=cfg.search_filter
