@@ -59,13 +59,10 @@ def passage_task(
   one split, 'train'. Shuffling draws from the whole corpus, whatever its size.
 
   Args:
-    name: of the task.
     corpus: a corpus folder; its vocabularies must be the model's.
-    objective: what to make of a passage.
     text: lengths; its formats play no part.
     min_words: leaves shorter passages out.
     shots: must be None: a few shots are chosen of questions, not of passages.
-    shots_list: likewise.
 
   Raises:
     ValueError: the objective needs something else, no passage of the corpus
@@ -164,15 +161,11 @@ def tfds_text_task(
   """Registers a pretext task on a text data set of TensorFlow Datasets.
 
   Args:
-    name: of the task.
     tfds_name: of the data set: 'wikipedia/20230601.en:1.0.0', 'wiki40b/en:1.3.0',
       'c4/en:3.1.0'; the version can be left out with `tfds_data_dir`.
-    reader_vocabulary: file or object.
-    retriever_vocabulary: file or object.
     tfds_data_dir: folder of prepared data sets; None for TFDS's own.
     splits: names, or what to call slices (`{'train': 'train[:1%]'}`).
     fields: where it has what; None for a data set of `KNOWN_FIELDS`.
-    objective: what to make of a passage.
     text: lengths; its formats play no part.
     min_words: leaves shorter passages out.
     max_words: cuts longer texts into equal parts (`passages.split_long`).
@@ -247,11 +240,6 @@ def write_questions(
   seed and place, and excludes its passage. Texts are those of the reader's ids.
 
   Args:
-    output: the jsonl file.
-    corpus: as for `passage_task`.
-    objective: likewise.
-    text: likewise.
-    min_words: likewise.
     count: number of questions, of passages evenly spread over the corpus, of
       which 16 times as many are looked at; None for one of every passage.
     seed: of the noise.

@@ -40,9 +40,7 @@ def mmlu_task(
   shots_seed: int = 0,
   shots_list: str | None = None,
   record_format: str = 'mmlu',
-  require_answers: bool = True,
-  duplicate_ids: str = 'number',
-  on_error: str = 'raise',
+  **reading: Any,
 ) -> str:
   """Registers a multiple-choice task and returns its name.
 
@@ -52,27 +50,18 @@ def mmlu_task(
   `MIXTURE_OR_TASK_NAME = @multiple_choice.mmlu_task()`.
 
   Args:
-    name: of the task.
     train: files or globs: MMLU's csv, or with record_format 'qa' jsonl of
       `{question, options, answers: ["B"]}`.
-    validation: likewise.
-    test: likewise.
     text: formats and lengths; `reader_query_length` must hold the prompts, and
       `choice_prompt_length` bounds them.
-    reader_vocabulary: file or object.
-    retriever_vocabulary: file or object.
     permutations: orders of a training question: 'single', 'cyclic' or 'all'.
     validation_permutations: of a validation or test question.
     subjects: only these groups; None for all. One alone, with MMLU's five
       examples of it, is the 5-shot protocol.
     shots: training questions of each subject, chosen by hash; None for all.
-    shots_seed: of the choice.
     shots_list: file that lists the training questions to take instead.
     record_format: of the files, 'mmlu' or 'qa'.
-    require_answers: whether a question without an answer is an error; otherwise
-      it is left out.
-    duplicate_ids: 'error', or 'number' to tell equal ids apart.
-    on_error: 'raise', or 'skip' to leave malformed records out.
+    **reading: further options of `registration.read_splits`.
 
   Raises:
     ValueError: no file is given, a record is wrong (with file and line), a
@@ -80,11 +69,9 @@ def mmlu_task(
   """
   loaded = registration.read_splits(
     {'train': train, 'validation': validation, 'test': test},
-    require_answers=require_answers,
-    duplicate_ids=duplicate_ids,
     record_format=record_format,
-    on_error=on_error,
     shots_list=shots_list,
+    **reading,
   )
   if shots_list and shots is not None:
     raise ValueError(
@@ -108,12 +95,7 @@ def mmlu_task(
       splits=list(examples),
       num_input_examples={s: len(rows) for s, rows in examples.items()},
     ),
-    [
-      # What follows is drawn anew in every epoch.
-      seqio.CacheDatasetPlaceholder(),
-      registration.choose_answer,
-      functools.partial(registration.tokenize_targets, tokenizer=tokenizer),
-    ],
+    registration.drawn_answers(tokenizer),
     tokenizer,
   )
 
@@ -171,13 +153,8 @@ class _Permuted:
   ):
     """Tokenises nothing yet.
 
-    Args:
-      questions: with options.
-      permutations: which orders.
-      tokenizer: of the prompts.
-      max_question_tokens: of a prompt.
-      mixed: whether questions come in another sequence each time. Pipelines
-        shuffle within a window alone, and files are sorted by subject.
+    `mixed` tells whether questions come in another sequence each time: pipelines
+    shuffle within a window alone, and files are sorted by subject.
     """
     self._questions = list(questions)
     self._prompts = PromptTokenizer(self._questions, tokenizer, max_question_tokens)

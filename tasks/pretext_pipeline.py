@@ -113,7 +113,6 @@ class Passages:
 
   Attributes:
     excluded: id of the passage in the corpus; '' where it has none.
-    sources: as many.
     tokens: the reader's, of as many, or None where they are not known.
     documents: name of the document in the corpus, '' where it has none; None
       for no name at all.
@@ -134,9 +133,6 @@ class ExampleMaker:
     """Checks the objective.
 
     Args:
-      objective: what to make.
-      tokenizer: of both vocabularies.
-      min_words: leaves shorter passages out.
       origin: where the passages are from, for the caches that are made of them.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import json
@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from ralm_jax.data import features
 from ralm_jax.data.features import TokenIds
+from ralm_jax.data.pipeline import UnboundTask
 from ralm_jax.data.questions import answer_patterns, few_shot, reading
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.text import vocabularies
@@ -45,10 +46,10 @@ def read_splits(
     require_answers: whether a question without an answer is an error;
       otherwise it is left out.
     duplicate_ids: 'error', or 'number' to tell equal ids apart.
-    record_format: of the files, see `ralm_jax/data/questions/formats/catalogue.py`.
+    record_format: of the files, one of `catalogue.FORMATS`.
     on_error: 'raise', or 'skip' to leave malformed records out.
-    shots: only so many training questions, chosen by hash (`few_shot.choose`).
-    shots_seed: of the choice.
+    shots: only so many training questions, chosen by hash (`few_shot.choose`)
+      with `shots_seed`.
     shots_list: file that lists the training questions to take instead.
 
   Raises:
@@ -122,16 +123,14 @@ def choose_shots(
   Raises:
     ValueError: both a number and a list are given, or too few questions.
   """
+  if shots_list and shots is not None:
+    raise ValueError(
+      'Give `shots`, a number of questions chosen by hash, or `shots_list`, '
+      'a file that names them, not both.'
+    )
   if shots_list:
-    if shots is not None:
-      raise ValueError(
-        'Give `shots`, a number of questions chosen by hash, or `shots_list`, '
-        'a file that names them, not both.'
-      )
-    return list(few_shot.listed(questions, shots_list))
-  if shots is not None:
-    return list(few_shot.choose(questions, shots, shots_seed))
-  return list(questions)
+    return few_shot.listed(questions, shots_list)
+  return list(questions) if shots is None else few_shot.choose(questions, shots, shots_seed)
 
 
 def make_tokenizer(
@@ -160,15 +159,29 @@ def register_questions(
       splits=list(splits),
       num_input_examples={s: len(rows) for s, rows in splits.items()},
     ),
-    [
-      functools.partial(tokenize_queries, tokenizer=tokenizer),
-      # What follows is drawn anew in every epoch.
-      seqio.CacheDatasetPlaceholder(),
-      choose_answer,
-      functools.partial(tokenize_targets, tokenizer=tokenizer),
-    ],
+    [functools.partial(tokenize_queries, tokenizer=tokenizer), *drawn_answers(tokenizer)],
     tokenizer,
   )
+
+
+def drawn_answers(tokenizer: QueryTokenizer) -> list[Any]:
+  """The last preprocessors of a question task: what is drawn anew in every epoch."""
+  return [
+    seqio.CacheDatasetPlaceholder(),
+    choose_answer,
+    functools.partial(tokenize_targets, tokenizer=tokenizer),
+  ]
+
+
+def declare(name: str, maker: Callable[..., str], **arguments: Any) -> None:
+  """Registers a task by name alone, unless there is one of that name.
+
+  Args:
+    maker: registers it once there are files, such as `qa.jsonl_task`.
+    **arguments: of the maker, besides files, lengths and vocabularies.
+  """
+  if name not in seqio.TaskRegistry.names():
+    seqio.TaskRegistry.add_provider(name, UnboundTask(name, maker, arguments))
 
 
 def register(

@@ -17,52 +17,13 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from ralm_jax.data import dates
+from ralm_jax.data import features
 from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.data.text_config import TextConfig
 from ralm_jax.tasks import registration
 
 Example = Mapping[str, Any]
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
-
-
-def natural_questions_open(name: str = 'tfds_nq_open', **task: Any) -> str:
-  """Natural Questions, open: its `validation` is what papers call test.
-
-  Args:
-    name: of the task.
-    **task: arguments of `tfds_task`.
-  """
-  return tfds_task(
-    name, **{'tfds_name': 'natural_questions_open:1.*.*', 'convert': from_nq, **task}
-  )
-
-
-def trivia_qa(name: str = 'tfds_trivia_qa', **task: Any) -> str:
-  """TriviaQA: unfiltered, without its documents, unless `tfds_name` says else.
-
-  The target is the answer's `value`, in title case where it is all upper case;
-  its test split has no answers.
-
-  Args:
-    name: of the task.
-    **task: arguments of `tfds_task`.
-  """
-  return tfds_task(
-    name, **{'tfds_name': 'trivia_qa/unfiltered.nocontext:1.*.*', 'convert': from_trivia_qa, **task}
-  )
-
-
-def web_questions(name: str = 'tfds_web_questions', **task: Any) -> str:
-  """WebQuestions.
-
-  Args:
-    name: of the task.
-    **task: arguments of `tfds_task`.
-  """
-  return tfds_task(
-    name, **{'tfds_name': 'web_questions:1.*.*', 'convert': from_web_questions, **task}
-  )
 
 
 def tfds_task(
@@ -79,17 +40,13 @@ def tfds_task(
   """Registers a question task on a data set of TensorFlow Datasets.
 
   Args:
-    name: of the task.
     tfds_name: of the data set, `name/config:version`; the version, which may be
       '1.*.*', can be left out with `tfds_data_dir`, for the newest there.
     convert: makes `question` and `answers` [n], strings, of its features.
       Questions without answers are left out.
-    reader_vocabulary: file or object.
-    retriever_vocabulary: file or object.
     tfds_data_dir: folder of prepared data sets; None for TFDS's own.
     splits: names, or what to call slices, such as `{'train': 'train[:79168]',
       'validation': 'train[79168:]'}`; None for all.
-    text: formats and lengths.
 
   Returns:
     The name.
@@ -101,10 +58,7 @@ def tfds_task(
     [
       functools.partial(_questions, convert=convert),
       functools.partial(registration.tokenize_queries, tokenizer=tokenizer),
-      # What follows is drawn anew in every epoch.
-      seqio.CacheDatasetPlaceholder(),
-      registration.choose_answer,
-      functools.partial(registration.tokenize_targets, tokenizer=tokenizer),
+      *registration.drawn_answers(tokenizer),
     ],
     tokenizer,
   )
@@ -118,10 +72,8 @@ def tfds_source(
   """A source that stays offline where a folder is given.
 
   Args:
-    tfds_name: see `tfds_task`.
     tfds_data_dir: folder of prepared data sets, which nothing is added to; None
       for TFDS's own, into which it downloads.
-    splits: see `tfds_task`.
 
   Raises:
     FileNotFoundError: the folder has no such data set.
@@ -157,7 +109,10 @@ def from_nq(example: Example) -> Example:
 
 
 def from_trivia_qa(example: Example) -> Example:
-  """Of `trivia_qa`: `question` and `answer`, of which `value` is the target."""
+  """Of `trivia_qa`: `question` and `answer`, of which `value` is the target.
+
+  In title case where it is all upper case; its test split has no answers.
+  """
   value = example['answer']['value']
   # Hidden answers are written so.
   known = tf.logical_and(value != '<unk>', value != '')
@@ -170,6 +125,28 @@ def from_trivia_qa(example: Example) -> Example:
 def from_web_questions(example: Example) -> Example:
   """Of `web_questions`: `question` and `answers` [n]."""
   return {'question': example['question'], 'answers': example['answers']}
+
+
+# Arguments of `tfds_task`. What papers call the test split of NQ is `validation`;
+# TriviaQA is unfiltered, without its documents.
+NATURAL_QUESTIONS_OPEN = {'tfds_name': 'natural_questions_open:1.*.*', 'convert': from_nq}
+TRIVIA_QA = {'tfds_name': 'trivia_qa/unfiltered.nocontext:1.*.*', 'convert': from_trivia_qa}
+WEB_QUESTIONS = {'tfds_name': 'web_questions:1.*.*', 'convert': from_web_questions}
+
+
+def natural_questions_open(name: str = 'tfds_nq_open', **task: Any) -> str:
+  """Natural Questions, open (Lee et al. 2019); arguments of `tfds_task`."""
+  return tfds_task(name, **{**NATURAL_QUESTIONS_OPEN, **task})
+
+
+def trivia_qa(name: str = 'tfds_trivia_qa', **task: Any) -> str:
+  """TriviaQA (Joshi et al. 2017); arguments of `tfds_task`."""
+  return tfds_task(name, **{**TRIVIA_QA, **task})
+
+
+def web_questions(name: str = 'tfds_web_questions', **task: Any) -> str:
+  """WebQuestions (Berant et al. 2013); arguments of `tfds_task`."""
+  return tfds_task(name, **{**WEB_QUESTIONS, **task})
 
 
 def _title_case(value: tf.Tensor) -> tf.Tensor:
@@ -191,10 +168,7 @@ def _questions(dataset: tf.data.Dataset, convert: Callable[[Example], Example]) 
       'question': converted['question'],
       'answers': converted['answers'],
       # As tasks of question files, to be mixed with them.
-      'exclude_ids': tf.constant(''),
-      'exclude_documents': tf.constant(''),
-      'gold_ids': tf.constant(''),
-      'max_date': tf.constant(dates.NO_DATE_BOUND, tf.int32),
+      **features.PASSAGE_FEATURES,
     }
 
   return dataset.map(select, num_parallel_calls=tf.data.AUTOTUNE).filter(

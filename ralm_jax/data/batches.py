@@ -117,7 +117,6 @@ def assemble_reader_inputs(
       special tokens; ragged, or padded [batch, query_length] int.
     rows: [batch, n_passages] int, rows of the store; -1 for no passage.
     store: the passages; None if the template shows none.
-    template: made by `TokenTemplate.for_reader`.
     length: tokens an input has at most, eos included.
     titles: `batch * n_passages` titles in the reader's vocabulary, shown
       instead of the rows' own (an augmentation).
@@ -160,8 +159,6 @@ def assemble_retriever_inputs(
   Args:
     rows: [batch, n_passages] int, rows of the store; -1 for no passage, which
       leaves the special tokens alone.
-    store: the passages.
-    template: made by `TokenTemplate.for_retriever`.
     length: tokens an input has at most, special tokens included.
 
   Returns:

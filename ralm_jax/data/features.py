@@ -33,8 +33,6 @@ class TokenIds(seqio.PassThroughVocabulary):
     """Says what the ids are.
 
     Args:
-      size: number of ids.
-      eos_id: ends a sequence.
       pad_id: fills arrays; seqio's own vocabularies know only 0.
     """
     self._pad_id = pad_id
@@ -86,7 +84,6 @@ class RetrievalFeatureConverter(seqio.FeatureConverter):
     Args:
       pack: must be False, as users of seqio say it.
       pad_ids: of `query`, `reader_query` and `targets`; 0 where none is given.
-      **options: of `seqio.FeatureConverter`.
 
     Raises:
       ValueError: examples are to be packed.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import copy
 import dataclasses
 import glob
@@ -35,12 +35,12 @@ class DatasetConfig:
     mixture_or_task_name: registered with seqio, or a Mixture or Task.
     task_feature_lengths: tokens of `query`, `reader_query` and `targets`; None
       takes them from the model's TextConfig.
-    split: of the task.
     batch_size: over all processes.
-    shuffle: whether to shuffle.
     seed: of shuffling and of random preprocessors.
     use_cached: read seqio's cache of the task.
     module: imported first, to register tasks.
+    make_task: what makes a task of ours of its files where only its name is
+      given, such as `qa.jsonl_task` with its arguments bound.
   """
 
   mixture_or_task_name: Any
@@ -51,6 +51,40 @@ class DatasetConfig:
   seed: int = 0
   use_cached: bool = False
   module: str | None = None
+  make_task: Callable[..., str] | None = None
+
+
+class UnboundTask(seqio.Task):
+  """A task of ours by name, before it is known which files it is made of."""
+
+  def __init__(self, name: str, maker: Callable[..., str], arguments: Mapping[str, Any]):
+    self._name = name
+    self._maker = maker
+    self._arguments = arguments
+
+  def bound(self, make_task: Callable[..., str]) -> seqio.Task:
+    """The task that `make_task` makes; this one stays registered under the name."""
+    try:
+      seqio.TaskRegistry.remove(self.name)
+      make_task(name=self.name, **self._arguments)
+      return seqio.TaskRegistry.get(self.name)
+    finally:
+      seqio.TaskRegistry.remove(self.name)
+      seqio.TaskRegistry.add_provider(self.name, self)
+
+  def __str__(self) -> str:
+    return f'UnboundTask({self.name!r})'
+
+  def __getattr__(self, attribute: str) -> Any:
+    """Whatever else a task has depends on its files."""
+    if attribute.startswith('__'):
+      raise AttributeError(attribute)
+    maker = f'{self._maker.__module__}.{self._maker.__name__}'
+    raise ValueError(
+      f'Task {self.name!r} is known by name, but not of which files: start from a gin file '
+      f'of gin_configs/runs, or bind DatasetConfig.make_task = @{maker}, or call {maker} '
+      f'with the name {self.name!r}, files and vocabularies.'
+    )
 
 
 class DatasetIterator:
@@ -160,10 +194,7 @@ def get_dataset_iterator(
   """Builds the stream of one process.
 
   Args:
-    config: the task and its batches.
     feature_lengths: used where the config names none.
-    process_index: which share.
-    process_count: number of shares.
     pad_ids: of `query`, `reader_query` and `targets`, those of the model's
       vocabularies; where none is given, that of the task's feature, which for
       seqio's own vocabularies is 0.
@@ -178,6 +209,8 @@ def get_dataset_iterator(
       f'processes, {process_count}.'
     )
   task = get_task(config.mixture_or_task_name, config.module)
+  if config.make_task is not None and isinstance(task, UnboundTask):
+    task = task.bound(config.make_task)
   if config.split not in task.splits:
     raise ValueError(
       f'Task {task.name!r} has no split {config.split!r}; it has {sorted(task.splits)}.'

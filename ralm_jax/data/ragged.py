@@ -49,7 +49,6 @@ class RaggedTokens:
 
     Args:
       tokens: [N, length] int. A `pad_id` between tokens is kept.
-      pad_id: the id that fills the end of rows.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 2:
@@ -102,8 +101,6 @@ def gather(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Ragge
 
   Args:
     values: [total] integers of any width.
-    starts: [N] int64.
-    lengths: [N] int64.
   """
   offsets = offsets_of(lengths)
   indices = np.repeat(starts - offsets[:-1], lengths)
@@ -113,9 +110,6 @@ def gather(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Ragge
 
 def concatenate(parts: Sequence[RaggedTokens]) -> RaggedTokens:
   """Joins sequence i of every part into sequence i of the result.
-
-  Args:
-    parts: ragged tokens of the same number of sequences.
 
   Raises:
     ValueError: no parts, or parts of different numbers of sequences.

@@ -26,7 +26,6 @@ def read_json_lines(
   """Reads the objects of a jsonl file with the 1-based numbers of their lines.
 
   Args:
-    path: plain or gzipped.
     on_error: called with the error of a line that cannot be read, which is
       left out; None raises it. Damaged compression is raised in any case.
 

@@ -71,8 +71,9 @@ def test_patterns_are_no_targets(data, tmp_path, caplog):
 def test_nothing_but_patterns_of_which_no_text_is_made(data, tmp_path):
   path = tiny.write_jsonl(tmp_path / 'q.jsonl', [{'question': 'q', 'answer': [OPEN]}])
   with pytest.raises(ValueError, match='no question with an answer to train on'):
-    qa.curated_trec(
+    qa.jsonl_task(
       train=str(path),
+      record_format='curated_trec',
       reader_vocabulary=str(data.reader_vocabulary),
       retriever_vocabulary=str(data.retriever_vocabulary),
     )

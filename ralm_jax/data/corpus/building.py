@@ -58,8 +58,6 @@ class Chunk:
   """The lines of one shard.
 
   Attributes:
-    index: of the shard.
-    segments: the lines, file after file.
     source: checksum of the lines.
     position: bytes of all files read when the chunk was complete.
   """
@@ -171,7 +169,6 @@ def check_new_ids(shards: ShardSet, parts: Sequence[Passage], replace: bool) -> 
   """Raises ValueError if passages to append have ids that they must not have.
 
   Args:
-    shards: the corpus so far.
     parts: after `split_long`.
     replace: whether passages may have the id of one they take the place of.
   """
@@ -237,13 +234,7 @@ def build_shards(
   """Makes every shard that is not there yet.
 
   Args:
-    paths: the passage files.
-    directory: the corpus folder, with the vocabularies in it.
-    settings: what decides the shards' content.
-    shard_size: lines a shard.
-    n_workers: processes; 1 builds in this one.
     known_entry: what is known of a chunk's shard from before.
-    progress: show a progress bar.
 
   Returns:
     The entries of all shards, in order.

@@ -25,7 +25,6 @@ class VocabularyEntry:
     file: name of its copy in the corpus folder.
     fingerprint: `Vocabulary.fingerprint`, a checksum of file and options.
     extra_ids: sentinels of a SentencePiece vocabulary; else 0.
-    vocab_size: number of ids.
   """
 
   file: str
@@ -59,7 +58,6 @@ class Settings:
   """Everything besides the passages that decides what a shard holds.
 
   Attributes:
-    vocabularies: of `reader` and `retriever`.
     max_words: longer texts are cut; None for no limit.
     provenance: whether shards keep documents and dates. False in corpora built
       before there was such a thing, whose shards are repaired as they were.
@@ -84,12 +82,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """What a corpus folder holds.
-
-  Attributes:
-    settings: vocabularies and options.
-    shards: in row order.
-  """
+  """What a corpus folder holds."""
 
   settings: Settings
   shards: tuple[ShardEntry, ...]

@@ -39,9 +39,6 @@ class HashSet:
   def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where hashes occur.
 
-    Args:
-      hashes: [N] uint64.
-
     Returns:
       positions in `hashes` [M] int64, and the number that goes with each.
     """

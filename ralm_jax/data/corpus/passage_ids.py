@@ -52,9 +52,6 @@ class RowsOfIds:
     An id that the corpus does not have stands for no passage; the first time
     that is said in the log, since ids of another corpus would go unnoticed.
 
-    Args:
-      ids: passage ids of `batch` examples.
-
     Returns:
       [batch, n] int64 rows, filled with -1; None where no example names any.
     """

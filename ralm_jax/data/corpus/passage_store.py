@@ -47,7 +47,6 @@ class PassageChunk:
   """Consecutive passages as tokens.
 
   Attributes:
-    rows: [N] int64.
     tokens: for each column asked for, the tokens of the N passages.
   """
 
@@ -146,7 +145,6 @@ class PassageStore:
     """Rows of the users' own ids; of a replaced passage the newest.
 
     Args:
-      ids: N passage ids.
       unknown: row of an id the corpus does not have; None raises instead.
 
     Returns:
@@ -185,9 +183,6 @@ class PassageStore:
   def sources(self, rows: np.ndarray) -> np.ndarray:
     """Which passage of the user's rows belong to, parts and versions alike.
 
-    Args:
-      rows: int, of any shape.
-
     Returns:
       int64 keys of that shape: equal where the id before cutting is. 0 where
       a row is -1.
@@ -197,9 +192,6 @@ class PassageStore:
   def documents(self, rows: np.ndarray) -> np.ndarray:
     """Which source document rows belong to, see `Passage.source_document`.
 
-    Args:
-      rows: int, of any shape.
-
     Returns:
       int64 keys of that shape; 0 where a row is -1.
     """
@@ -207,9 +199,6 @@ class PassageStore:
 
   def dates(self, rows: np.ndarray) -> np.ndarray:
     """Dates of passages, as days since 1970-01-01.
-
-    Args:
-      rows: int, of any shape.
 
     Returns:
       int32 of that shape, the last day that a date allows; `dates.NO_DATE`
@@ -253,14 +242,7 @@ class PassageStore:
   def iterate(
     self, columns: Sequence[str], chunk_size: int, *, start: int = 0, stop: int | None = None
   ) -> Iterator[PassageChunk]:
-    """Tokens of consecutive passages, for embedding a whole corpus.
-
-    Args:
-      columns: token columns (`tokens`).
-      chunk_size: passages a chunk; the last may be smaller.
-      start: first row.
-      stop: row after the last; None for the end of the store.
-    """
+    """Tokens of consecutive passages, for embedding a whole corpus."""
     stop = len(self) if stop is None else min(stop, len(self))
     for first in range(start, stop, chunk_size):
       rows = np.arange(first, min(first + chunk_size, stop))
@@ -287,7 +269,6 @@ def build_corpus(
 
   Args:
     inputs: files or globs of Atlas jsonl or DPR tsv, plain or gzipped.
-    output: the corpus folder.
     reader_vocabulary: file or object; tokenises for the reader.
     retriever_vocabulary: file or object; tokenises for the retriever.
     max_words: cuts longer texts into equal parts (`passages.split_long`).
@@ -295,7 +276,6 @@ def build_corpus(
       without others. Scripts need `if __name__ == '__main__'`.
     shard_size: input lines a shard.
     resume: False discards whatever corpus the folder holds.
-    progress: show a progress bar on stderr.
 
   Returns:
     The open store.
@@ -375,8 +355,6 @@ def append_passages(
   `max_words` are cut, so there may be more rows than passages.
 
   Args:
-    directory: the corpus folder.
-    passages: what to add.
     replace: whether an id may be taken: its newest row is then the one that
       `PassageStore.rows_of` finds.
 

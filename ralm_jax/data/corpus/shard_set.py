@@ -56,8 +56,6 @@ class ShardSet:
     """Opens nothing yet.
 
     Args:
-      directory: of the files.
-      entries: in row order.
       cut: whether the corpus cuts long passages (`shards.Shard`).
       opened: shards of these files that are open already.
     """

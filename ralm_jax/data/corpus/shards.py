@@ -46,10 +46,6 @@ class ShardEntry:
   """What a manifest says about a shard.
 
   Attributes:
-    file: name in the corpus folder.
-    rows: number of passages.
-    bytes: size of the file.
-    sha256: checksum of the file.
     source: checksum of the input lines it was made of; empty for passages
       that were appended.
   """
@@ -107,13 +103,8 @@ def write_shard(
   """Writes a shard; the same passages give the same bytes.
 
   Args:
-    path: the file to write, atomically.
-    passages: of the shard, in row order.
     tokens: `TOKEN_COLUMNS` of the passages, and what they have of
       `START_COLUMNS`.
-    vocab_sizes: of `reader` and `retriever`.
-    source: checksum of the lines the passages come from.
-    provenance: write those columns, too.
 
   Raises:
     ValueError: a column passes Arrow's 2 GB, or a date is none.
@@ -173,7 +164,6 @@ class Shard:
     """Maps a shard.
 
     Args:
-      path: the file.
       cut: whether its corpus cuts long passages, so that `id#1` may be a part.
 
     Raises:

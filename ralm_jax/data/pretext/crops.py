@@ -41,11 +41,6 @@ def random_crops(
 ) -> RaggedTokens:
   """One random contiguous crop of every sequence.
 
-  Args:
-    tokens: N sequences.
-    config: lengths and deletion.
-    generator: of random numbers.
-
   Returns:
     N sequences; an empty one stays empty.
   """
@@ -72,11 +67,8 @@ def frame(
   """Adds special tokens and pads.
 
   Args:
-    tokens: N sequences without special tokens.
     length: of the result, special tokens included.
-    prefix: put before each, such as [CLS].
     suffix: put behind each, kept under truncation.
-    pad_id: fills the rest.
 
   Returns:
     int32 [N, length] and bool [N, length].

@@ -39,10 +39,6 @@ class NoiseConfig:
   def counts(self, length: int, max_spans: int) -> tuple[int, int]:
     """Masked tokens and masked spans of a sequence of `length` tokens.
 
-    Args:
-      length: at least 2.
-      max_spans: number of sentinels.
-
     Returns:
       Two numbers, such that every span, visible or masked, has a token.
     """
@@ -82,11 +78,6 @@ class Corrupted:
 def random_composition(total: int, parts: int, generator: np.random.Generator) -> np.ndarray:
   """`parts` positive numbers that add up to `total`, each way equally likely.
 
-  Args:
-    total: at least `parts`.
-    parts: at least 1.
-    generator: of random numbers.
-
   Returns:
     [parts] int64.
   """
@@ -101,12 +92,6 @@ def random_spans(
   length: int, config: NoiseConfig, generator: np.random.Generator, max_spans: int = 100
 ) -> Spans:
   """Draws what is masked in a sequence of `length` tokens.
-
-  Args:
-    length: at least 2.
-    config: how much.
-    generator: of random numbers.
-    max_spans: number of sentinels.
 
   Raises:
     ValueError: the sequence is too short to show a token and mask another.
@@ -125,7 +110,6 @@ def corrupt(
 
   Args:
     tokens: [length] int, as many as `spans` add up to.
-    spans: what is masked.
     sentinels: [at least n] int, ids in the order of their use: T5's are 32099
       and downwards. One more than n for a closing sentinel.
     closing_sentinel: see `NoiseConfig`; left out where all are in use.
@@ -160,10 +144,8 @@ def longest_fitting(
   """The longest sequence of which no noise makes more tokens than fit.
 
   Args:
-    config: how much is masked.
     input_length: tokens that inputs may have.
     target_length: tokens that targets may have, end of sequence included.
-    max_spans: number of sentinels.
 
   Raises:
     ValueError: not even two tokens fit.

@@ -31,13 +31,7 @@ PretextTokenizer = pretext_tokens.PretextTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """What an example is made of.
-
-  Attributes:
-    title: of the document.
-    section: heading inside the document; may be empty.
-    text: the passage.
-  """
+  """What an example is made of."""
 
   title: str
   section: str
@@ -77,7 +71,6 @@ class Objective(abc.ABC):
 
     Args:
       source: not blank.
-      tokenizer: of both vocabularies.
       tokens: [n] the reader's ids of the text where they are known.
 
     Returns:
@@ -93,14 +86,7 @@ class Objective(abc.ABC):
     tokenizer: PretextTokenizer,
     generator: np.random.Generator,
   ) -> Example:
-    """Makes an example.
-
-    Args:
-      source: that of `prepare`.
-      prepared: what it returned.
-      tokenizer: of both vocabularies.
-      generator: of random numbers.
-    """
+    """Makes an example."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +94,6 @@ class MaskedSpans(Objective):
   """T5's span corruption.
 
   Attributes:
-    noise: how much is masked.
     max_tokens: of a passage, counted before the noise; what follows is left
       out. None for as many as fit into query and target, so that nothing that
       was masked is cut off; Atlas's is the length of a passage.

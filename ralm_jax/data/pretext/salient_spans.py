@@ -59,9 +59,6 @@ _OPENING = frozenset(
 def find(text: str) -> list[tuple[int, int]]:
   """Dates, names of several capitalised words, and numbers.
 
-  Args:
-    text: any text.
-
   Returns:
     (start, end) in characters, in the order of the text and apart from each
     other. A date goes before a name, and a name before a number.

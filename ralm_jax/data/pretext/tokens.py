@@ -30,7 +30,6 @@ class WordEncoder:
     """Remembers nothing yet.
 
     Args:
-      vocabulary: of the ids.
       capacity: number of words to remember; then it starts anew.
     """
     self.vocabulary = vocabulary
@@ -38,12 +37,7 @@ class WordEncoder:
     self._ids: dict[str, list[int]] = {}
 
   def encode(self, words: Sequence[str], limit: int | None = None) -> list[int]:
-    """Ids of words, without special tokens.
-
-    Args:
-      words: without whitespace.
-      limit: returns no more ids than this.
-    """
+    """Ids of words, without special tokens."""
     result: list[int] = []
     known = self._ids.get
     limit = sys.maxsize if limit is None else limit
@@ -128,11 +122,7 @@ class PretextTokenizer:
   """Words to the ids that `QueryTokenizer` gives their text."""
 
   def __init__(self, tokenizer: QueryTokenizer):
-    """Wraps a tokenizer; its formats play no part.
-
-    Args:
-      tokenizer: of lengths and vocabularies.
-    """
+    """Wraps a tokenizer; its formats play no part."""
     self.text = tokenizer.text
     self.reader = WordEncoder(tokenizer.reader_vocabulary)
     self.retriever = WordEncoder(tokenizer.retriever_vocabulary)

@@ -52,13 +52,7 @@ class PromptTokenizer:
     tokenizer: QueryTokenizer,
     max_question_tokens: int | None = multiple_choice.MAX_QUESTION_TOKENS,
   ):
-    """Tokenises nothing yet.
-
-    Args:
-      questions: with options.
-      tokenizer: formats, lengths and vocabularies.
-      max_question_tokens: see `multiple_choice.prompt`.
-    """
+    """Tokenises nothing yet."""
     self._questions = questions
     self._tokenizer = tokenizer
     self._max_question_tokens = max_question_tokens
@@ -78,7 +72,6 @@ class PromptTokenizer:
     """Of one question with its options in an order.
 
     Args:
-      number: of the question.
       order: letter i stands for option `order[i]`.
     """
     tokenizer = self._tokenizer

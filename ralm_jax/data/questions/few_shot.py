@@ -26,11 +26,6 @@ def choose(questions: Sequence[Question], shots: int, seed: int = 0) -> list[Que
   NQ-open, whose questions have no id. An id that occurs again counts as it is
   written, not as it is numbered.
 
-  Args:
-    questions: to choose from.
-    shots: how many, at least 1.
-    seed: of the choice.
-
   Returns:
     The questions in the order of their hashes.
 

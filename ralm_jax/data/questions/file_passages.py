@@ -17,11 +17,6 @@ class FilePassages:
 
   It stands in for a `corpus.PassageStore` where reader and retriever inputs
   are put together.
-
-  Attributes:
-    directory: for messages.
-    reader_vocabulary: of the model.
-    retriever_vocabulary: of the model.
   """
 
   directory = 'the question file'

@@ -30,7 +30,6 @@ def orderings(n_options: int, permutations: str) -> list[tuple[int, ...]]:
   """Orders in which options are shown, the original one first.
 
   Args:
-    n_options: how many options there are.
     permutations: 'single' is the original order alone; 'cyclic' its rotations,
       the last option first, then the last two, ...; 'all' every order.
 
@@ -64,7 +63,6 @@ def permuted(question: Question, order: Sequence[int]) -> Question:
   text are told apart. (Atlas takes the first letter with the answer's text.)
 
   Args:
-    question: with `options`.
     order: letter i stands for option `order[i]`.
   """
   order = list(order)
@@ -105,7 +103,6 @@ def prompt(
   it is written, with unknown characters and with spaces before punctuation.
 
   Args:
-    question: with `options`.
     tokenizer: whose question_format and reader vocabulary count.
     max_question_tokens: of the whole prompt; None for any number.
   """

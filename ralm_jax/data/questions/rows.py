@@ -34,7 +34,6 @@ class FilePassage:
   Attributes:
     id: as written; '' where there is none.
     title: with the section, `title: section`, where there is one.
-    text: as written.
   """
 
   id: str
@@ -48,8 +47,6 @@ def parse(
   """Arguments of a `Question`, but for `line` and `path`.
 
   Args:
-    row: as read.
-    where: file and line.
     position_id: what a row without id is called.
     require_answers: whether a row without an answer is an error.
     metrics: of a row that names none.

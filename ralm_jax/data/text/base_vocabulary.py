@@ -13,7 +13,6 @@ class Vocabulary(abc.ABC):
   """Text to token ids and back.
 
   Attributes:
-    path: the file the vocabulary was read from.
     vocab_size: number of ids, sentinels included.
     pad_id: id that fills arrays behind the last token.
     eos_id: id that ends a sequence (`</s>`, or `[SEP]` for WordPiece).
@@ -66,10 +65,6 @@ class Vocabulary(abc.ABC):
 
   def save(self, directory: Path, stem: str) -> str:
     """Writes the vocabulary as one file that `load_vocabulary` reads.
-
-    Args:
-      directory: an existing folder.
-      stem: the file's name without its suffix.
 
     Returns:
       The file's name. A file that is there and the same stays as it is.

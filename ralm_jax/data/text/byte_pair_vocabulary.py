@@ -29,10 +29,6 @@ class BytePairVocabulary(Vocabulary):
   Whitespace is collapsed, but a no-break space or another such character
   between two letters stays, as in the original. Names of special tokens in a
   text (`<mask>`, `</s>`) become their ids, as in the original, too.
-
-  Attributes:
-    bos_id: id that begins a sequence (`<s>`).
-    mask_id: id of `<mask>`.
   """
 
   suffix = '.json'

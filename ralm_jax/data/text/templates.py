@@ -43,10 +43,8 @@ class TokenTemplate:
   """A text with fields, tokenised but for the fields.
 
   Attributes:
-    format: the template as text.
     fields: names of the fields it uses, in the order of their appearance;
       `title_start` for a leading title whose first word has ids of its own.
-    pad_id: id that fills arrays made of its rendering.
   """
 
   def __init__(
@@ -69,8 +67,6 @@ class TokenTemplate:
         word has ids of its own; None where it has not.
       prefix: ids put before everything (`[CLS]`).
       suffix: ids put behind everything and kept under truncation (eos).
-      known_fields: names a field may have.
-      pad_id: id that fills arrays made of the rendering.
 
     Raises:
       ValueError: unbalanced braces, an unknown field, a field with a

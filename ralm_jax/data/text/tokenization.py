@@ -19,11 +19,6 @@ from ralm_jax.data.text_config import TextConfig
 class QueryTokenizer:
   """Tokenises queries for both models and targets for the reader.
 
-  Attributes:
-    text: formats and lengths.
-    reader_vocabulary: of the reader.
-    retriever_vocabulary: of the retriever.
-
   Raises:
     ValueError: a format has a sentinel that the reader's vocabulary lacks.
   """
@@ -60,7 +55,6 @@ class QueryTokenizer:
     """Ids that the reader's format puts in place of {query}, without eos.
 
     Args:
-      query: the text.
       length: how many at most; None for `reader_query_length`.
     """
     vocabulary = self.reader_vocabulary
@@ -120,9 +114,7 @@ class QueryTokenizer:
     """A QueryBatch from texts, filled up with padding rows to `size`.
 
     Args:
-      questions: the questions, at most `size`.
       answers: one target each; None where there is nothing to learn.
-      size: rows of the batch.
       first_index: `example_index` of the first question.
     """
     size = size or len(questions)

@@ -42,10 +42,6 @@ class SentencePieceVocabulary(Vocabulary):
   def __init__(self, path: Path, extra_ids: int = 100):
     """Reads a SentencePiece model.
 
-    Args:
-      path: the model file (`spiece.model`).
-      extra_ids: number of sentinels added behind the pieces.
-
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is no SentencePiece model, it lacks the pad, eos or
@@ -158,9 +154,6 @@ class WordPieceVocabulary(Vocabulary):
   def __init__(self, path: Path):
     """Reads a BERT `vocab.txt`, one piece a line; the line is the id.
 
-    Args:
-      path: the vocabulary file.
-
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is not UTF-8, repeats a piece, or lacks one of
@@ -197,7 +190,6 @@ class WordPieceVocabulary(Vocabulary):
     """Token ids of `text`.
 
     Args:
-      text: any text.
       add_special_tokens: put `[CLS]` before and `[SEP]` behind.
     """
     return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids

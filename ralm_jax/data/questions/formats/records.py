@@ -188,7 +188,6 @@ class RecordFormat:
     """Reads a file, plain or gzipped, into rows of our own layout.
 
     Args:
-      path: the file.
       require_answers: whether a record without an answer is an error.
       on_error: called with the error of a malformed record, which is left out;
         None raises it. What is wrong with the file as a whole is raised in any
