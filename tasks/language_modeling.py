@@ -17,6 +17,7 @@ import functools
 import json
 import logging
 import os
+import pathlib
 
 import numpy as np
 import seqio
@@ -42,6 +43,9 @@ from ralm_jax.tasks.pretext_pipeline import ExampleMaker, PassageRows, Passages
 
 Path = str | os.PathLike[str]
 
+# Of a document, see `TextFields`.
+_COLUMNS = ('text', 'title', 'id', 'document')
+
 
 def passage_task(
   name: str = 'passages',
@@ -57,12 +61,12 @@ def passage_task(
 
   In gin: `MIXTURE_OR_TASK_NAME = @language_modeling.passage_task()`. There is
   one split, 'train'. Shuffling draws from the whole corpus, whatever its size.
+  The corpus's vocabularies must be the model's.
 
   Args:
-    corpus: a corpus folder; its vocabularies must be the model's.
     text: lengths; its formats play no part.
     min_words: leaves shorter passages out.
-    shots: must be None: a few shots are chosen of questions, not of passages.
+    shots: must be None, as shots_list: they are chosen of questions.
 
   Raises:
     ValueError: the objective needs something else, no passage of the corpus
@@ -74,12 +78,8 @@ def passage_task(
       'chosen of questions; pre-training takes every passage of the corpus. '
       'Leave them at None, or build a smaller CORPUS.'
     )
-  store = corpus
-  if not isinstance(store, PassageStore):
-    store = PassageStore.open(os.fspath(corpus))
-  tokenizer = registration.make_tokenizer(text, store.reader_vocabulary, store.retriever_vocabulary)
+  store, tokenizer, maker = _opened(corpus, objective, text, min_words)
   source = PassageRows(store)
-  maker = _maker_of_store(store, objective, tokenizer, min_words)
   if not any(len(maker.prepare(_of_store(store, rows))[0]) for rows in source.chunks()):
     raise ValueError(
       f'{store.directory}: no passage has {min_words} words and what '
@@ -209,7 +209,7 @@ def tfds_text_task(
       functools.partial(_select, fields=fields),
       functools.partial(
         pretext_pipeline.prepare_in_batches,
-        columns=('text', 'title', 'id', 'document'),
+        columns=_COLUMNS,
         size=8,
         prepare=lambda *documents: maker.prepare(
           _of_documents(documents, fields.layout, max_words)
@@ -239,22 +239,14 @@ def write_questions(
   as predictions are written without them. Each example is that of its passage,
   seed and place, and excludes its passage. Texts are those of the reader's ids.
 
-  Args:
-    count: number of questions, of passages evenly spread over the corpus, of
-      which 16 times as many are looked at; None for one of every passage.
-    seed: of the noise.
-
-  Returns:
-    The number of questions.
+  Arguments are those of `passage_task`, and `count`: of passages evenly spread
+  over the corpus so many become questions, of which 16 times as many are looked
+  at; None for one of every passage. Returns their number.
 
   Raises:
     ValueError: no passage makes an example.
   """
-  store = corpus
-  if not isinstance(store, PassageStore):
-    store = PassageStore.open(os.fspath(corpus))
-  tokenizer = registration.make_tokenizer(text, store.reader_vocabulary, store.retriever_vocabulary)
-  maker = _maker_of_store(store, objective, tokenizer, min_words)
+  store, _, maker = _opened(corpus, objective, text, min_words)
   rows = PassageRows(store).rows(None)
   if count is not None:
     rows = rows[_spread(len(rows), 16 * count)]
@@ -272,18 +264,14 @@ def write_questions(
   lines = []
   for excluded, query, target in zip(columns[0], queries.to_lists(), targets.to_lists()):
     ids = json.loads(excluded)
-    lines.append(
-      json.dumps(
-        {
-          'id': ids[0],
-          'question': with_sentinels(query),
-          'answers': [vocabulary.decode(target)],
-          'target': with_sentinels(target),
-          'exclude_passage_ids': ids,
-        },
-        ensure_ascii=False,
-      )
-    )
+    row = {
+      'id': ids[0],
+      'question': with_sentinels(query),
+      'answers': [vocabulary.decode(target)],
+      'target': with_sentinels(target),
+      'exclude_passage_ids': ids,
+    }
+    lines.append(json.dumps(row, ensure_ascii=False))
   atomic_files.write(output, '\n'.join([*lines, '']))
   return len(lines)
 
@@ -293,10 +281,13 @@ def _spread(size: int, count: int) -> np.ndarray:
   return np.unique(np.linspace(0, size - 1, min(count, size)).astype(np.int64))
 
 
-def _maker_of_store(
-  store: PassageStore, objective: Objective, tokenizer: QueryTokenizer, min_words: int
-) -> ExampleMaker:
-  return ExampleMaker(objective, PretextTokenizer(tokenizer), min_words, store.fingerprint)
+def _opened(
+  corpus: Path | PassageStore, objective: Objective, text: TextConfig | None, min_words: int
+) -> tuple[PassageStore, QueryTokenizer, ExampleMaker]:
+  store = corpus if isinstance(corpus, PassageStore) else PassageStore.open(pathlib.Path(corpus))
+  tokenizer = registration.make_tokenizer(text, store.reader_vocabulary, store.retriever_vocabulary)
+  maker = ExampleMaker(objective, PretextTokenizer(tokenizer), min_words, store.fingerprint)
+  return store, tokenizer, maker
 
 
 def _of_store(store: PassageStore, rows: np.ndarray) -> Passages:
@@ -328,12 +319,7 @@ def _of_documents(columns: Sequence[np.ndarray], layout: str, max_words: int | N
 @seqio.map_over_dataset
 def _select(example: Mapping[str, tf.Tensor], fields: TextFields) -> dict[str, tf.Tensor]:
   """`text`, `title`, `id` and `document`, strings; '' for what is not there."""
-  chosen = {
-    'text': fields.text,
-    'title': fields.title,
-    'id': fields.id,
-    'document': fields.document,
-  }
+  chosen = {name: getattr(fields, name) for name in _COLUMNS}
   for feature in chosen.values():
     if feature is not None and feature not in example:
       raise ValueError(

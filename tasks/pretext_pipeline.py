@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import seqio
@@ -23,6 +23,9 @@ from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.pretext import objectives
 from ralm_jax.data.pretext.objectives import Objective, PretextTokenizer, Source
 from ralm_jax.data.ragged import RaggedTokens
+
+if TYPE_CHECKING:  # Which would load jax.
+  from ralm_jax.losses.array_types import Int
 
 # Rows that a call into Python does at once.
 BATCH = 64
@@ -41,11 +44,9 @@ class PassageRows(seqio.DataSource):
   """
 
   def __init__(self, store: PassageStore, rows_per_shard: int = 65_536):
-    """Reads which passages were replaced since.
+    """Reads which passages were replaced since; later ones are not seen.
 
-    Args:
-      store: the corpus, of which later passages are not seen.
-      rows_per_shard: what one worker of a Beam pipeline does.
+    `rows_per_shard` is what one worker of a Beam pipeline does.
     """
     self._size, self._rows = len(store), None
     self._directory = store.directory
@@ -56,8 +57,8 @@ class PassageRows(seqio.DataSource):
     self._shards = max(1, -(-self._size // rows_per_shard))
     super().__init__(splits=('train',), num_input_examples={'train': self._size})
 
-  def rows(self, positions: np.ndarray | None) -> np.ndarray:
-    """[n] int64 rows of positions [n]; of all for None."""
+  def rows(self, positions: Int[np.ndarray, ' n'] | None) -> Int[np.ndarray, ' n']:
+    """Rows at positions; all of them for None."""
     if positions is None:
       positions = np.arange(self._size)
     return positions if self._rows is None else self._rows[positions]
@@ -111,11 +112,8 @@ class PassageRows(seqio.DataSource):
 class Passages:
   """Passages to make examples of.
 
-  Attributes:
-    excluded: id of the passage in the corpus; '' where it has none.
-    tokens: the reader's, of as many, or None where they are not known.
-    documents: name of the document in the corpus, '' where it has none; None
-      for no name at all.
+  Those are excluded whose ids in the corpus, or whose documents' names there,
+  are given; '' where there is none. Tokens are the reader's, where they are known.
   """
 
   excluded: Sequence[str]
@@ -130,10 +128,7 @@ class ExampleMaker:
   def __init__(
     self, objective: Objective, tokenizer: PretextTokenizer, min_words: int, origin: str
   ):
-    """Checks the objective.
-
-    Args:
-      origin: where the passages are from, for the caches that are made of them.
+    """Checks the objective; the origin of the passages is for the caches made of them.
 
     Raises:
       ValueError: the objective needs something else.
@@ -142,28 +137,17 @@ class ExampleMaker:
     self._objective = objective
     self._tokenizer = tokenizer
     self._min_words = max(1, min_words)
-    self._made_by = (
-      hashlib.sha256(
-        '\n'.join(
-          [
-            described(objective),
-            origin,
-            tokenizer.reader.vocabulary.fingerprint,
-            tokenizer.retriever.vocabulary.fingerprint,
-            str(self._min_words),
-          ]
-        ).encode()
-      )
-      .hexdigest()[:16]
-      .encode()
-    )
+    decides = [
+      described(objective),
+      origin,
+      tokenizer.reader.vocabulary.fingerprint,
+      tokenizer.retriever.vocabulary.fingerprint,
+      str(self._min_words),
+    ]
+    self._made_by = hashlib.sha256('\n'.join(decides).encode()).hexdigest()[:16].encode()
 
   def prepare(self, passages: Passages) -> tuple[np.ndarray, ...]:
-    """Leaves out what makes no example.
-
-    Returns:
-      `COLUMNS`, each [n] of bytes: what is the same in every epoch.
-    """
+    """`COLUMNS` of what makes an example, bytes: what is the same in every epoch."""
     kept = []
     for index, source in enumerate(passages.sources):
       if objectives.word_count(source.text) < self._min_words:
@@ -192,12 +176,12 @@ class ExampleMaker:
       result[:, index] = row
     return tuple(result)
 
-  def make(self, columns: Sequence[np.ndarray], seeds: np.ndarray) -> tuple[RaggedTokens, ...]:
-    """`query`, `reader_query` and `targets` of n examples.
+  def make(
+    self, columns: Sequence[np.ndarray], seeds: Int[np.ndarray, 'n 2']
+  ) -> tuple[RaggedTokens, ...]:
+    """`query`, `reader_query` and `targets` of n passages.
 
-    Args:
-      columns: `COLUMNS` of n passages.
-      seeds: [n, 2] integers; each decides on its own example alone.
+    Each seed decides on its own example alone.
 
     Raises:
       ValueError: the passages were prepared for something else.

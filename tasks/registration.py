@@ -48,8 +48,8 @@ def read_splits(
     duplicate_ids: 'error', or 'number' to tell equal ids apart.
     record_format: of the files, one of `catalogue.FORMATS`.
     on_error: 'raise', or 'skip' to leave malformed records out.
-    shots: only so many training questions, chosen by hash (`few_shot.choose`)
-      with `shots_seed`.
+    shots: only so many training questions, chosen by hash (`few_shot.choose`).
+    shots_seed: of the choice.
     shots_list: file that lists the training questions to take instead.
 
   Raises:
@@ -176,9 +176,8 @@ def drawn_answers(tokenizer: QueryTokenizer) -> list[Any]:
 def declare(name: str, maker: Callable[..., str], **arguments: Any) -> None:
   """Registers a task by name alone, unless there is one of that name.
 
-  Args:
-    maker: registers it once there are files, such as `qa.jsonl_task`.
-    **arguments: of the maker, besides files, lengths and vocabularies.
+  The maker, such as `qa.jsonl_task`, is called with the name, these arguments,
+  and files and vocabularies once they are known (`pipeline.UnboundTask`).
   """
   if name not in seqio.TaskRegistry.names():
     seqio.TaskRegistry.add_provider(name, UnboundTask(name, maker, arguments))

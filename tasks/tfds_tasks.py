@@ -37,7 +37,7 @@ def tfds_task(
   splits: Sequence[str] | Mapping[str, str] | None = None,
   text: TextConfig | None = None,
 ) -> str:
-  """Registers a question task on a data set of TensorFlow Datasets.
+  """Registers a question task on a data set of TensorFlow Datasets; returns its name.
 
   Args:
     tfds_name: of the data set, `name/config:version`; the version, which may be
@@ -47,9 +47,6 @@ def tfds_task(
     tfds_data_dir: folder of prepared data sets; None for TFDS's own.
     splits: names, or what to call slices, such as `{'train': 'train[:79168]',
       'validation': 'train[79168:]'}`; None for all.
-
-  Returns:
-    The name.
   """
   tokenizer = registration.make_tokenizer(text, reader_vocabulary, retriever_vocabulary)
   return registration.register(
@@ -69,11 +66,7 @@ def tfds_source(
   tfds_data_dir: str | os.PathLike[str] | None,
   splits: Sequence[str] | Mapping[str, str] | None,
 ) -> seqio.TfdsDataSource:
-  """A source that stays offline where a folder is given.
-
-  Args:
-    tfds_data_dir: folder of prepared data sets, which nothing is added to; None
-      for TFDS's own, into which it downloads.
+  """A source that stays offline where a folder is given, to which nothing is added.
 
   Raises:
     FileNotFoundError: the folder has no such data set.

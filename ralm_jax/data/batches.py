@@ -4,8 +4,10 @@ Padding is static everywhere, so that a compiled step sees one shape:
 `[batch, n_passages, length]`.
 """
 
+from __future__ import annotations
+
 import dataclasses
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -13,14 +15,19 @@ from ralm_jax.data.ragged import RaggedTokens
 from ralm_jax.data.text import templates
 from ralm_jax.data.text.templates import TokenTemplate
 
+if TYPE_CHECKING:  # Which would load jax.
+  from ralm_jax.losses.array_types import Bool, Int
+
 NO_PASSAGE = -1  # As a row: there is no such passage.
 
 
 class TokenSource(Protocol):
-  """What assembly needs of a `corpus.PassageStore`."""
+  """What assembly needs of a `PassageStore`."""
 
-  def tokens(self, rows: np.ndarray, column: str, *, max_length: int | None = None) -> RaggedTokens:
-    """Tokens of `rows` [N] int; none where a row is -1."""
+  def tokens(
+    self, rows: Int[np.ndarray, ' n'], column: str, *, max_length: int | None = None
+  ) -> RaggedTokens:
+    """None where a row is -1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,33 +35,32 @@ class QueryBatch:
   """Examples before retrieval, as host arrays.
 
   Attributes:
-    query_tokens: [batch, query_length] int32 of the retriever's vocabulary,
-      padded, special tokens included: what the query encoder reads.
-    reader_query_tokens: [batch, reader_query_length] int32 of the reader's
-      vocabulary, padded, without eos: what stands before each passage.
-    target_tokens: [batch, target_length] int32 of the reader's vocabulary,
-      padded, with eos.
-    example_index: [batch] int64, the example's position in its data set; -1
-      for rows that only fill up the batch.
-    exclude_rows: [batch, n] int64, passages an example must not see (such as
-      the one it was made of), filled with -1; None if there are none.
-    gold_rows: [batch, n] int64, passages known to answer, filled with -1;
-      None where the data name none.
-    max_dates: [batch] int32, the latest day, counted from 1970-01-01, that a
-      passage may be of; `dates.NO_DATE_BOUND` for any. None for none at all.
-    exclude_document_keys: [batch, n] int64, source documents of which an
-      example must not see any passage, as `shards.keys_of` has their names,
-      filled with 0; None if there are none.
+    query_tokens: of the retriever's vocabulary, padded, special tokens
+      included: what the query encoder reads.
+    reader_query_tokens: of the reader's vocabulary, padded, without eos: what
+      stands before each passage.
+    target_tokens: of the reader's vocabulary, padded, with eos.
+    example_index: the example's position in its data set; -1 for rows that only
+      fill up the batch.
+    exclude_rows: passages an example must not see (such as the one it was made
+      of), filled with -1; None if there are none.
+    gold_rows: passages known to answer, filled with -1; None where the data
+      name none.
+    max_dates: the latest day, counted from 1970-01-01, that a passage may be
+      of; `dates.NO_DATE_BOUND` for any. None for none at all.
+    exclude_document_keys: source documents of which an example must not see any
+      passage, as `shards.keys_of` has their names, filled with 0; None if there
+      are none.
   """
 
-  query_tokens: np.ndarray
-  reader_query_tokens: np.ndarray
-  target_tokens: np.ndarray
-  example_index: np.ndarray
-  exclude_rows: np.ndarray | None = None
-  gold_rows: np.ndarray | None = None
-  max_dates: np.ndarray | None = None
-  exclude_document_keys: np.ndarray | None = None
+  query_tokens: Int[np.ndarray, 'b q']
+  reader_query_tokens: Int[np.ndarray, 'b q']
+  target_tokens: Int[np.ndarray, 'b t']
+  example_index: Int[np.ndarray, ' b']
+  exclude_rows: Int[np.ndarray, 'b _'] | None = None
+  gold_rows: Int[np.ndarray, 'b _'] | None = None
+  max_dates: Int[np.ndarray, ' b'] | None = None
+  exclude_document_keys: Int[np.ndarray, 'b _'] | None = None
 
   def __post_init__(self):
     sizes = {
@@ -69,30 +75,27 @@ class QueryBatch:
     return len(self.example_index)
 
   @property
-  def is_example(self) -> np.ndarray:
-    """[batch] bool, False for rows that only fill up the batch."""
+  def is_example(self) -> Bool[np.ndarray, ' b']:
+    """False for rows that only fill up the batch."""
     return self.example_index >= 0
 
 
 @dataclasses.dataclass(frozen=True)
 class PassageInputs:
-  """Encoder inputs, one for each query and passage.
+  """Encoder inputs, one for each query and passage, padded.
 
-  Attributes:
-    tokens: [batch, n_passages, length] int32, padded.
-    mask: [batch, n_passages, length] bool, True on tokens. Never all False:
-      a missing passage leaves the query and the special tokens.
-    passage_mask: [batch, n_passages] bool, False where the passage is missing.
+  The mask is True on tokens, and never all False: a missing passage leaves the
+  query and the special tokens. `passage_mask` is False where it is missing.
   """
 
-  tokens: np.ndarray
-  mask: np.ndarray
-  passage_mask: np.ndarray
+  tokens: Int[np.ndarray, 'b k s']
+  mask: Bool[np.ndarray, 'b k s']
+  passage_mask: Bool[np.ndarray, 'b k']
 
 
 def assemble_reader_inputs(
-  queries: RaggedTokens | np.ndarray,
-  rows: np.ndarray,
+  queries: RaggedTokens | Int[np.ndarray, 'b q'],
+  rows: Int[np.ndarray, 'b k'],
   store: TokenSource | None,
   template: TokenTemplate,
   length: int,
@@ -103,26 +106,22 @@ def assemble_reader_inputs(
 
   As in Atlas, one text a passage is truncated on the right and ends with eos;
   a query longer than `length` leaves no room for the passage. Unlike Atlas, a
-  missing passage is marked in `passage_mask`, and the query stands alone
-  instead of an empty text.
+  missing passage (row -1) is marked in `passage_mask`, and the query stands
+  alone instead of an empty text.
 
   Closed-book is the template `'{query}'` with `rows` of -1, [batch, 1], and
   no store.
 
-  Where the template begins with {query} and the vocabulary's first word
-  differs, queries are those of `encode_start`.
-
   Args:
-    queries: tokens of `batch` queries in the reader's vocabulary, without
-      special tokens; ragged, or padded [batch, query_length] int.
-    rows: [batch, n_passages] int, rows of the store; -1 for no passage.
+    queries: in the reader's vocabulary, without special tokens; those of
+      `encode_start` where the template begins with {query} and the vocabulary's
+      first word differs.
+    rows: of the store; -1 for no passage.
     store: the passages; None if the template shows none.
+    template: made by `TokenTemplate.for_reader`.
     length: tokens an input has at most, eos included.
     titles: `batch * n_passages` titles in the reader's vocabulary, shown
       instead of the rows' own (an augmentation).
-
-  Returns:
-    The reader's inputs.
 
   Raises:
     ValueError: arrays that do not fit together, a template with passage
@@ -152,17 +151,9 @@ def assemble_reader_inputs(
 
 
 def assemble_retriever_inputs(
-  rows: np.ndarray, store: TokenSource, template: TokenTemplate, length: int
+  rows: Int[np.ndarray, 'b k'], store: TokenSource, template: TokenTemplate, length: int
 ) -> PassageInputs:
-  """Passages as the passage encoder reads them.
-
-  Args:
-    rows: [batch, n_passages] int, rows of the store; -1 for no passage, which
-      leaves the special tokens alone.
-    length: tokens an input has at most, special tokens included.
-
-  Returns:
-    The passage encoder's inputs.
+  """Passages as the passage encoder reads them; row -1 leaves the special tokens alone.
 
   Raises:
     ValueError: arrays that do not fit together.

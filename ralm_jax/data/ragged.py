@@ -1,42 +1,42 @@
 """Ragged token sequences in two flat NumPy arrays."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:  # Which would load jax.
+  from ralm_jax.losses.array_types import Int
 
 
 @dataclasses.dataclass(frozen=True)
 class RaggedTokens:
-  """N token sequences of different lengths, without padding.
+  """N token sequences of different lengths, int32, without padding.
 
   Sequence `i` is `values[offsets[i]:offsets[i + 1]]`.
-
-  Attributes:
-    values: [total] int32, all tokens, sequence after sequence.
-    offsets: [N + 1] int64, starting with 0 and ending with `total`.
   """
 
-  values: np.ndarray
-  offsets: np.ndarray
+  values: Int[np.ndarray, ' total']
+  offsets: Int[np.ndarray, ' n+1']
 
   def __len__(self) -> int:
     return len(self.offsets) - 1
 
-  def __getitem__(self, index: int) -> np.ndarray:
-    """Sequence `index`, [length] int32."""
+  def __getitem__(self, index: int) -> Int[np.ndarray, ' length']:
     if not -len(self) <= index < len(self):
       raise IndexError(f'sequence {index} of {len(self)}')
     index %= len(self)
     return self.values[self.offsets[index] : self.offsets[index + 1]]
 
   @property
-  def lengths(self) -> np.ndarray:
-    """[N] int64."""
+  def lengths(self) -> Int[np.ndarray, ' n']:
     return np.diff(self.offsets)
 
   @classmethod
-  def from_lists(cls, sequences: Iterable[Sequence[int]]) -> 'RaggedTokens':
+  def from_lists(cls, sequences: Iterable[Sequence[int]]) -> RaggedTokens:
     """From one list or array of ids a sequence."""
     arrays = [np.asarray(sequence, np.int32) for sequence in sequences]
     lengths = np.fromiter((len(a) for a in arrays), np.int64, len(arrays))
@@ -44,12 +44,8 @@ class RaggedTokens:
     return cls(values, offsets_of(lengths))
 
   @classmethod
-  def from_padded(cls, tokens: np.ndarray, pad_id: int = 0) -> 'RaggedTokens':
-    """From padded rows; what follows a row's last token is dropped.
-
-    Args:
-      tokens: [N, length] int. A `pad_id` between tokens is kept.
-    """
+  def from_padded(cls, tokens: Int[np.ndarray, 'n length'], pad_id: int = 0) -> RaggedTokens:
+    """From padded rows; a `pad_id` between tokens is kept."""
     tokens = np.asarray(tokens)
     if tokens.ndim != 2:
       raise ValueError(f'expected tokens [N, length], found shape {tokens.shape}')
@@ -59,26 +55,26 @@ class RaggedTokens:
     return cls(values, offsets_of(lengths))
 
   @classmethod
-  def empty(cls, n: int) -> 'RaggedTokens':
+  def empty(cls, n: int) -> RaggedTokens:
     """`n` sequences without tokens."""
     return cls(np.zeros(0, np.int32), np.zeros(n + 1, np.int64))
 
-  def take(self, indices: np.ndarray) -> 'RaggedTokens':
-    """The sequences at `indices` [M] int, in that order."""
+  def take(self, indices: Int[np.ndarray, ' m']) -> RaggedTokens:
+    """The sequences at `indices`, in that order."""
     indices = np.asarray(indices, np.int64)
     starts = self.offsets[:-1][indices]
     lengths = self.offsets[1:][indices] - starts
     return gather(self.values, starts, lengths)
 
-  def truncate(self, lengths: int | np.ndarray) -> 'RaggedTokens':
-    """Keeps at most `lengths` (one number, or [N] int) tokens on the left."""
+  def truncate(self, lengths: int | Int[np.ndarray, ' n']) -> RaggedTokens:
+    """Keeps at most so many tokens on the left."""
     kept = np.minimum(self.lengths, lengths)
     if np.array_equal(kept, self.lengths):
       return self
     return gather(self.values, self.offsets[:-1], kept)
 
-  def pad(self, length: int, pad_id: int = 0) -> np.ndarray:
-    """[N, length] int32; longer sequences lose their right end."""
+  def pad(self, length: int, pad_id: int = 0) -> Int[np.ndarray, 'n length']:
+    """Longer sequences lose their right end."""
     result = np.full((len(self), length), pad_id, np.int32)
     kept = self.truncate(length)
     result[np.arange(length) < kept.lengths[:, None]] = kept.values
@@ -89,19 +85,16 @@ class RaggedTokens:
     return [self[i].tolist() for i in range(len(self))]
 
 
-def offsets_of(lengths: np.ndarray) -> np.ndarray:
-  """[N] lengths to [N + 1] int64 offsets."""
+def offsets_of(lengths: Int[np.ndarray, ' n']) -> Int[np.ndarray, ' n+1']:
   offsets = np.zeros(len(lengths) + 1, np.int64)
   np.cumsum(lengths, out=offsets[1:])
   return offsets
 
 
-def gather(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> RaggedTokens:
-  """Copies the runs `values[start:start + length]` one after the other.
-
-  Args:
-    values: [total] integers of any width.
-  """
+def gather(
+  values: Int[np.ndarray, ' total'], starts: Int[np.ndarray, ' n'], lengths: Int[np.ndarray, ' n']
+) -> RaggedTokens:
+  """Copies the runs `values[start:start + length]` one after the other."""
   offsets = offsets_of(lengths)
   indices = np.repeat(starts - offsets[:-1], lengths)
   indices += np.arange(offsets[-1])

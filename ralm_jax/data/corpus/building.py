@@ -22,12 +22,7 @@ import threading
 
 import numpy as np
 
-from ralm_jax.data.corpus import (
-  corpus_manifest,
-  identifiers,
-  passages as passages_lib,
-  shards as shards_lib,
-)
+from ralm_jax.data.corpus import corpus_manifest, identifiers, passages, shards
 from ralm_jax.data.corpus.corpus_manifest import Manifest, Settings
 from ralm_jax.data.corpus.identifiers import HashSet
 from ralm_jax.data.corpus.passages import Line, LineReader, Passage
@@ -35,7 +30,7 @@ from ralm_jax.data.corpus.shard_set import ShardSet
 from ralm_jax.data.corpus.shards import Shard, ShardEntry
 from ralm_jax.data.text import vocabularies
 from ralm_jax.data.text.vocabularies import Vocabulary
-from ralm_jax.files import atomic_files, checksums, progress as progress_lib
+from ralm_jax.files import atomic_files, checksums, progress as bars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,20 +110,17 @@ def build_shard(directory: pathlib.Path, settings: Settings, chunk: Chunk) -> Sh
   Raises:
     ValueError: a bad line, named with its file.
   """
-  passages = [
-    part
-    for segment in chunk.segments
-    for line in segment.lines()
-    for part in passages_lib.split_long(line.passage(), settings.max_words)
-  ]
+  parts = split_all(
+    (line.passage() for segment in chunk.segments for line in segment.lines()), settings.max_words
+  )
   reader, retriever = (
     _load_vocabulary(directory / entry.file, entry.extra_ids)
     for entry in (settings.vocabularies['reader'], settings.vocabularies['retriever'])
   )
-  entry = shards_lib.write_shard(
+  entry = shards.write_shard(
     shard_path(directory, chunk.index),
-    passages,
-    shards_lib.tokenise(passages, reader, retriever),
+    parts,
+    shards.tokenise(parts, reader, retriever),
     {'reader': reader.vocab_size, 'retriever': retriever.vocab_size},
     chunk.source,
     settings.provenance,
@@ -136,6 +128,11 @@ def build_shard(directory: pathlib.Path, settings: Settings, chunk: Chunk) -> Sh
   receipt = {'settings': settings.fingerprint, 'shard': dataclasses.asdict(entry)}
   atomic_files.write_json(receipt_path(directory, chunk.index), receipt)
   return entry
+
+
+def split_all(whole: Iterable[Passage], max_words: int | None) -> list[Passage]:
+  """Cuts the texts that are too long, see `passages.split_long`."""
+  return [part for passage in whole for part in passages.split_long(passage, max_words)]
 
 
 # A worker builds many shards but needs each vocabulary once.
@@ -165,17 +162,15 @@ def is_intact(directory: pathlib.Path, entry: ShardEntry) -> bool:
   )
 
 
-def check_new_ids(shards: ShardSet, parts: Sequence[Passage], replace: bool) -> None:
+def check_new_ids(known: ShardSet, parts: Sequence[Passage], replace: bool) -> None:
   """Raises ValueError if passages to append have ids that they must not have.
 
-  Args:
-    parts: after `split_long`.
-    replace: whether passages may have the id of one they take the place of.
+  With `replace` they may have the id of one that they take the place of.
   """
   seen = set()
-  taken = shards.newest_rows([part.id for part in parts])
-  sources = shards.keys(taken, 'source_key')
-  own = shards_lib.keys_of(part.source_id for part in parts)
+  taken = known.newest_rows([part.id for part in parts])
+  sources = known.keys(taken, 'source_key')
+  own = shards.keys_of(part.source_id for part in parts)
   for part, row, same in zip(parts, taken.tolist(), sources == own):
     if not part.id:
       raise ValueError(f'a passage without id: {part.text!r:.40}')
@@ -184,13 +179,13 @@ def check_new_ids(shards: ShardSet, parts: Sequence[Passage], replace: bool) -> 
     seen.add(part.id)
     if row >= 0 and not replace:
       raise ValueError(
-        f'{shards.directory}: duplicate id {part.id!r}, already in row {row}; '
+        f'{known.directory}: duplicate id {part.id!r}, already in row {row}; '
         'replace that passage, or choose another id'
       )
     if row >= 0 and not same:
       # One of the two is a part of a long passage, the other is not.
       raise ValueError(
-        f'{shards.directory}: id {part.id!r} belongs to another passage, in '
+        f'{known.directory}: id {part.id!r} belongs to another passage, in '
         f'row {row}: replace that one as a whole, or choose another id'
       )
 
@@ -231,13 +226,9 @@ def build_shards(
   known_entry: Callable[[Chunk], ShardEntry | None],
   progress: bool,
 ) -> list[ShardEntry]:
-  """Makes every shard that is not there yet.
+  """Makes every shard that is not there yet; returns the entries of all, in order.
 
-  Args:
-    known_entry: what is known of a chunk's shard from before.
-
-  Returns:
-    The entries of all shards, in order.
+  `known_entry` tells what is known of a chunk's shard from before.
 
   Raises:
     ValueError: a bad line, a duplicate id or no passage at all.
@@ -245,15 +236,15 @@ def build_shards(
   """
   duplicates = DuplicateFinder(directory)
   entries: dict[int, ShardEntry] = {}
-  bar = progress_lib.bar(
+  bar = bars.bar(
     total=sum(map(os.path.getsize, paths)), unit='B', unit_scale=True, desc='corpus', show=progress
   )
 
   def finish(chunk_index: int, position: int, entry: ShardEntry):
     repeated = duplicates.add(chunk_index)
     if repeated is not None:
-      places = passages_lib.find_lines(paths, repeated, settings.max_words)
-      raise passages_lib.duplicate_error(repeated, *places[:2])
+      places = passages.find_lines(paths, repeated, settings.max_words)
+      raise passages.duplicate_error(repeated, *places[:2])
     entries[chunk_index] = entry
     bar.update(max(0, position - bar.n))
     bar.set_postfix(passages=f'{sum(e.rows for e in entries.values()):,}')
@@ -271,7 +262,7 @@ def build_shards(
     for chunk, entry in _parallel_map(build, missing(), n_workers):
       finish(chunk.index, chunk.position, entry)
   if not entries:
-    raise passages_lib.empty_error(paths)
+    raise passages.empty_error(paths)
   return [entries[index] for index in range(len(entries))]
 
 
@@ -330,14 +321,12 @@ def _start_worker() -> None:
 def discard(directory: pathlib.Path) -> None:
   """Removes a corpus; the manifest first, so that it is never half there."""
   (directory / corpus_manifest.FILE_NAME).unlink(missing_ok=True)
-  for pattern in ('shard-*.arrow', 'shard-*.receipt.json'):
-    for path in directory.glob(pattern):
-      path.unlink()
+  remove_leftovers(directory)
 
 
-def remove_leftovers(directory: pathlib.Path, manifest: Manifest) -> None:
-  """Removes receipts, and shards of builds that were given up."""
-  named = {shard.file for shard in manifest.shards}
+def remove_leftovers(directory: pathlib.Path, manifest: Manifest | None = None) -> None:
+  """Removes receipts, and shards that are not of the manifest."""
+  named = {shard.file for shard in manifest.shards} if manifest else ()
   for pattern in ('shard-*.arrow', 'shard-*.receipt.json'):
     for path in directory.glob(pattern):
       if path.name not in named:

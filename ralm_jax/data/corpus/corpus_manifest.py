@@ -1,5 +1,7 @@
 """The manifest of a corpus folder: what it is made of, written last."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
@@ -11,6 +13,7 @@ import pathlib
 
 from ralm_jax.data.corpus.shards import ShardEntry
 from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.files import atomic_files
 
 FORMAT_VERSION = 1
@@ -33,7 +36,7 @@ class VocabularyEntry:
   vocab_size: int
 
   @classmethod
-  def of(cls, role: str, vocabulary: vocabularies.Vocabulary) -> 'VocabularyEntry':
+  def of(cls, role: str, vocabulary: Vocabulary) -> VocabularyEntry:
     """The entry of a vocabulary in the role `reader` or `retriever`."""
     return cls(
       file=f'{role}_vocabulary{vocabulary.suffix}',
@@ -42,7 +45,7 @@ class VocabularyEntry:
       vocab_size=vocabulary.vocab_size,
     )
 
-  def load(self, directory: pathlib.Path) -> vocabularies.Vocabulary:
+  def load(self, directory: pathlib.Path) -> Vocabulary:
     """Reads the copy; ValueError if it is not the one the corpus knows."""
     vocabulary = vocabularies.load_vocabulary(directory / self.file, self.extra_ids)
     if vocabulary.fingerprint != self.fingerprint:
@@ -127,7 +130,7 @@ class Manifest:
     atomic_files.write_json(directory / FILE_NAME, content, indent=1)
 
   @classmethod
-  def read(cls, directory: pathlib.Path) -> 'Manifest':
+  def read(cls, directory: pathlib.Path) -> Manifest:
     """Reads the manifest of a folder.
 
     Raises:

@@ -1,13 +1,19 @@
 """Passage ids by the million: 64-bit hashes in sorted arrays."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:  # Which would load jax.
+  from ralm_jax.losses.array_types import Int
 
-def hash_ids(ids: Iterable[str]) -> np.ndarray:
-  """[N] uint64, the same on every machine.
+
+def hash_ids(ids: Iterable[str]) -> Int[np.ndarray, ' n']:
+  """Unsigned 64-bit hashes, the same on every machine.
 
   Two ids may share a hash (about once among six billion ids), so whoever
   finds a hash compares the ids themselves.
@@ -26,8 +32,7 @@ class HashSet:
   def __init__(self):
     self._runs: list[tuple[np.ndarray, np.ndarray]] = []
 
-  def add(self, hashes: np.ndarray, numbers: np.ndarray) -> None:
-    """Adds `hashes` [N] uint64 with their `numbers` [N] int64."""
+  def add(self, hashes: Int[np.ndarray, ' n'], numbers: Int[np.ndarray, ' n']) -> None:
     order = np.argsort(hashes, kind='stable')
     self._runs.append((hashes[order], numbers[order]))
     while len(self._runs) > 1 and len(self._runs[-2][0]) <= 2 * len(self._runs[-1][0]):
@@ -36,12 +41,10 @@ class HashSet:
       order = np.argsort(merged, kind='stable')
       self._runs[-2:] = [(merged[order], np.concatenate([a_numbers, b_numbers])[order])]
 
-  def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where hashes occur.
-
-    Returns:
-      positions in `hashes` [M] int64, and the number that goes with each.
-    """
+  def find(
+    self, hashes: Int[np.ndarray, ' n']
+  ) -> tuple[Int[np.ndarray, ' m'], Int[np.ndarray, ' m']]:
+    """Where hashes occur: positions in `hashes`, and the number that goes with each."""
     positions, numbers = [], []
     for run, run_numbers in self._runs:
       found_positions, found = find_sorted(run, hashes)
@@ -52,7 +55,9 @@ class HashSet:
     return np.concatenate(positions), np.concatenate(numbers)
 
 
-def find_sorted(run: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_sorted(
+  run: Int[np.ndarray, ' r'], hashes: Int[np.ndarray, ' n']
+) -> tuple[Int[np.ndarray, ' m'], Int[np.ndarray, ' m']]:
   """Every pair (i, j) with `hashes[i] == run[j]`, for a sorted `run`."""
   left = np.searchsorted(run, hashes, 'left')
   counts = np.searchsorted(run, hashes, 'right') - left

@@ -1,27 +1,29 @@
 """What examples name, ids and documents, as a search knows it."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ralm_jax.data.corpus import shards
 from ralm_jax.data.corpus.passage_store import PassageStore
 
+if TYPE_CHECKING:  # Which would load jax.
+  from ralm_jax.losses.array_types import Int
+
 NO_PASSAGE = -1
 # Ids remembered at a time: a pre-training task names every passage there is.
 _REMEMBERED = 1_000_000
 
 
-def keys_of_documents(names: Sequence[Sequence[str]]) -> np.ndarray | None:
-  """Keys of source documents, as `PassageStore.documents` has them.
+def keys_of_documents(names: Sequence[Sequence[str]]) -> Int[np.ndarray, 'b n'] | None:
+  """Keys of source documents, as `PassageStore.documents` has them, filled with 0.
 
-  Args:
-    names: of the documents of `batch` examples; nothing looks whether the
-      corpus has them.
-
-  Returns:
-    [batch, n] int64, filled with 0; None where no example names any.
+  Nothing looks whether the corpus has the documents that each example names.
+  None where no example names any.
   """
   width = max(map(len, names), default=0)
   if not width:
@@ -36,24 +38,18 @@ class RowsOfIds:
   """Finds the rows of the passages that examples name, and remembers them."""
 
   def __init__(self, store: PassageStore):
-    """Looks up nothing yet.
-
-    Args:
-      store: the corpus; it may grow meanwhile (`PassageStore.reload`).
-    """
+    """Looks up nothing yet; the corpus may grow meanwhile (`PassageStore.reload`)."""
     self._store = store
     self._fingerprint = store.fingerprint
     self._known: dict[str, tuple[int, ...]] = {}
     self._warned = False
 
-  def __call__(self, ids: Sequence[Sequence[str]]) -> np.ndarray | None:
-    """Every part of the passages that each example names, as they are now.
+  def __call__(self, ids: Sequence[Sequence[str]]) -> Int[np.ndarray, 'b n'] | None:
+    """Rows of every part of the passages that each example names, as they are now.
 
-    An id that the corpus does not have stands for no passage; the first time
-    that is said in the log, since ids of another corpus would go unnoticed.
-
-    Returns:
-      [batch, n] int64 rows, filled with -1; None where no example names any.
+    Filled with -1; None where no example names any. An id that the corpus does
+    not have stands for no passage; the first time that is said in the log, since
+    ids of another corpus would go unnoticed.
     """
     if not any(len(some) for some in ids):
       return None

@@ -5,16 +5,19 @@ memory-mapped shards (`shards.py`). Passages are addressed by row, 0 to
 `len(store) - 1`; row -1 means that there is no passage.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 import os
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ralm_jax.data import dates as dates_lib
-from ralm_jax.data.corpus import building, corpus_manifest, passages as passages_lib, shards
+from ralm_jax.data import dates
+from ralm_jax.data.corpus import building, corpus_manifest, shards
 from ralm_jax.data.corpus.building import Chunk
 from ralm_jax.data.corpus.corpus_manifest import Manifest, Settings, VocabularyEntry
 from ralm_jax.data.corpus.passages import Passage
@@ -25,6 +28,9 @@ from ralm_jax.data.text import vocabularies
 from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.files import atomic_files, input_files
 
+if TYPE_CHECKING:  # Which would load jax.
+  from ralm_jax.losses.array_types import Int
+
 Path = str | pathlib.Path
 
 DEFAULT_SHARD_SIZE = 65_536
@@ -34,24 +40,11 @@ DEFAULT_SHARD_SIZE = 65_536
 class StoredPassage(Passage):
   """A passage and where it is stored.
 
-  Attributes:
-    row: in the store; -1 with empty texts where there is no passage.
-    date: 'YYYY-MM-DD', the last day of what was written.
+  The row is -1, with empty texts, where there is no passage. The date is
+  'YYYY-MM-DD', the last day of what was written.
   """
 
   row: int = dataclasses.field(kw_only=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class PassageChunk:
-  """Consecutive passages as tokens.
-
-  Attributes:
-    tokens: for each column asked for, the tokens of the N passages.
-  """
-
-  rows: np.ndarray
-  tokens: dict[str, RaggedTokens]
 
 
 class PassageStore:
@@ -66,7 +59,7 @@ class PassageStore:
     self._shards = ShardSet(directory, manifest.shards, cut=manifest.settings.max_words is not None)
 
   @classmethod
-  def open(cls, directory: Path) -> 'PassageStore':
+  def open(cls, directory: Path) -> PassageStore:
     """Opens a corpus folder.
 
     Raises:
@@ -141,17 +134,13 @@ class PassageStore:
       for row, fields in zip(rows.tolist(), self._shards.fields(rows))
     ]
 
-  def rows_of(self, ids: Sequence[str], unknown: int | None = None) -> np.ndarray:
+  def rows_of(self, ids: Sequence[str], unknown: int | None = None) -> Int[np.ndarray, ' n']:
     """Rows of the users' own ids; of a replaced passage the newest.
 
-    Args:
-      unknown: row of an id the corpus does not have; None raises instead.
-
-    Returns:
-      [N] int64.
+    An id that the corpus does not have is in the row `unknown`.
 
     Raises:
-      KeyError: an id is unknown.
+      KeyError: an id is unknown, and no row is given for it.
     """
     ids = list(ids)
     rows = self._shards.newest_rows(ids)
@@ -167,12 +156,11 @@ class PassageStore:
   def find(self, ids: Sequence[str]) -> FoundRows:
     """Every row of the users' own ids: all parts, and all they were before.
 
-    Args:
-      ids: passage ids, each once; what is unknown has no rows.
+    Ids are given once each; what is unknown has no rows.
     """
     return self._shards.find(list(ids))
 
-  def superseded(self) -> np.ndarray:
+  def superseded(self) -> Int[np.ndarray, ' n']:
     """Rows of passages as they were before they were replaced, ascending.
 
     A live edit deletes them from its index; an index built anew must leave
@@ -180,29 +168,21 @@ class PassageStore:
     """
     return self._shards.superseded()
 
-  def sources(self, rows: np.ndarray) -> np.ndarray:
-    """Which passage of the user's rows belong to, parts and versions alike.
+  def sources(self, rows: Int[np.ndarray, '*b']) -> Int[np.ndarray, '*b']:
+    """Keys of the passages that the user's rows belong to, parts and versions alike.
 
-    Returns:
-      int64 keys of that shape: equal where the id before cutting is. 0 where
-      a row is -1.
+    Equal where the id before cutting is; 0 where a row is -1.
     """
     return self._shards.keys(rows, 'source_key')
 
-  def documents(self, rows: np.ndarray) -> np.ndarray:
-    """Which source document rows belong to, see `Passage.source_document`.
-
-    Returns:
-      int64 keys of that shape; 0 where a row is -1.
-    """
+  def documents(self, rows: Int[np.ndarray, '*b']) -> Int[np.ndarray, '*b']:
+    """Keys of source documents (`Passage.source_document`); 0 where a row is -1."""
     return self._shards.keys(rows, 'document_key')
 
-  def dates(self, rows: np.ndarray) -> np.ndarray:
-    """Dates of passages, as days since 1970-01-01.
+  def dates(self, rows: Int[np.ndarray, '*b']) -> Int[np.ndarray, '*b']:
+    """The last day that a passage's date allows, since 1970-01-01.
 
-    Returns:
-      int32 of that shape, the last day that a date allows; `dates.NO_DATE`
-      where there is none.
+    `dates.NO_DATE` where there is none.
     """
     return self._shards.keys(rows, 'date')
 
@@ -210,7 +190,7 @@ class PassageStore:
     """Whether any passage is dated."""
     if not self._has_dates:  # Passages may have been added since.
       self._has_dates = any(
-        (self._shards.shard(index).key_column('date') != dates_lib.NO_DATE).any()
+        (self._shards.shard(index).key_column('date') != dates.NO_DATE).any()
         for index in range(len(self._shards.entries))
       )
     return self._has_dates
@@ -218,18 +198,14 @@ class PassageStore:
   def tokens(
     self, rows: Sequence[int] | np.ndarray, column: str, *, max_length: int | None = None
   ) -> RaggedTokens:
-    """Stored tokens of passages, without special tokens.
+    """Stored tokens of passages, without special tokens; none where a row is -1.
 
     Args:
-      rows: [N] int; -1 gives no tokens.
       column: one of `reader_title`, `reader_text`, `retriever_title`,
         `retriever_text`. Titles are merged: `title: section`. As they begin a
         text, where its first word has other ids: `reader_title_start`,
         `retriever_title_start`.
       max_length: reads no more tokens of a passage than this.
-
-    Returns:
-      N sequences.
 
     Raises:
       IndexError: a row the store does not have.
@@ -238,15 +214,6 @@ class PassageStore:
     if column not in (*shards.TOKEN_COLUMNS, *shards.START_COLUMNS):
       raise ValueError(f'no token column {column!r}; there are: {", ".join(shards.TOKEN_COLUMNS)}')
     return self._shards.tokens(self._shards.checked(rows), column, max_length)
-
-  def iterate(
-    self, columns: Sequence[str], chunk_size: int, *, start: int = 0, stop: int | None = None
-  ) -> Iterator[PassageChunk]:
-    """Tokens of consecutive passages, for embedding a whole corpus."""
-    stop = len(self) if stop is None else min(stop, len(self))
-    for first in range(start, stop, chunk_size):
-      rows = np.arange(first, min(first + chunk_size, stop))
-      yield PassageChunk(rows, {name: self.tokens(rows, name) for name in columns})
 
 
 def build_corpus(
@@ -277,22 +244,17 @@ def build_corpus(
     shard_size: input lines a shard.
     resume: False discards whatever corpus the folder holds.
 
-  Returns:
-    The open store.
-
   Raises:
     FileNotFoundError: a missing file, or a glob that matches nothing.
     FileExistsError: the folder holds a finished corpus of something else.
     ValueError: bad input, with file and line (`passages`).
   """
-  if shard_size < 1:
-    raise ValueError(f'shard_size must be at least 1, found {shard_size}')
-  if max_words is not None and max_words < 1:
-    raise ValueError(f'max_words must be at least 1, found {max_words}')
   if n_workers is None:
     n_workers = os.cpu_count() or 1
-  if n_workers < 1:
-    raise ValueError(f'n_workers must be at least 1, found {n_workers}')
+  counts = {'shard_size': shard_size, 'max_words': max_words, 'n_workers': n_workers}
+  for name, count in counts.items():
+    if count is not None and count < 1:
+      raise ValueError(f'{name} must be at least 1, found {count}')
   paths = input_files.expand_inputs(inputs)
   by_role = {
     role: (v if isinstance(v, Vocabulary) else vocabularies.load_vocabulary(v))
@@ -347,19 +309,15 @@ def build_corpus(
 
 def append_passages(
   directory: Path, passages: Iterable[Passage], *, replace: bool = False
-) -> np.ndarray:
+) -> Int[np.ndarray, ' n']:
   """Adds passages to a corpus, as one shard; existing rows stay as they are.
 
   Stores that are open see them after `reload`. Each call adds a file, so many
   passages are better added at once. Texts longer than the corpus's own
   `max_words` are cut, so there may be more rows than passages.
 
-  Args:
-    replace: whether an id may be taken: its newest row is then the one that
-      `PassageStore.rows_of` finds.
-
-  Returns:
-    [N] int64, the new rows.
+  With `replace` an id may be taken: its newest row is then the one that
+  `PassageStore.rows_of` finds. Returns the new rows.
 
   Raises:
     ValueError: an id is taken, occurs twice or is empty, or a date is none.
@@ -369,9 +327,7 @@ def append_passages(
     atomic_files.remove_unfinished(directory)
     store = PassageStore.open(directory)
     manifest = Manifest.read(directory)
-    parts = [
-      part for passage in passages for part in passages_lib.split_long(passage, store.max_words)
-    ]
+    parts = building.split_all(passages, store.max_words)
     if not parts:
       return np.zeros(0, np.int64)
     building.check_new_ids(store._shards, parts, replace)  # pylint: disable=protected-access

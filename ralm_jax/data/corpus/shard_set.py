@@ -3,9 +3,12 @@
 Row -1 stands for no passage everywhere.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +16,9 @@ from ralm_jax.data import dates, ragged
 from ralm_jax.data.corpus import identifiers
 from ralm_jax.data.corpus.shards import Shard, ShardEntry
 from ralm_jax.data.ragged import RaggedTokens
+
+if TYPE_CHECKING:  # Which would load jax.
+  from ralm_jax.losses.array_types import Bool, Int
 
 # What a key column says of no passage.
 _MISSING = {'source_key': 0, 'document_key': 0, 'date': dates.NO_DATE}
@@ -23,22 +29,17 @@ class FoundRows:
   """Rows of passages that were looked up by id.
 
   A long passage has a row for each of its parts, and a replaced one further
-  rows for what it was before.
-
-  Attributes:
-    positions: [M] int64, which of the ids asked for.
-    rows: [M] int64.
-    versions: [M] int64: 0 for a passage as it is now, 1 for what it was before
-      it was replaced, and so on.
+  rows for what it was before: its version is 0 as it is now, 1 as it was before
+  it was replaced, and so on. Positions tell which of the ids asked for.
   """
 
-  positions: np.ndarray
-  rows: np.ndarray
-  versions: np.ndarray
+  positions: Int[np.ndarray, ' m']
+  rows: Int[np.ndarray, ' m']
+  versions: Int[np.ndarray, ' m']
 
   @property
-  def is_newest(self) -> np.ndarray:
-    """[M] bool, False for what was replaced since."""
+  def is_newest(self) -> Bool[np.ndarray, ' m']:
+    """False for what was replaced since."""
     return self.versions == 0
 
 
@@ -56,6 +57,8 @@ class ShardSet:
     """Opens nothing yet.
 
     Args:
+      directory: of the files.
+      entries: in row order.
       cut: whether the corpus cuts long passages (`shards.Shard`).
       opened: shards of these files that are open already.
     """
@@ -69,7 +72,7 @@ class ShardSet:
   def __len__(self) -> int:
     return int(self.first_rows[-1])
 
-  def grown(self, entries: Sequence[ShardEntry]) -> 'ShardSet':
+  def grown(self, entries: Sequence[ShardEntry]) -> ShardSet:
     """The same shards and those added since."""
     return ShardSet(self.directory, entries, cut=self._cut, opened=self._opened)
 
@@ -80,8 +83,8 @@ class ShardSet:
       self._opened[name] = Shard(self.directory / name, cut=self._cut)
     return self._opened[name]
 
-  def checked(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Rows [N] as int64; ValueError or IndexError if they are none."""
+  def checked(self, rows: Sequence[int] | np.ndarray) -> Int[np.ndarray, ' n']:
+    """Rows as int64; ValueError or IndexError if they are none."""
     rows = np.asarray(rows)
     if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
       raise ValueError(f'expected integer rows [N], found {rows.dtype} {rows.shape}')
@@ -91,19 +94,19 @@ class ShardSet:
       raise IndexError(f'{self.directory}: no row {wrong}; the store has {len(self):,} passages')
     return rows
 
-  def shard_indices(self, rows: np.ndarray) -> np.ndarray:
+  def shard_indices(self, rows: Int[np.ndarray, ' n']) -> Int[np.ndarray, ' n']:
     """The shard of each row; -1 where there is no passage."""
     return np.searchsorted(self.first_rows, rows, 'right') - 1
 
-  def fields(self, rows: np.ndarray) -> list[dict[str, str]]:
-    """`Shard.fields` of rows [N]; nothing where a row is -1."""
+  def fields(self, rows: Int[np.ndarray, ' n']) -> list[dict[str, str]]:
+    """`Shard.fields` of rows; nothing where a row is -1."""
     return [
       {} if row < 0 else self.shard(index).fields(row - int(self.first_rows[index]))
       for row, index in zip(rows.tolist(), self.shard_indices(rows).tolist())
     ]
 
-  def keys(self, rows: np.ndarray, name: str) -> np.ndarray:
-    """One of `shards.KEY_COLUMNS` for rows of any shape, in that shape."""
+  def keys(self, rows: Int[np.ndarray, '*b'], name: str) -> Int[np.ndarray, '*b']:
+    """One of `shards.KEY_COLUMNS`."""
     shape = np.shape(rows)
     rows = self.checked(np.ravel(rows))
     missing = _MISSING[name]
@@ -114,8 +117,10 @@ class ShardSet:
       result[here] = self.shard(index).key_column(name)[rows[here] - self.first_rows[index]]
     return result.reshape(shape)
 
-  def tokens(self, rows: np.ndarray, column: str, max_length: int | None = None) -> RaggedTokens:
-    """A token column of rows [N]; see `PassageStore.tokens`."""
+  def tokens(
+    self, rows: Int[np.ndarray, ' n'], column: str, max_length: int | None = None
+  ) -> RaggedTokens:
+    """A token column; see `PassageStore.tokens`."""
     shards = self.shard_indices(rows)
     # Shard after shard, then back into the order asked for.
     order = np.argsort(shards, kind='stable')
@@ -135,18 +140,15 @@ class ShardSet:
       start += count
     if not pieces:
       return RaggedTokens.empty(len(rows))
-    if len(pieces) == 1:
-      # Nothing but missing rows and one shard: already in order.
-      in_order = np.empty_like(lengths)
-      in_order[order] = lengths
-      return RaggedTokens(pieces[0], ragged.offsets_of(in_order))
-    sorted_tokens = RaggedTokens(np.concatenate(pieces), ragged.offsets_of(lengths))
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
-    return sorted_tokens.take(inverse)
+    if len(pieces) == 1:
+      # Nothing but missing rows and one shard: already in order.
+      return RaggedTokens(pieces[0], ragged.offsets_of(lengths[inverse]))
+    return RaggedTokens(np.concatenate(pieces), ragged.offsets_of(lengths)).take(inverse)
 
-  def newest_rows(self, ids: Sequence[str]) -> np.ndarray:
-    """The last row of each id itself, [N] int64; -1 where there is none."""
+  def newest_rows(self, ids: Sequence[str]) -> Int[np.ndarray, ' n']:
+    """The last row of each id itself; -1 where there is none."""
     rows = np.full(len(ids), -1, np.int64)
     for index, positions, found in self._matches(ids):
       rows[positions] = self.first_rows[index] + found
@@ -163,8 +165,8 @@ class ShardSet:
     positions, rows, versions = np.concatenate(pieces, axis=1)
     return FoundRows(positions, rows, version[positions] - versions)
 
-  def superseded(self) -> np.ndarray:
-    """Rows of what was replaced since, [M] int64, ascending."""
+  def superseded(self) -> Int[np.ndarray, ' m']:
+    """Rows of what was replaced since, ascending."""
     ids = []
     for index, entry in enumerate(self.entries):
       if not entry.source:  # Appended: only these can replace.

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from ralm_jax.data import dates
-from ralm_jax.data.corpus import identifiers, passages as passages_lib
+from ralm_jax.data.corpus import identifiers, passages
 from ralm_jax.data.corpus.passages import Passage
 from ralm_jax.data.ragged import RaggedTokens
 from ralm_jax.data.text.vocabularies import Vocabulary
@@ -45,9 +45,8 @@ _SLICE = 4096  # Texts tokenised at a time.
 class ShardEntry:
   """What a manifest says about a shard.
 
-  Attributes:
-    source: checksum of the input lines it was made of; empty for passages
-      that were appended.
+  The source is a checksum of the input lines it was made of; empty for passages
+  that were appended.
   """
 
   file: str
@@ -58,22 +57,27 @@ class ShardEntry:
 
 
 def tokenise(
-  passages: Sequence[Passage], reader: Vocabulary, retriever: Vocabulary
+  parts: Sequence[Passage], reader: Vocabulary, retriever: Vocabulary
 ) -> dict[str, RaggedTokens]:
   """The token columns of passages, without special tokens."""
-  titles, texts = [p.merged_title for p in passages], [p.text for p in passages]
-  columns = {}
-  for model, vocabulary in (('reader', reader), ('retriever', retriever)):
-    if model == 'retriever' and retriever.fingerprint == reader.fingerprint:
-      columns |= {
-        name.replace('reader', 'retriever', 1): tokens for name, tokens in columns.items()
-      }
-      continue
-    columns[f'{model}_title'] = _encoded(titles, vocabulary.encode_batch)
-    columns[f'{model}_text'] = _encoded(texts, vocabulary.encode_batch)
+  titles, texts = [p.merged_title for p in parts], [p.text for p in parts]
+
+  def of(vocabulary: Vocabulary) -> dict[str, RaggedTokens]:
+    columns = {
+      'title': _encoded(titles, vocabulary.encode_batch),
+      'text': _encoded(texts, vocabulary.encode_batch),
+    }
     if vocabulary.first_word_differs:
-      columns[f'{model}_title_start'] = _encoded(titles, vocabulary.encode_start_batch)
-  return columns
+      columns['title_start'] = _encoded(titles, vocabulary.encode_start_batch)
+    return columns
+
+  ours = of(reader)
+  theirs = ours if retriever.fingerprint == reader.fingerprint else of(retriever)
+  return {
+    f'{model}_{name}': tokens
+    for model, columns in (('reader', ours), ('retriever', theirs))
+    for name, tokens in columns.items()
+  }
 
 
 def _encoded(
@@ -94,24 +98,23 @@ def token_type(vocab_size: int) -> type[np.unsignedinteger]:
 
 def write_shard(
   path: pathlib.Path,
-  passages: Sequence[Passage],
+  parts: Sequence[Passage],
   tokens: Mapping[str, RaggedTokens],
   vocab_sizes: Mapping[str, int],
   source: str = '',
   provenance: bool = True,
 ) -> ShardEntry:
-  """Writes a shard; the same passages give the same bytes.
+  """Writes a shard, atomically; the same passages give the same bytes.
 
-  Args:
-    tokens: `TOKEN_COLUMNS` of the passages, and what they have of
-      `START_COLUMNS`.
+  The tokens are `TOKEN_COLUMNS` of the passages, and what they have of
+  `START_COLUMNS`; `source` is the checksum of the lines that they come from.
 
   Raises:
     ValueError: a column passes Arrow's 2 GB, or a date is none.
   """
   columns: dict[str, pa.Array] = {}
   for name in (*TEXT_COLUMNS, 'document') if provenance else TEXT_COLUMNS:
-    values = [getattr(passage, name) for passage in passages]
+    values = [getattr(part, name) for part in parts]
     column = pa.array(values, pa.string())
     if isinstance(column, pa.ChunkedArray):
       raise _too_large(path, name)
@@ -124,16 +127,12 @@ def write_shard(
     columns[name] = pa.ListArray.from_arrays(
       pa.array(column.offsets.astype(np.int32)), pa.array(column.values.astype(dtype))
     )
-  hashes = identifiers.hash_ids(passage.id for passage in passages)
+  hashes = identifiers.hash_ids(part.id for part in parts)
   order = np.argsort(hashes, kind='stable')
   columns['id_hash'] = pa.array(hashes[order])
   columns['id_row'] = pa.array(order.astype(np.uint32))
   if provenance:
-    keys = {
-      'source_key': keys_of(p.source_id for p in passages),
-      'document_key': keys_of(p.source_document for p in passages),
-      'date': np.array([p.last_day for p in passages], np.int32),
-    }
+    keys = {**_keys(parts), 'date': np.array([p.last_day for p in parts], np.int32)}
     columns.update({name: pa.array(keys[name]) for name in KEY_COLUMNS})
   batch = pa.record_batch(list(columns.values()), names=list(columns))
   with atomic_files.replacing(path) as aside:
@@ -141,7 +140,7 @@ def write_shard(
       with pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
     entry = ShardEntry(
-      path.name, len(passages), aside.stat().st_size, checksums.sha256_of(aside), source
+      path.name, len(parts), aside.stat().st_size, checksums.sha256_of(aside), source
     )
   return entry
 
@@ -149,6 +148,13 @@ def write_shard(
 def keys_of(names: Iterable[str]) -> np.ndarray:
   """[N] int64 hashes of ids or documents, as the key columns hold them."""
   return identifiers.hash_ids(names).view(np.int64)
+
+
+def _keys(parts: Sequence[Passage]) -> dict[str, np.ndarray]:
+  return {
+    'source_key': keys_of(part.source_id for part in parts),
+    'document_key': keys_of(part.source_document for part in parts),
+  }
 
 
 def _too_large(path: pathlib.Path, column: str) -> ValueError:
@@ -163,8 +169,7 @@ class Shard:
   def __init__(self, path: pathlib.Path, *, cut: bool = False):
     """Maps a shard.
 
-    Args:
-      cut: whether its corpus cuts long passages, so that `id#1` may be a part.
+    If its corpus cuts long passages, `id#1` may be a part.
 
     Raises:
       ValueError: the file is no shard.
@@ -221,15 +226,11 @@ class Shard:
     if self._has_provenance:
       return {name: self._batch.column(name).to_numpy() for name in KEY_COLUMNS}
     # An older corpus: made once, of ids and titles, and kept in memory.
-    passages = [
-      Passage(id_, title, '', '', part_of=passages_lib.source_id(id_) if self._cut else '')
+    parts = [
+      Passage(id_, title, '', '', part_of=passages.source_id(id_) if self._cut else '')
       for id_, title in zip(self.ids(), self._batch.column('title').to_pylist())
     ]
-    return {
-      'source_key': keys_of(p.source_id for p in passages),
-      'document_key': keys_of(p.source_document for p in passages),
-      'date': np.full(len(self), dates.NO_DATE, np.int32),
-    }
+    return {**_keys(parts), 'date': np.full(len(self), dates.NO_DATE, np.int32)}
 
   def fields(self, row: int) -> dict[str, str]:
     """The fields of the `Passage` in a row; its date is the last day."""
@@ -238,9 +239,9 @@ class Shard:
     if self._has_provenance:
       result['date'] = dates.text_of(int(self.key_column('date')[row]))
       if keys_of([result['id']])[0] != self.key_column('source_key')[row]:
-        result['part_of'] = passages_lib.source_id(result['id'])
+        result['part_of'] = passages.source_id(result['id'])
     elif self._cut:
-      result['part_of'] = passages_lib.source_id(result['id'])
+      result['part_of'] = passages.source_id(result['id'])
     if result.get('part_of') == result['id']:
       del result['part_of']
     return result

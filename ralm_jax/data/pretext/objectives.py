@@ -19,14 +19,12 @@ import functools
 
 import numpy as np
 
-from ralm_jax.data.pretext import noise, salient_spans, tokens as pretext_tokens
+from ralm_jax.data.pretext import noise, salient_spans
 from ralm_jax.data.pretext.salient_spans import Annotator
-from ralm_jax.data.pretext.tokens import WordEncoder
+from ralm_jax.data.pretext.tokens import PretextTokenizer, WordEncoder
 from ralm_jax.data.text.vocabularies import SentencePieceVocabulary
 
 _NOTHING = np.zeros(0, np.int32)
-
-PretextTokenizer = pretext_tokens.PretextTokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,6 @@ import sys
 
 import numpy as np
 
-from ralm_jax.data.text import templates
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text.vocabularies import SentencePieceVocabulary, Vocabulary
 
@@ -126,23 +125,15 @@ class PretextTokenizer:
     self.text = tokenizer.text
     self.reader = WordEncoder(tokenizer.reader_vocabulary)
     self.retriever = WordEncoder(tokenizer.retriever_vocabulary)
-    self._query_leads = templates.leading_field(self.text.reader_format) == 'query'
-
-  @functools.cached_property
-  def query_space(self) -> int:
-    """Ids of a retriever's query without special tokens."""
-    prefix = self.retriever.vocabulary.retriever_prefix
-    return max(0, self.text.query_length - len(prefix) - 1)
+    self.query_space = tokenizer.query_space
+    self.framed_query = tokenizer.framed_query
+    self.framed_target = tokenizer.framed_target
+    self._query_leads = tokenizer.query_leads
 
   @functools.cached_property
   def translator(self) -> Translator:
     """From the reader's ids to the retriever's; needs sentinels."""
-    return Translator(self.reader.vocabulary, self.retriever)
-
-  def framed_query(self, ids: list[int]) -> list[int]:
-    """A retriever's query with its special tokens, cut on the right."""
-    vocabulary = self.retriever.vocabulary
-    return [*vocabulary.retriever_prefix, *ids[: self.query_space], vocabulary.eos_id]
+    return Translator(self.sentinel_vocabulary('A translator'), self.retriever)
 
   def query(self, words: Sequence[str]) -> list[int]:
     """Ids for the query encoder."""
@@ -156,14 +147,6 @@ class PretextTokenizer:
   def target(self, words: Sequence[str]) -> list[int]:
     """Ids of a target from its words."""
     return self.framed_target(self.reader.encode_start(words, self.text.target_length))
-
-  def framed_target(self, ids: Sequence[int]) -> list[int]:
-    """A target with its special tokens; see `QueryTokenizer.target`."""
-    vocabulary, length = self.reader.vocabulary, self.text.target_length
-    prefix, ids = vocabulary.reader_prefix, list(ids[:length])
-    if prefix:
-      ids = prefix + ids[: max(0, length - len(prefix) - 1)]
-    return [*ids, vocabulary.eos_id][:length]
 
   def sentinel_vocabulary(self, objective: str) -> SentencePieceVocabulary:
     """The reader's vocabulary, which must have T5's sentinels.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,31 +17,24 @@ from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text.vocabularies import Vocabulary
 
+if TYPE_CHECKING:  # Which would load jax.
+  from ralm_jax.losses.array_types import Int
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptIds:
-  """Token ids of a prompt, as `QueryTokenizer` gives them.
+  """Token ids of a prompt, as `QueryTokenizer` gives them: the query with special tokens."""
 
-  Attributes:
-    query: int32 [n], of the query encoder, special tokens included.
-    reader_query: int32 [m], of the reader, without end of sequence.
-  """
-
-  query: np.ndarray
-  reader_query: np.ndarray
+  query: Int[np.ndarray, ' q']
+  reader_query: Int[np.ndarray, ' q']
 
 
 @dataclasses.dataclass(frozen=True)
 class _Side:
-  """One vocabulary's ids of a prompt's parts.
+  """One vocabulary's ids of a prompt's parts: up to the options, and of each option."""
 
-  Attributes:
-    before: of the format's text before the question and of the question.
-    options: of each option, in the original order.
-  """
-
-  before: np.ndarray
-  options: tuple[np.ndarray, ...]
+  before: Int[np.ndarray, ' n']
+  options: tuple[Int[np.ndarray, ' n'], ...]
 
 
 class PromptTokenizer:
@@ -69,11 +63,7 @@ class PromptTokenizer:
     self._parts: dict[int, tuple[_Side, _Side]] = {}
 
   def ids(self, number: int, order: Sequence[int]) -> PromptIds:
-    """Of one question with its options in an order.
-
-    Args:
-      order: letter i stands for option `order[i]`.
-    """
+    """Of one question with its options in an order, see `multiple_choice.permuted`."""
     tokenizer = self._tokenizer
     if not self._joins:
       shown = multiple_choice.render(
@@ -94,12 +84,9 @@ class PromptTokenizer:
       self._joined(side, literals, order)
       for side, literals in zip(self._parts[number], self._literals)
     )
-    vocabulary, text = tokenizer.retriever_vocabulary, tokenizer.text
-    prefix = vocabulary.retriever_prefix
-    space = max(0, text.query_length - len(prefix) - 1)
     return PromptIds(
-      np.asarray([*prefix, *query[:space], vocabulary.eos_id], np.int32),
-      reader_query[: text.reader_query_length],
+      np.asarray(tokenizer.framed_query(query), np.int32),
+      reader_query[: tokenizer.text.reader_query_length],
     )
 
   def _tokenized(self, question: Question) -> tuple[_Side, _Side]:

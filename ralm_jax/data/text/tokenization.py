@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 
 import numpy as np
 
 from ralm_jax.data.batches import QueryBatch
+from ralm_jax.data.ragged import RaggedTokens
 from ralm_jax.data.text import templates
 from ralm_jax.data.text.byte_pair_vocabulary import BytePairVocabulary
 from ralm_jax.data.text.vocabularies import Vocabulary
@@ -41,24 +42,43 @@ class QueryTokenizer:
         )
 
   @functools.cached_property
-  def _query_leads(self) -> bool:
+  def query_leads(self) -> bool:
+    """Whether the reader's inputs begin with the query."""
     return templates.leading_field(self.text.reader_format) == 'query'
+
+  @functools.cached_property
+  def query_space(self) -> int:
+    """Ids of a retriever's query without special tokens."""
+    return max(0, self.text.query_length - len(self.retriever_vocabulary.retriever_prefix) - 1)
+
+  def framed_query(self, ids: Sequence[int]) -> list[int]:
+    """A retriever's query, cut on the right, with its special tokens."""
+    vocabulary = self.retriever_vocabulary
+    return [*vocabulary.retriever_prefix, *ids[: self.query_space], vocabulary.eos_id]
+
+  def framed_target(self, ids: Sequence[int]) -> list[int]:
+    """A target with its special tokens.
+
+    A truncated one has no end of sequence, as in Atlas; but with a vocabulary
+    that has a beginning of sequence both are kept, as RAG has it.
+    """
+    vocabulary, length = self.reader_vocabulary, self.text.target_length
+    prefix = vocabulary.reader_prefix
+    if prefix:
+      ids = [*prefix, *ids[: max(0, length - len(prefix) - 1)]]
+    return [*ids[:length], vocabulary.eos_id][:length]
 
   def retriever_query(self, query: str) -> list[int]:
     """Ids for the query encoder; [CLS], [SEP] or eos survive truncation."""
-    vocabulary = self.retriever_vocabulary
-    prefix = vocabulary.retriever_prefix
-    space = max(0, self.text.query_length - len(prefix) - 1)
-    return prefix + vocabulary.encode_start(query)[:space] + [vocabulary.eos_id]
+    return self.framed_query(self.retriever_vocabulary.encode_start(query))
 
   def reader_query(self, query: str, length: int | None = None) -> list[int]:
     """Ids that the reader's format puts in place of {query}, without eos.
 
-    Args:
-      length: how many at most; None for `reader_query_length`.
+    At most `length`, or else `reader_query_length`.
     """
     vocabulary = self.reader_vocabulary
-    encode = vocabulary.encode_start if self._query_leads else vocabulary.encode
+    encode = vocabulary.encode_start if self.query_leads else vocabulary.encode
     length = self.text.reader_query_length if length is None else length
     return encode(query)[:length]
 
@@ -80,17 +100,8 @@ class QueryTokenizer:
     return self.reader_query(before, length - len(end)) + end
 
   def target(self, answer: str) -> list[int]:
-    """Ids of a target.
-
-    A truncated one has no end of sequence, as in Atlas; but with a vocabulary
-    that has a beginning of sequence both are kept, as RAG has it.
-    """
-    vocabulary, length = self.reader_vocabulary, self.text.target_length
-    prefix = vocabulary.reader_prefix
-    ids = vocabulary.encode_start(self.text.target(answer))
-    if prefix:
-      ids = prefix + ids[: max(0, length - len(prefix) - 1)]
-    return [*ids, vocabulary.eos_id][:length]
+    """Ids of a target, see `framed_target`."""
+    return self.framed_target(self.reader_vocabulary.encode_start(self.text.target(answer)))
 
   def answer(self, tokens: Sequence[int]) -> str:
     """The text of predicted tokens, without sentinels and special tokens.
@@ -113,19 +124,16 @@ class QueryTokenizer:
   ) -> QueryBatch:
     """A QueryBatch from texts, filled up with padding rows to `size`.
 
-    Args:
-      answers: one target each; None where there is nothing to learn.
-      first_index: `example_index` of the first question.
+    There is one answer each, the target, or none where there is nothing to learn.
+    The `example_index` of the first question is `first_index`.
     """
     size = size or len(questions)
     queries = [self.text.query(question) for question in questions]
     reader, retriever = self.reader_vocabulary, self.retriever_vocabulary
 
-    def rows(sequences, length: int, pad_id: int) -> np.ndarray:
-      array = np.full((size, length), pad_id, np.int32)
-      for i, ids in enumerate(sequences):
-        array[i, : len(ids)] = ids
-      return array
+    def rows(sequences: Iterable[Sequence[int]], length: int, pad_id: int) -> np.ndarray:
+      ids = list(sequences)
+      return RaggedTokens.from_lists(ids + [[]] * (size - len(ids))).pad(length, pad_id)
 
     index = np.full(size, -1, np.int64)
     index[: len(questions)] = first_index + np.arange(len(questions))

@@ -114,16 +114,6 @@ def test_wrong_rows_and_columns(small_store):
     small_store.tokens(np.array([[1]]), 'reader_text')
 
 
-def test_iterate(small_store):
-  chunks = list(small_store.iterate(('retriever_title', 'retriever_text'), 7, start=3))
-  assert np.concatenate([chunk.rows for chunk in chunks]).tolist() == list(range(3, 40))
-  assert [len(chunk.rows) for chunk in chunks] == [7] * 5 + [2]
-  for chunk in chunks:
-    for column, tokens in chunk.tokens.items():
-      assert tokens.to_lists() == small_store.tokens(chunk.rows, column).to_lists()
-  assert list(small_store.iterate(('reader_text',), 7, start=5, stop=5)) == []
-
-
 def test_no_section_leaves_the_title_alone(small_store):
   title = small_store.tokens([0, 1], 'reader_title').to_lists()
   encode = small_store.reader_vocabulary.encode
