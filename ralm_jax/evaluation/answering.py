@@ -9,45 +9,34 @@ import numpy as np
 
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.decoding.options import DecodingOptions
+from ralm_jax.evaluation import option_fields
 from ralm_jax.losses.array_types import Int
 from ralm_jax.models import prediction
 
 
 @dataclasses.dataclass(frozen=True)
 class AnswerOptions:
-  """Choices beside the model's own.
-
-  Attributes:
-    decoding: how tokens are chosen.
-    rag_decoding: of RAG-Sequence: 'thorough' or 'fast'.
-    candidate_chunk: of thorough decoding: candidates scored at a time; None
-      takes as many as there are beams.
-    max_length: tokens of an answer at most; None for those of a target.
-    decoder_prefix: text that every answer begins with, not part of it;
-      `{question}` stands for the question. '' for none.
-    decoder_prefix_length: tokens a prefix has at most.
-    prefill_chunk: tokens of the prefix computed at a time.
-    seed: of the draws.
-  """
+  """Choices beside the model's own."""
 
   decoding: DecodingOptions = DecodingOptions()
-  rag_decoding: str = 'thorough'
+  rag_decoding: str = 'thorough'  #: of RAG-Sequence; or 'fast'
+  #: Of thorough decoding: candidates scored at a time; None for as many as beams.
   candidate_chunk: int | None = None
-  max_length: int | None = None
+  max_length: int | None = None  #: tokens of an answer at most; None for those of a target
+  #: Text that every answer begins with, not part of it; `{question}` stands for the question.
   decoder_prefix: str = ''
-  decoder_prefix_length: int = 64
-  prefill_chunk: int = 128
-  seed: int = 0
+  decoder_prefix_length: int = 64  #: tokens a prefix has at most
+  prefill_chunk: int = 128  #: tokens of the prefix computed at a time
+  seed: int = 0  #: of the draws
 
   def __post_init__(self):
     if self.rag_decoding not in prediction.RAG_DECODINGS:
       raise ValueError(
         f'rag_decoding {self.rag_decoding!r} is unknown; choose one of {prediction.RAG_DECODINGS}.'
       )
-    for name in ('decoder_prefix_length', 'prefill_chunk', 'max_length', 'candidate_chunk'):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise ValueError(f'{name} must be at least 1, got {value}.')
+    option_fields.check_at_least_1(
+      self, 'decoder_prefix_length', 'prefill_chunk', 'max_length', 'candidate_chunk'
+    )
     if not 0 <= self.seed < 2**32:
       raise ValueError(f'seed must be from 0 to 2**32 - 1, got {self.seed}.')
 

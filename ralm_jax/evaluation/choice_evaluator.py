@@ -36,18 +36,12 @@ METRICS = 'multiple_choice'
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceResult:
-  """What became of one question.
+  """What became of one question."""
 
-  Attributes:
-    choice: index of the de-biased answer among the options.
-    probabilities: averaged over orders. Options of equal text share theirs.
-    first_choices: the option preferred in each order; the original order is
-      the first.
-  """
-
-  choice: int
+  choice: int  #: index of the de-biased answer among the options
+  #: Averaged over orders. Options of equal text share theirs.
   probabilities: Float[np.ndarray, ' options']
-  first_choices: tuple[int, ...]
+  first_choices: tuple[int, ...]  #: preferred in each order, of which the original is the first
 
   def metrics(self, question: Question) -> dict[str, float | None]:
     """`accuracy` in the original order, of all orders, and de-biased.
@@ -91,7 +85,7 @@ def combine(
 @dataclasses.dataclass(frozen=True)
 class _Letters:
   tokens: ChoiceTokens
-  score: PartitionedFunction  # logits of the letters
+  score: PartitionedFunction  #: logits of the letters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +93,8 @@ class _OrderAnswer:
   """A question in one order, whose letter i stands for option `order[i]`."""
 
   order: Order
-  logits: Float[np.ndarray, ' options']  # of the letters
-  found: Answer  # with passages; it has no prediction yet
+  logits: Float[np.ndarray, ' options']  #: of the letters
+  found: Answer  #: with passages; it has no prediction yet
 
 
 class ChoiceEvaluator(Predictor):
@@ -115,11 +109,8 @@ class ChoiceEvaluator(Predictor):
   def __init__(self, evaluator: Evaluator, *, permutations: str = 'single'):
     """Compiles nothing yet.
 
-    Args:
-      evaluator: of the model and its passages. Its batch size is that of orders
-        scored at a time.
-      permutations: 'single', 'cyclic' or 'all'. Passages are retrieved for each
-        order, whose prompt is another.
+    The evaluator's batch size is that of orders scored at a time. Passages are
+    retrieved for each order, whose prompt is another.
     """
     multiple_choice.orderings(1, permutations)  # It is known.
     self._evaluator = evaluator
@@ -224,11 +215,7 @@ def check(
 ) -> None:
   """Raises ValueError where questions are to be answered by choosing and cannot be.
 
-  Args:
-    metrics: a family; only one that chooses needs options.
-    questions: as read.
-    permutations: orders of the options.
-    tokenizer: whose lengths must hold the prompts; None leaves that for later.
+  A tokenizer's lengths must hold the prompts; None leaves that for later.
   """
   if not by_task.family(metrics).chooses:
     return

@@ -38,13 +38,9 @@ PyTree = Any
 
 
 class Predictor(abc.ABC):
-  """Makes a record of each question.
+  """Makes a record of each question."""
 
-  Attributes:
-    metrics: the family that answers are scored by.
-  """
-
-  metrics: str
+  metrics: str  #: the family that answers are scored by
 
   @abc.abstractmethod
   def predictions(
@@ -52,11 +48,8 @@ class Predictor(abc.ABC):
   ) -> Iterator[dict[str, Any]]:
     """One `predictions.jsonl` record a question of this process, in order.
 
-    Args:
-      params: of the model.
-      questions: the whole list, on every process.
-      done: so many batches are left out, since they have been answered before.
-      progress: show a progress bar.
+    Every process gives the whole list. The first `done` batches are left out, since
+    they have been answered before.
     """
 
   def evaluate(
@@ -69,11 +62,8 @@ class Predictor(abc.ABC):
   ) -> dict[str, Any]:
     """Answers all questions; the metrics over all processes, see `summary.summarize`.
 
-    Args:
-      params: of the model.
-      questions: the whole list, on every process.
-      output: folder for predictions.jsonl and metrics.json; None writes none.
-      progress: show a progress bar.
+    Every process gives the whole list. `output` is a folder for predictions.jsonl
+    and metrics.json.
     """
     predict = functools.partial(self.predictions, params, questions, progress=progress)
     return prediction_files.write(predict, output, metrics=self.metrics)
@@ -101,15 +91,9 @@ class Evaluator(Predictor):
   ):
     """Compiles nothing yet.
 
-    Args:
-      spec: the model and its texts.
-      partitioner: of the mesh.
-      retriever: finds `passages.depth` passages; None where they come from the
-        questions' file, or the model is closed-book.
-      batch_size: questions at a time, over all processes.
-      passages: what becomes of those that are found.
-      answering: how answers are decoded.
-      scoring: what is measured; without metrics, of the family 'qa'.
+    The retriever finds `passages.depth` passages; there is none where they come from
+    the questions' file, or the model is closed-book. `batch_size` is that of all
+    processes together. Without metrics, scoring is of the family 'qa'.
     """
     closed_book = spec.text.closed_book
     if scoring.retrieve_only and (closed_book or scoring.passage_effects or scoring.with_loss):
@@ -248,15 +232,7 @@ class Evaluator(Predictor):
     tokens: Int[np.ndarray, 'b t'],
     answers: list[Answer],
   ) -> list[Answer]:
-    """Adds losses of targets and effects of passages where they are asked for.
-
-    Args:
-      params: of the model.
-      batch: of `reader_batch`.
-      questions: whose targets the losses are of.
-      tokens: padded, what the effects are on.
-      answers: to add to.
-    """
+    """Adds losses of targets, and effects of passages on `tokens`, where asked for."""
     if self._scoring.with_loss:
       answers = self._with_losses(params, batch, questions, answers)
     if self._scoring.passage_effects:

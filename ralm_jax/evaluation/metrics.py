@@ -137,6 +137,10 @@ def mean_metrics(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float 
   }
 
 
+def means_and_count(rows: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+  return {**mean_metrics(rows), 'count': len(rows)}
+
+
 def _no_number(name: str, index: int, value: Any) -> str:
   return f'metric {name!r} of row {index} is {value!r}; it must be a number or None'
 

@@ -43,17 +43,11 @@ CATEGORIES = ('question_overlap', 'answer_overlap', 'no_overlap')
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """When two texts count as the same.
+  """When two texts count as the same."""
 
-  Attributes:
-    word_overlap: least Jaccard similarity of two questions' words.
-    span_share: least share of a question that a passage must hold in one run.
-    min_words: questions of fewer words are not looked for in passages.
-  """
-
-  word_overlap: float = 0.8
-  span_share: float = 0.75
-  min_words: int = 5
+  word_overlap: float = 0.8  #: least Jaccard similarity of two questions' words
+  span_share: float = 0.75  #: least share of a question that a passage must hold in one run
+  min_words: int = 5  #: questions of fewer words are not looked for in passages
 
   def __post_init__(self):
     for name in ('word_overlap', 'span_share'):
@@ -68,10 +62,10 @@ class TrainingMatch:
   """What the training data have of a question, and the one that is most like it."""
 
   kind: str = ''  # 'exact', 'near', or '' where no question is like it
-  id: str = ''  # of the training question, '' if there is none
-  question: str = ''  # its text
+  id: str = ''  #: of the training question, '' if there is none
+  question: str = ''  #: its text
   word_overlap: float = 0.0  # Jaccard similarity of the words
-  answer: str | None = None  # of the evaluation question, that others have too
+  answer: str | None = None  #: of the evaluation question, that others have too
 
   @property
   def category(self) -> str:
@@ -87,10 +81,10 @@ class CorpusMatch:
 
   passage_id: str
   title: str
-  span: str  # the words shared
-  share: float  # of the question's words
+  span: str  #: the words shared
+  share: float  #: of the question's words
   has_answer: bool
-  passages: int = 1  # how many have `span_share` of the question
+  passages: int = 1  #: how many have `span_share` of the question
 
 
 def training_matches(
@@ -298,6 +292,4 @@ def scores_by_cleanness(
     parts['clean' if row['clean'] else 'leaked'].append(scores)
     if 'category' in row:
       parts[row['category']].append(scores)
-  return {
-    name: {**metrics.mean_metrics(scores), 'count': len(scores)} for name, scores in parts.items()
-  }
+  return {name: metrics.means_and_count(scores) for name, scores in parts.items()}

@@ -77,9 +77,7 @@ def write(
     )
   means = summary.summarize(gathering.gather(records), metrics)
   if jax.process_index() == 0:
-    atomic_files.write(
-      os.path.join(output, METRICS), (json.dumps(means, indent=2) + '\n').encode('utf-8')
-    )
+    atomic_files.write_json(os.path.join(output, METRICS), means, indent=2)
   # Last: what was killed before goes on from the partial file.
   atomic_files.move(path + '.partial', path)
   pathlib.Path(path + '.partial.name').unlink(missing_ok=True)
@@ -112,9 +110,9 @@ def _resumable(path: str, name: str, batch_size: int) -> list[Record]:
 def _write_lines(path: str, records: list[Record], name: str | None) -> None:
   """Begins a partial file; the name is written last, when the lines are true."""
   pathlib.Path(path + '.name').unlink(missing_ok=True)
-  atomic_files.write(path, ''.join(map(_line, records)).encode('utf-8'))
+  atomic_files.write(path, ''.join(map(_line, records)))
   if name is not None:
-    atomic_files.write(path + '.name', name.encode('utf-8'))
+    atomic_files.write(path + '.name', name)
 
 
 def _line(record: Record) -> str:

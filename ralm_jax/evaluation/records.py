@@ -18,36 +18,24 @@ class AnsweredPassage:
   """A passage the reader was given."""
 
   passage: StoredPassage
-  score: float  # inner product with the query
-  probability: float  # of the retriever among the passages retrieved
+  score: float  #: inner product with the query
+  probability: float  #: of the retriever among the passages retrieved
   # log p(answer | all passages) - log p(answer | all but this one), where asked for.
   effect: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """What the model says to one question.
+  """What the model says to one question."""
 
-  Attributes:
-    prediction: the answer's text; None where the reader was not asked.
-    log_probability: of the answer's tokens; of RAG marginal over passages.
-    passages: best first; () closed-book.
-    n_passages: asked for, of which filters may have left fewer; 0 closed-book.
-    index_id: of the index that the passages are from; '' where not known.
-    generation: of that index; 0 closed-book.
-    alternatives: further answers with their log-probabilities, best first.
-    loss: mean negative log-likelihood of the target's tokens, in nats; None
-      where not asked for.
-  """
-
-  prediction: str | None
-  log_probability: float | None
-  passages: tuple[AnsweredPassage, ...]
-  n_passages: int = 0
-  index_id: str = ''
-  generation: int = 0
-  alternatives: tuple[tuple[str, float], ...] = ()
-  loss: float | None = None
+  prediction: str | None  #: None where the reader was not asked
+  log_probability: float | None  #: of the answer's tokens; of RAG marginal over passages
+  passages: tuple[AnsweredPassage, ...]  #: best first; () closed-book
+  n_passages: int = 0  #: asked for, of which filters may have left fewer; 0 closed-book
+  index_id: str = ''  #: of the index that the passages are from, where it is known
+  generation: int = 0  #: of that index; 0 closed-book
+  alternatives: tuple[tuple[str, float], ...] = ()  #: with log-probabilities, best first
+  loss: float | None = None  #: mean negative log-likelihood of the target's tokens, if asked for
 
 
 def prediction_record(question: Question, answer: Answer, metrics: str = 'qa') -> dict[str, Any]:

@@ -18,14 +18,9 @@ from ralm_jax.retrieval.assembler import Assembler
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-  """What the questions of a batch must not see.
+  """What the questions of a batch must not see."""
 
-  Attributes:
-    exclude_rows: filled with -1; None excludes nothing.
-    max_dates: of each question.
-  """
-
-  exclude_rows: Int[np.ndarray, 'b n'] | None
+  exclude_rows: Int[np.ndarray, 'b n'] | None  #: filled with -1; None excludes nothing
   max_dates: Int[np.ndarray, ' b']
 
 

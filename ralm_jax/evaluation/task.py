@@ -20,40 +20,23 @@ from ralm_jax.retrieval.index_source import IndexSource
 PASSAGES_FROM = ('index', 'file', 'none')
 
 
-def _at_least_1(options: Any, *names: str) -> None:
-  for name in names:
-    value = getattr(options, name)
-    if value is not None and value < 1:
-      raise ValueError(f'{name} must be at least 1, not {value}.')
-
-
 @dataclasses.dataclass(frozen=True)
 class QuestionOptions:
-  """Which questions are asked, and in what form.
+  """Which questions are asked, and in what form."""
 
-  Attributes:
-    questions: files or globs of `{question, answers, id?, ...}`.
-    record_format: of the files, see `data/questions/formats/catalogue.py`.
-    text: fields of TextConfig to use instead of the checkpoint's own, such as
-      `question_format` and `reader_query_length`.
-    num_examples: only the first so many questions.
-    shots: only so many questions, chosen by hash.
-    shots_seed: of that choice.
-    require_answers: whether a question without answers is an error.
-    on_error: 'raise', or 'skip' to leave malformed records out.
-  """
-
-  questions: str | Sequence[str]
-  record_format: str = 'qa'
+  questions: str | Sequence[str]  #: files or globs of `{question, answers, id?, ...}`
+  record_format: str = 'qa'  #: of the files, see `data/questions/formats/catalogue.py`
+  #: Fields of TextConfig to use instead of the checkpoint's own, such as
+  #: `question_format` and `reader_query_length`.
   text: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-  num_examples: int | None = None
-  shots: int | None = None
-  shots_seed: int = 0
-  require_answers: bool = True
-  on_error: str = 'raise'
+  num_examples: int | None = None  #: only the first so many questions
+  shots: int | None = None  #: only so many questions, chosen by hash
+  shots_seed: int = 0  #: of that choice
+  require_answers: bool = True  #: whether a question without answers is an error
+  on_error: str = 'raise'  #: or 'skip' to leave malformed records out
 
   def __post_init__(self):
-    _at_least_1(self, 'num_examples', 'shots')
+    option_fields.check_at_least_1(self, 'num_examples', 'shots')
 
   def read(self) -> list[Question]:
     """Raises ValueError for what cannot be read, with file and line."""
@@ -71,27 +54,20 @@ class QuestionOptions:
 
 @dataclasses.dataclass(frozen=True)
 class PassageOptions:
-  """Which passages an answer is read from.
+  """Which passages an answer is read from."""
 
-  Attributes:
-    passages_from: 'index'; 'file' for those that questions bring along, in
-      their order; 'none' for closed-book answers of any model.
-    n_passages: for a question; None takes the model's own number.
-    n_candidates: fetched from a stale index, of which the checkpoint's own
-      encoders keep `n_passages`; None does not re-rank.
-    rerank_chunk: candidates encoded at a time; None encodes all.
-    search_filter: what a question's exclusions drop: 'passage', 'document' or
-      'none', which ignores dates too.
-  """
-
+  #: 'index'; 'file' for those that questions bring along, in their order; 'none' for
+  #: closed-book answers of any model.
   passages_from: str = 'index'
-  n_passages: int | None = None
+  n_passages: int | None = None  #: for a question; None takes the model's own number
+  #: Fetched from a stale index, of which the checkpoint's own encoders keep `n_passages`.
   n_candidates: int | None = None
-  rerank_chunk: int | None = None
+  rerank_chunk: int | None = None  #: candidates encoded at a time; None encodes all
+  #: What a question's exclusions drop: 'passage', 'document' or 'none', which ignores dates too.
   search_filter: str = 'passage'
 
   def __post_init__(self):
-    _at_least_1(self, 'n_passages', 'n_candidates', 'rerank_chunk')
+    option_fields.check_at_least_1(self, 'n_passages', 'n_candidates', 'rerank_chunk')
     if self.passages_from not in PASSAGES_FROM:
       raise ValueError(
         f'passages_from {self.passages_from!r} must be one of {", ".join(PASSAGES_FROM)}.'
@@ -124,22 +100,15 @@ class PassageOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ScoringOptions:
-  """What is measured.
+  """What is measured."""
 
-  Attributes:
-    metrics: a family of `scores/by_task.py`; None for that of the questions.
-    permutations: orders of a multiple choice's options that are averaged:
-      'single', 'cyclic' or 'all'.
-    retrieve_only: find passages and leave the reader out.
-    passage_effects: also each passage's effect on the answer's log-likelihood.
-    with_loss: also the mean negative log-likelihood of a target's tokens, the
-      target being `question.target` or the first answer.
-  """
-
-  metrics: str | None = None
+  metrics: str | None = None  #: a family of `scores/by_task.py`; None for that of the questions
+  #: Orders of a multiple choice's options that are averaged: 'single', 'cyclic' or 'all'.
   permutations: str = 'cyclic'
-  retrieve_only: bool = False
-  passage_effects: bool = False
+  retrieve_only: bool = False  #: find passages and leave the reader out
+  passage_effects: bool = False  #: also each passage's effect on the answer's log-likelihood
+  #: Also the mean negative log-likelihood of a target's tokens, the target being
+  #: `question.target` or the first answer.
   with_loss: bool = False
 
 

@@ -53,9 +53,9 @@ class Span:
   """A run of words that a question and a passage share."""
 
   question: int
-  passage: int  # number in its chunk
-  start: int  # first word in the question
-  length: int  # in words
+  passage: int  #: number in its chunk
+  start: int  #: first word in the question
+  length: int  #: in words
 
 
 class SpanFinder:

@@ -203,7 +203,7 @@ class Cell:
           break
     for former in formers:
       shutil.rmtree(former, ignore_errors=True)
-    atomic_files.write(work / _INPUTS, json.dumps(wanted, indent=2).encode('utf-8'))
+    atomic_files.write_json(work / _INPUTS, wanted, indent=2)
     return work
 
   def publish(
@@ -227,9 +227,7 @@ class Cell:
         path.unlink(missing_ok=True)
     for name in files:
       atomic_files.move(work / name, self.folder / name)
-    atomic_files.write(
-      self.folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + '\n').encode()
-    )
+    atomic_files.write_json(self.folder / MANIFEST, manifest, indent=2, ensure_ascii=False)
     shutil.rmtree(work, ignore_errors=True)
     return manifest
 

@@ -20,24 +20,18 @@ from ralm_jax.retrieval.index_source import IndexSource
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """Which checkpoints to evaluate.
+  """Which checkpoints to evaluate."""
 
-  Attributes:
-    path: MODEL_DIR (its newest), MODEL_DIR/checkpoint_<step>, or a glob of
-      either.
-    name: in tables and folders; None for `<run>-<step>`. Where a glob finds
-      several, `-<run>-<step>` is put behind it.
-    index: name of the one index to evaluate it with; None for all.
-  """
-
-  path: str
+  path: str  #: MODEL_DIR (its newest), MODEL_DIR/checkpoint_<step>, or a glob of either
+  #: In tables and folders; None for `<run>-<step>`, which is put behind it where a glob
+  #: finds several.
   name: str | None = None
-  index: str | None = None
+  index: str | None = None  #: name of the one index to evaluate it with; None for all
 
 
 @dataclasses.dataclass(frozen=True)
 class _Named:
-  name: str  # in tables and folders
+  name: str  #: in tables and folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +49,10 @@ class Task(ScoringOptions, PassageOptions, QuestionOptions, _Named):
 
 @dataclasses.dataclass(frozen=True)
 class Index(IndexSource):
-  """An IndexSource with a name; two of one path may compare generations.
+  """An IndexSource with a name; two of one path may compare generations."""
 
-  Attributes:
-    name: in tables and folders; None for the folder's name or the address.
-    retrieval_address: `address` as gin files bind it.
-  """
-
-  name: str | None = None
-  retrieval_address: str | None = None
+  name: str | None = None  #: in tables and folders; None for the folder's name or the address
+  retrieval_address: str | None = None  #: `address` as gin files bind it
 
   def __post_init__(self):
     super().__post_init__()
@@ -88,24 +77,15 @@ class Index(IndexSource):
 
 @dataclasses.dataclass(frozen=True)
 class JobOptions:
-  """How cells are worked on.
+  """How cells are worked on."""
 
-  Attributes:
-    batch_size: questions at a time.
-    retry_for_s: how long an unreachable retrieval process is waited for.
-    claim_timeout_s: a worker of another host that gives no sign of life for so
-      long counts as dead.
-    follow_index: whether a cell stays finished when its index is refreshed.
-    search_queries: questions that the search is timed with; 0 times none.
-    progress: show progress bars.
-  """
-
-  batch_size: int = 32
-  retry_for_s: float = 30.0
+  batch_size: int = 32  #: questions at a time
+  retry_for_s: float = 30.0  #: how long an unreachable retrieval process is waited for
+  #: A worker of another host that gives no sign of life for so long counts as dead.
   claim_timeout_s: float = 600.0
-  follow_index: bool = False
-  search_queries: int = 64
-  progress: bool = True
+  follow_index: bool = False  #: whether a cell stays finished when its index is refreshed
+  search_queries: int = 64  #: questions that the search is timed with; 0 times none
+  progress: bool = True  #: show progress bars
 
 
 @dataclasses.dataclass(frozen=True)

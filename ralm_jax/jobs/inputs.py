@@ -31,12 +31,12 @@ _PACKAGES = (
 class IndexState:
   """What an index is at one moment."""
 
-  id: str  # tells it from all others
-  generation: int  # the one that is searched
-  edits: int  # the last live edit's number
+  id: str  #: tells it from all others
+  generation: int  #: the one that is searched
+  edits: int  #: the last live edit's number
   # Passages of the generation; not known of an older one that another process serves.
   count: int | None
-  directory: str  # its folder, on the machine that serves it
+  directory: str  #: its folder, on the machine that serves it
 
   @classmethod
   def of(cls, index: Index, retry_for_s: float = 30.0) -> IndexState:

@@ -20,12 +20,12 @@ _STEP = re.compile(r'step_(\d+)')
 class Result:
   """Metrics of one evaluation."""
 
-  group: str  # what it is a seed of: a folder, and what was evaluated
-  name: str  # of the seed
-  path: str  # where the metrics are
+  group: str  #: what it is a seed of: a folder, and what was evaluated
+  name: str  #: of the seed
+  path: str  #: where the metrics are
   metrics: dict[str, float]
-  count: int  # of questions
-  step: int | None = None  # of the checkpoint, where that is known
+  count: int  #: of questions
+  step: int | None = None  #: of the checkpoint, where that is known
 
 
 def collect(directory: str | os.PathLike[str]) -> list[Result]:

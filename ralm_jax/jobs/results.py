@@ -34,25 +34,17 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class TableOptions:
-  """What the tables show, and how sure they are to be.
+  """What the tables show, and how sure they are to be."""
 
-  Attributes:
-    metrics: which ones; None for all, where recall and reciprocal rank only
-      count if there is nothing else.
-    baseline: name of the checkpoint that others are tested against; None tests
-      all pairs of up to 8 checkpoints, else against the first.
-    confidence: of intervals.
-    resamples: of the bootstrap and of drawn signs.
-    seed: of the draws.
-    by_group: also tables of each group of questions: years, subjects.
-  """
-
+  #: Which ones; None for all, where those of retrieval only count if there is nothing else.
   metrics: Sequence[str] | None = None
+  #: Name of the checkpoint that others are tested against; None tests all pairs of up to 8
+  #: checkpoints, else against the first.
   baseline: str | None = None
-  confidence: float = 0.95
-  resamples: int = statistics.RESAMPLES
-  seed: int = 0
-  by_group: bool = False
+  confidence: float = 0.95  #: of intervals
+  resamples: int = statistics.RESAMPLES  #: of the bootstrap and of drawn signs
+  seed: int = 0  #: of the draws
+  by_group: bool = False  #: also tables of each group of questions: years, subjects
 
   def __post_init__(self):
     if not 0 < self.confidence < 1:
@@ -72,18 +64,15 @@ class TableOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-  """What is configured now, which finished cells may be behind.
+  """What is configured now, which finished cells may be behind."""
 
-  Attributes:
-    tasks: by names of task and index: inputs of a cell but its checkpoint's, or
-      a text where they are out of reach.
-    checkpoints: by name: the inputs of those that are known. Of others, such as
-      those that a run has removed, only the rest counts.
-    ignore: names of inputs that may differ.
-  """
-
+  #: By names of task and index: inputs of a cell but its checkpoint's, or why they are out
+  #: of reach.
   tasks: Mapping[tuple[str, str], Mapping[str, Any] | str]
+  #: By name: the inputs of those that are known. Of others, such as those that a run has
+  #: removed, only the rest counts.
   checkpoints: Mapping[str, Mapping[str, Any]]
+  #: Names of inputs that may differ, by index.
   ignore: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
   def why_outdated(self, manifest: Mapping[str, Any]) -> str | None:
@@ -229,7 +218,7 @@ def write_results(
   rows = read_cells(output, wanted, options)
   text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
   os.makedirs(output, exist_ok=True)
-  atomic_files.write(os.path.join(output, RESULTS), text.encode('utf-8'))
+  atomic_files.write(os.path.join(output, RESULTS), text)
   return rows
 
 

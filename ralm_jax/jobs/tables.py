@@ -25,7 +25,7 @@ def write_table(
   if rows is None:
     rows = results.write_results(output, options=options)
   text = render(output, rows, options, pending=pending)
-  atomic_files.write(os.path.join(output, TABLE), text.encode('utf-8'))
+  atomic_files.write(os.path.join(output, TABLE), text)
   return text
 
 

@@ -125,10 +125,8 @@ class Worker:
     self._found.update((one.name, one) for one in found)
     seconds: list[float] = []
     for i, job in enumerate(mine):
-      left = ''
-      if seconds:
-        each = sum(seconds) / len(seconds)
-        left = f', {each * (len(mine) - i) / 60:.0f} min left'
+      each = sum(seconds) / len(seconds) if seconds else None
+      left = '' if each is None else f', {each * (len(mine) - i) / 60:.0f} min left'
       logging.info('%s (%d of %d%s)', job, i + 1, len(mine), left)
       self._count += 1
       start = time.monotonic()
@@ -257,12 +255,12 @@ class Worker:
       ),
     }
     ignore = _REFRESHED if self._options.follow_index else ()
-    if cell.why_undone(inputs, ignore) is None:
-      logging.info('is finished already.')
-      return False
-    with cell.claimed(self._options.claim_timeout_s) as claim:
-      # Another worker may have finished it since.
-      reason = cell.why_undone(inputs, ignore)
+    with contextlib.ExitStack() as stack:
+      reason, claim = cell.why_undone(inputs, ignore), None
+      if reason is not None:
+        claim = stack.enter_context(cell.claimed(self._options.claim_timeout_s))
+        # Another worker may have finished it since.
+        reason = cell.why_undone(inputs, ignore)
       if reason is None:
         logging.info('is finished already.')
         return False

@@ -21,19 +21,12 @@ from retrieval_service.results import ServerStatus
 
 @dataclasses.dataclass(frozen=True)
 class Connection:
-  """What searches an index, and the corpus its ids belong to.
-
-  Attributes:
-    client: of the index.
-    store: the corpus.
-    corpus: the folder that was asked for; None took the one the index names.
-    address: of the process; '' where there is none.
-  """
+  """What searches an index, and the corpus its ids belong to."""
 
   client: RetrievalClient | DeviceIndex
   store: PassageStore
-  corpus: str | os.PathLike[str] | None = None
-  address: str = ''
+  corpus: str | os.PathLike[str] | None = None  #: that was asked for; None took the index's own
+  address: str = ''  #: of the process, where there is one
 
   def open_corpus(self, status: ServerStatus, former: PassageStore) -> PassageStore:
     """The corpus of an index that took another's place; `former` if it is the same folder.

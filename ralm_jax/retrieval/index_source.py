@@ -14,33 +14,19 @@ _FLAGS = {'path': 'index', 'address': 'retrieval_address'}
 
 @dataclasses.dataclass(frozen=True)
 class IndexSource:
-  """An index, served by a process or lying on this program's own devices.
+  """An index, served by a process or lying on this program's own devices."""
 
-  Attributes:
-    path: INDEX folder; a process of our own is started for it. Or
-    address: 'host:port' of a running process.
-    corpus: CORPUS folder; None takes the one the index names.
-    generation: the only one that is searched; None for whichever is current.
-    backend: 'process', or 'device' for exact search on this program's devices.
-    device_dtype: of the embeddings there: 'bfloat16', 'float16' or 'float32'.
-    approximate: approximate top-k there, which a TPU is faster at.
-    nprobe: inverted lists visited, of our own process.
-    rerank: candidates re-ranked exactly, of our own process.
-    threads: FAISS threads, of our own process.
-    retry_for_s: how long an unreachable process is waited for.
-  """
-
-  path: str | os.PathLike[str] | None = None
-  address: str | None = None
-  corpus: str | os.PathLike[str] | None = None
-  generation: int | None = None
-  backend: str = 'process'
-  device_dtype: str = 'bfloat16'
-  approximate: bool = False
-  nprobe: int | None = None
-  rerank: int | None = None
-  threads: int | None = None
-  retry_for_s: float = 30.0
+  path: str | os.PathLike[str] | None = None  #: INDEX folder, for a process of our own; or
+  address: str | None = None  #: 'host:port' of a running process
+  corpus: str | os.PathLike[str] | None = None  #: CORPUS; None takes the one the index names
+  generation: int | None = None  #: the only one searched; None for whichever is current
+  backend: str = 'process'  #: or 'device' for exact search on this program's devices
+  device_dtype: str = 'bfloat16'  #: of the embeddings there; or 'float16', 'float32'
+  approximate: bool = False  #: approximate top-k there, which a TPU is faster at
+  nprobe: int | None = None  #: inverted lists visited, of our own process
+  rerank: int | None = None  #: candidates re-ranked exactly, of our own process
+  threads: int | None = None  #: of FAISS, of our own process
+  retry_for_s: float = 30.0  #: how long an unreachable process is waited for
 
   def __post_init__(self):
     if self.generation is not None and self.generation < 1:

@@ -34,7 +34,7 @@ class OpenedCheckpoint:
   """A checkpoint ready for use."""
 
   spec: Specification
-  params: PyTree  # on the mesh
+  params: PyTree  #: on the mesh
   partitioner: Partitioner
   directory: str  # MODEL_DIR
   step: int
@@ -84,14 +84,6 @@ def open_evaluator(
 
   It follows the process when that is told to serve another index (`ralm swap`),
   unless one generation is asked for.
-
-  Args:
-    opened: the checkpoint.
-    source: of passages; None where they come from no index.
-    batch_size: questions at a time.
-    passages: what becomes of those that are found.
-    answering: how answers are decoded.
-    scoring: what is measured.
 
   Raises:
     ValueError: passages that the model cannot read, or an index for none.

@@ -17,59 +17,37 @@ from retrieval_service.options import IndexOptions
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-  """When to save and what to keep.
+  """When to save and what to keep."""
 
-  Attributes:
-    period: steps between checkpoints.
-    keep: newest ones to keep; None keeps all.
-    keep_period: also keep every multiple of it.
-    asynchronous: write while training goes on.
-  """
-
-  period: int = 1000
-  keep: int | None = 3
-  keep_period: int | None = None
-  asynchronous: bool = True
+  period: int = 1000  #: steps between checkpoints
+  keep: int | None = 3  #: newest ones to keep; None keeps all
+  keep_period: int | None = None  #: also keep every multiple of it
+  asynchronous: bool = True  #: write while training goes on
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalConfig:
-  """Where passages come from, and how the index is kept fresh.
+  """Where passages come from, and how the index is kept fresh."""
 
-  Attributes:
-    corpus: CORPUS folder; None takes the one the index names.
-    index: INDEX folder; built with the starting parameters if it is empty.
-    address: 'host:port' of a running retrieval process instead.
-    backend: 'process' searches by a retrieval process, 'device' exactly, on the
-      devices that train.
-    device_dtype: of the embeddings on the devices.
-    approximate: approximate top-k on the devices, which a TPU is faster at.
-    options: how a missing index is built.
-    retry_for_s: how long a search waits for a dead process.
-    embed_batch_size: passages at a time when building or refreshing.
-    search_filter: what an example must not see.
-    n_candidates: passages to fetch from the index, of which the passage encoder
-      of now keeps TextConfig.n_passages; None does not re-rank.
-    rerank_chunk: candidates a query encoded at a time; None encodes all.
-    refresh_index: when training stops for the index to be refreshed:
-      'START-END:RATE,…', a number of steps, or None for never.
-    follow_current: search whatever generation is current, which a second job
-      publishes (`ralm refresh`); else the run keeps to its own.
-  """
-
-  corpus: str | None = None
-  index: str | None = None
-  address: str | None = None
-  backend: str = 'process'
-  device_dtype: str = 'bfloat16'
-  approximate: bool = False
-  options: IndexOptions = IndexOptions()
-  retry_for_s: float = 300.0
-  embed_batch_size: int = 256
-  search_filter: SearchFilter = SearchFilter()
+  corpus: str | None = None  #: CORPUS folder; None takes the one the index names
+  index: str | None = None  #: INDEX folder; built with the starting parameters if it is empty
+  address: str | None = None  #: 'host:port' of a running retrieval process instead
+  backend: str = 'process'  #: or 'device' for exact search on the devices that train
+  device_dtype: str = 'bfloat16'  #: of the embeddings on the devices
+  approximate: bool = False  #: approximate top-k on the devices, which a TPU is faster at
+  options: IndexOptions = IndexOptions()  #: how a missing index is built
+  retry_for_s: float = 300.0  #: how long a search waits for a dead process
+  embed_batch_size: int = 256  #: passages at a time when building or refreshing
+  search_filter: SearchFilter = SearchFilter()  #: what an example must not see
+  #: Passages to fetch from the index, of which the passage encoder of now keeps
+  #: TextConfig.n_passages; None does not re-rank.
   n_candidates: int | None = None
-  rerank_chunk: int | None = None
+  rerank_chunk: int | None = None  #: candidates a query encoded at a time; None encodes all
+  #: When training stops for the index to be refreshed: 'START-END:RATE,…', a number of
+  #: steps, or None for never.
   refresh_index: str | int | None = None
+  #: Search whatever generation is current, which a second job publishes (`ralm refresh`);
+  #: else the run keeps to its own.
   follow_current: bool = False
 
   @property

@@ -40,20 +40,14 @@ _PUNCTUATION = frozenset(['', "''", "'", '``', '`', '?', '!', ',', ':', '-', '--
 class AnswerabilityWeights:
   """How Q-BLEU weighs the parts of a question.
 
-  The defaults are those of the authors' code for SQuAD, which RAG uses.
-
-  Attributes:
-    entities: of words that begin with a capital.
-    question_type: of words such as 'who', and what follows 'what' and 'which'.
-    relevant_words: of other words that are not function words. What the three
-      leave of 1 is the weight of the function words.
-    answerability: of all these together; n-grams have the rest.
+  The defaults are those of the authors' code for SQuAD, which RAG uses. What the
+  first three leave of 1 is the weight of the function words.
   """
 
-  entities: float = 0.6
-  question_type: float = 0.2
-  relevant_words: float = 0.1
-  answerability: float = 0.7
+  entities: float = 0.6  #: of words that begin with a capital
+  question_type: float = 0.2  #: of words such as 'who', and what follows 'what' and 'which'
+  relevant_words: float = 0.1  #: of other words that are not function words
+  answerability: float = 0.7  #: of all these together; n-grams have the rest
 
   def __post_init__(self):
     values = dataclasses.asdict(self)

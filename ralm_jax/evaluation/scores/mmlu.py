@@ -72,7 +72,7 @@ def summary(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
   categories['all'] = [row for rows in by_subject.values() for row in rows]
   means = [metrics.mean_metrics(rows) for rows in by_subject.values()]
   return {
-    'categories': {name: _mean_of(rows) for name, rows in categories.items()},
+    'categories': {name: metrics.means_and_count(rows) for name, rows in categories.items()},
     'subject_average': {**metrics.mean_metrics(means), 'count': len(by_subject)},
   }
 
@@ -83,10 +83,6 @@ def _by_subject(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Scores]]
     if record.get('group') in CATEGORY_OF:
       found.setdefault(record['group'], []).append(record['metrics'])
   return found
-
-
-def _mean_of(rows: Sequence[Scores]) -> dict[str, Any]:
-  return {**metrics.mean_metrics(rows), 'count': len(rows)}
 
 
 def unique(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -112,7 +108,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
       'of its files, or of what `ralm prepare mmlu` wrote?'
     )
   by_subject = _by_subject(records)
-  rows = {subject: _mean_of(by_subject[subject]) for subject in sorted(by_subject)}
+  rows = {subject: metrics.means_and_count(by_subject[subject]) for subject in sorted(by_subject)}
   rows |= found['categories']
   rows['mean of subjects'] = found['subject_average']
   columns = ('accuracy', 'permuted_accuracy', 'debiased_accuracy')

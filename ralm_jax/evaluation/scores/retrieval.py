@@ -145,8 +145,8 @@ def _checked(rank: float) -> float:
 class RetrievalRanks:
   """The ranks of one question's first hits (see the top of this module)."""
 
-  answer: float | None  # of the first passage with an answer string
-  gold: float | None  # of the first gold passage
+  answer: float | None  #: of the first passage with an answer string
+  gold: float | None  #: of the first gold passage
 
 
 def rank_passages(

@@ -37,26 +37,17 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """Two systems on the same questions.
+  """Two systems on the same questions."""
 
-  Attributes:
-    difference: mean of the first minus mean of the second.
-    low, high: ends of its bootstrap interval.
-    bootstrap_p: share of resamples, twice, in which the difference is not on
-      the side where it is found; at most 1. None where the systems differ on
-      fewer than 10 questions, too few to resample.
-    permutation_p: two-sided p-value of the sign-flip test.
-    exact: whether `permutation_p` is exact, not drawn.
-    count: of questions that both have a value for.
-  """
-
-  difference: float
-  low: float
+  difference: float  #: mean of the first minus mean of the second
+  low: float  #: end of its bootstrap interval
   high: float
+  #: Share of resamples, twice, in which the difference is not on the side where it is found;
+  #: at most 1. None where the systems differ on fewer than 10 questions, too few to resample.
   bootstrap_p: float | None
-  permutation_p: float
-  exact: bool
-  count: int
+  permutation_p: float  #: two-sided, of the sign-flip test
+  exact: bool  #: whether that is exact, not drawn
+  count: int  #: of questions that both have a value for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +55,7 @@ class Spread:
   """Of one number over several runs."""
 
   mean: float
-  deviation: float | None  # of a sample (n - 1); None of a single number
+  deviation: float | None  #: of a sample (n - 1); None of a single number
   count: int
 
 
