@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from ralm_jax.data import batches
@@ -93,7 +95,8 @@ class Assembler:
     )
     if not with_retriever or self.store is None:
       return batch
-    batch = batch.replace(
+    batch = dataclasses.replace(
+      batch,
       query_tokens=queries.query_tokens,
       query_mask=queries.query_tokens != tokenizer.retriever_vocabulary.pad_id,
     )
@@ -102,7 +105,9 @@ class Assembler:
     passages = batches.assemble_retriever_inputs(
       rows, self.store, self._retriever_template, text.retriever_passage_length
     )
-    return batch.replace(retriever_tokens=passages.tokens, retriever_mask=passages.mask)
+    return dataclasses.replace(
+      batch, retriever_tokens=passages.tokens, retriever_mask=passages.mask
+    )
 
   def answer_recall(self, batch: ReaderBatch, skip: int = 0) -> float:
     """`answer_recall` of a batch, whatever a target begins with.
@@ -127,7 +132,7 @@ class Assembler:
       if np.any(batch.target_mask[i]):
         targets[i, : len(ids) + 1] = [*ids, vocabulary.eos_id]
     return answer_recall(
-      batch.replace(target_tokens=targets, target_mask=targets != vocabulary.pad_id)
+      dataclasses.replace(batch, target_tokens=targets, target_mask=targets != vocabulary.pad_id)
     )
 
   def passage_inputs(self, rows: np.ndarray) -> PassageInputs:

@@ -196,6 +196,7 @@ class RetrievalAugmenter:
     if embeddings is None:
       retrieved = Retrieved.none(len(queries))
       return self._assemble(queries, retrieved, step, 0.0)
+    assert self._retriever is not None
     local = partitioning.local_rows(embeddings)
     start = time.monotonic()
     if self._before_search is not None:
@@ -244,14 +245,15 @@ class RetrievalAugmenter:
     batch = self._assembler.reader_batch(
       shown.queries, shown.rows, titles=shown.titles, with_passages=False
     )
-    return batch.replace(passage_embeddings=retrieved.embeddings)
+    return dataclasses.replace(batch, passage_embeddings=retrieved.embeddings)
 
   def _recall(self, batch: ReaderBatch) -> dict[str, float]:
     """Of the passages that would be trained on, and of all candidates."""
     skip, n_passages = self._recall_skip, self._n_passages
     if n_passages is None or n_passages >= batch.reader_tokens.shape[1]:
       return {'retrieval/recall': self._assembler.answer_recall(batch, skip)}
-    first = batch.replace(
+    first = dataclasses.replace(
+      batch,
       reader_tokens=batch.reader_tokens[:, :n_passages],
       passage_mask=batch.passage_mask[:, :n_passages],
     )

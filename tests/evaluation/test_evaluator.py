@@ -23,6 +23,8 @@ from tests import tiny
 class Search:
   """A search that always finds the same rows, for what needs no process."""
 
+  needs_strict_order = False
+
   def __init__(self, rows, store, dim=16):
     self._rows, self._store, self._dim = np.asarray(rows), store, dim
 
@@ -36,10 +38,11 @@ class Search:
         'count': len(self._store),
         'dim': self._dim,
         'next_id': len(self._store),
+        'index_id': '',
       },
     )
 
-  def search(self, query_embeddings, k, generation=None):
+  def search(self, query_embeddings, k, generation=None, **unused_options):
     shape = (len(query_embeddings), k)
     scores = np.broadcast_to(-np.arange(k, dtype=np.float32), shape)
     return type(
@@ -49,6 +52,7 @@ class Search:
         'ids': np.broadcast_to(self._rows[:k], shape),
         'scores': scores,
         'generation': generation or 1,
+        'embeddings': None,
       },
     )
 

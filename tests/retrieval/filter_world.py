@@ -85,6 +85,8 @@ def make_world(folder) -> World:
 class Recording:
   """A client that remembers how deep it was asked, and may interfere."""
 
+  needs_strict_order = False
+
   def __init__(self, client, before_search=lambda count: None):
     self._client = client
     self._before_search = before_search

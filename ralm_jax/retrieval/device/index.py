@@ -21,7 +21,9 @@ from ralm_jax.retrieval.device.lead import Lead, State
 from ralm_jax.retrieval.device.residency import Residency
 from ralm_jax.retrieval.device.search import DeviceSearch
 from ralm_jax.training.partitioning import Partitioner
-from retrieval_service.edits import Edit
+from retrieval_service import checks
+from retrieval_service.editing import Editing
+from retrieval_service.edits import WantedEdit
 from retrieval_service.generations import GenerationStore
 from retrieval_service.index_builder import IndexBuilder
 from retrieval_service.live import LiveView
@@ -30,8 +32,8 @@ from retrieval_service.options import IndexOptions
 from retrieval_service.results import EditResult, IndexSwappedError, SearchResult, ServerStatus
 
 
-class DeviceIndex:
-  """Searches an INDEX folder on the devices; may be shared among threads.
+class DeviceIndex(Editing):
+  """Searches an INDEX folder on the devices: a `SearchBackend`.
 
   A search is answered by exactly one generation in exactly one state of its
   edits. A generation is put on the devices when it is first searched, and at
@@ -46,9 +48,6 @@ class DeviceIndex:
   answers to its own. The first process alone builds and edits, in a folder that
   all can read, and the others follow it at the next search. An error of one
   stops them all. See `needs_strict_order`.
-
-  Attributes:
-    address: what this is, for messages.
   """
 
   def __init__(
@@ -120,14 +119,10 @@ class DeviceIndex:
 
   @property
   def needs_strict_order(self) -> bool:
-    """Whether searches must not overlap other work of the devices.
+    """See `SearchBackend`: on several processes a search is a collective program.
 
-    On several processes a search is a collective program. Dispatched by a
-    thread of its own, beside the train step's, it could come before the step on
-    one host and after it on another, and both would wait forever. Retrieve
-    without look-ahead then (`retrieval_lookahead=0`). Within one process
-    threads may search, as long as `Partitioner.partition` made the programs
-    that they dispatch meanwhile.
+    Within one process threads may search, as long as `Partitioner.partition`
+    made the programs that they dispatch meanwhile.
     """
     return self._search.spans_processes
 
@@ -146,23 +141,9 @@ class DeviceIndex:
   ) -> SearchResult:
     """The k passages of largest inner product for each query.
 
-    Equal scores are ordered by id. Of many that tie for the last places, those
-    that come first in the index are taken.
-
-    Args:
-      query_embeddings: [batch, dim], converted to float32.
-      k: passages for each query.
-      return_embeddings: also brings the stored float16 embeddings.
-      generation: an older generation's number; it is put on the devices for
-        this search and those that follow. None: the current one.
-      index_id: which index it must be; this class serves one alone.
-
-    Raises:
-      ValueError: wrong shape or dimension, values that are not finite, or more
-        passages than there are.
-      LookupError: the generation does not exist any more.
-      IndexSwappedError: `index_id` is another index's.
-      RuntimeError: the index is empty.
+    Of many that tie for the last places, those that come first in the index are
+    taken. An older generation is put on the devices for this search and those
+    that follow.
     """
     if index_id and index_id != self._index.index_id:
       raise IndexSwappedError.of(
@@ -170,9 +151,9 @@ class DeviceIndex:
       )
     queries = np.ascontiguousarray(query_embeddings, np.float32)
     if self._lead is None:
-      device_view.check_queries(queries, k)
+      checks.check_queries(queries, k)
     else:
-      generation = self._prepare_together(queries, k, generation)
+      generation = self._prepare_together(self._lead, queries, k, generation)
     padded = device_view.pad_batch(queries)
     live = self._live(generation)
     started = self._residency.start(live, padded, k, self._approximate)
@@ -192,15 +173,17 @@ class DeviceIndex:
           continue  # removed since it was the current one
         raise
 
-  def _prepare_together(self, queries: np.ndarray, k: int, generation: int | None) -> int:
+  def _prepare_together(
+    self, lead: Lead, queries: np.ndarray, k: int, generation: int | None
+  ) -> int:
     """Makes sure that no process is left alone in the search to come.
 
     Returns:
       The generation to search: the first process's.
     """
-    with self._lead.agreement.together():
-      wanted = self._lead.follow(State(generation or self._current, self._index.edits))
-      device_view.check_queries(queries, k)
+    with lead.agreement.together():
+      wanted = lead.follow(State(generation or self._current, self._index.edits))
+      checks.check_queries(queries, k)
       if self._index.edits != wanted.edits:
         self._index.reload()
       if self._index.edits != wanted.edits:
@@ -229,29 +212,10 @@ class DeviceIndex:
   ) -> int:
     """Writes a generation, which is searched from then on.
 
-    Edits hold in it as `RetrievalClient.build` says.
-
-    Args:
-      chunks: pairs of ids ([rows] int64, or None for row numbers throughout)
-        and embeddings ([rows, dim]).
-      dim: embedding size.
-      options: of the FAISS index that comes with a generation, so that the
-        retrieval process can serve it; this class has no use for it. None: a
-        flat one, which is held in memory while it is written ('pq' takes less
-        than a twentieth).
-      metadata: JSON that stays with the generation.
-      build_id: names the build; a complete generation of this name is searched
-        instead of being made again.
-      edits_applied: the last edit that the vectors know of; None: all by now.
-      forget_edits: those edits do not hold in it: for another corpus.
-
-    Returns:
-      The new generation's number.
-
-    Raises:
-      ValueError: vectors or options that cannot be.
-      OSError: the disk is full.
-      RuntimeError: not the first process.
+    The FAISS index of `options` is for the retrieval process, which can serve
+    the folder; this class has no use for it. A flat one is held in memory while
+    it is written ('pq' takes less than a twentieth). The first process alone
+    builds and edits, or RuntimeError.
     """
     self._check_leads('build')
     built = self._builder.build(
@@ -274,11 +238,7 @@ class DeviceIndex:
     return built.number
 
   def reload(self) -> int:
-    """Turns to what the folder holds now, edits of other programs included.
-
-    Returns:
-      The current generation's number; 0 where there is none.
-    """
+    """Turns to what the folder holds now, edits of other programs included."""
     self._index.reload()
     return self._turn()
 
@@ -294,77 +254,15 @@ class DeviceIndex:
       self._current = live.number
       return live.number
 
-  def edit(
-    self,
-    ids: np.ndarray | None = None,
-    embeddings: np.ndarray | None = None,
-    *,
-    delete_ids: np.ndarray | Sequence[int] | None = None,
-    metadata: dict[str, Any] | None = None,
-    delete_absent: bool = False,
-  ) -> EditResult:
-    """Puts and deletes passages by id, without a rebuild: all or nothing.
-
-    When it returns, the edit is on the disk, and every search that starts later
-    sees it, of older generations too.
-
-    Args:
-      ids: [rows] int64 to put the vectors under, in place of what is there;
-        None: on from `status().next_id`.
-      embeddings: [rows, dim]; None: nothing is put.
-      delete_ids: [deletes] int64 of passages to delete.
-      metadata: JSON merged over that of the index.
-      delete_absent: whether passages may be deleted that are not searched.
-
-    Raises:
-      ValueError: vectors or ids that cannot be, or one id in both.
-      LookupError: a passage to delete does not exist, without `delete_absent`.
-      OSError: the disk is full.
-      RuntimeError: the index is empty, or this is not the first process.
-      In each case nothing has changed.
-    """
-    return self._edit(ids, embeddings, delete_ids, metadata, delete_absent=delete_absent)
-
   def missing(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
     """Those of `ids`, [n] int64, that the current generation has not."""
     return self._index.missing(np.asarray(ids, np.int64))
 
-  def add(
-    self, ids: np.ndarray | None, embeddings: np.ndarray, metadata: dict[str, Any] | None = None
-  ) -> EditResult:
-    """As `edit`, of ids that the index does not have, or ValueError."""
-    return self._edit(ids, embeddings, None, metadata, only_new_ids=True)
-
-  def delete(self, ids: np.ndarray | Sequence[int]) -> EditResult:
-    """Deletes passages by id; see `edit`."""
-    return self._edit(None, None, ids, None)
-
   def _edit(
-    self,
-    ids,
-    embeddings,
-    delete_ids,
-    metadata,
-    only_new_ids: bool = False,
-    delete_absent: bool = False,
+    self, wanted: WantedEdit, *, only_new_ids: bool = False, delete_absent: bool = False
   ) -> EditResult:
     self._check_leads('edit')
-    if embeddings is None:
-      if ids is not None and len(ids):
-        raise ValueError(
-          f'{len(ids)} ids came without embeddings; to delete passages give delete_ids'
-        )
-      embeddings = np.zeros((0, 0), np.float16)
-    edited = self._index.edit(
-      Edit(
-        ids,
-        np.asarray(embeddings),
-        np.asarray([] if delete_ids is None else delete_ids, np.int64),
-        metadata or {},
-      ),
-      only_new_ids=only_new_ids,
-      delete_absent=delete_absent,
-    )
+    edited = self._index.edit(wanted, only_new_ids=only_new_ids, delete_absent=delete_absent)
     return EditResult(
       edited.view.number, edited.sequence, edited.view.count, edited.ids, edited.absent_ids
     )
@@ -372,21 +270,7 @@ class DeviceIndex:
   def status(self) -> ServerStatus:
     """What is searched; `dim` and the like are empty where nothing is."""
     live = self._live(None) if self._current else None
-    manifest = live.generation.manifest if live else None
-    return ServerStatus(
-      generation=live.number if live else 0,
-      count=live.count if live else 0,
-      dim=live.dim if live else 0,
-      options=manifest.options if manifest else None,
-      factory=manifest.factory if manifest else '',
-      metadata=dict(live.metadata) if live else {},
-      generations=tuple(self._store.numbers()),
-      building=self._builder.building,
-      index_directory=self._store.directory,
-      edits=self._index.edits,
-      next_id=self._index.next_id,
-      index_id=self._index.index_id,
-    )
+    return self._index.status(live, building=self._builder.building)
 
   def cache_size(self) -> int:
     """How many programs have been compiled."""
@@ -398,11 +282,7 @@ class DeviceIndex:
     return self._residency.numbers
 
   def pin(self, owner: str, generations: Sequence[int]) -> None:
-    """Says which generations `owner` needs from now on; [] for none.
-
-    Raises:
-      LookupError: one of them does not exist.
-    """
+    """Says which generations `owner` needs from now on; [] for none."""
     if self._leads:
       self._index.check_folder()
       self._store.pin(owner, generations)

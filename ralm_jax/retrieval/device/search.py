@@ -200,6 +200,7 @@ class DeviceSearch:
     indices = self._sharding.addressable_devices_indices_map(shape)
     pieces = []
     for device, index in indices.items():
+      assert index is not None
       start, stop, _ = index[0].indices(shape[0])
       piece = jax.device_put(shard(slice(start, stop)), device)
       pieces.append(piece.block_until_ready())
@@ -225,6 +226,7 @@ class DeviceSearch:
     starts = sorted(
       index[0].indices(shape[0])[:2]
       for index in self._sharding.addressable_devices_indices_map(shape).values()
+      if index is not None
     )
     own = np.concatenate([np.arange(*bounds) for bounds in starts])
     return array, own[: len(queries)]

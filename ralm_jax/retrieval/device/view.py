@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from ralm_jax.retrieval.device.search import Best, DeviceSearch, Rows
+from retrieval_service import checks
 from retrieval_service.live import LiveView
 from retrieval_service.results import SearchResult
 
@@ -65,17 +66,7 @@ class DeviceView:
   def check(self, queries: np.ndarray, k: int) -> None:
     """Raises ValueError for a search that cannot be answered."""
     live = self.live
-    if queries.shape[1] != live.dim:
-      raise ValueError(
-        f'the queries have dimension {queries.shape[1]} and generation '
-        f'{live.number} of the index has dimension {live.dim}: they must be '
-        'embedded by the encoder that embedded the passages'
-      )
-    if k > live.count:
-      raise ValueError(
-        f'k={k} passages wanted and generation {live.number} of the index '
-        f'holds {live.count}: lower k or add passages'
-      )
+    checks.check_search(queries, k, number=live.number, dim=live.dim, count=live.count)
 
   def search(
     self, search: DeviceSearch, queries: np.ndarray, k: int, approximate: bool
@@ -157,20 +148,6 @@ class StartedSearch:
       generation=self.view.live.number,
       embeddings=self.view.embeddings(rows) if return_embeddings else None,
       edits=self.view.live.edits,
-    )
-
-
-def check_queries(queries: np.ndarray, k: int) -> None:
-  """Raises ValueError for queries that no index can answer."""
-  if queries.ndim != 2:
-    raise ValueError(f'query_embeddings must be [batch, dim], found shape {list(queries.shape)}')
-  if k < 1:
-    raise ValueError(f'k must be at least 1, found {k}')
-  finite = np.isfinite(queries).all(axis=1)
-  if not finite.all():
-    row = np.flatnonzero(~finite)[0]
-    raise ValueError(
-      f'query {row} of {len(queries)} holds a value that is not finite: check the query encoder'
     )
 
 
