@@ -35,11 +35,7 @@ def check_search(queries: np.ndarray, k: int, *, number: int, dim: int, count: i
 
 
 def passage_ids(ids: np.ndarray, rows: int) -> np.ndarray:
-  """The ids of so many embeddings, as int64.
-
-  Raises:
-    ValueError: there are more or fewer, or negative ones.
-  """
+  """The ids of so many embeddings, as int64; ValueError for others or negative ones."""
   ids = np.asarray(ids, np.int64)
   check_paired(ids, rows)
   if rows and ids.min() < 0:
@@ -64,11 +60,7 @@ def check_distinct(ids: np.ndarray) -> None:
 
 
 def as_float16(embeddings: np.ndarray, ids: np.ndarray) -> np.ndarray:
-  """[rows, dim] as an index stores it.
-
-  Raises:
-    ValueError: float16 cannot hold it.
-  """
+  """[rows, d] as an index stores it; ValueError where float16 cannot hold it."""
   with np.errstate(over='ignore'):
     stored = np.ascontiguousarray(embeddings, np.float16)
   finite = np.isfinite(stored).all(axis=1)

@@ -43,24 +43,19 @@ class RetrievalClient(Editing):
   raises `RetrievalError` where the process cannot be reached.
 
   Attributes:
-    address: 'host:port'.
     index_id: the index that all calls are for, see `stay_with`; '': whichever
       is served.
-    needs_strict_order: the process answers whoever asks, in any order.
   """
 
   needs_strict_order = False
 
   def __init__(self, address: str, *, timeout_s: float = 60.0, retry_for_s: float = 300.0):
-    """Connects on the first call.
+    """Connects on the first call; a malformed address is a ValueError.
 
     Args:
       address: 'host:port'.
       timeout_s: for one try of a call; builds and edits have none.
       retry_for_s: how long an unreachable process is waited for.
-
-    Raises:
-      ValueError: the address is malformed.
     """
     self.address = address
     self.index_id = ''
@@ -160,8 +155,7 @@ class RetrievalClient(Editing):
     """Uploads vectors and builds a generation, which is served from then on.
 
     A collection of chunks is sent again when the process dies meanwhile; an
-    iterator can only be sent once. Float16 travels as such, all else as
-    float32.
+    iterator can only be sent once.
     """
     header = retrieval_pb2.BuildHeader(
       dim=dim,
@@ -243,12 +237,7 @@ class RetrievalClient(Editing):
       raise
 
   def status(self) -> ServerStatus:
-    """What the process serves.
-
-    Raises:
-      IndexSwappedError: it serves another index than that of `stay_with`.
-      RetrievalError: it cannot be reached, or speaks another version.
-    """
+    """What the process serves; IndexSwappedError where `stay_with` named another index."""
     return self._own(wire.read_status(self._connection.status()))
 
   def _own(self, status: ServerStatus) -> ServerStatus:
@@ -273,17 +262,14 @@ class RetrievalClient(Editing):
     return self._connection.call('reload', self._stub.Reload, request, timeout_s=None).generation
 
   def swap(self, index_directory: str | os.PathLike[str]) -> SwapResult:
-    """Has the process serve another index folder, until it ends.
+    """Has the process serve another index folder on its machine, until it ends.
 
     It is opened and read aside first, which takes memory for both. Searches
     that have begun end on the former index, all later ones go to this one.
 
-    Args:
-      index_directory: on the process's machine, absolute.
-
     Raises:
-      ValueError: there is no index, or it is damaged, or of another dimension;
-        the former one stays served.
+      ValueError: the path is relative, there is no index, or it is damaged, or of
+        another dimension; the former one stays served.
     """
     request = retrieval_pb2.SwapRequest(
       index_directory=os.fspath(index_directory), index_id=self.index_id

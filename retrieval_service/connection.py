@@ -36,11 +36,7 @@ class RetrievalError(ConnectionError):
 
 
 class Connection:
-  """Calls one process; may be shared among threads.
-
-  Attributes:
-    stub: its methods, for `call`.
-  """
+  """Calls one process by the methods of `stub`; may be shared among threads."""
 
   def __init__(self, address: str, *, timeout_s: float, retry_for_s: float):
     """Connects on the first call; see `RetrievalClient`."""
@@ -96,8 +92,7 @@ class Connection:
       failures: what the stream raised, which no second try would change.
 
     Raises:
-      ValueError: the call was wrong.
-      LookupError: it names what does not exist.
+      ValueError, LookupError: the call was wrong, or names what does not exist.
       IndexSwappedError: it is for another index than the one served.
       RuntimeError: the process cannot do it as things are.
       RetrievalError: it cannot be reached, or is none of ours.

@@ -32,12 +32,7 @@ _RECENT = 1024
 
 @dataclasses.dataclass(frozen=True)
 class LastEdits:
-  """What last happened to each id ever edited; all int64 [n].
-
-  Attributes:
-    sequences: the edit that did it.
-    dims: the size of the vector put; 0: it was deleted.
-  """
+  """The edit that last concerned each id, and the size of the vector put (0: deleted)."""
 
   ids: np.ndarray
   sequences: np.ndarray
@@ -57,15 +52,10 @@ class EditLog:
   """
 
   def __init__(self, directory: str, *, floor: int = 0):
-    """Reads the log, as far as it is whole.
+    """Reads the log, as far as it is whole; a damaged one is a ValueError.
 
-    Args:
-      directory: the index folder.
-      floor: new edits get larger numbers than this, which generations know
-        of though the log may have been removed.
-
-    Raises:
-      ValueError: it is damaged; the message tells where and what to do.
+    New edits get larger numbers than `floor`, which generations know of though
+    the log may have been removed.
     """
     self.path = os.path.join(directory, LOG)
     self._floor = floor
@@ -98,7 +88,7 @@ class EditLog:
     self._recent: dict[str, Edit] = {}
 
   def catch_up(self, *, repair: bool = False) -> list[Edit] | None:
-    """Reads what was appended since.
+    """Reads what was appended since; a damaged log is a ValueError.
 
     Args:
       repair: cuts off an incomplete last record; only with the lock held, or
@@ -106,9 +96,6 @@ class EditLog:
 
     Returns:
       The new edits, or None where the whole log had to be read again.
-
-    Raises:
-      ValueError: it is damaged.
     """
     try:
       status = os.stat(self.path)
@@ -172,15 +159,10 @@ class EditLog:
     return found
 
   def append(self, edit: Edit) -> Edit:
-    """Writes an edit and waits for the disk; all of it is there or none.
+    """Writes an edit, numbers it and waits for the disk; all of it is there or none.
 
-    The caller holds the folder's lock and has caught up.
-
-    Returns:
-      The edit with its sequence number.
-
-    Raises:
-      OSError: the disk is full; the log is as it was.
+    The caller holds the folder's lock and has caught up. If the disk is full
+    (OSError) the log is as it was.
     """
     edit = dataclasses.replace(edit, sequence=self.last + 1)
     try:
@@ -209,14 +191,11 @@ class EditLog:
     return edit
 
   def tidy(self) -> bool:
-    """Rewrites the log where later edits made most of it void.
+    """Rewrites the log where later edits made most of it void; whether it did.
 
     What every id last underwent stays, and the last edits whole; so the log
     grows with the number of ids edited, not of edits. The caller holds the
     folder's lock and has caught up.
-
-    Returns:
-      Whether it was worthwhile.
     """
     if self._end < self._rewrite_at or 2 * self._needed_bytes > self._end:
       return False

@@ -35,8 +35,6 @@ class WantedEdit:
   Attributes:
     ids: [rows] int64, each put in place of what the id had; None: the ids that
       follow on.
-    embeddings: [rows, dim], floating.
-    delete_ids: [deletes] int64.
     metadata: JSON to merge over that of the index.
     edit_id: what its maker called it; a repeat is recognised by it.
   """
@@ -67,16 +65,9 @@ class Edit(WantedEdit):
 
 
 def prepare_edit(wanted: WantedEdit, dim: int, next_id: int, generation: int = 0) -> Edit:
-  """Checks an edit on its own and puts it in its final form.
+  """Checks an edit on its own and puts it in its final form, or ValueError.
 
-  Args:
-    wanted: deletes may come in any order.
-    dim: of the index.
-    next_id: where ids begin that were left open.
-    generation: served now.
-
-  Raises:
-    ValueError: what is wrong with it.
+  Ids that were left open begin at `next_id`; `generation` is served now.
   """
   rows = len(wanted.embeddings)
   if wanted.embeddings.ndim != 2 or (rows and wanted.dim != dim):
@@ -135,13 +126,7 @@ def write_record(edit: Edit) -> bytes:
 def read_record(file: BinaryIO, position: int, size: int) -> Record | None:
   """The record at a position; None where the log ends, maybe in mid-record.
 
-  Args:
-    file: the log, open for reading.
-    position: where a record should begin.
-    size: of the log.
-
-  Raises:
-    ValueError: what stands there was whole once and is not now.
+  What was whole once and is not now is a ValueError.
   """
   head = _read(file, position, min(_HEAD.size, size - position))
   if len(head) < _HEAD.size:

@@ -32,7 +32,6 @@ class IndexPlan:
   """What the options come to for one corpus.
 
   Attributes:
-    factory: the FAISS factory string.
     train_size: vectors to train on.
     fallback: whether the corpus is too small for the index asked for, so that
       a flat one stands in.
@@ -44,11 +43,7 @@ class IndexPlan:
 
 
 def plan_index(options: IndexOptions, dim: int, count: int) -> IndexPlan:
-  """Turns options into a factory string for `count` vectors of `dim`.
-
-  Raises:
-    ValueError: the options do not fit the dimension or the count.
-  """
+  """Turns options into a factory string, or ValueError where they do not fit."""
   if count < 1:
     raise ValueError('an index needs at least 1 vector, found 0')
   kind = options.index_type
@@ -103,11 +98,7 @@ def _divisors(dim: int) -> str:
 
 
 def new_index(factory: str, dim: int) -> faiss.Index:
-  """An empty, untrained inner-product index.
-
-  Raises:
-    ValueError: FAISS cannot make such an index of this dimension.
-  """
+  """An empty, untrained inner-product index, or ValueError where FAISS has none."""
   try:
     index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
   except RuntimeError as error:
@@ -155,15 +146,9 @@ def build_index(
 ) -> tuple[faiss.Index, IndexPlan]:
   """Trains an index and adds every row, a chunk at a time.
 
-  Args:
-    embeddings: [count, dim] float16 or float32; may be memory-mapped.
-    options: what to build.
-    chunk_rows: rows converted to float32 at once.
-    progress: shows a bar on a terminal.
-    check: called between chunks; raises to end the build.
-
-  Raises:
-    ValueError: the options do not fit the vectors.
+  Embeddings [count, d] of float16 or float32 may be memory-mapped. `check` is
+  called between chunks and raises to end the build. Options that do not fit the
+  vectors are a ValueError.
   """
   count, dim = embeddings.shape
   plan = plan_index(options, dim, count)

@@ -68,19 +68,10 @@ def num_candidates(index: faiss.Index, rerank: int | None, k: int) -> int:
 def find_candidates(
   index: faiss.Index, queries: np.ndarray, num: int, least: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The index's own best rows.
+  """Scores and rows [b, num] that the index itself finds best; -1 pads rows.
 
   Where the visited lists hold fewer than `least` rows for some query, that
   query visits more.
-
-  Args:
-    index: a filled index.
-    queries: [batch, dim] float32.
-    num: rows to ask for.
-    least: rows that every query must get; at most `index.ntotal`.
-
-  Returns:
-    scores [batch, num] float32 and rows [batch, num] int64; -1 pads rows.
   """
   scores, rows = index.search(queries, num)
   ivf = inverted_lists(index)
@@ -98,21 +89,11 @@ def find_candidates(
 def find_live_candidates(
   index: faiss.Index, queries: np.ndarray, num: int, least: int, dead: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The index's own best rows without those that no longer count.
+  """`find_candidates` without rows that no longer count, `dead` (rising).
 
-  FAISS is asked for more than wanted, and for more again where too many of
-  what it found are dead.
-
-  Args:
-    index: a filled index.
-    queries: [batch, dim] float32.
-    num: live rows wanted; at most as many as there are.
-    least: live rows that every query must get.
-    dead: rows that do not count, rising.
-
-  Returns:
-    scores [batch, num] float32 and rows [batch, num] int64; -1 pads rows, and
-    where there are fewer than `least` the index cannot find more.
+  FAISS is asked for more than `num`, and for more again where too many of what
+  it found are dead. Where there are fewer than `least` the index cannot find
+  more.
   """
   if not len(dead):
     return find_candidates(index, queries, num, least)
@@ -164,20 +145,11 @@ def exact_scores(
   rows: np.ndarray,
   pool: concurrent.futures.Executor | None = None,
 ) -> np.ndarray:
-  """Inner products with stored vectors, in float32.
+  """Inner products with stored vectors, float32 [b, num]; -inf at row -1.
 
   One query at a time: its candidates stay in the processor's cache, and its
   scores do not depend, to the last bit, on the rest of the batch or on the
-  number of threads (BLAS would make them).
-
-  Args:
-    embeddings: [count, dim] float16, may be memory-mapped.
-    queries: [batch, dim] float32.
-    rows: [batch, num] int64; -1 is padding.
-    pool: shares the queries among its threads.
-
-  Returns:
-    [batch, num] float32, minus infinity at padding.
+  number of threads (BLAS would make them). A pool shares the queries.
   """
   scores = np.empty(rows.shape, np.float32)
 
@@ -200,17 +172,10 @@ def exact_search(
   dead: np.ndarray | None = None,
   chunk_rows: int = 16384,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Brute force over all rows, best first, equal scores by row.
+  """Brute force over all rows: scores and rows [b, k], best first, equal ones by row.
 
-  Args:
-    embeddings: [count, dim] float16 or float32; may be memory-mapped.
-    queries: [batch, dim] float32.
-    k: at most as many as there are live rows.
-    dead: rows that do not count, rising.
-    chunk_rows: rows converted to float32 at once.
-
-  Returns:
-    scores [batch, k] float32 and rows [batch, k] int64.
+  The embeddings may be memory-mapped; `dead` rows (rising) do not count, and as
+  many as k must be left.
   """
   scores = np.empty((len(queries), 0), np.float32)
   rows = np.empty((len(queries), 0), np.int64)

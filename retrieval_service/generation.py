@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import os
 
 import numpy as np
@@ -11,21 +10,7 @@ import numpy as np
 from retrieval_service import checks, faiss_index, manifest
 from retrieval_service.manifest import Manifest
 from retrieval_service.overlay import Overlay
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationResult:
-  """The best passages of each query, best first.
-
-  Attributes:
-    ids: [batch, k] int64.
-    scores: [batch, k] float32, never rising along a row.
-    embeddings: [batch, k, dim] float16, or None where not asked for.
-  """
-
-  ids: np.ndarray
-  scores: np.ndarray
-  embeddings: np.ndarray | None
+from retrieval_service.results import SearchResult
 
 
 class Generation:
@@ -133,21 +118,13 @@ class Generation:
     k: int,
     return_embeddings: bool = False,
     overlay: Overlay | None = None,
-  ) -> GenerationResult:
+  ) -> SearchResult:
     """The k passages of largest inner product for each query.
 
     The index proposes candidates; their scores are computed anew from the
     stored embeddings in float32, unless re-ranking is off. Vectors that edits
-    put on top are searched exactly. Equal scores are ordered by id.
-
-    Args:
-      queries: [batch, dim] float32.
-      k: from 1 to the number of passages.
-      return_embeddings: also gathers the stored embeddings.
-      overlay: the edits that hold; None: there are none.
-
-    Raises:
-      ValueError: wrong shape, k out of range, or a value that is not finite.
+    put on top are searched exactly. Equal scores are ordered by id. A search that
+    cannot be answered is a ValueError.
     """
     overlay = overlay or Overlay.empty(self.dim)
     live = self.count - len(overlay.dead_rows)
@@ -166,9 +143,8 @@ class Generation:
     embeddings = None
     if return_embeddings:
       embeddings = self._gather(np.take_along_axis(rows, best, axis=1), overlay)
-    return GenerationResult(
-      np.take_along_axis(ids, best, axis=1), np.take_along_axis(scores, best, axis=1), embeddings
-    )
+    ids, scores = (np.take_along_axis(array, best, axis=1) for array in (ids, scores))
+    return SearchResult(ids, scores, self.number, embeddings)
 
   def _candidates(
     self, queries: np.ndarray, k: int, dead_rows: np.ndarray

@@ -105,9 +105,6 @@ class GenerationWriter:
       with generation_writer.begin(store, options, dim, metadata) as writer:
         writer.append(ids, embeddings)
         number = writer.commit()
-
-  Attributes:
-    count: vectors so far.
   """
 
   def __init__(
@@ -136,11 +133,11 @@ class GenerationWriter:
     self.abort()
 
   def append(self, ids: np.ndarray | None, embeddings: np.ndarray) -> None:
-    """Appends vectors.
+    """Appends vectors [rows, d], stored as float16.
 
     Args:
       ids: [rows] int64, not negative; None continues the row numbers.
-      embeddings: [rows, dim] float16 or float32; stored as float16.
+      embeddings: float16 or float32.
 
     Raises:
       ValueError: shapes that do not fit, or values float16 cannot hold.
@@ -164,13 +161,7 @@ class GenerationWriter:
     self.count += rows
 
   def commit(self, make_current: bool = True) -> int:
-    """Trains and writes the index, publishes the generation.
-
-    Args:
-      make_current: also points CURRENT at it.
-
-    Returns:
-      The new generation's number.
+    """Trains and writes the index, publishes the generation; gives its number.
 
     Raises:
       ValueError: no vectors, duplicate ids, or too few for the index.

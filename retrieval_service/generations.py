@@ -52,11 +52,7 @@ class GenerationStore:
   """
 
   def __init__(self, directory: PathLike):
-    """Opens a folder; one that does not exist is an empty index.
-
-    Raises:
-      NotADirectoryError: a file stands there.
-    """
+    """Opens a folder; one that does not exist is an empty index."""
     self.directory = os.path.abspath(os.fspath(directory))
     if os.path.exists(self.directory) and not os.path.isdir(self.directory):
       raise NotADirectoryError(f'{self.directory} is a file; an index is a folder')
@@ -71,9 +67,6 @@ class GenerationStore:
     A copy that goes its own way, with edits or generations that the original
     does not get, should have its file INDEX_ID removed: it is given another.
     '' where there is no folder yet, or one that is empty and read-only.
-
-    Raises:
-      ValueError: the file is damaged.
     """
     found = index_id.read(self.directory)
     if found or not os.path.isdir(self.directory):
@@ -102,8 +95,7 @@ class GenerationStore:
   def current(self) -> int | None:
     """The number of the generation to serve, None where there is none yet.
 
-    Raises:
-      ValueError: CURRENT is missing or damaged though generations exist.
+    ValueError where CURRENT is missing or damaged though generations exist.
     """
     path = os.path.join(self.directory, _CURRENT)
     numbers = self.numbers()
@@ -131,9 +123,7 @@ class GenerationStore:
   def open(self, number: int, **options) -> Generation:
     """Opens a generation; `options` as `Generation` takes them.
 
-    Raises:
-      LookupError: no generation of that number.
-      ValueError: it is damaged.
+    LookupError where there is none of that number, ValueError where it is damaged.
     """
     if number not in self.numbers():
       raise self._lacks(number, '. A generation is kept while it is current, recent or pinned')
@@ -150,13 +140,8 @@ class GenerationStore:
   def open_live(self, number: int | None = None, **options) -> LiveView | None:
     """A generation with all edits made so far; later ones do not reach it.
 
-    `live_index.LiveIndex` is for those who edit, or follow edits.
-
-    None stands for the current generation, and is returned for an empty index.
-
-    Raises:
-      LookupError: no generation of that number.
-      ValueError: it is damaged, or the log of edits is.
+    `live_index.LiveIndex` is for those who edit, or follow edits. None stands for
+    the current generation, and is returned for an empty index.
     """
     number = number or self.current()
     if number is None:
@@ -192,8 +177,7 @@ class GenerationStore:
   def pin(self, owner: str, numbers: Sequence[int]) -> None:
     """Replaces the list of generations `owner` still needs; [] frees all.
 
-    Raises:
-      LookupError: a number that is not on disk; nothing is changed then.
+    LookupError where one is not on disk; nothing is changed then.
     """
     path = os.path.join(self.directory, _PINS, f'{_file_name(owner)}.json')
     numbers = sorted({int(number) for number in numbers})
@@ -214,8 +198,7 @@ class GenerationStore:
   def pinned(self) -> dict[str, list[int]]:
     """Every owner's generations.
 
-    Raises:
-      ValueError: a pin file is damaged; guessing could delete what it names.
+    A damaged pin file is a ValueError: guessing could delete what it names.
     """
     pins = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(self.directory), _PINS, '*.json'))):
@@ -230,11 +213,7 @@ class GenerationStore:
     return pins
 
   def prune(self, keep: int = 2) -> list[int]:
-    """Removes all but the newest so many, the current and pinned generations.
-
-    Returns:
-      The numbers removed.
-    """
+    """Removes all but the newest so many, the current and pinned ones; says which."""
     if keep < 1:
       raise ValueError(f'keep must be at least 1, found {keep}')
     asides = []

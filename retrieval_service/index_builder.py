@@ -30,10 +30,7 @@ class IndexBuilder:
   def __init__(self, index: LiveIndex, *, keep_generations: int = 2):
     """Changes nothing.
 
-    Args:
-      index: turns to each new generation.
-      keep_generations: older ones than the newest so many are then removed,
-        unless pinned.
+    Generations older than the newest so many go after a build, unless pinned.
     """
     self._index = index
     self._store = index.store
@@ -57,21 +54,9 @@ class IndexBuilder:
     forget_edits: bool = False,
     check: Callable[[], None] = lambda: None,
   ) -> LiveView:
-    """Builds a generation of vectors and turns to it.
+    """Builds a generation of vectors and turns to it: see `SearchBackend.build`.
 
-    Args:
-      chunks: ids ([rows] int64, or None for row numbers) and embeddings.
-      dim: embedding size.
-      options: the index to build.
-      metadata: JSON that stays with the generation.
-      build_id: a whole generation of this id is turned to, not built again.
-      edits_applied: the last edit the vectors know of; None: all by now.
-      forget_edits: those edits do not hold in it: for another corpus.
-      check: called now and then; raises to abandon the build.
-
-    Raises:
-      ValueError: vectors or options that cannot be.
-      OSError: the disk is full.
+    Called now and then, `check` raises to abandon the build.
     """
     if edits_applied is None:
       edits_applied = self._index.edits
@@ -94,12 +79,8 @@ class IndexBuilder:
     """Builds a generation of what the current one and its edits come to.
 
     The options stay, codebooks and lists are trained anew. Edits made
-    meanwhile hold in it as well. For the arguments see `build`.
-
-    Raises:
-      EmptyIndexError: there is nothing yet.
-      ValueError: all passages are deleted.
-      OSError: the disk is full.
+    meanwhile hold in it as well. For arguments and errors see `build`; all
+    passages may be deleted (ValueError).
     """
     with self._turn(check):
       found = self._store.find_build(build_id)

@@ -27,11 +27,7 @@ _ID = re.compile(r'[0-9a-f]{32}')
 
 
 def read(directory: str) -> str:
-  """The id of an index folder; '' where it has none yet.
-
-  Raises:
-    ValueError: the file is damaged.
-  """
+  """The id of an index folder; '' where it has none yet, ValueError where damaged."""
   path = os.path.join(directory, _FILE)
   try:
     with open(path, encoding='utf-8', errors='replace') as file:
@@ -48,12 +44,7 @@ def read(directory: str) -> str:
 
 
 def ensure(directory: str, wanted: str = '') -> str:
-  """The id of a folder, or `wanted`, or a new one; the caller holds its lock.
-
-  Raises:
-    ValueError: the file is damaged.
-    OSError: it cannot be written.
-  """
+  """The id of a folder, or `wanted`, or a new one; the caller holds its lock."""
   found = read(directory)
   if not found:
     found = wanted or uuid.uuid4().hex

@@ -12,19 +12,18 @@ import numpy as np
 from retrieval_service import faiss_index
 from retrieval_service.edit_log import EditLog
 from retrieval_service.edits import Edit
-from retrieval_service.generation import Generation, GenerationResult
+from retrieval_service.generation import Generation
 from retrieval_service.overlay import Overlay, OverlayWriter
+from retrieval_service.results import SearchResult
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class LiveView:
-  """One state of a generation and its edits; it never changes.
+  """One state of a generation and its edits, up to that numbered `edits`.
 
-  Attributes:
-    edits: the last edit's sequence number.
-    metadata: the generation's, with what edits merged over it.
+  It never changes. The metadata is the generation's with the edits' merged over.
   """
 
   generation: Generation
@@ -45,14 +44,13 @@ class LiveView:
     """Passages that a search can find."""
     return self.generation.count - len(self.overlay.dead_rows) + self.overlay.count
 
-  def search(
-    self, queries: np.ndarray, k: int, return_embeddings: bool = False
-  ) -> GenerationResult:
+  def search(self, queries: np.ndarray, k: int, return_embeddings: bool = False) -> SearchResult:
     """As `Generation.search`, of what the edits left and put."""
-    return self.generation.search(queries, k, return_embeddings, overlay=self.overlay)
+    found = self.generation.search(queries, k, return_embeddings, overlay=self.overlay)
+    return dataclasses.replace(found, edits=self.edits)
 
   def chunks(self, chunk_rows: int = 16384) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All passages: ids [rows] int64 and embeddings [rows, dim] float16.
+    """All passages: ids [rows] int64 and embeddings [rows, d] float16.
 
     In the generation's order, a replaced one in its former place, then those
     added, by id.
@@ -85,10 +83,7 @@ class LiveGeneration:
 
   Deletes hold in every generation until the id is put again. A vector put
   holds unless the generation has the id and knows of the edit
-  (`Manifest.edits_applied`).
-
-  Attributes:
-    view: the present state; replaced whole.
+  (`Manifest.edits_applied`). The view is replaced whole.
   """
 
   def __init__(self, generation: Generation, log: EditLog):

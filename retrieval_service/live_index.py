@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import dataclasses
 import logging
 import threading
 
@@ -18,7 +17,7 @@ from retrieval_service import edits as edit_records, index_id as index_ids
 from retrieval_service.edits import Edit, WantedEdit
 from retrieval_service.generations import GenerationStore
 from retrieval_service.live import LiveGeneration, LiveView
-from retrieval_service.results import ServerStatus
+from retrieval_service.results import EditResult, ServerStatus
 
 logger = logging.getLogger(__name__)
 
@@ -28,23 +27,6 @@ _MANY = 16384
 
 class EmptyIndexError(RuntimeError):
   """Nothing has been built yet."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Edited:
-  """An edit that will last.
-
-  Attributes:
-    view: the current generation, which it is part of.
-    sequence: its number.
-    ids: [rows] int64 of the vectors put.
-    absent_ids: int64, those to be deleted that no search could find anyway.
-  """
-
-  view: LiveView
-  sequence: int
-  ids: np.ndarray
-  absent_ids: np.ndarray
 
 
 class LiveIndex:
@@ -66,16 +48,13 @@ class LiveIndex:
     max_older_open: int = 2,
     **open_options,
   ):
-    """Opens the current generation, if there is one.
+    """Opens the current generation, if there is one; a damaged folder is a ValueError.
 
     Args:
       store: the index folder.
       verify_checksums: reads a generation whole before it is first searched.
       max_older_open: older generations kept open for searches by number.
       **open_options: `nprobe`, `rerank`, `threads`: see `Generation`.
-
-    Raises:
-      ValueError: the generation or the log of edits is damaged.
     """
     self.store = store
     self._verify_checksums = verify_checksums
@@ -208,8 +187,7 @@ class LiveIndex:
   def reload(self, *, verify_checksums: bool | None = None) -> LiveView | None:
     """Turns to what the folder holds now; on an error the former stays.
 
-    Raises:
-      ValueError: it is damaged, or another index.
+    A damaged folder, or one of another index, is a ValueError.
     """
     if verify_checksums is None:
       verify_checksums = self._verify_checksums
@@ -266,18 +244,14 @@ class LiveIndex:
     return index_ids.fingerprint(folder) in ('', self._fingerprint)
 
   def missing(self, ids: np.ndarray) -> np.ndarray:
-    """Those of `ids` that no search of the current generation can find.
-
-    Raises:
-      EmptyIndexError: nothing has been built yet.
-    """
+    """Those of `ids` that no search of the current generation can find."""
     self.view()
     with self._edit_lock:
       return self._present().missing(np.asarray(ids, np.int64))
 
   def edit(
     self, wanted: WantedEdit, *, only_new_ids: bool = False, delete_absent: bool = False
-  ) -> Edited:
+  ) -> EditResult:
     """Puts and deletes vectors; every search that starts later sees it.
 
     Args:
@@ -314,7 +288,7 @@ class LiveIndex:
         above,
         view.number,
       )
-    return Edited(view, done.sequence, done.ids, absent)
+    return EditResult(view.number, done.sequence, view.count, done.ids, absent)
 
   def _checked(
     self, wanted: WantedEdit, only_new_ids: bool, delete_absent: bool

@@ -24,27 +24,19 @@ class LocalRetrievalServer:
   """Runs `python -m retrieval_service.server` on a free loopback port.
 
   The process ends with the context, and also when this program is killed:
-  it watches for the end of its standard input.
+  it watches for the end of its standard input. Its `address` stays the same
+  after a restart.
 
       with LocalRetrievalServer(index) as server:
         with RetrievalClient(server.address) as client:
           ...
-
-  Attributes:
-    address: 'host:port'; the same after a restart.
-    process: the running process.
   """
 
   def __init__(self, index_directory: PathLike, *, start_timeout_s: float = 300.0, **options: Any):
     """Starts the process and waits until it answers.
 
-    Args:
-      index_directory: of the index.
-      start_timeout_s: a large index is read whole before it is served.
-      **options: the process's flags, see `ServingOptions`.
-
-    Raises:
-      RuntimeError: it did not start; the message holds what it said.
+    For the options see `ServingOptions`. If it does not start, the RuntimeError
+    holds what it said.
     """
     self._index_directory = os.fspath(index_directory)
     self._start_timeout_s = start_timeout_s

@@ -24,9 +24,7 @@ class Manifest:
   """What a generation is.
 
   Attributes:
-    generation: its number, from 1.
-    options: the index options asked for.
-    factory: the FAISS factory string they came to.
+    factory: the FAISS factory string that the options came to.
     fallback: whether a flat index stands in because the corpus is tiny.
     files: size and checksum of each file beside the manifest.
     created: UTC time, ISO 8601.
@@ -61,12 +59,7 @@ class Manifest:
 
   @classmethod
   def read(cls, folder: str) -> Manifest:
-    """Reads a folder's manifest.
-
-    Raises:
-      FileNotFoundError: there is none.
-      ValueError: it is not one of ours, or is damaged.
-    """
+    """Reads a folder's manifest; ValueError where it is damaged or not one of ours."""
     path = os.path.join(folder, MANIFEST)
     with open(path, encoding='utf-8') as file:
       text = file.read()
@@ -85,12 +78,7 @@ class Manifest:
       ) from error
 
   def check_files(self, folder: str, *, checksums: bool) -> None:
-    """Compares the generation's files with what is said of them.
-
-    Raises:
-      ValueError: a file is missing, of another size or of other bytes; the
-        message names it, both values and the remedy.
-    """
+    """Compares the generation's files with what is said of them, or ValueError."""
     remedy = (
       'This generation is damaged and is not served: restore the file, or build the index again'
     )

@@ -22,10 +22,9 @@ class Overlay:
   """One state of the edits of a generation.
 
   Attributes:
-    dead_rows: [dead] int64, rising: rows of the generation that are deleted or
-      replaced.
-    ids: [slots] int64 of the vectors put.
-    vectors: [slots, dim] float32, of float16 values.
+    dead_rows: rising: rows of the generation that are deleted or replaced.
+    ids: [slots] of the vectors put.
+    vectors: [slots, d] float32, of float16 values.
     dead_slots: rising: slots that a later edit deleted or replaced.
   """
 
@@ -51,30 +50,17 @@ class Overlay:
   def candidates(
     self, queries: np.ndarray, k: int, pool: concurrent.futures.Executor | None = None
   ) -> tuple[np.ndarray, np.ndarray]:
-    """The best slots of each query, by exact search.
-
-    Args:
-      queries: [batch, dim] float32.
-      k: at most so many are needed.
-      pool: shares the queries among its threads.
-
-    Returns:
-      slots [batch, n] int64 and scores [batch, n] float32, where n is `k` and
-      a margin for near-ties, or `count`.
-    """
+    """Slots and scores [b, n] by exact search: k and a margin for near-ties, or all."""
     num = min(k + faiss_index.EXACT_MARGIN, self.count)
     _, slots = faiss_index.exact_search(self.vectors, queries, num, dead=self.dead_slots)
     return slots, faiss_index.exact_scores(self.vectors, queries, slots, pool)
 
 
 class OverlayWriter:
-  """Makes one overlay after another; not to be shared among threads.
+  """Makes one `overlay` after another; not to be shared among threads.
 
   Vectors lie in a buffer that grows by doubling. An overlay is a view of its
   beginning, beyond which alone anything is written.
-
-  Attributes:
-    overlay: the present state.
   """
 
   def __init__(self, dim: int):
@@ -93,10 +79,10 @@ class OverlayWriter:
     """Moves on to the next state.
 
     Args:
-      dead_rows: int64, in any order: rows that die, or are dead already.
-      ids: [rows] int64 without repeats.
-      vectors: [rows, dim], float16 values in any floating type.
-      delete_ids: int64 of what was put earlier, or not; none of `ids`.
+      dead_rows: in any order: rows that die, or are dead already.
+      ids: of the vectors put, without repeats.
+      vectors: [rows, d], float16 values in any floating type.
+      delete_ids: of what was put earlier, or not; none of `ids`.
     """
     former = self.overlay
     begin, end = len(former.ids), len(former.ids) + len(ids)

@@ -28,10 +28,10 @@ class SearchResult:
   """The best passages of each query, best first.
 
   Attributes:
-    ids: [batch, k] int64.
-    scores: [batch, k] float32 inner products.
+    ids: [b, k] int64.
+    scores: [b, k] float32 inner products.
     generation: which generation of the index answered.
-    embeddings: [batch, k, dim] float16, or None where not asked for.
+    embeddings: [b, k, d] float16, or None where not asked for.
     edits: the sequence number of the last edit that the answer has seen.
     index_id: of which index it is a generation; see `GenerationStore.index_id`.
   """
@@ -65,11 +65,9 @@ class EditResult:
 
 @dataclasses.dataclass(frozen=True)
 class SwapResult:
-  """Another index is served from now on.
+  """Another index, of so many passages, is served from now on.
 
   Attributes:
-    generation: its current one.
-    count: passages in it.
     former_directory: on the server's machine.
     pinned_by: owners who have pinned generations of the former: training runs,
       finished ones among them.
@@ -90,13 +88,12 @@ class ServerStatus:
   Attributes:
     generation: its number; 0 when the index is empty.
     count: passages in it, with all edits.
-    dim: their embedding size.
-    options: the index options asked for; None when empty.
+    options: those asked for; None when empty.
     factory: the FAISS factory string in use.
     metadata: what the builder said of it.
-    generations: all generations on disk.
+    generations: all on disk.
     building: whether a new one is in the making.
-    index_directory: the folder, on the server's machine.
+    index_directory: on the server's machine.
     edits: the last edit's sequence number; 0 where there never was one.
     next_id: one past the largest passage id there ever was.
     index_id: which index this is, wherever its folder lies.

@@ -41,8 +41,7 @@ _SERVER_OPTIONS = protocol.MESSAGE_OPTIONS + (
 class RetrievalServer:
   """Serves an index folder; also usable inside a program, for tests.
 
-  Attributes:
-    address: 'host:port' it listens on, the port as chosen.
+  Its `address` has the port as chosen.
   """
 
   def __init__(

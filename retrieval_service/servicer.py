@@ -72,8 +72,8 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
       response = retrieval_pb2.SearchResponse(
         ids=result.ids.astype('<i8', copy=False).tobytes(),
         scores=result.scores.astype('<f4', copy=False).tobytes(),
-        generation=view.number,
-        edits=view.edits,
+        generation=result.generation,
+        edits=result.edits,
         index_id=index.index_id,
       )
       if result.embeddings is not None:
@@ -126,9 +126,9 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
         edit, only_new_ids=header.only_new_ids, delete_absent=header.delete_absent
       )
       return retrieval_pb2.EditResponse(
-        generation=edited.view.number,
-        edits=edited.sequence,
-        count=edited.view.count,
+        generation=edited.generation,
+        edits=edited.edits,
+        count=edited.count,
         ids=wire.write_ids(edited.ids),
         absent_ids=wire.write_ids(edited.absent_ids),
       )

@@ -26,15 +26,9 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 def write_chunks(
   ids: np.ndarray | None, embeddings: np.ndarray, dim: int
 ) -> Iterator[retrieval_pb2.Chunk]:
-  """Cuts vectors of any number into messages.
+  """Cuts vectors of any number into messages, or ValueError where they do not fit.
 
-  Args:
-    ids: [rows] integers; None for those that follow on.
-    embeddings: [rows, dim]; float16 travels as such, all else as float32.
-    dim: what was announced.
-
-  Raises:
-    ValueError: shapes or types that do not fit.
+  Float16 travels as such, all else as float32.
   """
   embeddings = np.asarray(embeddings)
   if embeddings.ndim != 2 or embeddings.shape[1] != dim:
@@ -61,11 +55,7 @@ def write_chunks(
 
 
 def read_header(requests: Iterator[Request]) -> Any:
-  """The header that a build or an edit begins with.
-
-  Raises:
-    ValueError: it begins with something else, or not at all.
-  """
+  """The header that a build or an edit begins with, or ValueError."""
   first = next(requests, None)
   if first is None or first.WhichOneof('part') != 'header':
     raise ValueError('the first message of an upload must be its header')
@@ -73,11 +63,7 @@ def read_header(requests: Iterator[Request]) -> Any:
 
 
 def read_chunks(requests: Iterator[Request], dim: int) -> Iterator[Vectors]:
-  """What is in each message after the header.
-
-  Raises:
-    ValueError: one is no chunk, or its bytes are no whole number of vectors.
-  """
+  """What is in each message after the header; ValueError for what is no vectors."""
   for request in requests:
     if request.WhichOneof('part') != 'chunk':
       raise ValueError('only the first message of an upload may be a header')
@@ -95,11 +81,7 @@ def read_chunks(requests: Iterator[Request], dim: int) -> Iterator[Vectors]:
 
 
 def join_chunks(chunks: Iterator[Vectors], dim: int) -> Vectors:
-  """All at once; the ids are None where none came with any.
-
-  Raises:
-    ValueError: some came with ids and some without.
-  """
+  """All at once; the ids are None where none came with any. Mixed is a ValueError."""
   parts = list(chunks)
   if not parts:
     return np.zeros(0, np.int64), np.zeros((0, dim), np.float16)
@@ -111,11 +93,7 @@ def join_chunks(chunks: Iterator[Vectors], dim: int) -> Vectors:
 
 
 def write_ids(ids: np.ndarray | Sequence[int]) -> bytes:
-  """The inverse of `read_ids`, of integers of any type.
-
-  Raises:
-    ValueError: they are no row of integers.
-  """
+  """The inverse of `read_ids`; ValueError for what is no row of integers."""
   ids = np.asarray(ids)
   if ids.ndim != 1:
     raise ValueError(f'passage ids must be [n], found shape {list(ids.shape)}')
@@ -125,11 +103,7 @@ def write_ids(ids: np.ndarray | Sequence[int]) -> bytes:
 
 
 def read_ids(data: bytes) -> np.ndarray:
-  """[n] int64.
-
-  Raises:
-    ValueError: the bytes are no whole number of ids.
-  """
+  """[n] int64; ValueError for bytes that are no whole number of ids."""
   if len(data) % 8:
     raise ValueError(f'{len(data)} bytes of ids are no int64 array')
   return np.frombuffer(data, '<i8')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -20,11 +21,7 @@ class Assembler:
   """Builds static ReaderBatches of host arrays."""
 
   def __init__(self, tokenizer: QueryTokenizer, store: PassageStore | None):
-    """Prepares the templates.
-
-    Args:
-      tokenizer: with the formats and vocabularies.
-      store: the passages; None for closed-book.
+    """Prepares the templates; no store is closed-book.
 
     Raises:
       ValueError: the corpus was tokenised with other vocabularies, or without
@@ -62,19 +59,19 @@ class Assembler:
     rows: np.ndarray,
     *,
     with_retriever: bool = True,
-    with_passages: bool = True,
+    passage_embeddings: np.ndarray | None = None,
     titles: RaggedTokens | None = None,
   ) -> ReaderBatch:
     """Host arrays of one batch.
 
     Args:
-      queries: [batch] examples; padding rows have no target.
-      rows: int64 [batch, n_passages] of the corpus, -1 for none.
+      queries: the examples; padding rows have no target.
+      rows: int64 [b, k] of the corpus, -1 for none.
       with_retriever: also the arrays that train the retriever.
-      with_passages: the passages' among them; not where the index's embeddings
-        stand in for them.
-      titles: batch * n_passages titles the reader sees instead of the
-        passages' own; the retriever sees their own.
+      passage_embeddings: of the index, [b, k, d]; stand in for the passages'
+        tokens.
+      titles: b * k titles the reader sees instead of the passages' own; the
+        retriever sees their own.
     """
     text, tokenizer = self.tokenizer.text, self.tokenizer
     reader_inputs = batches.assemble_reader_inputs(
@@ -86,39 +83,29 @@ class Assembler:
       titles=titles,
     )
     real = queries.is_example[:, None]
-    batch = ReaderBatch(
-      reader_tokens=reader_inputs.tokens,
-      reader_mask=reader_inputs.mask,
-      passage_mask=reader_inputs.passage_mask & real,
-      target_tokens=queries.target_tokens,
-      target_mask=(queries.target_tokens != tokenizer.reader_vocabulary.pad_id) & real,
-    )
-    if not with_retriever or self.store is None:
-      return batch
-    batch = dataclasses.replace(
-      batch,
-      query_tokens=queries.query_tokens,
-      query_mask=queries.query_tokens != tokenizer.retriever_vocabulary.pad_id,
-    )
-    if not with_passages:
-      return batch
-    passages = batches.assemble_retriever_inputs(
-      rows, self.store, self._retriever_template, text.retriever_passage_length
-    )
-    return dataclasses.replace(
-      batch, retriever_tokens=passages.tokens, retriever_mask=passages.mask
-    )
+    arrays: dict[str, Any] = {
+      'reader_tokens': reader_inputs.tokens,
+      'reader_mask': reader_inputs.mask,
+      'passage_mask': reader_inputs.passage_mask & real,
+      'target_tokens': queries.target_tokens,
+      'target_mask': (queries.target_tokens != tokenizer.reader_vocabulary.pad_id) & real,
+    }
+    if with_retriever and self.store is not None:
+      arrays['query_tokens'] = queries.query_tokens
+      arrays['query_mask'] = queries.query_tokens != tokenizer.retriever_vocabulary.pad_id
+      if passage_embeddings is not None:
+        arrays['passage_embeddings'] = passage_embeddings
+      else:
+        passages = self._passages(rows)
+        arrays |= {'retriever_tokens': passages.tokens, 'retriever_mask': passages.mask}
+    return ReaderBatch(**arrays)
 
   def answer_recall(self, batch: ReaderBatch, skip: int = 0) -> float:
     """`answer_recall` of a batch, whatever a target begins with.
 
     Where a first word has ids of its own, an answer is looked for as it stands
     inside a text; one that only the input's very first words hold is missed.
-
-    Args:
-      batch: host arrays.
-      skip: leading target tokens to leave out, such as a sentinel. Where a
-        first word has ids of its own there is none, and nothing is left out.
+    There is no sentinel then, and nothing is skipped.
     """
     tokenizer = self.tokenizer
     vocabulary = tokenizer.reader_vocabulary
@@ -131,18 +118,18 @@ class Assembler:
       ids = vocabulary.encode(tokenizer.answer(target))[: targets.shape[1] - 1]
       if np.any(batch.target_mask[i]):
         targets[i, : len(ids) + 1] = [*ids, vocabulary.eos_id]
-    return answer_recall(
-      dataclasses.replace(batch, target_tokens=targets, target_mask=targets != vocabulary.pad_id)
-    )
+    seen: dict[str, Any] = {'target_tokens': targets, 'target_mask': targets != vocabulary.pad_id}
+    return answer_recall(dataclasses.replace(batch, **seen))
 
   def passage_inputs(self, rows: np.ndarray) -> PassageInputs:
-    """The passage encoder's inputs for rows [n]: tokens [n, 1, length]."""
-    return batches.assemble_retriever_inputs(
-      rows[:, None],
-      self.store,
-      self._retriever_template,
-      self.tokenizer.text.retriever_passage_length,
-    )
+    """The passage encoder's inputs for rows [n]: tokens [n, 1, p]."""
+    return self._passages(rows[:, None])
+
+  def _passages(self, rows: np.ndarray) -> PassageInputs:
+    if self.store is None:
+      raise ValueError('There is no corpus: the model is closed-book.')
+    length = self.tokenizer.text.retriever_passage_length
+    return batches.assemble_retriever_inputs(rows, self.store, self._retriever_template, length)
 
 
 def answer_recall(batch: ReaderBatch, skip: int = 0) -> float:

@@ -54,8 +54,6 @@ class PreparedBatch:
   """A batch ready for the device.
 
   Attributes:
-    queries: the examples.
-    retrieved: what was found for them.
     reader_batch: host arrays of the step.
     metrics: of retrieval: recall, search seconds, generation, staleness.
     generation_step: the step whose parameters embedded the generation; None if
@@ -82,19 +80,11 @@ class PendingBatch:
   def snapshot(self) -> dict[str, np.ndarray]:
     """Arrays from which `RetrievalAugmenter.resume` assembles it again."""
     prepared = self.result()
-    arrays = {
-      f'queries/{field.name}': value
-      for field in dataclasses.fields(prepared.queries)
-      if (value := getattr(prepared.queries, field.name)) is not None
-    }
-    arrays['rows'] = prepared.retrieved.rows
-    arrays['scores'] = prepared.retrieved.scores
-    if prepared.retrieved.embeddings is not None:
-      arrays['embeddings'] = prepared.retrieved.embeddings
-    arrays['generation'] = np.asarray(prepared.retrieved.generation, np.int64)
-    if prepared.generation_step is not None:
-      arrays['generation_step'] = np.asarray(prepared.generation_step, np.int64)
-    return arrays
+    retrieved = prepared.retrieved
+    arrays = {f'queries/{name}': value for name, value in vars(prepared.queries).items()}
+    arrays |= {name: getattr(retrieved, name) for name in ('rows', 'scores', 'embeddings')}
+    arrays |= {'generation': retrieved.generation, 'generation_step': prepared.generation_step}
+    return {name: np.asarray(value) for name, value in arrays.items() if value is not None}
 
 
 class RetrievalAugmenter:
@@ -119,8 +109,8 @@ class RetrievalAugmenter:
       model: encodes the queries.
       partitioner: of the mesh.
       assembler: builds the arrays.
-      retriever: searches; None is closed-book. What it finds beyond
-        `n_passages` are candidates to be re-ranked.
+      retriever: None is closed-book. What it finds beyond `n_passages` are
+        candidates to be re-ranked.
       augmentation: changes what a training example shows.
       recall_skip: leading target tokens left out of the batch's recall.
       n_passages: passages a step trains on; None for all that are retrieved.
@@ -143,12 +133,9 @@ class RetrievalAugmenter:
     self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix='retrieval')
 
   def submit(self, params: PyTree, queries: QueryBatch, step: int) -> PendingBatch:
-    """Starts retrieval for a batch that step `step` will train on.
+    """Starts retrieval for this process's examples of step `step`.
 
-    Args:
-      params: encode the queries; dispatched before this returns.
-      queries: this process's examples.
-      step: the step the batch belongs to.
+    The queries are encoded by `params`, which is dispatched before this returns.
     """
     embeddings = None
     if self._retriever is not None:
@@ -160,12 +147,9 @@ class RetrievalAugmenter:
 
   def resume(self, arrays: dict[str, np.ndarray], step: int) -> PendingBatch:
     """The pending batch of a snapshot: nothing is searched again."""
+    prefix = 'queries/'
     queries = QueryBatch(
-      **{
-        name.split('/', 1)[1]: value
-        for name, value in arrays.items()
-        if name.startswith('queries/')
-      }
+      **{name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
     )
     width = arrays['rows'].shape[1]
     if self._retriever is not None:
@@ -242,10 +226,9 @@ class RetrievalAugmenter:
         "embeddings query_side = 'stored' does not have; use query_side = "
         "'frozen'."
       )
-    batch = self._assembler.reader_batch(
-      shown.queries, shown.rows, titles=shown.titles, with_passages=False
+    return self._assembler.reader_batch(
+      shown.queries, shown.rows, titles=shown.titles, passage_embeddings=retrieved.embeddings
     )
-    return dataclasses.replace(batch, passage_embeddings=retrieved.embeddings)
 
   def _recall(self, batch: ReaderBatch) -> dict[str, float]:
     """Of the passages that would be trained on, and of all candidates."""
@@ -264,7 +247,7 @@ class RetrievalAugmenter:
 
 
 def _widened(array: np.ndarray, width: int, fill: float) -> np.ndarray:
-  """[batch, n, ...] -> [batch, width, ...]: a resumed run may retrieve more."""
+  """[b, k, ...] -> [b, width, ...]: a resumed run may retrieve more."""
   missing = max(0, width - array.shape[1])
   padding = [(0, 0), (0, missing), *[(0, 0)] * (array.ndim - 2)]
   return np.pad(array[:, :width], padding, constant_values=fill)

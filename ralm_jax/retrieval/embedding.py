@@ -43,11 +43,7 @@ class PassageEmbedder:
   ):
     """Compiles one program a length, when first needed.
 
-    Args:
-      model: with the passage encoder.
-      partitioner: of the mesh.
-      assembler: makes the encoder's inputs.
-      batch_size: passages at a time, over all devices.
+    `batch_size` passages are encoded at a time, over all devices.
     """
     self._assembler = assembler
     self._batch_size = batch_size
@@ -60,15 +56,13 @@ class PassageEmbedder:
     self._lengths = np.asarray(lengths)
 
   def embed(self, params: PyTree, rows: np.ndarray) -> np.ndarray:
-    """rows: int64 [n] of the corpus -> float32 [n, dim]."""
+    """Rows of the corpus, int64 [n] -> float32 [n, d]."""
     inputs = self._assembler.passage_inputs(rows)
     tokens, mask = inputs.tokens[:, 0], inputs.mask[:, 0]
     # Sorted by length, so that a batch pads to its own longest passage.
     order = np.argsort(mask.sum(-1), kind='stable')
     pending: list[tuple[np.ndarray, jax.Array]] = []
-    result: np.ndarray | None = None
-    for first in range(0, len(order), self._batch_size):
-      chosen = order[first : first + self._batch_size]
+    for chosen in _chunks(order, self._batch_size):
       longest = int(mask[chosen[-1]].sum())
       length = int(self._lengths[np.searchsorted(self._lengths, longest)])
       padded = np.resize(chosen, self._batch_size)
@@ -77,26 +71,16 @@ class PassageEmbedder:
       # On its way to the host as soon as it is there.
       embeddings.copy_to_host_async()
       pending.append((chosen, embeddings))
+    result = np.empty((len(rows), pending[0][1].shape[1]), np.float32)
     for chosen, embeddings in pending:
-      host = partitioning.local_rows(embeddings)[: len(chosen)]
-      if result is None:
-        result = np.empty((len(rows), host.shape[1]), np.float32)
-      result[chosen] = host
-    assert result is not None
+      result[chosen] = partitioning.local_rows(embeddings)[: len(chosen)]
     return result
 
   def stream(self, params: PyTree, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """`embed` of one part after another, without a pause of the devices.
 
     While they work on a part, the host assembles the next, and the caller does
-    what it will with the one before.
-
-    Args:
-      params: of the model.
-      parts: int64 [n] rows each, taken as they are needed.
-
-    Yields:
-      float32 [n, dim], in the order of the parts.
+    what it will with the one before. Parts are taken as they are needed.
     """
     pool = futures.ThreadPoolExecutor(2, thread_name_prefix='embedding')
     under_way: collections.deque[futures.Future[np.ndarray]] = collections.deque()
@@ -133,7 +117,7 @@ def build_generation(
   the same corpus and encoder.
 
   Args:
-    embedder: encodes.
+    embedder: encodes the passages.
     params: of the model.
     store: the corpus.
     index: the INDEX folder, created where missing.
@@ -142,7 +126,7 @@ def build_generation(
     run: the MODEL_DIR of the run they are of.
     step: of that run.
     chunk_size: passages between two marks of progress.
-    progress: show a progress bar.
+    progress: shows a bar.
 
   Returns:
     The generation's number.
@@ -200,15 +184,15 @@ def build_generation(
 def _check_same_corpus(folder: GenerationStore, store: PassageStore) -> None:
   """Raises ValueError where the index holds rows of another corpus.
 
-  Edits and older generations, which a run may still search, name passages by
-  their rows.
+  Edits and older generations name passages by rows, and may still be searched.
   """
   served = folder.open_current(verify_checksums=False)
-  fingerprint = served and served.manifest.metadata.get('corpus_fingerprint')
+  metadata = served.manifest.metadata if served else {}
+  fingerprint = metadata.get('corpus_fingerprint')
   if fingerprint and store.rows_at(fingerprint) is None:
     raise ValueError(
       f'{folder.directory} is an index of another corpus '
-      f'({served.manifest.metadata.get("corpus")}) than {store.directory}; '
+      f'({metadata.get("corpus")}) than {store.directory}; '
       'choose another folder for it, or remove that index first.'
     )
 
@@ -224,11 +208,7 @@ def ids_of(part: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
 
 
 def as_stored(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
-  """float [n, dim] of these rows -> float16, as an index keeps them.
-
-  Raises:
-    ValueError: float16 cannot hold them.
-  """
+  """float [n, d] of these rows -> float16, or ValueError where that cannot be."""
   with np.errstate(over='ignore'):
     stored = embeddings.astype(np.float16)
   if not np.all(np.isfinite(stored)):
@@ -248,15 +228,9 @@ def describe(
   run: str | os.PathLike[str] | None = None,
   step: int | None = None,
 ) -> dict[str, Any]:
-  """What an index says of how it was embedded.
+  """What an index says of how it was embedded; see `build_generation`.
 
-  Args:
-    store: the corpus.
-    fingerprint: of the encoder.
-    index: the INDEX folder, where it is on this machine.
-    checkpoint: where the parameters come from.
-    run: the MODEL_DIR of the run they are of.
-    step: of that run.
+  `fingerprint` is the encoder's, `index` the folder where it is on this machine.
   """
   metadata: dict[str, Any] = {
     'corpus': os.path.abspath(store.directory),

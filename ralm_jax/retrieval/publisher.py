@@ -20,7 +20,9 @@ from ralm_jax.files import progress as progress_lib
 from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.retrieval import embedding
 from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval.backend import SearchBackend
 from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.retrieval.lockstep import Lockstep
 from ralm_jax.training import partitioning
 from ralm_jax.training.multihost import Agreement
 from ralm_jax.training.partitioning import Partitioner
@@ -87,21 +89,18 @@ _SYNTAX = "write START-END:RATE,… such as '0-1000:500,1000-10000:2000', or RAT
 
 
 def _checked(part: str, start: str, end: str | None, rate: str) -> tuple[int, int | None, int]:
+  """The range of numbers that a part of a schedule means."""
   numbers = [text.strip() for text in (start, end or '0', rate)]
-  if not all(text.isdecimal() for text in numbers):
-    raise ValueError(
-      f'The refresh schedule has the part {part!r}, whose numbers are not all whole; {_SYNTAX}'
-    )
-  first, last, every = map(int, numbers)
-  if every < 1:
-    raise ValueError(
-      f'The refresh schedule has the part {part!r}, whose rate is not at least 1; {_SYNTAX}'
-    )
-  if end is not None and last <= first:
-    raise ValueError(
-      f'The refresh schedule has the part {part!r}, which ends before it starts; {_SYNTAX}'
-    )
-  return first, None if end is None else last, every
+  first, last, every = map(int, numbers) if all(map(str.isdecimal, numbers)) else (-1, -1, -1)
+  if first < 0:
+    problem = 'whose numbers are not all whole'
+  elif every < 1:
+    problem = 'whose rate is not at least 1'
+  elif end is not None and last <= first:
+    problem = 'which ends before it starts'
+  else:
+    return first, None if end is None else last, every
+  raise ValueError(f'The refresh schedule has the part {part!r}, {problem}; {_SYNTAX}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +130,7 @@ class IndexPublisher:
 
   def __init__(
     self,
-    client: Any,
+    client: SearchBackend,
     model: RetrievalLM,
     partitioner: Partitioner,
     assembler: Assembler,
@@ -151,20 +150,17 @@ class IndexPublisher:
       index: the INDEX folder, where it is on this machine.
       batch_size: passages at a time, over all devices.
       chunk_size: passages a message at most; None for 32 batches.
-      progress: show a progress bar on the first process.
+      progress: shows a bar on the first process.
     """
+    if assembler.store is None:
+      raise ValueError('There is no corpus to embed.')
     self._client = client
     self._store = assembler.store
     self._index = index
     processes = jax.process_count()
     if processes > 1:
       # Each on its own devices and at its own pace.
-      own = [
-        device
-        for device in partitioner.mesh.devices.flat
-        if device.process_index == jax.process_index()
-      ]
-      partitioner = dataclasses.replace(partitioner, devices=own)
+      partitioner = dataclasses.replace(partitioner, devices=list(partitioner.mesh.local_devices))
     self._partitioner = partitioner
     self._embedder = PassageEmbedder(
       model, partitioner, assembler, batch_size=max(1, batch_size // processes)
@@ -172,12 +168,14 @@ class IndexPublisher:
     self._dim = model.retriever.embedding_dim
     self._chunk_size = chunk_size or 32 * batch_size
     self._progress = progress and jax.process_index() == 0
+    self._lockstep = Lockstep(processes > 1)
     # The others wait for a build, which trains and adds at lowest priority.
     self._agreement = Agreement(timeout_s=_BUILD_TIMEOUT_S)
 
   def publish(self, params: PyTree, key: str, **description: Any) -> Refreshed:
-    """Embeds and builds; every process calls it, and none returns before it is
-    served. What is served is left alone if it comes of the same encoder.
+    """Embeds and builds; every process calls it, and none returns before it is served.
+
+    What is served is left alone if it comes of the same encoder.
 
     Args:
       params: `{'retriever': ...}` at least, on the mesh.
@@ -202,10 +200,14 @@ class IndexPublisher:
         status = self._client.status()
       self._store.reload()
       rows = embedding.live_rows(self._store)
-    _check_agreed(len(rows))
-    generation = _agreed_number(
-      status.generation if status and self._is_of(status, fingerprint) else 0
-    )
+    counts = self._lockstep.gather(len(rows))
+    if np.ptp(counts):
+      raise RuntimeError(
+        f'The processes read corpora of different sizes ({counts.tolist()} '
+        'passages); was one just added to? The same command goes on.'
+      )
+    served = status is not None and self._is_of(status, fingerprint)
+    generation = self._lockstep.of_first(status.generation if status and served else 0)
     passages = 0
     if not generation:
       header = None
@@ -233,14 +235,10 @@ class IndexPublisher:
     own = embedding.describe(self._store, fingerprint, index=self._index)
     if self._index is None:
       # Where the corpus is, the server's machine may see otherwise.
-      own = {
-        name: value
-        for name, value in own.items()
-        if name != 'corpus' or name not in status.metadata
-      }
-    served = dict(status.metadata)
-    for name in ('passages_per_second', STARTED_WITH):
-      served.pop(name, None)  # of another embedding, of another run
+      own['corpus'] = status.metadata.get('corpus', own['corpus'])
+    # Of another embedding, of another run.
+    strange = ('passages_per_second', STARTED_WITH)
+    served = {name: value for name, value in status.metadata.items() if name not in strange}
     options = status.options
     identity = json.dumps(
       [key, fingerprint, self._store.fingerprint, options and options.to_dict()]
@@ -272,7 +270,7 @@ class IndexPublisher:
           chunks.finish(stop=jax.process_index() == 0)
         if header is not None and not generation:
           self._client.status()  # waits for the process
-      generation = _agreed_number(generation)
+      generation = self._lockstep.of_first(generation)
       if generation:
         return generation
     raise AssertionError('unreachable')
@@ -334,29 +332,9 @@ class _Chunks:
   def finish(self, *, stop: bool) -> None:
     """Goes through what is left; with `stop`, as little as can be.
 
-    On several processes all go through as many chunks, since they exchange
-    them.
+    On several processes all go through as many chunks: they exchange them.
     """
     if stop:
       self._stopping.set()
     for _ in self:
       pass
-
-
-def _check_agreed(count: int) -> None:
-  """Raises RuntimeError, on all processes, where they count different rows."""
-  if jax.process_count() == 1:
-    return
-  counts = multihost_utils.process_allgather(np.asarray(count, np.int32))
-  if np.ptp(counts):
-    raise RuntimeError(
-      f'The processes read corpora of different sizes ({counts.tolist()} '
-      'passages); was one just added to? The same command goes on.'
-    )
-
-
-def _agreed_number(number: int) -> int:
-  """That of the first process."""
-  if jax.process_count() == 1:
-    return number
-  return int(multihost_utils.broadcast_one_to_all(np.asarray(number, np.int32)))

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import logging
 import os
 import threading
-from typing import Any
 
+from ralm_jax.retrieval.backend import SearchBackend
 from retrieval_service.results import ServerStatus
 
 
@@ -16,7 +16,7 @@ class GenerationSteps:
 
   def __init__(
     self,
-    client: Any,
+    client: SearchBackend,
     run: str | os.PathLike[str],
     *,
     check: Callable[[ServerStatus], None] = lambda status: None,
@@ -53,7 +53,7 @@ class GenerationSteps:
 class CurrentFollower:
   """Has a retrieval process of our own serve what others publish in its folder."""
 
-  def __init__(self, client: Any, index: str | os.PathLike[str]):
+  def __init__(self, client: SearchBackend, index: str | os.PathLike[str]):
     self._client = client
     self._path = os.path.join(index, 'CURRENT')
     # Whether it had been published when the process opened it, nobody knows.

@@ -105,7 +105,7 @@ def test_random_edits(tmp_path, vectors, options, least, shuffled):
     edited = index.edit(put(ids, part, chosen[6:]))
     model.edit(ids.tolist(), part, chosen[6:].tolist())
     model.check(index.view(), queries, 10, least)
-    assert edited.view.count == len(model.vectors)
+    assert edited.count == len(model.vectors)
   # Another process, or this one after a restart, sees the same.
   model.check(GenerationStore(tmp_path).open_live(), queries, 10, least)
   former = index.view()
@@ -207,7 +207,7 @@ def test_a_repeated_edit_is_answered_not_redone(tmp_path, vectors):
   first = index.edit(put(None, data[:2], [3], edit_id='a'))
   for again in (index, LiveIndex(GenerationStore(tmp_path))):
     second = again.edit(put(None, data[:2], [3], edit_id='a'))
-    assert second.sequence == first.sequence == again.edits == 1
+    assert second.edits == first.edits == again.edits == 1
     assert second.ids.tolist() == first.ids.tolist() == [20, 21]
     assert second.view.count == 21
 
@@ -425,6 +425,6 @@ def test_an_edit_that_failed_half_way_is_made_good(tmp_path, vectors, monkeypatc
     patched.setattr(overlay, '_longer', exhausted)
     with pytest.raises(MemoryError):
       index.edit(put([3], data[20:21], edit_id='a'))
-  assert index.edit(put([3], data[20:21], edit_id='a')).sequence == 1
+  assert index.edit(put([3], data[20:21], edit_id='a')).edits == 1
   assert index.view().search(data[20:21], 1).ids.tolist() == [[3]]
   assert index.view().count == 20

@@ -262,10 +262,7 @@ class DeviceIndex(Editing):
     self, wanted: WantedEdit, *, only_new_ids: bool = False, delete_absent: bool = False
   ) -> EditResult:
     self._check_leads('edit')
-    edited = self._index.edit(wanted, only_new_ids=only_new_ids, delete_absent=delete_absent)
-    return EditResult(
-      edited.view.number, edited.sequence, edited.view.count, edited.ids, edited.absent_ids
-    )
+    return self._index.edit(wanted, only_new_ids=only_new_ids, delete_absent=delete_absent)
 
   def status(self) -> ServerStatus:
     """What is searched; `dim` and the like are empty where nothing is."""

@@ -15,12 +15,7 @@ _numbers = itertools.count()
 
 
 class State(NamedTuple):
-  """What a search is answered from.
-
-  Attributes:
-    generation: its number; 0 for none.
-    edits: number of the last edit.
-  """
+  """What a search is answered from: a generation (0 for none) and its last edit."""
 
   generation: int
   edits: int
@@ -33,12 +28,7 @@ class Lead:
   """
 
   def __init__(self, timeout_s: float = 3600.0):
-    """Uses the client of `jax.distributed`.
-
-    Args:
-      timeout_s: how long a process waits for the first one, which may be
-        reading a generation meanwhile.
-    """
+    """A process waits so long for the first one, which may be reading a generation."""
     self.agreement = Agreement(timeout_s)
     self.leads = jax.process_index() == 0
     self._timeout_ms = int(timeout_s * 1000)

@@ -25,11 +25,9 @@ class Residency:
   def __init__(self, search: DeviceSearch, *, spare_rows: int, limit: int | None):
     """Puts nothing there yet.
 
-    Args:
-      search: knows the devices.
-      spare_rows: room for added vectors at first.
-      limit: generations at a time; None: two where the devices report the
-        memory, else one.
+    `spare_rows` is the room for added vectors at first, `limit` how many
+    generations are there at a time: None is two where the devices report the
+    memory, else one.
     """
     self._search = search
     self._spare_rows = spare_rows
@@ -50,14 +48,7 @@ class Residency:
   def start(self, live: LiveView, queries: np.ndarray, k: int, approximate: bool) -> StartedSearch:
     """Dispatches a search of this state of a generation, or a later one.
 
-    Args:
-      live: what to search.
-      queries: float32 [batch, dim].
-      k: passages wanted.
-      approximate: see `device_search.search`.
-
-    Raises:
-      ValueError: a search that cannot be answered.
+    One that cannot be answered is a ValueError; see `DeviceView.search`.
     """
 
     def dispatch(view: DeviceView) -> StartedSearch:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
+from ralm_jax.losses.array_types import Array, Bool, Float, Int
 from ralm_jax.training import partitioning
 from ralm_jax.training.partitioning import Partitioner
 
@@ -30,38 +31,25 @@ _MAX_ROWS = 2**31 - 1
 
 
 class Rows(NamedTuple):
-  """Embeddings on the devices.
+  """Embeddings spread over all devices, padded; only live rows are found."""
 
-  Attributes:
-    embeddings: [rows, dim], rows over all devices; the last ones are padding.
-    live: bool [rows], sharded alike; rows that are not are never found.
-  """
-
-  embeddings: jax.Array
-  live: jax.Array
+  embeddings: Float[Array, 'rows d']
+  live: Bool[Array, ' rows']
 
 
 class Best(NamedTuple):
-  """The best rows of each query, best first.
+  """The best rows of each query, best first; -inf where there are fewer live rows.
 
-  Attributes:
-    scores: float32 [batch, k]; -inf where there are fewer live rows.
-    rows: int32 [batch, k]; in `added` from the number of rows of `base` on.
+  Rows of `added` are numbered on from those of `base`.
   """
 
-  scores: jax.Array
-  rows: jax.Array
+  scores: Float[Array, 'b k']
+  rows: Int[Array, 'b k']
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How many rows each device holds, in how many blocks.
-
-  Attributes:
-    shards: devices.
-    blocks: of each device.
-    block: rows of a block.
-  """
+  """How the rows lie: on so many devices, in so many blocks of so many rows each."""
 
   shards: int
   blocks: int
@@ -98,18 +86,10 @@ class DeviceSearch:
     block_rows: int = 16384,
     recall_target: float = 0.95,
   ):
-    """Compiles nothing yet.
+    """Compiles nothing yet; ValueError for arguments that cannot be.
 
-    Args:
-      partitioner: of the mesh.
-      dtype: of the embeddings: 'bfloat16', 'float16' or 'float32'. Queries
-        stay float32, products are accumulated in float32.
-      block_rows: rows a device scores at once: bounds its scores to
-        [batch, block_rows] float32.
-      recall_target: of an approximate search.
-
-    Raises:
-      ValueError: for arguments that cannot be.
+    Queries are float32 and products accumulated in float32, whatever the dtype
+    of the embeddings. A device holds the scores of `block_rows` rows at a time.
     """
     if dtype not in DTYPES:
       raise ValueError(f'The dtype of a device index is one of {", ".join(DTYPES)}, not {dtype!r}.')
@@ -162,18 +142,10 @@ class DeviceSearch:
     return True
 
   def put(self, layout: Layout, vectors: np.ndarray, live: np.ndarray | None = None) -> Rows:
-    """Puts vectors on the devices, one device after the other.
+    """Puts vectors [count, d] on the devices, padded as the layout says.
 
-    The host holds no more than one device's rows at a time, and a process puts
-    only the rows of its own devices.
-
-    Args:
-      layout: for at least as many rows.
-      vectors: [count, dim], may be memory-mapped.
-      live: bool [count]; None for all.
-
-    Returns:
-      The rows, padded as `layout` says.
+    One device after the other: the host holds no more than one device's rows at
+    a time, and a process puts only the rows of its own devices.
     """
     count, dim = vectors.shape
 
@@ -209,12 +181,8 @@ class DeviceSearch:
   def put_queries(self, queries: np.ndarray) -> tuple[jax.Array, slice | np.ndarray]:
     """Gives every device all queries, or its share where processes differ.
 
-    Args:
-      queries: float32 [batch, dim] of this process; every process has as many.
-
-    Returns:
-      The global array [batch * processes (or more, repeated), dim], and which
-      of its rows are this process's, in their order.
+    Every process has as many, float32 [b, d]. Of the global array, repeated to
+    fill up, the slice or the rows returned are this process's, in their order.
     """
     if self._processes == 1:
       everywhere = NamedSharding(self._mesh, PartitionSpec())
@@ -233,7 +201,7 @@ class DeviceSearch:
 
 
 def search(
-  queries: jax.Array,
+  queries: Float[Array, 'b d'],
   base: Rows,
   added: Rows,
   *,
@@ -249,9 +217,9 @@ def search(
   Rows of equal score come in the order of their numbers, in exact search.
 
   Args:
-    queries: float32 [batch, dim].
+    queries: float32.
     base: rows, over all devices.
-    added: more rows, over all devices; numbered on from those of `base`.
+    added: more rows; numbered on from those of `base`.
     k: how many.
     blocks: of a device's share of `base`, and of `added`.
     approximate: use `jax.lax.approx_max_k`, which only a TPU is faster at; it
@@ -291,30 +259,21 @@ def search(
 
   spec = PartitionSpec(AXES)
   return jax.shard_map(
-    local,
-    mesh=mesh,
-    in_specs=(PartitionSpec(), Rows(spec, spec), Rows(spec, spec)),
-    out_specs=Best(PartitionSpec(), PartitionSpec()),
+    local, mesh=mesh, in_specs=(PartitionSpec(), spec, spec), out_specs=PartitionSpec()
   )(queries, base, added)
 
 
 def _scan_blocks(
-  queries: jax.Array,
+  queries: Float[Array, '... b d'],
   rows: Rows,
   blocks: int,
-  first: jax.Array,
+  first: Int[Array, ''],
   best: Best,
   top: Callable[..., tuple[jax.Array, jax.Array]],
 ) -> Best:
-  """Merges the best of one device's rows into `best`.
+  """Merges the best of one device's rows, numbered from `first`, into `best`.
 
-  Args:
-    queries: float32 [batch, dim], or bfloat16 [3, batch, dim].
-    rows: of this device.
-    blocks: that they are scored in.
-    first: number of the first row.
-    best: of the rows before.
-    top: (scores, k) -> values, positions.
+  The rows are scored in so many blocks; `top` is (scores, k) -> values, positions.
   """
   batch, k = best.scores.shape
   block = rows.live.size // blocks
@@ -337,21 +296,19 @@ def _scan_blocks(
 
 
 def _best(candidates: Best, k: int) -> Best:
-  """[batch, n] -> [batch, k]; the first of equal ones comes first."""
+  """[b, n] -> [b, k]; the first of equal ones comes first."""
   scores, chosen = jax.lax.top_k(candidates.scores, k)
   return Best(scores, jnp.take_along_axis(candidates.rows, chosen, axis=1))
 
 
-def _scores(queries: jax.Array, embeddings: jax.Array) -> jax.Array:
-  """Inner products in float32, [batch, rows].
+def _scores(
+  queries: Float[Array, '... b d'], embeddings: Float[Array, 'rows d']
+) -> Float[Array, 'b rows']:
+  """Inner products in float32, of float32 queries or the three parts of `_split`.
 
   A float32 query is the sum of three bfloat16 parts. Matrix units that multiply
   bfloat16 and add up in float32 thus give its products with bfloat16 embeddings
   in full precision, without a float32 copy of the embeddings.
-
-  Args:
-    queries: float32 [batch, dim], or bfloat16 [3, batch, dim] of `_split`.
-    embeddings: [rows, dim].
   """
   if queries.ndim == 2:
     return jnp.einsum(
@@ -361,8 +318,8 @@ def _scores(queries: jax.Array, embeddings: jax.Array) -> jax.Array:
   return parts[0] + (parts[1] + parts[2])
 
 
-def _split(queries: jax.Array) -> jax.Array:
-  """float32 [batch, dim] -> bfloat16 [3, batch, dim] that sum to it."""
+def _split(queries: Float[Array, 'b d']) -> Float[Array, '3 b d']:
+  """float32 -> bfloat16 parts that sum to it."""
   parts = []
   for _ in range(3):
     # A mere cast there and back may be optimised away.

@@ -21,7 +21,6 @@ class DeviceView:
 
   Attributes:
     live: on the host: the generation, its stored embeddings, and the edits.
-    base: the generation's rows.
     added: spare rows with the vectors that came by edits.
     blocks: that each device scores of `base` and of `added`.
   """
@@ -35,10 +34,7 @@ class DeviceView:
   def load(cls, search: DeviceSearch, live: LiveView, spare_rows: int) -> DeviceView:
     """Puts a generation on the devices, one device's share after the other.
 
-    Args:
-      search: knows the devices.
-      live: what to put.
-      spare_rows: room for added vectors, doubled until they fit.
+    `spare_rows` is the room for added vectors, doubled until they fit.
     """
     stored = live.generation.embeddings
     layout = search.layout(len(stored))
@@ -71,13 +67,9 @@ class DeviceView:
   def search(
     self, search: DeviceSearch, queries: np.ndarray, k: int, approximate: bool
   ) -> StartedSearch:
-    """Dispatches a search, without waiting for it.
+    """Dispatches a search of this process's queries, without waiting for it.
 
-    Args:
-      search: compiles it.
-      queries: float32 [batch, dim], of this process.
-      k: passages wanted; some more are searched.
-      approximate: see `device_search.search`.
+    Some more than k passages are searched; for `approximate` see `search.search`.
     """
     self.check(queries, k)
     array, own = search.put_queries(queries)
@@ -111,13 +103,7 @@ class DeviceView:
 
 @dataclasses.dataclass(frozen=True)
 class StartedSearch:
-  """A search under way.
-
-  Attributes:
-    view: that answers it.
-    best: what is found for the queries of all processes.
-    own: which of them are this process's.
-  """
+  """A search under way for the queries of all processes; `own` are this one's."""
 
   view: DeviceView
   best: Best
@@ -130,8 +116,7 @@ class StartedSearch:
   def result(self, batch: int, k: int, return_embeddings: bool) -> SearchResult:
     """Waits; the answers to the first `batch` queries of this process.
 
-    Raises:
-      ValueError: scores that are not finite.
+    Scores that are not finite are a ValueError.
     """
     scores = np.asarray(self.best.scores)[self.own][:batch]
     rows = np.asarray(self.best.rows)[self.own][:batch].astype(np.int64)
@@ -160,8 +145,7 @@ def pad_batch(queries: np.ndarray) -> np.ndarray:
 def round_k(k: int) -> int:
   """The next power of two, likewise.
 
-  What is found beyond k also orders by id most of those that tie for the last
-  place.
+  What is found beyond k also orders most ties for the last place by id.
   """
   return max(_LEAST_K, 1 << (k - 1).bit_length())
 
@@ -173,10 +157,7 @@ def _living(count: int, dead: np.ndarray) -> np.ndarray:
 
 
 def _put_added(search: DeviceSearch, live: LiveView, spare_rows: int) -> tuple[Rows, int]:
-  """The rows, and their blocks.
-
-  Room doubles when it runs out, so that few programs are compiled.
-  """
+  """The rows and their blocks; room doubles, so that few programs are compiled."""
   overlay = live.overlay
   while spare_rows < len(overlay.ids):
     spare_rows *= 2
