@@ -136,11 +136,8 @@ def answer_recall(batch: ReaderBatch, skip: int = 0) -> float:
   """Share of examples whose target tokens stand in a retrieved passage.
 
   Compared token by token, so it is cheap and slightly stricter than comparing
-  text. The reader's own query counts as part of the passage.
-
-  Args:
-    batch: host arrays.
-    skip: leading target tokens to leave out, such as a sentinel.
+  text. The reader's own query counts as part of the passage. `skip` leading target
+  tokens are left out, such as a sentinel.
   """
   tokens, target = np.asarray(batch.reader_tokens), batch.target_tokens
   # The last target token is the end of sequence.

@@ -32,12 +32,9 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-  """What a training example shows in place of what was retrieved.
+  """What a training example shows in place of what was retrieved: rows [b, k].
 
-  Attributes:
-    queries: the examples, with their targets.
-    rows: int64 [batch, n_passages].
-    titles: batch * n_passages titles for the reader; None for the own ones.
+  The reader sees b * k other titles, or None for the passages' own.
   """
 
   queries: QueryBatch
@@ -56,8 +53,7 @@ class PreparedBatch:
   Attributes:
     reader_batch: host arrays of the step.
     metrics: of retrieval: recall, search seconds, generation, staleness.
-    generation_step: the step whose parameters embedded the generation; None if
-      that is not known.
+    generation_step: whose parameters embedded the generation; None if unknown.
   """
 
   queries: QueryBatch

@@ -111,7 +111,7 @@ def build_generation(
   chunk_size: int = 8192,
   progress: bool = True,
 ) -> int:
-  """Embeds a corpus and publishes it as the index's current generation.
+  """Embeds a corpus and publishes it as the index's current generation; its number.
 
   Interrupted, it goes on from the last finished chunk when called again with
   the same corpus and encoder.
@@ -127,9 +127,6 @@ def build_generation(
     step: of that run.
     chunk_size: passages between two marks of progress.
     progress: shows a bar.
-
-  Returns:
-    The generation's number.
 
   Raises:
     ValueError: the index is of another corpus.

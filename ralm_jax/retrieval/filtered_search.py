@@ -7,10 +7,11 @@ import math
 
 import numpy as np
 
+from ralm_jax.data.corpus.passage_ids import NO_PASSAGE
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval.backend import SearchBackend
 from ralm_jax.retrieval.lockstep import Lockstep
-from ralm_jax.retrieval.retrieved import NO_PASSAGE, Retrieved
+from ralm_jax.retrieval.retrieved import Retrieved
 from ralm_jax.retrieval.search_filter import Hidden, SearchFilter
 from retrieval_service.results import SearchResult, ServerStatus
 

@@ -50,10 +50,8 @@ class RefreshSchedule:
   def parse(cls, schedule: str | int | None) -> RefreshSchedule:
     """Reads '0-1000:500,1000-10000:2000', a number of steps, or None.
 
-    A number is a rate from step 0 on; None and -1 never refresh.
-
-    Raises:
-      ValueError: naming the part that is malformed.
+    A number is a rate from step 0 on; None and -1 never refresh. A malformed
+    schedule is a ValueError that names the part.
     """
     if schedule is None or str(schedule).strip() in ('-1', 'None'):
       return cls()
@@ -105,13 +103,7 @@ def _checked(part: str, start: str, end: str | None, rate: str) -> tuple[int, in
 
 @dataclasses.dataclass(frozen=True)
 class Refreshed:
-  """What a refresh did.
-
-  Attributes:
-    generation: to search from now on.
-    passages: embedded; 0 where the embeddings were there already.
-    seconds: it took.
-  """
+  """What a refresh did: `passages` is 0 where the embeddings were there already."""
 
   generation: int
   passages: int

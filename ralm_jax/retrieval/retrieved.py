@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-NO_PASSAGE = -1
+from ralm_jax.data.corpus.passage_ids import NO_PASSAGE
 
 
 @dataclasses.dataclass(frozen=True)

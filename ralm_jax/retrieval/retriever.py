@@ -11,11 +11,11 @@ from ralm_jax.data import dates
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval.backend import SearchBackend
 from ralm_jax.retrieval.filtered_search import FilteredSearch
-from ralm_jax.retrieval.retrieved import NO_PASSAGE, Retrieved
+from ralm_jax.retrieval.retrieved import Retrieved
 from ralm_jax.retrieval.search_filter import SearchFilter
 from retrieval_service.results import ServerStatus
 
-__all__ = ['NO_DATE_BOUND', 'NO_PASSAGE', 'PassageRetriever', 'Retrieved', 'SearchFilter']
+__all__ = ['NO_DATE_BOUND', 'PassageRetriever', 'Retrieved', 'SearchFilter']
 
 NO_DATE_BOUND = dates.NO_DATE_BOUND
 # (status of the index, corpus of the one before) -> corpus of the index.
@@ -28,12 +28,6 @@ class PassageRetriever:
   Rows mean passages of one corpus, so that a search is of one index. When the
   process serves another (`ralm swap`), searches raise IndexSwappedError until
   `follow` is called; a retriever without `open_corpus` stays with its index.
-
-  Attributes:
-    store: the corpus whose rows are the index's ids.
-    generation: searched; None for the current one.
-    index_id: of the index; '' where the client does not tell.
-    embedding_dim: of the index.
   """
 
   def __init__(
@@ -176,10 +170,8 @@ def is_index_of_corpus(metadata: dict, next_id: int, store: PassageStore) -> boo
 def check_index_of_corpus(metadata: dict, next_id: int, store: PassageStore) -> None:
   """Raises ValueError unless the index's ids are rows of this corpus.
 
-  Args:
-    metadata: of the index.
-    next_id: one past the largest id that it ever had.
-    store: the corpus; read again if it was added to.
+  `next_id` is one past the largest id that the index ever had. The corpus is read
+  again if it was added to.
   """
   if metadata.get('corpus_fingerprint') is None:
     raise ValueError('The index does not say of which corpus it is; build it with `ralm embed`.')

@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 
 from ralm_jax.data import dates
+from ralm_jax.data.corpus.passage_ids import NO_PASSAGE
 from ralm_jax.data.corpus.passage_store import PassageStore
 
 _KeysOf = Callable[[np.ndarray], np.ndarray]
@@ -54,23 +55,18 @@ class SearchFilter:
   ) -> Hidden | None:
     """What a batch must not see; None where nothing is hidden from it.
 
-    Args:
-      store: the corpus.
-      exclude_rows: int64 [batch, n], filled with -1.
-      max_dates: int32 [batch], as for `PassageRetriever.search`.
-      exclude_document_keys: int64 [batch, n], filled with 0.
-
-    Raises:
-      ValueError: bounds for a corpus without dates.
+    Bounds for a corpus without dates are a ValueError. For the arguments see
+    `PassageRetriever.search`.
     """
     if self.by == 'none':
       return None
-    if exclude_rows is not None and not np.any(exclude_rows >= 0):
-      exclude_rows = None
-    if max_dates is not None and np.all(max_dates == dates.NO_DATE_BOUND):
-      max_dates = None
-    if exclude_document_keys is not None and not np.any(exclude_document_keys):
-      exclude_document_keys = None
+
+    def unless(nothing: int, values: np.ndarray | None) -> np.ndarray | None:
+      return None if values is None or np.all(values == nothing) else values
+
+    exclude_rows = unless(NO_PASSAGE, exclude_rows)
+    max_dates = unless(dates.NO_DATE_BOUND, max_dates)
+    exclude_document_keys = unless(0, exclude_document_keys)
     if all(one is None for one in (exclude_rows, max_dates, exclude_document_keys)):
       return None
     if max_dates is not None and not store.has_dates():

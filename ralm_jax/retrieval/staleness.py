@@ -21,12 +21,10 @@ class GenerationSteps:
     *,
     check: Callable[[ServerStatus], None] = lambda status: None,
   ):
-    """Asks nothing yet.
+    """Asks nothing yet; `run` is the MODEL_DIR whose steps count.
 
-    Args:
-      client: of the index.
-      run: the MODEL_DIR whose steps count.
-      check: sees what is served when it has changed; raises if it does not fit.
+    What is served, when it has changed, is shown to `check`, which raises if it
+    does not fit.
     """
     self._client = client
     self._run = os.path.realpath(run)

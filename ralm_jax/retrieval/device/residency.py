@@ -25,9 +25,8 @@ class Residency:
   def __init__(self, search: DeviceSearch, *, spare_rows: int, limit: int | None):
     """Puts nothing there yet.
 
-    `spare_rows` is the room for added vectors at first, `limit` how many
-    generations are there at a time: None is two where the devices report the
-    memory, else one.
+    `spare_rows` is the room for added vectors at first. There are at most `limit`
+    generations: None is two where the devices report the memory, else one.
     """
     self._search = search
     self._spare_rows = spare_rows

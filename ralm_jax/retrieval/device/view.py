@@ -19,10 +19,9 @@ _LEAST_K = 16
 class DeviceView:
   """What a search is answered from; it never changes.
 
-  Attributes:
-    live: on the host: the generation, its stored embeddings, and the edits.
-    added: spare rows with the vectors that came by edits.
-    blocks: that each device scores of `base` and of `added`.
+  On the host is `live`: the generation, its stored embeddings, and the edits. Each
+  device scores so many `blocks` of the rows in `base` and in `added`, the spare
+  rows with the vectors that came by edits.
   """
 
   live: LiveView
