@@ -28,6 +28,12 @@ _CHANNEL_OPTIONS = protocol.MESSAGE_OPTIONS + (
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 5.0
 _RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+# What the process itself says of a call.
+_ERRORS = {
+  grpc.StatusCode.INVALID_ARGUMENT: ValueError,
+  grpc.StatusCode.NOT_FOUND: LookupError,
+  grpc.StatusCode.FAILED_PRECONDITION: RuntimeError,
+}
 _STATUS_REQUEST = retrieval_pb2.StatusRequest(protocol_version=protocol.PROTOCOL_VERSION)
 
 
@@ -139,12 +145,8 @@ class Connection:
   def _explain(self, what: str, error: grpc.RpcError) -> Exception:
     """The exception for a status that no repetition would change."""
     code, details = error.code(), error.details()
-    if code == grpc.StatusCode.INVALID_ARGUMENT:
-      return ValueError(details)
-    if code == grpc.StatusCode.NOT_FOUND:
-      return LookupError(details)
-    if code == grpc.StatusCode.FAILED_PRECONDITION:
-      return RuntimeError(details)
+    if code in _ERRORS:
+      return _ERRORS[code](details)
     if code == grpc.StatusCode.ABORTED:
       return IndexSwappedError(f'at {self.address} {details}')
     if code == grpc.StatusCode.UNIMPLEMENTED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from typing import Any
 
@@ -73,26 +74,42 @@ class IndexOptions:
     return cls(**fields)
 
 
+def _flag(default: Any, meaning: str) -> Any:
+  return dataclasses.field(default=default, metadata={'help': meaning})
+
+
 @dataclasses.dataclass(frozen=True)
 class ServingOptions:
-  """How a process serves an index.
+  """How a process serves an index; `add_flags` makes a flag of each.
 
-  Attributes:
-    nprobe: inverted lists a query visits, in place of the index's option.
-    rerank: candidates scored exactly, likewise.
-    threads: threads a search uses in FAISS and re-ranking. None: all cores.
-    build_threads: threads a build uses. None: one fewer, which keeps searches
-      meanwhile as quick as ever.
-    verify_checksums: reads a generation whole before it is first served.
-    keep_generations: after a build, older generations than the newest so many
-      are removed, unless pinned.
-    max_older_open: older generations kept open for searches by number.
+  `nprobe` and `rerank` stand in place of the index's own options. A build takes
+  one thread fewer, which keeps searches meanwhile as quick as ever.
   """
 
-  nprobe: int | None = None
-  rerank: int | None = None
-  threads: int | None = None
-  build_threads: int | None = None
-  verify_checksums: bool = True
-  keep_generations: int = 2
-  max_older_open: int = 2
+  nprobe: int | None = _flag(None, "inverted lists a query visits (default: the index's own)")
+  rerank: int | None = _flag(
+    None, "candidates scored exactly; 0 for none (default: the index's own)"
+  )
+  threads: int | None = _flag(None, 'threads a search uses (default: all cores)')
+  build_threads: int | None = _flag(
+    None, 'threads a build uses (default: one fewer than --threads)'
+  )
+  verify_checksums: bool = _flag(
+    True, 'read an index whole before it is first served (default: %(default)s)'
+  )
+  keep_generations: int = _flag(
+    2, 'newest generations kept after a build, besides pinned ones (default: %(default)s)'
+  )
+
+  @classmethod
+  def add_flags(cls, parser: argparse.ArgumentParser) -> None:
+    for field in dataclasses.fields(cls):
+      switch = isinstance(field.default, bool)
+      how: Any = {'action': argparse.BooleanOptionalAction} if switch else {'type': int}
+      parser.add_argument(
+        f'--{field.name}', default=field.default, help=field.metadata['help'], **how
+      )
+
+  @classmethod
+  def from_flags(cls, arguments: argparse.Namespace) -> ServingOptions:
+    return cls(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)})

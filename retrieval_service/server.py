@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 import concurrent.futures
-import dataclasses
 import logging
 import os
 import select
@@ -146,8 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
     signal.signal(number, lambda *unused: stopping.set())
   if arguments.exit_with_parent:
     threading.Thread(target=_watch_parent, args=(os.getppid(), stopping.set), daemon=True).start()
-  names = {field.name for field in dataclasses.fields(ServingOptions)}
-  options = {name: value for name, value in vars(arguments).items() if name in names}
+  options = vars(ServingOptions.from_flags(arguments))
   try:
     server = RetrievalServer(arguments.index, arguments.address, **options)
   except (ValueError, OSError) as error:

@@ -63,7 +63,6 @@ class Serving:
     index = LiveIndex(
       GenerationStore(directory),
       verify_checksums=options.verify_checksums,
-      max_older_open=options.max_older_open,
       nprobe=options.nprobe,
       rerank=options.rerank,
       threads=options.threads,
