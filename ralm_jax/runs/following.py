@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from ralm_jax.checkpoints import store
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.losses.array_types import PyTree
 from ralm_jax.retrieval import connect, embedding, retriever
 from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.retrieval.embedding import PassageEmbedder
@@ -29,7 +30,6 @@ from retrieval_service.client import RetrievalClient
 from retrieval_service.generations import GenerationStore
 from retrieval_service.live import LiveView
 
-PyTree = Any
 _MAX_FAILURES = 3
 
 
@@ -91,6 +91,7 @@ def refresh(
         index, corpus, batch_size=batch_size, keep=keep_generations, progress=progress
       )
     else:
+      assert retrieval_address is not None
       client = stack.enter_context(RetrievalClient(retrieval_address, retry_for_s=retry_for_s))
       target = _ServedIndex(client, corpus, batch_size=batch_size, progress=progress)
     follower = _Follower(
@@ -130,7 +131,8 @@ class _ServedIndex:
     status = client.status()
     client.stay_with(status.index_id)  # A swap must not redirect the uploads.
     self._store = PassageStore.open(corpus or connect.find_corpus(status.metadata))
-    self._settings = {'batch_size': batch_size, 'progress': progress}
+    self._batch_size = batch_size
+    self._progress = progress
     self._publisher: IndexPublisher | None = None
 
   def metadata(self) -> dict[str, Any]:
@@ -147,7 +149,8 @@ class _ServedIndex:
         spec.model,
         partitioner,
         Assembler(spec.tokenizer, self._store),
-        **self._settings,
+        batch_size=self._batch_size,
+        progress=self._progress,
       )
     return self._publisher.publish(
       params, f'{run} {step}', checkpoint=f'{run}/checkpoint_{step}', run=run, step=step
@@ -167,7 +170,10 @@ class _IndexFolder:
     self._embedder: PassageEmbedder | None = None
 
   def _current(self) -> LiveView:
-    return self._folder.open_live(verify_checksums=False)
+    current = self._folder.open_live(verify_checksums=False)
+    if current is None:
+      raise FileNotFoundError(f'{self._index} holds no generation of an index any more.')
+    return current
 
   def metadata(self) -> dict[str, Any]:
     current = self._current()
@@ -246,13 +252,13 @@ class _Follower:
       ValueError: a checkpoint stays unreadable, or does not fit the index.
     """
     step = self._newest()
-    if not (at_once and step is not None) and not self._is_due(step):
+    if step is None or not (at_once or self._is_due(step)):
       self._say_what_is_missing(step)
       return False
     try:
       spec = Specification.load(self._run)
       params = load_retriever(self._run, step, spec.model, self._partitioner)
-    except Exception as error:  # pylint: disable=broad-except
+    except Exception as error:
       # The run removes old checkpoints, maybe while one is read.
       self._failures += 1
       if self._failures >= _MAX_FAILURES and step == self._newest():
@@ -294,8 +300,8 @@ class _Follower:
     except FileNotFoundError:
       return None
 
-  def _is_due(self, step: int | None) -> bool:
-    if step is None or step == self._last:
+  def _is_due(self, step: int) -> bool:
+    if step == self._last:
       return False
     if self._last is None or step < self._last:  # the run began anew
       return True
@@ -304,7 +310,7 @@ class _Follower:
 
   def _say_what_is_missing(self, step: int | None) -> None:
     """Once, until something has changed."""
-    if step is None:
+    if step is None or self._last is None:
       message = f'Waiting for a first checkpoint in {self._run}.'
     else:
       message = (

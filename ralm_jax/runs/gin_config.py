@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 import difflib
 import importlib.resources
+import inspect
 import os
+import re
 from typing import Any
 
 import gin
@@ -57,7 +59,7 @@ def _literal(value: str) -> str:
   try:
     parsed = list(config_parser.ConfigParser(f'x = {value}', _AnyReference()))
     return value if len(parsed) == 1 else repr(value)
-  except Exception:  # pylint: disable=broad-except
+  except Exception:
     return repr(value)
 
 
@@ -75,13 +77,10 @@ def parse(
   # Installed configurations are found by their path in the package. gin's own
   # reader for them fails on folders without `__init__.py`.
   root = os.path.dirname(str(importlib.resources.files('ralm_jax.gin_configs')))
-  gin_config._LOCATION_PREFIXES[:] = ['', *search_paths, root]  # pylint: disable=protected-access
-  gin_config._FILE_READERS[:] = [(open, os.path.isfile)]  # pylint: disable=protected-access
+  gin_config._LOCATION_PREFIXES[:] = ['', *search_paths, root]
+  gin_config._FILE_READERS[:] = [(open, os.path.isfile)]
   for file in gin_files:
-    if not any(
-      os.path.exists(os.path.join(path, file))
-      for path in gin_config._LOCATION_PREFIXES  # pylint: disable=protected-access
-    ):
+    if not any(os.path.exists(os.path.join(path, file)) for path in gin_config._LOCATION_PREFIXES):
       raise FileNotFoundError(
         f'gin file {file} is in none of {list(search_paths)} nor installed '
         f'with the package (gin_configs/…).{former_names.hint(file)}'
@@ -132,7 +131,7 @@ def _check_macros() -> None:
     )
   required = sorted(
     scope
-    for (scope, selector), bound in gin_config._CONFIG.items()  # pylint: disable=protected-access
+    for (scope, selector), bound in gin_config._CONFIG.items()
     if selector == 'gin.macro' and _is_required(bound.get('value'))
   )
   undefined = sorted(set(_macros_used()) - _macros_bound() - {''})
@@ -158,13 +157,10 @@ def _first_lines(error: Exception) -> str:
 
 def _nearest_in(message: str) -> str:
   """A hint for "No configurable matching 'x'" and unknown parameters."""
-  import re
-
   match = re.search(r"No configurable matching '([^']+)'", message)
   if match:
-    known = {key[1] for key in gin_config._CONFIG} | {  # pylint: disable=protected-access
-      selector
-      for selector in gin_config._REGISTRY._selector_map  # pylint: disable=protected-access
+    known = {key[1] for key in gin_config._CONFIG} | {
+      selector for selector in gin_config._REGISTRY._selector_map
     }
     wanted = match[1].split('.')[-1]
     near = difflib.get_close_matches(wanted, sorted({name.split('.')[-1] for name in known}), n=1)
@@ -174,27 +170,20 @@ def _nearest_in(message: str) -> str:
 
 def _nearest_parameter(message: str) -> str:
   """For "Configurable 'f' doesn't have a parameter named 'x'"."""
-  import inspect
-  import re
-
   match = re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message)
   if not match:
     return ''
   try:
-    configurable = gin_config._REGISTRY.get_match(match[1])  # pylint: disable=protected-access
+    configurable = gin_config._REGISTRY.get_match(match[1])
     names = list(inspect.signature(configurable.wrapped).parameters)
-  except Exception:  # pylint: disable=broad-except
+  except Exception:
     return ''
   near = difflib.get_close_matches(match[2], names, n=1)
   return f' Did you mean {near[0]!r}?' if near else f' It has {names}.'
 
 
 def _macros_bound() -> set[str]:
-  return {
-    scope
-    for scope, selector in gin_config._CONFIG  # pylint: disable=protected-access
-    if selector == 'gin.macro'
-  }
+  return {scope for scope, selector in gin_config._CONFIG if selector == 'gin.macro'}
 
 
 def _macros_used() -> Iterator[str]:
@@ -212,14 +201,14 @@ def _macros_used() -> Iterator[str]:
       for item in value:
         yield from references(item)
 
-  for parameters in gin_config._CONFIG.values():  # pylint: disable=protected-access
+  for parameters in gin_config._CONFIG.values():
     for value in parameters.values():
       yield from references(value)
 
 
 def import_tensorflow() -> None:
   """Imports what configurations refer to, some of which takes seconds."""
-  from ralm_jax.data import pipeline  # noqa: F401  pylint: disable=unused-import
+  from ralm_jax.data import pipeline  # noqa: F401
 
 
 def operative() -> str:

@@ -71,6 +71,6 @@ class Agreement:
     failure = None
     try:
       yield
-    except Exception as e:  # pylint: disable=broad-except
+    except Exception as e:
       failure = e
     self.check(failure)

@@ -261,7 +261,7 @@ class PartitionedFunction:
 
   def cache_size(self) -> int:
     """How many programs have been compiled; a step should stay at one."""
-    return self.jitted._cache_size()  # pylint: disable=protected-access
+    return self.jitted._cache_size()
 
 
 def local_rows(array: Shaped[Array, 'b ...']) -> Shaped[np.ndarray, 'local ...']:
