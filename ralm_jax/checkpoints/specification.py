@@ -28,15 +28,10 @@ _READERS = {'t5': T5Config, 'bart': BartConfig}
 
 @dataclasses.dataclass(frozen=True)
 class Specification:
-  """A model with its texts.
+  """A model with its texts."""
 
-  Attributes:
-    model: reader, retriever and losses.
-    tokenizer: formats, lengths and both vocabularies.
-  """
-
-  model: RetrievalLM
-  tokenizer: QueryTokenizer
+  model: RetrievalLM  #: reader, retriever and losses
+  tokenizer: QueryTokenizer  #: formats, lengths and both vocabularies
 
   @property
   def text(self) -> TextConfig:

@@ -63,17 +63,11 @@ class HostArraysRestore(ocp.args.CheckpointArgs):
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """A checkpoint's content.
+  """A checkpoint's content."""
 
-  Attributes:
-    state: of the structure asked for, on its shardings.
-    host: this process's arrays.
-    metadata: JSON values.
-  """
-
-  state: PyTree
-  host: dict[str, np.ndarray]
-  metadata: dict[str, Any]
+  state: PyTree  #: of the structure asked for, on its shardings
+  host: dict[str, np.ndarray]  #: this process's arrays
+  metadata: dict[str, Any]  #: JSON values
 
 
 class Checkpoints:

@@ -240,7 +240,7 @@ def build_missing_index(
   seed: int,
 ) -> TrainState:
   """Embeds the corpus with the parameters a run starts from; returns those."""
-  if cfg.corpus is None:
+  if cfg.index is None or cfg.corpus is None:
     raise ValueError(
       f'{cfg.index} holds no index yet; bind RetrievalConfig.corpus (gin: CORPUS) to build one.'
     )

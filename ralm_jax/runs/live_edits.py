@@ -19,6 +19,7 @@ from ralm_jax.data.corpus import passage_store, passages as passages_lib
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.corpus.passages import Passage
 from ralm_jax.data.corpus.shard_set import FoundRows
+from ralm_jax.losses.array_types import Float, Int, PyTree
 from ralm_jax.retrieval import connect, embedding, retriever
 from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.retrieval.connect import Connection
@@ -31,19 +32,12 @@ _CHUNK = 8192  # Passages tokenised and embedded at a time.
 
 @dataclasses.dataclass(frozen=True)
 class Edited:
-  """What an edit did.
+  """What an edit did."""
 
-  Attributes:
-    put: int64 rows of the corpus that the index has since.
-    deleted: int64 rows that it had.
-    generation: of the index; an edit makes no new one.
-    count: passages that it holds now.
-  """
-
-  put: np.ndarray
-  deleted: np.ndarray
-  generation: int
-  count: int
+  put: Int[np.ndarray, ' put']  #: rows of the corpus that the index has since
+  deleted: Int[np.ndarray, ' deleted']  #: rows that it had
+  generation: int  #: of the index; an edit makes no new one
+  count: int  #: passages that it holds now
 
 
 def put(
@@ -174,8 +168,10 @@ def _content(passage: Passage) -> tuple[str | int, ...]:
   )
 
 
-def _embed(embedder: PassageEmbedder, params: Any, rows: np.ndarray) -> np.ndarray:
-  """float16 [n, dim], as the index stores them."""
+def _embed(
+  embedder: PassageEmbedder, params: PyTree, rows: Int[np.ndarray, ' n']
+) -> Float[np.ndarray, 'n d']:
+  """float16, as the index stores them."""
   chunks = [rows[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK)]
   return np.concatenate(
     [embedding.as_stored(embedder.embed(params, chunk), chunk) for chunk in chunks]

@@ -25,29 +25,17 @@ from ralm_jax.training.train_state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class TrainingEvaluation:
-  """What to answer during training.
+  """What to answer during training."""
 
-  Attributes:
-    questions: jsonl files or globs; None answers none.
-    period: steps between evaluations; None for none.
-    record_format: of the files, see `data/questions/formats/catalogue.py`.
-    on_error: 'raise', or 'skip' to leave malformed records out.
-    metrics: one of `by_task.FAMILIES`; None for that of the format.
-    permutations: orders of a multiple choice's options that are averaged.
-    num_examples: how many of the questions; None for all.
-    batch_size: questions at a time.
-    answering: how answers are decoded.
-  """
-
-  questions: str | Sequence[str] | None = None
-  period: int | None = None
-  record_format: str = 'qa'
-  on_error: str = 'raise'
-  metrics: str | None = None
-  permutations: str = 'single'
-  num_examples: int | None = None
-  batch_size: int = 32
-  answering: AnswerOptions = AnswerOptions()
+  questions: str | Sequence[str] | None = None  #: jsonl files or globs; None answers none
+  period: int | None = None  #: steps between evaluations; None for none
+  record_format: str = 'qa'  #: of the files, see `data/questions/formats/catalogue.py`
+  on_error: str = 'raise'  #: or 'skip' to leave malformed records out
+  metrics: str | None = None  #: one of `by_task.FAMILIES`; None for that of the format
+  permutations: str = 'single'  #: orders of a multiple choice's options that are averaged
+  num_examples: int | None = None  #: how many of the questions; None for all
+  batch_size: int = 32  #: questions at a time
+  answering: AnswerOptions = AnswerOptions()  #: how answers are decoded
 
   def read(self, tokenizer: QueryTokenizer) -> tuple[list[Question], str] | None:
     """The questions and the name of their metrics; None where there are none.

@@ -56,14 +56,10 @@ class Vocabularies:
 
 @dataclasses.dataclass(frozen=True)
 class StartingPoint:
-  """Where the parameters come from; random where neither is given.
+  """Where the parameters come from; random where neither is given."""
 
-  Attributes:
-    checkpoint: MODEL_DIR or MODEL_DIR/checkpoint_<step> of another run.
-    params: or a function that loads them, e.g. of Hugging Face folders.
-  """
-
-  checkpoint: str | None = None
+  checkpoint: str | None = None  #: MODEL_DIR or MODEL_DIR/checkpoint_<step> of another run
+  #: Or a function that loads them, e.g. of Hugging Face folders.
   params: Callable[[], PyTree] | None = None
 
   def load(self, spec: Specification, partitioner: Partitioner) -> PyTree | None:
@@ -82,22 +78,14 @@ class StartingPoint:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRun:
-  """What `train` was told, once nothing of it contradicts the rest.
+  """What `train` was told, once nothing of it contradicts the rest."""
 
-  Attributes:
-    spec: of the model as it is trained.
-    optimizers: of the modules that learn.
-    retrieval: None for closed-book.
-    iterator: of the examples.
-    questions: of the evaluation, and the name of their metrics.
-  """
-
-  spec: Specification
-  optimizers: Optimizers
-  retrieval: RetrievalConfig | None
-  iterator: DatasetIterator
+  spec: Specification  #: of the model as it is trained
+  optimizers: Optimizers  #: of the modules that learn
+  retrieval: RetrievalConfig | None  #: None for closed-book
+  iterator: DatasetIterator  #: of the examples
   batch_size: int
-  questions: tuple[list[Question], str] | None
+  questions: tuple[list[Question], str] | None  #: of the evaluation, and their metrics
   evaluation: TrainingEvaluation
   model_dir: str
   start: StartingPoint

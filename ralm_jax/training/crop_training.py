@@ -38,29 +38,17 @@ PairSampler = Callable[[int, np.random.Generator], tuple[Texts, Texts]]
 
 @dataclasses.dataclass(frozen=True)
 class WarmStartConfig:
-  """How long and how.
-
-  Attributes:
-    steps: of training.
-    batch_size: pairs; all others of the batch are negatives.
-    query_length: retriever tokens of one crop.
-    passage_length: of the other.
-    temperature: of the contrastive loss, on inner products / sqrt(dim).
-    query_crops: how the first crop of a pair is drawn, from the text.
-    passage_crops: how the second is drawn, from title and text.
-    symmetric: both sides of a pair look for each other.
-    seed: of the pairs.
-  """
+  """How long and how."""
 
   steps: int = 500
-  batch_size: int = 128
-  query_length: int = 32
-  passage_length: int = 64
-  temperature: float = 0.05
-  query_crops: CropConfig = CropConfig()
-  passage_crops: CropConfig = CropConfig()
-  symmetric: bool = False
-  seed: int = 0
+  batch_size: int = 128  #: pairs; all others of the batch are negatives
+  query_length: int = 32  #: retriever tokens of one crop
+  passage_length: int = 64  #: of the other
+  temperature: float = 0.05  #: of the contrastive loss, on inner products / sqrt(dim)
+  query_crops: CropConfig = CropConfig()  #: the first crop of a pair, of the text
+  passage_crops: CropConfig = CropConfig()  #: the second, of title and text
+  symmetric: bool = False  #: both sides of a pair look for each other
+  seed: int = 0  #: of the pairs
 
 
 class CropSampler:

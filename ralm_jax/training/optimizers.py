@@ -11,17 +11,11 @@ from ralm_jax.training.schedules import Schedule
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """An optax transformation and its schedule.
+  """An optax transformation and its schedule."""
 
-  Attributes:
-    transformation: scales gradients to updates, the learning rate included.
-    learning_rate_fn: step -> learning rate, for the logs.
-    clip_norm: gradients are scaled down to this norm, per module; None never.
-  """
-
-  transformation: optax.GradientTransformation
-  learning_rate_fn: Schedule
-  clip_norm: float | None = 1.0
+  transformation: optax.GradientTransformation  #: the learning rate included
+  learning_rate_fn: Schedule  #: for the logs
+  clip_norm: float | None = 1.0  #: gradients are scaled down to it, per module; None never
 
 
 def _schedule(learning_rate: float | Schedule) -> Schedule:

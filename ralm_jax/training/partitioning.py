@@ -76,19 +76,12 @@ def standard_logical_axis_rules(
 
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
-  """Shards a computation over a mesh of `data` and `model`.
+  """Shards a computation over a mesh of `data` and `model`."""
 
-  Attributes:
-    num_partitions: size of the `model` axis; `data` takes the other devices.
-    model_parallel_submesh: T5X's TPU tuple; not supported, see `mesh`.
-    logical_axis_rules: None for `standard_logical_axis_rules()`.
-    devices: None for all devices of all processes.
-  """
-
-  num_partitions: int = 1
-  model_parallel_submesh: tuple[int, ...] | None = None
-  logical_axis_rules: LogicalAxisRules | None = None
-  devices: Sequence[jax.Device] | None = None
+  num_partitions: int = 1  #: size of the `model` axis; `data` takes the other devices
+  model_parallel_submesh: tuple[int, ...] | None = None  #: T5X's TPU tuple; not supported
+  logical_axis_rules: LogicalAxisRules | None = None  #: None for the standard ones
+  devices: Sequence[jax.Device] | None = None  #: None for all devices of all processes
 
   def __post_init__(self):
     if self.model_parallel_submesh is not None:

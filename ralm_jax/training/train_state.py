@@ -43,21 +43,13 @@ def with_trained(params: PyTree, trained: PyTree) -> PyTree:
 
 @flax.struct.dataclass
 class TrainState:
-  """The state of a run.
+  """The state of a run."""
 
-  Attributes:
-    step: steps taken, skipped ones included.
-    params: `{'reader': ..., 'retriever': ...}`, unboxed.
-    opt_state: the same keys as the optimisers, of `trained_params`.
-    rng: key data, folded with the step for dropout.
-    skipped_steps: steps left out for non-finite gradients.
-  """
-
-  step: Int[Array, '']
-  params: PyTree
-  opt_state: PyTree
-  rng: Shaped[Array, ...]
-  skipped_steps: Int[Array, '']
+  step: Int[Array, '']  #: steps taken, skipped ones included
+  params: PyTree  #: `{'reader': ..., 'retriever': ...}`, unboxed
+  opt_state: PyTree  #: the same keys as the optimisers, of `trained_params`
+  rng: Shaped[Array, ' words']  #: key data, folded with the step for dropout
+  skipped_steps: Int[Array, '']  #: left out for non-finite gradients
 
 
 def create(model: Any, params: PyTree, optimizers: Optimizers, seed: int) -> TrainState:

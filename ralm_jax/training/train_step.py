@@ -26,22 +26,17 @@ GradFn = Callable[[PyTree, ReaderBatch, Array], tuple[PyTree, dict[str, Weighted
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-  """How a step is taken, and its batch retrieved.
+  """How a step is taken, and its batch retrieved."""
 
-  Attributes:
-    num_microbatches: parts the batch is processed in, to save memory.
-    freeze_retriever_steps: the first so many steps leave the retriever as it
-      is, and its loss out; its learning-rate schedule goes on.
-    global_clip_norm: gradients of all modules are scaled down together to this
-      norm, in place of each optimiser's own clipping (as the released code
-      does on one device); None clips each module by itself.
-    retrieval_lookahead: 1 retrieves the next batch during a step, 0 after it.
-  """
-
-  num_microbatches: int = 1
+  num_microbatches: int = 1  #: parts the batch is processed in, to save memory
+  #: The first so many steps leave the retriever as it is, and its loss out; its
+  #: learning-rate schedule goes on.
   freeze_retriever_steps: int = 0
+  #: Gradients of all modules are scaled down together to this norm, in place of each
+  #: optimiser's own clipping (as the released code does on one device); None clips each
+  #: module by itself.
   global_clip_norm: float | None = None
-  retrieval_lookahead: int = 1
+  retrieval_lookahead: int = 1  #: 1 retrieves the next batch during a step, 0 after it
 
   def __post_init__(self):
     if self.retrieval_lookahead not in (0, 1):

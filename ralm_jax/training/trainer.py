@@ -42,20 +42,13 @@ class IndexRefresh(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Saving:
-  """Where and when a run is saved.
-
-  Attributes:
-    checkpoints: of the run.
-    period: steps between checkpoints; the last step always saves.
-    metadata: JSON values to save with every checkpoint; a run that goes on
-      from one must have the same.
-    on_checkpoint: called with (step, index generation) of each new one, by
-      every process.
-  """
+  """Where and when a run is saved."""
 
   checkpoints: Checkpoints
-  period: int = 1000
+  period: int = 1000  #: steps between checkpoints; the last step always saves
+  #: JSON values of every checkpoint; a run that goes on from one must have the same.
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  #: Called with (step, index generation) of each new one, by every process.
   on_checkpoint: Callable[[int, int], None] | None = None
 
   def is_due(self, step: int) -> bool:
