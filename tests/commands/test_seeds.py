@@ -133,10 +133,9 @@ def test_each_seed_once(configuration, tmp_path, monkeypatch, capsys):
   """A finished one is passed over, one that failed or was changed is not."""
   trained = []
 
-  def train(files, bindings, search_paths, flags, folder):
-    del files, search_paths, flags
+  def train(flags, folder):
     trained.append(folder)
-    assert f'MODEL_DIR = {folder!r}' in bindings
+    assert f'--gin_bindings=MODEL_DIR = {folder!r}' in flags
     if len(trained) == 2:
       raise RuntimeError('stopped')
     step = 2 if len(trained) < 4 else 4
@@ -276,11 +275,12 @@ seeds_probe.x = (
   if 'seeds_probe' not in gin.config._REGISTRY:
     gin.external_configurable(lambda x=None: x, name='seeds_probe')
   trained = []
-  monkeypatch.setattr(
-    seeds,
-    '_train',
-    lambda files, bindings, *_: trained.append(dict(b.split(' = ') for b in bindings)),
-  )
+
+  def train(flags, unused_folder):
+    bound = [flag.partition('=') for flag in flags]
+    trained.append(dict(value.split(' = ') for name, _, value in bound if name == '--gin_bindings'))
+
+  monkeypatch.setattr(seeds, '_train', train)
   monkeypatch.setattr(seeds.atomic_files, 'write', lambda *_: None)
 
   def run(**macros):
