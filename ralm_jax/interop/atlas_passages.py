@@ -78,57 +78,67 @@ def build_corpus(
   directory.mkdir(parents=True, exist_ok=True)
   with corpus_manifest.writing(directory):
     atomic_files.remove_unfinished(directory)
-    before = None
-    if (directory / corpus_manifest.FILE_NAME).exists():
-      before = Manifest.read(directory)
-    other = FileExistsError(
-      f'{directory}: holds a finished corpus of other passages, vocabularies '
-      'or options; name another folder, or remove it first.'
-    )
-    if before and before.settings != settings:
-      raise other
+    known = _Known(directory, settings)
     for role, entry in settings.vocabularies.items():
       loaded[role].save(directory, pathlib.Path(entry.file).stem)
-
-    def known_entry(index: int, source: str) -> ShardEntry | None:
-      if before is None:
-        found = building.read_receipt(directory, settings, index)
-        return found if found and found.source == source else None
-      if index >= len(before.shards) or before.shards[index].source != source:
-        raise other
-      return before.shards[index]
-
     entries = _build_shards(
       shards,
-      directory,
-      settings,
-      known_entry,
+      known,
       own_ids=own_ids,
       n_workers=n_workers or os.cpu_count() or 1,
       shard_size=shard_size,
       progress=progress,
     )
-    if before and len(entries) != len(before.shards):
-      raise other
-    manifest = Manifest(settings, tuple(entries))
-    if manifest != before:
-      manifest.write(directory)
-    building.remove_leftovers(directory, manifest)
+    known.finish(entries)
   return PassageStore.open(directory)
+
+
+class _Known:
+  """What an earlier call has built in a folder: all of the corpus, or some shards."""
+
+  def __init__(self, directory: pathlib.Path, settings: Settings):
+    self.directory, self.settings = directory, settings
+    self._before: Manifest | None = None
+    if (directory / corpus_manifest.FILE_NAME).exists():
+      self._before = Manifest.read(directory)
+      self._check(self._before.settings == settings)
+
+  def _check(self, same: bool) -> None:
+    if not same:
+      raise FileExistsError(
+        f'{self.directory}: holds a finished corpus of other passages, vocabularies '
+        'or options; name another folder, or remove it first.'
+      )
+
+  def entry(self, index: int, source: str) -> ShardEntry | None:
+    """The shard of a chunk, where it is there."""
+    if self._before is None:
+      found = building.read_receipt(self.directory, self.settings, index)
+      return found if found and found.source == source else None
+    shards = self._before.shards
+    self._check(index < len(shards) and shards[index].source == source)
+    return shards[index]
+
+  def finish(self, entries: Sequence[ShardEntry]) -> None:
+    """Makes a corpus of the shards."""
+    manifest = Manifest(self.settings, tuple(entries))
+    if self._before is not None:
+      self._check(len(entries) == len(self._before.shards))
+    if manifest != self._before:
+      manifest.write(self.directory)
+    building.remove_leftovers(self.directory, manifest)
 
 
 def _build_shards(
   shards: Sequence[Shard],
-  directory: pathlib.Path,
-  settings: Settings,
-  known_entry: Any,
+  known: _Known,
   *,
   own_ids: bool,
   n_workers: int,
   shard_size: int,
   progress: bool,
 ) -> list[ShardEntry]:
-  duplicates = DuplicateFinder(directory)
+  duplicates = DuplicateFinder(known.directory)
   entries: dict[int, ShardEntry] = {}
   bar = progress_lib.bar(
     total=sum(shard.rows for shard in shards), unit=' passages', desc='corpus', show=progress
@@ -147,14 +157,14 @@ def _build_shards(
 
   def missing() -> Iterator[Chunk]:
     for chunk in _read_chunks(shards, shard_size, own_ids):
-      entry = known_entry(chunk.index, chunk.source)
-      if entry is not None and building.is_intact(directory, entry):
+      entry = known.entry(chunk.index, chunk.source)
+      if entry is not None and building.is_intact(known.directory, entry):
         finish(chunk, entry)
       else:
         yield chunk
 
   with bar:
-    build = functools.partial(building.build_shard, directory, settings)
+    build = functools.partial(building.build_shard, known.directory, known.settings)
     # pylint: disable-next=protected-access
     for chunk, entry in building._parallel_map(build, missing(), n_workers):
       finish(chunk, entry)

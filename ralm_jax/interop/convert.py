@@ -134,22 +134,16 @@ def convert(
     return Report(lines)
   _check_tensors(gathered, to_format, checks)
   if to_format == 'run':
-    conversion_writers.write_run(
-      to, gathered, _specification(gathered, overrides, checks), seed=checks.seed, progress=progress
-    )
-    lines.append(
-      f'{to}: checkpoint_0, usable as INITIAL_CHECKPOINT_PATH and by ralm embed, eval and ask'
-    )
+    spec = _specification(gathered, overrides, checks)
+    conversion_writers.write_run(to, gathered, spec, seed=checks.seed, progress=progress)
+    made = 'checkpoint_0, usable as INITIAL_CHECKPOINT_PATH and by ralm embed, eval and ask'
   else:
+    vocabularies = composing.find_vocabularies(gathered, overrides.vocabularies)
     folders = conversion_writers.write_huggingface(
-      to,
-      gathered,
-      composing.find_vocabularies(gathered, overrides.vocabularies),
-      max_shard_bytes=max_shard_bytes,
-      progress=progress,
+      to, gathered, vocabularies, max_shard_bytes=max_shard_bytes, progress=progress
     )
-    lines.append(f'{to}: Hugging Face folders {", ".join(folders)}')
-  return Report(lines)
+    made = f'Hugging Face folders {", ".join(folders)}'
+  return Report([*lines, f'{to}: {made}'])
 
 
 def _check_files(

@@ -219,10 +219,9 @@ def _connect(
       headers['If-Range'] = validator
   else:
     start = 0
+  request = urllib.request.Request(address, headers=headers)
   try:
-    response = urllib.request.urlopen(
-      urllib.request.Request(address, headers=headers), timeout=timeout_s
-    )
+    response = urllib.request.urlopen(request, timeout=timeout_s)
   except urllib.error.HTTPError as e:
     with e:
       if e.code == 416 and start:
@@ -234,33 +233,44 @@ def _connect(
       if e.code in _PASSING:
         raise _Passing(f'answers {e.code} {e.reason}', _retry_after(e.headers)) from e
       raise _Refused(f'answers {e.code} {e.reason}') from e
-  except urllib.error.URLError as e:
-    raise _Passing(f'cannot be reached ({e.reason})') from e
   except (OSError, http.client.HTTPException) as e:
-    raise _Passing(f'cannot be reached ({e or type(e).__name__})') from e
+    reason = e.reason if isinstance(e, urllib.error.URLError) else e or type(e).__name__
+    raise _Passing(f'cannot be reached ({reason})') from e
   with response:
-    total = _total(response, start)
-    if total is None:
-      _forget(partial)
-      raise _Passing('answers with another part of the file')
-    if response.status != 206:
-      start = 0
-    _check_kind(response, address)
-    if size is not None:
-      if total not in (-1, size):
-        raise _Refused(f'has a file of {total:,} bytes, expected {size:,}')
-      total = size
-    if not start:
-      # Before the state says of what file the bytes are: whatever happens in
-      # between, those of another one never count as of this.
-      open(partial, 'wb').close()
-      atomic_files.synchronise(partial)
-    _write_state(partial, address, response)
-    with open(partial, 'r+b') as file:
-      file.seek(start)
-      file.truncate()
-      _copy(response, file, start, total, progress)
-  return start
+    _receive(response, address, partial, start, size, progress)
+  return start if response.status == 206 else 0
+
+
+def _receive(
+  response: http.client.HTTPResponse,
+  address: str,
+  partial: str,
+  start: int,
+  size: int | None,
+  progress: bool,
+) -> None:
+  """Writes what a response brings behind `start`, or, of the whole file, from 0 on."""
+  total = _total(response, start)
+  if total is None:
+    _forget(partial)
+    raise _Passing('answers with another part of the file')
+  if response.status != 206:
+    start = 0
+  _check_kind(response, address)
+  if size is not None:
+    if total not in (-1, size):
+      raise _Refused(f'has a file of {total:,} bytes, expected {size:,}')
+    total = size
+  if not start:
+    # Before the state says of what file the bytes are: whatever happens in
+    # between, those of another one never count as of this.
+    open(partial, 'wb').close()
+    atomic_files.synchronise(partial)
+  _write_state(partial, address, response)
+  with open(partial, 'r+b') as file:
+    file.seek(start)
+    file.truncate()
+    _copy(response, file, start, total, progress)
 
 
 def _copy(

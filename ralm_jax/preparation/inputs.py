@@ -69,18 +69,8 @@ def find(benchmark: Benchmark, sources: Sequence[str], passing: Collection[str] 
         f'--from {source}: {benchmark.title} has no part {role!r}; it has '
         f'{", ".join(roles)}. For a path with such a name write ./ in front.'
       )
-    folder = os.path.expanduser(source)
-    if os.path.isdir(folder):
-      inside = list(_walk(folder, passing))
-      own = [s.name for s in benchmark.sources]
-      kept = [p for p in inside if os.path.basename(p) in own and archives.is_archive(p)]
-      known = [p for p in inside if not archives.is_archive(p) and _part(benchmark, p) is not None]
-      if not kept and not known:
-        raise FileNotFoundError(
-          f'{source}: no file of {benchmark.title} is in this folder; expected '
-          f'{benchmark.expected()}. Other names are passed as '
-          f'--from {benchmark.example()}=FILE.'
-        )
+    if os.path.isdir(os.path.expanduser(source)):
+      kept, known = _in_folder(benchmark, source, passing)
       held += kept
       loose += known
       continue
@@ -102,6 +92,23 @@ def find(benchmark: Benchmark, sources: Sequence[str], passing: Collection[str] 
     if role not in named and any(_exact(benchmark, p) is None for p in paths)
   ]
   return Found(files, list(dict.fromkeys(held)), frozenset(named), frozenset(guessed))
+
+
+def _in_folder(
+  benchmark: Benchmark, source: str, passing: Collection[str]
+) -> tuple[list[str], list[str]]:
+  """The benchmark's archives and loose files in a folder."""
+  inside = list(_walk(os.path.expanduser(source), passing))
+  own = [s.name for s in benchmark.sources]
+  held = [p for p in inside if os.path.basename(p) in own and archives.is_archive(p)]
+  loose = [p for p in inside if not archives.is_archive(p) and _part(benchmark, p) is not None]
+  if not held and not loose:
+    raise FileNotFoundError(
+      f'{source}: no file of {benchmark.title} is in this folder; expected '
+      f'{benchmark.expected()}. Other names are passed as '
+      f'--from {benchmark.example()}=FILE.'
+    )
+  return held, loose
 
 
 def has(benchmark: Benchmark, found: Found, name: str) -> bool:

@@ -100,9 +100,7 @@ def prepare(
     'variant': known.variant,
     'options': {
       **{name: value for name, value in _as_json(chosen).items() if name in known.options},
-      'shots': shots.count,
-      'shots_seed': shots.seed,
-      'on_error': on_error,
+      **{'shots': shots.count, 'shots_seed': shots.seed, 'on_error': on_error},
     },
     'sources': _sources(found, checksums, shots.listed, progress),
     'version': _version(),
@@ -113,10 +111,8 @@ def prepare(
   with output_folder.creating(output, overwrite) as folder:
     unpacked = os.path.join(folder, '.unpacked')
     files = inputs.unpack(known, found, unpacked, progress=progress)
-    splits = protocols.PROTOCOLS[known.protocol](
-      Inputs(known, files, reader, chosen, on_error == 'skip', found.guessed)
-    )
-    written = producing.write(folder, splits, shots, progress)
+    given = Inputs(known, files, reader, chosen, on_error == 'skip', found.guessed)
+    written = producing.write(folder, protocols.PROTOCOLS[known.protocol](given), shots, progress)
     shutil.rmtree(unpacked, ignore_errors=True)
     if shots and not any('-shot' in file.name for file in written):
       raise ValueError(
