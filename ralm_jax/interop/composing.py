@@ -203,6 +203,15 @@ def make_model(
 
 def _check_alike(first: Part, other: Part) -> None:
   """Raises ValueError where two parts are not towers of one retriever."""
+
+  def pooling(part: Part) -> str:
+    return (
+      f'{"DPR" if part.side else "BERT"} ({"first token" if part.pooling == "cls" else "mean"})'
+    )
+
+  def scale(part: Part) -> str:
+    return 'scaled to unit length' if part.normalize else 'as they are'
+
   ours, theirs = (dataclasses.asdict(part.config) for part in (first, other))
   differing = [
     f'{name} {ours[name]} and {theirs[name]}' for name in ours if ours[name] != theirs[name]
@@ -210,24 +219,9 @@ def _check_alike(first: Part, other: Part) -> None:
   if differing:
     field, found = 'configuration', ', '.join(differing)
   elif (first.pooling or 'mean') != (other.pooling or 'mean'):
-    field, found = (
-      'pooling',
-      ' and '.join(
-        'DPR (first token)'
-        if part.side
-        else 'BERT (first token)'
-        if part.pooling == 'cls'
-        else 'BERT (mean)'
-        for part in (first, other)
-      ),
-    )
+    field, found = 'pooling', f'{pooling(first)} and {pooling(other)}'
   elif first.normalize != other.normalize:
-    field, found = (
-      'normalisation',
-      ' and '.join(
-        'scaled to unit length' if part.normalize else 'as they are' for part in (first, other)
-      ),
-    )
+    field, found = 'normalisation', f'{scale(first)} and {scale(other)}'
   else:
     return
   raise ValueError(

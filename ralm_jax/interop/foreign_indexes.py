@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 import contextlib
 import dataclasses
 import os
+import re
 
 import numpy as np
 
@@ -96,13 +97,7 @@ def convert_atlas_index(
       yield shard.embeddings, _read_embeddings(shard), None
 
   return _write_index(
-    embeddings(),
-    store,
-    index_directory,
-    options,
-    count=len(store),
-    source=os.fspath(directory),
-    progress=progress,
+    embeddings(), store, index_directory, options, source=os.fspath(directory), progress=progress
   )
 
 
@@ -150,13 +145,7 @@ def convert_embeddings(
 
   others = f' and {len(paths) - 1} other files' if len(paths) > 1 else ''
   return _write_index(
-    embeddings(),
-    store,
-    index_directory,
-    options,
-    count=len(store),
-    source=paths[0] + others,
-    progress=progress,
+    embeddings(), store, index_directory, options, source=paths[0] + others, progress=progress
   )
 
 
@@ -175,7 +164,6 @@ def _write_index(
   index: PathLike,
   options: IndexOptions,
   *,
-  count: int,
   source: str,
   progress: bool,
 ) -> ConvertedIndex:
@@ -188,7 +176,7 @@ def _write_index(
   writer, dim = None, 0
   with contextlib.ExitStack() as stack:
     bar = stack.enter_context(
-      progress_lib.bar(total=count, unit=' embeddings', desc='index', show=progress)
+      progress_lib.bar(total=len(store), unit=' embeddings', desc='index', show=progress)
     )
     for file, embeddings, rows in parts:
       if writer is None:
@@ -237,14 +225,8 @@ def _atlas_shards(directory: str) -> list[_AtlasShard]:
     )
   shards: list[_AtlasShard] = []
   names = set(os.listdir(directory))
-  numbers = {
-    int(name.split('.')[1])
-    for name in names
-    if name.endswith('.pt')
-    and name.startswith(('embeddings.', 'passages.'))
-    and name.count('.') == 2
-    and name.split('.')[1].isdigit()
-  }
+  pattern = re.compile(r'(?:embeddings|passages)\.(\d+)\.pt')
+  numbers = {int(match[1]) for name in names if (match := pattern.fullmatch(name))}
   if not numbers:
     raise FileNotFoundError(
       f'{directory} holds no embeddings.0.pt and passages.0.pt; found '

@@ -7,12 +7,11 @@ largest one; a folder is written aside and renamed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import json
 import os
 
 import numpy as np
 
-from ralm_jax.files import new_folder
+from ralm_jax.files import atomic_files, new_folder
 from ralm_jax.interop import huggingface_configs, tensor_maps
 from ralm_jax.interop.files import safetensors_file
 from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
@@ -105,9 +104,7 @@ def write_modules(directory: PathLike, config: BertConfig, pooling: str) -> None
   for path in kinds:
     os.makedirs(os.path.join(directory, path), exist_ok=True)
   for name, content in files.items():
-    with open(os.path.join(directory, name), 'w', encoding='utf-8') as file:
-      json.dump(content, file, indent=2)
-      file.write('\n')
+    atomic_files.write_json(os.path.join(directory, name), content, indent=2)
 
 
 def write(
@@ -130,9 +127,8 @@ def write(
   """
   tensors = _foreign_tensors(entries, source)
   with new_folder.creating(directory) as aside:
-    with open(os.path.join(aside, 'config.json'), 'w', encoding='utf-8') as file:
-      json.dump(config, file, indent=2, sort_keys=True)
-      file.write('\n')
+    path = os.path.join(aside, 'config.json')
+    atomic_files.write_json(path, config, indent=2, sort_keys=True)
     shards = _shards({n: info for n, (info, _) in tensors.items()}, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
@@ -150,14 +146,9 @@ def write(
       safetensors_file.write(os.path.join(aside, name), shard, arrays(), {'format': 'pt'})
     if len(shards) > 1:
       total = sum(info.nbytes for info, _ in tensors.values())
+      index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
       path = os.path.join(aside, f'{SAFETENSORS}.index.json')
-      with open(path, 'w', encoding='utf-8') as file:
-        json.dump(
-          {'metadata': {'total_size': total}, 'weight_map': weight_map},
-          file,
-          indent=2,
-          sort_keys=True,
-        )
+      atomic_files.write_json(path, index, indent=2, sort_keys=True)
 
 
 def _foreign_tensors(

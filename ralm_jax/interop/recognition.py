@@ -201,11 +201,8 @@ def _huggingface(path: str) -> Recognised:
   if kind == 't5':
     return Recognised('Hugging Face T5', {'reader': huggingface.open_t5(path)})
   if kind == 'bart':
-    return Recognised(
-      'Hugging Face BART',
-      {'reader': huggingface.open_bart(path)},
-      model_fields={'reading': 'rag_token'},
-    )
+    reader = {'reader': huggingface.open_bart(path)}
+    return Recognised('Hugging Face BART', reader, model_fields={'reading': 'rag_token'})
   if kind in ('bert', 'contriever'):
     return Recognised('Hugging Face BERT', {'retriever': huggingface.open_bert(path)})
   if kind == 'dpr':
@@ -213,12 +210,8 @@ def _huggingface(path: str) -> Recognised:
     return Recognised('Hugging Face DPR', {part.side or 'query_encoder': part})
   if kind == 'rag':
     rag = huggingface.open_rag(path)
-    return Recognised(
-      'Hugging Face RAG',
-      rag.parts,
-      whole=True,
-      model_fields={'reading': f'rag_{rag.marginalization or "token"}'},
-    )
+    fields = {'reading': f'rag_{rag.marginalization or "token"}'}
+    return Recognised('Hugging Face RAG', rag.parts, whole=True, model_fields=fields)
   raise ValueError(
     f'{path}/config.json is of model_type {kind!r}, expected t5, bart, bert, '
     'contriever, dpr or rag.'

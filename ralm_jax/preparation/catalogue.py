@@ -51,12 +51,12 @@ class Benchmark:
   """
 
   name: str
-  variant: str
   parts: tuple[Part, ...]
   protocol: str
   sources: tuple[Source, ...]
   home: str
   options: tuple[str, ...] = ()
+  variant: str = ''
 
   @property
   def title(self) -> str:
@@ -98,7 +98,6 @@ def _indexes(prefix: str) -> tuple[Part, ...]:
 def _fever(record_format: str) -> Benchmark:
   return Benchmark(
     record_format,
-    '',
     (
       Part('train', ('train.jsonl',), _TRAIN, record_format),
       Part('dev', ('shared_task_dev.jsonl', 'dev.jsonl'), (), record_format),
@@ -115,19 +114,10 @@ def _fever(record_format: str) -> Benchmark:
   )
 
 
-# Our name of a set of KILT to KILT's.
+# Our name of a set of KILT to KILT's, the same but for two.
 KILT_SETS = {
-  'fever': 'fever',
-  'aida': 'aidayago2',
-  'wned': 'wned',
-  'cweb': 'cweb',
-  'trex': 'trex',
-  'zsre': 'structured_zeroshot',
-  'nq': 'nq',
-  'hotpotqa': 'hotpotqa',
-  'triviaqa': 'triviaqa',
-  'eli5': 'eli5',
-  'wow': 'wow',
+  name: {'aida': 'aidayago2', 'zsre': 'structured_zeroshot'}.get(name, name)
+  for name in 'fever aida wned cweb trex zsre nq hotpotqa triviaqa eli5 wow'.split()
 }
 TRIVIAQA_QUESTIONS = 'triviaqa_questions'
 
@@ -164,12 +154,12 @@ def _kilt(variant: str, sets: Sequence[str]) -> Benchmark:
     )
   return Benchmark(
     'kilt',
-    variant,
     tuple(parts),
     'kilt',
     tuple(sources.values()),
     'https://github.com/facebookresearch/KILT',
     ('shots',),
+    variant,
   )
 
 
@@ -183,19 +173,18 @@ def _mmlu(variant: str) -> Benchmark:
   )
   return Benchmark(
     'mmlu',
-    variant,
     parts,
     f'mmlu_{variant}',
     addresses.MMLU,
     'https://github.com/hendrycks/test',
     ('auxiliary_valid',) if variant == 'transfer' else (),
+    variant,
   )
 
 
 _ALL = (
   Benchmark(
     'nq_open',
-    '',
     _indexes('nq')
     + _splits(
       'nq_open',
@@ -212,7 +201,6 @@ _ALL = (
   ),
   Benchmark(
     'triviaqa',
-    'unfiltered',
     _indexes('tqa')
     + (
       Part(
@@ -234,10 +222,10 @@ _ALL = (
     addresses.TRIVIAQA_UNFILTERED,
     'https://nlp.cs.washington.edu/triviaqa/',
     ('shots', 'dev_fraction'),
+    'unfiltered',
   ),
   Benchmark(
     'triviaqa',
-    'filtered',
     (
       Part('train', ('web-train.json',), _TRAIN, 'triviaqa'),
       Part('dev', ('web-dev.json',), (), 'triviaqa'),
@@ -247,10 +235,10 @@ _ALL = (
     addresses.TRIVIAQA_FILTERED,
     'https://nlp.cs.washington.edu/triviaqa/',
     ('shots',),
+    'filtered',
   ),
   Benchmark(
     'web_questions',
-    '',
     (
       Part(
         'train', ('webquestions.examples.train.json', 'trainmodel.json'), _TRAIN, 'web_questions'
@@ -266,7 +254,6 @@ _ALL = (
   ),
   Benchmark(
     'curated_trec',
-    '',
     _splits(
       'curated_trec',
       train=('large2180-train.tsv', 'curatedtrec-train.*', 'curated-train.tsv'),
@@ -282,7 +269,6 @@ _ALL = (
   _fever('fever_2way'),
   Benchmark(
     'fever_symmetric',
-    '',
     tuple(
       Part(role, (f'fever_symmetric_{name}.jsonl',), (), 'fever_symmetric')
       for role, name in (
@@ -301,7 +287,6 @@ _ALL = (
   *(_mmlu(variant) for variant in ('zero_shot', 'five_shot', 'multitask', 'transfer')),
   Benchmark(
     'ms_marco',
-    '',
     (
       Part('train', ('train_v2.1.json',), _TRAIN, 'ms_marco'),
       Part('dev', ('dev_v2.1.json',), _DEV, 'ms_marco'),
@@ -314,7 +299,6 @@ _ALL = (
   ),
   Benchmark(
     'jeopardy',
-    '',
     (Part('all', ('jeopardy_questions1.json',), ('*jeopardy*.json*',), 'jeopardy', optional=True),)
     + _splits('jeopardy', train=('train.jsonl',), dev=('dev.jsonl',), test=('test.jsonl',)),
     'jeopardy',
@@ -326,7 +310,6 @@ _ALL = (
   ),
   Benchmark(
     'templama',
-    '',
     _splits(
       'templama', train=('train.json',), valid=('val.json', 'valid.json'), test=('test.json',)
     ),
@@ -338,7 +321,6 @@ _ALL = (
   *(
     Benchmark(
       'wikitext',
-      variant,
       tuple(
         Part(split, (f'wiki.{split}.tokens', f'wiki.{split}.raw', f'{split}.txt'))
         for split in ('train', 'valid', 'test')
@@ -346,6 +328,7 @@ _ALL = (
       'wikitext',
       sources,
       'https://wikitext.smerity.com/',
+      variant=variant,
     )
     for variant, sources in (('2', addresses.WIKITEXT_2), ('103', addresses.WIKITEXT_103))
   ),

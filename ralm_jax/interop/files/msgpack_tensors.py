@@ -197,33 +197,19 @@ class _Walk:
 
 
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
-_NUMBERS = {
-  0xCA: 'f',
-  0xCB: 'd',
-  0xCC: 'B',
-  0xCD: 'H',
-  0xCE: 'I',
-  0xCF: 'Q',
-  0xD0: 'b',
-  0xD1: 'h',
-  0xD2: 'i',
-  0xD3: 'q',
-}
+# Type bytes follow one another, each kind in all its sizes.
+_NUMBERS = dict(enumerate('fdBHIQbhiq', 0xCA))
 _FIXED_EXTENSIONS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 _SIZED = {
-  0xC4: ('bytes', 'B'),
-  0xC5: ('bytes', 'H'),
-  0xC6: ('bytes', 'I'),
-  0xC7: ('extension', 'B'),
-  0xC8: ('extension', 'H'),
-  0xC9: ('extension', 'I'),
-  0xD9: ('text', 'B'),
-  0xDA: ('text', 'H'),
-  0xDB: ('text', 'I'),
-  0xDC: ('list', 'H'),
-  0xDD: ('list', 'I'),
-  0xDE: ('map', 'H'),
-  0xDF: ('map', 'I'),
+  first + i: (kind, code)
+  for first, kind, codes in (
+    (0xC4, 'bytes', 'BHI'),
+    (0xC7, 'extension', 'BHI'),
+    (0xD9, 'text', 'BHI'),
+    (0xDC, 'list', 'HI'),
+    (0xDE, 'map', 'HI'),
+  )
+  for i, code in enumerate(codes)
 }
 
 

@@ -40,30 +40,20 @@ _DTYPES = {
 }
 # What may be in a file beside tensors, and is not looked at.
 _IGNORED = frozenset(
-  {
-    ('argparse', 'Namespace'),
-    ('torch', 'Size'),
-    ('torch', 'device'),
-    *(
-      ('torch', name)
-      for name in ('float16', 'float32', 'float64', 'bfloat16', 'int64', 'int32', 'bool')
-    ),
-    *(
-      (module, name)
-      for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
-      for name in ('scalar', '_reconstruct')
-    ),
-    ('numpy', 'dtype'),
-    ('numpy', 'ndarray'),
-    ('_codecs', 'encode'),
-    *(('pathlib', name) for name in ('Path', 'PosixPath', 'WindowsPath', 'PurePosixPath')),
-    *(('collections', name) for name in ('defaultdict', 'Counter', 'deque')),
-    *(
-      (module, name)
-      for module in ('builtins', '__builtin__')
-      for name in ('set', 'frozenset', 'list', 'dict', 'tuple', 'int', 'str')
-    ),
-  }
+  (module, name)
+  for module, names in {
+    'argparse': 'Namespace',
+    'torch': 'Size device float16 float32 float64 bfloat16 int64 int32 bool',
+    'numpy': 'dtype ndarray',
+    'numpy.core.multiarray': 'scalar _reconstruct',
+    'numpy._core.multiarray': 'scalar _reconstruct',
+    '_codecs': 'encode',
+    'pathlib': 'Path PosixPath WindowsPath PurePosixPath',
+    'collections': 'defaultdict Counter deque',
+    'builtins': 'set frozenset list dict tuple int str',
+    '__builtin__': 'set frozenset list dict tuple int str',
+  }.items()
+  for name in names.split()
 )
 
 
