@@ -61,6 +61,7 @@ def _convert_index(
 ) -> list[str]:
   """Converts an index; returns the lines of its report."""
   from ralm_jax.interop import foreign_indexes
+  from ralm_jax.interop.atlas_passages import CorpusOptions
 
   kinds = sorted({str(kind) for kind, _ in sources})
   if len(kinds) > 1 or (kinds == ['atlas_index'] and len(sources) > 1):
@@ -83,7 +84,7 @@ def _convert_index(
       arguments.reader_vocabulary,
       arguments.retriever_vocabulary,
       options,
-      own_ids=not arguments.row_ids,
+      corpus_options=CorpusOptions(own_ids=not arguments.row_ids),
     )
   else:
     made = foreign_indexes.convert_embeddings(

@@ -41,26 +41,36 @@ class Shard:
   rows: int
 
 
+@dataclasses.dataclass(frozen=True)
+class CorpusOptions:
+  """How passages become a corpus.
+
+  Attributes:
+    own_ids: keep the ids of the passages. False names each by its row, for
+      folders whose ids are missing or repeat.
+    n_workers: processes that tokenise; None for one a core. Scripts need
+      `if __name__ == '__main__'`.
+    shard_size: passages a shard of the corpus.
+  """
+
+  own_ids: bool = True
+  n_workers: int | None = None
+  shard_size: int = passage_store.DEFAULT_SHARD_SIZE
+
+
 def build_corpus(
   shards: Sequence[Shard],
   output: PathLike,
   reader_vocabulary: PathLike | Vocabulary,
   retriever_vocabulary: PathLike | Vocabulary,
+  options: CorpusOptions = CorpusOptions(),
   *,
-  own_ids: bool = True,
-  n_workers: int | None = None,
-  shard_size: int = passage_store.DEFAULT_SHARD_SIZE,
   progress: bool = True,
 ) -> PassageStore:
   """Builds a corpus folder, in the order of the passages.
 
   Started again after an interruption it keeps every shard of the corpus that
   is finished and intact.
-
-  Args:
-    own_ids: False names each passage by its row.
-    n_workers: processes; None for one a core. Scripts need
-      `if __name__ == '__main__'`.
 
   Raises:
     FileExistsError: the folder holds a finished corpus of something else.
@@ -81,15 +91,7 @@ def build_corpus(
     known = _Known(directory, settings)
     for role, entry in settings.vocabularies.items():
       loaded[role].save(directory, pathlib.Path(entry.file).stem)
-    entries = _build_shards(
-      shards,
-      known,
-      own_ids=own_ids,
-      n_workers=n_workers or os.cpu_count() or 1,
-      shard_size=shard_size,
-      progress=progress,
-    )
-    known.finish(entries)
+    known.finish(_build_shards(shards, known, options, progress))
   return PassageStore.open(directory)
 
 
@@ -130,13 +132,7 @@ class _Known:
 
 
 def _build_shards(
-  shards: Sequence[Shard],
-  known: _Known,
-  *,
-  own_ids: bool,
-  n_workers: int,
-  shard_size: int,
-  progress: bool,
+  shards: Sequence[Shard], known: _Known, options: CorpusOptions, progress: bool
 ) -> list[ShardEntry]:
   duplicates = DuplicateFinder(known.directory)
   entries: dict[int, ShardEntry] = {}
@@ -156,7 +152,7 @@ def _build_shards(
     bar.update(entry.rows)
 
   def missing() -> Iterator[Chunk]:
-    for chunk in _read_chunks(shards, shard_size, own_ids):
+    for chunk in _read_chunks(shards, options.shard_size, options.own_ids):
       entry = known.entry(chunk.index, chunk.source)
       if entry is not None and building.is_intact(known.directory, entry):
         finish(chunk, entry)
@@ -164,6 +160,7 @@ def _build_shards(
         yield chunk
 
   with bar:
+    n_workers = options.n_workers or os.cpu_count() or 1
     build = functools.partial(building.build_shard, known.directory, known.settings)
     # pylint: disable-next=protected-access
     for chunk, entry in building._parallel_map(build, missing(), n_workers):

@@ -17,12 +17,11 @@ import re
 
 import numpy as np
 
-from ralm_jax.data.corpus import passage_store
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.files import input_files, progress as progress_lib
 from ralm_jax.interop import atlas_passages
-from ralm_jax.interop.atlas_passages import Shard
+from ralm_jax.interop.atlas_passages import CorpusOptions, Shard
 from ralm_jax.interop.files import embedding_files
 from ralm_jax.interop.files.embedding_files import RowFinder
 from ralm_jax.interop.files.torch_archive import StoredTensor, TorchArchive
@@ -51,10 +50,8 @@ def convert_atlas_index(
   reader_vocabulary: PathLike | Vocabulary,
   retriever_vocabulary: PathLike | Vocabulary,
   options: IndexOptions = IndexOptions(),
+  corpus_options: CorpusOptions = CorpusOptions(),
   *,
-  own_ids: bool = True,
-  n_workers: int | None = None,
-  shard_size: int = passage_store.DEFAULT_SHARD_SIZE,
   progress: bool = True,
 ) -> ConvertedIndex:
   """Makes a corpus and an index of an Atlas index folder.
@@ -67,9 +64,6 @@ def convert_atlas_index(
     directory: with `embeddings.{i}.pt` (float16 [dim, n]) and `passages.{i}.pt`
       (a pickled list of dicts), i from 0.
     options: of the FAISS index; Atlas's own (`*.faiss`) is not read.
-    own_ids: keep the ids of the passages. False names each by its row, for
-      folders whose ids are missing or repeat.
-    n_workers: processes that tokenise; None for one a core.
 
   Raises:
     FileNotFoundError: a file is missing.
@@ -86,9 +80,7 @@ def convert_atlas_index(
     corpus_directory,
     reader_vocabulary,
     retriever_vocabulary,
-    own_ids=own_ids,
-    n_workers=n_workers,
-    shard_size=shard_size,
+    corpus_options,
     progress=progress,
   )
 

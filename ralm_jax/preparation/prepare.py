@@ -95,13 +95,7 @@ def prepare(
   output_folder.recover(output)
   found, checksums = _find(known, output, sources, fetch, progress)
   manifest = {
-    'format': writing.FORMAT,
-    'benchmark': known.name,
-    'variant': known.variant,
-    'options': {
-      **{name: value for name, value in _as_json(chosen).items() if name in known.options},
-      **{'shots': shots.count, 'shots_seed': shots.seed, 'on_error': on_error},
-    },
+    **_described(known, chosen, shots, on_error),
     'sources': _sources(found, checksums, shots.listed, progress),
     'version': _version(),
   }
@@ -170,8 +164,18 @@ def _is_made(
   return False
 
 
-def _as_json(options: Options) -> dict[str, Any]:
-  return dataclasses.asdict(options) | {'years': list(options.years)}
+def _described(known: Benchmark, options: Options, shots: Shots, on_error: str) -> dict[str, Any]:
+  """What the user asked for, as the manifest has it."""
+  values = dataclasses.asdict(options) | {'years': list(options.years)}
+  return {
+    'format': writing.FORMAT,
+    'benchmark': known.name,
+    'variant': known.variant,
+    'options': {
+      **{name: value for name, value in values.items() if name in known.options},
+      **{'shots': shots.count, 'shots_seed': shots.seed, 'on_error': on_error},
+    },
+  }
 
 
 def _options(known: Benchmark, given: Mapping[str, Any]) -> Options:

@@ -7,6 +7,7 @@ scratch and answers questions about objects it was never trained on.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
@@ -22,10 +23,11 @@ from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.checkpoints.store import Checkpoints
 from ralm_jax.data.corpus import passage_store
 from ralm_jax.data.corpus.passage_store import PassageStore
-from ralm_jax.data.corpus.passages import Passage
 from ralm_jax.data.questions import reading
+from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text_config import TextConfig
+from ralm_jax.evaluation.evaluator import Evaluator
 from ralm_jax.evaluation.task import PassageOptions
 from ralm_jax.files import atomic_files, quiet
 from ralm_jax.models import copying_init
@@ -33,26 +35,17 @@ from ralm_jax.quickstart import (
   docstring_corpus,
   docstrings,
   recipe as recipe_lib,
+  showing,
   vocabulary as vocabulary_lib,
 )
 from ralm_jax.quickstart.reassignment import TitleReassignment
 from ralm_jax.quickstart.recipe import Phase, Recipe
 from ralm_jax.retrieval.index_source import IndexSource
-from ralm_jax.runs import asking, embedding, live_edits, opening, training
+from ralm_jax.runs import embedding, opening, training
 from ralm_jax.runs.training import CheckpointConfig, RetrievalConfig
 from ralm_jax.training import crop_training, optimizers, schedules, train_state
 from ralm_jax.training.crop_training import CropSampler
 from ralm_jax.training.partitioning import Partitioner
-
-# Not in any documentation: only the index can know it.
-NEW_PASSAGE = Passage(
-  'added-moonphase',
-  'calendar.moonphase',
-  '',
-  'Return the phase of the moon on a given day as seen from a city. The '
-  'phase is a number from zero, the new moon, to one, the full moon.',
-)
-NEW_QUESTION = 'Return the phase of the moon on a given day as seen from a city.'
 
 
 class Quickstart:
@@ -253,8 +246,7 @@ class Quickstart:
     store = PassageStore.open(self.path('corpus'))
     vocabulary = str(store.reader_vocabulary.path)
     model = self.recipe.model(store.reader_vocabulary.vocab_size)
-    distils = phase.n_passages > 0
-    model = dataclasses.replace(model, train_retriever=distils)
+    model = dataclasses.replace(model, train_retriever=phase.n_passages > 0)
     task = qa.jsonl_task(
       f'quickstart_{name}',
       train=self.path('train.jsonl'),
@@ -263,17 +255,6 @@ class Quickstart:
       retriever_vocabulary=vocabulary,
     )
 
-    def schedule(rate: float):
-      warmup = min(30, phase.steps // 4)
-      return optax.join_schedules(
-        [
-          optax.linear_schedule(0.0, rate, warmup),
-          optax.constant_schedule(rate),
-          optax.cosine_decay_schedule(rate, phase.steps - phase.steps // 2, phase.final_rate),
-        ],
-        [warmup, phase.steps // 2],
-      )
-
     training.train(
       model=model,
       text=text,
@@ -281,14 +262,7 @@ class Quickstart:
       total_steps=phase.steps,
       data=pipeline.DatasetConfig(task, batch_size=phase.batch_size, seed=self.recipe.seed),
       vocabularies=training.Vocabularies(vocabulary, vocabulary),
-      optimizers={
-        'reader': optimizers.adamw(schedule(phase.learning_rate), b2=0.98, weight_decay=0.0),
-        'retriever': optimizers.adamw(
-          schedule(self.recipe.retriever_learning_rate), weight_decay=0.0
-        )
-        if distils
-        else None,
-      },
+      optimizers=self._optimizers(phase),
       retrieval=retrieval_cfg,
       checkpoints=CheckpointConfig(period=200, keep=1),
       partitioner=self.partitioner,
@@ -299,27 +273,44 @@ class Quickstart:
       random_seed=self.recipe.seed,
     )
 
-  def evaluate(
-    self, checkpoint: str, index: str | None, name: str, n_passages: int | None = None
-  ) -> dict[str, Any]:
-    """Answers the test questions; writes `name/`."""
+  def _optimizers(self, phase: Phase) -> dict[str, optax.GradientTransformation | None]:
+
+    def schedule(rate: float) -> optax.Schedule:
+      warmup = min(30, phase.steps // 4)
+      return optax.join_schedules(
+        [
+          optax.linear_schedule(0.0, rate, warmup),
+          optax.constant_schedule(rate),
+          optax.cosine_decay_schedule(rate, phase.steps - phase.steps // 2, phase.final_rate),
+        ],
+        [warmup, phase.steps // 2],
+      )
+
+    reader = optimizers.adamw(schedule(phase.learning_rate), b2=0.98, weight_decay=0.0)
+    retriever = optimizers.adamw(schedule(self.recipe.retriever_learning_rate), weight_decay=0.0)
+    return {'reader': reader, 'retriever': retriever if phase.n_passages else None}
+
+  @contextlib.contextmanager
+  def _evaluator(
+    self, checkpoint: str, index: str | None, n_passages: int | None = None
+  ) -> Iterator[tuple[Evaluator, Any, list[Question]]]:
+    """An evaluator with the parameters and the test questions."""
     questions = reading.read_questions(self.path('test.jsonl'))
-    questions = questions[: self.recipe.test_questions]
     opened = opening.open_checkpoint(checkpoint, self.partitioner)
     with opening.open_evaluator(
       opened, IndexSource(index), passages=PassageOptions(n_passages=n_passages), batch_size=64
     ) as evaluator:
-      return evaluator.evaluate(opened.params, questions, output=self.path(name))
+      yield evaluator, opened.params, questions[: self.recipe.test_questions]
+
+  def evaluate(self, checkpoint: str, index: str | None, name: str) -> dict[str, Any]:
+    """Answers the test questions; writes `name/`."""
+    with self._evaluator(checkpoint, index) as (evaluator, params, questions):
+      return evaluator.evaluate(params, questions, output=self.path(name))
 
   def recall(self, checkpoint: str, index: str) -> float:
     """Recall@5 of the answer's passage over the test questions."""
-    questions = reading.read_questions(self.path('test.jsonl'))
-    questions = questions[: self.recipe.test_questions]
-    opened = opening.open_checkpoint(checkpoint, self.partitioner)
-    with opening.open_evaluator(
-      opened, IndexSource(index), passages=PassageOptions(n_passages=5), batch_size=64
-    ) as evaluator:
-      return evaluator.retrieval_recall(opened.params, questions, k=5)
+    with self._evaluator(checkpoint, index, 5) as (evaluator, params, questions):
+      return evaluator.retrieval_recall(params, questions, k=5)
 
   def run(self) -> dict[str, Any]:
     """Everything; returns what `summary.json` holds."""
@@ -355,8 +346,8 @@ class Quickstart:
     closed = self.evaluate(self.train_closed_book(store), None, 'evaluation_closed_book')
     say(f'closed-book with the same steps: {closed["exact_match"]:.1%}')
 
-    show_answers(self.path('evaluation', 'predictions.jsonl'))
-    edit = self.show_edit(checkpoint, index)
+    showing.show_answers(self.path('evaluation', 'predictions.jsonl'))
+    edit = showing.show_edit(checkpoint, index, self.path('corpus'))
     summary = {
       'recall_at_5_before': before,
       'recall_at_5_warm_start': warm,
@@ -380,39 +371,6 @@ class Quickstart:
       f'"{test[0].question}"'
     )
     return summary
-
-  def show_edit(self, checkpoint: str, index: str) -> dict[str, str]:
-    """A passage added to the index changes an answer without training."""
-
-    def answer() -> str:
-      return asking.ask(NEW_QUESTION, checkpoint=checkpoint, source=IndexSource(index)).prediction
-
-    store = PassageStore.open(self.path('corpus'))
-    known = store.rows_of([NEW_PASSAGE.id], unknown=-1)[0] >= 0
-    before = None if known else answer()
-    live_edits.put([NEW_PASSAGE], checkpoint=checkpoint, index=index)
-    after = answer()
-    print(
-      '\nOne passage added to the index, nothing trained:\n'
-      f'  ralm add --checkpoint {checkpoint} --index {index} '
-      f'--title {NEW_PASSAGE.title} \\\n    --text "{NEW_PASSAGE.text}"\n'
-      f'  {NEW_QUESTION}\n  answer before: {before}\n  answer after:  {after}'
-    )
-    return {'answer_before_edit': before, 'answer_after_edit': after}
-
-
-def show_answers(predictions: str) -> None:
-  """Prints three answered questions of a predictions.jsonl, with passages."""
-  with open(predictions, encoding='utf-8') as file:
-    records = [json.loads(line) for line in file]
-  print('\nThree questions about objects never seen in training:')
-  for record in records[:: max(1, len(records) // 3)][:3]:
-    right = (
-      'right' if record['metrics']['exact_match'] else (f'wrong, it is {record["answers"][0]}')
-    )
-    print(f'\n  {record["query"]}\n  answer: {record["prediction"]}  ({right})')
-    for passage in record['passages'][:3]:
-      print(f'    {passage["probability"]:.2f}  {passage["title"]}: {passage["text"][:60]}…')
 
 
 def _finished(directory: str, steps: int) -> bool:

@@ -16,6 +16,7 @@ from ralm_jax.data.corpus import passage_store
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.corpus.passages import Passage
 from ralm_jax.interop import atlas_passages, foreign_indexes
+from ralm_jax.interop.atlas_passages import CorpusOptions
 from ralm_jax.interop.files import embedding_files
 from ralm_jax.interop.foreign_indexes import ConvertedIndex
 from ralm_jax.retrieval import connect
@@ -62,14 +63,18 @@ def write_atlas(folder: pathlib.Path, rows, embeddings, n_shards=4) -> pathlib.P
   return folder
 
 
-def convert(data, source, tmp_path, name='converted', **options):
+def convert(
+  data, source, tmp_path, name='converted', options=IndexOptions(), progress=False, **more
+):
   return foreign_indexes.convert_atlas_index(
     source,
     tmp_path / name / 'corpus',
     tmp_path / name / 'index',
     data.reader_vocabulary,
     data.retriever_vocabulary,
-    **{'progress': False, 'n_workers': 1, **options},
+    options,
+    CorpusOptions(**{'n_workers': 1, **more}),
+    progress=progress,
   )
 
 
@@ -156,7 +161,7 @@ def test_workers_and_small_shards_change_nothing(data, tmp_path):
 
 def test_going_on_after_an_interruption(data, tmp_path, monkeypatch):
   source = write_atlas(tmp_path / 'atlas', passages(), vectors())
-  real, built = atlas_passages.corpus_building.build_shard, []
+  real, built = atlas_passages.building.build_shard, []
 
   def build(directory, settings, chunk):
     if len(built) == 2:
@@ -164,7 +169,7 @@ def test_going_on_after_an_interruption(data, tmp_path, monkeypatch):
     built.append(chunk.index)
     return real(directory, settings, chunk)
 
-  monkeypatch.setattr(atlas_passages.corpus_building, 'build_shard', build)
+  monkeypatch.setattr(atlas_passages.building, 'build_shard', build)
   with pytest.raises(KeyboardInterrupt):
     convert(data, source, tmp_path)
   assert built == [0, 1]
@@ -205,7 +210,7 @@ def test_another_corpus_is_not_overwritten(data, tmp_path):
       tmp_path / 'new',
       data.reader_vocabulary,
       data.retriever_vocabulary,
-      n_workers=1,
+      corpus_options=CorpusOptions(n_workers=1),
       progress=False,
     )
 
