@@ -18,7 +18,7 @@ from ralm_jax.files.atomic_files import PathLike
 
 _SHA256 = re.compile(r'[0-9a-f]{64}')
 _LISTS = ('SHA256SUMS', 'SHA256SUMS.txt', 'sha256sums.txt')
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 
 
 def sha256_of(path: PathLike, read: Callable[[int], Any] | None = None) -> str:
