@@ -118,9 +118,6 @@ def find(path: PathLike) -> str | None:
 def open_checkpoint(path: PathLike) -> AtlasSource:
   """Opens a checkpoint; reads no tensor.
 
-  Args:
-    path: as for `find`; a file may have any name.
-
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: it is truncated, of another kind, or holds something that is

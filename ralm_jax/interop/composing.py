@@ -30,8 +30,6 @@ class Gathered:
   """The parts of a conversion, of one checkpoint or of several.
 
   Attributes:
-    sources: (path, what it is), in the order given.
-    leftovers: (path, tensor), of every checkpoint.
     spec: of a run of ours, where that is what is converted.
     model_fields: of `RetrievalLM`, as the formats say.
     foreign: sides that are not of the run `spec` is of.
@@ -156,9 +154,6 @@ def make_model(
   gathered: Gathered, reading: str | None = None, *, allow_missing: bool = False
 ) -> RetrievalLM:
   """The model of the parts.
-
-  Args:
-    reading: as `RetrievalLM.reading`; None for what the checkpoints say.
 
   Raises:
     ValueError: a part is missing, or the towers differ.

@@ -13,11 +13,7 @@ _USES = {'query_encoder': 'answer questions', 'passage_encoder': 'embed a corpus
 
 
 def report(gathered: Gathered, to_format: str, *, every_tensor: bool) -> Iterator[str]:
-  """Lines that say what maps where and what does not.
-
-  Args:
-    every_tensor: list all, not only what is missing or left over.
-  """
+  """Lines that say what maps where and what does not."""
   for path, found in gathered.sources:
     yield f'{path}: {found.format} ({", ".join(found.parts)})'
   theirs = _foreign(gathered) if to_format == 'huggingface' else {}

@@ -177,10 +177,6 @@ def write_huggingface(
   the layout of sentence-transformers, others that embed by their first token or
   project as DPR, the rest as BERT.
 
-  Args:
-    gathered: checked parts, none of their tensors missing.
-    found_vocabularies: of 'reader' and 'retriever', where known.
-
   Raises:
     FileExistsError: there is something in the directory.
     ValueError: Hugging Face has no such model.

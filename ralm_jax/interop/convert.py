@@ -29,14 +29,10 @@ class Overrides:
   """What is said of the model beside the checkpoints; None leaves what they say.
 
   Attributes:
-    reader_vocabulary: file, where none lies beside the weights.
-    retriever_vocabulary: file, likewise.
     scan_layers: one compiled layer for each stack.
     layer_norm: 'standard' or 'atlas' (the released code's) for the retriever;
       None is 'atlas' for Atlas checkpoints and as in the source for others.
     dtype: of computation; parameters are float32.
-    reading: as `RetrievalLM.reading`.
-    text: fields of TextConfig to replace.
     retriever_heads: of an Atlas retriever whose heads are not of size 64.
   """
 

@@ -61,13 +61,7 @@ def load_dpr(directory: PathLike, **overrides: Any) -> tuple[BertConfig, Params]
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-  """A model in a folder, or a part of one.
-
-  Attributes:
-    where: names that in errors.
-    folders: where its vocabulary may lie.
-    prefix: of its tensors.
-  """
+  """A model in a folder, or a part of one."""
 
   raw: Json
   where: str

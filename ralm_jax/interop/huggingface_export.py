@@ -118,9 +118,6 @@ def write(
 ) -> None:
   """Writes config.json and the weights of a map.
 
-  Args:
-    source: our parameters by the paths of the entries.
-
   Raises:
     FileExistsError: there is something in the directory.
     ValueError: the parameters do not fit the configuration.

@@ -33,11 +33,8 @@ class Part:
   """One module's worth of a foreign checkpoint.
 
   Attributes:
-    entries: which of them are which parameters.
     pooling: of an encoder, where the checkpoint says ('mean', 'cls').
     normalize: an encoder's embeddings are scaled to unit length.
-    vocabulary_directories: where its vocabulary may lie.
-    vocabulary: where the checkpoint carries it.
     side: of a DPR tower: 'query_encoder' or 'passage_encoder'; else None.
     text: fields of `TextConfig` that it was trained with, where known.
   """

@@ -68,9 +68,6 @@ def recognise(
 ) -> Recognised:
   """Finds the models at a path; reads (almost) no weights.
 
-  Args:
-    as_side: the side that it is wanted for, where that is known.
-
   Raises:
     FileNotFoundError: there is nothing.
     ValueError: it is no checkpoint that we know, or has no such side.

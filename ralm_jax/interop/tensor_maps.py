@@ -30,8 +30,6 @@ class Entry:
 
   Attributes:
     path: ours, unscanned, its names joined by '/'.
-    name: of the foreign tensor.
-    shape: ours.
     transpose: the foreign tensor (or its part) is the transpose of ours.
     part: (axis, index) of a foreign tensor that stacks several, taken before
       the transposition.
@@ -143,12 +141,7 @@ class _Map:
 
 
 def t5_entries(config: T5Config, prefix: str = '') -> list[Entry]:
-  """The map of a T5 (1.0, 1.1, lm-adapt, Flan).
-
-  Args:
-    config: of the model; `logits_via_embedding` decides about the head.
-    prefix: of all foreign names (`generator.`).
-  """
+  """The map of a T5 (1.0, 1.1, lm-adapt, Flan)."""
   tensors = _Map(prefix)
   emb, mlp = config.emb_dim, config.mlp_dim
   inner = config.num_heads * config.head_dim
@@ -202,7 +195,6 @@ def bert_entries(
   """The map of a BERT encoder without its pooler.
 
   Args:
-    config: of the encoder; `projection_dim` decides about the projection.
     prefix: of the encoder's foreign names (`bert.`).
     projection: whole foreign name of the projection (DPR's `encode_proj`).
   """
@@ -234,7 +226,6 @@ def bart_entries(config: BartConfig, prefix: str = '', model_prefix: str = 'mode
   """The map of a BART.
 
   Args:
-    prefix: of all foreign names (`generator.`).
     model_prefix: behind it, of all but `final_logits_bias`; '' in checkpoints
       of the bare BartModel.
   """

@@ -35,8 +35,6 @@ class Source:
   """A file as its publisher offers it.
 
   Attributes:
-    name: of the file on our side.
-    addresses: to try one after the other.
     sha256: hexadecimal; None where none is known.
     size: in bytes; None where it is not known.
     optional: whether the benchmark can be prepared without it.

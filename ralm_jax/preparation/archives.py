@@ -53,9 +53,6 @@ def extract(
 ) -> list[str]:
   """Writes an archive's files.
 
-  Args:
-    folder: to write into, under the names that the archive has.
-
   Raises:
     ValueError: the archive is damaged, has a file that would lie outside of the
       folder, the same one twice, or more than `max_bytes`.

@@ -41,12 +41,10 @@ class Benchmark:
   """A benchmark, or a variant of one.
 
   Attributes:
-    name: as the command calls it.
     variant: '' where there is only one.
     parts: its files. A file belongs to the first part that has its name.
     protocol: what becomes of them, see `protocols.PROTOCOLS`.
     sources: where the publisher keeps them; () where there is no address.
-    home: where to get them by hand.
     options: of the command that it knows.
   """
 

@@ -71,7 +71,6 @@ def fetch(
       refuses.
     path: where to put it. What lies there is only checked.
     sha256: that it must have; None for what an earlier download had, if any.
-    size: in bytes that it must have; None for any.
     by_hand: where else to get the file and how to pass it, for errors.
 
   Raises:

@@ -22,9 +22,7 @@ class Download:
   """A file that is there.
 
   Attributes:
-    sha256: of its content, hexadecimal.
     address: it came from; '' for one that lay there unknown.
-    fetched: whether it came now.
     resumed_at: bytes that earlier connections had brought.
   """
 

@@ -21,7 +21,6 @@ class Found:
 
   Attributes:
     files: by role, in the order in which they are read.
-    archives: that may hold more of them.
     named: roles whose files were passed as ROLE=PATH.
     guessed: roles told by a name that the publisher does not use.
   """

@@ -51,7 +51,6 @@ class Report:
   """What was prepared.
 
   Attributes:
-    manifest: as written beside the files.
     made: whether anything was; False where it was all there already.
   """
 

@@ -21,7 +21,6 @@ class Shots:
   """Which training questions become a few-shot file; false where none do.
 
   Attributes:
-    count: how many are chosen by hash.
     listed: file of their places or ids, in place of a choice.
   """
 

@@ -40,7 +40,6 @@ class Split:
   """One file to write.
 
   Attributes:
-    name: path below the output, without .jsonl.
     questions: to write; None where it is of passages.
     passages: to write, as objects of id, title, section and text.
     original: the whole file that a training split was taken from, which lists of

@@ -29,7 +29,6 @@ class Tally:
 
   Attributes:
     renamed: of them, whose id another one already had.
-    skipped: malformed records, by reason.
     examples: the first errors, with file and line.
   """
 
@@ -96,9 +95,7 @@ class Reader:
     question without an id gets 'FILE:LINE' of its file.
 
     Args:
-      role: of the part; its tally is begun anew.
       record_format: one of `catalogue.FORMATS`.
-      require_answers: whether a record without an answer is malformed.
       records: how to read a file, if not by that.
 
     Raises:

@@ -25,10 +25,6 @@ def carve(
   Where a question goes hangs on its own text alone: not on the order of the
   file, nor on other questions. Equal texts go to the same split.
 
-  Args:
-    fractions: of each split but the last, 0 to 1 in all.
-    key: the text that decides.
-
   Raises:
     ValueError: fractions are negative or of more than 1, or a split that was
       asked for is empty.
@@ -116,9 +112,6 @@ def auxiliary(questions: Sequence[Question], n_valid: int) -> tuple[list[Questio
   Atlas joins the files in the order in which the disk lists them, which differs
   between machines: its split cannot be had again. Here they are in the order
   given (by name).
-
-  Args:
-    n_valid: how many of the last become validation.
 
   Raises:
     ValueError: there are no more than `n_valid`.

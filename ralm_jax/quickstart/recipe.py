@@ -21,9 +21,6 @@ class Phase:
 
   Attributes:
     reader_format: what the reader sees of a passage.
-    query_length: reader tokens of the question.
-    title_length: tokens of a reassigned title.
-    passage_length: reader tokens of question and passage.
     random_titles: share of titles made of random pieces.
     learning_rate: the reader's, held for half of the phase.
     final_rate: what it decays to, as a share.
@@ -56,7 +53,6 @@ class Recipe:
     max_docstrings: at most so many objects; None for all.
     retriever_layers: attention layers of the retriever. None (0) is a bag of
       words with positions, which finds documentation best for its cost.
-    retriever_learning_rate: peak while distilling.
     n_passages: passages retrieved at evaluation; the reader reads n_context.
     passage_length: reader tokens of question and passage at evaluation.
     test_questions: at most so many unseen objects are asked about.

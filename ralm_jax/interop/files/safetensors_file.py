@@ -105,9 +105,6 @@ def write(
 ) -> None:
   """Writes one file, array after array; the content is on disk afterwards.
 
-  Args:
-    tensors: names with shape and dtype, in the order of `arrays`.
-
   Raises:
     ValueError: an array is not what `tensors` says.
   """
