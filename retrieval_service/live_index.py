@@ -13,7 +13,7 @@ import threading
 
 import numpy as np
 
-from retrieval_service import edits as edit_records, index_id as index_ids
+from retrieval_service import edits, index_id
 from retrieval_service.edits import Edit, WantedEdit
 from retrieval_service.generations import GenerationStore
 from retrieval_service.live import LiveGeneration, LiveView
@@ -71,7 +71,7 @@ class LiveIndex:
     self._next_id = 0
     self._index_id = store.index_id()
     # An id that could not be written is no file's; another program's may come.
-    self._id_is_made_up = not index_ids.read(store.directory)
+    self._id_is_made_up = not index_id.read(store.directory)
     self._fingerprint = ''
     with store.lock_if_possible():
       self._log = store.edit_log()
@@ -208,7 +208,7 @@ class LiveIndex:
           if former is not None:  # for those who still name it
             self._remember(former)
         self._current = current
-        self._fingerprint = index_ids.fingerprint(self.store.folder(number))
+        self._fingerprint = index_id.fingerprint(self.store.folder(number))
         with self._older_lock:
           self._older.pop(number, None)
       logger.info('serving generation %d, %d vectors', number, current.view.count)
@@ -219,7 +219,7 @@ class LiveIndex:
     if not self._holds_ours():
       raise ValueError(
         f'{self.store.directory} holds another index now (id '
-        f'{index_ids.read(self.store.directory)}) than the one in use (id '
+        f'{index_id.read(self.store.directory)}) than the one in use (id '
         f'{self.index_id}); swap to it (ralm swap) or start the process '
         'again'
       )
@@ -232,7 +232,7 @@ class LiveIndex:
 
   def _holds_ours(self) -> bool:
     """Whether the folder's id is ours, as far as it has one."""
-    found = index_ids.read(self.store.directory)
+    found = index_id.read(self.store.directory)
     if not found or found == self.index_id:
       return True
     current = self._current
@@ -241,7 +241,7 @@ class LiveIndex:
     # Somebody with write access gave it its own: the same index, if what is
     # served still lies there.
     folder = self.store.folder(current.generation.number)
-    return index_ids.fingerprint(folder) in ('', self._fingerprint)
+    return index_id.fingerprint(folder) in ('', self._fingerprint)
 
   def missing(self, ids: np.ndarray) -> np.ndarray:
     """Those of `ids` that no search of the current generation can find."""
@@ -298,7 +298,7 @@ class LiveIndex:
     The caller holds both locks.
     """
     view = self.view()
-    edit = edit_records.prepare_edit(wanted, view.dim, self.next_id, view.number)
+    edit = edits.prepare_edit(wanted, view.dim, self.next_id, view.number)
     if only_new_ids:
       known = np.setdiff1d(edit.ids, self._present().missing(edit.ids))
       if len(known):
@@ -319,16 +319,13 @@ class LiveIndex:
     former = self._log.last
     self._advance(former, self._log.catch_up(repair=repair))
 
-  def _advance(self, former: int, edits: list[Edit] | None) -> None:
+  def _advance(self, former: int, new: list[Edit] | None) -> None:
     """Moves all views on from one edit by those that follow."""
-    for live in self._open_generations():
-      if edits is None or live.view.edits != former:
-        live.rebuild()  # or an earlier edit failed half-way, out of memory
-      else:
-        for edit in edits:
-          live.apply(edit)
-
-  def _open_generations(self) -> list[LiveGeneration]:
     with self._older_lock:
       older = list(self._older.values())
-    return older if self._current is None else [self._current, *older]
+    for live in older if self._current is None else [self._current, *older]:
+      if new is None or live.view.edits != former:
+        live.rebuild()  # or an earlier edit failed half-way, out of memory
+      else:
+        for edit in new:
+          live.apply(edit)

@@ -8,7 +8,7 @@ import os
 import threading
 import weakref
 
-from retrieval_service import index_id as index_ids
+from retrieval_service import index_id
 from retrieval_service.files import PathLike
 from retrieval_service.generations import GenerationStore
 from retrieval_service.index_builder import IndexBuilder
@@ -97,7 +97,7 @@ class Serving:
       )
     with self._swapping:
       former = self._served
-      found = index_ids.read(directory)
+      found = index_id.read(directory)
       if _is_at(former, directory) and found in ('', former.index.index_id):
         former.index.reload()
         return Swapped(former, former)

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from ralm_jax.data.corpus.passage_store import PassageStore
-from ralm_jax.files import atomic_files, progress as progress_lib
+from ralm_jax.files import atomic_files, progress as progress_bars
 from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.training import partitioning
@@ -144,7 +144,7 @@ def build_generation(
   mark = os.path.join(index, _PROGRESS)
   done, dim = _progress(mark, partial, key)
   start, first_done = time.monotonic(), done
-  with progress_lib.bar(
+  with progress_bars.bar(
     total=len(rows), initial=done, unit=' passages', desc='embedding', show=progress
   ) as bar:
     mode = 'r+b' if done else 'wb'

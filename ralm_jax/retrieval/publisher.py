@@ -16,7 +16,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from ralm_jax.files import progress as progress_lib
+from ralm_jax.files import progress as progress_bars
 from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.retrieval import embedding
 from ralm_jax.retrieval.assembler import Assembler
@@ -282,7 +282,7 @@ class IndexPublisher:
       index = np.arange(count) + jax.process_index() * count
       return part[np.minimum(index, len(part) - 1)]
 
-    with progress_lib.bar(
+    with progress_bars.bar(
       total=len(rows), unit=' passages', desc='refreshing the index', show=self._progress
     ) as bar:
       stream = self._embedder.stream(params, map(own, parts))

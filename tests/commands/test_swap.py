@@ -30,8 +30,9 @@ from ralm_jax.runs import embedding, evaluation, live_edits, opening
 from ralm_jax.runs.opening import OpenedCheckpoint
 from retrieval_service import generation_writer
 from retrieval_service.client import IndexSwappedError, RetrievalClient
-from retrieval_service.generations import GenerationStore, IndexOptions
+from retrieval_service.generations import GenerationStore
 from retrieval_service.local import LocalRetrievalServer
+from retrieval_service.options import IndexOptions
 from retrieval_service.server import RetrievalServer
 from tests import tiny
 

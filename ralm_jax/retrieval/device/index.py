@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ralm_jax.retrieval.device import view as device_view
+from ralm_jax.retrieval.device import view
 from ralm_jax.retrieval.device.lead import Lead, State
 from ralm_jax.retrieval.device.residency import Residency
 from ralm_jax.retrieval.device.search import DeviceSearch
@@ -154,7 +154,7 @@ class DeviceIndex(Editing):
       checks.check_queries(queries, k)
     else:
       generation = self._prepare_together(self._lead, queries, k, generation)
-    padded = device_view.pad_batch(queries)
+    padded = view.pad_batch(queries)
     live = self._live(generation)
     started = self._residency.start(live, padded, k, self._approximate)
     if self._approximate and not started.is_full(k):
@@ -195,8 +195,8 @@ class DeviceIndex(Editing):
         )
       if generation is None:
         self._current = wanted.generation
-      view = self._residency.put(self._index.view(wanted.generation))
-    view.check(queries, k)  # fails on all alike, and may be tried again
+      searched = self._residency.put(self._index.view(wanted.generation))
+    searched.check(queries, k)  # fails on all alike, and may be tried again
     return wanted.generation
 
   def build(
