@@ -62,7 +62,7 @@ class PassageEmbedder:
     # Sorted by length, so that a batch pads to its own longest passage.
     order = np.argsort(mask.sum(-1), kind='stable')
     pending: list[tuple[np.ndarray, jax.Array]] = []
-    for chosen in _chunks(order, self._batch_size):
+    for chosen in chunks(order, self._batch_size):
       longest = int(mask[chosen[-1]].sum())
       length = int(self._lengths[np.searchsorted(self._lengths, longest)])
       padded = np.resize(chosen, self._batch_size)
@@ -152,7 +152,7 @@ def build_generation(
       if done:
         file.truncate(done * dim * 2)
         file.seek(0, os.SEEK_END)
-      parts = list(_chunks(rows[done:], chunk_size))
+      parts = list(chunks(rows[done:], chunk_size))
       for part, chunk in zip(parts, embedder.stream(params, parts)):
         embeddings = as_stored(chunk, part)
         dim = embeddings.shape[1]
@@ -169,7 +169,7 @@ def build_generation(
   }
   embeddings = np.memmap(partial, np.float16, 'r', shape=(len(rows), dim))
   with generation_writer.begin(folder, options, dim, metadata, edits_applied=edits) as writer:
-    for part, chunk in zip(_chunks(rows, 65536), _chunks(embeddings, 65536)):
+    for part, chunk in zip(chunks(rows, 65536), chunks(embeddings, 65536)):
       writer.append(ids_of(part, rows), chunk)
     number = writer.commit()
   del embeddings
@@ -242,7 +242,8 @@ def describe(
   return metadata
 
 
-def _chunks(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def chunks(array: np.ndarray, size: int) -> Iterator[np.ndarray]:
+  """Consecutive parts of an array, the last one maybe smaller."""
   for first in range(0, len(array), size):
     yield array[first : first + size]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -247,7 +248,7 @@ class IndexPublisher:
     """Until the build is acknowledged, also by a process that was restarted."""
     for attempt in range(1, _ATTEMPTS + 1):
       generation = 0
-      chunks = _Chunks(self._chunks, params, rows)
+      chunks = _Chunks(functools.partial(self._chunks, params, rows))
       with self._agreement.together():
         try:
           if header is not None:
@@ -271,8 +272,8 @@ class IndexPublisher:
     self, params: PyTree, rows: np.ndarray, stopping: threading.Event
   ) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
     """Pairs of ids and float16 [n, dim], the same on every process."""
-    processes, size = jax.process_count(), self._chunk_size
-    parts = [rows[first : first + size] for first in range(0, len(rows), size)]
+    processes = jax.process_count()
+    parts = list(embedding.chunks(rows, self._chunk_size))
 
     def own(part: np.ndarray) -> np.ndarray:
       if processes == 1:
@@ -304,15 +305,10 @@ class IndexPublisher:
 class _Chunks:
   """An iterator that a thread of gRPC reads, and another one may finish."""
 
-  def __init__(
-    self,
-    make: Callable[[PyTree, np.ndarray, threading.Event], Iterator[Any]],
-    params: PyTree,
-    rows: np.ndarray,
-  ):
+  def __init__(self, make: Callable[[threading.Event], Iterator[Any]]):
     self._stopping = threading.Event()
     self._lock = threading.Lock()
-    self._chunks = make(params, rows, self._stopping)
+    self._chunks = make(self._stopping)
 
   def __iter__(self) -> _Chunks:
     return self
