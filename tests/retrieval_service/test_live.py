@@ -209,7 +209,7 @@ def test_a_repeated_edit_is_answered_not_redone(tmp_path, vectors):
     second = again.edit(put(None, data[:2], [3], edit_id='a'))
     assert second.edits == first.edits == again.edits == 1
     assert second.ids.tolist() == first.ids.tolist() == [20, 21]
-    assert second.view.count == 21
+    assert second.count == 21
 
 
 def test_an_empty_index_cannot_be_edited(tmp_path):
