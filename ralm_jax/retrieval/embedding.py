@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
+import functools
 import hashlib
 import json
 import os
@@ -140,42 +141,57 @@ def build_generation(
   fingerprint = retriever_fingerprint(params)
   key = {'corpus_fingerprint': store.fingerprint, 'encoder': fingerprint}
   rows = live_rows(store)
-  partial = os.path.join(index, _PARTIAL)
-  mark = os.path.join(index, _PROGRESS)
-  done, dim = _progress(mark, partial, key)
-  start, first_done = time.monotonic(), done
-  with progress_bars.bar(
-    total=len(rows), initial=done, unit=' passages', desc='embedding', show=progress
-  ) as bar:
-    mode = 'r+b' if done else 'wb'
-    with open(partial, mode) as file:
-      if done:
-        file.truncate(done * dim * 2)
-        file.seek(0, os.SEEK_END)
-      parts = list(chunks(rows[done:], chunk_size))
-      for part, chunk in zip(parts, embedder.stream(params, parts)):
-        embeddings = as_stored(chunk, part)
-        dim = embeddings.shape[1]
-        file.write(embeddings.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-        done += len(part)
-        atomic_files.write_json(mark, {**key, 'rows': done, 'dim': dim})
-        bar.update(len(part))
-  seconds = max(time.monotonic() - start, 1e-9)
-  metadata = {
-    **describe(store, fingerprint, index=index, checkpoint=checkpoint, run=run, step=step),
-    'passages_per_second': round((len(rows) - first_done) / seconds, 1),
-  }
-  embeddings = np.memmap(partial, np.float16, 'r', shape=(len(rows), dim))
+  stream = functools.partial(embedder.stream, params)
+  embeddings, rate = _embed_all(stream, rows, folder.directory, key, chunk_size, progress)
+  made = describe(store, fingerprint, index=index, checkpoint=checkpoint, run=run, step=step)
+  metadata = {**made, 'passages_per_second': rate}
+  dim = embeddings.shape[1]
   with generation_writer.begin(folder, options, dim, metadata, edits_applied=edits) as writer:
     for part, chunk in zip(chunks(rows, 65536), chunks(embeddings, 65536)):
       writer.append(ids_of(part, rows), chunk)
     number = writer.commit()
   del embeddings
-  os.remove(partial)
-  os.remove(mark)
+  for name in (_PARTIAL, _PROGRESS):
+    os.remove(os.path.join(index, name))
   return number
+
+
+def _embed_all(
+  stream: Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]],
+  rows: np.ndarray,
+  index: str,
+  key: dict[str, str],
+  chunk_size: int,
+  progress: bool,
+) -> tuple[np.ndarray, float]:
+  """float16 [n, d] in a file beside the index, and how many came a second.
+
+  What is there already, of the same `key`, is not embedded again.
+  """
+  partial, mark = os.path.join(index, _PARTIAL), os.path.join(index, _PROGRESS)
+  done, dim = _progress(mark, partial, key)
+  start, first_done = time.monotonic(), done
+  with (
+    progress_bars.bar(
+      total=len(rows), initial=done, unit=' passages', desc='embedding', show=progress
+    ) as bar,
+    open(partial, 'r+b' if done else 'wb') as file,
+  ):
+    file.truncate(done * dim * 2)
+    file.seek(0, os.SEEK_END)
+    parts = list(chunks(rows[done:], chunk_size))
+    for part, chunk in zip(parts, stream(parts)):
+      embeddings = as_stored(chunk, part)
+      dim = embeddings.shape[1]
+      file.write(embeddings.tobytes())
+      file.flush()
+      os.fsync(file.fileno())
+      done += len(part)
+      atomic_files.write_json(mark, {**key, 'rows': done, 'dim': dim})
+      bar.update(len(part))
+  seconds = max(time.monotonic() - start, 1e-9)
+  embeddings = np.memmap(partial, np.float16, 'r', shape=(len(rows), dim))
+  return embeddings, round((len(rows) - first_done) / seconds, 1)
 
 
 def _check_same_corpus(folder: GenerationStore, store: PassageStore) -> None:

@@ -220,7 +220,7 @@ def search(
     queries: float32.
     base: rows, over all devices.
     added: more rows; numbered on from those of `base`.
-    k: how many.
+    k: rows found.
     blocks: of a device's share of `base`, and of `added`.
     approximate: use `jax.lax.approx_max_k`, which only a TPU is faster at; it
       may miss rows, and hand back -inf though there are k live rows.
