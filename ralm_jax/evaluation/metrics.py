@@ -5,7 +5,9 @@ et al., 2016, https://arxiv.org/abs/1606.05250), which open-domain question
 answering and the original Atlas evaluation both use. ROUGE-L is the F-measure
 of the `rouge-score` package, as T5's scores are; KILT's scorer uses another
 (`kilt_metrics.rouge_l`).
-Every score is a fraction between 0 and 1 and the best over the references.
+Every score is a fraction between 0 and 1 and the best over the references. TypeError
+is raised for what is no text or no list of them, ValueError for no references, and
+ImportError for a package that is not installed.
 """
 
 import collections
@@ -39,10 +41,6 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
   """1.0 if the normalised prediction equals a normalised answer, else 0.0.
 
   As in the official script two texts that both normalise to '' match.
-
-  Raises:
-    TypeError: `prediction` is not a string, or `answers` not a list of them.
-    ValueError: `answers` is empty.
   """
   _check(prediction, answers)
   prediction = normalize_answer(prediction)
@@ -54,10 +52,6 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
 
   As in evaluate-v1.1 no common token means 0, also when both are empty (the
   SQuAD 2.0 script, which has unanswerable questions, gives 1 there).
-
-  Raises:
-    TypeError: `prediction` is not a string, or `answers` not a list of them.
-    ValueError: `answers` is empty.
   """
   _check(prediction, answers)
   tokens = normalize_answer(prediction).split()
@@ -80,11 +74,6 @@ def rouge_l(prediction: str, answers: Sequence[str], *, use_stemmer: bool = Fals
   The package keeps ASCII letters and digits only: text in another script
   scores 0 whatever it says.
   `use_stemmer` compares words by their Porter stem.
-
-  Raises:
-    ImportError: the `rouge-score` package is not installed.
-    TypeError: `prediction` is not a string, or `answers` not a list of them.
-    ValueError: `answers` is empty.
   """
   _check(prediction, answers)
   scorer = rouge_scorer(('rougeL',), use_stemmer)

@@ -59,8 +59,6 @@ def run(
     poll_s: of `watch`: between looks.
     require_answers: whether a question without answers is an error, of all
       tasks; None leaves it to each.
-    options: how cells are worked on.
-    table: what the tables show.
     show: print table.md at the end.
 
   Returns:

@@ -39,11 +39,7 @@ def follow(
     until_step: end with the first checkpoint of this step or later; None takes
       the last step of the run's own configuration, once it is known.
     idle_s: end when nothing new has come for so long; None waits for ever.
-    poll_s: seconds between looks.
-    sleep: waits.
-
-  Raises:
-    ValueError: a time that is none.
+    poll_s: seconds between looks, for which it does `sleep`.
   """
   if poll_s <= 0 or (idle_s is not None and idle_s < 0):
     raise ValueError(f'poll_s must be above 0 and idle_s not below, got {poll_s} and {idle_s}.')

@@ -2,7 +2,9 @@
 
 BLEU and ROUGE are the numbers of `sacrebleu` and `rouge-score`. Scores of one
 prediction are the best over its references, where the metric has no way of its
-own with several. All are fractions between 0 and 1.
+own with several. All are fractions between 0 and 1. TypeError is raised for
+references that are no list of texts, ValueError where there are none, or of another
+number than predictions, and ImportError for a package that is not installed.
 """
 
 from __future__ import annotations
@@ -65,11 +67,6 @@ def bleu_1(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> f
   sacrebleu's corpus score with max_ngram_order=1, lowercase=True and the rest as
   is: tokenize='13a', smooth_method='exp' (which only shows where nothing at all
   matches), effective_order=False. Predictions may have several references each.
-
-  Raises:
-    ImportError: the `sacrebleu` package is not installed.
-    TypeError: `references` are not lists of texts.
-    ValueError: no predictions, another number of references, or none for one.
   """
   _check_corpus(predictions, references)
   score = _bleu(False).corpus_score(list(predictions), _streams(references))
@@ -109,13 +106,7 @@ def q_bleu_1(
   references: Sequence[Sequence[str]],
   weights: AnswerabilityWeights = AnswerabilityWeights(),
 ) -> float:
-  """Mean of `sentence_q_bleu_1`, which is how its authors score a corpus.
-
-  Raises:
-    ImportError: `sacrebleu` or `nltk` is not installed.
-    TypeError: `references` are not lists of texts.
-    ValueError: no predictions, another number of references, or none for one.
-  """
+  """Mean of `sentence_q_bleu_1`, which is how its authors score a corpus."""
   _check_corpus(predictions, references)
   return math.fsum(
     sentence_q_bleu_1(prediction, some, weights)
@@ -137,11 +128,6 @@ def sentence_q_bleu_1(
 
   Their words are those of the Stanford tokenizer, a Java program; here they are
   of NLTK's Treebank tokenizer, which splits much the same, without full stops.
-
-  Raises:
-    ImportError: `sacrebleu` or `nltk` is not installed.
-    TypeError: `references` is no list of texts.
-    ValueError: `references` is empty.
   """
   return max(_q_bleu_1(prediction, reference, weights) for reference in _checked(references))
 
@@ -230,11 +216,6 @@ def rouge(
 
   Those of `rouge-score`, which keeps ASCII letters and digits only.
   `use_stemmer` compares words by their Porter stem.
-
-  Raises:
-    ImportError: the `rouge-score` package is not installed.
-    TypeError: `references` is no list of texts.
-    ValueError: `references` is empty.
   """
   scorer = metrics.rouge_scorer(('rouge1', 'rouge2', 'rougeL'), use_stemmer)
   scores = [scorer.score(reference, prediction) for reference in _checked(references)]
@@ -249,10 +230,6 @@ def regex_match(prediction: str, patterns: Sequence[str]) -> float:
 
   The rule of the curated TREC questions, with DPR's flags: case does not
   matter, and ^ and $ are those of lines. See `answer_patterns.matches`.
-
-  Raises:
-    TypeError: `patterns` is no list of texts.
-    ValueError: `patterns` is empty, or one is no regular expression.
   """
   return float(answer_patterns.matches(prediction, _checked(patterns)))
 
@@ -262,10 +239,6 @@ def word_f1(prediction: str, references: Sequence[str]) -> float:
 
   Atlas's for language modelling: nothing is normalised. No common word is 0, also
   where both texts are empty.
-
-  Raises:
-    TypeError: `references` is no list of texts.
-    ValueError: `references` is empty.
   """
   words = collections.Counter(prediction.split())
   best = 0.0

@@ -12,6 +12,9 @@ ROUGE-L is not `metrics.rouge_l`. The official scorer uses the `rouge` package
 (1.0.1), which cuts at full stops, keeps case and punctuation, counts each word
 once and joins the subsequences of all sentences; `rouge-score` gives other
 numbers for the same text, often by several points.
+
+TypeError is raised for a text in place of a list of them, and ValueError for no
+answers or a k below 1.
 """
 
 from __future__ import annotations
@@ -33,10 +36,6 @@ def kilt_metrics(prediction: str, answers: Sequence[str]) -> dict[str, float]:
   `accuracy` (the very text of a reference, spaces around it aside), `exact_match`
   and `f1` (SQuAD's), and `rouge_l` of the `rouge` package. A blank prediction
   scores 0 throughout.
-
-  Raises:
-    TypeError: `answers` is a string rather than a list of them.
-    ValueError: there is no answer.
   """
   if isinstance(answers, str):
     raise TypeError('answers must be a list of strings; write [answer]')
@@ -76,10 +75,6 @@ def provenance_metrics(
     page_ids: the page of each passage retrieved, best first.
     provenance: the alternative sets of pages; () where the data name none.
     ks: cut-offs of `recall@k_page`, `precision@k_page` and `success_rate@k_page`.
-
-  Raises:
-    TypeError: a string is given for a list of ids.
-    ValueError: a k is below 1.
   """
   if isinstance(page_ids, str) or any(isinstance(s, str) for s in provenance):
     raise TypeError('page_ids is a list of ids and provenance a list of such lists')

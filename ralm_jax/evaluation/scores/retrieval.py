@@ -13,7 +13,8 @@ A rank is
 
 With several gold passages one of them is enough. A passage is known by its id
 only: where a corpus holds copies of a gold passage, finding the copy is a miss
-by gold id and usually a hit by answer string.
+by gold id and usually a hit by answer string. TypeError is raised for a text in place
+of a list of them, and ValueError for a rank or k below 1.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -76,9 +77,6 @@ def has_answer(text: str, answers: Sequence[str]) -> bool:
   occurs in 'NEWTON D . BAKER'. Articles and punctuation count, as in DPR.
   Unlike there, an answer without any token occurs nowhere (DPR finds it in
   every passage).
-
-  Raises:
-    TypeError: `answers` is a string rather than a list of them.
   """
   return any(answer_hits([text], answers))
 
@@ -99,9 +97,6 @@ def gold_hits(
   """Whether each passage of a ranking is a gold one.
 
   Ids are compared as text, since one file may write 7 and another '7'.
-
-  Raises:
-    TypeError: `gold_passage_ids` is a string rather than a list of them.
   """
   if isinstance(gold_passage_ids, str):
     raise TypeError('gold_passage_ids must be a list; write [gold_passage_id]')
@@ -115,22 +110,14 @@ def first_hit(hits: Sequence[bool] | np.ndarray) -> float:
 
 
 def recall_at_k(rank: float | None, k: int) -> float | None:
-  """1.0 if the first hit is among the best k, else 0.0; None for None.
-
-  Raises:
-    ValueError: `k` or `rank` is below 1 (ranks are 1-based).
-  """
+  """1.0 if the first hit is among the best k, else 0.0; None for None."""
   if k < 1:
     raise ValueError(f'k is {k}; recall needs at least one passage')
   return None if rank is None else float(_checked(rank) <= k)
 
 
 def reciprocal_rank(rank: float | None) -> float | None:
-  """1 / rank, 0.0 when there is no hit; None for None.
-
-  Raises:
-    ValueError: `rank` is below 1 (ranks are 1-based).
-  """
+  """1 / rank, 0.0 when there is no hit; None for None."""
   return None if rank is None else 1.0 / _checked(rank)
 
 
@@ -155,11 +142,7 @@ def rank_passages(
   answers: Sequence[str],
   gold_passage_ids: Sequence[Hashable],
 ) -> RetrievalRanks:
-  """Finds the first hits of one question's ranking, best passage first.
-
-  Raises:
-    ValueError: there are not as many ids as texts.
-  """
+  """Finds the first hits of one question's ranking, best passage first."""
   if len(texts) != len(passage_ids):
     raise ValueError(
       f'{len(texts)} texts but {len(passage_ids)} passage ids: a ranking has '

@@ -4,7 +4,8 @@ Bootstrap intervals are Efron's percentile intervals; the paired tests are the
 bootstrap test of Koehn (2004, https://aclanthology.org/W04-3250) and Fisher's
 randomisation test, which flips the signs of differences (Smucker et al. 2007,
 https://doi.org/10.1145/1321440.1321528). All resample questions: they say
-nothing of another training seed, which `spread` is for.
+nothing of another training seed, which `spread` is for. ValueError is raised for no
+values, or one that is not finite, and for systems with different numbers of them.
 """
 
 from __future__ import annotations
@@ -64,9 +65,6 @@ def bootstrap_means(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int
 
   The columns of a matrix are resampled together. The same seed draws the same
   rows for as many values.
-
-  Raises:
-    ValueError: no values, or one that is not finite; fewer than 1 resample.
   """
   values = _checked(values)
   if resamples < 1:
@@ -90,11 +88,7 @@ def bootstrap_interval(
   resamples: int = RESAMPLES,
   seed: int = 0,
 ) -> Interval:
-  """Percentile interval of a mean of one value a question.
-
-  Raises:
-    ValueError: as `bootstrap_means`; a confidence that is none.
-  """
+  """Percentile interval of a mean of one value a question."""
   values = _checked(values)
   means = bootstrap_means(values, resamples=resamples, seed=seed)
   low, high = _ends(means, confidence)
@@ -112,9 +106,6 @@ def compare(
   """Tests whether two systems differ on the same questions, in the same order.
 
   `resamples` are of the bootstrap, and sign flips where not all are gone through.
-
-  Raises:
-    ValueError: of different length; as `bootstrap_means`.
   """
   first, second = _checked(first), _checked(second)
   if first.shape != second.shape or first.ndim != 1:
@@ -173,11 +164,7 @@ def sign_flip_test(
 
 
 def spread(values: Sequence[float]) -> Spread:
-  """Mean and standard deviation, of the same metric of several seeds.
-
-  Raises:
-    ValueError: no values, or one that is not finite.
-  """
+  """Mean and standard deviation, of the same metric of several seeds."""
   checked = _checked(values)
   deviation = float(checked.std(ddof=1)) if len(checked) > 1 else None
   return Spread(float(checked.mean()), deviation, len(checked))
