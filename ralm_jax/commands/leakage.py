@@ -51,15 +51,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   flags.shared(parser, 'on_error')
   arguments = parser.parse_args(argv)
   from ralm_jax.evaluation import leakage
-  from ralm_jax.evaluation.leakage import QuestionFiles
   from ralm_jax.evaluation.overlap import Settings
+  from ralm_jax.evaluation.task import QuestionOptions
 
   training = None
   if arguments.training:
     record_format = arguments.training_format or arguments.record_format
-    training = QuestionFiles(arguments.training, record_format, arguments.on_error)
+    training = QuestionOptions(arguments.training, record_format, on_error=arguments.on_error)
   summary = leakage.report(
-    QuestionFiles(arguments.questions, arguments.record_format, arguments.on_error),
+    QuestionOptions(arguments.questions, arguments.record_format, on_error=arguments.on_error),
     arguments.output,
     training=training,
     corpus=arguments.corpus,

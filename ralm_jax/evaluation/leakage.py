@@ -16,48 +16,20 @@ from typing import Any
 import numpy as np
 
 from ralm_jax.data.corpus.passage_store import PassageStore
-from ralm_jax.data.questions import reading
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.evaluation import overlap
 from ralm_jax.evaluation.overlap import CorpusMatch, CorpusScan, Settings
+from ralm_jax.evaluation.task import QuestionOptions
 from ralm_jax.files import atomic_files, input_files, json_records, progress as progress_lib
 
 _SAVE_PERIOD_S = 30.0
 
 
-@dataclasses.dataclass(frozen=True)
-class QuestionFiles:
-  """Questions and how they are read.
-
-  Attributes:
-    paths: files or globs.
-    record_format: of `data.questions.formats.catalogue`.
-    on_error: 'raise', or 'skip' to leave out malformed records.
-  """
-
-  paths: str | Sequence[str]
-  record_format: str = 'qa'
-  on_error: str = 'raise'
-
-  def files(self) -> list[str]:
-    return input_files.expand_inputs(self.paths)
-
-  def read(self) -> list[Question]:
-    # As eval reads them, whose predictions name questions by these ids.
-    return reading.read_questions(
-      self.paths,
-      require_answers=False,
-      duplicate_ids='number',
-      record_format=self.record_format,
-      on_error=self.on_error,
-    )
-
-
 def report(
-  questions: QuestionFiles,
+  questions: QuestionOptions,
   output: str | os.PathLike,
   *,
-  training: QuestionFiles | None = None,
+  training: QuestionOptions | None = None,
   corpus: str | None = None,
   predictions: str | None = None,
   settings: Settings = Settings(),
@@ -96,16 +68,16 @@ def report(
   _refuse_replacing(
     [output, partial, summary_file, clean_file],
     [
-      *questions.files(),
-      *(training.files() if training else []),
+      *input_files.expand_inputs(questions.questions),
+      *(input_files.expand_inputs(training.questions) if training else []),
       *([predictions] if predictions else []),
     ],
   )
-  rows = questions.read()
+  rows = _read(questions)
   trained = scan = None
   if training:
     bar = progress_lib.bar(
-      training.read(), show=progress, desc='training questions', unit=' questions'
+      _read(training), show=progress, desc='training questions', unit=' questions'
     )
     trained = overlap.training_matches(rows, bar, settings)
   if corpus:
@@ -116,14 +88,17 @@ def report(
     summary['scores'] = overlap.scores_by_cleanness(found, _predictions(predictions))
   summary['settings'] = dataclasses.asdict(settings)
   output.parent.mkdir(parents=True, exist_ok=True)
-  atomic_files.write(
-    output, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in found).encode()
-  )
+  atomic_files.write(output, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in found))
   clean = [row['id'] for row in found if row['clean']]
   for path, value in ((summary_file, summary), (clean_file, clean)):
-    atomic_files.write(path, (json.dumps(value, ensure_ascii=False, indent=1) + '\n').encode())
+    atomic_files.write_json(path, value, ensure_ascii=False, indent=1)
   partial.unlink(missing_ok=True)
   return summary
+
+
+def _read(options: QuestionOptions) -> list[Question]:
+  # As eval reads them, whose predictions name questions by these ids.
+  return dataclasses.replace(options, require_answers=False).read()
 
 
 def _beside(output: pathlib.Path) -> list[pathlib.Path]:
@@ -198,18 +173,8 @@ def _scan(
 
 def _save(scan: CorpusScan, partial: pathlib.Path, identity: dict[str, str], rows: int) -> None:
   partial.parent.mkdir(parents=True, exist_ok=True)
-  atomic_files.write(
-    partial,
-    json.dumps(
-      {
-        **identity,
-        'rows': rows,
-        'matches': {
-          str(number): dataclasses.asdict(match) for number, match in scan.matches.items()
-        },
-      }
-    ).encode(),
-  )
+  matches = {str(number): dataclasses.asdict(match) for number, match in scan.matches.items()}
+  atomic_files.write_json(partial, {**identity, 'rows': rows, 'matches': matches})
 
 
 def _resume(scan: CorpusScan, partial: pathlib.Path, identity: dict[str, str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import numpy as np
@@ -83,9 +83,8 @@ class PassagesOfFile:
 
   def _use(self, passages: Sequence[FilePassage]) -> None:
     tokenizer = self._spec.tokenizer
-    self.store: Any = FilePassages(
-      passages, tokenizer.reader_vocabulary, tokenizer.retriever_vocabulary
-    )
+    store = FilePassages(passages, tokenizer.reader_vocabulary, tokenizer.retriever_vocabulary)
+    self.store = cast(Any, store)  # It stands in for a PassageStore.
     self.assembler = Assembler(tokenizer, self.store)
 
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:
@@ -139,11 +138,7 @@ class PassagesOfIndex:
   @property
   def name(self) -> str:
     status = self._retriever.client.status()
-    return (
-      f'{getattr(status, "index_id", "")} generation '
-      f'{getattr(status, "generation", "")} with '
-      f'{getattr(status, "edits", 0)} edits'
-    )
+    return f'{status.index_id} generation {status.generation} with {status.edits} edits'
 
   @property
   def store(self) -> Any:

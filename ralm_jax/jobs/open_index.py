@@ -40,7 +40,7 @@ class OpenIndex:
       return option_fields.fill(IndexSource, vars(index))
     connected = self._connect(index, state)
     return IndexSource(
-      address=connected.address,
+      address=connected.client.address,
       corpus=str(connected.store.directory),
       generation=searched_generation(index, state),
       retry_for_s=self._options.retry_for_s,

@@ -11,6 +11,7 @@ import threading
 
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval import retriever
+from ralm_jax.retrieval.backend import SearchBackend
 from ralm_jax.retrieval.device.index import DeviceIndex
 from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.training.partitioning import Partitioner
@@ -23,10 +24,9 @@ from retrieval_service.results import ServerStatus
 class Connection:
   """What searches an index, and the corpus its ids belong to."""
 
-  client: RetrievalClient | DeviceIndex
+  client: SearchBackend
   store: PassageStore
   corpus: str | os.PathLike[str] | None = None  #: that was asked for; None took the index's own
-  address: str = ''  #: of the process, where there is one
 
   def open_corpus(self, status: ServerStatus, former: PassageStore) -> PassageStore:
     """The corpus of an index that took another's place; `former` if it is the same folder.
@@ -79,7 +79,6 @@ def connect(
     check_index_folder(source.path)
   with contextlib.ExitStack() as stack:
     client: RetrievalClient | DeviceIndex
-    address = ''
     if source.backend == 'device' and source.path is not None:
       client = DeviceIndex(
         source.path,
@@ -95,15 +94,15 @@ def connect(
     if isinstance(client, RetrievalClient) and not follow_swaps:
       client.stay_with(status.index_id)
     store = PassageStore.open(os.fspath(source.corpus or find_corpus(status.metadata, source.path)))
-    yield Connection(client, store, source.corpus, address)
+    yield Connection(client, store, source.corpus)
 
 
-def check_lookahead(client: object, retrieval_lookahead: int) -> None:
+def check_lookahead(client: SearchBackend, retrieval_lookahead: int) -> None:
   """Raises ValueError where searching during a step could end in a deadlock.
 
-  See `DeviceIndex.needs_strict_order`.
+  See `SearchBackend.needs_strict_order`.
   """
-  if retrieval_lookahead and getattr(client, 'needs_strict_order', False):
+  if retrieval_lookahead and client.needs_strict_order:
     raise ValueError(
       "The backend 'device' on several processes searches with all devices "
       'together, and a search during the train step could come before it on '

@@ -10,9 +10,9 @@ from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.corpus.passages import Passage
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.evaluation import leakage, overlap, word_spans
-from ralm_jax.evaluation.leakage import QuestionFiles
 from ralm_jax.evaluation.overlap import CorpusMatch, CorpusScan, Settings
 from ralm_jax.evaluation.scores import by_task
+from ralm_jax.evaluation.task import QuestionOptions
 from tests import tiny
 
 
@@ -236,7 +236,7 @@ def test_an_interrupted_scan_goes_on(data, tmp_path, monkeypatch):
   questions, _ = _files(data, tmp_path)
   output = tmp_path / 'report.jsonl'
   options = {
-    'questions': QuestionFiles(str(questions)),
+    'questions': QuestionOptions(str(questions)),
     'output': output,
     'corpus': str(data.corpus),
     'chunk_size': 4,
@@ -288,15 +288,15 @@ def test_files_that_are_read_are_not_replaced(data, tmp_path):
     (predictions, {}),
     (tmp_path / 'y' / '..' / 'eval.jsonl', {}),
     (tmp_path / 'link.jsonl', {}),
-    (tmp_path / 'x.jsonl', {'questions': QuestionFiles(str(summary))}),
-    (tmp_path / 'x', {'training': QuestionFiles([str(training), str(tmp_path / '*.json')])}),
-    (tmp_path / 'x.jsonl', {'training': QuestionFiles(str(partial))}),
+    (tmp_path / 'x.jsonl', {'questions': QuestionOptions(str(summary))}),
+    (tmp_path / 'x', {'training': QuestionOptions([str(training), str(tmp_path / '*.json')])}),
+    (tmp_path / 'x.jsonl', {'training': QuestionOptions(str(partial))}),
   ):
     with pytest.raises(ValueError, match='would replace .*name another output'):
       leakage.report(
         **{
-          'questions': QuestionFiles([str(tmp_path / 'ev*.jsonl')]),
-          'training': QuestionFiles(str(training)),
+          'questions': QuestionOptions([str(tmp_path / 'ev*.jsonl')]),
+          'training': QuestionOptions(str(training)),
           'predictions': str(predictions),
           'output': output,
           'progress': False,
@@ -324,8 +324,8 @@ def test_malformed_predictions(data, tmp_path, row, message):
   predictions = tiny.write_jsonl(tmp_path / 'p.jsonl', [{'id': '0', 'metrics': None}, row])
   with pytest.raises(ValueError) as caught:
     leakage.report(
-      questions=QuestionFiles(str(questions)),
-      training=QuestionFiles(str(training)),
+      questions=QuestionOptions(str(questions)),
+      training=QuestionOptions(str(training)),
       progress=False,
       predictions=str(predictions),
       output=tmp_path / 'x.jsonl',
@@ -336,12 +336,12 @@ def test_malformed_predictions(data, tmp_path, row, message):
 def test_what_is_missing_is_said(data, tmp_path):
   questions, training = _files(data, tmp_path)
   with pytest.raises(ValueError, match='--training, --corpus'):
-    leakage.report(questions=QuestionFiles(str(questions)), output=tmp_path / 'x.jsonl')
+    leakage.report(questions=QuestionOptions(str(questions)), output=tmp_path / 'x.jsonl')
   strange = tiny.write_jsonl(tmp_path / 'p.jsonl', [{'id': 'who?', 'metrics': {}}])
   with pytest.raises(ValueError, match="'who\\?'.*no question"):
     leakage.report(
-      questions=QuestionFiles(str(questions)),
-      training=QuestionFiles(str(training)),
+      questions=QuestionOptions(str(questions)),
+      training=QuestionOptions(str(training)),
       output=tmp_path / 'x.jsonl',
       predictions=str(strange),
       progress=False,

@@ -1,6 +1,7 @@
 """The devices in place of the retrieval process: connecting, `ralm eval`."""
 
 import json
+import types
 
 import pytest
 
@@ -103,10 +104,8 @@ def test_backends_that_cannot_be(tmp_path):
 
 
 def test_lookahead_is_refused_where_order_matters():
-  class Strict:
-    needs_strict_order = True
-
-  connect.check_lookahead(Strict(), 0)
-  connect.check_lookahead(object(), 1)
+  strict, free = (types.SimpleNamespace(needs_strict_order=strict) for strict in (True, False))
+  connect.check_lookahead(strict, 0)
+  connect.check_lookahead(free, 1)
   with pytest.raises(ValueError, match='retrieval_lookahead to 0'):
-    connect.check_lookahead(Strict(), 1)
+    connect.check_lookahead(strict, 1)
