@@ -30,7 +30,7 @@ def first_day(text: str) -> int:
     ValueError: it is no date.
   """
   year, month, day = _parse(text)
-  return _days(text, year, 1 if month is None else month, 1 if day is None else day)
+  return _days(text, year, month or 1, day or 1)
 
 
 def last_day(text: str) -> int:
@@ -40,10 +40,9 @@ def last_day(text: str) -> int:
     ValueError: it is no date.
   """
   year, month, day = _parse(text)
-  if day is not None:
+  month = month or 12
+  if day:
     return _days(text, year, month, day)
-  if month is None or month == 12:
-    return _days(text, year, 12, 31)
   return _days(text, year, month, 1) + calendar.monthrange(year, month)[1] - 1
 
 
@@ -55,11 +54,12 @@ def text_of(days: int) -> str:
 
 
 def _parse(text: str) -> tuple[int, int | None, int | None]:
+  """Year, month and day; None for what is left open."""
   match = _LAYOUT.fullmatch(text)
-  if not match:
+  if not match or {'00', '0000'} & set(match.groups()):
     raise _error(text)
-  year, month, day = (part and int(part) for part in match.groups())
-  return year, month, day
+  month, day = (int(part) if part else None for part in match.groups()[1:])
+  return int(match[1]), month, day
 
 
 def _days(text: str, year: int, month: int, day: int) -> int:

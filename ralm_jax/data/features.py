@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -13,7 +14,7 @@ from ralm_jax.data import dates
 # of ids and of names of documents (`Passage.source_document`) as JSON, '' for
 # none, and the bound as in `QueryBatch.max_dates`. They are rows of no corpus
 # yet, so that a task can be cached.
-PASSAGE_FEATURES: Mapping[str, tf.Tensor] = {
+PASSAGE_FEATURES: Mapping[str, Any] = {
   'exclude_ids': tf.constant(''),
   'exclude_documents': tf.constant(''),
   'gold_ids': tf.constant(''),
@@ -43,7 +44,8 @@ class TokenIds(seqio.PassThroughVocabulary):
     return self._pad_id
 
   def __eq__(self, other: object) -> bool:
-    return super().__eq__(other) and self.pad_id == other.pad_id
+    same = isinstance(other, TokenIds) and self.pad_id == other.pad_id
+    return same and super().__eq__(other)
 
   def __str__(self) -> str:
     return f'TokenIds(size={self.size}, eos_id={self.eos_id}, pad_id={self.pad_id})'

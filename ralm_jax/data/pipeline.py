@@ -138,9 +138,9 @@ class DatasetIterator:
           'The examples exclude passages, but of which corpus is not known; '
           'call use_corpus(store) before reading batches.'
         )
-      exclude_ids, gold_ids = (), ()
+      exclude_ids, gold_ids = [], []
     if self._closed_book:
-      exclude_documents = ()
+      exclude_documents = []
     rows_of = self._rows_of or (lambda ids: None)
     size = len(arrays['target_tokens'])
     return QueryBatch(

@@ -45,13 +45,16 @@ class TextConfig:
   choice_prompt_length: int = 356
 
   def __post_init__(self):
-    for field, name in (('question_format', 'question'), ('target_format', 'answer')):
-      if '{' + name + '}' not in getattr(self, field):
-        raise ValueError(f'TextConfig.{field} {getattr(self, field)!r} must contain {{{name}}}.')
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.type == 'int' and value < 1:
-        raise ValueError(f'TextConfig.{field.name} must be at least 1, not {value}.')
+    for name, format, field in (
+      ('question_format', self.question_format, '{question}'),
+      ('target_format', self.target_format, '{answer}'),
+    ):
+      if field not in format:
+        raise ValueError(f'TextConfig.{name} {format!r} must contain {field}.')
+    for length in dataclasses.fields(self):
+      value = getattr(self, length.name)
+      if length.type == 'int' and value < 1:
+        raise ValueError(f'TextConfig.{length.name} must be at least 1, not {value}.')
 
   @property
   def closed_book(self) -> bool:

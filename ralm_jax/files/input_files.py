@@ -19,10 +19,9 @@ def expand_inputs(inputs: Path | Iterable[Path]) -> list[str]:
     FileNotFoundError: a glob that matches no file, or a missing file.
     ValueError: no inputs, or a folder.
   """
-  if isinstance(inputs, (str, os.PathLike)):
-    inputs = [inputs]
+  named = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
   paths: dict[str, str] = {}  # By real path.
-  for item in map(os.path.expanduser, map(os.fspath, inputs)):
+  for item in (os.path.expanduser(str(os.fspath(one))) for one in named):
     if os.path.isdir(item):
       raise ValueError(f'{item}: a folder; write {item.rstrip("/")}/*.jsonl for its files')
     if os.path.exists(item):

@@ -6,8 +6,12 @@ import contextlib
 import gzip
 import json
 import os
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 import zlib
+
+T = TypeVar('T')
+# Called with the error of what cannot be read, which is left out; None raises it.
+OnError = Callable[[ValueError], None] | None
 
 _GZIP_MAGIC = b'\x1f\x8b'
 _CHUNK = 1 << 20
@@ -20,9 +24,7 @@ _MOST = 64 << 20
 _MARGIN = 32
 
 
-def read_json_lines(
-  path: str, on_error: Callable[[ValueError], None] | None = None
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_json_lines(path: str, on_error: OnError = None) -> Iterator[tuple[int, dict[str, Any]]]:
   """Reads the objects of a jsonl file with the 1-based numbers of their lines.
 
   Args:
@@ -34,14 +36,20 @@ def read_json_lines(
       compressed data are damaged or cut short; names file:line.
   """
   for line, content in LineReader(path):
-    try:
-      row = object_of(content, f'{path}:{line}')
-    except ValueError as error:
-      if on_error is None:
-        raise
-      on_error(error)
-      continue
-    yield line, row
+    row = attempt(on_error, object_of, content, f'{path}:{line}')
+    if row is not None:
+      yield line, row
+
+
+def attempt(on_error: OnError, convert: Callable[..., T], *arguments: Any) -> T | None:
+  """What `convert` returns; None where its ValueError was told to `on_error`."""
+  try:
+    return convert(*arguments)
+  except ValueError as error:
+    if on_error is None:
+      raise
+    on_error(error)
+    return None
 
 
 class LineReader:
@@ -113,7 +121,7 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
     yield _unzipped(raw)
 
 
-def _unzipped(raw: BinaryIO) -> BinaryIO:
+def _unzipped(raw: BinaryIO) -> Any:
   zipped = raw.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
   raw.seek(0)
   return gzip.GzipFile(fileobj=raw) if zipped else raw

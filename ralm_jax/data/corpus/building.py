@@ -42,6 +42,11 @@ class Segment:
   contents: list[bytes]
   parse: Callable[[Line], Passage]
 
+  @property
+  def layout(self) -> str:
+    """As checksums of a corpus's lines have it."""
+    return 'parse_tsv' if self.parse is passages.parse_tsv else 'parse_jsonl'
+
   def lines(self) -> Iterator[Line]:
     """The lines with their numbers."""
     for number, content in enumerate(self.contents, start=self.first_number):
@@ -99,7 +104,7 @@ def read_chunks(paths: Sequence[str], shard_size: int) -> Iterator[Chunk]:
       return
     digest = hashlib.sha256()
     for segment in segments:
-      digest.update(f'{segment.parse.__name__} {len(segment.contents)}\n'.encode())
+      digest.update(f'{segment.layout} {len(segment.contents)}\n'.encode())
       digest.update(b''.join(segment.contents))
     yield Chunk(index, segments, digest.hexdigest(), position)
 
@@ -309,6 +314,8 @@ def _start_worker() -> None:
   # One worker is one core; the WordPiece library would start threads.
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'
   parent = multiprocessing.parent_process()
+  if parent is None:
+    return
 
   def end_with_parent():
     # A parent that was killed cannot tell its workers to end.

@@ -202,8 +202,12 @@ class ShardSet:
       rows = rows + 1
       same = rows < len(shard)
       same[same] = keys[rows[same]] == sources[same]
-      same = [
-        bool(like) and shard.id_of(row) == f'{ids[position]}#{number}'
-        for like, position, row in zip(same, positions.tolist(), rows.tolist())
-      ]
+      positions, rows, sources = positions[same], rows[same], sources[same]
+      same = np.array(
+        [
+          shard.id_of(row) == f'{ids[position]}#{number}'
+          for position, row in zip(positions.tolist(), rows.tolist())
+        ],
+        bool,
+      )
       positions, rows, sources = positions[same], rows[same], sources[same]

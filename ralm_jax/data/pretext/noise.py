@@ -9,8 +9,12 @@ becomes one sentinel. Counts are rounded as Python rounds, halves to even.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:  # Which would load jax.
+  from ralm_jax.losses.array_types import Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +41,9 @@ class NoiseConfig:
       )
 
   def counts(self, length: int, max_spans: int) -> tuple[int, int]:
-    """Masked tokens and masked spans of a sequence of `length` tokens.
+    """Masked tokens and masked spans of a sequence of `length` >= 2 tokens.
 
-    Returns:
-      Two numbers, such that every span, visible or masked, has a token.
+    Every span, visible or masked, has a token.
     """
     noise = max(round(length * self.density), 1)
     spans = max(round(noise / self.mean_span_length), 1)
@@ -50,37 +53,28 @@ class NoiseConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Spans:
-  """Lengths of alternating spans: visible, masked, visible, masked, ...
+  """Lengths of alternating spans, each at least 1: visible, masked, visible, masked, ..."""
 
-  Attributes:
-    visible: [n] int64, each at least 1.
-    masked: [n] int64, each at least 1.
-  """
-
-  visible: np.ndarray
-  masked: np.ndarray
+  visible: Int[np.ndarray, ' n']
+  masked: Int[np.ndarray, ' n']
 
 
 @dataclasses.dataclass(frozen=True)
 class Corrupted:
-  """A sequence whose masked spans were taken out.
+  """A sequence whose masked spans were taken out: a sentinel for each in `inputs`.
 
-  Attributes:
-    inputs: [length - masked + n] int32, a sentinel for each masked span.
-    targets: [masked + n] int32, each masked span behind its sentinel; one more
-      if there is a closing sentinel. No end of sequence.
+  Targets have each masked span behind its sentinel, and one more if there is a
+  closing sentinel, but no end of sequence.
   """
 
-  inputs: np.ndarray
-  targets: np.ndarray
+  inputs: Int[np.ndarray, ' s']
+  targets: Int[np.ndarray, ' t']
 
 
-def random_composition(total: int, parts: int, generator: np.random.Generator) -> np.ndarray:
-  """`parts` positive numbers that add up to `total`, each way equally likely.
-
-  Returns:
-    [parts] int64.
-  """
+def random_composition(
+  total: int, parts: int, generator: np.random.Generator
+) -> Int[np.ndarray, ' parts']:
+  """`parts` positive numbers that add up to `total`, each way equally likely."""
   bounds = np.empty(parts + 1, np.int64)
   bounds[0], bounds[-1] = 0, total
   bounds[1:-1] = generator.permutation(total - 1)[: parts - 1] + 1
@@ -104,15 +98,15 @@ def random_spans(
 
 
 def corrupt(
-  tokens: np.ndarray, spans: Spans, sentinels: np.ndarray, *, closing_sentinel: bool = False
+  tokens: Int[np.ndarray, ' s'],
+  spans: Spans,
+  sentinels: Int[np.ndarray, ' v'],
+  *,
+  closing_sentinel: bool = False,
 ) -> Corrupted:
-  """Puts sentinels in place of masked spans.
+  """Puts sentinels in place of masked spans, in the order of their ids' use.
 
-  Args:
-    tokens: [length] int, as many as `spans` add up to.
-    sentinels: [at least n] int, ids in the order of their use: T5's are 32099
-      and downwards. One more than n for a closing sentinel.
-    closing_sentinel: see `NoiseConfig`; left out where all are in use.
+  T5's are 32099 and downwards. A closing one is left out where all are in use.
   """
   count = len(spans.masked)
   ends = np.cumsum(spans.visible + spans.masked)
@@ -143,9 +137,7 @@ def longest_fitting(
 ) -> int:
   """The longest sequence of which no noise makes more tokens than fit.
 
-  Args:
-    input_length: tokens that inputs may have.
-    target_length: tokens that targets may have, end of sequence included.
+  Those of a target include its end of sequence.
 
   Raises:
     ValueError: not even two tokens fit.

@@ -16,6 +16,7 @@ import abc
 from collections.abc import Sequence
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from ralm_jax.data.pretext import noise, salient_spans
 from ralm_jax.data.pretext.salient_spans import Annotator
 from ralm_jax.data.pretext.tokens import PretextTokenizer, WordEncoder
 from ralm_jax.data.text.vocabularies import SentencePieceVocabulary
+
+if TYPE_CHECKING:  # Which would load jax.
+  from ralm_jax.losses.array_types import Int
 
 _NOTHING = np.zeros(0, np.int32)
 
@@ -40,10 +44,8 @@ class Source:
 class Example:
   """Token ids of one example, no longer than TextConfig says.
 
-  Attributes:
-    query: for the query encoder, special tokens included.
-    reader_query: what the reader's format puts in place of {query}.
-    target: for the reader, with its end of sequence if it fits.
+  The query has its special tokens, the target an end of sequence if it fits;
+  `reader_query` is what the reader's format puts in place of {query}.
   """
 
   query: list[int]
@@ -63,24 +65,19 @@ class Objective(abc.ABC):
 
   @abc.abstractmethod
   def prepare(
-    self, source: Source, tokenizer: PretextTokenizer, tokens: np.ndarray | None = None
-  ) -> np.ndarray | None:
-    """What is the same in every epoch, and so can be cached.
+    self, source: Source, tokenizer: PretextTokenizer, tokens: Int[np.ndarray, ' s'] | None = None
+  ) -> Int[np.ndarray, ' m'] | None:
+    """What is the same in every epoch, and so can be cached; `example` is given it.
 
-    Args:
-      source: not blank.
-      tokens: [n] the reader's ids of the text where they are known.
-
-    Returns:
-      [m] int32, which `example` is given; None where nothing can be learned
-      from the passage.
+    Tokens are the reader's ids of the text where they are known. None is returned
+    where nothing can be learned from the passage.
     """
 
   @abc.abstractmethod
   def example(
     self,
     source: Source,
-    prepared: np.ndarray,
+    prepared: Int[np.ndarray, ' m'],
     tokenizer: PretextTokenizer,
     generator: np.random.Generator,
   ) -> Example:
@@ -112,7 +109,7 @@ class MaskedSpans(Objective):
     return tokens if len(tokens) >= 2 else None
 
   def example(self, source, prepared, tokenizer, generator):
-    sentinels = _sentinels(tokenizer.reader.vocabulary)
+    sentinels = _sentinels(tokenizer.sentinel_vocabulary('MaskedSpans'))
     tokens = prepared[: self._limit(tokenizer)]
     corrupted = noise.corrupt(
       tokens,
@@ -134,7 +131,7 @@ class MaskedSpans(Objective):
       self.noise,
       tokenizer.text.reader_query_length,
       tokenizer.text.target_length,
-      tokenizer.reader.vocabulary.extra_ids,
+      tokenizer.sentinel_vocabulary('MaskedSpans').extra_ids,
     )
 
 

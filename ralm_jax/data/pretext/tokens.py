@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 import functools
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text.vocabularies import SentencePieceVocabulary, Vocabulary
+
+if TYPE_CHECKING:  # Which would load jax.
+  from ralm_jax.losses.array_types import Int
 
 
 class WordEncoder:
@@ -88,23 +92,24 @@ class Translator:
     self._begins = np.ones(vocabulary.vocab_size, bool)
     self._begins[: self._first_sentinel] = [' ' in vocabulary.decode([word, i]) for i in pieces]
 
-  def __call__(self, tokens: np.ndarray, limit: int) -> list[int]:
-    """No more than `limit` ids of tokens [n] int32, sentinels included."""
+  def __call__(self, tokens: Int[np.ndarray, ' n'], limit: int) -> list[int]:
+    """No more than `limit` ids of tokens, sentinels included."""
     begins = self._begins[tokens]
     # The end of a word behind a sentinel is looked up by itself.
     begins[1:] |= tokens[:-1] >= self._first_sentinel
     bounds = [*np.flatnonzero(begins).tolist(), len(tokens)]
     if bounds[0]:
       bounds.insert(0, 0)
-    tokens, ids = tokens.tolist(), []
+    listed: list[int] = tokens.tolist()
+    ids: list[int] = []
     if self._encoder.vocabulary.first_word_differs:
-      words = self._words(tokens[: bounds[1]])
+      words = self._words(listed[: bounds[1]])
       ids += self._encoder.encode_start(words)
       bounds.pop(0)
     for start, end in zip(bounds, bounds[1:]):
       if len(ids) >= limit:
         break
-      key = tuple(tokens[start:end])
+      key = tuple(listed[start:end])
       found = self._ids.get(key)
       if found is None:
         if len(self._ids) >= self._capacity:

@@ -9,14 +9,15 @@ retrieved for the question; here it is a text made of the pattern itself,
 
 from collections.abc import Iterable, Iterator
 import functools
+import importlib
 import itertools
 import re
-from re import (
-  _constants as codes,  # What `re` itself compiles from.
-  _parser,
-)
 from typing import Any
 import unicodedata
+
+# What `re` itself compiles from.
+codes = importlib.import_module('re._constants')
+_parser = importlib.import_module('re._parser')
 
 _FLAGS = re.IGNORECASE | re.UNICODE | re.MULTILINE
 _MOST_EXAMPLES = 64

@@ -71,12 +71,10 @@ class PromptTokenizer:
         tokenizer,
         self._max_question_tokens,
       )
-      query = tokenizer.text.query(shown.question)
+      text = tokenizer.text.query(shown.question)
       return PromptIds(
-        *(
-          np.asarray(ids, np.int32)
-          for ids in (tokenizer.retriever_query(query), tokenizer.reader_query(query))
-        )
+        np.asarray(tokenizer.retriever_query(text), np.int32),
+        np.asarray(tokenizer.reader_query(text), np.int32),
       )
     if number not in self._parts:
       self._parts[number] = self._tokenized(self._questions[number])
@@ -85,7 +83,7 @@ class PromptTokenizer:
       for side, literals in zip(self._parts[number], self._literals)
     )
     return PromptIds(
-      np.asarray(tokenizer.framed_query(query), np.int32),
+      np.asarray(tokenizer.framed_query(query.tolist()), np.int32),
       reader_query[: tokenizer.text.reader_query_length],
     )
 

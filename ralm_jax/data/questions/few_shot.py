@@ -18,16 +18,13 @@ from ralm_jax.files import json_records
 
 
 def choose(questions: Sequence[Question], shots: int, seed: int = 0) -> list[Question]:
-  """The `shots` questions with the smallest SHA-256 of 'seed:id:question'.
+  """The `shots` questions with the smallest SHA-256 of 'seed:id:question', in its order.
 
   The choice does not depend on the order of the questions, more shots contain
   the fewer, and other questions only ever take single places. An id made of file
   and line would change with the file, and counts as '' here; that is so of
   NQ-open, whose questions have no id. An id that occurs again counts as it is
   written, not as it is numbered.
-
-  Returns:
-    The questions in the order of their hashes.
 
   Raises:
     ValueError: there are fewer questions than shots.
@@ -65,17 +62,12 @@ class _Entry:
 
 
 def listed(questions: Sequence[Question], file: str | os.PathLike[str]) -> list[Question]:
-  """The questions that a list names, in its order.
+  """The questions of one file that a list names, in its order.
 
-  Args:
-    questions: of the one file that the list was made for.
-    file: a JSON array, or one entry a line. A number is the line in the original
-      file, counted from 0 (of a file that is one JSON value: the record), as in
-      the lists of Atlas and FiD; anything else, and a string of a JSON array, is
-      an id. Blank lines do not count.
-
-  Returns:
-    One question for each entry.
+  It is a JSON array, or one entry a line. A number is the line in the original
+  file, counted from 0 (of a file that is one JSON value: the record), as in the
+  lists of Atlas and FiD; anything else, and a string of a JSON array, is an id.
+  Blank lines do not count.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -87,7 +79,7 @@ def listed(questions: Sequence[Question], file: str | os.PathLike[str]) -> list[
   entries = _entries(path)
   if not entries:
     raise ValueError(f'{path}: lists no question')
-  by_line: dict[int, Question] = {}
+  known: dict[int | str, Question] = {question.id: question for question in questions}
   if any(isinstance(entry.value, int) for entry in entries):
     files = sorted({question.path for question in questions})
     if len(files) > 1:
@@ -96,11 +88,9 @@ def listed(questions: Sequence[Question], file: str | os.PathLike[str]) -> list[
         f'{len(files)} files ({files[0]}, {files[1]}, ...); give the one file '
         'that the list was made for'
       )
-    by_line = {question.line - 1: question for question in questions}
-  by_id = {question.id: question for question in questions}
+    known |= {question.line - 1: question for question in questions}
   chosen: dict[int | str, Question] = {}
   for entry in entries:
-    known = by_line if isinstance(entry.value, int) else by_id
     if entry.value not in known:
       what = (
         f'no question on line {entry.value} (counted from 0)'

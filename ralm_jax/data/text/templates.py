@@ -13,6 +13,8 @@ gives it (`leading_field` tells), and a leading title as the field
 `'' + ' / ' + text` does.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 import string
 from typing import TYPE_CHECKING
@@ -21,9 +23,10 @@ import numpy as np
 
 from ralm_jax.data import ragged
 from ralm_jax.data.ragged import RaggedTokens
+from ralm_jax.data.text.base_vocabulary import Vocabulary
 
-if TYPE_CHECKING:
-  from ralm_jax.data.text import vocabularies
+if TYPE_CHECKING:  # Which would load jax.
+  from ralm_jax.losses.array_types import Bool
 
 # Atlas's `encoder_format` and `retriever_format`.
 READER_FORMAT = '{query} title: {title} context: {text}'
@@ -86,61 +89,60 @@ class TokenTemplate:
     for index, literal in enumerate(literals):
       if index:
         self._parts.append(names[index - 1])
-      first = encode_start is not None and index == 0
-      ids = np.asarray((encode_start if first else encode)(literal.strip()), np.int32)
+      encode_literal = encode if index else encode_start or encode
+      ids = np.asarray(encode_literal(literal.strip()), np.int32)
       if len(ids):
         self._parts.append(ids)
     self.fields = tuple(dict.fromkeys(names))
 
   @classmethod
-  def for_reader(
-    cls, vocabulary: 'vocabularies.Vocabulary', format: str = READER_FORMAT
-  ) -> 'TokenTemplate':
+  def for_reader(cls, vocabulary: Vocabulary, format: str = READER_FORMAT) -> TokenTemplate:
     """Template of reader inputs: bos if there is one, query, passage, eos."""
-    return cls(
-      format,
-      vocabulary.encode,
-      encode_start=_encode_start(vocabulary),
-      prefix=vocabulary.reader_prefix,
-      suffix=[vocabulary.eos_id],
-      pad_id=vocabulary.pad_id,
-    )
+    return cls._of(vocabulary, format, vocabulary.reader_prefix, READER_FIELDS)
 
   @classmethod
   def for_retriever(
     cls,
-    vocabulary: 'vocabularies.Vocabulary',
+    vocabulary: Vocabulary,
     format: str = RETRIEVER_FORMAT,
     known_fields: Sequence[str] = RETRIEVER_FIELDS,
-  ) -> 'TokenTemplate':
+  ) -> TokenTemplate:
     """Template of encoder inputs: [CLS] … [SEP] for WordPiece, else … eos.
 
     With `format='{query}'` and `known_fields=('query',)` it is that of the
     query side.
     """
+    return cls._of(vocabulary, format, vocabulary.retriever_prefix, known_fields)
+
+  @classmethod
+  def _of(
+    cls, vocabulary: Vocabulary, format: str, prefix: Sequence[int], known_fields: Sequence[str]
+  ) -> TokenTemplate:
     return cls(
       format,
       vocabulary.encode,
-      encode_start=_encode_start(vocabulary),
-      prefix=vocabulary.retriever_prefix,
+      encode_start=vocabulary.encode_start if vocabulary.first_word_differs else None,
+      prefix=prefix,
       suffix=[vocabulary.eos_id],
       known_fields=known_fields,
       pad_id=vocabulary.pad_id,
     )
 
   def render(
-    self, fields: Mapping[str, RaggedTokens], length: int, *, has_passage: np.ndarray | None = None
+    self,
+    fields: Mapping[str, RaggedTokens],
+    length: int,
+    *,
+    has_passage: Bool[np.ndarray, ' n'] | None = None,
   ) -> RaggedTokens:
-    """Fills the fields and truncates on the right.
+    """Fills the fields with the tokens of N texts and truncates on the right.
 
     Args:
-      fields: for each field of the template the tokens of N texts.
-      length: most tokens of a result, prefix and suffix included.
-      has_passage: [N] bool; where False only `{query}` is written, without
-        literals and other fields. None means everywhere True.
-
-    Returns:
-      N sequences of at most `length` tokens; all end with the suffix.
+      fields: for each field of the template.
+      length: most tokens of a result, prefix and suffix included; all end with
+        the suffix.
+      has_passage: where False only `{query}` is written, without literals and
+        other fields. None means everywhere True.
 
     Raises:
       ValueError: a field is missing, the fields differ in N, or `length` does
@@ -206,10 +208,6 @@ def leading_field(format: str) -> str | None:
   """
   literals, names = _parse(format, READER_FIELDS)
   return None if literals[0].strip() else names[0]
-
-
-def _encode_start(vocabulary: 'vocabularies.Vocabulary') -> Callable[[str], Sequence[int]] | None:
-  return vocabulary.encode_start if vocabulary.first_word_differs else None
 
 
 def _start_field(format: str, names: Sequence[str]) -> str:

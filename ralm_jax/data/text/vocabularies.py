@@ -119,27 +119,21 @@ class SentencePieceVocabulary(Vocabulary):
     return self._processor.encode(texts, num_threads=1)
 
   def decode(self, ids: Iterable[int], keep_sentinels: bool = False) -> str:
-    """Text of `ids`.
+    """Text of `ids`, with sentinels as `<extra_id_i>` or without.
 
-    Args:
-      ids: token ids. Padding, eos and ids outside the vocabulary (models pad
-        their embedding table, T5's to 32,128 rows) are left out.
-      keep_sentinels: write sentinels as `<extra_id_i>` instead of leaving
-        them out.
+    Padding, eos and ids outside the vocabulary (models pad their embedding
+    table, T5's to 32,128 rows) are left out.
     """
     n_pieces = self._processor.vocab_size()
-    runs: list[list[int] | str] = [[]]
-    for token in ids:
-      token = int(token)
+    texts, run = [], []
+    for token in map(int, ids):
       if 0 <= token < n_pieces:
         if token not in (self.pad_id, self.eos_id):
-          runs[-1].append(token)
+          run.append(token)
       elif keep_sentinels and n_pieces <= token < self.vocab_size:
-        runs += [f'<extra_id_{self.vocab_size - 1 - token}>', []]
-    if not keep_sentinels:
-      return self._processor.decode(runs[0])
-    texts = (r if isinstance(r, str) else self._processor.decode(r) for r in runs)
-    return ' '.join(text for text in texts if text)
+        texts += [self._processor.decode(run), f'<extra_id_{self.vocab_size - 1 - token}>']
+        run = []
+    return ' '.join(text for text in (*texts, self._processor.decode(run)) if text)
 
 
 class WordPieceVocabulary(Vocabulary):

@@ -127,7 +127,7 @@ def _curated_trec(fields: Fields) -> dict[str, Any]:
   }
   name = fields.first(*_ANSWERS)
   answers = fields.answers(*_ANSWERS)
-  if answers is None:
+  if name is None or answers is None:
     return row
   for answer in answers:
     try:

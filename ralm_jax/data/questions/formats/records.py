@@ -12,20 +12,17 @@ import json
 from typing import Any
 
 from ralm_jax.files import json_records
-from ralm_jax.files.json_records import JsonReader
+from ralm_jax.files.json_records import JsonReader, OnError
 
-OnError = Callable[[ValueError], None] | None
 _TABLE_ENDINGS = ('.tsv', '.csv')
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """One question in our own layout.
+  """One question in our own layout, as a line of a 'qa' file has it.
 
-  Attributes:
-    number: 1-based line, or number of the record in a file of one value.
-    where: file and line or record, for errors.
-    row: `question`, `answers`, … as a line of a 'qa' file has them.
+  The number is that of the line, from 1, or of the record in a file of one value;
+  `where` says file and line or record, for errors.
   """
 
   number: int
@@ -167,7 +164,7 @@ class RecordFormat:
   """A published layout of question files.
 
   Attributes:
-    name: what users call it (`record_format`).
+    name: the user's `record_format`.
     expected: what a file holds, for errors.
     convert: makes a row of our own layout of a record's fields, or None to
       leave the record out.
@@ -198,13 +195,7 @@ class RecordFormat:
         and line or record.
     """
     for record in self.layout(path, on_error):
-      try:
-        row = self.convert(Fields(record, require_answers))
-      except ValueError as error:
-        if on_error is None:
-          raise
-        on_error(error)
-        continue
+      row = json_records.attempt(on_error, self.convert, Fields(record, require_answers))
       if row is not None:
         yield dataclasses.replace(record, row=row)
 
@@ -240,14 +231,16 @@ def array_in_object(path: str, name: str, on_error: OnError = None) -> Iterator[
 
 def _elements(reader: JsonReader, path: str, on_error: OnError) -> Iterator[Record]:
   for number, _ in enumerate(reader.elements(), start=1):
-    where, row = f'{path}: record {number}', reader.value(f'record {number}')
-    if isinstance(row, dict):
+    where, value = f'{path}: record {number}', reader.value(f'record {number}')
+    row = json_records.attempt(on_error, _object, value, where)
+    if row is not None:
       yield Record(number, where, row)
-      continue
-    error = ValueError(f'{where}: expected an object, found {json_records.kind(row)}')
-    if on_error is None:
-      raise error
-    on_error(error)
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+  if not isinstance(value, dict):
+    raise ValueError(f'{where}: expected an object, found {json_records.kind(value)}')
+  return value
 
 
 def first_character(path: str) -> str:
@@ -278,14 +271,9 @@ def table(path: str, on_error: OnError = None) -> Iterator[Record]:
   """
   for line, content in json_records.LineReader(path):
     where = f'{path}:{line}'
-    try:
-      row = _columns(content, where)
-    except ValueError as error:
-      if on_error is None:
-        raise
-      on_error(error)
-      continue
-    yield Record(line, where, row)
+    row = json_records.attempt(on_error, _columns, content, where)
+    if row is not None:
+      yield Record(line, where, row)
 
 
 def _columns(content: bytes, where: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def _templama(fields: Fields) -> dict[str, Any]:
   answers = (
     [fields.object('answer')]
     if isinstance(fields.get('answer'), dict)
-    else fields.objects('answer')
+    else fields.objects('answer') or []
   )
   return {**row, 'answers': list(dict.fromkeys(answer.text('name') for answer in answers))}
 
