@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-import functools
+from collections.abc import Sequence
 import json
 import os
 from typing import Any
 
 import numpy as np
-import seqio
 import tensorflow as tf
 
 from ralm_jax.data.questions import multiple_choice
@@ -90,11 +88,7 @@ def mmlu_task(
     examples[split] = _Permuted(questions, kind, tokenizer, length, mixed=split == 'train')
   return registration.register(
     name,
-    seqio.FunctionDataSource(
-      functools.partial(_dataset, examples),
-      splits=list(examples),
-      num_input_examples={s: len(rows) for s, rows in examples.items()},
-    ),
+    registration.in_memory(_dataset, examples),
     registration.drawn_answers(tokenizer),
     tokenizer,
   )
@@ -138,9 +132,8 @@ def _of_subjects(
 class _Permuted:
   """Every order of every question, tokenised when it is asked for.
 
-  Attributes:
-    pairs: int32 [n, 2], a question's position and the number of its order. All
-      questions come once, in one of their orders each, before any comes again.
+  `pairs` [n, 2] are a question's position and the number of its order. All
+  questions come once, in one of their orders each, before any comes again.
   """
 
   def __init__(
@@ -177,12 +170,7 @@ class _Permuted:
     return len(self.pairs)
 
   def example(self, number: int, order: int) -> tuple[Any, ...]:
-    """One question in one of its orders.
-
-    Returns:
-      The strings of `_STRINGS`, the answers' letters, the latest date, and the
-      prompt for the query encoder and for the reader.
-    """
+    """One question in one of its orders: `_STRINGS`, answers, latest date, both prompts."""
     question = self._questions[number]
     chosen = self._orders[len(question.options)][order]
     letters = multiple_choice.permuted(question, chosen)
@@ -201,15 +189,8 @@ class _Permuted:
     )
 
 
-def _dataset(
-  examples: Mapping[str, _Permuted],
-  split: str,
-  shuffle_files: bool = False,
-  seed: int | None = None,
-) -> tf.data.Dataset:
+def _dataset(permuted: _Permuted) -> tf.data.Dataset:
   """from_tensor_slices of numbers keeps the iterator checkpointable."""
-  del shuffle_files, seed
-  permuted = examples[split]
 
   def convert(pair: tf.Tensor) -> dict[str, tf.Tensor]:
     types = [tf.string] * (len(_STRINGS) + 1) + [tf.int32] * 3

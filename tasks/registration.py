@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 import dataclasses
 import functools
 import json
@@ -154,14 +154,23 @@ def register_questions(
   """Registers a task of questions in memory and returns its name."""
   return register(
     name,
-    seqio.FunctionDataSource(
-      functools.partial(_dataset, splits),
-      splits=list(splits),
-      num_input_examples={s: len(rows) for s, rows in splits.items()},
-    ),
+    in_memory(_dataset, splits),
     [functools.partial(tokenize_queries, tokenizer=tokenizer), *drawn_answers(tokenizer)],
     tokenizer,
   )
+
+
+def in_memory(
+  dataset_of: Callable[[Any], tf.data.Dataset], splits: Mapping[str, Sized]
+) -> seqio.DataSource:
+  """A source of what each split holds."""
+
+  def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
+    del shuffle_files, seed
+    return dataset_of(splits[split])
+
+  sizes = {split: len(rows) for split, rows in splits.items()}
+  return seqio.FunctionDataSource(dataset, splits=list(splits), num_input_examples=sizes)
 
 
 def drawn_answers(tokenizer: QueryTokenizer) -> list[Any]:
@@ -223,15 +232,8 @@ def output_features(tokenizer: QueryTokenizer) -> Mapping[str, seqio.Feature]:
   }
 
 
-def _dataset(
-  loaded: Mapping[str, Sequence[Question]],
-  split: str,
-  shuffle_files: bool = False,
-  seed: int | None = None,
-) -> tf.data.Dataset:
-  """In-memory questions; from_tensor_slices keeps the iterator checkpointable."""
-  del shuffle_files, seed
-  rows = loaded[split]
+def _dataset(rows: Sequence[Question]) -> tf.data.Dataset:
+  """from_tensor_slices keeps the iterator checkpointable."""
   return tf.data.Dataset.from_tensor_slices(
     {
       'id': tf.constant([row.id for row in rows]),

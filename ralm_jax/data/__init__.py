@@ -1,1 +1,1 @@
-"""data"""
+"""Text to arrays: vocabularies, corpora, questions, pretext objectives and the pipeline."""

@@ -55,17 +55,12 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-  """The lines of one shard.
-
-  Attributes:
-    source: checksum of the lines.
-    position: bytes of all files read when the chunk was complete.
-  """
+  """The lines of one shard."""
 
   index: int
   segments: list[Segment]
-  source: str
-  position: int
+  source: str  # Checksum of the lines.
+  position: int  # Bytes of all files read when the chunk was complete.
 
 
 def shard_path(directory: pathlib.Path, index: int) -> pathlib.Path:

@@ -22,17 +22,11 @@ FILE_NAME = 'manifest.json'
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyEntry:
-  """A vocabulary of a corpus.
+  """A vocabulary of a corpus."""
 
-  Attributes:
-    file: name of its copy in the corpus folder.
-    fingerprint: `Vocabulary.fingerprint`, a checksum of file and options.
-    extra_ids: sentinels of a SentencePiece vocabulary; else 0.
-  """
-
-  file: str
+  file: str  # Name of its copy in the corpus folder.
   fingerprint: str
-  extra_ids: int
+  extra_ids: int  # Sentinels of a SentencePiece vocabulary; else 0.
   vocab_size: int
 
   @classmethod
@@ -180,13 +174,10 @@ class Manifest:
         if shard.source
         else 'it holds passages added later: restore it from a copy'
       )
-      problem = (
-        'missing'
-        if found is None
-        else f'truncated: found {found:,} bytes'
-        if found < shard.bytes
-        else f'too long: found {found:,} bytes'
-      )
+      problem = 'missing'
+      if found is not None:
+        how = 'truncated' if found < shard.bytes else 'too long'
+        problem = f'{how}: found {found:,} bytes'
       raise ValueError(f'{path}: {problem}, expected {shard.bytes:,}; {remedy}')
 
 

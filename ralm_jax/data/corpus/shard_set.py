@@ -54,14 +54,7 @@ class ShardSet:
     cut: bool,
     opened: Mapping[str, Shard] | None = None,
   ):
-    """Opens nothing yet.
-
-    Args:
-      directory: of the files.
-      entries: in row order.
-      cut: whether the corpus cuts long passages (`shards.Shard`).
-      opened: shards of these files that are open already.
-    """
+    """Opens nothing yet; `cut` tells whether the corpus cuts long passages."""
     self.directory = directory
     self.entries = tuple(entries)
     self._cut = cut

@@ -29,12 +29,9 @@ _WORD = re.compile(r'\S+')
 def orderings(n_options: int, permutations: str) -> list[tuple[int, ...]]:
   """Orders in which options are shown, the original one first.
 
-  Args:
-    permutations: 'single' is the original order alone; 'cyclic' its rotations,
-      the last option first, then the last two, ...; 'all' every order.
-
-  Returns:
-    Tuples; letter i stands for option `order[i]`.
+  Letter i stands for option `order[i]`. 'single' is the original order alone;
+  'cyclic' its rotations, the last option first, then the last two, ...; 'all'
+  every order.
 
   Raises:
     ValueError: an unknown kind, or all orders of too many options.
@@ -61,30 +58,16 @@ def permuted(question: Question, order: Sequence[int]) -> Question:
 
   The answer's letter follows its option by position, so that options of equal
   text are told apart. (Atlas takes the first letter with the answer's text.)
-
-  Args:
-    order: letter i stands for option `order[i]`.
+  Letter i then stands for option `order[i]`.
   """
-  order = list(order)
-  letters = (LETTERS[order.index(LETTERS.index(answer))] for answer in question.answers)
+  moved = {LETTERS[option]: LETTERS[i] for i, option in enumerate(order)}
   return dataclasses.replace(
     question,
     options=tuple(question.options[option] for option in order),
-    answers=tuple(letters),
+    answers=tuple(moved[answer] for answer in question.answers),
     # A letter that was to be trained on has moved, too.
-    target=None
-    if question.target is None
-    else LETTERS[order.index(LETTERS.index(question.target))],
+    target=None if question.target is None else moved[question.target],
   )
-
-
-def expand(questions: Sequence[Question], permutations: str) -> list[Question]:
-  """Every order of every question; those of one question follow each other."""
-  return [
-    permuted(question, order)
-    for question in questions
-    for order in orderings(len(question.options), permutations)
-  ]
 
 
 def prompt(
@@ -102,9 +85,7 @@ def prompt(
   Unlike Atlas, which decodes the tokens that are left, this keeps the text as
   it is written, with unknown characters and with spaces before punctuation.
 
-  Args:
-    tokenizer: whose question_format and reader vocabulary count.
-    max_question_tokens: of the whole prompt; None for any number.
+  `max_question_tokens` None stands for any number.
   """
   options = listed(question.options)
   text = question.question.strip()
@@ -170,15 +151,12 @@ def check(questions: Sequence[Question]) -> None:
       raise ValueError(
         f"{where}: field 'options' is missing; a multiple choice needs the texts of its options"
       )
-    letters = LETTERS[: len(question.options)]
-    for field, value in (
-      ('answers', question.answers),
-      ('target', (question.target or letters[0],)),
-    ):
-      wrong = [answer for answer in value if answer not in tuple(letters)]
-      if wrong:
+    letters = tuple(LETTERS[: len(question.options)])
+    named = [('answers', answer) for answer in question.answers]
+    for field, answer in (*named, ('target', question.target or letters[0])):
+      if answer not in letters:
         raise ValueError(
-          f'{where}: field {field!r}: {wrong[0]!r:.40} is not one of the '
+          f'{where}: field {field!r}: {answer!r:.40} is not one of the '
           f"options' letters {', '.join(letters)}"
         )
 
@@ -190,11 +168,9 @@ def check_lengths(
 ) -> None:
   """Raises ValueError where the reader would not see all options.
 
-  Args:
-    questions: as read; only their original order is looked at.
-    tokenizer: whose `reader_query_length` must hold the prompts.
-    max_question_tokens: of `prompt`. Prompts that are longer, because their
-      options alone are, are let through; the log says how many.
+  Only their original order is looked at. Prompts of more than
+  `max_question_tokens`, because their options alone are longer, are let through;
+  the log says how many.
   """
   vocabulary, text = tokenizer.reader_vocabulary, tokenizer.text
   prompts = (text.query(prompt(question, tokenizer, max_question_tokens)) for question in questions)
@@ -204,15 +180,14 @@ def check_lengths(
     length for length in lengths if max_question_tokens is None or length < max_question_tokens
   ]
   needed = max(bounded, default=0)
+  cut = sum(length > text.reader_query_length for length in lengths)
   if needed > text.reader_query_length:
-    cut = sum(length > text.reader_query_length for length in lengths)
     raise ValueError(
       f'{cut} of {len(lengths)} multiple-choice prompts are longer than '
       f'TextConfig.reader_query_length = {text.reader_query_length}, so that '
       f'their last options would be cut off; set it to {needed} or more '
       f'(ralm eval: --text reader_query_length={needed}).'
     )
-  cut = sum(length > text.reader_query_length for length in lengths)
   if cut:
     logging.warning(
       'The options of %d questions alone are longer than reader_query_length '

@@ -29,15 +29,10 @@ _LETTERS = string.ascii_uppercase
 
 @dataclasses.dataclass(frozen=True)
 class FilePassage:
-  """A passage that the question file supplies.
+  """A passage that the question file supplies, as written."""
 
-  Attributes:
-    id: as written; '' where there is none.
-    title: with the section, `title: section`, where there is one.
-  """
-
-  id: str
-  title: str
+  id: str  # '' where there is none.
+  title: str  # `title: section`, where there is a section.
   text: str
 
 
@@ -46,10 +41,7 @@ def parse(
 ) -> dict[str, Any]:
   """Arguments of a `Question`, but for `line` and `path`.
 
-  Args:
-    position_id: what a row without id is called.
-    require_answers: whether a row without an answer is an error.
-    metrics: of a row that names none.
+  A row without id gets `position_id`, one that names no metrics gets `metrics`.
 
   Raises:
     ValueError: a field is missing or of the wrong type; names `where`.

@@ -10,28 +10,17 @@ Path = str | pathlib.Path
 
 
 class Vocabulary(abc.ABC):
-  """Text to token ids and back.
-
-  Attributes:
-    vocab_size: number of ids, sentinels included.
-    pad_id: id that fills arrays behind the last token.
-    eos_id: id that ends a sequence (`</s>`, or `[SEP]` for WordPiece).
-    unk_id: id of whatever the vocabulary cannot write.
-    bos_id: id that begins a sequence; None where there is no such thing.
-    fingerprint: SHA-256 of the content and of the options that change ids.
-    first_word_differs: whether `encode_start` may differ from `encode`.
-    suffix: of the file that `save` writes.
-  """
+  """Text to token ids and back."""
 
   path: pathlib.Path
-  vocab_size: int
-  pad_id: int
-  eos_id: int
-  unk_id: int
-  bos_id: int | None = None
-  fingerprint: str
-  first_word_differs: bool = False
-  suffix: str
+  vocab_size: int  # Sentinels included.
+  pad_id: int  # Fills arrays behind the last token.
+  eos_id: int  # Ends a sequence: `</s>`, or `[SEP]` for WordPiece.
+  unk_id: int  # Of whatever the vocabulary cannot write.
+  bos_id: int | None = None  # Begins a sequence, where there is such a thing.
+  fingerprint: str  # SHA-256 of the content and of the options that change ids.
+  first_word_differs: bool = False  # Whether `encode_start` may differ from `encode`.
+  suffix: str  # Of the file that `save` writes.
 
   @abc.abstractmethod
   def encode(self, text: str) -> list[int]:
@@ -64,11 +53,7 @@ class Vocabulary(abc.ABC):
     return self.reader_prefix
 
   def save(self, directory: Path, stem: str) -> str:
-    """Writes the vocabulary as one file that `load_vocabulary` reads.
-
-    Returns:
-      The file's name. A file that is there and the same stays as it is.
-    """
+    """Writes one file that `load_vocabulary` reads, unless it is there; returns its name."""
     return write_copy(read_file(self.path), directory, stem + self.suffix)
 
   def __repr__(self) -> str:

@@ -65,9 +65,8 @@ class SentencePieceVocabulary(Vocabulary):
     self.eos_id = self._special_id('eos_id')
     self.unk_id = self._special_id('unk_id')
     self._refuse_pieces_across_whitespace()
-    digest = hashlib.sha256(f'sentencepiece extra_ids={extra_ids}\n'.encode())
-    digest.update(content)
-    self.fingerprint = digest.hexdigest()
+    name = f'sentencepiece extra_ids={extra_ids}\n'.encode()
+    self.fingerprint = hashlib.sha256(name + content).hexdigest()
 
   def _special_id(self, name: str) -> int:
     value = getattr(self._processor, name)()
@@ -176,16 +175,10 @@ class WordPieceVocabulary(Vocabulary):
     self.pad_id, self.unk_id = ids['[PAD]'], ids['[UNK]']
     self.cls_id, self.sep_id = ids['[CLS]'], ids['[SEP]']
     self.eos_id = self.sep_id
-    digest = hashlib.sha256(b'wordpiece uncased\n')
-    digest.update(content)
-    self.fingerprint = digest.hexdigest()
+    self.fingerprint = hashlib.sha256(b'wordpiece uncased\n' + content).hexdigest()
 
   def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-    """Token ids of `text`.
-
-    Args:
-      add_special_tokens: put `[CLS]` before and `[SEP]` behind.
-    """
+    """Token ids of `text`, with or without `[CLS]` before and `[SEP]` behind."""
     return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
   def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[list[int]]:
@@ -202,15 +195,11 @@ class WordPieceVocabulary(Vocabulary):
 
 
 def load_vocabulary(path: Path, extra_ids: int = 100) -> Vocabulary:
-  """Reads a vocabulary file of any kind.
+  """Reads a vocabulary file of any kind; the content decides, not the name.
 
-  Args:
-    path: a SentencePiece model (`*.model`), a BERT `vocab.txt`, a byte-level
-      BPE's `tokenizer.json`, or its `vocab.json` with `merges.txt` beside it.
-    extra_ids: number of sentinels of a SentencePiece vocabulary.
-
-  Returns:
-    The vocabulary. The content decides, not the name.
+  It is a SentencePiece model (`*.model`), which gets `extra_ids` sentinels, a
+  BERT `vocab.txt`, a byte-level BPE's `tokenizer.json`, or its `vocab.json` with
+  `merges.txt` beside it.
 
   Raises:
     FileNotFoundError: there is no such file.

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -198,3 +200,13 @@ def test_real_passages(shared_data):
   assert by_id[first['id']].merged_title == (
     f'{first["title"]}: {first["section"]}' if first['section'] else first['title']
   )
+
+
+def test_the_package_loads_arrow_late():
+  code = (
+    'import sys, ralm_jax.data.corpus.identifiers\n'
+    'assert "pyarrow" not in sys.modules and "jax" not in sys.modules\n'
+    'from ralm_jax.data.corpus import Passage, PassageStore, build_corpus\n'
+    'assert "pyarrow" in sys.modules and "jax" not in sys.modules'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)
