@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 from typing import Any
 
 import numpy as np
@@ -20,21 +19,18 @@ from ralm_jax.data.pipeline import UnboundTask
 from ralm_jax.data.questions import answer_patterns, few_shot, reading
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.text import vocabularies
+from ralm_jax.data.text.base_vocabulary import Path, Vocabulary
 from ralm_jax.data.text.tokenization import QueryTokenizer
-from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.data.text_config import TextConfig
 
 
 def read_splits(
   splits: Mapping[str, Any],
   *,
-  require_answers: bool = True,
-  duplicate_ids: str = 'number',
-  record_format: str = 'qa',
-  on_error: str = 'raise',
   shots: int | None = None,
   shots_seed: int = 0,
   shots_list: str | None = None,
+  **options: Any,
 ) -> dict[str, list[Question]]:
   """Reads the files of each split; a bad line is reported before anything runs.
 
@@ -43,14 +39,12 @@ def read_splits(
 
   Args:
     splits: files or globs by split; None where there is none.
-    require_answers: whether a question without an answer is an error;
-      otherwise it is left out.
-    duplicate_ids: 'error', or 'number' to tell equal ids apart.
-    record_format: of the files, one of `catalogue.FORMATS`.
-    on_error: 'raise', or 'skip' to leave malformed records out.
     shots: only so many training questions, chosen by hash (`few_shot.choose`).
     shots_seed: of the choice.
     shots_list: file that lists the training questions to take instead.
+    **options: `record_format`, `on_error`, `require_answers` and `duplicate_ids`
+      of `reading.read_questions`; by default equal ids are numbered. What has no
+      answer is left out, if it is no error.
 
   Raises:
     ValueError: no file is given, a line is wrong (with file and line), or a
@@ -61,18 +55,11 @@ def read_splits(
     raise ValueError(
       'The task needs files: bind its `train` or `validation`, e.g. qa.jsonl_task.train.'
     )
+  options = {'duplicate_ids': 'number', **options}
   loaded = {
     split: [
       question
-      for question in _with_targets(
-        reading.read_questions(
-          paths,
-          require_answers=require_answers,
-          duplicate_ids=duplicate_ids,
-          record_format=record_format,
-          on_error=on_error,
-        )
-      )
+      for question in _with_targets(reading.read_questions(paths, **options))
       # The numbers of a list are positions in the file.
       if _is_answered(question) or (split == 'train' and shots_list)
     ]
@@ -135,16 +122,13 @@ def choose_shots(
 
 def make_tokenizer(
   text: TextConfig | None,
-  reader_vocabulary: str | os.PathLike[str] | Vocabulary,
-  retriever_vocabulary: str | os.PathLike[str] | Vocabulary,
+  reader_vocabulary: Path | Vocabulary,
+  retriever_vocabulary: Path | Vocabulary,
 ) -> QueryTokenizer:
   """Of formats (None for the default ones) and of vocabularies or their files."""
   return QueryTokenizer(
     text or TextConfig(),
-    *(
-      one if isinstance(one, Vocabulary) else vocabularies.load_vocabulary(one)
-      for one in (reader_vocabulary, retriever_vocabulary)
-    ),
+    *map(vocabularies.load_vocabulary, (reader_vocabulary, retriever_vocabulary)),
   )
 
 

@@ -59,33 +59,23 @@ class RetrievalFeatureConverter(seqio.FeatureConverter):
   too; where it has none, nothing is excluded.
   """
 
-  TASK_FEATURES = {
-    'query': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
-    'reader_query': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
-    'targets': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+  _NAMES = {
+    'query': 'query_tokens',
+    'reader_query': 'reader_query_tokens',
+    'targets': 'target_tokens',
   }
+  TASK_FEATURES = dict.fromkeys(_NAMES, seqio.FeatureConverter.FeatureSpec(dtype=tf.int32))
   MODEL_FEATURES = {
-    'query_tokens': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
-    'reader_query_tokens': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
-    'target_tokens': seqio.FeatureConverter.FeatureSpec(dtype=tf.int32),
+    **dict.fromkeys(_NAMES.values(), seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)),
     **{
       name: seqio.FeatureConverter.FeatureSpec(dtype=value.dtype, rank=0)
       for name, value in PASSAGE_FEATURES.items()
     },
   }
   PACKING_FEATURE_DTYPES = None
-  _NAMES = {
-    'query': 'query_tokens',
-    'reader_query': 'reader_query_tokens',
-    'targets': 'target_tokens',
-  }
 
   def __init__(self, pack: bool = False, *, pad_ids: Mapping[str, int] | None = None, **options):
-    """Sets what fills arrays.
-
-    Args:
-      pack: must be False, as users of seqio say it.
-      pad_ids: of `query`, `reader_query` and `targets`; 0 where none is given.
+    """Sets what fills arrays: 0 where `pad_ids` have none of a task's feature.
 
     Raises:
       ValueError: examples are to be packed.

@@ -257,7 +257,7 @@ def build_corpus(
       raise ValueError(f'{name} must be at least 1, found {count}')
   paths = input_files.expand_inputs(inputs)
   by_role = {
-    role: (v if isinstance(v, Vocabulary) else vocabularies.load_vocabulary(v))
+    role: vocabularies.load_vocabulary(v)
     for role, v in (('reader', reader_vocabulary), ('retriever', retriever_vocabulary))
   }
   settings = Settings({role: VocabularyEntry.of(role, v) for role, v in by_role.items()}, max_words)

@@ -194,8 +194,10 @@ class WordPieceVocabulary(Vocabulary):
     return [self.cls_id]
 
 
-def load_vocabulary(path: Path, extra_ids: int = 100) -> Vocabulary:
+def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary:
   """Reads a vocabulary file of any kind; the content decides, not the name.
+
+  What is a vocabulary already is returned as it is.
 
   It is a SentencePiece model (`*.model`), which gets `extra_ids` sentinels, a
   BERT `vocab.txt`, a byte-level BPE's `tokenizer.json`, or its `vocab.json` with
@@ -205,6 +207,8 @@ def load_vocabulary(path: Path, extra_ids: int = 100) -> Vocabulary:
     FileNotFoundError: there is no such file.
     ValueError: the file is no vocabulary of these kinds.
   """
+  if isinstance(path, Vocabulary):
+    return path
   path = pathlib.Path(path)
   content = base_vocabulary.read_file(path)
   # A SentencePiece model is a protocol buffer whose first field is a piece.
