@@ -78,20 +78,16 @@ class OurReader:
   def prepare(self, tokens: np.ndarray, mask: np.ndarray, num_beams: int):
     """-> a function that decodes: int32 [batch, target_length]."""
     from ralm_jax.decoding import options  # pylint: disable=g-import-not-at-top
-    from ralm_jax.models import prediction
+    from ralm_jax.models.generation import Generation
+    from ralm_jax.models.prediction import ReadPassages
+    from ralm_jax.models.readings import Fusion
 
     choices = options.DecodingOptions(num_beams=num_beams, min_length=self.length)
+    generation = Generation(self.length, choices)
     run = self.partitioner.partition(
-      lambda params, tokens, mask: prediction.predict(
-        self.reader,
-        params,
-        tokens,
-        mask,
-        reading='fusion',
-        log_prior=None,
-        max_length=self.length,
-        options=choices,
-      ).tokens[:, 0]
+      lambda params, tokens, mask: (
+        Fusion().predict(ReadPassages(self.reader, params, tokens, mask, generation)).tokens[:, 0]
+      )
     )
     return lambda: np.asarray(run(self.params, *self.partitioner.put_batch((tokens, mask))))
 

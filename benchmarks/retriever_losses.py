@@ -76,7 +76,7 @@ def make_steps(flags: argparse.Namespace, passages: int):
   class WithoutGoldScores(retrieval_lm.RetrievalLM):
     """The peer: every passage is as good as any other."""
 
-    def gold_scores(self, passes, batch, attention_norms=None):
+    def gold_scores(self, passes, batch):
       return {'perplexity': jnp.zeros(batch.passage_mask.shape, jnp.float32)}
 
   overrides = dict(dtype=flags.dtype, remat_policy=flags.remat_policy, dropout_rate=flags.dropout)

@@ -194,7 +194,5 @@ def with_text(spec: Specification, **changes: Any) -> Specification:
 def without_passages(spec: Specification) -> Specification:
   """The same reader, closed-book: it reads the query alone."""
   if spec.model.marginalizes:
-    spec = dataclasses.replace(
-      spec, model=dataclasses.replace(spec.model, reading='fusion', train_retriever=False)
-    )
+    spec = dataclasses.replace(spec, model=spec.model.closed_book())
   return with_text(spec, reader_format=templates.CLOSED_BOOK_FORMAT)

@@ -18,33 +18,25 @@ from ralm_jax.decoding import top_k
 from ralm_jax.decoding.constraints import Constraints
 from ralm_jax.decoding.options import DecodingOptions
 from ralm_jax.decoding.stepper import Cache, Decoded, Stepper
+from ralm_jax.losses.array_types import Array, Bool, Float, Int, Shaped
 
-Array = jax.Array
 # Finite, so that sequences pushed down by it keep their order among them.
 _DOWN = -1e9
 
 
 @flax.struct.dataclass
 class _Sequences:
-  """Sequences of each example, best first.
+  """Sequences of each example, best first."""
 
-  Attributes:
-    tokens: int32 [batch, n, max_length].
-    scores: float32 [batch, n]; normalised by length once they have ended.
-    log_probs: float32 [batch, n], the model's, forced tokens included.
-    ended: bool [batch, n].
-  """
+  tokens: Int[Array, 'b n max_length']
+  scores: Float[Array, 'b n']  # normalised by length once they have ended
+  log_probs: Float[Array, 'b n']  # the model's, forced tokens included
+  ended: Bool[Array, 'b n']
 
-  tokens: Array
-  scores: Array
-  log_probs: Array
-  ended: Array
-
-  def take(self, index: Array) -> _Sequences:
-    """index: int32 [batch, m] -> m sequences an example."""
+  def take(self, index: Int[Array, 'b m']) -> _Sequences:
     return jax.tree.map(lambda array: _take(array, index), self)
 
-  def best(self, count: int) -> tuple[_Sequences, Array]:
+  def best(self, count: int) -> tuple[_Sequences, Int[Array, 'b {count}']]:
     """The `count` of highest score, and which they were."""
     index = top_k.top_k(self.scores, count)[1]
     return self.take(index), index
@@ -55,34 +47,27 @@ class _Search:
   """State between two tokens.
 
   Attributes:
-    step: int32 [], tokens produced so far.
+    step: tokens produced so far.
     running: the beams.
-    parents: int32 [batch, beams], the row of the cache that each continues.
+    parents: the row of the cache that each continues.
     finished: as many sequences that have ended; a place is empty while its
       `ended` is false.
-    improvable: bool [batch], whether a running beam may yet pass a finished
-      one; false for good once it is false.
-    going_on: bool [], whether any example needs another token.
-    cache: the stepper's.
+    improvable: whether a running beam may yet pass a finished one; false for
+      good once it is false.
+    going_on: whether any example needs another token.
   """
 
-  step: Array
+  step: Int[Array, '']
   running: _Sequences
-  parents: Array
+  parents: Int[Array, 'b beams']
   finished: _Sequences
-  improvable: Array
-  going_on: Array
+  improvable: Bool[Array, ' b']
+  going_on: Bool[Array, '']
   cache: Cache
 
 
 def beam_search(stepper: Stepper, options: DecodingOptions, constraints: Constraints) -> Decoded:
-  """The `options.num_return` best sequences that a search finds.
-
-  Args:
-    stepper: the model.
-    options: num_beams, length_penalty, early_stopping and num_return are read.
-    constraints: of the sequences.
-  """
+  """The `options.num_return` best sequences that a search finds."""
   beams = options.num_beams
   logits, cache = stepper.start()
   batch, vocab = logits.shape
@@ -134,16 +119,12 @@ def _nothing(batch: int, options: DecodingOptions, constraints: Constraints) -> 
 
 
 def _extend(
-  search: _Search, logits: Array, options: DecodingOptions, constraints: Constraints
+  search: _Search,
+  logits: Float[Array, 'b beams v'],
+  options: DecodingOptions,
+  constraints: Constraints,
 ) -> _Search:
-  """Continues every beam by a token and decides whether to go on.
-
-  Args:
-    search: the state; its cache is left alone.
-    logits: float32 [batch, beams, vocab], of the next token.
-    options: of the search.
-    constraints: of the sequences.
-  """
+  """Continues every beam by a token and decides whether to go on; leaves the cache."""
   beams, step = options.num_beams, search.step
   # In double precision on the host, as Python does it.
   penalties = jnp.asarray(
@@ -186,21 +167,16 @@ def _extend(
 
 
 def _candidates(
-  running: _Sequences, logits: Array, step: Array, constraints: Constraints
-) -> tuple[_Sequences, Array]:
+  running: _Sequences,
+  logits: Float[Array, 'b beams v'],
+  step: Int[Array, ''],
+  constraints: Constraints,
+) -> tuple[_Sequences, Int[Array, 'b candidates']]:
   """The best continuations of all beams together, twice as many as beams.
 
   At most one continuation of a beam ends it, so that enough of them run on.
-
-  Args:
-    running: n beams.
-    logits: float32 [batch, n, vocab].
-    step: int32 [], tokens produced so far.
-    constraints: of the sequences.
-
-  Returns:
-    2n sequences an example, best first, `ended` on those that stop here, and
-    the beam each continues, int32 [batch, 2n].
+  They come best first, `ended` on those that stop here, with the beam that each
+  continues.
   """
   batch, beams, vocab = logits.shape
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
@@ -224,16 +200,15 @@ def _candidates(
 
 
 def _may_improve(
-  running: _Sequences, finished: _Sequences, step: Array, penalties: Array, options: DecodingOptions
-) -> Array:
-  """Whether the best running beam might pass the worst finished one: [batch].
+  running: _Sequences,
+  finished: _Sequences,
+  step: Int[Array, ''],
+  penalties: Float[Array, ' max_length'],
+  options: DecodingOptions,
+) -> Bool[Array, ' b']:
+  """Whether the best running beam might pass the worst finished one.
 
-  Args:
-    running: of `step + 1` tokens.
-    finished: best first.
-    step: int32 [].
-    penalties: float32 [max_length], by which scores are divided at lengths 1...
-    options: of the search.
+  Running beams have `step + 1` tokens; `penalties` divide scores at lengths 1...
   """
   if options.early_stopping == 'never' and options.length_penalty > 0:
     penalty = penalties[-1]
@@ -244,7 +219,8 @@ def _may_improve(
   return jnp.any(best > jnp.where(finished.ended, worst, _DOWN), axis=-1)
 
 
-def _take(array: Array, index: Array) -> Array:
-  """[batch, n, ...], int32 [batch, m] -> [batch, m, ...]."""
+def _take(
+  array: Shaped[Array, 'b n *rest'], index: Int[Array, 'b m']
+) -> Shaped[Array, 'b m *rest']:
   index = index.reshape(index.shape + (1,) * (array.ndim - 2))
   return jnp.take_along_axis(array, index, axis=1)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from ralm_jax.losses.array_types import Array, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +48,11 @@ class Constraints:
       if value is not None and not 0 <= value < size:
         raise ValueError(f'{name}={value} is not in the vocabulary of {size} tokens.')
 
-  def apply(self, scores: Array, step: Array) -> Array:
-    """Rules tokens out with -inf.
+  def apply(self, scores: Float[Array, '*b v'], step: Int[Array, '']) -> Float[Array, '*b v']:
+    """Rules tokens out of logits or log-probabilities with -inf.
 
-    Args:
-      scores: float32 [..., vocab], logits or log-probabilities.
-      step: int32 [], number of tokens produced so far.
-
-    Returns:
-      float32 [..., vocab]; a forced token has 0 and all others -inf. As in
-      Hugging Face's processors nothing is normalised again.
+    After `step` tokens. A forced token has 0 and all others -inf; as in Hugging
+    Face's processors nothing is normalised again.
     """
     tokens = jnp.arange(scores.shape[-1])
     if self.min_length:

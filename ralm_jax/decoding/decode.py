@@ -24,21 +24,8 @@ def decode(
   """Produces sequences as `options` say; to be called under `jax.jit`.
 
   Every example of the batch is decoded as if it were alone, and the loop ends
-  with the last of them. Lengths count the tokens produced.
-
-  Args:
-    stepper: the model, with its inputs.
-    options: how tokens are chosen.
-    max_length: tokens to produce at most.
-    eos_id: ends a sequence.
-    pad_id: follows the end.
-    forced_first_id: what the first token must be. For Hugging Face's ids leave
-      it out where the decoder is given a prefix.
-    forced_last_id: what the token at `max_length` must be.
-    rng: key of the draws; needed with `options.sample`, unused without.
-
-  Returns:
-    `options.num_return` sequences an example.
+  with the last of them. Lengths and forced tokens are those of `Constraints`;
+  `rng` is needed with `options.sample`, and not read without.
 
   Raises:
     ValueError: `min_length` above `max_length`, an id outside the vocabulary,

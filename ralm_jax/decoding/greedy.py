@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from ralm_jax.losses.array_types import Array, Float, Int
 
 
-def take_likeliest(scores: Array, step: Array) -> Array:
-  """float32 [..., vocab] -> int32 [...]; the lowest id of equal ones."""
+def take_likeliest(scores: Float[Array, '*b v'], step: Int[Array, '']) -> Int[Array, '*b']:
+  """The lowest id of equal ones."""
   del step
   return jnp.argmax(scores, axis=-1).astype(jnp.int32)

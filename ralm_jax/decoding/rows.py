@@ -10,39 +10,32 @@ import jax.numpy as jnp
 
 from ralm_jax.decoding.constraints import Constraints
 from ralm_jax.decoding.stepper import Cache, Decoded, Stepper
+from ralm_jax.losses.array_types import Array, Bool, Float, Int
 
-Array = jax.Array
-# (float32 [batch, rows, vocab], int32 [] step) -> int32 [batch, rows].
-Choose = Callable[[Array, Array], Array]
+# Constrained logits and the step -> tokens.
+Choose = Callable[[Float[Array, 'b rows v'], Int[Array, '']], Int[Array, 'b rows']]
 
 
 @flax.struct.dataclass
 class _Loop:
-  step: Array  # tokens produced so far
-  token: Array  # the newest, [batch, rows]
-  tokens: Array  # [batch, rows, max_length]
-  log_probs: Array  # [batch, rows]
-  ended: Array  # bool [batch, rows]
+  step: Int[Array, '']  # tokens produced so far
+  token: Int[Array, 'b rows']  # the newest
+  tokens: Int[Array, 'b rows max_length']
+  log_probs: Float[Array, 'b rows']
+  ended: Bool[Array, 'b rows']
   cache: Cache
 
 
 def decode_rows(
   stepper: Stepper, choose: Choose, constraints: Constraints, *, num_rows: int
 ) -> Decoded:
-  """Continues `num_rows` rows an example until all of them have ended.
-
-  Args:
-    stepper: the model.
-    choose: picks tokens by the constrained logits.
-    constraints: of the sequences.
-    num_rows: rows an example.
-  """
+  """Continues `num_rows` rows an example until all of them have ended."""
   logits, cache = stepper.start()
   batch, vocab = logits.shape
   constraints.check_vocabulary(vocab)
   shape = (batch, num_rows)
 
-  def advance(loop: _Loop, logits: Array, cache: Cache) -> _Loop:
+  def advance(loop: _Loop, logits: Float[Array, 'b rows v'], cache: Cache) -> _Loop:
     logits = logits.astype(jnp.float32)
     token = choose(constraints.apply(logits, loop.step), loop.step)
     token = jnp.where(loop.ended, constraints.pad_id, token).astype(jnp.int32)

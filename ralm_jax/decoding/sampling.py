@@ -13,36 +13,26 @@ import jax.numpy as jnp
 
 from ralm_jax.decoding.options import DecodingOptions
 from ralm_jax.decoding.rows import Choose
+from ralm_jax.losses.array_types import Array, Bool, Float, Int
 
-Array = jax.Array
+Scores = Float[Array, '*b v']
 
 
-def keep_top_k(scores: Array, k: int) -> Array:
+def keep_top_k(scores: Scores, k: int) -> Scores:
   """Keeps the k highest scores, and those that equal the lowest of them.
 
-  Args:
-    scores: float32 [..., vocab].
-    k: at least 1; above the vocabulary it keeps everything.
-
-  Returns:
-    float32 [..., vocab].
+  k is at least 1; above the vocabulary it keeps everything.
   """
   k = min(k, scores.shape[-1])
   return _keep_highest(scores, lambda kept: jnp.sum(kept, axis=-1) >= k)
 
 
-def keep_top_p(scores: Array, p: float) -> Array:
-  """Keeps the fewest likeliest tokens that together have probability p.
+def keep_top_p(scores: Scores, p: float) -> Scores:
+  """Keeps the fewest likeliest tokens that together have probability p, in (0, 1].
 
   Of tokens that are equally likely all or none are kept, so that more than
-  needed may be; Hugging Face decides by their place in the vocabulary.
-
-  Args:
-    scores: float32 [..., vocab], logits; -inf on tokens already ruled out.
-    p: in (0, 1].
-
-  Returns:
-    float32 [..., vocab].
+  needed may be; Hugging Face decides by their place in the vocabulary. Logits
+  of tokens already ruled out are -inf.
   """
   probabilities = jax.nn.softmax(scores, axis=-1)
 
@@ -53,16 +43,14 @@ def keep_top_p(scores: Array, p: float) -> Array:
   return _keep_highest(scores, rest_is_small)
 
 
-def _keep_highest(scores: Array, enough: Callable[[Array], Array]) -> Array:
+def _keep_highest(
+  scores: Scores, enough: Callable[[Bool[Array, '*b v']], Bool[Array, '*b']]
+) -> Scores:
   """Keeps the fewest of the highest scores that are enough; at least one.
 
   Finds the lowest score to keep bit by bit. That is many times faster than to
-  sort a vocabulary, and leaves a sharded one where it is.
-
-  Args:
-    scores: float32 [..., vocab].
-    enough: bool [..., vocab], the scores kept -> bool [...]; true of a superset
-      where it is true.
+  sort a vocabulary, and leaves a sharded one where it is. What is enough is so
+  with any more kept.
   """
   # Integers in the order of the floats: a negative number's bits are inverted,
   # a positive one's sign is set. The two zeros become one.
@@ -80,8 +68,8 @@ def _keep_highest(scores: Array, enough: Callable[[Array], Array]) -> Array:
   return jnp.where(ordered >= lowest[..., None], scores, -jnp.inf)
 
 
-def warp(scores: Array, options: DecodingOptions) -> Array:
-  """The logits that are sampled from: float32 [..., vocab] -> the same."""
+def warp(scores: Scores, options: DecodingOptions) -> Scores:
+  """The logits that are sampled from."""
   if options.temperature != 1.0:
     scores = scores / options.temperature
   if options.top_k:
@@ -92,14 +80,9 @@ def warp(scores: Array, options: DecodingOptions) -> Array:
 
 
 def draw(options: DecodingOptions, rng: Array) -> Choose:
-  """Draws every token by a key of its step, rows independently of each other.
+  """Draws every token by a key of its step, rows independently of each other."""
 
-  Args:
-    options: temperature, top_k and top_p are read.
-    rng: a key.
-  """
-
-  def choose(scores: Array, step: Array) -> Array:
+  def choose(scores: Float[Array, 'b rows v'], step: Int[Array, '']) -> Int[Array, 'b rows']:
     return jax.random.categorical(jax.random.fold_in(rng, step), warp(scores, options), axis=-1)
 
   return choose

@@ -10,21 +10,19 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from ralm_jax.losses.array_types import Array, Float, Int
+
 _BLOCK = 128
 # Steps of a selection that are one piece of program.
 _UNROLL = 16
 
 
-def top_k(scores: Array, k: int) -> tuple[Array, Array]:
-  """As `jax.lax.top_k`: the k largest, the lower index first of equal ones.
+def top_k(
+  scores: Float[Array, '*b n'], k: int
+) -> tuple[Float[Array, '*b {k}'], Int[Array, '*b {k}']]:
+  """As `jax.lax.top_k`: the k largest, falling, and their indices.
 
-  Args:
-    scores: float32 [..., n].
-    k: from 1 to n.
-
-  Returns:
-    float32 [..., k] in descending order and their indices, int32 [..., k].
+  Of equal ones the lower index comes first; k is from 1 to n.
   """
   size = scores.shape[-1]
   n_blocks = -(-size // _BLOCK)
@@ -44,7 +42,9 @@ def top_k(scores: Array, k: int) -> tuple[Array, Array]:
   return values, jnp.take_along_axis(index, chosen, axis=-1)
 
 
-def _select(scores: Array, k: int) -> tuple[Array, Array]:
+def _select(
+  scores: Float[Array, '*b n'], k: int
+) -> tuple[Float[Array, '*b {k}'], Int[Array, '*b {k}']]:
   """`top_k` of few scores, one after the other."""
   positions = jnp.arange(scores.shape[-1], dtype=jnp.int32)
 

@@ -11,7 +11,8 @@ from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.decoding.options import DecodingOptions
 from ralm_jax.evaluation import option_fields
 from ralm_jax.losses.array_types import Int
-from ralm_jax.models import prediction
+from ralm_jax.models import generation
+from ralm_jax.models.readings import READINGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +31,9 @@ class AnswerOptions:
   seed: int = 0  #: of the draws
 
   def __post_init__(self):
-    if self.rag_decoding not in prediction.RAG_DECODINGS:
+    if self.rag_decoding not in generation.RAG_DECODINGS:
       raise ValueError(
-        f'rag_decoding {self.rag_decoding!r} is unknown; choose one of {prediction.RAG_DECODINGS}.'
+        f'rag_decoding {self.rag_decoding!r} is unknown; choose one of {generation.RAG_DECODINGS}.'
       )
     option_fields.check_at_least_1(
       self, 'decoder_prefix_length', 'prefill_chunk', 'max_length', 'candidate_chunk'
@@ -42,7 +43,9 @@ class AnswerOptions:
 
   def check_reading(self, reading: str) -> None:
     """Raises ValueError for a choice that has no effect on such a reader."""
-    if self.rag_decoding != 'thorough' and (reading != 'rag_sequence' or self.decoding.sample):
+    if self.rag_decoding != 'thorough' and (
+      not READINGS[reading].ranks_candidates or self.decoding.sample
+    ):
       raise ValueError(
         f'rag_decoding = {self.rag_decoding!r} is of searches of '
         f"RAG-Sequence; the checkpoint's reading is {reading!r}"

@@ -24,7 +24,6 @@ from ralm_jax.evaluation.records import Answer
 from ralm_jax.evaluation.scores import by_task
 from ralm_jax.files import progress as progress_lib
 from ralm_jax.losses.array_types import Float, Int
-from ralm_jax.models import choices
 from ralm_jax.models.choices import ChoiceTokens
 from ralm_jax.training import partitioning
 from ralm_jax.training.partitioning import PartitionedFunction
@@ -169,7 +168,7 @@ class ChoiceEvaluator(Predictor):
     if self._letters is None or len(self._letters.tokens.tokens) != n_options:
       letters = multiple_choice.LETTERS[:n_options]
       tokens = ChoiceTokens.make(list(map(self._spec.tokenizer.target, letters)))
-      score = functools.partial(choices.choice_logits, self._spec.model, choices=tokens)
+      score = functools.partial(self._spec.model.choice_logits, choices=tokens)
       self._letters = _Letters(tokens, self._partitioner.partition_rows(score))
     return self._letters
 

@@ -27,7 +27,6 @@ from ralm_jax.evaluation.scores import retrieval
 from ralm_jax.evaluation.task import PassageOptions, ScoringOptions
 from ralm_jax.files import progress as progress_lib
 from ralm_jax.losses.array_types import Bool, Int
-from ralm_jax.models import passage_effects
 from ralm_jax.models.prediction import Decoded
 from ralm_jax.models.reader_batch import ReaderBatch
 from ralm_jax.retrieval.retriever import PassageRetriever, Retrieved
@@ -127,9 +126,7 @@ class Evaluator(Predictor):
     self._scoring = scoring
     self._predict = partitioner.partition_rows(self._decode)
     self._score = partitioner.partition_rows(spec.model.score)
-    self._effects = partitioner.partition_rows(
-      functools.partial(passage_effects.passage_effects, spec.model)
-    )
+    self._effects = partitioner.partition_rows(spec.model.passage_effects)
     self._batches = 0
 
   @property

@@ -16,6 +16,7 @@ from ralm_jax.interop import part as part_lib, recognition
 from ralm_jax.interop.part import Leftover, Part
 from ralm_jax.interop.recognition import Recognised
 from ralm_jax.models.bart import BartConfig
+from ralm_jax.models.readings import READINGS
 from ralm_jax.models.retrieval_lm import RetrievalLM
 
 _VOCABULARY_FILES = {
@@ -178,7 +179,8 @@ def make_model(
   fields = dict(gathered.model_fields)
   if reading is not None:
     fields['reading'] = reading
-  marginalizes = fields.get('reading', 'fusion') != 'fusion'
+  kind = READINGS.get(fields.get('reading', ''))
+  marginalizes = kind is not None and kind.marginalizes
   if marginalizes and not (gathered.spec and gathered.spec.model.marginalizes):
     # RAG: plain inner products, and the reader's likelihood alone teaches.
     fields |= {'gold_score': 'none', 'scale_scores': False, 'temperature_score': 1.0}

@@ -20,8 +20,6 @@ else:
   except ImportError:
 
     class _Unchecked:
-      """Stands for any array type."""
-
       def __class_getitem__(cls, _):
         return Any
 

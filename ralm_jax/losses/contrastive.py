@@ -5,13 +5,16 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from ralm_jax.losses.array_types import Array, Float
 from ralm_jax.losses.sequence import WeightedSum
-
-Array = jax.Array
 
 
 def in_batch_contrastive(
-  queries: Array, passages: Array, *, temperature: float, symmetric: bool = False
+  queries: Float[Array, 'b d'],
+  passages: Float[Array, 'b d'],
+  *,
+  temperature: float,
+  symmetric: bool = False,
 ) -> tuple[WeightedSum, WeightedSum]:
   """Each query should prefer its own passage to all others of the batch.
 
@@ -19,9 +22,6 @@ def in_batch_contrastive(
   products divided by sqrt(dim).
 
   Args:
-    queries: float32 [batch, dim].
-    passages: float32 [batch, dim]; row i belongs to query i.
-    temperature: divides the scores.
     symmetric: also let each passage prefer its own query, half and half.
 
   Returns:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from ralm_jax.losses.array_types import Array, Bool, Float
+
+Scores = Float[Array, 'b k']
+Mask = Bool[Array, 'b k']
 
 
-def pearson(first: Array, second: Array, mask: Array) -> Array:
-  """Pearson's correlation over the valid passages of each example.
-
-  Args:
-    first: [batch, n_passages].
-    second: [batch, n_passages].
-    mask: bool [batch, n_passages].
-
-  Returns:
-    float32 [batch]; 0 where either is constant.
-  """
+def pearson(first: Scores, second: Scores, mask: Mask) -> Float[Array, ' b']:
+  """Pearson's correlation over the valid passages; 0 where either is constant."""
   weights = mask.astype(jnp.float32)
   count = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1.0)
 
@@ -34,16 +27,8 @@ def pearson(first: Array, second: Array, mask: Array) -> Array:
   return jnp.where(scale > 0, covariance / jnp.maximum(scale, 1e-30), 0.0)
 
 
-def ranks(scores: Array, mask: Array) -> Array:
-  """Ranks from 0 among the valid passages, ties sharing their mean.
-
-  Args:
-    scores: [batch, n_passages].
-    mask: bool [batch, n_passages].
-
-  Returns:
-    float32 [batch, n_passages]; anything where `mask` is false.
-  """
+def ranks(scores: Scores, mask: Mask) -> Scores:
+  """Ranks from 0 among the valid passages, ties sharing their mean; else anything."""
   scores = jnp.where(mask, scores.astype(jnp.float32), jnp.inf)
   other, own = scores[:, None, :], scores[:, :, None]
   valid = mask[:, None, :].astype(jnp.float32)
@@ -52,12 +37,12 @@ def ranks(scores: Array, mask: Array) -> Array:
   return below + 0.5 * (equal - 1.0)
 
 
-def spearman(first: Array, second: Array, mask: Array) -> Array:
-  """Spearman's rank correlation over the valid passages: float32 [batch]."""
+def spearman(first: Scores, second: Scores, mask: Mask) -> Float[Array, ' b']:
+  """Spearman's rank correlation over the valid passages."""
   return pearson(ranks(first, mask), ranks(second, mask), mask)
 
 
-def same_best(first: Array, second: Array, mask: Array) -> Array:
-  """Whether both scores are largest at one passage: bool [batch]."""
+def same_best(first: Scores, second: Scores, mask: Mask) -> Bool[Array, ' b']:
+  """Whether both scores are largest at one passage."""
   best = lambda scores: jnp.argmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
   return best(first) == best(second)

@@ -6,27 +6,27 @@ passage; `losses/retriever.py` turns it into a target distribution.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from ralm_jax.losses.array_types import Array, Float, Shaped
+
 REDUCTIONS = ('sum', 'mean')
 NORMALIZATIONS = ('average', 'released')
 
 
-def perplexity(token_log_probs: Array, target_mask: Array, *, reduction: str = 'sum') -> Array:
+def perplexity(
+  token_log_probs: Float[Array, 'b k t'],
+  target_mask: Shaped[Array, 'b t'],
+  *,
+  reduction: str = 'sum',
+) -> Float[Array, 'b k']:
   """Perplexity distillation's gold score (Atlas, section 2.2, eq. 3).
 
   Args:
-    token_log_probs: [batch, n_passages, length], log p(target token | query,
-      one passage, earlier target tokens).
-    target_mask: [batch, length], true on target tokens.
+    token_log_probs: log p(target token | query, one passage, earlier tokens).
     reduction: 'sum' is the paper's log p(target | query, passage); 'mean'
       divides by the number of tokens, as the released code does, which makes
       the temperature depend on the target's length.
-
-  Returns:
-    float32 [batch, n_passages].
 
   Raises:
     ValueError: for an unknown reduction.
@@ -40,50 +40,38 @@ def perplexity(token_log_probs: Array, target_mask: Array, *, reduction: str = '
   raise ValueError(f"reduction {reduction!r} is unknown; choose 'sum' or 'mean'.")
 
 
-def leave_one_out(token_log_probs: Array, target_mask: Array, *, reduction: str = 'sum') -> Array:
+def leave_one_out(
+  token_log_probs: Float[Array, 'b k t'],
+  target_mask: Shaped[Array, 'b t'],
+  *,
+  reduction: str = 'sum',
+) -> Float[Array, 'b k']:
   """Leave-one-out perplexity's gold score (Atlas, section 2.2, eq. 6).
 
-  The worse the reader does without a passage, the better the passage.
-
-  Args:
-    token_log_probs: [batch, n_passages, length], log p(target token | query,
-      all passages but one, earlier target tokens).
-    target_mask: [batch, length], true on target tokens.
-    reduction: 'sum' (paper) or 'mean' (released), as in `perplexity`.
-
-  Returns:
-    float32 [batch, n_passages].
-
-  Raises:
-    ValueError: for an unknown reduction.
+  The worse the reader does without a passage, the better the passage: the
+  likelihoods are those given all passages but one. Reductions as in `perplexity`.
   """
   return -perplexity(token_log_probs, target_mask, reduction=reduction)
 
 
 def attention(
-  attention_norms: Array,
-  reader_mask: Array,
-  target_mask: Array,
+  attention_norms: Float[Array, 'b k s'],
+  reader_mask: Shaped[Array, 'b k s'],
+  target_mask: Shaped[Array, 'b t'],
   *,
   n_layers: int,
   normalization: str = 'average',
-) -> Array:
+) -> Float[Array, 'b k']:
   """Attention distillation's gold score (Atlas, section 2.2, eq. 2).
 
   Args:
-    attention_norms: float32 [batch, n_passages, length], cross-attention
-      probability times value norm, averaged over heads and summed over target
-      tokens and layers (`models.attention.attention_norms`).
-    reader_mask: [batch, n_passages, length], true on the passages' tokens.
-    target_mask: [batch, target_length].
+    attention_norms: cross-attention probability times value norm, averaged over
+      heads and summed over target tokens and layers.
     n_layers: decoder layers in the sum.
     normalization: 'average' also averages over layers, target tokens and the
       passage's tokens (paper); 'released' divides the sum over the passage's
       tokens by 256 instead of their number, so that longer passages score
       higher.
-
-  Returns:
-    float32 [batch, n_passages].
 
   Raises:
     ValueError: for an unknown normalization.
@@ -91,10 +79,7 @@ def attention(
   mask = reader_mask.astype(jnp.float32)
   total = jnp.sum(attention_norms.astype(jnp.float32) * mask, axis=-1)
   targets = jnp.sum(target_mask.astype(jnp.float32), axis=-1)[:, None]
-  if normalization == 'average':
-    tokens = jnp.maximum(jnp.sum(mask, axis=-1), 1.0)
-  elif normalization == 'released':
-    tokens = 256.0
-  else:
+  if normalization not in NORMALIZATIONS:
     raise ValueError(f"normalization {normalization!r} is unknown; choose 'average' or 'released'.")
+  tokens = 256.0 if normalization == 'released' else jnp.maximum(jnp.sum(mask, axis=-1), 1.0)
   return total / (tokens * n_layers * jnp.maximum(targets, 1.0))

@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from ralm_jax.losses.array_types import Array, Bool, Float, Shaped
 from ralm_jax.losses.sequence import WeightedSum
 
-Array = jax.Array
-
+Scores = Float[Array, 'b k']
+PassageMask = Bool[Array, 'b k'] | None
+ExampleMask = Shaped[Array, ' b'] | None
 KL_REDUCTIONS = ('batch', 'element')
 EMDR2_LEVELS = ('sequence', 'token')
 _MASKED = -1e30
 
 
-def _masked_log_softmax(scores: Array, passage_mask: Array | None) -> Array:
+def _masked_log_softmax(scores: Scores, passage_mask: PassageMask) -> Scores:
   scores = scores.astype(jnp.float32)
   if passage_mask is not None:
     scores = jnp.where(passage_mask, scores, _MASKED)
   return jax.nn.log_softmax(scores, axis=-1)
 
 
-def entropy(scores: Array, passage_mask: Array | None = None) -> Array:
-  """Entropy in nats of softmax(scores) over the passages: [..., n] -> [...]."""
+def entropy(scores: Scores, passage_mask: PassageMask = None) -> Float[Array, ' b']:
+  """Entropy in nats of softmax(scores) over the passages."""
   log_probs = _masked_log_softmax(scores, passage_mask)
   return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
 
 def kl_per_example(
-  retriever_scores: Array,
-  gold_scores: Array,
+  retriever_scores: Scores,
+  gold_scores: Scores,
   *,
   temperature_score: float,
   temperature_gold: float,
-  passage_mask: Array | None = None,
-) -> Array:
-  """KL(gold || retriever) of each example (Atlas, section 2.2).
+  passage_mask: PassageMask = None,
+) -> Float[Array, ' b']:
+  """KL(gold || retriever) (Atlas, section 2.2); 0 where no passage is valid.
 
   Args:
-    retriever_scores: [batch, n_passages], query . passage / sqrt(dim).
-    gold_scores: [batch, n_passages]; no gradient reaches them.
-    temperature_score: divides the retriever's scores.
-    temperature_gold: divides the gold scores.
-    passage_mask: bool [batch, n_passages], false on padding passages.
-
-  Returns:
-    float32 [batch]; 0 where no passage is valid.
+    retriever_scores: query . passage / sqrt(dim).
+    gold_scores: no gradient reaches them.
   """
   # float32 before the division: a small temperature magnifies rounding.
   retriever_scores = retriever_scores.astype(jnp.float32)
@@ -58,49 +56,29 @@ def kl_per_example(
   return jnp.sum(terms, axis=-1)
 
 
-def kl_distillation(
-  retriever_scores: Array,
-  gold_scores: Array,
-  *,
-  temperature_score: float = 0.1,
-  temperature_gold: float = 0.1,
-  passage_mask: Array | None = None,
-  reduction: str = 'batch',
-) -> Array:
+def kl_distillation(retriever_scores: Scores, gold_scores: Scores, **options: Any) -> Array:
   """KL(gold || retriever) reduced to a scalar; see `kl_weighted_sum`."""
-  return kl_weighted_sum(
-    retriever_scores,
-    gold_scores,
-    temperature_score=temperature_score,
-    temperature_gold=temperature_gold,
-    passage_mask=passage_mask,
-    reduction=reduction,
-  ).mean
+  return kl_weighted_sum(retriever_scores, gold_scores, **options).mean
 
 
 def kl_weighted_sum(
-  retriever_scores: Array,
-  gold_scores: Array,
+  retriever_scores: Scores,
+  gold_scores: Scores,
   *,
   temperature_score: float = 0.1,
   temperature_gold: float = 0.1,
-  passage_mask: Array | None = None,
-  example_mask: Array | None = None,
+  passage_mask: PassageMask = None,
+  example_mask: ExampleMask = None,
   reduction: str = 'batch',
 ) -> WeightedSum:
   """KL(gold || retriever) as a sum over examples and its weight.
 
   Args:
-    retriever_scores: [batch, n_passages], query . passage / sqrt(dim).
-    gold_scores: [batch, n_passages].
-    temperature_score: divides the retriever's scores.
-    temperature_gold: divides the gold scores.
-    passage_mask: bool [batch, n_passages], false on padding passages; an
-      example without a single passage has no weight.
-    example_mask: [batch], false on padding examples.
+    retriever_scores: query . passage / sqrt(dim).
+    passage_mask: an example without a single passage has no weight.
     reduction: 'batch' averages over examples; 'element' also divides by the
       number of passages, as the released code does (its gradient then depends
-      on n_passages).
+      on that number).
 
   Raises:
     ValueError: for an unknown reduction.
@@ -126,34 +104,24 @@ def kl_weighted_sum(
 
 
 def emdr2(
-  retriever_scores: Array,
-  token_log_probs: Array,
-  target_mask: Array,
-  *,
-  temperature_score: float = 1.0,
-  level: str = 'sequence',
-  passage_mask: Array | None = None,
+  retriever_scores: Scores,
+  token_log_probs: Float[Array, 'b k t'],
+  target_mask: Shaped[Array, 'b t'],
+  **options: Any,
 ) -> Array:
   """EMDR² reduced to a scalar; see `emdr2_weighted_sum`."""
-  return emdr2_weighted_sum(
-    retriever_scores,
-    token_log_probs,
-    target_mask,
-    temperature_score=temperature_score,
-    level=level,
-    passage_mask=passage_mask,
-  ).mean
+  return emdr2_weighted_sum(retriever_scores, token_log_probs, target_mask, **options).mean
 
 
 def emdr2_weighted_sum(
-  retriever_scores: Array,
-  token_log_probs: Array,
-  target_mask: Array,
+  retriever_scores: Scores,
+  token_log_probs: Float[Array, 'b k t'],
+  target_mask: Shaped[Array, 'b t'],
   *,
   temperature_score: float = 1.0,
   level: str = 'sequence',
-  passage_mask: Array | None = None,
-  example_mask: Array | None = None,
+  passage_mask: PassageMask = None,
+  example_mask: ExampleMask = None,
 ) -> WeightedSum:
   """EMDR² (Sachan et al. 2021, eq. 6; Atlas, section 2.2): the retriever's part.
 
@@ -161,19 +129,12 @@ def emdr2_weighted_sum(
   being a latent variable; the reader's likelihoods are constants.
 
   Args:
-    retriever_scores: [batch, n_passages], query . passage / sqrt(dim).
-    token_log_probs: [batch, n_passages, length], log p(target token | query,
-      one passage, earlier target tokens); no gradient reaches them.
-    target_mask: [batch, length], true on target tokens.
-    temperature_score: divides the retriever's scores.
+    retriever_scores: query . passage / sqrt(dim).
+    token_log_probs: log p(target token | query, one passage, earlier tokens);
+      no gradient reaches them.
     level: 'sequence' sums over passages the likelihoods of whole targets
       (paper) and averages over examples; 'token' does so for every token and
       averages over tokens, as the released code does.
-    passage_mask: bool [batch, n_passages], false on padding passages.
-    example_mask: [batch], false on padding examples.
-
-  Returns:
-    The sum over examples (or tokens) and their number.
 
   Raises:
     ValueError: for an unknown level.
@@ -197,13 +158,13 @@ def emdr2_weighted_sum(
 
 
 def emdr2_weights(
-  target_mask: Array,
+  target_mask: Shaped[Array, 'b t'],
   *,
   level: str,
-  passage_mask: Array | None = None,
-  example_mask: Array | None = None,
-) -> Array:
-  """Weights of EMDR²'s terms: float32 [batch], or [batch, length] by token."""
+  passage_mask: PassageMask = None,
+  example_mask: ExampleMask = None,
+) -> Float[Array, ' b *t']:
+  """Weights of EMDR²'s terms, one an example or one a token."""
   if level not in EMDR2_LEVELS:
     raise ValueError(f'level {level!r} is unknown; choose one of {EMDR2_LEVELS}.')
   target_mask = target_mask.astype(jnp.float32)

@@ -10,7 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from ralm_jax.losses.array_types import Array, Float, Int, Shaped
 
 
 @flax.struct.dataclass
@@ -25,16 +25,10 @@ class WeightedSum:
     return self.total / jnp.maximum(self.weight, 1e-9)
 
 
-def token_log_probs(logits: Array, targets: Array) -> Array:
-  """Log-probability of every target token.
-
-  Args:
-    logits: [..., length, vocab].
-    targets: int [..., length], broadcastable to the leading axes of `logits`.
-
-  Returns:
-    float32 [..., length].
-  """
+def token_log_probs(
+  logits: Float[Array, '*b t v'], targets: Int[Array, '*#b t']
+) -> Float[Array, '*b t']:
+  """Log-probability of every target token, in float32."""
   logits = logits.astype(jnp.float32)
   targets = jnp.broadcast_to(targets, logits.shape[:-1])
   chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -42,9 +36,9 @@ def token_log_probs(logits: Array, targets: Array) -> Array:
 
 
 def cross_entropy(
-  logits: Array,
-  targets: Array,
-  weights: Array,
+  logits: Float[Array, 'b t v'],
+  targets: Int[Array, 'b t'],
+  weights: Shaped[Array, 'b t'],
   *,
   label_smoothing: float = 0.0,
   z_loss: float = 0.0,
@@ -52,15 +46,9 @@ def cross_entropy(
   """Cross-entropy with T5X's label smoothing and z-loss.
 
   Args:
-    logits: [batch, length, vocab].
-    targets: int [batch, length].
-    weights: [batch, length], 0 on padding.
     label_smoothing: probability mass spread over the other tokens; the loss is
       reduced by the entropy of the smoothed targets, so that its minimum is 0.
     z_loss: coefficient of log(Z)^2, which keeps logits near zero.
-
-  Returns:
-    Sum over tokens and the sum of the weights.
   """
   logits = logits.astype(jnp.float32)
   weights = weights.astype(jnp.float32)
@@ -80,8 +68,10 @@ def cross_entropy(
   return WeightedSum(jnp.sum(loss * weights), jnp.sum(weights))
 
 
-def correct_tokens(logits: Array, targets: Array, weights: Array) -> WeightedSum:
-  """How many target tokens are the argmax; shapes as in `cross_entropy`."""
+def correct_tokens(
+  logits: Float[Array, 'b t v'], targets: Int[Array, 'b t'], weights: Shaped[Array, 'b t']
+) -> WeightedSum:
+  """How many target tokens are the argmax."""
   weights = weights.astype(jnp.float32)
   correct = (jnp.argmax(logits, axis=-1) == targets) * weights
   return WeightedSum(jnp.sum(correct), jnp.sum(weights))

@@ -3,148 +3,146 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-import dataclasses
 import functools
 from typing import Any
 
 from flax import linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ralm_jax.losses.array_types import Array, Bool, Float, Int, PyTree, Shaped
 from ralm_jax.models import layers
 from ralm_jax.models.layers import Dense
 
-Array = jax.Array
 Dtype = Any
+# The collection of what cross-attention takes in; computed only where mutable.
+NORMS = 'attention_norms'
 
 
-def attend(
-  query: Array,
-  key: Array,
-  value: Array,
-  bias: Array | None,
+def attention_probabilities(
+  query: Float[Array, 'b q h e'],
+  key: Float[Array, 'b keys h e'],
+  bias: Float[Array, '#b #h #q #keys'] | None,
   *,
   scale: float = 1.0,
-  dropout: Callable[[Array], Array] | None = None,
-  norm_weights: Array | None = None,
-) -> Array | tuple[Array, Array]:
-  """Softmax attention over the last key axis; scores and softmax in float32.
+) -> Float[Array, 'b h q keys']:
+  """Softmax over the keys; scores and softmax in float32.
 
   Args:
-    query: [batch, query_length, heads, d_kv].
-    key: [batch, key_length, heads, d_kv].
-    value: [batch, key_length, heads, d_kv].
-    bias: float32, broadcastable to [batch, heads, query_length, key_length].
-    scale: multiplies the scores; T5 uses 1, BERT 1/sqrt(d_kv).
-    dropout: applied to the probabilities when given.
-    norm_weights: [batch, query_length], to return `attention_norms` as well.
-
-  Returns:
-    [batch, query_length, heads, d_kv] in the dtype of `value`; with
-    `norm_weights` a pair of it and float32 [batch, key_length].
+    scale: multiplies the scores; T5 uses 1, BERT 1/sqrt(head_dim).
   """
   if scale != 1.0:
     query = query * jnp.asarray(scale, query.dtype)
   scores = jnp.einsum('bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32)
   if bias is not None:
     scores = scores + bias
-  exact_probabilities = jax.nn.softmax(scores, axis=-1)
-  probabilities = exact_probabilities.astype(value.dtype)
+  return jax.nn.softmax(scores, axis=-1)
+
+
+def mix_values(
+  probabilities: Float[Array, 'b h q keys'],
+  value: Float[Array, 'b keys h e'],
+  dropout: Callable[[Array], Array] | None = None,
+) -> Float[Array, 'b q h e']:
+  """Values by their probabilities, in the dtype of the values."""
+  probabilities = probabilities.astype(value.dtype)
   if dropout is not None:
     probabilities = dropout(probabilities)
-  attended = jnp.einsum('bhqk,bkhd->bqhd', probabilities, value)
-  if norm_weights is None:
-    return attended
-  return attended, attention_norms(exact_probabilities, value, norm_weights)
+  return jnp.einsum('bhqk,bkhd->bqhd', probabilities, value)
 
 
-def attention_norms(probabilities: Array, value: Array, weights: Array) -> Array:
+def attention_norms(
+  probabilities: Float[Array, 'b h q keys'],
+  value: Float[Array, 'b keys h e'],
+  weights: Shaped[Array, 'b q'] | None,
+) -> Float[Array, 'b keys']:
   """How much of each key's value the queries take in (Atlas, section 2.2).
 
   Attention probability times norm of the value, averaged over heads and summed
-  over queries with their weights. No gradient reaches it.
-
-  Args:
-    probabilities: float32 [batch, heads, query_length, key_length].
-    value: [batch, key_length, heads, d_kv].
-    weights: [batch, query_length].
-
-  Returns:
-    float32 [batch, key_length].
+  over queries with their weights (None: 1 each). No gradient reaches it.
   """
   probabilities, value = jax.lax.stop_gradient((probabilities, value))
+  if weights is None:
+    weights = jnp.ones(probabilities.shape[::2], jnp.float32)
   # Queries first: what remains has no query axis.
   taken = jnp.einsum('bhqk,bq->bkh', probabilities, weights.astype(jnp.float32))
   norms = jnp.linalg.norm(value.astype(jnp.float32), axis=-1)
   return jnp.mean(taken * norms, axis=-1)
 
 
+def summed_norms(collection: PyTree, last_layers: int | None = None) -> Float[Array, 'b keys']:
+  """Sums the attention norms of a decoder's layers.
+
+  Args:
+    collection: what a reader's pass has left in the collection `NORMS`.
+    last_layers: how many of the last layers count; None counts all.
+  """
+  decoder = collection['decoder']
+  if 'layers' in decoder:
+    norms = list(decoder['layers']['encoder_decoder_attention']['by_key'][0])
+  else:
+    norms = [
+      decoder[f'layers_{i}']['encoder_decoder_attention']['by_key'][0] for i in range(len(decoder))
+    ]
+  return sum(norms[-(last_layers or len(norms)) :], jnp.zeros_like(norms[0]))
+
+
 def attend_in_groups(
-  query: Array,
-  key: Array,
-  value: Array,
-  mask: Array,
+  query: Float[Array, 'rows q h e'],
+  key: Float[Array, 'b keys h e'],
+  value: Float[Array, 'b keys h e'],
+  mask: Bool[Array, 'b groups keys'],
   *,
   scale: float = 1.0,
   group_chunk: int | None = None,
-) -> Array:
-  """Attention of several groups of queries to one set of keys and values.
+) -> Float[Array, 'rows q h e']:
+  """Attention of several groups of queries (rows = b * groups) to one set of keys.
 
   Each group sees its own part of the keys, which are projected once for all.
 
   Args:
-    query: [batch * groups, query_length, heads, d_kv].
-    key: [batch, key_length, heads, d_kv].
-    value: [batch, key_length, heads, d_kv].
-    mask: bool [batch, groups, key_length], true where attendable.
-    scale: multiplies the scores.
+    mask: true where attendable.
     group_chunk: groups at a time, to bound memory; None takes all at once.
-
-  Returns:
-    [batch * groups, query_length, heads, d_kv].
   """
   batch, groups = mask.shape[:2]
-  length, heads, d_kv = query.shape[1:]
+  length, heads, head_dim = query.shape[1:]
 
-  def attend_chunk(query: Array, bias: Array) -> Array:
-    """query: [batch, chunk, length, heads, d_kv]; bias: [batch, chunk, keys]."""
+  def attend_chunk(
+    query: Float[Array, 'b chunk q h e'], bias: Float[Array, 'b chunk keys']
+  ) -> Float[Array, 'b chunk q h e']:
     chunk = query.shape[1]
     bias = jnp.broadcast_to(bias[:, None, :, None, :], (batch, 1, chunk, length, bias.shape[-1]))
-    attended = attend(
-      query.reshape(batch, chunk * length, heads, d_kv),
+    probabilities = attention_probabilities(
+      query.reshape(batch, chunk * length, heads, head_dim),
       key,
-      value,
       bias.reshape(batch, 1, chunk * length, -1),
       scale=scale,
     )
-    return attended.reshape(batch, chunk, length, heads, d_kv)
+    return mix_values(probabilities, value).reshape(batch, chunk, length, heads, head_dim)
 
-  query = query.reshape(batch, groups, length, heads, d_kv)
-  bias = layers.mask_to_bias(mask)
-  if not group_chunk or group_chunk >= groups:
-    attended = attend_chunk(query, bias)
-  else:
-    split = functools.partial(layers.split_passages, size=group_chunk, name='gold_chunk')
-    attended = layers.join_passages(
-      jax.lax.map(lambda part: attend_chunk(*part), (split(query), split(bias)))
-    )
-  return attended.reshape(batch * groups, length, heads, d_kv)
+  query = query.reshape(batch, groups, length, heads, head_dim)
+  attended = layers.map_passages(
+    attend_chunk, (query, layers.mask_to_bias(mask)), group_chunk, 'gold_chunk'
+  )
+  return attended.reshape(batch * groups, length, heads, head_dim)
 
 
 def relative_position_bucket(
-  relative_position: Array, *, bidirectional: bool, num_buckets: int = 32, max_distance: int = 128
-) -> Array:
+  relative_position: Int[Array, '*b'],
+  *,
+  bidirectional: bool,
+  num_buckets: int = 32,
+  max_distance: int = 128,
+) -> Int[Array, '*b']:
   """T5's logarithmic distance buckets (Raffel et al. 2020, section 2.1).
 
   Args:
-    relative_position: int [...], key position minus query position.
+    relative_position: key position minus query position.
     bidirectional: whether keys to the right have buckets of their own.
-    num_buckets: total number of buckets.
+    num_buckets: of both directions together.
     max_distance: distances from here on share the last bucket.
-
-  Returns:
-    int32 [...] in [0, num_buckets).
   """
   bucket = jnp.zeros_like(relative_position)
   distance = -relative_position
@@ -175,8 +173,9 @@ class RelativePositionBias(nn.Module):
   param_dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, query_positions: Array, key_positions: Array) -> Array:
-    """[query_length], [key_length] -> float32 [1, heads, query, key]."""
+  def __call__(
+    self, query_positions: Int[Array, ' q'], key_positions: Int[Array, ' keys']
+  ) -> Float[Array, '1 h q keys']:
     table = self.param(
       'rel_embedding',
       nn.with_logical_partitioning(
@@ -194,25 +193,21 @@ class RelativePositionBias(nn.Module):
     return jnp.take(table.astype(jnp.float32), buckets, axis=1)[None]
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class CrossAttentionOptions:
   """What a decoder's cross-attention does beside attending.
 
   Attributes:
-    norm_weights: [batch, length], weights of the decoder's positions; the
-      attention norms of the keys are then summed over positions and layers
-      (`attention_norms`).
-    norm_layers: how many of the last layers count; None counts all.
-    group_mask: bool [batch, groups, keys]: the decoder's rows are groups of
-      queries that see each their own part of one set of keys
-      (`attend_in_groups`).
+    norm_weights: how much each of the decoder's positions counts in the
+      attention norms, where the collection `NORMS` is asked for.
+    group_mask: the decoder's rows are groups of queries that see each their own
+      part of one set of keys (`attend_in_groups`).
     group_chunk: groups at a time; None takes all at once.
   """
 
-  norm_weights: Array | None = None
-  norm_layers: int | None = None
-  group_mask: Array | None = None
-  group_chunk: int | None = None
+  norm_weights: Shaped[Array, 'b t'] | None = None
+  group_mask: Bool[Array, 'b groups keys'] | None = None
+  group_chunk: int | None = flax.struct.field(pytree_node=False, default=None)
 
 
 class MultiHeadAttention(nn.Module):
@@ -221,7 +216,8 @@ class MultiHeadAttention(nn.Module):
   With `decode=True` the `cache` collection is used: self-attention appends its
   keys and values at `cache_index`; cross-attention (`is_cross=True`) computes
   them from `key_value_inputs` at the first call and reads them afterwards, when
-  `key_value_inputs` may be None.
+  `key_value_inputs` may be None. Cross-attention also leaves its
+  `attention_norms` in the collection `NORMS`, where that is mutable.
   """
 
   num_heads: int
@@ -232,13 +228,13 @@ class MultiHeadAttention(nn.Module):
   dropout_rate: float = 0.0
   is_cross: bool = False
   max_decode_length: int | None = None
-  # Of `attend_in_groups`.
-  group_chunk: int | None = None
   dtype: Dtype = jnp.float32
   param_dtype: Dtype = jnp.float32
 
-  def _cached_self(self, key: Array, value: Array) -> tuple[Array, Array]:
-    """Writes one chunk into the cache; key, value: [batch, chunk, heads, d]."""
+  def _cached_self(
+    self, key: Float[Array, 'b chunk h e'], value: Float[Array, 'b chunk h e']
+  ) -> tuple[Float[Array, 'b keys h e'], Float[Array, 'b keys h e']]:
+    """Writes one chunk into the cache."""
     batch, _, heads, d_kv = key.shape
     shape = (batch, self.max_decode_length, heads, d_kv)
     cached_key = self.variable('cache', 'cached_key', jnp.zeros, shape, key.dtype)
@@ -253,32 +249,15 @@ class MultiHeadAttention(nn.Module):
   @nn.compact
   def __call__(
     self,
-    query_inputs: Array,
-    key_value_inputs: Array | None,
-    bias: Array | None,
+    query_inputs: Float[Array, 'rows q d'],
+    key_value_inputs: Float[Array, 'b keys d'] | None,
+    bias: Float[Array, '#rows #h #q #cached_keys'] | None,
     *,
     deterministic: bool = True,
     decode: bool = False,
-    norm_weights: Array | None = None,
-    group_mask: Array | None = None,
-  ) -> Array | tuple[Array, Array]:
-    """Attends.
-
-    Args:
-      query_inputs: [batch, query_length, embed].
-      key_value_inputs: [batch, key_length, embed].
-      bias: float32, broadcastable to [batch, heads, query_length, key_length].
-      deterministic: no dropout.
-      decode: use the cache.
-      norm_weights: [batch, query_length], to return `attention_norms` as well.
-      group_mask: bool [batch, groups, key_length]; the queries are then those
-        of `attend_in_groups`, [batch * groups, query_length, embed], without
-        dropout, and `bias` is not read.
-
-    Returns:
-      [batch, query_length, embed]; with `norm_weights` a pair of it and
-      float32 [batch, key_length].
-    """
+    options: CrossAttentionOptions = CrossAttentionOptions(),
+  ) -> Float[Array, 'rows q d']:
+    """Attends; with a group mask without dropout, and without reading `bias`."""
     project = functools.partial(
       Dense,
       self.num_heads * self.head_dim,
@@ -309,22 +288,20 @@ class MultiHeadAttention(nn.Module):
       if decode:
         key, value = self._cached_self(key, value)
 
-    norms = None
-    if group_mask is not None:
+    if options.group_mask is not None:
       attended = attend_in_groups(
-        query, key, value, group_mask, scale=self.scale, group_chunk=self.group_chunk
+        query, key, value, options.group_mask, scale=self.scale, group_chunk=options.group_chunk
       )
     else:
       dropout = None
       if self.dropout_rate and not deterministic:
         dropout = nn.Dropout(self.dropout_rate, deterministic=False)
-      attended = attend(
-        query, key, value, bias, scale=self.scale, dropout=dropout, norm_weights=norm_weights
-      )
-      if norm_weights is not None:
-        attended, norms = attended
+      probabilities = attention_probabilities(query, key, bias, scale=self.scale)
+      if self.is_cross and self.is_mutable_collection(NORMS) and not self.is_initializing():
+        self.sow(NORMS, 'by_key', attention_norms(probabilities, value, options.norm_weights))
+      attended = mix_values(probabilities, value, dropout)
     attended = attended.reshape(attended.shape[:-2] + (self.num_heads * self.head_dim,))
-    outputs = Dense(
+    return Dense(
       query_inputs.shape[-1],
       kernel_axes=('joined_kv', 'embed'),
       use_bias=self.use_bias,
@@ -332,4 +309,3 @@ class MultiHeadAttention(nn.Module):
       param_dtype=self.param_dtype,
       name='out',
     )(attended)
-    return outputs if norm_weights is None else (outputs, norms)

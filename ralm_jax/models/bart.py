@@ -13,11 +13,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from ralm_jax.losses.array_types import Array, Float, Int, Shaped
 from ralm_jax.models import decoder_stack, layers
 from ralm_jax.models.attention import CrossAttentionOptions, MultiHeadAttention
+from ralm_jax.models.decoder_stack import DecoderCache, EncoderDecoder
 from ralm_jax.models.layers import Embed, LayerNorm, MlpBlock
-
-Array = jax.Array
 
 # The first rows of the table of positions are never used; position 0 is row 2.
 POSITION_OFFSET = 2
@@ -108,8 +108,13 @@ class EncoderLayer(nn.Module):
   config: BartConfig
 
   @nn.compact
-  def __call__(self, hidden, bias, deterministic, decode=False):
-    """hidden: [batch, length, embed]; bias: [batch, 1, 1, length]."""
+  def __call__(
+    self,
+    hidden: Float[Array, 'b s d'],
+    bias: Float[Array, 'b 1 1 s'],
+    deterministic: bool,
+    decode: bool = False,
+  ) -> Float[Array, 'b s d']:
     del decode
     config = self.config
     attended = _attention(config, 'attention')(hidden, hidden, bias, deterministic=deterministic)
@@ -123,54 +128,39 @@ class DecoderLayer(nn.Module):
 
   config: BartConfig
   max_decode_length: int | None = None
-  group_chunk: int | None = None
 
   @nn.compact
   def __call__(
     self,
-    carry,
-    encoded,
-    self_bias,
-    cross_bias,
-    group_mask,
-    norm_weights,
-    deterministic,
-    decode=False,
-    uses_norms=None,
-  ):
-    """One layer; arguments as those of `t5.DecoderLayer`."""
+    hidden: Float[Array, 'rows t d'],
+    encoded: Float[Array, 'b keys d'] | None,
+    self_bias: Float[Array, '#rows #h t cached_keys'],
+    cross_bias: Float[Array, 'b 1 1 keys'] | None,
+    options: CrossAttentionOptions,
+    deterministic: bool,
+    decode: bool = False,
+  ) -> Float[Array, 'rows t d']:
     config = self.config
-    hidden, norms = (carry, None) if norm_weights is None else carry
     attended = _attention(config, 'self_attention', max_decode_length=self.max_decode_length)(
       hidden, hidden, self_bias, deterministic=deterministic, decode=decode
     )
     hidden = hidden + _dropout(config, attended, deterministic)
     hidden = _norm(config, 'self_attention_layer_norm')(hidden)
-    own_weights = None if uses_norms is False else norm_weights
-    attended = _attention(
-      config, 'encoder_decoder_attention', is_cross=True, group_chunk=self.group_chunk
-    )(
-      hidden,
-      encoded,
-      cross_bias,
-      deterministic=deterministic,
-      decode=decode,
-      norm_weights=own_weights,
-      group_mask=group_mask,
+    attended = _attention(config, 'encoder_decoder_attention', is_cross=True)(
+      hidden, encoded, cross_bias, deterministic=deterministic, decode=decode, options=options
     )
-    if own_weights is not None:
-      attended, own_norms = attended
-      norms = norms + jnp.where(uses_norms, own_norms, 0.0)
     hidden = hidden + _dropout(config, attended, deterministic)
     hidden = _norm(config, 'cross_attention_layer_norm')(hidden)
-    hidden = _feed_forward(config, config.decoder_mlp_dim, hidden, deterministic)
-    return hidden if norm_weights is None else (hidden, norms)
+    return _feed_forward(config, config.decoder_mlp_dim, hidden, deterministic)
 
 
 def _with_positions(
-  config: BartConfig, embedded: Array, positions: Array, deterministic: bool
-) -> Array:
-  """Adds learned positions, int [length] or [rows, length], and norms."""
+  config: BartConfig,
+  embedded: Float[Array, 'rows t d'],
+  positions: Int[Array, '*rows t'],
+  deterministic: bool,
+) -> Float[Array, 'rows t d']:
+  """Adds learned positions, of all rows or of each, and norms."""
   table = Embed(
     config.max_positions + POSITION_OFFSET,
     config.emb_dim,
@@ -192,17 +182,12 @@ class Encoder(nn.Module):
   config: BartConfig
 
   @nn.compact
-  def __call__(self, embedded: Array, mask: Array, *, deterministic: bool = True) -> Array:
-    """embedded: [batch, length, embed], mask: [batch, length] -> hidden."""
+  def __call__(
+    self, embedded: Float[Array, 'b s d'], mask: Shaped[Array, 'b s'], *, deterministic: bool = True
+  ) -> Float[Array, 'b s d']:
     config = self.config
     hidden = _with_positions(config, embedded, jnp.arange(embedded.shape[1]), deterministic)
-    run = layers.stack_layers(
-      EncoderLayer,
-      config.num_encoder_layers,
-      scan=config.scan_layers,
-      remat_policy=config.remat_policy,
-      config=config,
-    )
+    run = layers.stack_layers(EncoderLayer, config, config.num_encoder_layers)
     bias = layers.mask_to_bias(mask)[:, None, None, :]
     return run(hidden, bias, deterministic=deterministic)
 
@@ -215,45 +200,35 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(
     self,
-    embedded: Array,
-    encoded: Array | None,
-    encoded_mask: Array,
+    embedded: Float[Array, 'rows t d'],
+    encoded: Float[Array, 'b keys d'] | None,
+    encoded_mask: Shaped[Array, 'b keys'],
     *,
     deterministic: bool = True,
-    decode: bool = False,
-    max_decode_length: int | None = None,
-    left_padding: Array | None = None,
+    cache: DecoderCache | None = None,
     options: CrossAttentionOptions = CrossAttentionOptions(),
-  ) -> tuple[Array, Array | None]:
-    """As `t5.Decoder`, but always a pair; no norms are None."""
+  ) -> Float[Array, 'rows t d']:
+    """Arguments as those of `EncoderDecoder.decode`."""
     config = self.config
-    positions = decoder_stack.decoder_positions(
-      self,
-      embedded.shape[1],
-      decode=decode,
-      max_decode_length=max_decode_length,
-      left_padding=left_padding,
-    )
+    positions = decoder_stack.decoder_positions(self, embedded.shape[1], cache)
     # Positions count from a row's first token.
     query = positions.query
-    if left_padding is not None:
-      query = jnp.maximum(query[None] - left_padding[:, None], 0)
-    hidden = _with_positions(config, embedded, query, deterministic)
+    if cache is not None and cache.left_padding is not None:
+      query = jnp.maximum(query[None] - cache.left_padding[:, None], 0)
     return decoder_stack.run_decoder_layers(
       DecoderLayer,
       config,
-      hidden,
+      _with_positions(config, embedded, query, deterministic),
       encoded,
       encoded_mask,
       positions.mask_bias,
       deterministic=deterministic,
-      decode=decode,
-      max_decode_length=max_decode_length,
+      cache=cache,
       options=options,
     )
 
 
-class Bart(nn.Module):
+class Bart(EncoderDecoder):
   """Embedding, encoder, decoder and tied head."""
 
   config: BartConfig
@@ -276,7 +251,7 @@ class Bart(nn.Module):
       config.param_dtype,
     )
 
-  def _check_length(self, length: int, what: str) -> None:
+  def check_length(self, length: int, what: str) -> None:
     if length > self.config.max_positions:
       raise ValueError(
         f'{what} of {length} tokens exceed BartConfig.max_positions '
@@ -285,59 +260,15 @@ class Bart(nn.Module):
         '--decoder_prefix_length).'
       )
 
-  def _embed(self, tokens: Array) -> Array:
+  def embed(self, tokens: Int[Array, 'rows t']) -> Float[Array, 'rows t d']:
     embedded = self.token_embedder(tokens)
     if self.config.scale_embedding:
       embedded = embedded * jnp.asarray(self.config.emb_dim**0.5, embedded.dtype)
     return embedded
 
-  def encode(self, tokens: Array, mask: Array, *, deterministic: bool = True) -> Array:
-    """tokens: int [batch, length], mask: [batch, length] -> [batch, length, embed]."""
-    self._check_length(tokens.shape[-1], 'Inputs')
-    return self.encoder(self._embed(tokens), mask, deterministic=deterministic)
-
-  def logits(self, hidden: Array) -> Array:
-    """hidden: [batch, length, embed] -> float32 [batch, length, vocab]."""
+  def logits(self, hidden: Float[Array, 'rows t d']) -> Float[Array, 'rows t v']:
+    """In float32."""
     # A constant of the checkpoint (zeros in the released ones), not a weight.
     bias = jax.lax.stop_gradient(self.final_logits_bias)
     logits = self.token_embedder.attend(hidden) + bias.astype(jnp.float32)
     return layers.constrain(logits, 'batch', 'length', 'vocab')
-
-  def decode(
-    self,
-    encoded: Array | None,
-    encoded_mask: Array,
-    decoder_input_tokens: Array,
-    *,
-    deterministic: bool = True,
-    decode: bool = False,
-    max_decode_length: int | None = None,
-    left_padding: Array | None = None,
-    last_only: bool = False,
-    options: CrossAttentionOptions = CrossAttentionOptions(),
-  ) -> Array | tuple[Array, Array]:
-    """Decoder logits; arguments and results as those of `t5.T5.decode`.
-
-    Raises:
-      ValueError: more positions than BartConfig.max_positions.
-    """
-    self._check_length(max_decode_length or decoder_input_tokens.shape[-1], 'Targets')
-    hidden, norms = self.decoder(
-      self._embed(decoder_input_tokens),
-      encoded,
-      encoded_mask,
-      deterministic=deterministic,
-      decode=decode,
-      max_decode_length=max_decode_length,
-      left_padding=left_padding,
-      options=options,
-    )
-    logits = self.logits(hidden[:, -1:] if last_only else hidden)
-    return logits if norms is None else (logits, norms)
-
-  def __call__(
-    self, tokens: Array, mask: Array, decoder_input_tokens: Array, *, deterministic: bool = True
-  ) -> Array:
-    """[batch, length] x2, [batch, target] -> float32 [batch, target, vocab]."""
-    encoded = self.encode(tokens, mask, deterministic=deterministic)
-    return self.decode(encoded, mask, decoder_input_tokens, deterministic=deterministic)

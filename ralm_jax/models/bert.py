@@ -6,14 +6,12 @@ import dataclasses
 from typing import Any
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 
+from ralm_jax.losses.array_types import Array, Float, Int, Shaped
 from ralm_jax.models import layers
 from ralm_jax.models.attention import MultiHeadAttention
 from ralm_jax.models.layers import Embed, LayerNorm, MlpBlock
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +62,13 @@ class BertLayer(nn.Module):
   config: BertConfig
 
   @nn.compact
-  def __call__(self, hidden, bias, deterministic, decode=False):
-    """hidden: [batch, length, embed]; bias: float32 [batch, 1, 1, length]."""
+  def __call__(
+    self,
+    hidden: Float[Array, 'b s d'],
+    bias: Float[Array, 'b 1 1 s'],
+    deterministic: bool,
+    decode: bool = False,
+  ) -> Float[Array, 'b s d']:
     del decode
     config = self.config
     head_dim = config.emb_dim // config.num_heads
@@ -103,20 +106,10 @@ class Bert(nn.Module):
   config: BertConfig
 
   @nn.compact
-  def __call__(self, tokens: Array, mask: Array, *, deterministic: bool = True) -> Array:
-    """Encodes.
-
-    Args:
-      tokens: int [batch, length], at most `max_positions` long.
-      mask: [batch, length], true on tokens.
-      deterministic: no dropout.
-
-    Returns:
-      [batch, length, embed].
-
-    Raises:
-      ValueError: when `length` exceeds the table of positions.
-    """
+  def __call__(
+    self, tokens: Int[Array, 'b s'], mask: Shaped[Array, 'b s'], *, deterministic: bool = True
+  ) -> Float[Array, 'b s d']:
+    """Raises ValueError where the tokens exceed the table of positions."""
     config = self.config
     length = tokens.shape[-1]
     if length > config.max_positions:
@@ -144,11 +137,5 @@ class Bert(nn.Module):
     hidden = nn.Dropout(config.dropout_rate)(hidden, deterministic=deterministic)
     hidden = layers.constrain(hidden, 'batch', 'length', 'embed')
     bias = layers.mask_to_bias(mask)[:, None, None, :]
-    run = layers.stack_layers(
-      BertLayer,
-      config.num_layers,
-      scan=config.scan_layers,
-      remat_policy=config.remat_policy,
-      config=config,
-    )
+    run = layers.stack_layers(BertLayer, config, config.num_layers)
     return run(hidden, bias, deterministic=deterministic)

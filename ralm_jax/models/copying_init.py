@@ -15,21 +15,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from ralm_jax.losses.array_types import Array
+
 Params = Any
 
 
 def copying_init(reader: Params, rng: Array, *, relative_bias_stddev: float = 2.0) -> Params:
   """Replaces value, output and position parameters of a T5 reader.
 
+  Every attention's value kernel gets orthonormal columns, and its output kernel
+  is the transpose.
+
   Args:
-    reader: unboxed parameters of unscanned layers.
-    rng: a key.
+    reader: unboxed.
     relative_bias_stddev: of both relative position tables; T5's is about 0.1.
 
-  Returns:
-    The same tree: every attention's value kernel [embed, joined_kv] has
-    orthonormal columns and its output kernel is the transpose.
+  Raises:
+    ValueError: for scanned layers.
   """
 
   def replace(path: tuple[str, ...], tree: Params) -> Params:

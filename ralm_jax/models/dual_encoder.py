@@ -8,11 +8,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from ralm_jax.losses.array_types import Array, Float, Int, PyTree, Shaped
 from ralm_jax.models import layers
 from ralm_jax.models.bert import Bert, BertConfig
 from ralm_jax.models.layers import Dense
 
-Array = jax.Array
 POOLINGS = ('mean', 'cls')
 
 
@@ -23,8 +23,10 @@ class Tower(Bert):
   normalize: bool = False
 
   @nn.compact
-  def embed(self, tokens: Array, mask: Array, *, deterministic: bool = True) -> Array:
-    """tokens, mask: [batch, length] -> float32 [batch, dim]."""
+  def embed(
+    self, tokens: Int[Array, 'b s'], mask: Shaped[Array, 'b s'], *, deterministic: bool = True
+  ) -> Float[Array, 'b d']:
+    """Embeddings in float32."""
     hidden = Bert.__call__(self, tokens, mask, deterministic=deterministic).astype(jnp.float32)
     if self.pooling == 'mean':
       # A padding row has no token at all; it embeds to zero, not to NaN.
@@ -72,7 +74,9 @@ class DualEncoder(nn.Module):
   def setup(self):
     if self.pooling not in POOLINGS:
       raise ValueError(f'pooling {self.pooling!r} is unknown; choose one of {POOLINGS}.')
-    kwargs = dict(config=self.config, pooling=self.pooling, normalize=self.normalize)
+    kwargs: dict[str, Any] = dict(
+      config=self.config, pooling=self.pooling, normalize=self.normalize
+    )
     if self.tied:
       self.encoder = Tower(**kwargs)
       nn.share_scope(self, self.encoder)
@@ -84,13 +88,15 @@ class DualEncoder(nn.Module):
   def embedding_dim(self) -> int:
     return self.config.projection_dim or self.config.emb_dim
 
-  def encode_queries(self, tokens: Array, mask: Array, *, deterministic: bool = True) -> Array:
-    """tokens, mask: [batch, length] -> float32 [batch, dim]."""
+  def encode_queries(
+    self, tokens: Int[Array, 'b q'], mask: Shaped[Array, 'b q'], *, deterministic: bool = True
+  ) -> Float[Array, 'b d']:
     tower = self.encoder if self.tied else self.query_encoder
     return tower.embed(tokens, mask, deterministic=deterministic)
 
-  def encode_passages(self, tokens: Array, mask: Array, *, deterministic: bool = True) -> Array:
-    """tokens, mask: [..., length] -> float32 [..., dim]."""
+  def encode_passages(
+    self, tokens: Int[Array, '*b p'], mask: Shaped[Array, '*b p'], *, deterministic: bool = True
+  ) -> Float[Array, '*b d']:
     tower = self.encoder if self.tied else self.passage_encoder
     leading, length = tokens.shape[:-1], tokens.shape[-1]
     embeddings = tower.embed(
@@ -102,42 +108,31 @@ class DualEncoder(nn.Module):
 
   def __call__(
     self,
-    query_tokens: Array,
-    query_mask: Array,
-    passage_tokens: Array,
-    passage_mask: Array,
+    query_tokens: Int[Array, 'b q'],
+    query_mask: Shaped[Array, 'b q'],
+    passage_tokens: Int[Array, 'b k p'],
+    passage_mask: Shaped[Array, 'b k p'],
     *,
     deterministic: bool = True,
-  ) -> Array:
-    """Scores, see `retriever_scores`: [batch, q], [batch, n, p] -> [batch, n]."""
+  ) -> Float[Array, 'b k']:
+    """Scores, see `retriever_scores`."""
     queries = self.encode_queries(query_tokens, query_mask, deterministic=deterministic)
     passages = self.encode_passages(passage_tokens, passage_mask, deterministic=deterministic)
     return retriever_scores(queries, passages, scale=self.scale_scores)
 
 
-def retriever_scores(queries: Array, passages: Array, *, scale: bool = True) -> Array:
-  """Inner products, scaled (Atlas, section 2.2) or plain (DPR).
-
-  Args:
-    queries: float32 [batch, dim].
-    passages: float32 [batch, n_passages, dim].
-    scale: divide by sqrt(dim).
-
-  Returns:
-    float32 [batch, n_passages].
-  """
+def retriever_scores(
+  queries: Float[Array, 'b d'], passages: Float[Array, 'b k d'], *, scale: bool = True
+) -> Float[Array, 'b k']:
+  """Inner products, over sqrt(d) (Atlas, section 2.2) or plain (DPR)."""
   scores = jnp.einsum('bd,bnd->bn', queries, passages)
   if not scale:
     return scores
   return scores / jnp.sqrt(jnp.float32(queries.shape[-1]))
 
 
-def untie(params: Any) -> Any:
-  """Parameters of two towers, both those of a tied encoder.
-
-  Args:
-    params: of a tied `DualEncoder`; those of an untied one stay as they are.
-  """
+def untie(params: PyTree) -> PyTree:
+  """Parameters of two towers, both those of a tied encoder, if it is one."""
   if 'query_encoder' in params:
     return params
   return {'query_encoder': params, 'passage_encoder': params}

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from flax import linen as nn
-import jax
 import jax.numpy as jnp
 
-from ralm_jax.models import decoder_stack, layers, t5
+from ralm_jax.losses.array_types import Array, Float, Int, PyTree, Shaped
+from ralm_jax.models import attention, decoder_stack, layers
 from ralm_jax.models.attention import CrossAttentionOptions
 from ralm_jax.models.bart import Bart, BartConfig
-from ralm_jax.models.t5 import T5Config
+from ralm_jax.models.decoder_stack import EncoderDecoder
+from ralm_jax.models.t5 import T5, T5Config
 
-Array = jax.Array
 
-
-class PassageReader(nn.Module):
+class PassageReader(EncoderDecoder):
   """Reads passages with the `encode` and `decode` of the model it is mixed into.
 
   Positions restart in every passage and there is no passage embedding, so the
@@ -22,18 +20,13 @@ class PassageReader(nn.Module):
   """
 
   def encode_passages(
-    self, passage_tokens: Array, passage_mask: Array, *, deterministic: bool = True
-  ) -> Array:
-    """Encodes every passage on its own.
-
-    Args:
-      passage_tokens: int [batch, n_passages, length].
-      passage_mask: [batch, n_passages, length], true on tokens.
-      deterministic: no dropout.
-
-    Returns:
-      [batch, n_passages, length, embed].
-    """
+    self,
+    passage_tokens: Int[Array, 'b n s'],
+    passage_mask: Shaped[Array, 'b n s'],
+    *,
+    deterministic: bool = True,
+  ) -> Float[Array, 'b n s d']:
+    """Encodes every passage on its own."""
     batch, n_passages, length = passage_tokens.shape
     # batch x passages is one axis to shard, so that a mesh larger than the
     # batch still has work for every device.
@@ -44,126 +37,93 @@ class PassageReader(nn.Module):
 
   def decode_fused(
     self,
-    encoded: Array,
-    passage_mask: Array,
-    decoder_input_tokens: Array,
+    encoded: Float[Array, 'b n s d'],
+    passage_mask: Shaped[Array, 'b n s'],
+    decoder_input_tokens: Int[Array, 'b t'],
     *,
     deterministic: bool = True,
-    norm_weights: Array | None = None,
-    norm_layers: int | None = None,
-  ) -> Array | tuple[Array, Array]:
+    norm_weights: Shaped[Array, 'b t'] | None = None,
+  ) -> Float[Array, 'b t v']:
     """Teacher-forced logits over the passages of each example together.
 
-    Args:
-      encoded: [batch, n_passages, length, embed].
-      passage_mask: [batch, n_passages, length].
-      decoder_input_tokens: int [batch, target_length].
-      deterministic: no dropout.
-      norm_weights: [batch, target_length], to return the attention norms.
-      norm_layers: how many of the last decoder layers count for them; None
-        counts all.
-
-    Returns:
-      float32 [batch, target_length, vocab]; with `norm_weights` a pair of it
-      and float32 [batch, n_passages, length], the attention norms
-      (`attention.attention_norms`) summed over layers.
+    Where the collection `attention.NORMS` is mutable, `attention_norms` below
+    finds the norms in it, with these weights of the target's positions.
     """
     batch, n_passages, length, embed = encoded.shape
-    decoded = self.decode(
+    return self.decode(
       encoded.reshape(batch, n_passages * length, embed),
       passage_mask.reshape(batch, n_passages * length),
       decoder_input_tokens,
       deterministic=deterministic,
-      options=CrossAttentionOptions(norm_weights=norm_weights, norm_layers=norm_layers),
+      options=CrossAttentionOptions(norm_weights=norm_weights),
     )
-    if norm_weights is None:
-      return decoded
-    logits, norms = decoded
-    return logits, norms.reshape(batch, n_passages, length)
 
   def decode_each(
     self,
-    encoded: Array,
-    passage_mask: Array,
-    decoder_input_tokens: Array,
+    encoded: Float[Array, 'b n s d'],
+    passage_mask: Shaped[Array, 'b n s'],
+    decoder_input_tokens: Int[Array, 'b t'],
     *,
     deterministic: bool = True,
-  ) -> Array:
-    """Teacher-forced logits with one passage at a time.
-
-    Args:
-      encoded: [batch, n_passages, length, embed].
-      passage_mask: [batch, n_passages, length].
-      decoder_input_tokens: int [batch, target_length].
-      deterministic: no dropout.
-
-    Returns:
-      float32 [batch, n_passages, target_length, vocab].
-    """
+  ) -> Float[Array, 'b n t v']:
+    """Teacher-forced logits with one passage at a time."""
     batch, n_passages, length, embed = encoded.shape
-    target_length = decoder_input_tokens.shape[-1]
-    tokens = jnp.broadcast_to(decoder_input_tokens[:, None], (batch, n_passages, target_length))
     logits = self.decode(
       encoded.reshape(batch * n_passages, length, embed),
       passage_mask.reshape(batch * n_passages, length),
-      tokens.reshape(batch * n_passages, target_length),
+      _for_each(decoder_input_tokens, n_passages),
       deterministic=deterministic,
     )
-    return logits.reshape(batch, n_passages, target_length, -1)
+    return logits.reshape(batch, n_passages, *logits.shape[1:])
 
   def decode_leaving_out(
     self,
-    encoded: Array,
-    passage_mask: Array,
-    decoder_input_tokens: Array,
+    encoded: Float[Array, 'b n s d'],
+    passage_mask: Shaped[Array, 'b n s'],
+    decoder_input_tokens: Int[Array, 'b t'],
     *,
     chunk: int | None = None,
-  ) -> Array:
-    """Teacher-forced logits of n_passages decodings, each without one passage.
+  ) -> Float[Array, 'b n t v']:
+    """Teacher-forced logits of n decodings, each without one passage.
 
     Encoder states and the projections of keys and values are those of all
-    passages, computed once; only what each decoding attends to differs.
-
-    Args:
-      encoded: [batch, n_passages, length, embed].
-      passage_mask: [batch, n_passages, length].
-      decoder_input_tokens: int [batch, target_length].
-      chunk: left-out passages whose attention is computed at a time.
-
-    Returns:
-      float32 [batch, n_passages, target_length, vocab].
+    passages, computed once; only what each decoding attends to differs, for
+    `chunk` left-out passages at a time.
     """
     batch, n_passages, length, embed = encoded.shape
-    target_length = decoder_input_tokens.shape[-1]
     others = ~jnp.eye(n_passages, dtype=bool)
     group_mask = passage_mask.astype(bool)[:, None] & others[None, :, :, None]
-    tokens = jnp.broadcast_to(decoder_input_tokens[:, None], (batch, n_passages, target_length))
     logits = self.decode(
       encoded.reshape(batch, n_passages * length, embed),
       passage_mask.reshape(batch, n_passages * length),
-      tokens.reshape(batch * n_passages, target_length),
+      _for_each(decoder_input_tokens, n_passages),
       options=CrossAttentionOptions(
         group_mask=group_mask.reshape(batch, n_passages, -1), group_chunk=chunk
       ),
     )
-    return logits.reshape(batch, n_passages, target_length, -1)
+    return logits.reshape(batch, n_passages, *logits.shape[1:])
 
   def __call__(
     self,
-    passage_tokens: Array,
-    passage_mask: Array,
-    decoder_input_tokens: Array,
+    passage_tokens: Int[Array, 'b n s'],
+    passage_mask: Shaped[Array, 'b n s'],
+    decoder_input_tokens: Int[Array, 'b t'],
     *,
     deterministic: bool = True,
-  ) -> Array:
-    """[batch, passages, length] x2, [batch, target] -> float32 [batch, target, vocab]."""
+  ) -> Float[Array, 'b t v']:
     encoded = self.encode_passages(passage_tokens, passage_mask, deterministic=deterministic)
     return self.decode_fused(
       encoded, passage_mask, decoder_input_tokens, deterministic=deterministic
     )
 
 
-class FusionInDecoder(PassageReader, t5.T5):
+def _for_each(tokens: Int[Array, 'b t'], n: int) -> Int[Array, 'rows t']:
+  """The rows of each example n times."""
+  batch, length = tokens.shape
+  return jnp.broadcast_to(tokens[:, None], (batch, n, length)).reshape(batch * n, length)
+
+
+class FusionInDecoder(PassageReader, T5):
   """A T5 whose decoder attends to all passages of an example at once."""
 
 
@@ -175,7 +135,6 @@ ReaderConfig = T5Config | BartConfig
 
 
 def make_reader(config: ReaderConfig) -> FusionInDecoder | BartFusionInDecoder:
-  """The reader of a configuration."""
   if isinstance(config, BartConfig):
     return BartFusionInDecoder(config)
   return FusionInDecoder(config)
@@ -188,24 +147,34 @@ def has_dropout(config: ReaderConfig) -> bool:
 
 def read(
   reader: PassageReader,
-  tokens: Array,
-  mask: Array,
-  target_tokens: Array,
+  tokens: Int[Array, 'b n s'],
+  mask: Shaped[Array, 'b n s'],
+  target_tokens: Int[Array, 'b t'],
   *,
   deterministic: bool,
-  norm_weights: Array | None,
-  norm_layers: int | None,
-) -> tuple[Array, Array, Array | None]:
-  """Encoder states, logits and attention norms of one forward pass."""
+  norm_weights: Shaped[Array, 'b t'] | None = None,
+) -> tuple[Float[Array, 'b n s d'], Float[Array, 'b t v']]:
+  """Encoder states and logits of one forward pass."""
   encoded = reader.encode_passages(tokens, mask, deterministic=deterministic)
-  decoder_inputs = decoder_stack.shift_right(target_tokens, reader.config.decoder_start_id)
-  decoded = reader.decode_fused(
+  logits = reader.decode_fused(
     encoded,
     mask,
-    decoder_inputs,
+    decoder_stack.shift_right(target_tokens, reader.config.decoder_start_id),
     deterministic=deterministic,
     norm_weights=norm_weights,
-    norm_layers=norm_layers,
   )
-  logits, norms = (decoded, None) if norm_weights is None else decoded
-  return encoded, logits, norms
+  return encoded, logits
+
+
+def attention_norms(
+  variables: PyTree, passage_mask: Shaped[Array, 'b n s'], last_layers: int | None = None
+) -> Float[Array, 'b n s']:
+  """What each token of the passages gave to a fused decoding.
+
+  Args:
+    variables: what `apply(..., mutable=[attention.NORMS])` has left.
+    passage_mask: of the passages that were read.
+    last_layers: how many of the last layers count; None counts all.
+  """
+  norms = attention.summed_norms(variables[attention.NORMS], last_layers)
+  return norms.reshape(passage_mask.shape)

@@ -9,53 +9,83 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ralm_jax.decoding.options import DecodingOptions
 from ralm_jax.losses import sequence
+from ralm_jax.losses.array_types import Array, Bool, Float, Int, Shaped
 from ralm_jax.models import layers, rag
 from ralm_jax.models.attention import CrossAttentionOptions
+from ralm_jax.models.decoder_stack import DecoderCache
 from ralm_jax.models.fid import PassageReader
 
-Array = jax.Array
 Cache = Any
 Params = Any
 
 
+RAG_DECODINGS = ('thorough', 'fast')
+
+
 @dataclasses.dataclass(frozen=True)
-class Prefix:
-  """Tokens that every answer begins with, and that are not part of it.
+class Generation:
+  """How answers are produced.
 
   Attributes:
-    tokens: int32 [batch, length], padded on the LEFT.
-    lengths: int32 [batch], tokens of each row.
+    max_length: tokens to produce at most.
+    options: how tokens are chosen.
+    rag_decoding: of RAG-Sequence, see `prediction.decode_by_sequence`.
+    candidate_chunk: of thorough decoding: candidates scored at a time; None
+      takes as many as there are beams.
+    prefill_chunk: positions of a prefix that are computed at a time.
+
+  Raises:
+    ValueError: an unknown `rag_decoding`.
   """
 
-  tokens: Array
-  lengths: Array
+  max_length: int
+  options: DecodingOptions = DecodingOptions()
+  rag_decoding: str = 'thorough'
+  candidate_chunk: int | None = None
+  prefill_chunk: int = 128
+
+  def __post_init__(self):
+    if self.rag_decoding not in RAG_DECODINGS:
+      raise ValueError(
+        f'rag_decoding {self.rag_decoding!r} is unknown; choose one of {RAG_DECODINGS}.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+  """Tokens, padded on the LEFT, that every answer begins with and does not count."""
+
+  tokens: Int[Array, 'b t']
+  lengths: Int[Array, ' b']
+
+  def repeat(self, n: int) -> Prefix:
+    """For n rows an example."""
+    return Prefix(jnp.repeat(self.tokens, n, axis=0), jnp.repeat(self.lengths, n, axis=0))
 
 
 @dataclasses.dataclass(frozen=True)
 class CachedReader:
   """A stepper: `n` rows an example share the keys and values of its passages.
 
-  With `log_prior` there are K decodings a row, one for each passage, and the
+  With `log_prior` there are k decodings a row, one for each passage, and the
   next token's distribution is RAG-Token's marginal over them; without, one.
 
   Attributes:
-    reader: T5 or BART.
-    params: of the reader.
-    encoded: [batch * K, keys, embed], encoder states; K = 1 without a prior.
-    encoded_mask: bool [batch * K, keys].
+    encoded: encoder states of b * k passages; k = 1 without a prior.
     max_length: tokens to produce at most.
-    log_prior: float32 [batch, K]; None decodes from all keys together.
+    log_prior: None decodes from all keys together.
     prefix: of every answer.
     prefill_chunk: positions of the prefix that are computed at a time.
   """
 
   reader: PassageReader
   params: Params
-  encoded: Array
-  encoded_mask: Array
+  encoded: Float[Array, 'passages keys d']
+  encoded_mask: Shaped[Array, 'passages keys']
   max_length: int
-  log_prior: Array | None = None
+  log_prior: Float[Array, 'b k'] | None = None
   prefix: Prefix | None = None
   prefill_chunk: int = 128
 
@@ -71,21 +101,25 @@ class CachedReader:
   def _prefix_length(self) -> int:
     return 0 if self.prefix is None else self.prefix.tokens.shape[1]
 
-  def _rows(self, array: Array, n: int) -> Array:
-    """[batch, n, ...] -> [batch * K * n, ...], the same for every passage."""
+  def _rows(self, array: Shaped[Array, 'b {n} *rest'], n: int) -> Shaped[Array, ' rows *rest']:
+    """[batch, n, ...] -> [batch * k * n, ...], the same for every passage."""
     spread = jnp.broadcast_to(array[:, None], (self._batch, self._n_passages, n, *array.shape[2:]))
     return spread.reshape(-1, *array.shape[2:])
 
-  def _left_padding(self, n: int) -> Array | None:
+  def _left_padding(self, n: int) -> Int[Array, ' rows'] | None:
     if self.prefix is None:
       return None
     padding = self._prefix_length - self.prefix.lengths
     return self._rows(jnp.broadcast_to(padding[:, None], (self._batch, n)), n)
 
   def _apply(
-    self, tokens: Array, cache: Cache | None, n: int, max_decode_length: int, last_only: bool = True
-  ) -> tuple[Array, Cache]:
-    """tokens: [batch * K * n, length] -> logits [rows, length or 1, vocab]."""
+    self,
+    tokens: Int[Array, 'rows t'],
+    cache: Cache | None,
+    n: int,
+    cache_length: int,
+    last_only: bool = True,
+  ) -> tuple[Float[Array, 'rows t_or_1 v'], Cache]:
     options = CrossAttentionOptions()
     if n > 1:
       mask = self.encoded_mask.astype(bool)[:, None]
@@ -99,9 +133,7 @@ class CachedReader:
       self.encoded if cache is None else None,
       self.encoded_mask,
       tokens,
-      decode=True,
-      max_decode_length=max_decode_length,
-      left_padding=self._left_padding(n),
+      cache=DecoderCache(cache_length, self._left_padding(n)),
       last_only=last_only,
       options=options,
       method='decode',
@@ -114,11 +146,8 @@ class CachedReader:
     # The last token produced is never fed back.
     return self._prefix_length + self.max_length
 
-  def _inputs(self) -> Array:
-    """The start token and the prefix: int32 [batch, 1 + prefix length].
-
-    The start stands right before a row's first token, behind its padding.
-    """
+  def _inputs(self) -> Int[Array, 'b t']:
+    """The start token, right before a row's first token, and the prefix."""
     start = self.reader.config.decoder_start_id
     first = jnp.full((self._batch, 1), start, jnp.int32)
     if self.prefix is None:
@@ -129,12 +158,11 @@ class CachedReader:
     at_start = position[None] == (length - self.prefix.lengths)[:, None]
     return jnp.where(at_start, start, inputs)
 
-  def start(self) -> tuple[Array, Cache]:
+  def start(self) -> tuple[Float[Array, 'b v'], Cache]:
     """Fills the cache with the start token and the prefix, chunk by chunk.
 
     Returns:
-      float32 [batch, vocab] logits of the first token to produce, and the
-      cache of one row an example.
+      Logits of the first token to produce, and the cache of one row an example.
     """
     inputs = self._rows(self._inputs()[:, None], 1)
     length = inputs.shape[1]
@@ -153,15 +181,16 @@ class CachedReader:
       (logits, cache), _ = jax.lax.scan(fill, (logits, cache), jnp.swapaxes(parts, 0, 1))
     return self._marginalize(logits, 1)[:, 0], cache
 
-  def _marginalize(self, logits: Array, n: int) -> Array:
-    """[batch * K * n, 1, vocab] -> float32 [batch, n, vocab]."""
+  def _marginalize(self, logits: Float[Array, 'rows 1 v'], n: int) -> Float[Array, 'b {n} v']:
     logits = logits.reshape(self._batch, self._n_passages, n, -1)
     if self.log_prior is None:
       return logits[:, 0]
     return rag.marginal_log_probs(self.log_prior, logits)
 
-  def step(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
-    """int32 [batch, n], cache -> float32 [batch, n, vocab], cache."""
+  def step(
+    self, tokens: Int[Array, 'b rows'], cache: Cache
+  ) -> tuple[Float[Array, 'b rows v'], Cache]:
+    """Logits of the next token."""
     n = tokens.shape[1]
     logits, cache = self._apply(self._rows(tokens, n)[:, None], cache, n, self._cache_length)
     return self._marginalize(logits, n), cache
@@ -170,13 +199,8 @@ class CachedReader:
     """The cache of one row an example -> of n equal rows."""
     return _map_own_cache(lambda rows, axis: jnp.repeat(rows, n, axis=axis), cache)
 
-  def reorder(self, cache: Cache, parents: Array) -> Cache:
-    """The cache whose row j of an example continues row `parents[:, j]`.
-
-    Args:
-      cache: of n rows an example.
-      parents: int32 [batch, n].
-    """
+  def reorder(self, cache: Cache, parents: Int[Array, 'b rows']) -> Cache:
+    """The cache whose row j of an example continues row `parents[:, j]`."""
     n = parents.shape[1]
     index = self._rows(parents, n).reshape(-1, n)
 
@@ -190,16 +214,15 @@ class CachedReader:
 
     return _map_own_cache(take, cache)
 
-  def score(self, candidates: Array, mask: Array, cache: Cache) -> Array:
+  def score(
+    self, candidates: Int[Array, 'b c t'], mask: Bool[Array, 'b c t'], cache: Cache
+  ) -> Float[Array, 'b k c']:
     """log p(candidate | x, z) of every candidate under every passage.
 
     Args:
-      candidates: int32 [batch, n, length], what follows the prefix.
-      mask: bool [batch, n, length], true on tokens that count.
+      candidates: what follows the prefix.
+      mask: true on tokens that count.
       cache: any of this reader, for its projected keys and values.
-
-    Returns:
-      float32 [batch, K, n].
     """
     n, length = candidates.shape[1:]
     inputs = jnp.concatenate(
@@ -227,15 +250,12 @@ def _map_own_cache(
 ) -> Cache:
   """Applies a function to the self-attention's keys and values.
 
-  Args:
-    function: gets them and the axis of their rows, which is followed by that of
-      positions.
-    cache: of a decoder. Cross-attention has the same keys and values for all
-      rows of an example and stays as it is.
-    of_indices: gets the counters.
+  It gets the axis of their rows, too, which is followed by that of positions;
+  `of_indices` gets the counters. Cross-attention has the same keys and values
+  for all rows of an example and stays as it is.
   """
 
-  def visit(path, leaf: Array) -> Array:
+  def visit(path: tuple[Any, ...], leaf: Array) -> Array:
     names = [str(getattr(key, 'key', key)) for key in path]
     if names[-1] in ('position', 'cache_index'):
       return of_indices(leaf)

@@ -1,23 +1,22 @@
 """The reader's forward passes behind the gold scores.
 
 None of them has dropout or a gradient. All of them start from the passages'
-encoder states, which the reader's own loss may have computed already.
+encoder states, which the reader's own loss may have computed already. What one
+gold score has asked for is there for the next.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from ralm_jax.losses import sequence
-from ralm_jax.models import decoder_stack, layers
-from ralm_jax.models.fid import FusionInDecoder
-
-Array = jax.Array
-Params = Any
+from ralm_jax.losses.array_types import Array, Float, Int, PyTree, Shaped
+from ralm_jax.models import attention, decoder_stack, fid, layers
+from ralm_jax.models.fid import PassageReader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,32 +26,33 @@ class GoldPasses:
   Attributes:
     reader: whose likelihoods and attention are asked for.
     params: of the reader.
-    reader_tokens: int [batch, n_passages, length].
-    reader_mask: bool [batch, n_passages, length].
-    target_tokens: int [batch, target_length].
-    encoded_context: [batch, n, length, embed], encoder states of the first n
-      passages, where there are any.
+    encoded_context: encoder states of the first passages, where there are any.
+    context_variables: what a reading of all passages has left in the collection
+      `attention.NORMS`, where there was one.
     chunk: passages at a time, to bound memory; None takes all at once.
   """
 
-  reader: FusionInDecoder
-  params: Params
-  reader_tokens: Array
-  reader_mask: Array
-  target_tokens: Array
-  encoded_context: Array | None = None
+  reader: PassageReader
+  params: PyTree
+  reader_tokens: Int[Array, 'b k s']
+  reader_mask: Shaped[Array, 'b k s']
+  target_tokens: Int[Array, 'b t']
+  encoded_context: Float[Array, 'b n s d'] | None = None
+  context_variables: PyTree = None
   chunk: int | None = None
+  _log_probs: dict[float, Array] = dataclasses.field(default_factory=dict, init=False)
 
   @property
-  def _variables(self) -> Params:
+  def _variables(self) -> PyTree:
     return jax.lax.stop_gradient({'params': self.params})
 
   @property
-  def _decoder_inputs(self) -> Array:
+  def _decoder_inputs(self) -> Int[Array, 'b t']:
     return decoder_stack.shift_right(self.target_tokens, self.reader.config.decoder_start_id)
 
-  def encoded(self) -> Array:
-    """Encoder states of all passages: [batch, n_passages, length, embed]."""
+  @functools.cached_property
+  def encoded(self) -> Float[Array, 'b k s d']:
+    """Encoder states of all passages."""
     have, parts = 0, []
     if self.encoded_context is not None:
       parts.append(jax.lax.stop_gradient(self.encoded_context))
@@ -68,46 +68,30 @@ class GoldPasses:
       )
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
-  def log_probs_of_each(self, encoded: Array, *, temperature: float = 1.0) -> Array:
-    """log p(target token | query, one passage).
+  def log_probs_of_each(self, temperature: float = 1.0) -> Float[Array, 'b k t']:
+    """log p(target token | query, one passage), of logits over a temperature."""
 
-    Args:
-      encoded: from `encoded`.
-      temperature: divides the reader's logits.
-
-    Returns:
-      float32 [batch, n_passages, target_length].
-    """
-    decoder_inputs = self._decoder_inputs
-
-    def score(encoded: Array, mask: Array) -> Array:
+    def score(
+      encoded: Float[Array, 'b n s d'], mask: Shaped[Array, 'b n s']
+    ) -> Float[Array, 'b n t']:
       logits = self.reader.apply(
-        self._variables, encoded, mask, decoder_inputs, method='decode_each'
+        self._variables, encoded, mask, self._decoder_inputs, method='decode_each'
       )
       if temperature != 1.0:
         logits = logits / temperature
       return sequence.token_log_probs(logits, self.target_tokens[:, None])
 
-    n_passages = self.reader_tokens.shape[1]
-    if not self.chunk or self.chunk >= n_passages:
-      return score(encoded, self.reader_mask)
-    split = lambda array: layers.split_passages(array, self.chunk, 'gold_chunk')
-    return layers.join_passages(
-      jax.lax.map(lambda part: score(*part), (split(encoded), split(self.reader_mask)))
-    )
+    if temperature not in self._log_probs:
+      self._log_probs[temperature] = layers.map_passages(
+        score, (self.encoded, self.reader_mask), self.chunk, 'gold_chunk'
+      )
+    return self._log_probs[temperature]
 
-  def log_probs_leaving_out(self, encoded: Array) -> Array:
-    """log p(target token | query, all passages but one).
-
-    Args:
-      encoded: from `encoded`.
-
-    Returns:
-      float32 [batch, n_passages, target_length].
-    """
+  def log_probs_leaving_out(self) -> Float[Array, 'b k t']:
+    """log p(target token | query, all passages but one)."""
     logits = self.reader.apply(
       self._variables,
-      encoded,
+      self.encoded,
       self.reader_mask,
       self._decoder_inputs,
       chunk=self.chunk,
@@ -116,25 +100,23 @@ class GoldPasses:
     return sequence.token_log_probs(logits, self.target_tokens[:, None])
 
   def attention_norms(
-    self, encoded: Array, target_mask: Array, n_layers: int | None = None
-  ) -> Array:
+    self, target_mask: Shaped[Array, 'b t'], last_layers: int | None = None
+  ) -> Float[Array, 'b k s']:
     """Attention norms of all passages read together.
 
     Args:
-      encoded: from `encoded`.
-      target_mask: [batch, target_length], the positions that count.
-      n_layers: how many of the last decoder layers count; None counts all.
-
-    Returns:
-      float32 [batch, n_passages, length].
+      target_mask: the positions that count.
+      last_layers: how many of the last decoder layers count; None counts all.
     """
-    _, norms = self.reader.apply(
-      self._variables,
-      encoded,
-      self.reader_mask,
-      self._decoder_inputs,
-      norm_weights=target_mask,
-      norm_layers=n_layers,
-      method='decode_fused',
-    )
-    return norms
+    variables = self.context_variables
+    if variables is None:
+      _, variables = self.reader.apply(
+        self._variables,
+        self.encoded,
+        self.reader_mask,
+        self._decoder_inputs,
+        norm_weights=target_mask,
+        method='decode_fused',
+        mutable=[attention.NORMS],
+      )
+    return fid.attention_norms(variables, self.reader_mask, last_layers)

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-Array = jax.Array
+from ralm_jax.losses.array_types import Array, Float, Int, PyTree, Shaped
+
 Dtype = Any
 
 # Finite, so that a row without a single valid key averages instead of
@@ -36,10 +37,6 @@ def constrain(array: Array, *logical_axes: str | None) -> Array:
   pads, or replicates the whole array on the way from one uneven layout to
   another. The compiler then chooses that dimension's layout: a batch smaller
   than the `data` axis keeps its keys spread over it in cross-attention.
-
-  Args:
-    array: an activation.
-    logical_axes: a name or None for every dimension.
   """
   mesh = jax.sharding.get_abstract_mesh()
   rules = nn.get_logical_axis_rules()
@@ -55,13 +52,15 @@ def constrain(array: Array, *logical_axes: str | None) -> Array:
   return jax.lax.with_sharding_constraint(array, PartitionSpec(*map(fit, spec, array.shape)))
 
 
-def mask_to_bias(mask: Array) -> Array:
-  """mask: bool or int, true where attendable -> float32 bias of 0 or -1e10."""
+def mask_to_bias(mask: Shaped[Array, '*b']) -> Float[Array, '*b']:
+  """Adds nothing where attendable, elsewhere `MASK_BIAS`."""
   return jnp.where(mask.astype(bool), 0.0, MASK_BIAS).astype(jnp.float32)
 
 
-def split_passages(array: Array, size: int, name: str) -> Array:
-  """[batch, n, ...] -> [n / size, batch, size, ...], for `jax.lax.map`.
+def split_passages(
+  array: Shaped[Array, 'b n *rest'], size: int, name: str
+) -> Shaped[Array, 'parts b {size} *rest']:
+  """Parts of `size` passages, for `jax.lax.map`.
 
   Raises:
     ValueError: `size`, which the user knows as `name`, does not divide n.
@@ -73,10 +72,20 @@ def split_passages(array: Array, size: int, name: str) -> Array:
   return jnp.moveaxis(parts, 1, 0)
 
 
-def join_passages(parts: Array) -> Array:
+def join_passages(parts: Shaped[Array, 'parts b size *rest']) -> Shaped[Array, 'b n *rest']:
   """The inverse of `split_passages`."""
   count, batch, size = parts.shape[:3]
   return jnp.moveaxis(parts, 0, 1).reshape(batch, count * size, *parts.shape[3:])
+
+
+def map_passages(
+  function: Callable[..., Array], arrays: tuple[PyTree, ...], size: int | None, name: str
+) -> Array:
+  """`function(*arrays)` for `size` passages, axis 1, at a time; None takes all at once."""
+  if not size or size >= arrays[0].shape[1]:
+    return function(*arrays)
+  parts = tuple(split_passages(jnp.asarray(array), size, name) for array in arrays)
+  return join_passages(jax.lax.map(lambda part: function(*part), parts))
 
 
 class Dense(nn.Module):
@@ -92,7 +101,7 @@ class Dense(nn.Module):
   output_dtype: Dtype | None = None
 
   @nn.compact
-  def __call__(self, inputs: Array) -> Array:
+  def __call__(self, inputs: Float[Array, '*b d']) -> Float[Array, '*b features']:
     kernel = self.param(
       'kernel',
       nn.with_logical_partitioning(self.kernel_init, self.kernel_axes),
@@ -131,17 +140,20 @@ class Embed(nn.Module):
       self.param_dtype,
     )
 
-  def __call__(self, tokens: Array) -> Array:
-    """tokens: int [...] -> [..., features] in the computation dtype."""
+  def __call__(self, tokens: Int[Array, '*b']) -> Float[Array, '*b d']:
     return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
 
-  def attend(self, hidden: Array) -> Array:
-    """hidden: [..., features] -> float32 [..., num_embeddings]."""
+  def attend(self, hidden: Float[Array, '*b d']) -> Float[Array, '*b v']:
+    """Inner products with every row, in float32."""
     return jnp.dot(
       hidden.astype(self.dtype),
       self.embedding.astype(self.dtype).T,
       preferred_element_type=jnp.float32,
     )
+
+
+_ONES = nn.with_logical_partitioning(nn.initializers.ones_init(), ('embed',))
+_ZEROS = nn.with_logical_partitioning(nn.initializers.zeros_init(), ('embed',))
 
 
 class RMSNorm(nn.Module):
@@ -152,15 +164,10 @@ class RMSNorm(nn.Module):
   param_dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, inputs: Array) -> Array:
+  def __call__(self, inputs: Float[Array, '*b d']) -> Float[Array, '*b d']:
     hidden = inputs.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(hidden), axis=-1, keepdims=True)
-    scale = self.param(
-      'scale',
-      nn.with_logical_partitioning(nn.initializers.ones_init(), ('embed',)),
-      (inputs.shape[-1],),
-      self.param_dtype,
-    )
+    scale = self.param('scale', _ONES, inputs.shape[-1:], self.param_dtype)
     normed = hidden * jax.lax.rsqrt(mean_square + self.epsilon)
     return normed.astype(self.dtype) * scale.astype(self.dtype)
 
@@ -178,24 +185,13 @@ class LayerNorm(nn.Module):
   param_dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, inputs: Array) -> Array:
+  def __call__(self, inputs: Float[Array, '*b d']) -> Float[Array, '*b d']:
     hidden = inputs.astype(jnp.float32)
     mean = jnp.mean(hidden, axis=-1, keepdims=True)
     centred = hidden - mean
     moment = jnp.mean(jnp.square(hidden if self.second_moment else centred), axis=-1, keepdims=True)
-    shape = (inputs.shape[-1],)
-    scale = self.param(
-      'scale',
-      nn.with_logical_partitioning(nn.initializers.ones_init(), ('embed',)),
-      shape,
-      self.param_dtype,
-    )
-    bias = self.param(
-      'bias',
-      nn.with_logical_partitioning(nn.initializers.zeros_init(), ('embed',)),
-      shape,
-      self.param_dtype,
-    )
+    scale = self.param('scale', _ONES, inputs.shape[-1:], self.param_dtype)
+    bias = self.param('bias', _ZEROS, inputs.shape[-1:], self.param_dtype)
     normed = centred * jax.lax.rsqrt(moment + self.epsilon)
     return (normed * scale + bias).astype(self.dtype)
 
@@ -221,12 +217,13 @@ class MlpBlock(nn.Module):
   param_dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, inputs: Array, *, deterministic: bool = True) -> Array:
-    """inputs: [batch, length, embed] -> the same shape."""
+  def __call__(
+    self, inputs: Float[Array, 'b s d'], *, deterministic: bool = True
+  ) -> Float[Array, 'b s d']:
     unknown = set(self.activations) - set(ACTIVATIONS)
     if unknown:
       raise ValueError(f'Unknown activation {sorted(unknown)}; known: {sorted(ACTIVATIONS)}.')
-    hidden = None
+    branches = []
     for i, activation in enumerate(self.activations):
       name = 'wi' if len(self.activations) == 1 else f'wi_{i}'
       branch = Dense(
@@ -237,8 +234,8 @@ class MlpBlock(nn.Module):
         param_dtype=self.param_dtype,
         name=name,
       )(inputs)
-      branch = ACTIVATIONS[activation](branch)
-      hidden = branch if hidden is None else hidden * branch
+      branches.append(ACTIVATIONS[activation](branch))
+    hidden = functools.reduce(jnp.multiply, branches)
     hidden = nn.Dropout(self.dropout_rate)(hidden, deterministic=deterministic)
     hidden = constrain(hidden, 'batch', 'length', 'mlp')
     return Dense(
@@ -259,53 +256,48 @@ REMAT_POLICIES = {
 
 
 def stack_layers(
-  layer_class: type[nn.Module], num_layers: int, *, scan: bool, remat_policy: str, **layer_kwargs
+  layer_class: type[nn.Module], config: Any, num_layers: int, **layer_kwargs: Any
 ) -> Callable[..., Array]:
-  """Returns `run(hidden, *arrays, deterministic, decode)` over a layer stack.
+  """Returns `run(hidden, *inputs, deterministic, decode)` over a layer stack.
 
   Unscanned layers are named `layers_0`, `layers_1`, ... as T5X names them; a
   scanned stack is one module `layers` whose parameters have a leading axis
-  `layers`. Each layer is called as
-  `layer(hidden, *arrays, deterministic, decode)` and returns the new hidden,
-  which may be a tree. With `flags`, one bool a layer, it is called as
-  `layer(hidden, *arrays, deterministic, decode, flag)`; in a scanned stack the
-  flag is traced.
+  `layers`. Each layer is called as `layer(hidden, *inputs, deterministic,
+  decode)`, inputs being arrays, trees of them or None, and returns the new hidden.
+
+  Args:
+    layer_class: takes `config` and `layer_kwargs`.
+    config: its `scan_layers` and `remat_policy` are read here.
 
   Raises:
     ValueError: for an unknown rematerialisation policy.
   """
-  if remat_policy not in REMAT_POLICIES:
-    raise ValueError(
-      f'remat_policy {remat_policy!r} is unknown; choose one of {sorted(REMAT_POLICIES)}.'
-    )
+  scan, policy = config.scan_layers, config.remat_policy
+  if policy not in REMAT_POLICIES:
+    raise ValueError(f'remat_policy {policy!r} is unknown; choose one of {sorted(REMAT_POLICIES)}.')
+  layer_kwargs['config'] = config
 
-  def run(
-    hidden, *arrays, deterministic: bool, decode: bool = False, flags: Sequence[bool] | None = None
-  ):
+  def run(hidden: Array, *inputs: PyTree, deterministic: bool, decode: bool = False) -> Array:
     cls = layer_class
-    if remat_policy != 'none' and not decode:
-      # deterministic, decode and, where layers are apart, their flag.
-      last = 5 if flags is not None and not scan else 4
-      static = tuple(range(2 + len(arrays), last + len(arrays)))
+    if policy != 'none' and not decode:
+      # deterministic and decode, which follow the inputs.
+      static = (2 + len(inputs), 3 + len(inputs))
       cls = nn.remat(
-        cls, policy=REMAT_POLICIES[remat_policy], prevent_cse=not scan, static_argnums=static
+        cls, policy=REMAT_POLICIES[policy], prevent_cse=not scan, static_argnums=static
       )
     if not scan:
       for i in range(num_layers):
-        flag = () if flags is None else (bool(flags[i]),)
-        hidden = cls(name=f'layers_{i}', **layer_kwargs)(
-          hidden, *arrays, deterministic, decode, *flag
-        )
+        hidden = cls(name=f'layers_{i}', **layer_kwargs)(hidden, *inputs, deterministic, decode)
       return hidden
     scanned = nn.scan(
-      lambda layer, carry, flag: (layer(carry, *arrays, deterministic, decode, *flag), None),
-      variable_axes={'params': 0, 'cache': 0},
+      lambda layer, carry, _: (layer(carry, *inputs, deterministic, decode), None),
+      # With the norms that cross-attention leaves, see `attention.NORMS`.
+      variable_axes={'params': 0, 'cache': 0, 'attention_norms': 0},
       split_rngs={'params': True, 'dropout': True},
       length=num_layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
-    flag = () if flags is None else (jnp.asarray(flags, bool),)
-    hidden, _ = scanned(cls(name='layers', **layer_kwargs), hidden, flag)
+    hidden, _ = scanned(cls(name='layers', **layer_kwargs), hidden, None)
     return hidden
 
   return run

@@ -9,21 +9,19 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from ralm_jax.losses.array_types import Array, Bool, Float, Shaped
+
 # Log-probabilities below it are those of missing passages.
 ABSENT = -1e9
 
 
-def log_prior(scores: Array, passage_mask: Array | None = None) -> Array:
-  """log p(z | x) over the passages retrieved.
+def log_prior(
+  scores: Float[Array, 'b k'], passage_mask: Bool[Array, 'b k'] | None = None
+) -> Float[Array, 'b k']:
+  """log p(z | x) over the passages retrieved; about -1e10 for missing ones.
 
-  Args:
-    scores: [batch, n_passages], of the retriever, over its temperature.
-    passage_mask: bool [batch, n_passages]; an example without any passage gives
-      all its slots the same probability.
-
-  Returns:
-    float32 [batch, n_passages]; about -1e10 for missing passages.
+  The scores are the retriever's, over its temperature. An example without any
+  passage gives all its slots the same probability.
   """
   scores = scores.astype(jnp.float32)
   if passage_mask is not None:
@@ -32,17 +30,12 @@ def log_prior(scores: Array, passage_mask: Array | None = None) -> Array:
   return jax.nn.log_softmax(scores, axis=-1)
 
 
-def sequence_log_likelihood(log_prior: Array, token_log_probs: Array, target_mask: Array) -> Array:
-  """log p(target | query) of RAG-Sequence.
-
-  Args:
-    log_prior: [batch, n_passages].
-    token_log_probs: [batch, n_passages, length], log p(y_i | x, z, y_<i).
-    target_mask: [batch, length].
-
-  Returns:
-    float32 [batch].
-  """
+def sequence_log_likelihood(
+  log_prior: Float[Array, 'b k'],
+  token_log_probs: Float[Array, 'b k t'],
+  target_mask: Shaped[Array, 'b t'],
+) -> Float[Array, ' b']:
+  """log p(target | query) of RAG-Sequence, of log p(y_i | x, z, y_<i)."""
   mask = target_mask.astype(jnp.float32)[:, None]
   # Masked positions may hold anything, also infinities.
   token_log_probs = jnp.where(mask > 0, token_log_probs, 0.0)
@@ -50,56 +43,58 @@ def sequence_log_likelihood(log_prior: Array, token_log_probs: Array, target_mas
   return jax.nn.logsumexp(log_prior.astype(jnp.float32) + sequences, axis=-1)
 
 
-def token_log_likelihood(log_prior: Array, token_log_probs: Array, target_mask: Array) -> Array:
-  """log p(target | query) of RAG-Token; as `sequence_log_likelihood`."""
+def token_log_likelihood(
+  log_prior: Float[Array, 'b k'],
+  token_log_probs: Float[Array, 'b k t'],
+  target_mask: Shaped[Array, 'b t'],
+) -> Float[Array, ' b']:
+  """log p(target | query) of RAG-Token, of log p(y_i | x, z, y_<i)."""
   joint = log_prior.astype(jnp.float32)[..., None] + token_log_probs.astype(jnp.float32)
   mask = target_mask.astype(jnp.float32)
   tokens = jnp.where(mask > 0, jax.nn.logsumexp(joint, axis=1), 0.0)
   return jnp.sum(tokens * mask, axis=-1)
 
 
-def sequence_nll(log_prior: Array, token_log_probs: Array, target_mask: Array) -> Array:
-  """-log p(target | query) of RAG-Sequence, float32 [batch]."""
+def sequence_nll(
+  log_prior: Float[Array, 'b k'],
+  token_log_probs: Float[Array, 'b k t'],
+  target_mask: Shaped[Array, 'b t'],
+) -> Float[Array, ' b']:
+  """-log p(target | query) of RAG-Sequence."""
   return -sequence_log_likelihood(
     jnp.asarray(log_prior), jnp.asarray(token_log_probs), jnp.asarray(target_mask)
   )
 
 
-def token_nll(log_prior: Array, token_log_probs: Array, target_mask: Array) -> Array:
-  """-log p(target | query) of RAG-Token, float32 [batch]."""
+def token_nll(
+  log_prior: Float[Array, 'b k'],
+  token_log_probs: Float[Array, 'b k t'],
+  target_mask: Shaped[Array, 'b t'],
+) -> Float[Array, ' b']:
+  """-log p(target | query) of RAG-Token."""
   return -token_log_likelihood(
     jnp.asarray(log_prior), jnp.asarray(token_log_probs), jnp.asarray(target_mask)
   )
 
 
-def marginal_log_probs(log_prior: Array, logits: Array) -> Array:
-  """RAG-Token's distribution over the next token.
-
-  Args:
-    log_prior: [batch, n_passages].
-    logits: [batch, n_passages, ..., vocab], of the generator.
-
-  Returns:
-    float32 [batch, ..., vocab], normalised.
-  """
+def marginal_log_probs(
+  log_prior: Float[Array, 'b k'], logits: Float[Array, 'b k *t v']
+) -> Float[Array, 'b *t v']:
+  """RAG-Token's distribution over the next token, normalised."""
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
   prior = log_prior.reshape(log_prior.shape + (1,) * (logits.ndim - 2))
   return jax.nn.logsumexp(prior + log_probs, axis=1)
 
 
-def fast_log_likelihood(log_prior: Array, found_log_probs: Array, found: Array) -> Array:
+def fast_log_likelihood(
+  log_prior: Float[Array, 'b k'],
+  found_log_probs: Float[Array, 'b k c'],
+  found: Bool[Array, 'b k c'],
+) -> Float[Array, 'b c']:
   """RAG-Sequence's fast decoding (Lewis et al. 2020, section 2.5).
 
   A candidate that a passage's own beam did not produce counts as impossible
-  under that passage.
-
-  Args:
-    log_prior: [batch, n_passages].
-    found_log_probs: [batch, n_passages, candidates], log p(candidate | x, z).
-    found: bool [batch, n_passages, candidates], whether z's beam has it.
-
-  Returns:
-    float32 [batch, candidates]; -inf where no passage found it.
+  under that passage: -inf where no passage's beam found it.
   """
   joint = log_prior[..., None] + found_log_probs
   return jax.nn.logsumexp(jnp.where(found, joint, -jnp.inf), axis=1)

@@ -3,49 +3,44 @@
 from __future__ import annotations
 
 import flax.struct
-import jax
 
+from ralm_jax.losses.array_types import Array, Bool, Float, Int
 from ralm_jax.losses.sequence import WeightedSum
-
-Array = jax.Array
 
 
 @flax.struct.dataclass
 class ReaderBatch:
-  """One step's arrays; B batch, K passages, L, P, Q, T lengths.
+  """One step's arrays.
 
   Attributes:
-    reader_tokens: int32 [B, K, L], query and passage in the reader vocabulary.
-    reader_mask: bool [B, K, L].
-    passage_mask: bool [B, K], false where a slot holds no passage.
-    target_tokens: int32 [B, T], ended by the end of sequence unless truncated.
-    target_mask: bool [B, T]; a padding example has none.
-    query_tokens: int32 [B, Q] in the retriever vocabulary; None where the
-      retriever is not trained, as are the following.
-    query_mask: bool [B, Q].
-    retriever_tokens: int32 [B, K, P], the passages for the retriever.
-    retriever_mask: bool [B, K, P].
-    passage_embeddings: float16 [B, K, D], as the index stores them, in place
-      of `retriever_tokens` and `retriever_mask`.
-    passage_scores: float32 [B, K], inner products of the search, from which
-      RAG answers; not read in training.
-    prefix_tokens: int32 [B, P], padded on the left, what answers begin with.
-    prefix_lengths: int32 [B], tokens of each prefix.
+    reader_tokens: query and passage in the reader vocabulary.
+    passage_mask: false where a slot holds no passage.
+    target_tokens: ended by the end of sequence unless truncated.
+    target_mask: a padding example has none.
+    query_tokens: in the retriever vocabulary; None where the retriever is not
+      trained, as are the following.
+    retriever_tokens: the passages for the retriever.
+    passage_embeddings: float16, as the index stores them, in place of
+      `retriever_tokens` and `retriever_mask`.
+    passage_scores: inner products of the search, from which RAG answers; not
+      read in training.
+    prefix_tokens: padded on the left, what answers begin with.
+    prefix_lengths: tokens of each prefix.
   """
 
-  reader_tokens: Array
-  reader_mask: Array
-  passage_mask: Array
-  target_tokens: Array
-  target_mask: Array
-  query_tokens: Array | None = None
-  query_mask: Array | None = None
-  retriever_tokens: Array | None = None
-  retriever_mask: Array | None = None
-  passage_embeddings: Array | None = None
-  passage_scores: Array | None = None
-  prefix_tokens: Array | None = None
-  prefix_lengths: Array | None = None
+  reader_tokens: Int[Array, 'b k s']
+  reader_mask: Bool[Array, 'b k s']
+  passage_mask: Bool[Array, 'b k']
+  target_tokens: Int[Array, 'b t']
+  target_mask: Bool[Array, 'b t']
+  query_tokens: Int[Array, 'b q'] | None = None
+  query_mask: Bool[Array, 'b q'] | None = None
+  retriever_tokens: Int[Array, 'b k p'] | None = None
+  retriever_mask: Bool[Array, 'b k p'] | None = None
+  passage_embeddings: Float[Array, 'b k d'] | None = None
+  passage_scores: Float[Array, 'b k'] | None = None
+  prefix_tokens: Int[Array, 'b prefix'] | None = None
+  prefix_lengths: Int[Array, ' b'] | None = None
 
 
 @flax.struct.dataclass

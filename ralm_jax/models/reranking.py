@@ -9,10 +9,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from ralm_jax.losses.array_types import Array, Float, Int
 from ralm_jax.models import layers
 from ralm_jax.models.reader_batch import ReaderBatch
 
-Array = jax.Array
 Params = Any
 # params, tokens, mask -> embeddings.
 Encode = Callable[[Params, Array, Array], Array]
@@ -23,14 +23,14 @@ class Reranked:
   """What re-ranking keeps.
 
   Attributes:
-    batch: with the passages kept.
-    chosen: int32 [B, n_passages], which candidates they were.
-    scores: float32 [B, n_passages], query . passage; -inf for missing ones.
+    batch: with the passages kept, by falling score; missing ones last.
+    chosen: which candidates they were.
+    scores: query . passage; -inf for missing ones.
   """
 
   batch: ReaderBatch
-  chosen: Array
-  scores: Array
+  chosen: Int[Array, 'b k']
+  scores: Float[Array, 'b k']
 
 
 def rerank(
@@ -45,15 +45,9 @@ def rerank(
   """Keeps the best of a stale index's candidates.
 
   Args:
-    encode_queries: [B, Q] -> [B, dim].
-    encode_passages: [B, n, P] -> [B, n, dim].
-    params: of the encoders.
-    batch: the arrays of B examples with L candidates each.
-    n_passages: how many to keep, from 1 to L.
+    encode_queries: [b, q] -> [b, d].
+    encode_passages: [b, n, p] -> [b, n, d].
     chunk: candidates encoded at a time, to bound memory; None encodes all.
-
-  Returns:
-    A batch of `n_passages` passages, by falling score; missing ones last.
 
   Raises:
     ValueError: there are fewer candidates than passages to keep.
@@ -63,13 +57,8 @@ def rerank(
     raise ValueError(f'{n_passages} passages cannot be kept of {candidates} candidates.')
   queries = encode_queries(params, batch.query_tokens, batch.query_mask)
   tokens, mask = batch.retriever_tokens, batch.retriever_mask
-  if chunk and chunk < candidates:
-    split = lambda array: layers.split_passages(array, chunk, 'rerank_chunk')
-    passages = layers.join_passages(
-      jax.lax.map(lambda part: encode_passages(params, *part), (split(tokens), split(mask)))
-    )
-  else:
-    passages = encode_passages(params, tokens, mask)
+  encode = lambda *part: encode_passages(params, *part)
+  passages = layers.map_passages(encode, (tokens, mask), chunk, 'rerank_chunk')
   scores = jnp.einsum('bd,bnd->bn', queries, passages)
   scores = jnp.where(batch.passage_mask, scores, -jnp.inf)
   scores, chosen = jax.lax.top_k(scores, n_passages)

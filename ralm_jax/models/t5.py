@@ -11,18 +11,17 @@ import dataclasses
 from typing import Any
 
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 
+from ralm_jax.losses.array_types import Array, Float, Int, Shaped
 from ralm_jax.models import decoder_stack, layers
 from ralm_jax.models.attention import (
   CrossAttentionOptions,
   MultiHeadAttention,
   RelativePositionBias,
 )
+from ralm_jax.models.decoder_stack import DecoderCache, EncoderDecoder
 from ralm_jax.models.layers import Dense, Embed, MlpBlock, RMSNorm
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +63,7 @@ class T5Config:
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
 
 
-def _attention(config: T5Config, name: str, **kwargs) -> MultiHeadAttention:
+def _attention(config: T5Config, name: str, **kwargs: Any) -> MultiHeadAttention:
   # T5 has no 1/sqrt(d_kv) in its scores; the query's initialisation has it.
   scaled = nn.initializers.variance_scaling(1.0 / config.head_dim, 'fan_in', 'normal')
   return MultiHeadAttention(
@@ -106,8 +105,13 @@ class EncoderLayer(nn.Module):
   config: T5Config
 
   @nn.compact
-  def __call__(self, hidden, bias, deterministic, decode=False):
-    """hidden: [batch, length, embed]; bias: [batch|1, heads, length, length]."""
+  def __call__(
+    self,
+    hidden: Float[Array, 'b s d'],
+    bias: Float[Array, '#b h s s'],
+    deterministic: bool,
+    decode: bool = False,
+  ) -> Float[Array, 'b s d']:
     del decode
     config = self.config
     normed = _norm(config, 'pre_attention_layer_norm')(hidden)
@@ -124,69 +128,36 @@ class DecoderLayer(nn.Module):
 
   config: T5Config
   max_decode_length: int | None = None
-  group_chunk: int | None = None
 
   @nn.compact
   def __call__(
     self,
-    carry,
-    encoded,
-    self_bias,
-    cross_bias,
-    group_mask,
-    norm_weights,
-    deterministic,
-    decode=False,
-    uses_norms=None,
-  ):
-    """One layer.
-
-    Args:
-      carry: hidden, [batch, length, embed]; with `norm_weights` a pair of it
-        and the sum of the attention norms, float32 [batch, keys].
-      encoded: [batch, keys, embed]; None once a cache holds its projections.
-      self_bias: [1, 1, length, length].
-      cross_bias: [batch, 1, 1, keys].
-      group_mask: as in `attention.attend_in_groups`, in place of `cross_bias`.
-      norm_weights: [batch, length].
-      deterministic: no dropout.
-      decode: use the cache.
-      uses_norms: whether this layer adds its attention norms to the sum.
-    """
+    hidden: Float[Array, 'rows t d'],
+    encoded: Float[Array, 'b keys d'] | None,
+    self_bias: Float[Array, '#rows #h t cached_keys'],
+    cross_bias: Float[Array, 'b 1 1 keys'] | None,
+    options: CrossAttentionOptions,
+    deterministic: bool,
+    decode: bool = False,
+  ) -> Float[Array, 'rows t d']:
     config = self.config
-    hidden, norms = (carry, None) if norm_weights is None else carry
     normed = _norm(config, 'pre_self_attention_layer_norm')(hidden)
     attended = _attention(config, 'self_attention', max_decode_length=self.max_decode_length)(
       normed, normed, self_bias, deterministic=deterministic, decode=decode
     )
     hidden = hidden + _dropout(config, attended, deterministic)
     normed = _norm(config, 'pre_cross_attention_layer_norm')(hidden)
-    # A layer known not to count computes no norms; in a scanned stack all
-    # layers are one program.
-    own_weights = None if uses_norms is False else norm_weights
-    attended = _attention(
-      config, 'encoder_decoder_attention', is_cross=True, group_chunk=self.group_chunk
-    )(
-      normed,
-      encoded,
-      cross_bias,
-      deterministic=deterministic,
-      decode=decode,
-      norm_weights=own_weights,
-      group_mask=group_mask,
+    attended = _attention(config, 'encoder_decoder_attention', is_cross=True)(
+      normed, encoded, cross_bias, deterministic=deterministic, decode=decode, options=options
     )
-    if own_weights is not None:
-      attended, own_norms = attended
-      norms = norms + jnp.where(uses_norms, own_norms, 0.0)
     hidden = hidden + _dropout(config, attended, deterministic)
     normed = _norm(config, 'pre_mlp_layer_norm')(hidden)
     fed = _mlp(config)(normed, deterministic=deterministic)
     hidden = hidden + _dropout(config, fed, deterministic)
-    hidden = layers.constrain(hidden, 'batch', 'length', 'embed')
-    return hidden if norm_weights is None else (hidden, norms)
+    return layers.constrain(hidden, 'batch', 'length', 'embed')
 
 
-def _relative_bias(config: T5Config, bidirectional: bool):
+def _relative_bias(config: T5Config, bidirectional: bool) -> RelativePositionBias:
   return RelativePositionBias(
     num_heads=config.num_heads,
     bidirectional=bidirectional,
@@ -203,20 +174,16 @@ class Encoder(nn.Module):
   config: T5Config
 
   @nn.compact
-  def __call__(self, embedded: Array, mask: Array, *, deterministic: bool = True) -> Array:
-    """embedded: [batch, length, embed], mask: [batch, length] -> hidden."""
+  def __call__(
+    self, embedded: Float[Array, 'b s d'], mask: Shaped[Array, 'b s'], *, deterministic: bool = True
+  ) -> Float[Array, 'b s d']:
     config = self.config
+    embedded = layers.constrain(embedded, 'batch', 'length', 'embed')
     positions = jnp.arange(embedded.shape[1])
     bias = _relative_bias(config, bidirectional=True)(positions, positions)
     bias = bias + layers.mask_to_bias(mask)[:, None, None, :]
     hidden = _dropout(config, embedded, deterministic)
-    run = layers.stack_layers(
-      EncoderLayer,
-      config.num_encoder_layers,
-      scan=config.scan_layers,
-      remat_policy=config.remat_policy,
-      config=config,
-    )
+    run = layers.stack_layers(EncoderLayer, config, config.num_encoder_layers)
     hidden = run(hidden, bias, deterministic=deterministic)
     hidden = _norm(config, 'encoder_norm')(hidden)
     return _dropout(config, hidden, deterministic)
@@ -230,63 +197,36 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(
     self,
-    embedded: Array,
-    encoded: Array | None,
-    encoded_mask: Array,
+    embedded: Float[Array, 'rows t d'],
+    encoded: Float[Array, 'b keys d'] | None,
+    encoded_mask: Shaped[Array, 'b keys'],
     *,
     deterministic: bool = True,
-    decode: bool = False,
-    max_decode_length: int | None = None,
-    left_padding: Array | None = None,
+    cache: DecoderCache | None = None,
     options: CrossAttentionOptions = CrossAttentionOptions(),
-  ) -> tuple[Array, Array | None]:
-    """Decodes teacher-forced, or one chunk behind the cache.
-
-    Args:
-      embedded: [batch, length, embed]; [batch * groups, ...] with a group mask.
-      encoded: [batch, keys, embed]; None once the cache holds its projections.
-      encoded_mask: [batch, keys], true where attendable; not read with a group
-        mask.
-      deterministic: no dropout.
-      decode: append `length` positions to the cache and attend to it.
-      max_decode_length: size of the cache, needed with `decode`.
-      left_padding: int32 [batch], padding before each row's first token.
-      options: of the cross-attention.
-
-    Returns:
-      [batch, length, embed], normed, and with norm weights the summed attention
-      norms, float32 [batch, keys]; else None.
-    """
+  ) -> Float[Array, 'rows t d']:
+    """Normed hidden states; arguments as those of `EncoderDecoder.decode`."""
     config = self.config
-    positions = decoder_stack.decoder_positions(
-      self,
-      embedded.shape[1],
-      decode=decode,
-      max_decode_length=max_decode_length,
-      left_padding=left_padding,
-    )
+    positions = decoder_stack.decoder_positions(self, embedded.shape[1], cache)
     self_bias = positions.mask_bias + _relative_bias(config, bidirectional=False)(
       positions.query, positions.key
     )
-    hidden = _dropout(config, embedded, deterministic)
-    hidden, norms = decoder_stack.run_decoder_layers(
+    hidden = decoder_stack.run_decoder_layers(
       DecoderLayer,
       config,
-      hidden,
+      _dropout(config, embedded, deterministic),
       encoded,
       encoded_mask,
       self_bias,
       deterministic=deterministic,
-      decode=decode,
-      max_decode_length=max_decode_length,
+      cache=cache,
       options=options,
     )
     hidden = _norm(config, 'decoder_norm')(hidden)
-    hidden = _dropout(config, hidden, deterministic)
-    return hidden, norms
+    return _dropout(config, hidden, deterministic)
 
 
-class T5(nn.Module):
+class T5(EncoderDecoder):
   """Embedding, encoder, decoder and head; the base of FusionInDecoder."""
 
   config: T5Config
@@ -311,14 +251,11 @@ class T5(nn.Module):
         output_dtype=jnp.float32,
       )
 
-  def encode(self, tokens: Array, mask: Array, *, deterministic: bool = True) -> Array:
-    """tokens: int [batch, length], mask: [batch, length] -> [batch, length, embed]."""
-    embedded = self.token_embedder(tokens)
-    embedded = layers.constrain(embedded, 'batch', 'length', 'embed')
-    return self.encoder(embedded, mask, deterministic=deterministic)
+  def embed(self, tokens: Int[Array, 'rows t']) -> Float[Array, 'rows t d']:
+    return self.token_embedder(tokens)
 
-  def logits(self, hidden: Array) -> Array:
-    """hidden: [batch, length, embed] -> float32 [batch, length, vocab]."""
+  def logits(self, hidden: Float[Array, 'rows t d']) -> Float[Array, 'rows t v']:
+    """In float32."""
     config = self.config
     scaled = config.scale_decoder_outputs
     if scaled or (scaled is None and config.logits_via_embedding):
@@ -328,53 +265,3 @@ class T5(nn.Module):
     else:
       logits = self.logits_dense(hidden)
     return layers.constrain(logits, 'batch', 'length', 'vocab')
-
-  def decode(
-    self,
-    encoded: Array | None,
-    encoded_mask: Array,
-    decoder_input_tokens: Array,
-    *,
-    deterministic: bool = True,
-    decode: bool = False,
-    max_decode_length: int | None = None,
-    left_padding: Array | None = None,
-    last_only: bool = False,
-    options: CrossAttentionOptions = CrossAttentionOptions(),
-  ) -> Array | tuple[Array, Array]:
-    """Decoder logits; see `Decoder`.
-
-    Args:
-      encoded: [batch, keys, embed].
-      encoded_mask: [batch, keys].
-      decoder_input_tokens: int [batch, length].
-      deterministic: no dropout.
-      decode: use the `cache` collection.
-      max_decode_length: size of the cache.
-      left_padding: int32 [batch], padding before each row's first token.
-      last_only: logits of the last position alone.
-      options: of the cross-attention.
-
-    Returns:
-      float32 [batch, length, vocab]; with norm weights a pair of it and the
-      summed attention norms, float32 [batch, keys].
-    """
-    hidden, norms = self.decoder(
-      self.token_embedder(decoder_input_tokens),
-      encoded,
-      encoded_mask,
-      deterministic=deterministic,
-      decode=decode,
-      max_decode_length=max_decode_length,
-      left_padding=left_padding,
-      options=options,
-    )
-    logits = self.logits(hidden[:, -1:] if last_only else hidden)
-    return logits if norms is None else (logits, norms)
-
-  def __call__(
-    self, tokens: Array, mask: Array, decoder_input_tokens: Array, *, deterministic: bool = True
-  ) -> Array:
-    """[batch, length] x2, [batch, target] -> float32 [batch, target, vocab]."""
-    encoded = self.encode(tokens, mask, deterministic=deterministic)
-    return self.decode(encoded, mask, decoder_input_tokens, deterministic=deterministic)

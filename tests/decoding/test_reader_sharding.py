@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from ralm_jax.decoding.options import DecodingOptions
-from ralm_jax.models import prediction
 from ralm_jax.models.fid import FusionInDecoder
+from ralm_jax.models.generation import Generation
+from ralm_jax.models.prediction import ReadPassages
+from ralm_jax.models.readings import READINGS
 from ralm_jax.models.t5 import T5Config
 from ralm_jax.training.partitioning import Partitioner
 
@@ -39,16 +41,9 @@ def test_devices_exchange_no_caches(reading, scan):
   prior = np.log(rng.dirichlet(np.ones(PASSAGES), BATCH)).astype(np.float32)
 
   def run(params, tokens, mask, prior):
-    return prediction.predict(
-      reader,
-      params,
-      tokens,
-      mask,
-      reading=reading,
-      log_prior=None if reading == 'fusion' else prior,
-      max_length=MAX_LENGTH,
-      options=DecodingOptions(num_beams=3, num_return=2),
-    )
+    generation = Generation(MAX_LENGTH, DecodingOptions(num_beams=3, num_return=2))
+    passages = ReadPassages(reader, params, tokens, mask, generation)
+    return READINGS[reading]().predict(passages, log_prior=prior)
 
   expected = jax.jit(run, compiler_options=QUICKLY)(params, tokens, mask, prior)
   partitioner = Partitioner()

@@ -17,7 +17,6 @@ from ralm_jax.evaluation import choice_evaluator, gathering
 from ralm_jax.evaluation.choice_evaluator import ChoiceEvaluator
 from ralm_jax.evaluation.records import Answer
 from ralm_jax.evaluation.task import ScoringOptions
-from ralm_jax.models import choices
 from ralm_jax.models.choices import ChoiceTokens
 from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.runs import opening
@@ -177,7 +176,7 @@ def test_logits_are_those_of_the_prompt(opened, evaluator, records):
   batch = evaluator.reader_batch([shown], retrieved)
   targets = list(map(tokenizer.target, 'ABCD'))
   scores = jax.jit(
-    functools.partial(choices.choice_logits, opened.spec.model, choices=ChoiceTokens.make(targets))
+    functools.partial(opened.spec.model.choice_logits, choices=ChoiceTokens.make(targets))
   )(opened.params, batch)
   np.testing.assert_allclose(records[1]['permutations'][1]['logits'], scores[0], atol=1e-4)
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ralm_jax.models import choices
 from ralm_jax.models.bert import BertConfig
 from ralm_jax.models.choices import ChoiceTokens
 from ralm_jax.models.reader_batch import ReaderBatch
@@ -65,7 +64,7 @@ def params():
 
 def scores(model, params, batch, targets):
   tokens = ChoiceTokens.make(targets)
-  return quick_jit(functools.partial(choices.choice_logits, model, choices=tokens))(params, batch)
+  return quick_jit(functools.partial(model.choice_logits, choices=tokens))(params, batch)
 
 
 def log_likelihoods(model, params, batch, targets):

@@ -12,6 +12,7 @@ import functools
 from flax import linen as nn
 import jax
 import jax.extend.core
+from jax.interpreters import partial_eval
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -333,12 +334,14 @@ def _outputs_of(function, *args):
       for sub in jax.extend.core.jaxprs_in_params(equation.params):
         walk(sub)
 
-  walk(jax.make_jaxpr(function)(*args).jaxpr)
+  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+  # What no output needs is not computed by the compiled program either.
+  walk(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
   return shapes
 
 
 def test_layers_that_do_not_count_compute_no_norms(built):
-  """[batch, keys, heads], the norms, occur once for each layer that counts."""
+  """[batch, keys, heads], the norms, are needed once for each layer that counts."""
   model, params = built
   counts = []
   for layers in (1, 2, 3):
@@ -407,3 +410,19 @@ def test_correlations_of_the_gold_scores(built):
   np.testing.assert_allclose(
     metrics['gold_correlation/perplexity-leave_one_out'].mean, expected, atol=1e-5
   )
+
+
+def test_norms_are_computed_only_where_asked_for(built):
+  """Not by a reading whose collection is not mutable, and not at initialisation."""
+  model, params = built
+  reader = model.reader
+  variables = jax.eval_shape(
+    reader.init, jax.random.key(0), BATCH.reader_tokens, BATCH.reader_mask, BATCH.target_tokens
+  )
+  assert set(variables) == {'params'}
+  counts = {}
+  for name in ('perplexity', 'attention'):
+    chosen = dataclasses.replace(model, gold_score=name)
+    shapes = _outputs_of(lambda p, m=chosen: m.loss_fn(p, BATCH, None).retriever.total, params)
+    counts[name] = shapes.count((B, K * L, 4))
+  assert counts['perplexity'] < counts['attention']

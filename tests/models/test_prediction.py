@@ -10,8 +10,10 @@ import pytest
 
 from ralm_jax.decoding.options import DecodingOptions
 from ralm_jax.interop import huggingface
-from ralm_jax.models import fid, prediction, rag
-from ralm_jax.models.generation import Prefix
+from ralm_jax.models import fid, rag
+from ralm_jax.models.generation import Generation, Prefix
+from ralm_jax.models.prediction import ReadPassages
+from ralm_jax.models.readings import READINGS
 from ralm_jax.training.partitioning import Partitioner
 
 torch = pytest.importorskip('torch')
@@ -42,18 +44,16 @@ def _compiled(config, reading, **kwargs):
   """One compilation for all calls alike."""
 
   def run(params, tokens, mask, prior, prefix):
-    return prediction.predict(
-      fid.make_reader(config),
-      params,
-      tokens,
-      mask,
-      reading=reading,
-      log_prior=prior,
-      prefix=prefix and Prefix(*prefix),
-      **kwargs,
-    )
+    return _run(config, params, tokens, mask, prior, reading, prefix=prefix, **kwargs)
 
   return world.quick_jit(run)
+
+
+def _run(config, params, tokens, mask, prior, reading, *, prefix=None, rng=None, **kwargs):
+  passages = ReadPassages(
+    fid.make_reader(config), params, tokens, mask, Generation(**kwargs), prefix and Prefix(*prefix)
+  )
+  return READINGS[reading]().predict(passages, log_prior=prior, rng=rng)
 
 
 def _predict(
@@ -356,17 +356,11 @@ def test_on_a_mesh_answers_are_the_same(readers):
   tokens, mask = world.passages(batch=4)
   prior = world.log_softmax(world.scores(batch=4)).astype(np.float32)
   options = DecodingOptions(num_beams=2)
-  run = functools.partial(
-    prediction.predict,
-    fid.make_reader(config),
-    max_length=MAX_LENGTH,
-    reading='rag_token',
-    options=options,
-  )
+  run = functools.partial(_run, config, max_length=MAX_LENGTH, reading='rag_token', options=options)
   expected = _predict(config, params, tokens, mask, prior, 'rag_token', options)
   partitioner = Partitioner(num_partitions=2, devices=jax.devices()[:4])
   sharded = partitioner.partition_rows(
-    lambda params, tokens, mask, prior: run(params, tokens, mask, log_prior=prior)
+    lambda params, tokens, mask, prior: run(params, tokens, mask, prior)
   )(params, *partitioner.put_batch((tokens, mask, prior)))
   np.testing.assert_array_equal(sharded.tokens, expected.tokens)
 
@@ -379,14 +373,14 @@ def test_drawing_from_rag_sequence_draws_a_passage_first(readers):
   draws = 3000
   output = world.quick_jit(
     functools.partial(
-      prediction.predict,
-      fid.make_reader(config),
+      _run,
+      config,
       reading='rag_sequence',
       max_length=1,
       options=DecodingOptions(sample=True, num_return=draws),
       candidate_chunk=500,
     )
-  )(params, tokens, mask, log_prior=prior, rng=jax.random.key(0))
+  )(params, tokens, mask, prior, rng=jax.random.key(0))
   enumeration = world.Enumeration(config, params, tokens, mask)
   mixture = np.exp(world.logsumexp(prior[0][:, None] + enumeration.next_log_probs((), []), axis=0))
   drawn = np.bincount(np.asarray(output.tokens[0, :, 0]), minlength=world.VOCAB)

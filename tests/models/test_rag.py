@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ralm_jax.interop import huggingface
-from ralm_jax.models import rag, rag_loss
+from ralm_jax.models import rag
 from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.readings import RagSequence, marginal
 from ralm_jax.models.retrieval_lm import ReaderBatch, RetrievalLM
 
 torch = pytest.importorskip('torch')
@@ -224,11 +225,9 @@ def test_both_towers_and_the_generator_learn_from_the_likelihood(reading, bart_m
 
 def test_the_prior_s_gradient_is_posterior_minus_prior(bart_model):
   model, params, batch = bart_model
-  log_probs = rag_loss.token_log_probs(model.reader, params['reader'], batch)
+  log_probs = marginal.token_log_probs(model.reader, params['reader'], batch)
   gradient = jax.grad(
-    lambda scores: (
-      -rag_loss.marginal_loss(log_probs, scores, batch, reading='rag_sequence')[0].total
-    )
+    lambda scores: -RagSequence().marginal_loss(log_probs, scores, batch)[0].total
   )(batch.passage_scores)
   joint = world.log_softmax(batch.passage_scores) + np.sum(
     log_probs * batch.target_mask[:, None], -1

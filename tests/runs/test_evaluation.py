@@ -1,6 +1,5 @@
 """`eval.evaluate`: where passages come from, what is asked for, and resuming."""
 
-import functools
 import json
 
 import jax
@@ -11,7 +10,6 @@ import pytest
 from ralm_jax.data.questions import reading as questions_lib
 from ralm_jax.evaluation.evaluator import Evaluator
 from ralm_jax.evaluation.task import EvaluationTask, ScoringOptions
-from ralm_jax.models import passage_effects
 from ralm_jax.models.reader_batch import ReaderBatch
 from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.runs import evaluation, opening
@@ -140,9 +138,7 @@ def test_effects_and_loss(trained, opened, tmp_path):
     batch = evaluator.reader_batch(questions, retrieved, [r['answers'][0] for r in records])
     model = opened.spec.model
     likelihood = np.asarray(jax.jit(model.score)(opened.params, batch))
-    effects = jax.jit(functools.partial(passage_effects.passage_effects, model))(
-      opened.params, batch
-    )
+    effects = jax.jit(model.passage_effects)(opened.params, batch)
   with opening.open_evaluator(
     opened, IndexSource(trained.index), batch_size=8, scoring=ScoringOptions(passage_effects=True)
   ) as evaluator:
@@ -186,7 +182,7 @@ def test_effects_of_every_reading(reading):
   )
   batch = jax.tree.map(jnp.asarray, batch)
   quick = {'compiler_options': {'xla_backend_optimization_level': 0}}
-  effects_of = jax.jit(functools.partial(passage_effects.passage_effects, model), **quick)
+  effects_of = jax.jit(model.passage_effects, **quick)
   score = jax.jit(model.score, **quick)
   effects, whole = effects_of(params, batch), score(params, batch)
   for k in range(3):
