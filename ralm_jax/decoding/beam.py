@@ -9,6 +9,8 @@ sequence where the id of padding is 0, ours with `pad_id`.
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -79,7 +81,8 @@ def beam_search(stepper: Stepper, options: DecodingOptions, constraints: Constra
     jnp.broadcast_to(logits[:, None], (batch, beams, vocab)),
     options,
     constraints,
-  ).replace(cache=stepper.expand(cache, beams))
+  )
+  search = dataclasses.replace(search, cache=stepper.expand(cache, beams))
 
   def advance(search: _Search) -> _Search:
     newest = jax.lax.dynamic_index_in_dim(
@@ -88,7 +91,7 @@ def beam_search(stepper: Stepper, options: DecodingOptions, constraints: Constra
     cache = stepper.reorder(search.cache, search.parents)
     logits, cache = stepper.step(newest, cache)
     search = _extend(search, logits, options, constraints)
-    return search.replace(cache=cache)
+    return dataclasses.replace(search, cache=cache)
 
   end = jax.lax.while_loop(lambda search: search.going_on, advance, search)
   kept = jax.tree.map(lambda x: x[:, : options.num_return], end.finished)
@@ -109,7 +112,9 @@ def _nothing(batch: int, options: DecodingOptions, constraints: Constraints) -> 
   first = jnp.arange(options.num_beams) == 0
   return _Search(
     step=jnp.zeros((), jnp.int32),
-    running=empty.replace(scores=jnp.broadcast_to(jnp.where(first, 0.0, _DOWN), shape)),
+    running=dataclasses.replace(
+      empty, scores=jnp.broadcast_to(jnp.where(first, 0.0, _DOWN), shape)
+    ),
     parents=jnp.zeros(shape, jnp.int32),
     finished=empty,
     improvable=jnp.ones((batch,), bool),
@@ -133,9 +138,9 @@ def _extend(
   )
   candidates, parents = _candidates(search.running, logits, step, constraints)
 
-  running, chosen = candidates.replace(scores=candidates.scores + _DOWN * candidates.ended).best(
-    beams
-  )
+  running, chosen = dataclasses.replace(
+    candidates, scores=candidates.scores + _DOWN * candidates.ended
+  ).best(beams)
 
   # Candidates beyond the beam are there to run on, never to end.
   may_end = candidates.ended & (jnp.arange(2 * beams) < beams)
@@ -149,14 +154,15 @@ def _extend(
   finished, _ = jax.tree.map(
     lambda *parts: jnp.concatenate(parts, axis=1),
     search.finished,
-    candidates.replace(scores=scores, ended=may_end),
+    dataclasses.replace(candidates, scores=scores, ended=may_end),
   ).best(beams)
 
   improvable = search.improvable & _may_improve(running, finished, step, penalties, options)
   going_on = jnp.any(improvable) & ~jnp.all(candidates.ended)
   if options.early_stopping is True:
     going_on &= ~jnp.all(finished.ended)
-  return search.replace(
+  return dataclasses.replace(
+    search,
     step=step + 1,
     running=running,
     parents=_take(parents, chosen),

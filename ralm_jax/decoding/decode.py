@@ -7,6 +7,7 @@ import jax
 from ralm_jax.decoding import beam, greedy, rows, sampling
 from ralm_jax.decoding.constraints import Constraints
 from ralm_jax.decoding.options import DecodingOptions
+from ralm_jax.decoding.rows import Choose
 from ralm_jax.decoding.stepper import Decoded, Stepper
 
 
@@ -41,7 +42,7 @@ def decode(
   )
   if options.num_beams > 1:
     return beam.beam_search(stepper, options, constraints)
-  choose = greedy.take_likeliest
+  choose: Choose = greedy.take_likeliest
   if options.sample:
     if rng is None:
       raise ValueError('Sampling needs a key: give `rng`.')

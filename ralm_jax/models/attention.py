@@ -176,7 +176,7 @@ class RelativePositionBias(nn.Module):
   def __call__(
     self, query_positions: Int[Array, ' q'], key_positions: Int[Array, ' keys']
   ) -> Float[Array, '1 h q keys']:
-    table = self.param(
+    table: Any = self.param(
       'rel_embedding',
       nn.with_logical_partitioning(
         nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform'), ('heads', 'relpos_buckets')
@@ -273,18 +273,21 @@ class MultiHeadAttention(nn.Module):
 
     query = split(project(name='query', kernel_init=self.query_init)(query_inputs))
     project_key, project_value = project(name='key'), project(name='value')
+    inputs: Any = key_value_inputs
+    key: Any
+    value: Any
     if decode and self.is_cross:
       if self.has_variable('cache', 'cached_key'):
         key = self.get_variable('cache', 'cached_key')
         value = self.get_variable('cache', 'cached_value')
       else:
-        key = split(project_key(key_value_inputs))
-        value = split(project_value(key_value_inputs))
+        key = split(project_key(inputs))
+        value = split(project_value(inputs))
         self.put_variable('cache', 'cached_key', key)
         self.put_variable('cache', 'cached_value', value)
     else:
-      key = split(project_key(key_value_inputs))
-      value = split(project_value(key_value_inputs))
+      key = split(project_key(inputs))
+      value = split(project_value(inputs))
       if decode:
         key, value = self._cached_self(key, value)
 

@@ -244,7 +244,7 @@ class Bart(EncoderDecoder):
     )
     self.encoder = Encoder(config)
     self.decoder = Decoder(config)
-    self.final_logits_bias = self.param(
+    self.final_logits_bias: Any = self.param(
       'final_logits_bias',
       nn.with_logical_partitioning(nn.initializers.zeros_init(), ('vocab',)),
       (config.vocab_size,),

@@ -43,8 +43,8 @@ class GoldPasses:
   _log_probs: dict[float, Array] = dataclasses.field(default_factory=dict, init=False)
 
   @property
-  def _variables(self) -> PyTree:
-    return jax.lax.stop_gradient({'params': self.params})
+  def _params(self) -> PyTree:
+    return jax.lax.stop_gradient(self.params)
 
   @property
   def _decoder_inputs(self) -> Int[Array, 'b t']:
@@ -53,14 +53,16 @@ class GoldPasses:
   @functools.cached_property
   def encoded(self) -> Float[Array, 'b k s d']:
     """Encoder states of all passages."""
-    have, parts = 0, []
+    have = 0
+    parts: list[Array] = []
     if self.encoded_context is not None:
       parts.append(jax.lax.stop_gradient(self.encoded_context))
       have = self.encoded_context.shape[1]
     if have < self.reader_tokens.shape[1]:
       parts.append(
-        self.reader.apply(
-          self._variables,
+        layers.call(
+          self.reader,
+          self._params,
           self.reader_tokens[:, have:],
           self.reader_mask[:, have:],
           method='encode_passages',
@@ -74,8 +76,8 @@ class GoldPasses:
     def score(
       encoded: Float[Array, 'b n s d'], mask: Shaped[Array, 'b n s']
     ) -> Float[Array, 'b n t']:
-      logits = self.reader.apply(
-        self._variables, encoded, mask, self._decoder_inputs, method='decode_each'
+      logits = layers.call(
+        self.reader, self._params, encoded, mask, self._decoder_inputs, method='decode_each'
       )
       if temperature != 1.0:
         logits = logits / temperature
@@ -89,8 +91,9 @@ class GoldPasses:
 
   def log_probs_leaving_out(self) -> Float[Array, 'b k t']:
     """log p(target token | query, all passages but one)."""
-    logits = self.reader.apply(
-      self._variables,
+    logits = layers.call(
+      self.reader,
+      self._params,
       self.encoded,
       self.reader_mask,
       self._decoder_inputs,
@@ -110,8 +113,9 @@ class GoldPasses:
     """
     variables = self.context_variables
     if variables is None:
-      _, variables = self.reader.apply(
-        self._variables,
+      _, variables = layers.call(
+        self.reader,
+        self._params,
         self.encoded,
         self.reader_mask,
         self._decoder_inputs,

@@ -42,7 +42,7 @@ def constrain(array: Array, *logical_axes: str | None) -> Array:
   rules = nn.get_logical_axis_rules()
   if mesh.empty or not rules:
     return array
-  spec = nn.logical_to_mesh_axes(logical_axes, rules)
+  spec: Any = nn.logical_to_mesh_axes(logical_axes, rules)
 
   def fit(axis: str | tuple[str, ...] | None, size: int):
     names = (axis,) if isinstance(axis, str) else axis or ()
@@ -55,6 +55,11 @@ def constrain(array: Array, *logical_axes: str | None) -> Array:
 def mask_to_bias(mask: Shaped[Array, '*b']) -> Float[Array, '*b']:
   """Adds nothing where attendable, elsewhere `MASK_BIAS`."""
   return jnp.where(mask.astype(bool), 0.0, MASK_BIAS).astype(jnp.float32)
+
+
+def call(module: nn.Module, params: PyTree, *args: Any, **kwargs: Any) -> Any:
+  """`module.apply` of parameters alone; returns what the method does."""
+  return module.apply({'params': params}, *args, **kwargs)
 
 
 def split_passages(
@@ -102,7 +107,7 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: Float[Array, '*b d']) -> Float[Array, '*b features']:
-    kernel = self.param(
+    kernel: Any = self.param(
       'kernel',
       nn.with_logical_partitioning(self.kernel_init, self.kernel_axes),
       (inputs.shape[-1], self.features),
@@ -112,7 +117,7 @@ class Dense(nn.Module):
       inputs.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=self.output_dtype
     )
     if self.use_bias:
-      bias = self.param(
+      bias: Any = self.param(
         'bias',
         nn.with_logical_partitioning(nn.initializers.zeros_init(), (self.kernel_axes[-1],)),
         (self.features,),
@@ -133,7 +138,7 @@ class Embed(nn.Module):
   param_dtype: Dtype = jnp.float32
 
   def setup(self):
-    self.embedding = self.param(
+    self.embedding: Any = self.param(
       'embedding',
       nn.with_logical_partitioning(self.embedding_init, self.embedding_axes),
       (self.num_embeddings, self.features),
@@ -167,7 +172,7 @@ class RMSNorm(nn.Module):
   def __call__(self, inputs: Float[Array, '*b d']) -> Float[Array, '*b d']:
     hidden = inputs.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(hidden), axis=-1, keepdims=True)
-    scale = self.param('scale', _ONES, inputs.shape[-1:], self.param_dtype)
+    scale: Any = self.param('scale', _ONES, inputs.shape[-1:], self.param_dtype)
     normed = hidden * jax.lax.rsqrt(mean_square + self.epsilon)
     return normed.astype(self.dtype) * scale.astype(self.dtype)
 
@@ -190,8 +195,8 @@ class LayerNorm(nn.Module):
     mean = jnp.mean(hidden, axis=-1, keepdims=True)
     centred = hidden - mean
     moment = jnp.mean(jnp.square(hidden if self.second_moment else centred), axis=-1, keepdims=True)
-    scale = self.param('scale', _ONES, inputs.shape[-1:], self.param_dtype)
-    bias = self.param('bias', _ZEROS, inputs.shape[-1:], self.param_dtype)
+    scale: Any = self.param('scale', _ONES, inputs.shape[-1:], self.param_dtype)
+    bias: Any = self.param('bias', _ZEROS, inputs.shape[-1:], self.param_dtype)
     normed = centred * jax.lax.rsqrt(moment + self.epsilon)
     return (normed * scale + bias).astype(self.dtype)
 

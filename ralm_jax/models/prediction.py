@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +32,13 @@ class ReadPassages:
     """Decodes from all passages of an example."""
     return self._stepper(len(self.tokens), None)
 
-  def each(self, log_prior: Float[Array, 'b k']) -> CachedReader:
+  def each(self, log_prior: Float[Array, 'b k'] | None) -> CachedReader:
     """Decodes from every passage, and by the marginal over them."""
     return self._stepper(self.tokens.shape[0] * self.tokens.shape[1], log_prior)
 
   def _stepper(self, rows: int, log_prior: Array | None) -> CachedReader:
-    encoded = self.reader.apply(
-      {'params': self.params}, self.tokens, self.mask, method='encode_passages'
+    encoded = layers.call(
+      self.reader, self.params, self.tokens, self.mask, method='encode_passages'
     )
     return CachedReader(
       self.reader,
@@ -77,7 +78,8 @@ def decode_by_sequence(each: CachedReader, generation: Generation, rng: Array | 
   of a passage that is itself drawn from the prior, which is exact. Both
   `scores` and `log_probs` are the marginal log-likelihoods that rank answers.
   """
-  options, prior = generation.options, each.log_prior
+  options = generation.options
+  prior: Any = each.log_prior
   batch, n_passages = prior.shape
   count = options.num_return if options.sample else options.num_beams
   candidate_chunk = generation.candidate_chunk or max(options.num_beams, options.num_return)
@@ -85,7 +87,8 @@ def decode_by_sequence(each: CachedReader, generation: Generation, rng: Array | 
     each, log_prior=None, prefix=each.prefix and each.prefix.repeat(n_passages)
   )
   search = options if options.sample else dataclasses.replace(options, num_return=count)
-  draw_rng = passage_rng = None
+  draw_rng: Any = None
+  passage_rng: Any = None
   if rng is not None:
     draw_rng, passage_rng = jax.random.split(rng)
   found = decode(alone, search, draw_rng)
@@ -121,6 +124,7 @@ def _marginal(
   """log p(candidate | x) of RAG-Sequence."""
   batch, n, length = candidates.shape
   config = each.reader.config
+  prior: Any = each.log_prior
   _, cache = each.start()
   chunk = min(chunk, n)
   padding = -n % chunk
@@ -128,7 +132,7 @@ def _marginal(
 
   def score(part: Int[Array, 'b c t']) -> Float[Array, 'b c']:
     log_probs = each.score(part, answer_mask(part, config.eos_id), cache)
-    joint = each.log_prior[..., None] + log_probs
+    joint = prior[..., None] + log_probs
     return jax.nn.logsumexp(joint, axis=1)
 
   parts = layers.split_passages(padded, chunk, 'candidate_chunk')

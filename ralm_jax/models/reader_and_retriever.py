@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ralm_jax.losses import diagnostics, retriever as retriever_losses
 from ralm_jax.losses.array_types import Array, Float, Int, PyTree, Shaped
 from ralm_jax.losses.sequence import WeightedSum
-from ralm_jax.models import decoder_stack, dual_encoder, fid, rag, reranking
+from ralm_jax.models import decoder_stack, dual_encoder, fid, layers, rag, reranking
 from ralm_jax.models.bert import BertConfig
 from ralm_jax.models.distillation import GOLD_SCORES, GoldScore
 from ralm_jax.models.dual_encoder import DualEncoder
@@ -137,17 +137,13 @@ class ReaderAndRetriever(RetrieverObjective):
     self, params: PyTree, tokens: Int[Array, 'b q'], mask: Shaped[Array, 'b q']
   ) -> Float[Array, 'b d']:
     """Embeddings without dropout."""
-    return self.retriever.apply(
-      {'params': params['retriever']}, tokens, mask, method='encode_queries'
-    )
+    return layers.call(self.retriever, params['retriever'], tokens, mask, method='encode_queries')
 
   def encode_passages(
     self, params: PyTree, tokens: Int[Array, '*b p'], mask: Shaped[Array, '*b p']
   ) -> Float[Array, '*b d']:
     """Embeddings without dropout."""
-    return self.retriever.apply(
-      {'params': params['retriever']}, tokens, mask, method='encode_passages'
-    )
+    return layers.call(self.retriever, params['retriever'], tokens, mask, method='encode_passages')
 
   def decoder_inputs(self, target: Int[Array, ' t'], *, batch_size: int) -> Int[Array, 'b t']:
     """Of one target for all examples."""
@@ -163,20 +159,23 @@ class ReaderAndRetriever(RetrieverObjective):
     """
     drops = dropout_rng is not None and self.retriever_config.dropout_rate > 0
     apply = functools.partial(
-      self.retriever.apply,
-      {'params': params['retriever']},
-      batch.query_tokens,
-      batch.query_mask,
+      layers.call,
+      self.retriever,
+      params['retriever'],
+      batch.given('query_tokens'),
+      batch.given('query_mask'),
       deterministic=not drops,
       rngs={'dropout': dropout_rng} if drops else {},
     )
+    tokens: Any = batch.retriever_tokens
+    mask: Any = batch.retriever_mask
     if self.query_side is None:
-      return apply(passage_tokens=batch.retriever_tokens, passage_mask=batch.retriever_mask)
+      return apply(passage_tokens=tokens, passage_mask=mask)
     queries = apply(method='encode_queries')
     if self.query_side == 'stored':
-      passages = batch.passage_embeddings.astype(jnp.float32)
+      passages = batch.given('passage_embeddings').astype(jnp.float32)
     else:
-      passages = self.encode_passages(params, batch.retriever_tokens, batch.retriever_mask)
+      passages = self.encode_passages(params, tokens, mask)
     return dual_encoder.retriever_scores(
       queries, jax.lax.stop_gradient(passages), scale=self.scale_scores
     )

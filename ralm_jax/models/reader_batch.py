@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
 
 from ralm_jax.losses.array_types import Array, Bool, Float, Int
@@ -41,6 +43,13 @@ class ReaderBatch:
   passage_scores: Float[Array, 'b k'] | None = None
   prefix_tokens: Int[Array, 'b prefix'] | None = None
   prefix_lengths: Int[Array, ' b'] | None = None
+
+  def given(self, name: str) -> Any:
+    """A field that not every batch has; raises ValueError where this one has not."""
+    value = getattr(self, name)
+    if value is None:
+      raise ValueError(f'ReaderBatch.{name} is needed here, and is None.')
+    return value
 
 
 @flax.struct.dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -55,8 +56,8 @@ def rerank(
   candidates = batch.passage_mask.shape[1]
   if candidates < n_passages:
     raise ValueError(f'{n_passages} passages cannot be kept of {candidates} candidates.')
-  queries = encode_queries(params, batch.query_tokens, batch.query_mask)
-  tokens, mask = batch.retriever_tokens, batch.retriever_mask
+  queries = encode_queries(params, batch.given('query_tokens'), batch.given('query_mask'))
+  tokens, mask = batch.given('retriever_tokens'), batch.given('retriever_mask')
   encode = lambda *part: encode_passages(params, *part)
   passages = layers.map_passages(encode, (tokens, mask), chunk, 'rerank_chunk')
   scores = jnp.einsum('bd,bnd->bn', queries, passages)
@@ -75,7 +76,8 @@ def rerank(
     'retriever_mask',
   )
   stored = batch.passage_embeddings
-  kept = batch.replace(
+  kept = dataclasses.replace(
+    batch,
     passage_scores=None if batch.passage_scores is None else scores,
     passage_embeddings=None if stored is None else keep(stored),
     **{name: keep(getattr(batch, name)) for name in per_passage},

@@ -119,7 +119,7 @@ class RetrievalLM(ReaderAndRetriever):
     n_read = self.n_read(batch)
     prefix = None
     if batch.prefix_tokens is not None:
-      prefix = Prefix(batch.prefix_tokens, batch.prefix_lengths)
+      prefix = Prefix(batch.prefix_tokens, batch.given('prefix_lengths'))
     passages = ReadPassages(
       self.reader,
       params['reader'],

@@ -71,7 +71,7 @@ def main():
   names = tuple(name for name in distillation.GOLD_SCORES if name != 'none')
   for gold_score in names:
     check(make(t5, gold_score=gold_score, compared_gold_scores=names, gold_encoder='shared'))
-    check(make(bart, gold_score=gold_score, emdr2_level='token', gold_chunk=2, n_context=3))
+    check(make(bart, gold_score=gold_score, emdr2_level='token', gold_chunk=2, n_context=2))
   for reading in list(readings.READINGS)[1:]:
     for config in (t5, bart):
       check(make(config, reading=reading, gold_score='none', gold_chunk=2))

@@ -13,7 +13,7 @@ from ralm_jax.decoding.stepper import Decoded
 from ralm_jax.losses import sequence
 from ralm_jax.losses.array_types import Array, Bool, Float, Int, PyTree
 from ralm_jax.losses.sequence import WeightedSum
-from ralm_jax.models import attention, decoder_stack, fid, prediction
+from ralm_jax.models import attention, decoder_stack, fid, layers, prediction
 from ralm_jax.models.choices import ChoiceTokens
 from ralm_jax.models.gold_passes import GoldPasses
 from ralm_jax.models.prediction import ReadPassages
@@ -94,8 +94,9 @@ class Fusion(Reading):
     self, model: ReaderAndRetriever, params: PyTree, batch: ReaderBatch
   ) -> Float[Array, ' b']:
     tokens, mask = _read(model, batch)
-    logits = model.reader.apply(
-      {'params': params['reader']},
+    logits = layers.call(
+      model.reader,
+      params['reader'],
       tokens,
       mask,
       decoder_stack.shift_right(batch.target_tokens, model.reader_config.decoder_start_id),
@@ -115,7 +116,7 @@ class Fusion(Reading):
     target, behind `<extra_id_0>` (Atlas's `get_choice_logits`); else likelihoods.
     """
     tokens, mask = _read(model, batch)
-    apply = functools.partial(model.reader.apply, {'params': params['reader']})
+    apply = functools.partial(layers.call, model.reader, params['reader'])
     inputs_of = functools.partial(model.decoder_inputs, batch_size=len(tokens))
     if choices.position is not None:
       # All targets are the same before the letter.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +133,7 @@ class Marginal(Reading):
     self, model: ReaderAndRetriever, params: PyTree, batch: ReaderBatch, choices: ChoiceTokens
   ) -> Float[Array, 'b options']:
     """Log-likelihoods of each option's target; passages are encoded once."""
-    apply = functools.partial(model.reader.apply, {'params': params['reader']})
+    apply = functools.partial(layers.call, model.reader, params['reader'])
     targets = jnp.asarray(choices.tokens)
 
     def score(
@@ -225,13 +226,12 @@ def token_log_probs(
   def score(
     tokens: Int[Array, 'b n s'], mask: Shaped[Array, 'b n s'], rng: Array | None
   ) -> Float[Array, 'b n t']:
-    variables, kwargs = {'params': params}, {'deterministic': rng is None}
-    rngs = [None, None] if rng is None else jax.random.split(rng)
-    apply = lambda *args, rng, method: reader.apply(
-      variables, *args, **kwargs, method=method, rngs={} if rng is None else {'dropout': rng}
-    )
-    encoded = apply(tokens, mask, rng=rngs[0], method='encode_passages')
-    logits = apply(encoded, mask, inputs, rng=rngs[1], method='decode_each')
+    keys: list[Any] = [{}, {}]
+    if rng is not None:
+      keys = [{'dropout': key} for key in jax.random.split(rng)]
+    apply = functools.partial(layers.call, reader, params, deterministic=rng is None)
+    encoded = apply(tokens, mask, rngs=keys[0], method='encode_passages')
+    logits = apply(encoded, mask, inputs, rngs=keys[1], method='decode_each')
     return sequence.token_log_probs(logits, batch.target_tokens[:, None])
 
   n_passages = batch.reader_tokens.shape[1]
