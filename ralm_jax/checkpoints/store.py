@@ -32,7 +32,7 @@ class HostArraysHandler(ocp.CheckpointHandler):
 
   def save(self, directory, args: HostArraysSave) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **args.item)
+    np.savez(buffer, allow_pickle=False, **args.item)
     self._file(directory).write_bytes(buffer.getvalue())
 
   def restore(self, directory, args: HostArraysRestore | None = None):

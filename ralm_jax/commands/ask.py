@@ -77,7 +77,7 @@ def ask_lines(lines: Iterable[str], **session: Any) -> int:
   """
   from ralm_jax.runs import asking
 
-  typed = lines is sys.stdin and sys.stdin.isatty()
+  typed = sys.stdin.isatty() and lines is sys.stdin
   asked = failed = 0
   with asking.open_session(**session) as answer:
     _prompt(typed)

@@ -26,7 +26,7 @@ WORLDS = {
   'docs/retrieval_process.md': worlds.swapped,
 }
 # In seconds; the others train, convert or compile a while.
-FAST = ('docs/training.md',)
+FAST = ('docs/training.md', 'docs/rag.md')
 # Their commands are not of `ralm`, or need hosts or hours; see `_read`.
 READ = ('docs/getting_started.md', 'docs/results.md', 'docs/several_hosts.md', 'CONTRIBUTING.md')
 
