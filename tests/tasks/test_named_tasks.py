@@ -125,7 +125,7 @@ def test_by_name_from_gin(data, tmp_path, clean_gin):
     [f'{name} = {value!r}' for name, value in bindings.items()],
     [str(ROOT)],
   )
-  reference = gin.query_parameter('train_script.train.train_dataset_cfg')
+  reference = gin.query_parameter('train_script.train.data')
   config = reference.scoped_configurable_fn()
   assert config.mixture_or_task_name == 'nq_open'
   assert targets(data, pipeline.get_dataset_iterator(config, LENGTHS)) == {'red'}
