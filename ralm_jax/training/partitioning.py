@@ -30,7 +30,7 @@ def standard_logical_axis_rules(
   parameter_partitioning_dims: int = 1,
   additional_rules: LogicalAxisRules | None = None,
 ) -> list[tuple[str, str | None]]:
-  """The rules a T5X user knows.
+  """The rules a T5X user knows; additional ones take precedence.
 
   Args:
     activation_partitioning_dims: 2 also shards activations' `embed` axis over
