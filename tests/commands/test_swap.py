@@ -131,10 +131,10 @@ def _swap(server, index) -> None:
   assert cli.main(['swap', '--retrieval_address', server.address, '--index', str(index)]) == 0
 
 
-def _evaluator(world, server, **options):
+def _evaluator(world, server, corpus=None, **options):
   return opening.open_evaluator(
     world.opened,
-    IndexSource(address=server.address, retry_for_s=30),
+    IndexSource(address=server.address, corpus=corpus, retry_for_s=30),
     **{'batch_size': BATCH, **options},
   )
 
