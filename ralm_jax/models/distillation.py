@@ -8,8 +8,9 @@ A gold score is a class in the table `GOLD_SCORES`, whose keys are the values of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -38,12 +39,14 @@ class GoldScore:
   teaches: ClassVar[bool] = True
   # Whether `GoldPasses.attention_norms` is called.
   reads_attention: ClassVar[bool] = False
+  # The subclass's own fields, and the fields of RetrievalLM that hold them.
+  settings: ClassVar[Mapping[str, str]] = {}
 
   @classmethod
-  def of(cls, objective: RetrieverObjective, **own: Any) -> GoldScore:
-    """With a model's settings; `own` are the subclass's fields."""
-    shared = {f.name: getattr(objective, f.name) for f in dataclasses.fields(GoldScore)}
-    return cls(**shared, **own)
+  def of(cls, objective: RetrieverObjective) -> GoldScore:
+    """With a model's settings."""
+    names = {field.name: field.name for field in dataclasses.fields(GoldScore)}
+    return cls(**{own: getattr(objective, name) for own, name in {**names, **cls.settings}.items()})
 
   def scores(self, passes: GoldPasses, batch: ReaderBatch) -> Float[Array, 'b k *t']:
     """A number a passage, larger for a more helpful one; or what `by_passage` reduces."""
@@ -98,9 +101,7 @@ class Perplexity(GoldScore):
 
   reduction: str = 'sum'
 
-  @classmethod
-  def of(cls, objective: RetrieverObjective, **own: Any) -> GoldScore:
-    return super().of(objective, reduction=objective.gold_reduction, **own)
+  settings: ClassVar[Mapping[str, str]] = {'reduction': 'gold_reduction'}
 
   def scores(self, passes: GoldPasses, batch: ReaderBatch) -> Float[Array, 'b k']:
     return gold_scores.perplexity(
@@ -126,15 +127,10 @@ class Attention(GoldScore):
   layers: int | None = None
 
   reads_attention: ClassVar[bool] = True
-
-  @classmethod
-  def of(cls, objective: RetrieverObjective, **own: Any) -> GoldScore:
-    return super().of(
-      objective,
-      normalization=objective.gold_normalization,
-      layers=objective.gold_attention_layers,
-      **own,
-    )
+  settings: ClassVar[Mapping[str, str]] = {
+    'normalization': 'gold_normalization',
+    'layers': 'gold_attention_layers',
+  }
 
   def scores(self, passes: GoldPasses, batch: ReaderBatch) -> Float[Array, 'b k']:
     return gold_scores.attention(
@@ -152,9 +148,7 @@ class Emdr2(GoldScore):
 
   level: str = 'sequence'
 
-  @classmethod
-  def of(cls, objective: RetrieverObjective, **own: Any) -> GoldScore:
-    return super().of(objective, level=objective.emdr2_level, **own)
+  settings: ClassVar[Mapping[str, str]] = {'level': 'emdr2_level'}
 
   def scores(self, passes: GoldPasses, batch: ReaderBatch) -> Float[Array, 'b k t']:
     # The released EMDR² alone divides the reader's logits.

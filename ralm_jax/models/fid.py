@@ -11,6 +11,11 @@ from ralm_jax.models.bart import Bart, BartConfig
 from ralm_jax.models.decoder_stack import EncoderDecoder
 from ralm_jax.models.t5 import T5, T5Config
 
+Tokens = Int[Array, 'b n s']
+Mask = Shaped[Array, 'b n s']
+Encoded = Float[Array, 'b n s d']
+Targets = Int[Array, 'b t']
+
 
 class PassageReader(EncoderDecoder):
   """Reads passages with the `encode` and `decode` of the model it is mixed into.
@@ -20,12 +25,8 @@ class PassageReader(EncoderDecoder):
   """
 
   def encode_passages(
-    self,
-    passage_tokens: Int[Array, 'b n s'],
-    passage_mask: Shaped[Array, 'b n s'],
-    *,
-    deterministic: bool = True,
-  ) -> Float[Array, 'b n s d']:
+    self, passage_tokens: Tokens, passage_mask: Mask, *, deterministic: bool = True
+  ) -> Encoded:
     """Encodes every passage on its own."""
     batch, n_passages, length = passage_tokens.shape
     # batch x passages is one axis to shard, so that a mesh larger than the
@@ -37,9 +38,9 @@ class PassageReader(EncoderDecoder):
 
   def decode_fused(
     self,
-    encoded: Float[Array, 'b n s d'],
-    passage_mask: Shaped[Array, 'b n s'],
-    decoder_input_tokens: Int[Array, 'b t'],
+    encoded: Encoded,
+    passage_mask: Mask,
+    decoder_input_tokens: Targets,
     *,
     deterministic: bool = True,
     norm_weights: Shaped[Array, 'b t'] | None = None,
@@ -60,9 +61,9 @@ class PassageReader(EncoderDecoder):
 
   def decode_each(
     self,
-    encoded: Float[Array, 'b n s d'],
-    passage_mask: Shaped[Array, 'b n s'],
-    decoder_input_tokens: Int[Array, 'b t'],
+    encoded: Encoded,
+    passage_mask: Mask,
+    decoder_input_tokens: Targets,
     *,
     deterministic: bool = True,
   ) -> Float[Array, 'b n t v']:
@@ -78,9 +79,9 @@ class PassageReader(EncoderDecoder):
 
   def decode_leaving_out(
     self,
-    encoded: Float[Array, 'b n s d'],
-    passage_mask: Shaped[Array, 'b n s'],
-    decoder_input_tokens: Int[Array, 'b t'],
+    encoded: Encoded,
+    passage_mask: Mask,
+    decoder_input_tokens: Targets,
     *,
     chunk: int | None = None,
   ) -> Float[Array, 'b n t v']:
@@ -105,9 +106,9 @@ class PassageReader(EncoderDecoder):
 
   def __call__(
     self,
-    passage_tokens: Int[Array, 'b n s'],
-    passage_mask: Shaped[Array, 'b n s'],
-    decoder_input_tokens: Int[Array, 'b t'],
+    passage_tokens: Tokens,
+    passage_mask: Mask,
+    decoder_input_tokens: Targets,
     *,
     deterministic: bool = True,
   ) -> Float[Array, 'b t v']:
@@ -117,7 +118,7 @@ class PassageReader(EncoderDecoder):
     )
 
 
-def _for_each(tokens: Int[Array, 'b t'], n: int) -> Int[Array, 'rows t']:
+def _for_each(tokens: Targets, n: int) -> Int[Array, 'rows t']:
   """The rows of each example n times."""
   batch, length = tokens.shape
   return jnp.broadcast_to(tokens[:, None], (batch, n, length)).reshape(batch * n, length)
@@ -147,13 +148,13 @@ def has_dropout(config: ReaderConfig) -> bool:
 
 def read(
   reader: PassageReader,
-  tokens: Int[Array, 'b n s'],
-  mask: Shaped[Array, 'b n s'],
-  target_tokens: Int[Array, 'b t'],
+  tokens: Tokens,
+  mask: Mask,
+  target_tokens: Targets,
   *,
   deterministic: bool,
   norm_weights: Shaped[Array, 'b t'] | None = None,
-) -> tuple[Float[Array, 'b n s d'], Float[Array, 'b t v']]:
+) -> tuple[Encoded, Float[Array, 'b t v']]:
   """Encoder states and logits of one forward pass."""
   encoded = reader.encode_passages(tokens, mask, deterministic=deterministic)
   logits = reader.decode_fused(
@@ -167,7 +168,7 @@ def read(
 
 
 def attention_norms(
-  variables: PyTree, passage_mask: Shaped[Array, 'b n s'], last_layers: int | None = None
+  variables: PyTree, passage_mask: Mask, last_layers: int | None = None
 ) -> Float[Array, 'b n s']:
   """What each token of the passages gave to a fused decoding.
 

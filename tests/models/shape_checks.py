@@ -1,6 +1,7 @@
 """Traces every model with its signatures checked; `python -m tests.models.shape_checks`."""
 
 import functools
+import importlib
 
 import beartype
 import jax
@@ -84,6 +85,8 @@ def main():
 
 
 if __name__ == '__main__':
+  # Where jaxtyping looks for `functions_alone`.
+  importlib.import_module('tests.models.shape_checks')
   packages = ['ralm_jax.models', 'ralm_jax.losses', 'ralm_jax.decoding']
   checker = 'tests.models.shape_checks.functions_alone'
   with jaxtyping.install_import_hook(packages, checker):

@@ -30,7 +30,8 @@ class FirstToken(GoldScore):
 class RagBest(RagSequence):
   """RAG-Sequence, but the likeliest passage speaks for all of them."""
 
-  def log_likelihood(self, log_prior, token_log_probs, target_mask):
+  @staticmethod
+  def log_likelihood(log_prior, token_log_probs, target_mask):
     sequences = jnp.sum(jnp.where(target_mask[:, None], token_log_probs, 0.0), axis=-1)
     return jnp.max(log_prior + sequences, axis=-1)
 

@@ -30,8 +30,8 @@ class Marginal(Reading):
 
   marginalizes = True
 
+  @staticmethod
   def log_likelihood(
-    self,
     log_prior: Float[Array, 'b k'],
     token_log_probs: Float[Array, 'b k t'],
     target_mask: Shaped[Array, 'b t'],
@@ -175,14 +175,7 @@ class RagSequence(Marginal):
   """p(y|x) = sum_z p(z|x) prod_i p(y_i | x, z, y_<i)."""
 
   ranks_candidates = True
-
-  def log_likelihood(
-    self,
-    log_prior: Float[Array, 'b k'],
-    token_log_probs: Float[Array, 'b k t'],
-    target_mask: Shaped[Array, 'b t'],
-  ) -> Float[Array, ' b']:
-    return rag.sequence_log_likelihood(log_prior, token_log_probs, target_mask)
+  log_likelihood = staticmethod(rag.sequence_log_likelihood)
 
   def predict(
     self, passages: ReadPassages, *, log_prior: Array | None = None, rng: Array | None = None
@@ -193,13 +186,7 @@ class RagSequence(Marginal):
 class RagToken(Marginal):
   """p(y|x) = prod_i sum_z p(z|x) p(y_i | x, z, y_<i)."""
 
-  def log_likelihood(
-    self,
-    log_prior: Float[Array, 'b k'],
-    token_log_probs: Float[Array, 'b k t'],
-    target_mask: Shaped[Array, 'b t'],
-  ) -> Float[Array, ' b']:
-    return rag.token_log_likelihood(log_prior, token_log_probs, target_mask)
+  log_likelihood = staticmethod(rag.token_log_likelihood)
 
   def predict(
     self, passages: ReadPassages, *, log_prior: Array | None = None, rng: Array | None = None
