@@ -15,7 +15,7 @@ from ralm_jax.data.questions.formats import catalogue, kilt as kilt_formats
 from ralm_jax.evaluation import kilt_predictions, task
 from ralm_jax.evaluation.scores import by_task
 from ralm_jax.interop import convert as conversion, huggingface_export, recognition
-from ralm_jax.models import prediction, retriever_objective
+from ralm_jax.models import generation, readings
 from ralm_jax.retrieval import index_source, search_filter
 from ralm_jax.retrieval.device import search
 
@@ -66,7 +66,7 @@ def test_choices_are_those_of_the_library():
   """Flags name them without importing what has them."""
   assert flags.BACKENDS == index_source.BACKENDS
   assert flags.DEVICE_DTYPES == search.DTYPES
-  assert flags.RAG_DECODINGS == prediction.RAG_DECODINGS
+  assert flags.RAG_DECODINGS == generation.RAG_DECODINGS
   assert flags.RECORD_FORMATS == tuple(catalogue.FORMATS)
   assert flags.KILT_FORMATS == tuple(kilt_formats.EXPECTED)
   assert kilt.PAGE_FIELDS == kilt_predictions.PAGE_FIELDS
@@ -76,7 +76,7 @@ def test_choices_are_those_of_the_library():
   assert evaluate.FILTERS == search_filter.FILTERS
   assert convert.FORMATS == conversion.FORMATS
   assert convert.LAYER_NORMS == conversion.LAYER_NORMS
-  assert convert.READINGS == retriever_objective.READINGS
+  assert convert.READINGS == tuple(readings.READINGS)
   assert convert.SIDES == recognition.SIDES
   assert convert.MAX_SHARD_BYTES == huggingface_export.MAX_SHARD_BYTES
 
