@@ -24,7 +24,7 @@ from ralm_jax.interop import (
 from ralm_jax.interop.conversion_writers import PartSource
 from ralm_jax.interop.files import safetensors_file
 from ralm_jax.interop.files.safetensors_file import SafetensorsFile
-from ralm_jax.interop.files.tensor_source import ArraySource, TensorInfo
+from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
 from ralm_jax.interop.part import Part
 from ralm_jax.models import fid
 from ralm_jax.models.dual_encoder import DualEncoder
@@ -40,9 +40,31 @@ def _assert_same_bytes(first, second):
   )
 
 
+class Params(TensorSource):
+  """Our parameters in memory."""
+
+  description = 'the parameters'
+
+  def __init__(self, params):
+    self._arrays = flax.traverse_util.flatten_dict(params, sep='/')
+
+  def info(self, name):
+    array = self._arrays[name]
+    return TensorInfo(tuple(array.shape), np.dtype(array.dtype))
+
+  def __getitem__(self, name):
+    return np.asarray(self._arrays[name])
+
+  def __iter__(self):
+    return iter(self._arrays)
+
+  def __len__(self):
+    return len(self._arrays)
+
+
 def _save(folder, config, params, kind, side='retriever', **options):
   """A part as `ralm convert` has one of our parameters, written."""
-  source = ArraySource(flax.traverse_util.flatten_dict(params, sep='/'), 'the parameters')
+  source = Params(params)
   part = Part(
     kind,
     config,

@@ -53,46 +53,25 @@ class TensorSource(Mapping[str, np.ndarray]):
     return True
 
 
-class ArraySource(TensorSource):
-  """Arrays in memory: a tree that is exported, or a test."""
-
-  def __init__(self, arrays: Mapping[str, np.ndarray], description: str):
-    self._arrays = arrays
-    self.description = description
-
-  def info(self, name: str) -> TensorInfo:
-    array = self._arrays[name]
-    return TensorInfo(tuple(array.shape), np.dtype(array.dtype))
-
-  def __getitem__(self, name: str) -> np.ndarray:
-    return np.asarray(self._arrays[name])
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._arrays)
-
-  def __len__(self) -> int:
-    return len(self._arrays)
-
-
 class SupplementedSource(TensorSource):
   """A source with tensors of known value that its format leaves out."""
 
   def __init__(self, source: TensorSource, extra: Mapping[str, np.ndarray]):
     self._source = source
-    self._extra = ArraySource(extra, source.description)
+    self._extra = extra
     self.description = source.description
 
-  def _of(self, name: str) -> TensorSource:
-    return self._extra if name in self._extra else self._source
-
   def info(self, name: str) -> TensorInfo:
-    return self._of(name).info(name)
+    array = self._extra.get(name)
+    return self._source.info(name) if array is None else TensorInfo(array.shape, array.dtype)
 
   def part(self, name: str, axis: int, index: int) -> np.ndarray:
-    return self._of(name).part(name, axis, index)
+    if name in self._extra:
+      return super().part(name, axis, index)
+    return self._source.part(name, axis, index)
 
   def __getitem__(self, name: str) -> np.ndarray:
-    return self._of(name)[name]
+    return self._extra[name] if name in self._extra else self._source[name]
 
   def __iter__(self) -> Iterator[str]:
     yield from self._extra
