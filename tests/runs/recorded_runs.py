@@ -149,6 +149,7 @@ class Configuration:
     command: 'train' or 'warm_start'.
     start: the configuration whose checkpoint it begins with.
     questions: 'questions' or 'choices'.
+    corpus: None for that of the model.
   """
 
   macros: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -158,6 +159,7 @@ class Configuration:
   command: str = 'train'
   start: str | None = None
   questions: str = 'questions'
+  corpus: str | None = None
 
 
 def _of_retrieval(name: str, **macros: Any) -> Configuration:
@@ -243,9 +245,13 @@ CONFIGURATIONS = {
   'masked_spans': _pretext('masked_spans'),
   'prefix_lm': _pretext('prefix_lm'),
   'title_section': _pretext('title_section', TARGET_LENGTH=40),
-  'salient_spans': _pretext('salient_spans'),
+  'salient_spans': dataclasses.replace(_pretext('salient_spans'), corpus='dated_corpus'),
   'few_shot': Configuration({'SHOTS': 12}, (TRAIN, 'gin_configs/runs/few_shot.gin')),
-  'multiple_choice': Configuration(EVALUATION, (TRAIN, MULTIPLE_CHOICE), questions='choices'),
+  'multiple_choice': Configuration(
+    {**EVALUATION, 'PASSAGE_LENGTH': 120, 'text_config.TextConfig.reader_query_length': 72},
+    (TRAIN, MULTIPLE_CHOICE),
+    questions='choices',
+  ),
   # The retriever's warm start, and a run that begins with it.
   'warm_start': Configuration(
     {**WARM_START, 'READER_INIT': 'copying'},
@@ -270,7 +276,7 @@ class World:
   def of(self, configuration: Configuration) -> dict[str, str]:
     model = configuration.model
     return {
-      'corpus': self.path(f'{model}_corpus'),
+      'corpus': self.path(configuration.corpus or f'{model}_corpus'),
       'questions': self.path(f'{configuration.questions}.jsonl'),
       'reader_vocabulary': self.path('tokenizer.json' if model == 'bart' else 'reader.model'),
       'retriever_vocabulary': self.path('vocab.txt'),
@@ -350,10 +356,20 @@ def make_world(folder: pathlib.Path) -> World:
   """Writes the texts, and the corpora with `ralm corpus`."""
   write_texts(folder)
   world = World(folder)
-  for model, vocabulary in (('t5', 'reader.model'), ('bart', 'tokenizer.json')):
+  # Salient spans are names, dates and numbers.
+  rows = [json.loads(line) for line in (folder / 'passages.jsonl').read_text().splitlines()]
+  with open(folder / 'dated.jsonl', 'w') as file:
+    for i, row in enumerate(rows):
+      row['text'] += f' It is of {1800 + i}.'
+      file.write(json.dumps(row) + '\n')
+  for model, vocabulary, passages in (
+    ('t5', 'reader.model', 'passages'),
+    ('bart', 'tokenizer.json', 'passages'),
+    ('dated', 'reader.model', 'dated'),
+  ):
     _command(
       'corpus',
-      '--input', world.path('passages.jsonl'),
+      '--input', world.path(f'{passages}.jsonl'),
       '--output', world.path(f'{model}_corpus'),
       '--reader_vocabulary', world.path(vocabulary),
       '--retriever_vocabulary', world.path('vocab.txt'),
