@@ -1,13 +1,23 @@
-"""Shared by all tests: eight fake CPU devices and the real data when present."""
+"""Shared by all tests: eight fake CPU devices, compiled programs, the real data if present."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
-# Before JAX starts; tests of sharding build meshes over these devices.
+# Before JAX starts, here and in the processes that tests start. Tests of sharding
+# build meshes over the devices; less optimised code compiles in half the time.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-_FLAGS = os.environ.get('XLA_FLAGS', '')
-if 'xla_force_host_platform_device_count' not in _FLAGS:
-  os.environ['XLA_FLAGS'] = (_FLAGS + ' --xla_force_host_platform_device_count=8').strip()
+for flag in ('--xla_force_host_platform_device_count=8', '--xla_backend_optimization_level=0'):
+  if flag.partition('=')[0] not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'.strip()
+# One program is compiled once a session, whichever test, worker or process needs it.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='compiled-')
+  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+  os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
+  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
 import pytest
 
@@ -21,22 +31,3 @@ def shared_data() -> pathlib.Path:
   if not SHARED_DATA.is_dir():
     pytest.skip('the real data is not beside the checkout')
   return SHARED_DATA
-
-
-@pytest.fixture(scope='module')
-def compilation_cache(tmp_path_factory):
-  """For modules whose tests compile the same programs over and over."""
-  import jax
-
-  from tests import tiny
-
-  names = (
-    'jax_compilation_cache_dir',
-    'jax_persistent_cache_min_compile_time_secs',
-    'jax_persistent_cache_min_entry_size_bytes',
-  )
-  before = {name: getattr(jax.config, name) for name in names}
-  tiny.use_compilation_cache(tmp_path_factory.mktemp('cache'))
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)

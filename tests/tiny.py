@@ -421,15 +421,7 @@ def trained() -> Trained:
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   data = make_data(folder)
   start(
-    folder / 'log',
-    [
-      {
-        'data': str(folder),
-        'model_dir': str(folder / 'run'),
-        'steps': 4,
-        'compilation_cache': str(folder / 'compilation_cache'),
-      }
-    ],
+    folder / 'log', [{'data': str(folder), 'model_dir': str(folder / 'run'), 'steps': 4}]
   ).finish()
   return Trained(data, folder / 'run')
 
@@ -438,9 +430,8 @@ def main(path: str) -> int:
   """Trains as a JSON file says; each job in a fork that has imported all.
 
   The file is a list of jobs. `data` and `model_dir` are folders; `process` may
-  hold the arguments of `jax.distributed.initialize`; `compilation_cache` is a
-  folder; `kills` a list of moments at which the run is killed, to be started
-  again; `pauses` a folder, see `pause_in_refreshes`; all else goes to `train`.
+  hold the arguments of `jax.distributed.initialize`; `kills` is
+  a list of moments at which the run is killed, to be started again; `pauses` a folder, see `pause_in_refreshes`; all else goes to `train`.
   Returns the last job's exit status.
   """
   with open(path, encoding='utf-8') as file:
@@ -524,7 +515,6 @@ def _run(job: dict[str, Any]) -> int:
 
   def run(argv: list[str], prog: str) -> None:
     del argv, prog
-    use_compilation_cache(job.pop('compilation_cache'))
     if 'pauses' in job:
       pause_in_refreshes(pathlib.Path(job.pop('pauses')))
     if 'process' in job:
@@ -588,15 +578,6 @@ def pause_in_refreshes(folder: pathlib.Path) -> None:
   refresh.IndexPublisher.publish = publish_at
   embedding.PassageEmbedder.embed = embed_and_pause
   client_lib.RetrievalClient.build = build_and_pause
-
-
-def use_compilation_cache(folder: str | pathlib.Path) -> None:
-  """Compiles equal programs once, whichever process needs them."""
-  import jax
-
-  jax.config.update('jax_compilation_cache_dir', str(folder))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 def import_all() -> None:

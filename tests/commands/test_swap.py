@@ -36,8 +36,6 @@ from retrieval_service.options import IndexOptions
 from retrieval_service.server import RetrievalServer
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 BATCH = 8
 YEARS = ('2018', '2019')
 
@@ -489,7 +487,6 @@ def test_a_training_run_stops_with_one_error(world, tmp_path):
       'data': str(tiny.trained().data.folder),
       'model_dir': str(run),
       'retrieval': {'address': server.address, 'corpus': str(tmp_path / 'corpus_2019')},
-      'compilation_cache': str(tmp_path / 'cache'),
     }
     started = tiny.start(tmp_path / 'log', [job | {'steps': 100_000}])
     while started.popen.poll() is None and not (run / 'checkpoint_2').exists():

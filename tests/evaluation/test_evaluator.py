@@ -242,7 +242,6 @@ def closed_book(trained, tmp_path_factory):
         'model_dir': str(folder / 'run'),
         'steps': 2,
         'closed_book': True,
-        'compilation_cache': str(folder / 'cache'),
       }
     ],
   ).finish()

@@ -16,7 +16,6 @@ from retrieval_service.generations import GenerationStore
 from retrieval_service.results import ServerStatus
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
 OPTIONS = JobOptions(batch_size=8, progress=False, search_queries=4)
 TABLE = TableOptions(resamples=200)
 

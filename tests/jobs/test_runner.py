@@ -17,7 +17,6 @@ from retrieval_service.client import RetrievalClient
 from retrieval_service.local import LocalRetrievalServer
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
 OPTIONS = JobOptions(batch_size=8, progress=False, search_queries=4)
 TABLE = TableOptions(resamples=200)
 

@@ -15,8 +15,6 @@ from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.runs import evaluation, opening
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 
 @pytest.fixture(scope='module')
 def trained() -> tiny.Trained:

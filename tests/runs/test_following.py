@@ -298,7 +298,6 @@ def test_training_follows_what_is_published(served, trained, tmp_path):
     'data': str(trained.data.folder),
     'model_dir': str(run),
     'checkpoint': {'period': 4, 'keep': 2},
-    'compilation_cache': str(trained.data.folder / 'compilation_cache'),
   }
   with LocalRetrievalServer(index, threads=1) as server:
     if served == 'address':

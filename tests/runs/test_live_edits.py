@@ -23,8 +23,6 @@ from retrieval_service.client import RetrievalClient
 from retrieval_service.local import LocalRetrievalServer
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures('compilation_cache')
-
 Passage = passages_lib.Passage
 LONG = ' '.join(f'w{i}' for i in range(25))  # Three parts of at most ten words.
 

@@ -31,12 +31,7 @@ def data(tmp_path_factory) -> tiny.Data:
   return tiny.make_data(tmp_path_factory.mktemp('data'))
 
 
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory) -> str:
-  return str(tmp_path_factory.mktemp('compilation_cache'))
-
-
-def _job(folder, data, cache, **job):
+def _job(folder, data, **job):
   """Refreshes at 2, 4, 6 and 8, checkpoints at 3, 6 and 8."""
   retrieval = {
     'index': str(folder / 'index'),
@@ -48,7 +43,6 @@ def _job(folder, data, cache, **job):
   return {
     'data': str(data.folder),
     'model_dir': str(folder / 'run'),
-    'compilation_cache': cache,
     'steps': STEPS,
     'random_seed': 5,
     'checkpoint': {'period': 3, 'keep': 3},
@@ -58,21 +52,21 @@ def _job(folder, data, cache, **job):
 
 
 @pytest.fixture(scope='module')
-def start(data, cache, tmp_path_factory) -> pathlib.Path:
+def start(data, tmp_path_factory) -> pathlib.Path:
   """An index of the parameters that all runs start with."""
   folder = tmp_path_factory.mktemp('start')
   tiny.start(
-    folder / 'log', [_job(folder, data, cache, retrieval={'refresh_index': None}) | {'steps': 1}]
+    folder / 'log', [_job(folder, data, retrieval={'refresh_index': None}) | {'steps': 1}]
   ).finish()
   return folder / 'index'
 
 
 @pytest.fixture(scope='module')
-def refreshed(data, cache, start, tmp_path_factory) -> pathlib.Path:
+def refreshed(data, start, tmp_path_factory) -> pathlib.Path:
   """A run that nothing disturbs."""
   folder = tmp_path_factory.mktemp('refreshed')
   shutil.copytree(start, folder / 'index')
-  tiny.start(folder / 'log', [_job(folder, data, cache)]).finish()
+  tiny.start(folder / 'log', [_job(folder, data)]).finish()
   return folder
 
 
@@ -134,7 +128,7 @@ def test_staleness_is_recorded(refreshed):
   assert len(re.findall(r'Refreshed the index at step \d', output)) == 4
 
 
-def test_killed_at_any_point_of_a_refresh(data, cache, refreshed, folder):
+def test_killed_at_any_point_of_a_refresh(data, refreshed, folder):
   pauses = folder / 'pauses'
   output = tiny.start(
     folder / 'log',
@@ -142,7 +136,6 @@ def test_killed_at_any_point_of_a_refresh(data, cache, refreshed, folder):
       _job(
         folder,
         data,
-        cache,
         pauses=str(pauses),
         kills=[
           # Before there is a checkpoint: the run begins anew each time, and
@@ -181,14 +174,14 @@ def _wait_for(process, path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_retrieval_process(data, cache, refreshed, folder):
+def test_killed_retrieval_process(data, refreshed, folder):
   """It dies in mid-upload; what it served is served again, then the new."""
   pauses = folder / 'pauses'
   server = LocalRetrievalServer(folder / 'index', threads=1)
   try:
     process = tiny.start(
       folder / 'log',
-      [_job(folder, data, cache, pauses=str(pauses), retrieval={'address': server.address})],
+      [_job(folder, data, pauses=str(pauses), retrieval={'address': server.address})],
     )
     _wait_for(process, pauses / 'uploading_4')
     server.process.kill()
@@ -205,14 +198,14 @@ def test_killed_retrieval_process(data, cache, refreshed, folder):
   _assert_same_end(folder, refreshed)
 
 
-def test_old_generation_is_served_meanwhile(data, cache, folder):
+def test_old_generation_is_served_meanwhile(data, folder):
   """By another client, while a trainer uploads, and after it was killed."""
   pauses = folder / 'pauses'
   expected = _embeddings(folder, 1)
   with LocalRetrievalServer(folder / 'index', threads=1) as server:
     process = tiny.start(
       folder / 'log',
-      [_job(folder, data, cache, pauses=str(pauses), retrieval={'address': server.address})],
+      [_job(folder, data, pauses=str(pauses), retrieval={'address': server.address})],
     )
     with RetrievalClient(server.address) as client:
       _wait_for(process, pauses / 'uploading_2')
@@ -238,11 +231,11 @@ def test_old_generation_is_served_meanwhile(data, cache, folder):
 
 
 @pytest.mark.slow
-def test_without_look_ahead(data, cache, start, tmp_path):
+def test_without_look_ahead(data, start, tmp_path):
   folders = [tmp_path / name for name in ('killed', 'plain')]
   for folder in folders:
     shutil.copytree(start, folder / 'index')
-  jobs = [_job(folder, data, cache, retrieval_lookahead=0) for folder in folders]
+  jobs = [_job(folder, data, retrieval_lookahead=0) for folder in folders]
   jobs[0] |= {
     'pauses': str(tmp_path / 'pauses'),
     'kills': [{'glob': f'{tmp_path}/pauses/acknowledged_6'}],
@@ -253,7 +246,7 @@ def test_without_look_ahead(data, cache, start, tmp_path):
 
 
 @pytest.mark.slow
-def test_index_with_lists(data, cache, start, tmp_path):
+def test_index_with_lists(data, start, tmp_path):
   """A refresh keeps the kind of the index that is served, not the run's."""
   folders = [tmp_path / name for name in ('killed', 'plain')]
   first = GenerationStore(start).open_current()
@@ -264,7 +257,7 @@ def test_index_with_lists(data, cache, start, tmp_path):
     with generation_writer.begin(store, options, first.dim, first.manifest.metadata) as writer:
       writer.append(None, np.asarray(first.embeddings))
       writer.commit()
-    jobs.append(_job(folder, data, cache, steps=4))
+    jobs.append(_job(folder, data, steps=4))
   jobs[0] |= {
     'pauses': str(tmp_path / 'pauses'),
     'kills': [{'glob': f'{tmp_path}/pauses/acknowledged_4'}],
@@ -278,23 +271,20 @@ def test_index_with_lists(data, cache, start, tmp_path):
 
 
 @pytest.mark.slow
-def test_frozen_first_steps(data, cache, refreshed, folder):
+def test_frozen_first_steps(data, refreshed, folder):
   """While the encoder does not change, there is nothing to refresh."""
-  output = tiny.start(
-    folder / 'log', [_job(folder, data, cache, freeze_retriever_steps=4)]
-  ).finish()
+  output = tiny.start(folder / 'log', [_job(folder, data, freeze_retriever_steps=4)]).finish()
   assert re.findall(r'Refreshed the index at step (\d)', output) == ['6', '8']
   found = re.findall(r'step \d/8 .*retrieval/staleness (\d+)', output)
   assert list(map(int, found)) == [0, 1, 2, 3, 4, 5, 0, 1]
 
 
 @pytest.mark.slow
-def test_at_step_0_only_where_it_changes_something(data, cache, tmp_path):
+def test_at_step_0_only_where_it_changes_something(data, tmp_path):
   schedule = {'refresh_index': '0-1:1'}
   # Built by the run itself: of the parameters it starts with.
   jobs = [
-    _job(tmp_path, data, cache, retrieval=schedule)
-    | {'steps': 2, 'model_dir': str(tmp_path / 'first')}
+    _job(tmp_path, data, retrieval=schedule) | {'steps': 2, 'model_dir': str(tmp_path / 'first')}
   ]
   # The parameters of the next one are others.
   jobs.append(jobs[0] | {'model_dir': str(tmp_path / 'second'), 'random_seed': 6})

@@ -29,30 +29,19 @@ def data(tmp_path_factory) -> tiny.Data:
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory) -> str:
-  return str(tmp_path_factory.mktemp('compilation_cache'))
-
-
-@pytest.fixture(scope='module')
-def uninterrupted(data, cache, tmp_path_factory) -> pathlib.Path:
+def uninterrupted(data, tmp_path_factory) -> pathlib.Path:
   """The run that all others are compared with; it builds the index."""
   folder = tmp_path_factory.mktemp('uninterrupted')
-  _finish(folder, data, cache)
+  _finish(folder, data)
   return folder
 
 
-def _job(folder, data, cache, **job):
-  return {
-    'data': str(data.folder),
-    'model_dir': str(folder / 'run'),
-    'compilation_cache': cache,
-    **COMMON,
-    **job,
-  }
+def _job(folder, data, **job):
+  return {'data': str(data.folder), 'model_dir': str(folder / 'run'), **COMMON, **job}
 
 
-def _finish(folder, data, cache, **job) -> str:
-  return tiny.start(folder / 'log', [_job(folder, data, cache, **job)]).finish()
+def _finish(folder, data, **job) -> str:
+  return tiny.start(folder / 'log', [_job(folder, data, **job)]).finish()
 
 
 def _assert_same_end(folder, other) -> None:
@@ -71,12 +60,11 @@ def _assert_same_end(folder, other) -> None:
       np.testing.assert_array_equal(hosts[0][name], hosts[1][name])
 
 
-def test_killed_at_several_moments(data, cache, uninterrupted, tmp_path):
+def test_killed_at_several_moments(data, uninterrupted, tmp_path):
   run = tmp_path / 'run'
   output = _finish(
     tmp_path,
     data,
-    cache,
     kills=[
       {'glob': f'{run}/checkpoint_3*tmp*'},
       {'glob': f'{run}/checkpoint_3'},
@@ -97,7 +85,7 @@ def test_killed_at_several_moments(data, cache, uninterrupted, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('lookahead', [0, 1])
 @pytest.mark.parametrize('seed', [1, 2])
-def test_killed_at_random_moments(data, cache, tmp_path, lookahead, seed):
+def test_killed_at_random_moments(data, tmp_path, lookahead, seed):
   rng = random.Random(seed)
   plain, killed = tmp_path / 'plain', tmp_path / 'killed'
   for folder in (plain, killed):
@@ -110,27 +98,23 @@ def test_killed_at_random_moments(data, cache, tmp_path, lookahead, seed):
     for step in (6, 9, 12)
   ]
   # Killed first, so that building the index is interrupted as well.
-  output = _finish(killed, data, cache, kills=kills, **options)
+  output = _finish(killed, data, kills=kills, **options)
   # How many of the random ones come in time depends on the machine's speed.
   assert output.count('KILLED') >= 4
-  _finish(plain, data, cache, **options)
+  _finish(plain, data, **options)
   _assert_same_end(killed, plain)
 
 
 @pytest.mark.slow
-def test_without_look_ahead(data, cache, tmp_path):
+def test_without_look_ahead(data, tmp_path):
   """Strictly in order: candidates are those of the newest parameters."""
   folders = [tmp_path / name for name in ('killed', 'plain')]
   for folder in folders:
     folder.mkdir()
   killed = _job(
-    folders[0],
-    data,
-    cache,
-    retrieval_lookahead=0,
-    kills=[{'glob': f'{folders[0]}/run/checkpoint_6'}],
+    folders[0], data, retrieval_lookahead=0, kills=[{'glob': f'{folders[0]}/run/checkpoint_6'}]
   )
-  plain = _job(folders[1], data, cache, retrieval_lookahead=0)
+  plain = _job(folders[1], data, retrieval_lookahead=0)
   output = tiny.start(tmp_path / 'log', [killed, plain]).finish()
   assert 'KILLED' in output and 'Resumed from checkpoint_' in output
   _assert_same_end(*folders)
@@ -165,10 +149,10 @@ needs_proc = pytest.mark.skipif(
 
 
 @needs_proc
-def test_own_retrieval_process_is_killed(data, cache, uninterrupted, tmp_path):
+def test_own_retrieval_process_is_killed(data, uninterrupted, tmp_path):
   process = tiny.start(
     tmp_path / 'log',
-    [_job(tmp_path, data, cache, checkpoint={**COMMON['checkpoint'], 'asynchronous': False})],
+    [_job(tmp_path, data, checkpoint={**COMMON['checkpoint'], 'asynchronous': False})],
   )
   trainer = _stopped_at(process, f'{tmp_path}/run/checkpoint_3')
   (server,) = _children(trainer, 'retrieval_service')
@@ -181,7 +165,7 @@ def test_own_retrieval_process_is_killed(data, cache, uninterrupted, tmp_path):
 
 @needs_proc
 @pytest.mark.slow
-def test_retrieval_process_at_an_address_is_killed(data, cache, uninterrupted, tmp_path):
+def test_retrieval_process_at_an_address_is_killed(data, uninterrupted, tmp_path):
   server = LocalRetrievalServer(data.folder / 'index', threads=1)
   try:
     process = tiny.start(
@@ -190,7 +174,6 @@ def test_retrieval_process_at_an_address_is_killed(data, cache, uninterrupted, t
         _job(
           tmp_path,
           data,
-          cache,
           retrieval={'address': server.address},
           checkpoint={**COMMON['checkpoint'], 'asynchronous': False},
         )
@@ -212,7 +195,7 @@ def test_retrieval_process_at_an_address_is_killed(data, cache, uninterrupted, t
   _assert_same_end(tmp_path, uninterrupted)
 
 
-def test_generation_of_the_checkpoint_is_searched(data, cache, uninterrupted, tmp_path):
+def test_generation_of_the_checkpoint_is_searched(data, uninterrupted, tmp_path):
   """Another generation becomes current while the run is down."""
   index = tmp_path / 'index'
   store = GenerationStore(data.folder / 'index')
@@ -228,7 +211,7 @@ def test_generation_of_the_checkpoint_is_searched(data, cache, uninterrupted, tm
   with LocalRetrievalServer(index, threads=1, keep_generations=1) as server:
     retrieval = {'address': server.address}
     tiny.start(
-      tmp_path / 'log', [_job(tmp_path, data, cache, retrieval=retrieval) | {'steps': 6}]
+      tmp_path / 'log', [_job(tmp_path, data, retrieval=retrieval) | {'steps': 6}]
     ).finish()
     with RetrievalClient(server.address) as client:
       for _ in range(3):
@@ -239,8 +222,7 @@ def test_generation_of_the_checkpoint_is_searched(data, cache, uninterrupted, tm
       assert status.generations == (1, 4)
       fresh = tmp_path / 'fresh'
       output = tiny.start(
-        tmp_path / 'log',
-        [_job(folder, data, cache, retrieval=retrieval) for folder in (tmp_path, fresh)],
+        tmp_path / 'log', [_job(folder, data, retrieval=retrieval) for folder in (tmp_path, fresh)]
       ).finish()
       assert 'Resumed from checkpoint_6' in output
       assert client.status().generations == (1, 4)
@@ -268,10 +250,10 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_full_disk(data, cache, uninterrupted, tmp_path, small_disk):
+def test_full_disk(data, uninterrupted, tmp_path, small_disk):
   """Training stops with one message, and goes on when there is space."""
   log = tmp_path / 'log'
-  job = _job(small_disk, data, cache)
+  job = _job(small_disk, data)
   tiny.start(log, [{**job, 'steps': 6}]).finish()
   ballast = small_disk / 'ballast'
   free = os.statvfs(small_disk)

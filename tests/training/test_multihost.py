@@ -28,25 +28,20 @@ def data(tmp_path_factory) -> tiny.Data:
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory) -> str:
-  return str(tmp_path_factory.mktemp('compilation_cache'))
-
-
-@pytest.fixture(scope='module')
-def one_process(data, cache, tmp_path_factory) -> str:
+def one_process(data, tmp_path_factory) -> str:
   """Output of a run on one process of two devices; it builds the index."""
   folder = tmp_path_factory.mktemp('one')
-  return _start(folder, data, cache, 1)[0].finish()
+  return _start(folder, data, 1)[0].finish()
 
 
 @pytest.fixture(scope='module')
-def two_processes(data, cache, one_process, tmp_path_factory):
+def two_processes(data, one_process, tmp_path_factory):
   """Folder and outputs of the same run on two processes of one device."""
   folder = tmp_path_factory.mktemp('two')
-  return folder, [p.finish() for p in _start(folder, data, cache, 2)]
+  return folder, [p.finish() for p in _start(folder, data, 2)]
 
 
-def _start(folder, data, cache, count, own=(), **job):
+def _start(folder, data, count, own=(), **job):
   """Starts a run of `count` processes; `own` changes the jobs of each."""
   address = f'localhost:{tiny.free_port()}'
   started = []
@@ -65,7 +60,6 @@ def _start(folder, data, cache, count, own=(), **job):
           {
             'data': str(data.folder),
             'model_dir': str(folder / 'run'),
-            'compilation_cache': cache,
             'steps': STEPS,
             'devices': None,
             'checkpoint': {'period': 4, 'asynchronous': False},
@@ -100,11 +94,11 @@ def test_losses_of_one_process(one_process, two_processes):
 
 
 @pytest.mark.slow
-def test_resumes_on_two_processes(data, cache, two_processes, tmp_path):
+def test_resumes_on_two_processes(data, two_processes, tmp_path):
   """Ended at the checkpoint of step 4 and started again: the same end."""
   folder, outputs = two_processes
-  first = [p.finish() for p in _start(tmp_path, data, cache, 2, steps=4)]
-  rest = [p.finish() for p in _start(tmp_path, data, cache, 2)]
+  first = [p.finish() for p in _start(tmp_path, data, 2, steps=4)]
+  rest = [p.finish() for p in _start(tmp_path, data, 2)]
   assert 'Resumed from checkpoint_4' in rest[1]
   np.testing.assert_array_equal(
     np.concatenate([_losses(first[0]), _losses(rest[0])]), _losses(outputs[0])
@@ -113,7 +107,7 @@ def test_resumes_on_two_processes(data, cache, two_processes, tmp_path):
 
 
 @pytest.mark.slow
-def test_refresh_on_two_processes(data, cache, one_process, tmp_path):
+def test_refresh_on_two_processes(data, one_process, tmp_path):
   """Each embeds its part of every chunk, the first one uploads them."""
   numbers, embeddings, losses = [], [], []
   for count in (1, 2):
@@ -124,7 +118,6 @@ def test_refresh_on_two_processes(data, cache, one_process, tmp_path):
       for p in _start(
         folder,
         data,
-        cache,
         count,
         retrieval={
           'index': str(folder / 'index'),
@@ -146,9 +139,9 @@ def test_refresh_on_two_processes(data, cache, one_process, tmp_path):
 
 
 @pytest.mark.slow
-def test_other_number_of_processes_is_refused(data, cache, two_processes):
+def test_other_number_of_processes_is_refused(data, two_processes):
   folder, _ = two_processes
-  output = _start(folder, data, cache, 1, steps=8)[0].finish(status=1)
+  output = _start(folder, data, 1, steps=8)[0].finish(status=1)
   assert 'written by another number of processes than 1' in output
   assert 'Traceback' not in output
 
@@ -167,13 +160,12 @@ def _assert_both_stop(processes) -> None:
     assert 'Traceback' not in output, output
 
 
-def test_search_that_fails_in_mid_training(data, cache, one_process, tmp_path):
+def test_search_that_fails_in_mid_training(data, one_process, tmp_path):
   """One host's retrieval process goes away for good."""
   with LocalRetrievalServer(data.folder / 'index', threads=1) as server:
     processes = _start(
       tmp_path,
       data,
-      cache,
       2,
       steps=2000,
       own=({}, {'retrieval': {'address': server.address, 'retry_for_s': 2}}),
@@ -190,12 +182,11 @@ def test_search_that_fails_in_mid_training(data, cache, one_process, tmp_path):
     _assert_both_stop(processes)
 
 
-def test_retrieval_process_that_is_never_there(data, cache, one_process, tmp_path):
+def test_retrieval_process_that_is_never_there(data, one_process, tmp_path):
   _assert_both_stop(
     _start(
       tmp_path,
       data,
-      cache,
       2,
       own=({}, {'retrieval': {'address': f'localhost:{tiny.free_port()}', 'retry_for_s': 2}}),
     )

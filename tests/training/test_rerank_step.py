@@ -14,17 +14,11 @@ def data(tmp_path_factory) -> tiny.Data:
   return tiny.make_data(tmp_path_factory.mktemp('data'))
 
 
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory) -> str:
-  return str(tmp_path_factory.mktemp('compilation_cache'))
-
-
-def _job(folder, data, cache, *, retrieval=None, **job):
+def _job(folder, data, *, retrieval=None, **job):
   folder.mkdir(exist_ok=True)
   return {
     'data': str(data.folder),
     'model_dir': str(folder / 'run'),
-    'compilation_cache': cache,
     'steps': 6,
     'random_seed': 5,
     'checkpoint': {'period': 3, 'keep': 3, 'asynchronous': False},
@@ -41,12 +35,12 @@ def _assert_same_end(first, second):
   assert not tiny.differing(*(tiny.load_checkpoint(f / 'run', 6) for f in (first, second)))
 
 
-def test_all_candidates_are_an_exact_search_of_a_fresh_index(data, cache, tmp_path):
+def test_all_candidates_are_an_exact_search_of_a_fresh_index(data, tmp_path):
   """Re-ranked from a stale index, or searched in one refreshed at each step."""
   folders = reranked, refreshed = tmp_path / 'reranked', tmp_path / 'refreshed'
   outputs = [
     tiny.start(
-      tmp_path / 'log', [_job(folder, data, cache, retrieval=retrieval, retrieval_lookahead=0)]
+      tmp_path / 'log', [_job(folder, data, retrieval=retrieval, retrieval_lookahead=0)]
     ).finish()
     for folder, retrieval in zip(folders, ({'n_candidates': tiny.COUNT}, {'refresh_index': 1}))
   ]
@@ -60,7 +54,7 @@ def test_all_candidates_are_an_exact_search_of_a_fresh_index(data, cache, tmp_pa
 
 
 @pytest.mark.slow
-def test_killed_while_re_ranking(data, cache, tmp_path):
+def test_killed_while_re_ranking(data, tmp_path):
   plain, killed = tmp_path / 'plain', tmp_path / 'killed'
   options = {
     'retrieval': {'n_candidates': 8, 'rerank_chunk': 4},
@@ -70,8 +64,8 @@ def test_killed_while_re_ranking(data, cache, tmp_path):
   output = tiny.start(
     tmp_path / 'log',
     [
-      _job(plain, data, cache, **options),
-      _job(killed, data, cache, **options, kills=[{'glob': f'{killed}/run/checkpoint_3'}]),
+      _job(plain, data, **options),
+      _job(killed, data, **options, kills=[{'glob': f'{killed}/run/checkpoint_3'}]),
     ],
   ).finish()
   assert 'KILLED' in output and 'Resumed from checkpoint_3' in output
@@ -80,7 +74,7 @@ def test_killed_while_re_ranking(data, cache, tmp_path):
   assert host['pending/rows'].shape == (4, 8)
 
 
-def test_stored_embeddings(cache, tmp_path):
+def test_stored_embeddings(tmp_path):
   """Query-side training from a tied checkpoint: the loss takes the index's
   embeddings, and the passage tower stays as the checkpoint had it."""
   trained = tiny.trained()
@@ -93,8 +87,8 @@ def test_stored_embeddings(cache, tmp_path):
   output = tiny.start(
     tmp_path / 'log',
     [
-      _job(plain, trained.data, cache, **options),
-      _job(killed, trained.data, cache, **options, kills=[{'glob': f'{killed}/run/checkpoint_3'}]),
+      _job(plain, trained.data, **options),
+      _job(killed, trained.data, **options, kills=[{'glob': f'{killed}/run/checkpoint_3'}]),
     ],
   ).finish()
   assert 'KILLED' in output and 'Resumed from checkpoint_3' in output

@@ -71,7 +71,6 @@ def test_trains_as_with_the_process(tmp_path):
       'steps': steps,
       'devices': None,
       'retrieval_lookahead': 1,
-      'compilation_cache': str(tmp_path / 'cache'),
       'dataset': {'batch_size': 8},
       'retrieval': {
         'index': str(tmp_path / f'index_{name}'),
