@@ -82,9 +82,8 @@ def passage_task(
   source = PassageRows(store)
   if not any(len(maker.prepare(_of_store(store, rows))[0]) for rows in source.chunks()):
     raise ValueError(
-      f'{store.directory}: no passage has {min_words} words and what '
-      f'{type(objective).__name__} needs (TitleSection: a section; '
-      'SalientSpans: a name, date or number).'
+      f'{store.directory}: no passage has {min_words} words and what {type(objective).__name__} '
+      'needs (TitleSection: a section; SalientSpans: a name, date or number).'
     )
   return registration.register(
     name,
@@ -179,9 +178,8 @@ def tfds_text_task(
   if fields is None:
     if kind not in KNOWN_FIELDS:
       raise ValueError(
-        f'{tfds_name!r}: what its features are is known for '
-        f'{", ".join(sorted(KNOWN_FIELDS))} alone; give `fields` '
-        '(language_modeling.TextFields).'
+        f'{tfds_name!r}: what its features are is known for {", ".join(sorted(KNOWN_FIELDS))} '
+        'alone; give `fields` (language_modeling.TextFields).'
       )
     fields = KNOWN_FIELDS[kind]
   if isinstance(objective, TitleSection) and fields.layout == 'plain':

@@ -188,10 +188,9 @@ class ExampleMaker:
     """
     if any(made_by != self._made_by for made_by in columns[-1]):
       raise ValueError(
-        "The task's cache was written for another objective, corpus or data "
-        f'set, vocabulary or min_words than {described(self._objective)} '
-        'now has: cache the task again (seqio_cache_tasks --overwrite), or '
-        'give the tasks different names.'
+        "The task's cache was written for another objective, corpus or data set, vocabulary or "
+        f'min_words than {described(self._objective)} now has: cache the task again '
+        '(seqio_cache_tasks --overwrite), or give the tasks different names.'
       )
     examples = []
     keys = seeds.astype(np.int64).astype(np.uint64)
@@ -265,9 +264,8 @@ def make_in_batches(dataset: tf.data.Dataset, *, maker: ExampleMaker) -> tf.data
   missing = [name for name in COLUMNS if name not in dataset.element_spec]
   if missing:
     raise ValueError(
-      f"The task's cache has no {', '.join(missing)}: it was written by "
-      'another task of this name or an older version; cache the task again '
-      '(seqio_cache_tasks --overwrite).'
+      f"The task's cache has no {', '.join(missing)}: it was written by another task of this name "
+      'or an older version; cache the task again (seqio_cache_tasks --overwrite).'
     )
 
   def make(seed, *columns) -> tuple[np.ndarray, ...]:

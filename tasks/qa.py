@@ -43,9 +43,8 @@ def jsonl_task(
     for question in questions:
       if question.options:
         raise ValueError(
-          f'{question.path}:{question.line}: the question has options, which '
-          'this task would not show; use tasks.multiple_choice.mmlu_task '
-          '(gin_configs/runs/multiple_choice.gin)'
+          f'{question.path}:{question.line}: the question has options, which this task would not '
+          'show; use tasks.multiple_choice.mmlu_task (gin_configs/runs/multiple_choice.gin)'
         )
   return registration.register_questions(
     name, loaded, registration.make_tokenizer(text, reader_vocabulary, retriever_vocabulary)

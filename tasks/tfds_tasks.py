@@ -87,9 +87,8 @@ def tfds_source(
       for path in folder.glob('*/**/dataset_info.json')
     )
     raise FileNotFoundError(
-      f'{folder}: no prepared data set {tfds_name!r}; there are: '
-      f'{", ".join(found) or "none"}. Prepare it with `tfds build {name}` '
-      'where there is a network, and copy its folder here.'
+      f'{folder}: no prepared data set {tfds_name!r}; there are: {", ".join(found) or "none"}. '
+      f'Prepare it with `tfds build {name}` where there is a network, and copy its folder here.'
     )
   newest = max(prepared, key=lambda version: [int(number) for number in version.split('.')])
   # Else seqio would ask Google's bucket for it first.

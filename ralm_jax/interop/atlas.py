@@ -237,9 +237,8 @@ def _bert_config(source: TensorSource, prefix: str, heads: int | None) -> BertCo
   if heads is None:
     if emb_dim % _HEAD_DIM:
       raise ValueError(
-        f'{source.description}: the retriever has {emb_dim} features, no '
-        f'multiple of {_HEAD_DIM}, so its number of attention heads must be '
-        'given (retriever_heads).'
+        f'{source.description}: the retriever has {emb_dim} features, no multiple of {_HEAD_DIM}, '
+        'so its number of attention heads must be given (retriever_heads).'
       )
     heads = emb_dim // _HEAD_DIM
   return BertConfig(

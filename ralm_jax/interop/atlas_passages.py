@@ -181,9 +181,8 @@ def _read_chunks(shards: Sequence[Shard], shard_size: int, own_ids: bool) -> Ite
       )
     if len(passages) != shard.rows:
       raise ValueError(
-        f'{shard.path} holds {len(passages):,} passages, but the file of '
-        f'their embeddings {shard.rows:,}; they are of two indexes, or one is '
-        'old.'
+        f'{shard.path} holds {len(passages):,} passages, but the file of their embeddings '
+        f'{shard.rows:,}; they are of two indexes, or one is old.'
       )
     for start in range(0, len(passages), shard_size):
       contents = [

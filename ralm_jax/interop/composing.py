@@ -169,9 +169,8 @@ def make_model(
   if gathered.missing_tower and not allow_missing:
     absent = gathered.missing_tower
     raise ValueError(
-      f'There is no {absent} in {paths}; give --from '
-      f'{absent}=PATH as well. --allow_missing initialises it at random, '
-      'which is enough where the index is never embedded anew.'
+      f'There is no {absent} in {paths}; give --from {absent}=PATH as well. --allow_missing '
+      'initialises it at random, which is enough where the index is never embedded anew.'
     )
   first, *others = encoders.values()
   for other in others:

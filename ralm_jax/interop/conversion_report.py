@@ -47,9 +47,8 @@ def report(gathered: Gathered, to_format: str, *, every_tensor: bool) -> Iterato
     yield f'  left over: {left.name} of {path} ({left.reason or "not known"})'
   harmless = sum(left.reason is not None for _, left in gathered.leftovers)
   yield (
-    f'{count - missing} parameters mapped, {missing} missing, '
-    f'{len(gathered.leftovers) - harmless} tensors left over, {harmless} '
-    'known to be needless.'
+    f'{count - missing} parameters mapped, {missing} missing, {len(gathered.leftovers) - harmless} '
+    f'tensors left over, {harmless} known to be needless.'
   )
 
 

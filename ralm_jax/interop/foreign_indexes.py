@@ -238,9 +238,8 @@ def _atlas_shards(directory: str) -> list[_AtlasShard]:
     shards.append(_AtlasShard(passages, embeddings, *shape))
     if shape[0] != shards[0].dim:
       raise ValueError(
-        f'{embeddings} has embeddings of size {shape[0]}, '
-        f'{shards[0].embeddings} of size {shards[0].dim}; they are of two '
-        'indexes.'
+        f'{embeddings} has embeddings of size {shape[0]}, {shards[0].embeddings} of size '
+        f'{shards[0].dim}; they are of two indexes.'
       )
   return shards
 

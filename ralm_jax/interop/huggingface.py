@@ -275,9 +275,8 @@ def _rag_text(raw: Json, where: str) -> dict[str, Any]:
     separator = config_fields.text(raw, name, where, default)
     if not (separator[:1].isspace() and separator[-1:].isspace()):
       raise ValueError(
-        f'{where}: {name} is {separator!r}, which is not supported; a '
-        'separator must begin and end with a space, as the fields beside it '
-        'are tokenised apart.'
+        f'{where}: {name} is {separator!r}, which is not supported; a separator must begin and end '
+        'with a space, as the fields beside it are tokenised apart.'
       )
     pieces += [separator.replace('{', '{{').replace('}', '}}'), field]
   return part_lib.BART_TEXT | {

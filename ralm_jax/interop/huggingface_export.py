@@ -73,10 +73,9 @@ def dpr_map(config: BertConfig, side: str) -> tuple[Json, list[Entry]]:
 def _check_layer_norm(config: BertConfig) -> None:
   if config.second_moment_layer_norm:
     raise ValueError(
-      "This retriever has the released Atlas code's LayerNorm "
-      '(second_moment_layer_norm), which no Hugging Face class has; exported '
-      'it would give other embeddings. To have it all the same set '
-      'second_moment_layer_norm = False (ralm convert --layer_norm standard).'
+      "This retriever has the released Atlas code's LayerNorm (second_moment_layer_norm), which no "
+      'Hugging Face class has; exported it would give other embeddings. To have it all the same '
+      'set second_moment_layer_norm = False (ralm convert --layer_norm standard).'
     )
 
 

@@ -58,9 +58,8 @@ def from_huggingface(
   for name, folder in needed.items():
     if not folder:
       raise ValueError(
-        f'initial_weights.from_huggingface.{name} names no folder; set it '
-        '(gin: READER_WEIGHTS, RETRIEVER_WEIGHTS), or INITIAL_PARAMS = None '
-        'to start from random weights.'
+        f'initial_weights.from_huggingface.{name} names no folder; set it (gin: READER_WEIGHTS, '
+        'RETRIEVER_WEIGHTS), or INITIAL_PARAMS = None to start from random weights.'
       )
     folders[name] = folder
   params: Params = {

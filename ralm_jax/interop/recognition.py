@@ -20,9 +20,8 @@ from ralm_jax.models.bart import BartConfig
 SIDES = ('reader', 'retriever', 'query_encoder', 'passage_encoder')
 ENCODERS = SIDES[1:]
 _EXPECTED = (
-  'expected a MODEL_DIR of ours, a Hugging Face folder (config.json), a '
-  'sentence-transformers folder (modules.json), an Atlas model.pth.tar or a '
-  'T5X checkpoint'
+  'expected a MODEL_DIR of ours, a Hugging Face folder (config.json), a sentence-transformers '
+  'folder (modules.json), an Atlas model.pth.tar or a T5X checkpoint'
 )
 
 
@@ -95,8 +94,7 @@ def recognise(
   if (side == 'reader') != (as_side == 'reader'):
     raise ValueError(
       f'{path} is a {found.format}, expected a '
-      f'{"reader (T5, BART)" if as_side == "reader" else "BERT encoder"} '
-      f'for {as_side}=.'
+      f'{"reader (T5, BART)" if as_side == "reader" else "BERT encoder"} for {as_side}=.'
     )
   if part.side and as_side in ENCODERS[1:] and part.side != as_side:
     raise ValueError(

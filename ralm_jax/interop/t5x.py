@@ -328,8 +328,7 @@ def _relative_table(source: TensorSource, layers: _Layers) -> str:
     if len(rows) == layers.depth and all(np.array_equal(rows[0], r) for r in rows):
       return first
     raise ValueError(
-      f'{source.description}: each layer of the {layers.stack} has its own '
-      'relative position table (umT5 and scalable T5 do so); expected one of '
-      'the whole stack, as T5 has it.'
+      f'{source.description}: each layer of the {layers.stack} has its own relative position table '
+      '(umT5 and scalable T5 do so); expected one of the whole stack, as T5 has it.'
     )
   return shared

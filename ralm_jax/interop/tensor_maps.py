@@ -89,9 +89,8 @@ def read(
   """
   if entry.name not in source:
     raise ValueError(
-      f'{source.description} has no tensor {entry.name!r}, which its '
-      f'configuration calls for ({entry.path}); is it a checkpoint of '
-      'another architecture?'
+      f'{source.description} has no tensor {entry.name!r}, which its configuration calls for '
+      f'({entry.path}); is it a checkpoint of another architecture?'
     )
   wrong = problem(source, entry)
   if wrong:

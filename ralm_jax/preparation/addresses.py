@@ -9,10 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-_NQ = (
-  'https://raw.githubusercontent.com/google-research-datasets/'
-  'natural-questions/a7a113c9fdc2d9986d624bd43b8a18d6d5779eaa/nq_open/'
-)
+_NQ = 'https://raw.githubusercontent.com/google-research-datasets/natural-questions/a7a113c9fdc2d9986d624bd43b8a18d6d5779eaa/nq_open/'
 _TRIVIAQA = 'http://nlp.cs.washington.edu/triviaqa/data/'
 _CODALAB = 'https://worksheets.codalab.org/rest/bundles/'
 _BRMSON = 'https://raw.githubusercontent.com/brmson/dataset-factoid-curated/master/'
@@ -137,8 +134,7 @@ MMLU = (
     'data.tar',
     (
       'https://people.eecs.berkeley.edu/~hendrycks/data.tar',
-      'https://huggingface.co/datasets/cais/mmlu/resolve/'
-      'c30699e8356da336a370243923dbaf21066bb9fe/data.tar',
+      'https://huggingface.co/datasets/cais/mmlu/resolve/c30699e8356da336a370243923dbaf21066bb9fe/data.tar',
     ),
     'bec563ba4bac1d6aaf04141cd7d1605d7a5ca833e38f994051e818489592989b',
     166184960,

@@ -301,9 +301,8 @@ _ALL = (
     + _splits('jeopardy', train=('train.jsonl',), dev=('dev.jsonl',), test=('test.jsonl',)),
     'jeopardy',
     (),
-    'https://www.reddit.com/r/datasets/comments/1uyd0t/'
-    '200000_jeopardy_questions_in_a_json_file/ (JEOPARDY_QUESTIONS1.json; it '
-    'has no fixed address)',
+    'https://www.reddit.com/r/datasets/comments/1uyd0t/200000_jeopardy_questions_in_a_json_file/ '
+    '(JEOPARDY_QUESTIONS1.json; it has no fixed address)',
     ('shots', 'dev_fraction', 'test_fraction'),
   ),
   Benchmark(

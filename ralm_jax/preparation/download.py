@@ -121,9 +121,8 @@ def _existing(
   found = fetched.file_sha256(path, show=progress)
   if sha256 is not None and found != sha256:
     raise ValueError(
-      f'{path} has the SHA-256 {found}, expected {sha256} by {origin}; remove '
-      'it to fetch it again, or give --sha256 '
-      f'{os.path.basename(path)}={found} if you trust it.'
+      f'{path} has the SHA-256 {found}, expected {sha256} by {origin}; remove it to fetch it '
+      f'again, or give --sha256 {os.path.basename(path)}={found} if you trust it.'
     )
   file = Download(path, found, os.path.getsize(path), known.get('address', ''))
   if known.get('sha256') != found:

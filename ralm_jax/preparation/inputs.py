@@ -78,9 +78,8 @@ def find(benchmark: Benchmark, sources: Sequence[str], passing: Collection[str] 
         held.append(path)
       elif _part(benchmark, path) is None:
         raise ValueError(
-          f'{path}: its name does not say which part of {benchmark.title} it '
-          f'is; write --from {benchmark.example()}={path} (parts: '
-          f'{", ".join(roles)})'
+          f'{path}: its name does not say which part of {benchmark.title} it is; write --from '
+          f'{benchmark.example()}={path} (parts: {", ".join(roles)})'
         )
       else:
         loose.append(path)
@@ -103,9 +102,8 @@ def _in_folder(
   loose = [p for p in inside if not archives.is_archive(p) and _part(benchmark, p) is not None]
   if not held and not loose:
     raise FileNotFoundError(
-      f'{source}: no file of {benchmark.title} is in this folder; expected '
-      f'{benchmark.expected()}. Other names are passed as '
-      f'--from {benchmark.example()}=FILE.'
+      f'{source}: no file of {benchmark.title} is in this folder; expected {benchmark.expected()}. '
+      f'Other names are passed as --from {benchmark.example()}=FILE.'
     )
   return held, loose
 
@@ -210,9 +208,8 @@ def _merged(part: Part, loose: list[str], unpacked: list[str]) -> list[str]:
   more = [path for path in unpacked if _plain(path)[-1] not in there]
   if loose and more and not part.many:
     raise ValueError(
-      f'{loose[0]} and {os.path.basename(more[0])} of an archive are both '
-      f'{part.role!r} by their names; say which one is: --from '
-      f'{part.role}=FILE'
+      f'{loose[0]} and {os.path.basename(more[0])} of an archive are both {part.role!r} by their '
+      f'names; say which one is: --from {part.role}=FILE'
     )
   return sorted(loose + more, key=lambda path: (os.path.basename(path), path))
 

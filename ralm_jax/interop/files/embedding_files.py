@@ -38,10 +38,9 @@ class RowFinder:
       absent = np.flatnonzero(~known)
       hint = self._store.passage(0).id
       raise ValueError(
-        f'{file}: the corpus {self._store.directory} has no passage '
-        f'{ids[absent[0]]!r} (and {len(absent) - 1} others of this file); '
-        f'its first is {hint!r}. Is it another corpus, or do the ids begin '
-        'with something else (--id_prefix)? --allow_unused leaves them out.'
+        f'{file}: the corpus {self._store.directory} has no passage {ids[absent[0]]!r} (and '
+        f'{len(absent) - 1} others of this file); its first is {hint!r}. Is it another corpus, or '
+        'do the ids begin with something else (--id_prefix)? --allow_unused leaves them out.'
       )
     if file not in self._files[-1:]:
       self._files.append(file)
@@ -63,11 +62,10 @@ class RowFinder:
     missing = live[self._file_of[live] < 0]
     if len(missing):
       raise ValueError(
-        f'{len(missing):,} of {len(live):,} passages of '
-        f'{self._store.directory} have no embedding in '
-        f'{len(self._files)} files, the first of them '
-        f'{self._store.passage(int(missing[0])).id!r}; is a file missing, or '
-        'were long passages cut (max_words)? --allow_missing goes without.'
+        f'{len(missing):,} of {len(live):,} passages of {self._store.directory} have no embedding '
+        f'in {len(self._files)} files, the first of them '
+        f'{self._store.passage(int(missing[0])).id!r}; is a file missing, or were long passages '
+        'cut (max_words)? --allow_missing goes without.'
       )
 
 

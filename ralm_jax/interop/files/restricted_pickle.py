@@ -68,9 +68,8 @@ class Unpickler(pickle.Unpickler):
       return self._known[module, name]
     except KeyError:
       raise Refused(
-        f'{self._path} names {module}.{name}, a function or class to run; '
-        'only plain data is read, and nothing in the file was executed. If '
-        f'you trust it, {self.remedy}.'
+        f'{self._path} names {module}.{name}, a function or class to run; only plain data is read, '
+        f'and nothing in the file was executed. If you trust it, {self.remedy}.'
       ) from None
 
   def persistent_load(self, pid: Any) -> Any:
