@@ -104,24 +104,18 @@ def passage_task(
 
 @dataclasses.dataclass(frozen=True)
 class TextFields:
-  """Where a data set of TensorFlow Datasets has what.
+  """Where a data set of TensorFlow Datasets has what."""
 
-  Attributes:
-    text: the feature that is the document's text.
-    title: that of its title; None if there is none.
-    id: that which names the document in the corpus that is searched: the id of
-      a passage there, of which all parts are left out. None names no passage.
-    layout: 'plain', or 'wiki40b' for a text with its markers, which has title
-      and sections inside.
-    document: that which names the source document in the corpus that is
-      searched, the `document` of its passages or else their title; all of them
-      are left out. None names none, but for 'wiki40b' the title inside.
-  """
-
-  text: str = 'text'
-  title: str | None = None
+  text: str = 'text'  # The feature with the document's text.
+  title: str | None = None  # With its title; None if there is none.
+  # With the document's name in the corpus that is searched: the id of a passage there, of
+  # which all parts are left out. None names no passage.
   id: str | None = None
+  # 'plain', or 'wiki40b' for a text with its markers, which has title and sections inside.
   layout: str = 'plain'
+  # With the source document's name in the corpus that is searched, the `document` of its
+  # passages or else their title; all of them are left out. None names none, but for 'wiki40b' the
+  # title inside.
   document: str | None = None
 
   def __post_init__(self):

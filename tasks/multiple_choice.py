@@ -42,9 +42,8 @@ def mmlu_task(
 ) -> str:
   """Registers a multiple-choice task and returns its name.
 
-  The target is the letter of the right option. Every order of a question's
-  options is an example of its own (Atlas trains on all 24 of four options);
-  orders of one question lie far apart. In gin:
+  The target is the letter of the right option. Every order of a question's options is an example of
+  its own (Atlas trains on all 24 of four options); orders of one question lie far apart. In gin:
   `MIXTURE_OR_TASK_NAME = @multiple_choice.mmlu_task()`.
 
   Args:

@@ -239,8 +239,7 @@ def prepare_in_batches(
 ) -> tf.data.Dataset:
   """Examples of `COLUMNS`.
 
-  A stateless numpy_function: what has a state cannot be saved with the
-  iterator's position.
+  A stateless numpy_function: what has a state cannot be saved with the iterator's position.
   """
 
   def convert(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -33,8 +33,7 @@ def jsonl_task(
     **reading: options of `registration.read_splits`, such as `record_format`.
 
   Raises:
-    ValueError: no file is given, a line is wrong (with file and line), or a
-      question has options.
+    ValueError: no file is given, a line is wrong (with file and line), or a question has options.
   """
   loaded = registration.read_splits(
     {'train': train, 'validation': validation, 'test': test}, **reading

@@ -41,14 +41,10 @@ _HEAD_DIM = 64
 
 @dataclasses.dataclass(frozen=True)
 class AtlasModel:
-  """What an Atlas checkpoint holds.
-
-  Attributes:
-    retriever_config: of the towers; None in a closed-book checkpoint.
-  """
+  """What an Atlas checkpoint holds."""
 
   reader_config: T5Config
-  retriever_config: BertConfig | None
+  retriever_config: BertConfig | None  # Of the towers; None in a closed-book checkpoint.
   tied: bool
 
 

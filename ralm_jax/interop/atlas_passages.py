@@ -31,31 +31,22 @@ _FIELDS = ('title', 'section', 'text', 'document', 'date')
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """A file of passages.
-
-  Attributes:
-    rows: how many passages it must hold.
-  """
+  """A file of passages."""
 
   path: str
-  rows: int
+  rows: int  # How many passages it must hold.
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusOptions:
-  """How passages become a corpus.
+  """How passages become a corpus."""
 
-  Attributes:
-    own_ids: keep the ids of the passages. False names each by its row, for
-      folders whose ids are missing or repeat.
-    n_workers: processes that tokenise; None for one a core. Scripts need
-      `if __name__ == '__main__'`.
-    shard_size: passages a shard of the corpus.
-  """
-
+  # Keep the ids of the passages. False names each by its row, for folders whose ids are missing or
+  # repeat.
   own_ids: bool = True
+  # Processes that tokenise; None for one a core. Scripts need `if __name__ == '__main__'`.
   n_workers: int | None = None
-  shard_size: int = passage_store.DEFAULT_SHARD_SIZE
+  shard_size: int = passage_store.DEFAULT_SHARD_SIZE  # Passages a shard of the corpus.
 
 
 def build_corpus(

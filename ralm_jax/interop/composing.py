@@ -28,20 +28,14 @@ _VOCABULARY_FILES = {
 
 @dataclasses.dataclass(frozen=True)
 class Gathered:
-  """The parts of a conversion, of one checkpoint or of several.
-
-  Attributes:
-    spec: of a run of ours, where that is what is converted.
-    model_fields: of `RetrievalLM`, as the formats say.
-    foreign: sides that are not of the run `spec` is of.
-  """
+  """The parts of a conversion, of one checkpoint or of several."""
 
   parts: dict[str, Part]
   sources: list[tuple[str, Recognised]]
   leftovers: list[tuple[str, Leftover]]
-  spec: Specification | None
-  model_fields: dict[str, Any]
-  foreign: frozenset[str] = frozenset()
+  spec: Specification | None  # Of a run of ours, where that is what is converted.
+  model_fields: dict[str, Any]  # Of `RetrievalLM`, as the formats say.
+  foreign: frozenset[str] = frozenset()  # Sides that are not of the run `spec` is of.
 
   @property
   def tied(self) -> bool:
@@ -71,8 +65,7 @@ def gather(
   """Finds the parts of a conversion.
 
   Args:
-    sources: (side or None, path); what a side is named for wins over what a
-      whole model brings.
+    sources: (side or None, path); what a side is named for wins over what a whole model brings.
 
   Raises:
     FileNotFoundError, ValueError: as `recognition.recognise`, or when two

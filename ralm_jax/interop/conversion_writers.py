@@ -173,9 +173,8 @@ def write_huggingface(
 ) -> list[str]:
   """Writes DIR/reader, DIR/retriever, DIR/query_encoder, DIR/passage_encoder.
 
-  Those that there are. Encoders whose embeddings are normalised are written in
-  the layout of sentence-transformers, others that embed by their first token or
-  project as DPR, the rest as BERT.
+  Those that there are. Encoders whose embeddings are normalised are written in the layout of
+  sentence-transformers, others that embed by their first token or project as DPR, the rest as BERT.
 
   Raises:
     FileExistsError: there is something in the directory.

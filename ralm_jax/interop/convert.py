@@ -26,24 +26,18 @@ LAYER_NORMS = ('standard', 'atlas')
 
 @dataclasses.dataclass(frozen=True)
 class Overrides:
-  """What is said of the model beside the checkpoints; None leaves what they say.
-
-  Attributes:
-    scan_layers: one compiled layer for each stack.
-    layer_norm: 'standard' or 'atlas' (the released code's) for the retriever;
-      None is 'atlas' for Atlas checkpoints and as in the source for others.
-    dtype: of computation; parameters are float32.
-    retriever_heads: of an Atlas retriever whose heads are not of size 64.
-  """
+  """What is said of the model beside the checkpoints; None leaves what they say."""
 
   reader_vocabulary: str | None = None
   retriever_vocabulary: str | None = None
-  scan_layers: bool | None = None
+  scan_layers: bool | None = None  # One compiled layer for each stack.
+  # 'standard' or 'atlas' (the released code's) for the retriever; None is 'atlas' for Atlas
+  # checkpoints and as in the source for others.
   layer_norm: str | None = None
-  dtype: str | None = None
+  dtype: str | None = None  # Of computation; parameters are float32.
   reading: str | None = None
   text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  retriever_heads: int | None = None
+  retriever_heads: int | None = None  # Of an Atlas retriever whose heads are not of size 64.
 
   def __post_init__(self):
     if self.layer_norm not in (None, *LAYER_NORMS):
@@ -56,31 +50,20 @@ class Overrides:
 
 @dataclasses.dataclass(frozen=True)
 class Checks:
-  """How strict a conversion is.
+  """How strict a conversion is."""
 
-  Attributes:
-    verify: compare the files with the checksums that lie beside them.
-    allow_missing: initialise missing tensors at random.
-    allow_unused: leave tensors out that have no place.
-    seed: of the tensors that are missing.
-  """
-
-  verify: bool = True
-  allow_missing: bool = False
-  allow_unused: bool = False
-  seed: int = 0
+  verify: bool = True  # Compare the files with the checksums that lie beside them.
+  allow_missing: bool = False  # Initialise missing tensors at random.
+  allow_unused: bool = False  # Leave tensors out that have no place.
+  seed: int = 0  # Of the tensors that are missing.
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What a conversion has done, or would do.
-
-  Attributes:
-    failure: why it would fail, after a dry run; None where it would not.
-  """
+  """What a conversion has done, or would do."""
 
   lines: list[str]
-  failure: str | None = None
+  failure: str | None = None  # Why it would fail, after a dry run; None where it would not.
 
 
 def convert(

@@ -1,10 +1,9 @@
 """Indexes of other programs as ours: Atlas's folders, Contriever's and DPR's files.
 
-An Atlas folder becomes a corpus and an index, since it holds the passages; its
-shards are read one after the other, and no more than one is in memory. Files of
-embeddings alone become the index of a corpus that exists, by its ids. Pickles
-are read by `restricted_pickle`, torch files by `torch_archive`: nothing in them
-is ever executed.
+An Atlas folder becomes a corpus and an index, since it holds the passages; its shards are read one
+after the other, and no more than one is in memory. Files of embeddings alone become the index of a
+corpus that exists, by its ids. Pickles are read by `restricted_pickle`, torch files by
+`torch_archive`: nothing in them is ever executed.
 """
 
 from __future__ import annotations
@@ -56,9 +55,8 @@ def convert_atlas_index(
 ) -> ConvertedIndex:
   """Makes a corpus and an index of an Atlas index folder.
 
-  Row i of the corpus is the i-th passage of the folder, shard after shard.
-  Interrupted, it goes on when called again: finished shards of the corpus are
-  kept, the index is written anew.
+  Row i of the corpus is the i-th passage of the folder, shard after shard. Interrupted, it goes on
+  when called again: finished shards of the corpus are kept, the index is written anew.
 
   Args:
     directory: with `embeddings.{i}.pt` (float16 [dim, n]) and `passages.{i}.pt`
@@ -67,8 +65,7 @@ def convert_atlas_index(
 
   Raises:
     FileNotFoundError: a file is missing.
-    FileExistsError: the index folder holds an index, or the corpus folder
-      another corpus.
+    FileExistsError: the index folder holds an index, or the corpus folder another corpus.
     ValueError: a file is truncated or of another kind, a shard's passages and
       embeddings differ in number, an id is missing or repeats, or a passage is
       malformed (the message names file and position).
@@ -112,10 +109,8 @@ def convert_embeddings(
   Args:
     files: paths or globs of Contriever's (`passages_00`: a pickled pair of ids
       and array [n, dim]) or DPR's (a pickled list of (id, vector)).
-    id_prefix: what the ids in the files begin with and those of the corpus do
-      not (DPR's `wiki:`).
-    allow_missing: passages of the corpus may have no embedding; no search
-      finds them.
+    id_prefix: what the ids in the files begin with and those of the corpus do not (DPR's `wiki:`).
+    allow_missing: passages of the corpus may have no embedding; no search finds them.
     allow_unused: embeddings whose id the corpus does not have are left out.
 
   Raises:

@@ -1,10 +1,9 @@
 """Hugging Face folders in: T5, BART, BERT, Contriever, DPR and RAG.
 
 `open_*` finds a model in a folder without reading its weights (`ralm convert`
-streams them), `load_*` reads it. All of them raise FileNotFoundError where a file
-is missing, and ValueError for a truncated file, another architecture, and a
-tensor that is missing or of another shape; keywords replace fields of the
-configuration (`dtype`, `dropout_rate`, …).
+streams them), `load_*` reads it. All of them raise FileNotFoundError where a file is missing, and
+ValueError for a truncated file, another architecture, and a tensor that is missing or of another
+shape; keywords replace fields of the configuration (`dtype`, `dropout_rate`, …).
 """
 
 from __future__ import annotations
@@ -141,8 +140,7 @@ def open_bert(directory: PathLike, **overrides: Any) -> Part:
   model = _Model.read(directory, ('bert', 'contriever'))
   prefix = 'bert.' if 'bert.embeddings.word_embeddings.weight' in model.source else ''
   config = huggingface_configs.bert_config(model.raw, model.where, **overrides)
-  # Contriever's own class says what it is; facebook/contriever's config says
-  # model_type bert.
+  # Contriever's own class says what it is; facebook/contriever's config says model_type bert.
   named = [model.raw.get('model_type', ''), *(model.raw.get('architectures') or [])]
   contriever = any('contriever' in str(name).lower() for name in named)
   entries = tensor_maps.bert_entries(config, prefix)
@@ -226,19 +224,14 @@ def _pooling(path: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class OpenedRag:
-  """A RAG checkpoint, unread.
+  """A RAG checkpoint, unread."""
 
-  Attributes:
-    parts: 'reader', 'query_encoder', and 'passage_encoder' where the checkpoint
-      holds one (the released ones do not).
-    marginalization: 'sequence' or 'token', by the class that wrote it; None
-      where that does not say.
-    n_passages: retrieved for a question.
-  """
-
+  # 'reader', 'query_encoder', and 'passage_encoder' where the checkpoint holds one (the released
+  # ones do not).
   parts: dict[str, Part]
+  # 'sequence' or 'token', by the class that wrote it; None where that does not say.
   marginalization: str | None
-  n_passages: int
+  n_passages: int  # Retrieved for a question.
 
 
 def open_rag(directory: PathLike, **overrides: Any) -> OpenedRag:

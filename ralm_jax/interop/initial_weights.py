@@ -34,8 +34,7 @@ def from_huggingface(
   """Parameters of a RetrievalLM from Hugging Face folders.
 
   Args:
-    retriever: BERT, Contriever, sentence-transformers or DPR folder, for one
-      tower or for both.
+    retriever: BERT, Contriever, sentence-transformers or DPR folder, for one tower or for both.
     scan_layers: the model scans its layers (gin: SCAN_LAYERS).
     tied_retriever: one tower for both sides; else both start from `retriever`.
     query_encoder: folder of a tower of its own, in place of `retriever`.

@@ -30,24 +30,18 @@ ATLAS_TEXT = dict(passage_length=384, n_passages=40)
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """One module's worth of a foreign checkpoint.
-
-  Attributes:
-    pooling: of an encoder, where the checkpoint says ('mean', 'cls').
-    normalize: an encoder's embeddings are scaled to unit length.
-    side: of a DPR tower: 'query_encoder' or 'passage_encoder'; else None.
-    text: fields of `TextConfig` that it was trained with, where known.
-  """
+  """One module's worth of a foreign checkpoint."""
 
   kind: str
   config: Any
   source: TensorSource
   entries: Sequence[Entry]
-  pooling: str | None = None
-  normalize: bool = False
+  pooling: str | None = None  # Of an encoder, where the checkpoint says ('mean', 'cls').
+  normalize: bool = False  # An encoder's embeddings are scaled to unit length.
   vocabulary_directories: tuple[str, ...] = ()
   vocabulary: Vocabulary | None = None
-  side: str | None = None
+  side: str | None = None  # Of a DPR tower: 'query_encoder' or 'passage_encoder'; else None.
+  # Fields of `TextConfig` that it was trained with, where known.
   text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def read(self) -> Params:
@@ -57,14 +51,10 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Leftover:
-  """A foreign tensor that no parameter of ours comes from.
-
-  Attributes:
-    reason: why nothing is lost without it; None where something may be.
-  """
+  """A foreign tensor that no parameter of ours comes from."""
 
   name: str
-  reason: str | None
+  reason: str | None  # Why nothing is lost without it; None where something may be.
 
 
 # End of a name, or a piece of it, and why nothing is lost.

@@ -43,22 +43,14 @@ ATLAS = 'Atlas checkpoint'
 
 @dataclasses.dataclass(frozen=True)
 class Recognised:
-  """What is at a path.
+  """What is at a path."""
 
-  Attributes:
-    format: for people ('Hugging Face BART').
-    parts: by side; one part, or a whole model.
-    whole: it is a whole model, not one part for any side.
-    claimed: all parts of the checkpoint, also those not asked for.
-    spec: of a run of ours.
-    model_fields: what the format says of the whole model (`RetrievalLM`).
-  """
-
-  format: str
-  parts: dict[str, Part]
-  whole: bool = False
-  claimed: tuple[Part, ...] = ()
-  spec: Specification | None = None
+  format: str  # For people ('Hugging Face BART').
+  parts: dict[str, Part]  # By side; one part, or a whole model.
+  whole: bool = False  # It is a whole model, not one part for any side.
+  claimed: tuple[Part, ...] = ()  # All parts of the checkpoint, also those not asked for.
+  spec: Specification | None = None  # Of a run of ours.
+  # What the format says of the whole model (`RetrievalLM`).
   model_fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -27,15 +27,12 @@ CHUNK_BYTES = 64 << 20
 
 @dataclasses.dataclass(frozen=True)
 class LazyParameter:
-  """A parameter that is not read yet.
-
-  Attributes:
-    pieces: reads it: (index, array) pairs that cover it, where index selects
-      a part of it, such as one layer of a scanned stack, or is ().
-  """
+  """A parameter that is not read yet."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
+  # Reads it: (index, array) pairs that cover it, where index selects a part of it, such as one
+  # layer of a scanned stack, or is ().
   pieces: Callable[[], Iterator[tuple[tuple[int, ...], np.ndarray]]]
 
   @property

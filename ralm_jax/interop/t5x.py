@@ -185,9 +185,8 @@ def _parameters(leaves: dict[tuple[str, ...], Any], path: str) -> dict[str, Span
 def t5_config(source: TensorSource) -> T5Config:
   """The configuration that the tensors tell.
 
-  T5X keeps it in gin files, so some of it is assumed: one activation means
-  T5 1.0 (relu), a gated one T5 1.1 and its successors (gelu); the largest
-  relative distance is 128.
+  T5X keeps it in gin files, so some of it is assumed: one activation means T5 1.0 (relu), a gated
+  one T5 1.1 and its successors (gelu); the largest relative distance is 128.
 
   Raises:
     ValueError: the tensors are not those of a T5.
@@ -256,15 +255,11 @@ def t5_entries(source: TensorSource, config: T5Config) -> list[Entry]:
 
 @dataclasses.dataclass(frozen=True)
 class _Layers:
-  """How a stack keeps its layers.
-
-  Attributes:
-    axis: along which they are stacked; None where each has its own tensors.
-  """
+  """How a stack keeps its layers."""
 
   stack: str
   depth: int
-  axis: int | None
+  axis: int | None  # Along which they are stacked; None where each has its own tensors.
 
   @classmethod
   def of(cls, source: TensorSource, stack: str) -> _Layers:

@@ -18,18 +18,13 @@ from ralm_jax.models.retrieval_lm import RetrievalLM
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """Where one entry goes.
-
-  Attributes:
-    path: of our parameter (`reader/encoder/layers/…`).
-    row: of a scanned stack; None where the parameter is of one layer.
-  """
+  """Where one entry goes."""
 
   side: str
   part: Part
   entry: Entry
-  path: str
-  row: int | None
+  path: str  # Of our parameter (`reader/encoder/layers/…`).
+  row: int | None  # Of a scanned stack; None where the parameter is of one layer.
 
   @property
   def missing(self) -> bool:

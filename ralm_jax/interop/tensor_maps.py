@@ -26,19 +26,13 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One parameter of ours in a foreign tensor.
+  """One parameter of ours in a foreign tensor."""
 
-  Attributes:
-    path: ours, unscanned, its names joined by '/'.
-    transpose: the foreign tensor (or its part) is the transpose of ours.
-    part: (axis, index) of a foreign tensor that stacks several, taken before
-      the transposition.
-  """
-
-  path: str
+  path: str  # Ours, unscanned, its names joined by '/'.
   name: str
   shape: tuple[int, ...]
-  transpose: bool = False
+  transpose: bool = False  # The foreign tensor (or its part) is the transpose of ours.
+  # (axis, index) of a foreign tensor that stacks several, taken before the transposition.
   part: tuple[int, int] | None = None
 
   @property

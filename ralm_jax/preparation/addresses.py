@@ -29,19 +29,13 @@ _WIKITEXT = (
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A file as its publisher offers it.
-
-  Attributes:
-    sha256: hexadecimal; None where none is known.
-    size: in bytes; None where it is not known.
-    optional: whether the benchmark can be prepared without it.
-  """
+  """A file as its publisher offers it."""
 
   name: str
   addresses: tuple[str, ...]
-  sha256: str | None = None
-  size: int | None = None
-  optional: bool = False
+  sha256: str | None = None  # Hexadecimal; None where none is known.
+  size: int | None = None  # In bytes; None where it is not known.
+  optional: bool = False  # Whether the benchmark can be prepared without it.
 
 
 def _at(bases: str | tuple[str, ...], name: str, sha256: str = '', size: str = '') -> Source:

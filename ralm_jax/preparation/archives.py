@@ -1,9 +1,8 @@
 """Takes files out of tar, zip, gzip and bzip2 archives.
 
-An archive is read to its very end: one that is damaged or cut short is an error,
-however much of it could be read. Only the bytes of plain files are taken: links,
-devices, permissions and owners of an archive mean nothing here, and nothing is
-written outside of the folder.
+An archive is read to its very end: one that is damaged or cut short is an error, however much of it
+could be read. Only the bytes of plain files are taken: links, devices, permissions and owners of an
+archive mean nothing here, and nothing is written outside of the folder.
 """
 
 from __future__ import annotations

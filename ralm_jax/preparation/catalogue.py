@@ -14,47 +14,31 @@ _TRAIN, _DEV, _TEST = ('*train*',), ('*dev*', '*val*'), ('*test*',)
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A file that a benchmark consists of.
+  """A file that a benchmark consists of."""
 
-  Attributes:
-    role: what it is; also the name of the split where it becomes one.
-    names: of the file as published, the preferred one first; patterns of
-      `fnmatch`, in lower case, of the name or of folder/name.
-    others: further patterns, for copies; only where nothing has one of `names`.
-    record_format: of its records; '' where it holds none.
-    answers: whether a record without an answer is an error.
-    many: whether it may be several files.
-    optional: whether nobody misses it.
-  """
-
-  role: str
+  role: str  # What it is; also the name of the split where it becomes one.
+  # Of the file as published, the preferred one first; patterns of `fnmatch`, in lower case, of the
+  # name or of folder/name.
   names: tuple[str, ...]
+  # Further patterns, for copies; only where nothing has one of `names`.
   others: tuple[str, ...] = ()
-  record_format: str = ''
-  answers: bool = True
-  many: bool = False
-  optional: bool = False
+  record_format: str = ''  # Of its records; '' where it holds none.
+  answers: bool = True  # Whether a record without an answer is an error.
+  many: bool = False  # Whether it may be several files.
+  optional: bool = False  # Whether nobody misses it.
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-  """A benchmark, or a variant of one.
-
-  Attributes:
-    variant: '' where there is only one.
-    parts: its files. A file belongs to the first part that has its name.
-    protocol: what becomes of them, see `protocols.PROTOCOLS`.
-    sources: where the publisher keeps them; () where there is no address.
-    options: of the command that it knows.
-  """
+  """A benchmark, or a variant of one."""
 
   name: str
-  parts: tuple[Part, ...]
-  protocol: str
-  sources: tuple[Source, ...]
+  parts: tuple[Part, ...]  # Its files. A file belongs to the first part that has its name.
+  protocol: str  # What becomes of them, see `protocols.PROTOCOLS`.
+  sources: tuple[Source, ...]  # Where the publisher keeps them; () where there is no address.
   home: str
-  options: tuple[str, ...] = ()
-  variant: str = ''
+  options: tuple[str, ...] = ()  # Of the command that it knows.
+  variant: str = ''  # '' where there is only one.
 
   @property
   def title(self) -> str:

@@ -37,17 +37,11 @@ _CONTENT_RANGE = re.compile(r'bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)')
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
-  """How long to try.
+  """How long to try."""
 
-  Attributes:
-    timeout_s: without a byte until a connection counts as dead.
-    attempts: in a row that bring nothing.
-    back_off_s: to wait after the first of them; doubles each time.
-  """
-
-  timeout_s: float = 60.0
-  attempts: int = 5
-  back_off_s: float = 1.0
+  timeout_s: float = 60.0  # Without a byte until a connection counts as dead.
+  attempts: int = 5  # So many in a row that bring nothing.
+  back_off_s: float = 1.0  # To wait after the first of them; doubles each time.
 
 
 class _Refused(Exception):
@@ -67,16 +61,14 @@ def fetch(
   """Makes sure that a file is there and is what it should be.
 
   Args:
-    addresses: of the file, http or https; the next one is tried where one
-      refuses.
+    addresses: of the file, http or https; the next one is tried where one refuses.
     path: where to put it. What lies there is only checked.
     sha256: that it must have; None for what an earlier download had, if any.
     by_hand: where else to get the file and how to pass it, for errors.
 
   Raises:
     FileNotFoundError: every address refuses the file, or has another thing.
-    ConnectionError: the connection fails again and again, or cannot be made;
-      what came is kept.
+    ConnectionError: the connection fails again and again, or cannot be made; what came is kept.
     ValueError: no address, or not the file that the checksum is of.
     BlockingIOError: another process is fetching it.
   """

@@ -19,19 +19,14 @@ _SHA256 = re.compile(r'[0-9a-f]{64}')
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-  """A file that is there.
-
-  Attributes:
-    address: it came from; '' for one that lay there unknown.
-    resumed_at: bytes that earlier connections had brought.
-  """
+  """A file that is there."""
 
   path: str
   sha256: str
   size: int
-  address: str = ''
+  address: str = ''  # Where it came from; '' for one that lay there unknown.
   fetched: bool = False
-  resumed_at: int = 0
+  resumed_at: int = 0  # Bytes that earlier connections had brought.
 
 
 def checked_sha256(text: str, name: str) -> str:

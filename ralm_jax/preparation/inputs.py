@@ -17,18 +17,12 @@ _ENDINGS = ('.json', '.jsonl', '.tsv', '.csv', '.txt')
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What there is of a benchmark.
+  """What there is of a benchmark."""
 
-  Attributes:
-    files: by role, in the order in which they are read.
-    named: roles whose files were passed as ROLE=PATH.
-    guessed: roles told by a name that the publisher does not use.
-  """
-
-  files: dict[str, list[str]]
+  files: dict[str, list[str]]  # By role, in the order in which they are read.
   archives: list[str]
-  named: frozenset[str] = frozenset()
-  guessed: frozenset[str] = frozenset()
+  named: frozenset[str] = frozenset()  # Roles whose files were passed as ROLE=PATH.
+  guessed: frozenset[str] = frozenset()  # Roles told by a name that the publisher does not use.
 
   def paths(self) -> list[str]:
     """All of them, each once."""
@@ -46,8 +40,7 @@ def find(benchmark: Benchmark, sources: Sequence[str], passing: Collection[str] 
       outputs, whose files are called like a benchmark's.
 
   Raises:
-    FileNotFoundError: there is no such file, or a folder holds none of the
-      benchmark's.
+    FileNotFoundError: there is no such file, or a folder holds none of the benchmark's.
     ValueError: a file's name says nothing, or two say the same.
   """
   roles = {part.role: part for part in benchmark.parts}
@@ -122,9 +115,8 @@ def unpack(
   """Files by role, those in archives included.
 
   Args:
-    found: files and archives. Files that were passed as ROLE=PATH are all of
-      their part; else a file takes the place of one of an archive that is called
-      the same.
+    found: files and archives. Files that were passed as ROLE=PATH are all of their part; else a
+      file takes the place of one of an archive that is called the same.
 
   Raises:
     ValueError: an archive is damaged or holds none of the benchmark's files, or

@@ -33,29 +33,21 @@ OPTIONS = tuple(field.name for field in dataclasses.fields(Options))
 
 @dataclasses.dataclass(frozen=True)
 class Fetch:
-  """How to fetch from the publisher what is not there.
+  """How to fetch from the publisher what is not there."""
 
-  Attributes:
-    folder: to fetch to, which is kept; None is 'OUTPUT.downloads'.
-    addresses: in place of the publisher's, by name.
-  """
-
-  folder: str | None = None
+  folder: str | None = None  # It is kept; None is 'OUTPUT.downloads'.
   sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  # In place of the publisher's, by name.
   addresses: Mapping[str, str] = dataclasses.field(default_factory=dict)
   patience: Patience = Patience()
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What was prepared.
-
-  Attributes:
-    made: whether anything was; False where it was all there already.
-  """
+  """What was prepared."""
 
   manifest: Mapping[str, Any]
-  made: bool
+  made: bool  # False where it was all there already.
   lines: list[str]
 
 

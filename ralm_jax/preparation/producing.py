@@ -18,15 +18,11 @@ _CHUNK = 50_000
 
 @dataclasses.dataclass(frozen=True)
 class Shots:
-  """Which training questions become a few-shot file; false where none do.
-
-  Attributes:
-    listed: file of their places or ids, in place of a choice.
-  """
+  """Which training questions become a few-shot file; false where none do."""
 
   count: int | None = None
   seed: int = 0
-  listed: str | None = None
+  listed: str | None = None  # File of their places or ids, in place of a choice.
 
   def __post_init__(self):
     if self.count is not None and self.listed:

@@ -19,39 +19,27 @@ Question = questions_lib.Question
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What the user may choose; None for the benchmark's own choice.
+  """What the user may choose; None for the benchmark's own choice."""
 
-  Attributes:
-    dev_fraction: of the training questions, where no file or list says which
-      ones are dev.
-    test_fraction: of all questions, where none are test.
-    years: whose answers shall differ; () for all questions.
-    auxiliary_valid: how many auxiliary questions of MMLU are for validation.
-  """
-
+  # Of the training questions, where no file or list says which ones are dev.
   dev_fraction: float = 0.1
-  test_fraction: float = 0.2
-  years: tuple[str, ...] = ('2017', '2020')
-  auxiliary_valid: int = 5000
+  test_fraction: float = 0.2  # Of all questions, where none are test.
+  years: tuple[str, ...] = ('2017', '2020')  # Whose answers shall differ; () for all questions.
+  auxiliary_valid: int = 5000  # How many auxiliary questions of MMLU are for validation.
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """One file to write.
-
-  Attributes:
-    questions: to write; None where it is of passages.
-    passages: to write, as objects of id, title, section and text.
-    original: the whole file that a training split was taken from, which lists of
-      places speak of; None where that is the split itself.
-    how: it was made, where that is not plain.
-  """
+  """One file to write."""
 
   name: str
-  questions: Iterable[Question] | None = None
+  questions: Iterable[Question] | None = None  # None where it is of passages.
+  # Objects of id, title, section and text.
   passages: Iterable[dict[str, Any]] | None = None
+  # The whole file that a training split was taken from, which lists of places speak of; None where
+  # that is the split itself.
   original: list[Question] | None = None
-  how: str = ''
+  how: str = ''  # How it was made, where that is not plain.
 
 
 class Inputs:
@@ -235,9 +223,8 @@ def _triviaqa_records(
 def _mmlu(inputs: Inputs, variant: str) -> Iterator[Split]:
   """Atlas's four ways to use MMLU.
 
-  zero_shot trains on nothing; five_shot on five questions of a subject, each
-  subject for itself; multitask on those of all subjects together; transfer on
-  the auxiliary questions and those.
+  zero_shot trains on nothing; five_shot on five questions of a subject, each subject for itself;
+  multitask on those of all subjects together; transfer on the auxiliary questions and those.
   """
   evaluation = [role for role in ('valid', 'test') if role in inputs.files]
   if not evaluation:

@@ -25,16 +25,12 @@ Records = Callable[[str, OnError], Iterable[Record]]
 
 @dataclasses.dataclass
 class Tally:
-  """What became of the records of one part.
-
-  Attributes:
-    renamed: of them, whose id another one already had.
-    examples: the first errors, with file and line.
-  """
+  """What became of the records of one part."""
 
   read: int = 0
-  renamed: int = 0
+  renamed: int = 0  # Those read whose id another one already had.
   skipped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+  # The first errors, with file and line.
   examples: list[str] = dataclasses.field(default_factory=list)
 
   def skip(self, error: ValueError, path: str) -> None:

@@ -26,8 +26,7 @@ def carve(
   file, nor on other questions. Equal texts go to the same split.
 
   Raises:
-    ValueError: fractions are negative or of more than 1, or a split that was
-      asked for is empty.
+    ValueError: fractions are negative or of more than 1, or a split that was asked for is empty.
   """
   for name, fraction in fractions.items():
     if not 0 <= fraction <= 1:
@@ -109,9 +108,8 @@ def at(
 def auxiliary(questions: Sequence[Question], n_valid: int) -> tuple[list[Question], list[Question]]:
   """MMLU's auxiliary questions, shuffled and cut as Atlas cuts them.
 
-  Atlas joins the files in the order in which the disk lists them, which differs
-  between machines: its split cannot be had again. Here they are in the order
-  given (by name).
+  Atlas joins the files in the order in which the disk lists them, which differs between machines:
+  its split cannot be had again. Here they are in the order given (by name).
 
   Raises:
     ValueError: there are no more than `n_valid`.

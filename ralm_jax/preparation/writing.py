@@ -18,16 +18,12 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-  """A file that was written.
-
-  Attributes:
-    how: its records were chosen; '' where they are all of the source's.
-  """
+  """A file that was written."""
 
   name: str
   records: int
   sha256: str
-  how: str = ''
+  how: str = ''  # How its records were chosen; '' where they are all of the source's.
 
 
 def row(question: Question) -> dict[str, Any]:

@@ -27,10 +27,9 @@ def split_by_object(
 ) -> Split:
   """Splits so that no object, under whatever name, is on both sides.
 
-  Names that exact match could not tell apart, and names that share their whole
-  documentation (an alias, or one object exported twice), stay together. A
-  group's side depends only on its alphabetically first name and `seed`, never
-  on the other groups.
+  Names that exact match could not tell apart, and names that share their whole documentation (an
+  alias, or one object exported twice), stay together. A group's side depends only on its
+  alphabetically first name and `seed`, never on the other groups.
 
   Args:
     test_fraction: Expected share of objects for the test side, in (0, 1).

@@ -4,10 +4,9 @@ Every documented module, class, function and attribute of the Python that runs
 this becomes one passage: the qualified name is its title, the docstring its
 text. The docstring's first sentence is a question whose answer is the name.
 
-Python sources are parsed, never imported, so nothing is printed, opened or
-changed by collecting. Only modules that have no Python source (the built-in
-and compiled ones) are imported. For one Python installation the result is
-always the same, in the same order.
+Python sources are parsed, never imported, so nothing is printed, opened or changed by collecting.
+Only modules that have no Python source (the built-in and compiled ones) are imported. For one
+Python installation the result is always the same, in the same order.
 """
 
 from __future__ import annotations
@@ -71,18 +70,14 @@ _ABBREVIATIONS = ('e.g.', 'i.e.', 'etc.', 'vs.', 'cf.', 'approx.', 'incl.')
 
 @dataclass(frozen=True)
 class Docstring:
-  """One documented object.
+  """One documented object."""
 
-  Attributes:
-    name: Qualified name, such as `asyncio.events.Handle.cancel`; the passage's
-      title and the question's answer.
-    sentence: First sentence of the documentation; the question.
-    text: The documentation, first sentence included, without its signature
-      line, on one line and cut after `max_words` words; the passage.
-  """
-
+  # Qualified name, such as `asyncio.events.Handle.cancel`; the passage's title and the question's
+  # answer.
   name: str
-  sentence: str
+  sentence: str  # First sentence of the documentation; the question.
+  # The documentation, first sentence included, without its signature line, on one line and cut
+  # after `max_words` words; the passage.
   text: str
 
 

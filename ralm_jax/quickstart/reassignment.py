@@ -1,9 +1,8 @@
 """Title reassignment: passages shown under each other's titles.
 
-Where the answer to a question is the title of a passage, a small reader soon
-knows the training titles by heart and learns nothing that helps on new ones.
-Given other titles at random in every batch, and now and then titles of random
-pieces, it can only answer by reading.
+Where the answer to a question is the title of a passage, a small reader soon knows the training
+titles by heart and learns nothing that helps on new ones. Given other titles at random in every
+batch, and now and then titles of random pieces, it can only answer by reading.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ class TitleReassignment:
     Args:
       title_rows: int64 [n], rows whose titles may be drawn; None all. Leave out
         those of test answers, which training must never show as answers.
-      random_titles: share of titles made of random pieces, drawn as often as
-        they occur in titles.
+      random_titles: share of titles made of random pieces, drawn as often as they occur in titles.
     """
     self._store = store
     self._random_titles = random_titles

@@ -17,54 +17,38 @@ SYMBOLS = ('title:', 'context:', '.', '_')
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-  """One stretch of reader training.
-
-  Attributes:
-    reader_format: what the reader sees of a passage.
-    random_titles: share of titles made of random pieces.
-    learning_rate: the reader's, held for half of the phase.
-    final_rate: what it decays to, as a share.
-    n_passages: passages scored for distillation; 0 does not distil.
-  """
+  """One stretch of reader training."""
 
   steps: int
   batch_size: int
-  reader_format: str = READER_FORMAT
+  reader_format: str = READER_FORMAT  # What the reader sees of a passage.
   query_length: int = 24
   title_length: int = 19
   passage_length: int = 48
-  random_titles: float = 0.15
-  learning_rate: float = 3e-3
-  final_rate: float = 0.05
-  n_passages: int = 0
+  random_titles: float = 0.15  # Share of titles made of random pieces.
+  learning_rate: float = 3e-3  # The reader's, held for half of the phase.
+  final_rate: float = 0.05  # What it decays to, as a share.
+  n_passages: int = 0  # Passages scored for distillation; 0 does not distil.
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
   """The whole quickstart.
 
-  The reader reads the first passage retrieved. It is trained on the answer's
-  passage under titles drawn anew in every batch: first on short inputs without
-  text until it copies, then on whole ones, and at last while its likelihoods of
-  every retrieved passage train the retriever.
-
-  Attributes:
-    vocabulary_size: SentencePiece pieces, shared by reader and retriever.
-    max_docstrings: at most so many objects; None for all.
-    retriever_layers: attention layers of the retriever. None (0) is a bag of
-      words with positions, which finds documentation best for its cost.
-    n_passages: passages retrieved at evaluation; the reader reads n_context.
-    passage_length: reader tokens of question and passage at evaluation.
-    test_questions: at most so many unseen objects are asked about.
+  The reader reads the first passage retrieved. It is trained on the answer's passage under titles
+  drawn anew in every batch: first on short inputs without text until it copies, then on whole ones,
+  and at last while its likelihoods of every retrieved passage train the retriever.
   """
 
-  vocabulary_size: int = 2000
-  max_docstrings: int | None = None
+  vocabulary_size: int = 2000  # SentencePiece pieces, shared by reader and retriever.
+  max_docstrings: int | None = None  # At most so many objects; None for all.
   emb_dim: int = 128
   num_heads: int = 4
   mlp_dim: int = 256
   num_encoder_layers: int = 2
   num_decoder_layers: int = 1
+  # Attention layers of the retriever. None (0) is a bag of words with positions, which finds
+  # documentation best for its cost.
   retriever_layers: int = 0
   warm_start: warm_start.WarmStartConfig = warm_start.WarmStartConfig(
     steps=700,
@@ -93,10 +77,10 @@ class Recipe:
     Phase(300, 32, passage_length=64, query_length=32, n_passages=5, learning_rate=1e-3),
   )
   retriever_learning_rate: float = 1e-3
-  n_passages: int = 5
+  n_passages: int = 5  # Passages retrieved at evaluation; the reader reads n_context.
   n_context: int = 1
-  passage_length: int = 64
-  test_questions: int = 600
+  passage_length: int = 64  # Reader tokens of question and passage at evaluation.
+  test_questions: int = 600  # At most so many unseen objects are asked about.
   seed: int = 0
 
   def model(self, vocab_size: int) -> RetrievalLM:

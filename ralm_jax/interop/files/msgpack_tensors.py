@@ -1,9 +1,8 @@
 """Flax's msgpack files, by where their tensors lie rather than by value.
 
 `flax.serialization.msgpack_restore` holds the file and all its tensors in
-memory at once. Here the headers are walked, and a tensor is read when it is
-asked for. Nothing but maps, lists, strings, numbers and arrays exists in such
-a file.
+memory at once. Here the headers are walked, and a tensor is read when it is asked for. Nothing but
+maps, lists, strings, numbers and arrays exists in such a file.
 """
 
 from __future__ import annotations
@@ -29,14 +28,11 @@ _MAX_DEPTH = 100
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """Where an array lies in the file.
-
-  Attributes:
-    pieces: (offset, bytes) of its parts, in order; more than one above 1 GB.
-  """
+  """Where an array lies in the file."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
+  # (offset, bytes) of its parts, in order; more than one above 1 GB.
   pieces: tuple[tuple[int, int], ...]
 
 

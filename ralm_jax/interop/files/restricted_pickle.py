@@ -1,10 +1,9 @@
 """Pickles of plain data, read without running anything in them.
 
-A pickle is a program. Here its only building blocks are lists, tuples, dicts,
-sets, strings, bytes, numbers, and, where asked for, NumPy arrays of numbers or
-strings. Even these are not built by NumPy's own functions, some of which trust
-what they are given: stand-ins take down what the pickle says of an array, and
-the array is made of it once that has been checked.
+A pickle is a program. Here its only building blocks are lists, tuples, dicts, sets, strings, bytes,
+numbers, and, where asked for, NumPy arrays of numbers or strings. Even these are not built by
+NumPy's own functions, some of which trust what they are given: stand-ins take down what the pickle
+says of an array, and the array is made of it once that has been checked.
 """
 
 from __future__ import annotations

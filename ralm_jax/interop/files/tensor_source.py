@@ -11,14 +11,10 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-  """What is known of a tensor without reading it.
-
-  Attributes:
-    dtype: as stored; bfloat16 is ml_dtypes'.
-  """
+  """What is known of a tensor without reading it."""
 
   shape: tuple[int, ...]
-  dtype: np.dtype
+  dtype: np.dtype  # As stored; bfloat16 is ml_dtypes'.
 
   @property
   def nbytes(self) -> int:
@@ -29,12 +25,9 @@ class TensorSource(Mapping[str, np.ndarray]):
   """Tensors by name; every access reads that one tensor and keeps nothing.
 
   Subclasses give `info`, `__getitem__`, `__iter__` and `__len__`.
-
-  Attributes:
-    description: names the checkpoint in errors and reports (a path).
   """
 
-  description: str = ''
+  description: str = ''  # Names the checkpoint in errors and reports (a path).
 
   @abc.abstractmethod
   def info(self, name: str) -> TensorInfo:

@@ -1,10 +1,9 @@
 """Files of torch.save, without PyTorch and without running anything in them.
 
-Such a file is a zip archive: a pickle that describes tensors, and their bytes
-beside it, uncompressed. The pickle is read with stand-ins for the few functions
-that describe tensors; what else a training run leaves in there, the options it
-was started with for one, becomes an empty object. Tensors are read from the
-file one at a time.
+Such a file is a zip archive: a pickle that describes tensors, and their bytes beside it,
+uncompressed. The pickle is read with stand-ins for the few functions that describe tensors; what
+else a training run leaves in there, the options it was started with for one, becomes an empty
+object. Tensors are read from the file one at a time.
 """
 
 from __future__ import annotations
@@ -103,8 +102,7 @@ class TorchArchive:
   """A file of torch.save.
 
   Attributes:
-    value: what was saved: dicts, lists, strings, numbers, and a `StoredTensor`
-      for every tensor.
+    value: what was saved: dicts, lists, strings, numbers, and a `StoredTensor` for every tensor.
   """
 
   def __init__(self, path: PathLike):
@@ -197,8 +195,7 @@ class _Dict(dict):
 
 
 class _Ignored:
-  """In place of an object that is not looked at; it takes anything and does
-  nothing."""
+  """In place of an object that is not looked at; it takes anything and does nothing."""
 
   __slots__ = ()
 

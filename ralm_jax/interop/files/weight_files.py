@@ -16,8 +16,7 @@ from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
 
 SAFETENSORS = 'model.safetensors'
 TORCH = 'pytorch_model.bin'
-# A torch file is mapped; what has been touched counts as memory until it is
-# mapped anew.
+# A torch file is mapped; what has been touched counts as memory until it is mapped anew.
 _REMAP_BYTES = 1 << 27
 
 
