@@ -45,23 +45,20 @@ class Specification:
     ):
       if vocabulary.vocab_size > config.vocab_size:
         raise ValueError(
-          f'The {side} vocabulary {vocabulary.path} has '
-          f'{vocabulary.vocab_size} ids, the {side} model only '
-          f'{config.vocab_size}; set its vocab_size to at least that.'
+          f'The {side} vocabulary {vocabulary.path} has {vocabulary.vocab_size} ids, the {side} '
+          f'model only {config.vocab_size}; set its vocab_size to at least that.'
         )
       if vocabulary.pad_id != config.pad_id:
         raise ValueError(
-          f'The {side} vocabulary {vocabulary.path} pads with id '
-          f'{vocabulary.pad_id}, the {side} model with {config.pad_id}; use '
-          "the model's own vocabulary, or set its pad_id."
+          f'The {side} vocabulary {vocabulary.path} pads with id {vocabulary.pad_id}, the {side} '
+          f"model with {config.pad_id}; use the model's own vocabulary, or set its pad_id."
         )
     ends = self.tokenizer.reader_vocabulary.eos_id
     if ends != self.model.reader_config.eos_id:
       raise ValueError(
-        f'The reader vocabulary {self.tokenizer.reader_vocabulary.path} ends '
-        f'sequences with id {ends}, the reader with '
-        f"{self.model.reader_config.eos_id}; use the model's own vocabulary, "
-        'or set its eos_id.'
+        f'The reader vocabulary {self.tokenizer.reader_vocabulary.path} ends sequences with id '
+        f"{ends}, the reader with {self.model.reader_config.eos_id}; use the model's own "
+        'vocabulary, or set its eos_id.'
       )
     if self.model.marginalizes and self.text.closed_book:
       raise ValueError(
@@ -73,17 +70,15 @@ class Specification:
     longest = max(self.text.passage_length, self.text.target_length)
     if reader_positions is not None and longest > reader_positions:
       raise ValueError(
-        f'TextConfig asks for {longest} reader tokens, the reader has '
-        f'{reader_positions} positions; shorten passage_length or '
-        'target_length.'
+        f'TextConfig asks for {longest} reader tokens, the reader has {reader_positions} '
+        'positions; shorten passage_length or target_length.'
       )
     longest = max(self.text.query_length, self.text.retriever_passage_length)
     positions = self.model.retriever_config.max_positions
     if longest > positions:
       raise ValueError(
-        f'TextConfig asks for {longest} retriever tokens, the retriever has '
-        f'{positions} positions; shorten query_length or '
-        'retriever_passage_length.'
+        f'TextConfig asks for {longest} retriever tokens, the retriever has {positions} positions; '
+        'shorten query_length or retriever_passage_length.'
       )
 
   def check_same_vocabularies(self, directory: str | os.PathLike[str]) -> None:
@@ -94,9 +89,8 @@ class Specification:
       theirs = getattr(saved, f'{side}_vocabulary')
       if ours.fingerprint != theirs.fingerprint:
         raise ValueError(
-          f'{directory} holds checkpoints trained with another {side} '
-          f'vocabulary ({theirs.path}) than {ours.path}; use that file, or '
-          'another MODEL_DIR.'
+          f'{directory} holds checkpoints trained with another {side} vocabulary ({theirs.path}) '
+          f'than {ours.path}; use that file, or another MODEL_DIR.'
         )
 
   def save(self, directory: str | os.PathLike[str]) -> None:

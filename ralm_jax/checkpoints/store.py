@@ -40,10 +40,9 @@ class HostArraysHandler(ocp.CheckpointHandler):
     if not path.exists():
       found = sorted(p.name for p in directory.iterdir())
       raise ValueError(
-        f'{directory} was written by another number of processes than '
-        f'{jax.process_count()} (found {found}), so the position in the data '
-        'is unknown. Resume with as many processes, or start from its '
-        'parameters with INITIAL_CHECKPOINT_PATH.'
+        f'{directory} was written by another number of processes than {jax.process_count()} (found '
+        f'{found}), so the position in the data is unknown. Resume with as many processes, or '
+        'start from its parameters with INITIAL_CHECKPOINT_PATH.'
       )
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
       return {name: arrays[name] for name in arrays.files}

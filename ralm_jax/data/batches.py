@@ -1,7 +1,6 @@
 """Batches on the host: static arrays out of ragged tokens. NumPy only.
 
-Padding is static everywhere, so that a compiled step sees one shape:
-`[batch, n_passages, length]`.
+Padding is static everywhere, so that a compiled step sees one shape: `[batch, n_passages, length]`.
 """
 
 from __future__ import annotations
@@ -40,17 +39,14 @@ class QueryBatch:
     reader_query_tokens: of the reader's vocabulary, padded, without eos: what
       stands before each passage.
     target_tokens: of the reader's vocabulary, padded, with eos.
-    example_index: the example's position in its data set; -1 for rows that only
-      fill up the batch.
+    example_index: the example's position in its data set; -1 for rows that only fill up the batch.
     exclude_rows: passages an example must not see (such as the one it was made
       of), filled with -1; None if there are none.
-    gold_rows: passages known to answer, filled with -1; None where the data
-      name none.
+    gold_rows: passages known to answer, filled with -1; None where the data name none.
     max_dates: the latest day, counted from 1970-01-01, that a passage may be
       of; `dates.NO_DATE_BOUND` for any. None for none at all.
-    exclude_document_keys: source documents of which an example must not see any
-      passage, as `shards.keys_of` has their names, filled with 0; None if there
-      are none.
+    exclude_document_keys: source documents of which an example must not see any passage, as
+      `shards.keys_of` has their names, filled with 0; None if there are none.
   """
 
   query_tokens: Int[np.ndarray, 'b q']
@@ -104,18 +100,15 @@ def assemble_reader_inputs(
 ) -> PassageInputs:
   """Puts queries and passages together for the reader.
 
-  As in Atlas, one text a passage is truncated on the right and ends with eos;
-  a query longer than `length` leaves no room for the passage. Unlike Atlas, a
-  missing passage (row -1) is marked in `passage_mask`, and the query stands
-  alone instead of an empty text.
+  As in Atlas, one text a passage is truncated on the right and ends with eos; a query longer than
+  `length` leaves no room for the passage. Unlike Atlas, a missing passage (row -1) is marked in
+  `passage_mask`, and the query stands alone instead of an empty text.
 
-  Closed-book is the template `'{query}'` with `rows` of -1, [batch, 1], and
-  no store.
+  Closed-book is the template `'{query}'` with `rows` of -1, [batch, 1], and no store.
 
   Args:
-    queries: in the reader's vocabulary, without special tokens; those of
-      `encode_start` where the template begins with {query} and the vocabulary's
-      first word differs.
+    queries: in the reader's vocabulary, without special tokens; those of `encode_start` where the
+      template begins with {query} and the vocabulary's first word differs.
     rows: of the store; -1 for no passage.
     store: the passages; None if the template shows none.
     template: made by `TokenTemplate.for_reader`.
@@ -124,9 +117,8 @@ def assemble_reader_inputs(
       instead of the rows' own (an augmentation).
 
   Raises:
-    ValueError: arrays that do not fit together, a template with passage
-      fields without a store, or `titles` for a template whose title begins the
-      text and has other ids there.
+    ValueError: arrays that do not fit together, a template with passage fields without a store, or
+      `titles` for a template whose title begins the text and has other ids there.
     IndexError: a row the store does not have.
   """
   rows = _checked_rows(rows)

@@ -10,10 +10,9 @@ import tensorflow as tf
 
 from ralm_jax.data import dates
 
-# What an example says of passages, as scalars, which nothing can trim: lists
-# of ids and of names of documents (`Passage.source_document`) as JSON, '' for
-# none, and the bound as in `QueryBatch.max_dates`. They are rows of no corpus
-# yet, so that a task can be cached.
+# What an example says of passages, as scalars, which nothing can trim: lists of ids and of names of
+# documents (`Passage.source_document`) as JSON, '' for none, and the bound as in
+# `QueryBatch.max_dates`. They are rows of no corpus yet, so that a task can be cached.
 PASSAGE_FEATURES: Mapping[str, Any] = {
   'exclude_ids': tf.constant(''),
   'exclude_documents': tf.constant(''),

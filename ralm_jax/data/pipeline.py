@@ -121,8 +121,7 @@ class DatasetIterator:
     try:
       arrays = {k: v.numpy() for k, v in next(self._iterator).items()}
     except tf.errors.InvalidArgumentError as e:
-      # What TensorFlow makes of an error in Python: `ValueError: message`,
-      # traceback and all.
+      # What TensorFlow makes of an error in Python: `ValueError: message`, traceback and all.
       message = e.message.partition('ValueError: ')[2].partition('\n')[0]
       if not message:
         raise
@@ -176,10 +175,9 @@ class DatasetIterator:
         ).assert_consumed()
       except (tf.errors.OpError, AssertionError) as e:
         raise ValueError(
-          'The position in the data cannot be restored: the task, its '
-          'preprocessing or DatasetConfig is another than when it was saved. '
-          'Use the same, or start from the parameters alone with '
-          'INITIAL_CHECKPOINT_PATH and another MODEL_DIR.'
+          'The position in the data cannot be restored: the task, its preprocessing or '
+          'DatasetConfig is another than when it was saved. Use the same, or start from the '
+          'parameters alone with INITIAL_CHECKPOINT_PATH and another MODEL_DIR.'
         ) from e
 
 
@@ -195,9 +193,8 @@ def get_dataset_iterator(
 
   Args:
     feature_lengths: used where the config names none.
-    pad_ids: of `query`, `reader_query` and `targets`, those of the model's
-      vocabularies; where none is given, that of the task's feature, which for
-      seqio's own vocabularies is 0.
+    pad_ids: of `query`, `reader_query` and `targets`, those of the model's vocabularies; where none
+      is given, that of the task's feature, which for seqio's own vocabularies is 0.
 
   Raises:
     ValueError: an unknown task (the nearest name is given) or split, or a batch
@@ -276,7 +273,6 @@ def get_task(name_or_task: Any, module: str | None = None) -> Any:
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f' Did you mean {near[0]!r}?' if near else ''
     raise ValueError(
-      f'Task {name!r} is not registered.{hint} Registered: '
-      f'{", ".join(known) or "none"}. Import the module that registers it '
-      'with MIXTURE_OR_TASK_MODULE.'
+      f'Task {name!r} is not registered.{hint} Registered: {", ".join(known) or "none"}. Import '
+      'the module that registers it with MIXTURE_OR_TASK_MODULE.'
     ) from e

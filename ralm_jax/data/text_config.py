@@ -17,9 +17,8 @@ class TextConfig:
     question_format: the query from `{question}`. Reader and retriever see the
       same text, as in Atlas.
     target_format: the target from `{answer}`.
-    reader_format: one passage for the reader, from `{query}`, `{title}` and
-      `{text}`; `{query}` alone is closed-book. RAG's is
-      `templates.RAG_READER_FORMAT`.
+    reader_format: one passage for the reader, from `{query}`, `{title}` and `{text}`; `{query}`
+      alone is closed-book. RAG's is `templates.RAG_READER_FORMAT`.
     retriever_format: one passage for the retriever, from `{title}`, `{text}`;
       DPR's is `templates.DPR_RETRIEVER_FORMAT`.
     query_length: retriever tokens of a query, special tokens included.

@@ -1,9 +1,8 @@
 """Articles in the layouts of WikiText and Wiki-40B, as passages.
 
-WikiText (Merity et al. 2017): a line ` = Title = ` begins an article,
-` = = Section = = ` a section, with more signs for what is inside it; every
-other line is a paragraph, tokenised. Wiki-40B (Guo et al. 2020): one text an
-article, with `_START_ARTICLE_` and its like on lines of their own.
+WikiText (Merity et al. 2017): a line ` = Title = ` begins an article, ` = = Section = = ` a
+section, with more signs for what is inside it; every other line is a paragraph, tokenised. Wiki-40B
+(Guo et al. 2020): one text an article, with `_START_ARTICLE_` and its like on lines of their own.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ def read_articles(path: str | pathlib.Path, *, join: bool = True) -> Iterator[di
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it is not UTF-8, or its first line of text is no title; with
-      file and line.
+    ValueError: it is not UTF-8, or its first line of text is no title; with file and line.
   """
   path = pathlib.Path(path)
   stem = path.name.partition('.')[0]

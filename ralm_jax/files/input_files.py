@@ -11,9 +11,8 @@ Path = str | pathlib.Path | os.PathLike
 def expand_inputs(inputs: Path | Iterable[Path]) -> list[str]:
   """Files named by paths and globs, where `~` is the home folder.
 
-  They come in the order given, a glob's sorted by name; a file that is named
-  twice, be it by a link, comes once. A file whose name only looks like a glob is
-  a file.
+  They come in the order given, a glob's sorted by name; a file that is named twice, be it by a
+  link, comes once. A file whose name only looks like a glob is a file.
 
   Raises:
     FileNotFoundError: a glob that matches no file, or a missing file.

@@ -130,9 +130,8 @@ def _unzipped(raw: BinaryIO) -> Any:
 class JsonReader:
   """Reads one JSON value part by part, in memory for the largest part.
 
-  The value is gone through from the beginning: `members` and `elements` stand
-  before a part each time they yield, and whoever iterates must read it, with
-  `value` or with another of these.
+  The value is gone through from the beginning: `members` and `elements` stand before a part each
+  time they yield, and whoever iterates must read it, with `value` or with another of these.
   """
 
   def __init__(self, file: BinaryIO, path: str, errors: str = 'strict'):

@@ -22,8 +22,7 @@ def open_session(
 ) -> Iterator[Callable[[str], Answer]]:
   """Gives a function from a question to its answer.
 
-  Whatever the retrieval process serves when a question is asked, it is answered
-  from that.
+  Whatever the retrieval process serves when a question is asked, it is answered from that.
   """
   opened = opening.open_checkpoint(checkpoint)
   with opening.open_evaluator(

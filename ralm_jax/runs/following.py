@@ -73,8 +73,7 @@ def refresh(
   Raises:
     ValueError: arguments, index and run that do not fit together, or a
       checkpoint that stays unreadable.
-    FileNotFoundError: there is no such index or corpus, or no checkpoint to
-      publish `once`.
+    FileNotFoundError: there is no such index or corpus, or no checkpoint to publish `once`.
     ConnectionError: there is no retrieval process at the address.
   """
   if (index is None) == (retrieval_address is None):
@@ -264,9 +263,8 @@ class _Follower:
       if self._failures >= _MAX_FAILURES and step == self._newest():
         reason = (str(error).splitlines() or [''])[0][:200]
         raise ValueError(
-          f'{self._run}/checkpoint_{step} cannot be read '
-          f'({type(error).__name__}: {reason}). It is damaged, or of another '
-          'model; remove it, and an older one is taken.'
+          f'{self._run}/checkpoint_{step} cannot be read ({type(error).__name__}: {reason}). It is '
+          'damaged, or of another model; remove it, and an older one is taken.'
         ) from error
       logging.info('checkpoint_%d cannot be read (%s); looking again.', step, type(error).__name__)
       return False

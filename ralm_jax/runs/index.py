@@ -179,10 +179,9 @@ class RunIndex:
     found = self.retriever.index_id
     if self._pins is not None and index_id and found and index_id != found:
       raise ValueError(
-        f'The checkpoint was made with the index of id {index_id}; the one '
-        f'that is searched now has id {found}. Serve that one again (`ralm '
-        'swap`, `ralm serve`), or, to go on with whatever is served: '
-        'RetrievalConfig.follow_current = True (gin: FOLLOW_CURRENT).'
+        f'The checkpoint was made with the index of id {index_id}; the one that is searched now '
+        f'has id {found}. Serve that one again (`ralm swap`, `ralm serve`), or, to go on with '
+        'whatever is served: RetrievalConfig.follow_current = True (gin: FOLLOW_CURRENT).'
       )
 
   def begin(self, generation: int | None, params: PyTree) -> None:

@@ -65,8 +65,7 @@ def put(
     known: whether each id must be one that the corpus has.
 
   Raises:
-    ValueError: no passages, an id that is taken by another passage, or an
-      index of another corpus.
+    ValueError: no passages, an id that is taken by another passage, or an index of another corpus.
     KeyError: an id is unknown, with `known`.
   """
   passages = list(passages)
@@ -112,8 +111,7 @@ def delete(
 ) -> Edited:
   """Deletes passages from an index, with all their parts; all or none.
 
-  They stay in the corpus, and out of every generation of the index until they
-  are added again.
+  They stay in the corpus, and out of every generation of the index until they are added again.
 
   Args:
     corpus: None takes the one the index names.
@@ -193,8 +191,7 @@ def _edit(
     **put_options: what is put, as for `RetrievalClient.edit`.
 
   Raises:
-    LookupError: the index has no version of a passage that must be deleted;
-      nothing has changed.
+    LookupError: the index has no version of a passage that must be deleted; nothing has changed.
   """
   put_rows = put_options.get('ids', np.zeros(0, np.int64))
   rows = np.setdiff1d(found.rows, put_rows)

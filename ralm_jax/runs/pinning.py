@@ -18,10 +18,9 @@ from ralm_jax.training.multihost import Agreement
 class Pins:
   """Keeps every generation on disk that a start of the run may go back to.
 
-  These are those of the kept checkpoints. Until a checkpoint stands on the
-  disk, it is the one the run began with too: a run that is killed before it
-  begins anew with that, whatever it has published meanwhile. They stay pinned
-  when the run has ended, for more steps.
+  These are those of the kept checkpoints. Until a checkpoint stands on the disk, it is the one the
+  run began with too: a run that is killed before it begins anew with that, whatever it has
+  published meanwhile. They stay pinned when the run has ended, for more steps.
 
   Every process makes the same calls, and learns when another's fail.
   """
@@ -52,10 +51,9 @@ class Pins:
       status = self._client.status()
       if generation is not None and generation not in status.generations:
         raise LookupError(
-          f'The checkpoint was made with generation {generation} of the '
-          f'index in {status.index_directory}, which holds '
-          f'{status.generations} alone. To go on with whatever it serves: '
-          'RetrievalConfig.follow_current = True (gin: FOLLOW_CURRENT).'
+          f'The checkpoint was made with generation {generation} of the index in '
+          f'{status.index_directory}, which holds {status.generations} alone. To go on with '
+          'whatever it serves: RetrievalConfig.follow_current = True (gin: FOLLOW_CURRENT).'
         )
     if generation is None:
       generation = self._start(status)

@@ -63,30 +63,26 @@ class RetrievalConfig:
     self.source.check_backend()
     if self.schedule and not model.moves_passages:
       raise ValueError(
-        f'RetrievalConfig.refresh_index is {self.refresh_index!r}, but '
-        'nothing trains the passage encoder (fixed retriever, or query_side '
-        f'= {model.query_side!r}), so the index never gets stale. Set it to '
-        'None (gin: REFRESH_INDEX).'
+        f'RetrievalConfig.refresh_index is {self.refresh_index!r}, but nothing trains the passage '
+        f'encoder (fixed retriever, or query_side = {model.query_side!r}), so the index never gets '
+        'stale. Set it to None (gin: REFRESH_INDEX).'
       )
     if self.schedule and self.follow_current:
       raise ValueError(
-        'RetrievalConfig has both refresh_index and follow_current: either '
-        'the run refreshes its index, or a second job does (gin: '
-        'REFRESH_INDEX = None, or FOLLOW_CURRENT = False).'
+        'RetrievalConfig has both refresh_index and follow_current: either the run refreshes its '
+        'index, or a second job does (gin: REFRESH_INDEX = None, or FOLLOW_CURRENT = False).'
       )
     if self.n_candidates is None:
       return
     if self.n_candidates < text.n_passages:
       raise ValueError(
-        f'RetrievalConfig.n_candidates {self.n_candidates} is fewer than the '
-        f'{text.n_passages} passages to keep of them (gin: N_CANDIDATES, '
-        'N_PASSAGES).'
+        f'RetrievalConfig.n_candidates {self.n_candidates} is fewer than the {text.n_passages} '
+        'passages to keep of them (gin: N_CANDIDATES, N_PASSAGES).'
       )
     if model.uses_stored_embeddings:
       raise ValueError(
-        'RetrievalConfig.n_candidates re-encodes candidates, query_side = '
-        "'stored' takes them as the index has them: set one of the two to "
-        'None (gin: N_CANDIDATES, QUERY_SIDE).'
+        "RetrievalConfig.n_candidates re-encodes candidates, query_side = 'stored' takes them as "
+        'the index has them: set one of the two to None (gin: N_CANDIDATES, QUERY_SIDE).'
       )
 
   @property

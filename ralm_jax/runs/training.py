@@ -63,8 +63,7 @@ def train(
     partitioner: None shards over all devices by data.
 
   Raises:
-    ValueError, FileNotFoundError: for input that cannot work, before anything
-      is compiled.
+    ValueError, FileNotFoundError: for input that cannot work, before anything is compiled.
   """
   with Agreement().together():
     run = TrainingRun.checked(

@@ -1,8 +1,7 @@
 """Warm start: a contrastive retriever from independent crops of a corpus.
 
-From a weak start distillation has nothing to sharpen: no retrieved passage
-helps the reader. A short contrastive training on unlabelled crops (Contriever)
-gives it something.
+From a weak start distillation has nothing to sharpen: no retrieved passage helps the reader. A
+short contrastive training on unlabelled crops (Contriever) gives it something.
 """
 
 from __future__ import annotations

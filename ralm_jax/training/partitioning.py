@@ -33,8 +33,7 @@ def standard_logical_axis_rules(
   """The rules a T5X user knows; additional ones take precedence.
 
   Args:
-    activation_partitioning_dims: 2 also shards activations' `embed` axis over
-      `model`.
+    activation_partitioning_dims: 2 also shards activations' `embed` axis over `model`.
     parameter_partitioning_dims: 2 also shards parameters over `data`, which
       spreads optimiser state over all devices (FSDP, ZeRO-3).
 
@@ -61,8 +60,7 @@ def standard_logical_axis_rules(
   if activation_partitioning_dims == 2:
     rules.append(('embed', MODEL))
   if parameter_partitioning_dims == 2:
-    # In activations `batch` has already taken `data`, so this reaches
-    # parameters alone.
+    # In activations `batch` has already taken `data`, so this reaches parameters alone.
     rules.append(('embed', DATA))
   rules += [
     ('embed', None),
@@ -195,10 +193,9 @@ class Partitioner:
     processes = len({d.process_index for d in self.mesh.devices.flat})
     if self.mesh.shape[DATA] % processes:
       raise ValueError(
-        f'Partitioner.num_partitions {self.num_partitions} spreads one data '
-        f'partition over several of the {processes} processes, which would '
-        'have to feed the same rows; use at most the devices of one process, '
-        f'{self.mesh.size // processes}.'
+        f'Partitioner.num_partitions {self.num_partitions} spreads one data partition over several '
+        f'of the {processes} processes, which would have to feed the same rows; use at most the '
+        f'devices of one process, {self.mesh.size // processes}.'
       )
 
     def put(array: np.ndarray) -> jax.Array:
@@ -208,9 +205,8 @@ class Partitioner:
         return jax.device_put(array, sharding)
       if not any(sharding.spec):
         raise ValueError(
-          f'A global batch of {shape[0]} rows cannot be split over '
-          f'{self.mesh.shape[DATA]} data partitions on {processes} '
-          'processes; make BATCH_SIZE a multiple of the data partitions.'
+          f'A global batch of {shape[0]} rows cannot be split over {self.mesh.shape[DATA]} data '
+          f'partitions on {processes} processes; make BATCH_SIZE a multiple of the data partitions.'
         )
       return jax.make_array_from_process_local_data(sharding, array, shape)
 

@@ -25,10 +25,9 @@ def create_learning_rate_scheduler(
   """A product of factors, named as in T5X.
 
   Args:
-    factors: joined by `*`: `constant` (base_learning_rate), `linear_warmup`,
-      `rsqrt_decay`, `rsqrt_normalized_decay`, `decay_every`, `linear_decay`
-      (to 0 at total_steps) and `cosine_decay` (half a cosine to 0 at
-      total_steps).
+    factors: joined by `*`: `constant` (base_learning_rate), `linear_warmup`, `rsqrt_decay`,
+      `rsqrt_normalized_decay`, `decay_every`, `linear_decay` (to 0 at total_steps) and
+      `cosine_decay` (half a cosine to 0 at total_steps).
     base_learning_rate: of `constant`.
     warmup_steps: of `linear_warmup` and the start of every decay.
     decay_factor: of `decay_every`.

@@ -16,8 +16,7 @@ from ralm_jax.losses.array_types import Array, Int, PyTree, Shaped
 from ralm_jax.training.optimizers import Optimizer
 from ralm_jax.training.partitioning import Partitioner
 
-# Module name ('reader', 'retriever') to its optimiser; a module without one
-# is frozen.
+# Module name ('reader', 'retriever') to its optimiser; a module without one is frozen.
 Optimizers = Mapping[str, Optimizer]
 
 

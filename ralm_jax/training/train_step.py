@@ -32,9 +32,8 @@ class StepOptions:
   #: The first so many steps leave the retriever as it is, and its loss out; its
   #: learning-rate schedule goes on.
   freeze_retriever_steps: int = 0
-  #: Gradients of all modules are scaled down together to this norm, in place of each
-  #: optimiser's own clipping (as the released code does on one device); None clips each
-  #: module by itself.
+  #: Gradients of all modules are scaled down together to this norm, in place of each optimiser's
+  #: own clipping (as the released code does on one device); None clips each module by itself.
   global_clip_norm: float | None = None
   retrieval_lookahead: int = 1  #: 1 retrieves the next batch during a step, 0 after it
 
@@ -48,10 +47,9 @@ def make_train_step(
 ) -> Callable[[TrainState, ReaderBatch], tuple[TrainState, Metrics]]:
   """Builds the pure function `train_step(state, batch) -> (state, metrics)`.
 
-  The gradient is that of reader loss per target token of the whole batch plus
-  retriever loss per example of the whole batch, whatever the number of
-  microbatches or devices. A step whose gradient is not finite changes nothing
-  but the counters. A module without an optimiser is frozen.
+  The gradient is that of reader loss per target token of the whole batch plus retriever loss per
+  example of the whole batch, whatever the number of microbatches or devices. A step whose gradient
+  is not finite changes nothing but the counters. A module without an optimiser is frozen.
 
   Raises:
     ValueError: (when traced) if the microbatches do not divide the batch.
@@ -109,9 +107,8 @@ def partition_train_step(
 ) -> PartitionedFunction:
   """`make_train_step` compiled for a mesh; the given state is donated.
 
-  The new state lies exactly as `train_state.initialize` laid the old one. Left
-  to itself the compiler may choose another layout for it, and the second step
-  would be compiled all over again.
+  The new state lies exactly as `train_state.initialize` laid the old one. Left to itself the
+  compiler may choose another layout for it, and the second step would be compiled all over again.
   """
   return partitioner.partition(
     make_train_step(model, optimizers, options),

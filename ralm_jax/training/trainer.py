@@ -60,10 +60,9 @@ class Saving:
     for name, value in self.metadata.items():
       if saved.get(name, value) != value:
         raise ValueError(
-          f'{self.checkpoints.directory}/checkpoint_{step} was trained with '
-          f'{name} {saved[name]}, this run has {value}: its position in the '
-          'data would mean other examples. Go on with the same, or start '
-          'another MODEL_DIR from its parameters (INITIAL_CHECKPOINT_PATH).'
+          f'{self.checkpoints.directory}/checkpoint_{step} was trained with {name} {saved[name]}, '
+          f'this run has {value}: its position in the data would mean other examples. Go on with '
+          'the same, or start another MODEL_DIR from its parameters (INITIAL_CHECKPOINT_PATH).'
         )
 
 
@@ -121,9 +120,8 @@ class Trainer:
   def resume(self, iterator: BatchIterator) -> Progress | None:
     """The newest checkpoint's progress; None if there is no checkpoint.
 
-    Moves `iterator` to its saved position. What had been retrieved for the
-    next batch belongs to the checkpoint and is not searched again; a refresh
-    that was due there is in it.
+    Moves `iterator` to its saved position. What had been retrieved for the next batch belongs to
+    the checkpoint and is not searched again; a refresh that was due there is in it.
 
     Raises:
       ValueError: the checkpoint cannot be restored, or was made with other

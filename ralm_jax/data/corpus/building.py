@@ -1,9 +1,8 @@
 """Passage files into shards: in parallel, and never twice.
 
-The input is cut into chunks of `shard_size` lines, in order; each becomes one
-shard with a receipt beside it that names the checksum of its lines and of the
-settings. A build that was killed reads its input again, and keeps every shard
-whose receipt still tells the truth.
+The input is cut into chunks of `shard_size` lines, in order; each becomes one shard with a receipt
+beside it that names the checksum of its lines and of the settings. A build that was killed reads
+its input again, and keeps every shard whose receipt still tells the truth.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -283,8 +282,7 @@ def _parallel_map(
   try:
     pending: dict[concurrent.futures.Future, Chunk] = {}
     while True:
-      # One chunk waits for each worker that may fall idle, no more: chunks
-      # hold their lines.
+      # One chunk waits for each worker that may fall idle, no more: chunks hold their lines.
       for chunk in itertools.islice(chunks, n_workers + 1 - len(pending)):
         pending[pool.submit(build, chunk)] = chunk
       if not pending:

@@ -163,8 +163,7 @@ class PassageStore:
   def superseded(self) -> Int[np.ndarray, ' n']:
     """Rows of passages as they were before they were replaced, ascending.
 
-    A live edit deletes them from its index; an index built anew must leave
-    them out.
+    A live edit deletes them from its index; an index built anew must leave them out.
     """
     return self._shards.superseded()
 
@@ -201,10 +200,9 @@ class PassageStore:
     """Stored tokens of passages, without special tokens; none where a row is -1.
 
     Args:
-      column: one of `reader_title`, `reader_text`, `retriever_title`,
-        `retriever_text`. Titles are merged: `title: section`. As they begin a
-        text, where its first word has other ids: `reader_title_start`,
-        `retriever_title_start`.
+      column: one of `reader_title`, `reader_text`, `retriever_title`, `retriever_text`. Titles are
+        merged: `title: section`. As they begin a text, where its first word has other ids:
+        `reader_title_start`, `retriever_title_start`.
       max_length: reads no more tokens of a passage than this.
 
     Raises:
@@ -230,9 +228,8 @@ def build_corpus(
 ) -> PassageStore:
   """Builds a corpus folder from passage files.
 
-  Started again after an interruption it keeps every shard that is finished,
-  intact, and of the same input and options. On a finished corpus it repairs
-  damaged shards and otherwise changes nothing.
+  Started again after an interruption it keeps every shard that is finished, intact, and of the same
+  input and options. On a finished corpus it repairs damaged shards and otherwise changes nothing.
 
   Args:
     inputs: files or globs of Atlas jsonl or DPR tsv, plain or gzipped.

@@ -1,11 +1,10 @@
 """Passages in the files users bring: Atlas jsonl and DPR tsv.
 
-Atlas: one JSON object a line with `id`, `text`, and optionally `title` and
-`section`; and, for what an example must not see, `document` (the name of the
-source document, by default the title) and `date` (`dates.py`). DPR
-(`psgs_w100.tsv`): tab-separated `id`, `text`, `title` under a header, quoted
-as by Python's csv module. Plain or gzipped; contents decide, not names. Every
-complaint names file and line.
+Atlas: one JSON object a line with `id`, `text`, and optionally `title` and `section`; and, for what
+an example must not see, `document` (the name of the source document, by default the title) and
+`date` (`dates.py`). DPR (`psgs_w100.tsv`): tab-separated `id`, `text`, `title` under a header,
+quoted as by Python's csv module. Plain or gzipped; contents decide, not names. Every complaint
+names file and line.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,8 +31,7 @@ class Passage:
     id: the user's own name for it, unique in a corpus.
     document: names the document it comes from where the title does not.
     date: 'YYYY', 'YYYY-MM' or 'YYYY-MM-DD'; '' where it is not known.
-    part_of: the id before `split_long` cut it; '' for first parts and what is
-      whole.
+    part_of: the id before `split_long` cut it; '' for first parts and what is whole.
   """
 
   id: str
@@ -58,8 +56,7 @@ class Passage:
   def source_document(self) -> str:
     """Names the document: `document`, else the title.
 
-    A passage with neither is a document of its own, or else all of these would
-    exclude each other.
+    A passage with neither is a document of its own, or else all of these would exclude each other.
     """
     # No title begins so, which keeps the two kinds of name apart.
     return self.document or self.title or f'\0{self.source_id}'
@@ -276,10 +273,9 @@ def empty_error(paths: Sequence[str]) -> ValueError:
 def split_long(passage: Passage, max_words: int | None) -> list[Passage]:
   """Cuts a long text into equal parts, as Atlas cut Wikipedia's sections.
 
-  A text of n > `max_words` words (runs without whitespace) becomes
-  ceil(n / max_words) parts, in order, whose sizes differ by at most one word
-  and which keep the whitespace inside them. The first part keeps the id, the
-  others are `id#1`, `id#2`, …; all keep the other fields. Shorter passages
+  A text of n > `max_words` words (runs without whitespace) becomes ceil(n / max_words) parts, in
+  order, whose sizes differ by at most one word and which keep the whitespace inside them. The first
+  part keeps the id, the others are `id#1`, `id#2`, …; all keep the other fields. Shorter passages
   come back as they are. `Passage.source_id` leads back to the id.
 
   Raises:

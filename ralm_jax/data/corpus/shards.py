@@ -1,16 +1,14 @@
 """One shard of a corpus: a memory-mapped Arrow file of passages.
 
-Columns, in row order: `id`, `title`, `section`, `text` (strings), and
-`reader_title`, `reader_text`, `retriever_title`, `retriever_text` (lists of
-uint16 token ids, uint32 for vocabularies of more than 65,536); for a vocabulary
-whose `first_word_differs` also `reader_title_start` or `retriever_title_start`,
-the title as it begins a text. Two more hold
-the way from id to row: `id_hash`, sorted, and `id_row`, the row in the shard
-that each hash belongs to. Provenance decides what an example must not see:
-`document` (string, as the user wrote it), `date` (int32, `Passage.last_day`),
-and int64 hashes of the ids before long passages were cut (`source_key`) and of
-the source documents (`document_key`). Shards of older corpora have none of the
-four. A shard is one record batch, so that a column is one piece of memory.
+Columns, in row order: `id`, `title`, `section`, `text` (strings), and `reader_title`,
+`reader_text`, `retriever_title`, `retriever_text` (lists of uint16 token ids, uint32 for
+vocabularies of more than 65,536); for a vocabulary whose `first_word_differs` also
+`reader_title_start` or `retriever_title_start`, the title as it begins a text. Two more hold the
+way from id to row: `id_hash`, sorted, and `id_row`, the row in the shard that each hash belongs to.
+Provenance decides what an example must not see: `document` (string, as the user wrote it), `date`
+(int32, `Passage.last_day`), and int64 hashes of the ids before long passages were cut
+(`source_key`) and of the source documents (`document_key`). Shards of older corpora have none of
+the four. A shard is one record batch, so that a column is one piece of memory.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,8 +43,7 @@ _SLICE = 4096  # Texts tokenised at a time.
 class ShardEntry:
   """What a manifest says about a shard.
 
-  The source is a checksum of the input lines it was made of; empty for passages
-  that were appended.
+  The source is a checksum of the input lines it was made of; empty for passages that were appended.
   """
 
   file: str
@@ -183,8 +180,7 @@ class Shard:
       raise ValueError(
         f'{path}: not a shard of a corpus: {error}; build the corpus again'
       ) from error
-    # The map lives on without its file descriptor, of which there may be
-    # fewer than shards.
+    # The map lives on without its file descriptor, of which there may be fewer than shards.
     mapped.close()
     self._has_provenance = KEY_COLUMNS[0] in self._batch.schema.names
 
@@ -199,9 +195,8 @@ class Shard:
     """
     if name not in self._token_columns:
       raise ValueError(
-        f'{self.path}: no column {name!r}, which a format that begins with '
-        '{title} needs with this vocabulary; build the corpus again with '
-        '`ralm corpus`'
+        f'{self.path}: no column {name!r}, which a format that begins with {{title}} needs with '
+        'this vocabulary; build the corpus again with `ralm corpus`'
       )
     return self._token_columns[name]
 

@@ -189,8 +189,7 @@ class TitleSection(Objective):
   def prepare(self, source, tokenizer, tokens=None):
     if not source.section.strip():
       return None
-    # Where the first word of a text has ids of its own, those stored are not
-    # the target's.
+    # Where the first word of a text has ids of its own, those stored are not the target's.
     if tokens is None or tokenizer.reader.vocabulary.first_word_differs:
       return np.array(tokenizer.reader.encode_start(source.text.split()), np.int32)
     return tokens
@@ -214,8 +213,7 @@ class SalientSpans(Objective):
   A text that is longer than a query is cut around the span.
 
   Attributes:
-    annotator: finds spans; those of `salient_spans.find`, or a function of the
-      user's.
+    annotator: finds spans; those of `salient_spans.find`, or a function of the user's.
   """
 
   annotator: Annotator = salient_spans.find

@@ -48,11 +48,10 @@ _POSSESSIVE = re.compile(r"['’]s$")
 
 # What begins a sentence in upper case and belongs to no name.
 _OPENING = frozenset(
-  'A An The This That These Those It Its He His She Her They Their We Our I '
-  'You Your In On At By For From To With Of As And But Or If When While After '
-  'Before Since During Although Though However Both Many Some Most All There '
-  'Here Not No Under Over Between Among Until Despite Because Where Who What '
-  'Which Then Also Later Other Another Each Every Like Unlike'.split()
+  'A An The This That These Those It Its He His She Her They Their We Our I You Your In On At By '
+  'For From To With Of As And But Or If When While After Before Since During Although Though '
+  'However Both Many Some Most All There Here Not No Under Over Between Among Until Despite '
+  'Because Where Who What Which Then Also Later Other Another Each Every Like Unlike'.split()
 )
 
 

@@ -1,8 +1,7 @@
 """Words and the reader's ids to token ids, remembered. NumPy only.
 
-What pretext tasks need to be as fast as if both models' tokens of what they
-make were stored: vocabularies split at whitespace, so that a text's ids are
-those of its words.
+What pretext tasks need to be as fast as if both models' tokens of what they make were stored:
+vocabularies split at whitespace, so that a text's ids are those of its words.
 """
 
 from __future__ import annotations
@@ -162,8 +161,7 @@ class PretextTokenizer:
     vocabulary = self.reader.vocabulary
     if not isinstance(vocabulary, SentencePieceVocabulary):
       raise ValueError(
-        f'{objective} puts sentinels such as <extra_id_0> in the text, which '
-        f'the reader vocabulary {vocabulary.path} does not have; use one of '
-        'T5, or PrefixLM or TitleSection.'
+        f'{objective} puts sentinels such as <extra_id_0> in the text, which the reader vocabulary '
+        f'{vocabulary.path} does not have; use one of T5, or PrefixLM or TitleSection.'
       )
     return vocabulary

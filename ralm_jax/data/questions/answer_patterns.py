@@ -1,9 +1,8 @@
 """Answers that are regular expressions, as those of CuratedTREC.
 
-A prediction is right when a pattern is found anywhere in it. Nobody can
-generate a pattern, so that training needs a text that it matches. RAG (Lewis et
-al. 2020, appendix D) takes the most frequent match within the passages
-retrieved for the question; here it is a text made of the pattern itself,
+A prediction is right when a pattern is found anywhere in it. Nobody can generate a pattern, so that
+training needs a text that it matches. RAG (Lewis et al. 2020, appendix D) takes the most frequent
+match within the passages retrieved for the question; here it is a text made of the pattern itself,
 `example`.
 """
 
@@ -39,9 +38,8 @@ def compiled(pattern: str) -> re.Pattern[str]:
 def matches(text: str, patterns: Iterable[str]) -> bool:
   """Whether one of the patterns is found anywhere in the text.
 
-  DPR decomposes pattern and text (NFD), by which 'Qu[eé]bec' finds no
-  'Québec': the class then stands for one of three characters. A match of the
-  composed forms therefore counts as well.
+  DPR decomposes pattern and text (NFD), by which 'Qu[eé]bec' finds no 'Québec': the class then
+  stands for one of three characters. A match of the composed forms therefore counts as well.
 
   Raises:
     ValueError: a pattern is no regular expression.

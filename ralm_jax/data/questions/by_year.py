@@ -10,18 +10,16 @@ def disjoint_years(
 ) -> dict[str, list[Question]]:
   """Questions whose answers changed between years, as Atlas's on TempLAMA.
 
-  Of the questions of the same text those of the first of the years are taken,
-  and those of later ones that share no answer with it. A text without such a
-  later year is left out. Answers are compared as written. Where two questions of
-  one year have the same text (two people of the same name), the answers of both
-  count, so that it is certain that the later answer is another.
+  Of the questions of the same text those of the first of the years are taken, and those of later
+  ones that share no answer with it. A text without such a later year is left out. Answers are
+  compared as written. Where two questions of one year have the same text (two people of the same
+  name), the answers of both count, so that it is certain that the later answer is another.
 
   Questions have the year as their `group`. The result is by year, in the order
   in which their texts first occur.
 
   Raises:
-    ValueError: fewer than two years, or one twice; no question is of one of
-      the years.
+    ValueError: fewer than two years, or one twice; no question is of one of the years.
   """
   names = [str(year) for year in years]
   if len(set(names)) < 2 or len(set(names)) < len(names):

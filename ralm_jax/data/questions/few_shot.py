@@ -20,11 +20,10 @@ from ralm_jax.files import json_records
 def choose(questions: Sequence[Question], shots: int, seed: int = 0) -> list[Question]:
   """The `shots` questions with the smallest SHA-256 of 'seed:id:question', in its order.
 
-  The choice does not depend on the order of the questions, more shots contain
-  the fewer, and other questions only ever take single places. An id made of file
-  and line would change with the file, and counts as '' here; that is so of
-  NQ-open, whose questions have no id. An id that occurs again counts as it is
-  written, not as it is numbered.
+  The choice does not depend on the order of the questions, more shots contain the fewer, and other
+  questions only ever take single places. An id made of file and line would change with the file,
+  and counts as '' here; that is so of NQ-open, whose questions have no id. An id that occurs again
+  counts as it is written, not as it is numbered.
 
   Raises:
     ValueError: there are fewer questions than shots.
@@ -34,8 +33,7 @@ def choose(questions: Sequence[Question], shots: int, seed: int = 0) -> list[Que
   if shots > len(questions):
     of_group = {question.group for question in questions} - {''}
     raise ValueError(
-      f'shots is {shots}, but there are {len(questions)} questions to choose '
-      'from'
+      f'shots is {shots}, but there are {len(questions)} questions to choose from'
       + (f' in group {of_group.pop()!r}' if len(of_group) == 1 else '')
       + '; give more or choose fewer'
     )
@@ -64,10 +62,9 @@ class _Entry:
 def listed(questions: Sequence[Question], file: str | os.PathLike[str]) -> list[Question]:
   """The questions of one file that a list names, in its order.
 
-  It is a JSON array, or one entry a line. A number is the line in the original
-  file, counted from 0 (of a file that is one JSON value: the record), as in the
-  lists of Atlas and FiD; anything else, and a string of a JSON array, is an id.
-  Blank lines do not count.
+  It is a JSON array, or one entry a line. A number is the line in the original file, counted from 0
+  (of a file that is one JSON value: the record), as in the lists of Atlas and FiD; anything else,
+  and a string of a JSON array, is an id. Blank lines do not count.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -84,9 +81,8 @@ def listed(questions: Sequence[Question], file: str | os.PathLike[str]) -> list[
     files = sorted({question.path for question in questions})
     if len(files) > 1:
       raise ValueError(
-        f'{path}: lists numbers of lines, which mean nothing in '
-        f'{len(files)} files ({files[0]}, {files[1]}, ...); give the one file '
-        'that the list was made for'
+        f'{path}: lists numbers of lines, which mean nothing in {len(files)} files ({files[0]}, '
+        f'{files[1]}, ...); give the one file that the list was made for'
       )
     known |= {question.line - 1: question for question in questions}
   chosen: dict[int | str, Question] = {}

@@ -15,8 +15,7 @@ from ralm_jax.data.text.vocabularies import Vocabulary
 class FilePassages:
   """Some passages in memory, tokenised when they are asked for.
 
-  It stands in for a `corpus.PassageStore` where reader and retriever inputs
-  are put together.
+  It stands in for a `corpus.PassageStore` where reader and retriever inputs are put together.
   """
 
   directory = 'the question file'

@@ -29,9 +29,8 @@ _WORD = re.compile(r'\S+')
 def orderings(n_options: int, permutations: str) -> list[tuple[int, ...]]:
   """Orders in which options are shown, the original one first.
 
-  Letter i stands for option `order[i]`. 'single' is the original order alone;
-  'cyclic' its rotations, the last option first, then the last two, ...; 'all'
-  every order.
+  Letter i stands for option `order[i]`. 'single' is the original order alone; 'cyclic' its
+  rotations, the last option first, then the last two, ...; 'all' every order.
 
   Raises:
     ValueError: an unknown kind, or all orders of too many options.
@@ -56,9 +55,8 @@ def orderings(n_options: int, permutations: str) -> list[tuple[int, ...]]:
 def permuted(question: Question, order: Sequence[int]) -> Question:
   """The question with its options in another order.
 
-  The answer's letter follows its option by position, so that options of equal
-  text are told apart. (Atlas takes the first letter with the answer's text.)
-  Letter i then stands for option `order[i]`.
+  The answer's letter follows its option by position, so that options of equal text are told apart.
+  (Atlas takes the first letter with the answer's text.) Letter i then stands for option `order[i]`.
   """
   moved = {LETTERS[option]: LETTERS[i] for i, option in enumerate(order)}
   return dataclasses.replace(
@@ -77,10 +75,9 @@ def prompt(
 ) -> str:
   """What stands for `{question}` in a TextConfig's question_format.
 
-  Of a prompt that is too long the question's last tokens are kept, so many
-  that with an end of sequence both for it and for the prompt it has
-  `max_question_tokens` reader tokens, as in Atlas. Options are never cut: where
-  they alone are too long, the question is left out.
+  Of a prompt that is too long the question's last tokens are kept, so many that with an end of
+  sequence both for it and for the prompt it has `max_question_tokens` reader tokens, as in Atlas.
+  Options are never cut: where they alone are too long, the question is left out.
 
   Unlike Atlas, which decodes the tokens that are left, this keeps the text as
   it is written, with unknown characters and with spaces before punctuation.
@@ -168,9 +165,8 @@ def check_lengths(
 ) -> None:
   """Raises ValueError where the reader would not see all options.
 
-  Only their original order is looked at. Prompts of more than
-  `max_question_tokens`, because their options alone are longer, are let through;
-  the log says how many.
+  Only their original order is looked at. Prompts of more than `max_question_tokens`, because their
+  options alone are longer, are let through; the log says how many.
   """
   vocabulary, text = tokenizer.reader_vocabulary, tokenizer.text
   prompts = (text.query(prompt(question, tokenizer, max_question_tokens)) for question in questions)

@@ -15,10 +15,9 @@ One JSON object a line:
    "metadata": {...},                    # carried to predictions.jsonl
    "metrics": "..."}                     # what an answer is scored by
 
-In place of `answers` the names that other data sets use are read as well:
-`golden_answers` (FlashRAG's copies of DPR's data), `answer` (a string, or a
-list as in NQ-open), or `target` alone (Atlas). A date may be a year or a month
-alone, and is then read as its first day (`dates.py`).
+In place of `answers` the names that other data sets use are read as well: `golden_answers`
+(FlashRAG's copies of DPR's data), `answer` (a string, or a list as in NQ-open), or `target` alone
+(Atlas). A date may be a year or a month alone, and is then read as its first day (`dates.py`).
 
 Published data sets of other layouts are read by naming their `record_format`
 (`formats/catalogue.py`).
@@ -47,26 +46,20 @@ class Question:
 
   Attributes:
     id: unique among the questions read together.
-    answers: acceptable answers, as written; () only if answers were not
-      required.
-    gold_passage_ids: ids of the passages that hold the answer; () when the
-      data name none.
-    line: 1-based line in `path`; of a file that is one JSON value, the number
-      of the record.
+    answers: acceptable answers, as written; () only if answers were not required.
+    gold_passage_ids: ids of the passages that hold the answer; () when the data name none.
+    line: 1-based line in `path`; of a file that is one JSON value, the number of the record.
     path: the file it came from.
     target: the one answer to train on where the file names it, else None.
     exclude_passage_ids: ids of passages that must not be shown.
     date: as written, when the question was asked; None where it is not known.
-    options: of a multiple choice, whose answer is a letter; () of any other
-      question.
+    options: of a multiple choice, whose answer is a letter; () of any other question.
     provenance: alternative sets of ids of the pages that hold the evidence.
     group: that metrics are also given for, such as MMLU's subject; '' for none.
     patterns: whether the answers are regular expressions.
     metadata: JSON values, carried to the predictions.
-    metrics: what the answer is scored by, one of `rows.METRICS_FAMILIES`; ''
-      leaves it open.
-    source_id: the id as written where `id` is a numbered one ('x' of 'x#2'),
-      else ''.
+    metrics: what the answer is scored by, one of `rows.METRICS_FAMILIES`; '' leaves it open.
+    source_id: the id as written where `id` is a numbered one ('x' of 'x#2'), else ''.
   """
 
   id: str
@@ -128,9 +121,8 @@ def read_questions(
       (for data whose id names something else, such as TimeQA's fact).
     record_format: one of `catalogue.FORMATS`: 'qa', one JSON object a line as
       above, or that of a published data set.
-    on_error: 'raise', or 'skip' to leave malformed records out; the log says
-      how many, and names the first. A file that is damaged as a whole, such as
-      one cut short, is an error in any case.
+    on_error: 'raise', or 'skip' to leave malformed records out; the log says how many, and names
+      the first. A file that is damaged as a whole, such as one cut short, is an error in any case.
 
   Returns:
     The questions in file order, at least one.

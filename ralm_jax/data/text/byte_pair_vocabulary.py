@@ -1,9 +1,8 @@
 """Byte-level BPE, the vocabulary of GPT-2, RoBERTa and BART.
 
-A word has other ids behind a space than at the very beginning of a text:
-`encode` writes every word with its space, `encode_start` the first one without,
-as `BartTokenizer` does. Everything behind the first word is the same, which is
-why passages can still be tokenised once (`templates.py`).
+A word has other ids behind a space than at the very beginning of a text: `encode` writes every word
+with its space, `encode_start` the first one without, as `BartTokenizer` does. Everything behind the
+first word is the same, which is why passages can still be tokenised once (`templates.py`).
 """
 
 import codecs

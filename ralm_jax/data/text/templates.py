@@ -1,16 +1,14 @@
 """Text templates rendered on token ids instead of text.
 
-`'{query} title: {title} context: {text}'` is tokenised once, literal by
-literal; its fields are then filled with tokens made long before. The ids are
-those of tokenising the finished text, because the vocabularies split at
-whitespace (`vocabularies.py`) and a template must keep its fields between
+`'{query} title: {title} context: {text}'` is tokenised once, literal by literal; its fields are
+then filled with tokens made long before. The ids are those of tokenising the finished text, because
+the vocabularies split at whitespace (`vocabularies.py`) and a template must keep its fields between
 whitespace.
 
-Vocabularies whose `first_word_differs` write what comes first in a text without
-its space: a leading literal by `encode_start`, a leading query as the caller
-gives it (`leading_field` tells), and a leading title as the field
-`title_start`. An empty first field leaves the space of what follows, as
-`'' + ' / ' + text` does.
+Vocabularies whose `first_word_differs` write what comes first in a text without its space: a
+leading literal by `encode_start`, a leading query as the caller gives it (`leading_field` tells),
+and a leading title as the field `title_start`. An empty first field leaves the space of what
+follows, as `'' + ' / ' + text` does.
 """
 
 from __future__ import annotations
@@ -109,8 +107,7 @@ class TokenTemplate:
   ) -> TokenTemplate:
     """Template of encoder inputs: [CLS] … [SEP] for WordPiece, else … eos.
 
-    With `format='{query}'` and `known_fields=('query',)` it is that of the
-    query side.
+    With `format='{query}'` and `known_fields=('query',)` it is that of the query side.
     """
     return cls._of(vocabulary, format, vocabulary.retriever_prefix, known_fields)
 
@@ -139,8 +136,7 @@ class TokenTemplate:
 
     Args:
       fields: for each field of the template.
-      length: most tokens of a result, prefix and suffix included; all end with
-        the suffix.
+      length: most tokens of a result, prefix and suffix included; all end with the suffix.
       has_passage: where False only `{query}` is written, without literals and
         other fields. None means everywhere True.
 
@@ -166,8 +162,7 @@ class TokenTemplate:
       )
     n = next(iter(counts.values()))
 
-    # Every result is a few runs out of one pool of tokens, so that one gather
-    # writes them all.
+    # Every result is a few runs out of one pool of tokens, so that one gather writes them all.
     pool = [self._prefix, self._suffix]
     pool_size = len(self._prefix) + len(self._suffix)
     starts = np.zeros((n, len(self._parts) + 2), np.int64)

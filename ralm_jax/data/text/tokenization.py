@@ -35,10 +35,9 @@ class QueryTokenizer:
       format = getattr(self.text, field)
       if '<extra_id_' in format:
         raise ValueError(
-          f'TextConfig.{field} {format!r} has a sentinel of T5, which the '
-          f'reader vocabulary {self.reader_vocabulary.path} does not know; '
-          "for BART use question_format = '{question}' and target_format = "
-          "'{answer}' (<mask> is its mask)."
+          f'TextConfig.{field} {format!r} has a sentinel of T5, which the reader vocabulary '
+          f'{self.reader_vocabulary.path} does not know; for BART use question_format = '
+          "'{question}' and target_format = '{answer}' (<mask> is its mask)."
         )
 
   @functools.cached_property
@@ -85,10 +84,9 @@ class QueryTokenizer:
   def reader_question(self, question: str) -> list[int]:
     """`reader_query` of a question in its format, the question cut to fit.
 
-    Cut at its end, as Atlas does and as `reader_query` is, the format would lose
-    what follows the question: the sentinel in whose place the reader writes. It
-    is kept wherever it leaves space for the question. (A retriever has no use
-    for it: there the end of the format goes first.)
+    Cut at its end, as Atlas does and as `reader_query` is, the format would lose what follows the
+    question: the sentinel in whose place the reader writes. It is kept wherever it leaves space for
+    the question. (A retriever has no use for it: there the end of the format goes first.)
     """
     format, length = self.text.question_format, self.text.reader_query_length
     whole = self.reader_query(self.text.query(question), length + 1)

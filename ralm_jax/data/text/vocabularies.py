@@ -3,12 +3,11 @@
 All are free of TensorFlow: the same objects serve corpus building, the input
 pipeline, the evaluator and `ralm ask`.
 
-Every vocabulary here *splits at whitespace*: `encode(a + ' ' + b)` equals
-`encode(a) + encode(b)`. Passages are therefore tokenised once, and reader
-inputs are put together from ids instead of being tokenised again every step.
-A file for which this does not hold is refused. Where the first word of a text
-has ids of its own (BPE), `encode_start` gives those; the property is that of
-`encode`, and `encode_start(a + ' ' + b)` is `encode_start(a) + encode(b)`.
+Every vocabulary here *splits at whitespace*: `encode(a + ' ' + b)` equals `encode(a) + encode(b)`.
+Passages are therefore tokenised once, and reader inputs are put together from ids instead of being
+tokenised again every step. A file for which this does not hold is refused. Where the first word of
+a text has ids of its own (BPE), `encode_start` gives those; the property is that of `encode`, and
+`encode_start(a + ' ' + b)` is `encode_start(a) + encode(b)`.
 """
 
 import codecs
@@ -85,10 +84,9 @@ class SentencePieceVocabulary(Vocabulary):
     if joined != apart or encode('  a  \n b ') != apart or crossing:
       found = f' (piece {crossing!r})' if crossing else ''
       raise ValueError(
-        f'{self.path}: the model does not split at whitespace{found}, so ids '
-        'of a passage cannot be put behind ids of a query; train it with '
-        'split_by_whitespace, add_dummy_prefix and remove_extra_whitespaces, '
-        'and without treat_whitespace_as_suffix'
+        f'{self.path}: the model does not split at whitespace{found}, so ids of a passage cannot '
+        'be put behind ids of a query; train it with split_by_whitespace, add_dummy_prefix and '
+        'remove_extra_whitespaces, and without treat_whitespace_as_suffix'
       )
 
   def sentinel_id(self, index: int) -> int:
@@ -199,9 +197,8 @@ def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary
 
   What is a vocabulary already is returned as it is.
 
-  It is a SentencePiece model (`*.model`), which gets `extra_ids` sentinels, a
-  BERT `vocab.txt`, a byte-level BPE's `tokenizer.json`, or its `vocab.json` with
-  `merges.txt` beside it.
+  It is a SentencePiece model (`*.model`), which gets `extra_ids` sentinels, a BERT `vocab.txt`, a
+  byte-level BPE's `tokenizer.json`, or its `vocab.json` with `merges.txt` beside it.
 
   Raises:
     FileNotFoundError: there is no such file.

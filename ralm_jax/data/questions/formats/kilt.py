@@ -22,10 +22,9 @@ One object a line: `id`, `input`, and `output`, a list of `answer`, of
 Answers are those of all outputs, each once, without spaces around them. The
 hidden test sets have no `output`; read them with `require_answers=False`.
 
-A query that is too long loses its end, which is the very turn of a dialogue that
-is to be answered, and often the mention of an article. Both numbers are about
-what TextConfig's default of 64 tokens holds; a larger `query_length` or
-`reader_query_length` shows no more of these four sets.
+A query that is too long loses its end, which is the very turn of a dialogue that is to be answered,
+and often the mention of an article. Both numbers are about what TextConfig's default of 64 tokens
+holds; a larger `query_length` or `reader_query_length` shows no more of these four sets.
 """
 
 from collections.abc import Mapping, Sequence
@@ -105,9 +104,8 @@ def triviaqa_questions(paths: Sequence[str]) -> dict[str, str]:
 def around_mention(text: str, max_words: int) -> str:
   """The words around the mention of an entity linking text.
 
-  Of `max_words`, the two marks included, the mention is in the middle as far as
-  the text allows, and is kept whole in any case. A text that is no longer, or has
-  no mention, stays as it is.
+  Of `max_words`, the two marks included, the mention is in the middle as far as the text allows,
+  and is kept whole in any case. A text that is no longer, or has no mention, stays as it is.
   """
   words = [match.span() for match in _WORD.finditer(text)]
   start = text.find(_START)

@@ -1,8 +1,7 @@
 """Records of published question files: how they are laid out, and their fields.
 
-A `RecordFormat` is a layout, which finds the records of a file (`lines`,
-`array_or_lines`, ...), and a function that makes a row of our own of each
-record's `Fields`.
+A `RecordFormat` is a layout, which finds the records of a file (`lines`, `array_or_lines`, ...),
+and a function that makes a row of our own of each record's `Fields`.
 """
 
 import ast
@@ -166,11 +165,9 @@ class RecordFormat:
   Attributes:
     name: the user's `record_format`.
     expected: what a file holds, for errors.
-    convert: makes a row of our own layout of a record's fields, or None to
-      leave the record out.
+    convert: makes a row of our own layout of a record's fields, or None to leave the record out.
     layout: finds the records of a file.
-    metrics: the family of metrics that its answers are scored by; '' leaves it
-      open.
+    metrics: the family of metrics that its answers are scored by; '' leaves it open.
   """
 
   name: str
@@ -191,8 +188,7 @@ class RecordFormat:
         case, by the layouts as well: half a file is not to pass for one.
 
     Raises:
-      ValueError: a damaged file, or a malformed record; the message names file
-        and line or record.
+      ValueError: a damaged file, or a malformed record; the message names file and line or record.
     """
     for record in self.layout(path, on_error):
       row = json_records.attempt(on_error, self.convert, Fields(record, require_answers))

@@ -4,10 +4,9 @@
             of the answer, which becomes `<extra_id_0>` as in Atlas
   dated     our own layout, each question with a `date`
 
-The year becomes the question's group, so that metrics are given by year, and
-the date as written goes into its metadata. It is no bound on the passages that
-may be shown: in these protocols the index decides what is known. (The `date` of
-our own layout, record format 'qa', is such a bound.)
+The year becomes the question's group, so that metrics are given by year, and the date as written
+goes into its metadata. It is no bound on the passages that may be shown: in these protocols the
+index decides what is known. (The `date` of our own layout, record format 'qa', is such a bound.)
 """
 
 from typing import Any
