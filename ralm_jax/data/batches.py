@@ -31,31 +31,25 @@ class TokenSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class QueryBatch:
-  """Examples before retrieval, as host arrays.
+  """Examples before retrieval, as host arrays."""
 
-  Attributes:
-    query_tokens: of the retriever's vocabulary, padded, special tokens
-      included: what the query encoder reads.
-    reader_query_tokens: of the reader's vocabulary, padded, without eos: what
-      stands before each passage.
-    target_tokens: of the reader's vocabulary, padded, with eos.
-    example_index: the example's position in its data set; -1 for rows that only fill up the batch.
-    exclude_rows: passages an example must not see (such as the one it was made
-      of), filled with -1; None if there are none.
-    gold_rows: passages known to answer, filled with -1; None where the data name none.
-    max_dates: the latest day, counted from 1970-01-01, that a passage may be
-      of; `dates.NO_DATE_BOUND` for any. None for none at all.
-    exclude_document_keys: source documents of which an example must not see any passage, as
-      `shards.keys_of` has their names, filled with 0; None if there are none.
-  """
-
+  #: of the retriever's vocabulary, padded, special tokens included: what the query encoder reads
   query_tokens: Int[np.ndarray, 'b q']
+  #: of the reader's vocabulary, padded, without eos: what stands before each passage
   reader_query_tokens: Int[np.ndarray, 'b q']
-  target_tokens: Int[np.ndarray, 'b t']
+  target_tokens: Int[np.ndarray, 'b t']  #: of the reader's vocabulary, padded, with eos
+  #: the example's position in its data set; -1 for rows that only fill up the batch
   example_index: Int[np.ndarray, ' b']
+  #: passages an example must not see (such as the one it was made of), filled with -1; None if
+  #: there are none
   exclude_rows: Int[np.ndarray, 'b _'] | None = None
+  #: passages known to answer, filled with -1; None where the data name none
   gold_rows: Int[np.ndarray, 'b _'] | None = None
+  #: the latest day, counted from 1970-01-01, that a passage may be of; `dates.NO_DATE_BOUND` for
+  #: any. None for none at all.
   max_dates: Int[np.ndarray, ' b'] | None = None
+  #: source documents of which an example must not see any passage, as `shards.keys_of` has their
+  #: names, filled with 0; None if there are none.
   exclude_document_keys: Int[np.ndarray, 'b _'] | None = None
 
   def __post_init__(self):

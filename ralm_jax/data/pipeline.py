@@ -29,28 +29,19 @@ tf.config.set_visible_devices([], 'GPU')
 
 @dataclasses.dataclass(frozen=True)
 class DatasetConfig:
-  """A task, as T5X users configure it.
+  """A task, as T5X users configure it."""
 
-  Attributes:
-    mixture_or_task_name: registered with seqio, or a Mixture or Task.
-    task_feature_lengths: tokens of `query`, `reader_query` and `targets`; None
-      takes them from the model's TextConfig.
-    batch_size: over all processes.
-    seed: of shuffling and of random preprocessors.
-    use_cached: read seqio's cache of the task.
-    module: imported first, to register tasks.
-    make_task: what makes a task of ours of its files where only its name is
-      given, such as `qa.jsonl_task` with its arguments bound.
-  """
-
-  mixture_or_task_name: Any
+  mixture_or_task_name: Any  #: registered with seqio, or a Mixture or Task
+  #: tokens of `query`, `reader_query` and `targets`; None takes them from the model's TextConfig
   task_feature_lengths: Mapping[str, int] | None = None
   split: str = 'train'
-  batch_size: int = 8
+  batch_size: int = 8  #: over all processes
   shuffle: bool = True
-  seed: int = 0
-  use_cached: bool = False
-  module: str | None = None
+  seed: int = 0  #: of shuffling and of random preprocessors
+  use_cached: bool = False  #: read seqio's cache of the task
+  module: str | None = None  #: imported first, to register tasks
+  #: what makes a task of ours of its files where only its name is given, such as `qa.jsonl_task`
+  #: with its arguments bound.
   make_task: Callable[..., str] | None = None
 
 

@@ -11,36 +11,24 @@ from ralm_jax.data.text import templates
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-  """Formats and lengths; a checkpoint carries them.
+  """Formats and lengths; a checkpoint carries them."""
 
-  Attributes:
-    question_format: the query from `{question}`. Reader and retriever see the
-      same text, as in Atlas.
-    target_format: the target from `{answer}`.
-    reader_format: one passage for the reader, from `{query}`, `{title}` and `{text}`; `{query}`
-      alone is closed-book. RAG's is `templates.RAG_READER_FORMAT`.
-    retriever_format: one passage for the retriever, from `{title}`, `{text}`;
-      DPR's is `templates.DPR_RETRIEVER_FORMAT`.
-    query_length: retriever tokens of a query, special tokens included.
-    reader_query_length: reader tokens of a query.
-    passage_length: reader tokens of query and passage together.
-    retriever_passage_length: retriever tokens of a passage.
-    target_length: reader tokens of a target, the end of sequence included.
-    n_passages: passages retrieved for a question.
-    choice_prompt_length: reader tokens of a multiple-choice prompt, of which
-      longer questions keep their end (Atlas).
-  """
-
+  #: the query from `{question}`. Reader and retriever see the same text, as in Atlas.
   question_format: str = 'question: {question} answer: <extra_id_0>'
-  target_format: str = '<extra_id_0> {answer}'
+  target_format: str = '<extra_id_0> {answer}'  #: the target from `{answer}`
+  #: one passage for the reader, from `{query}`, `{title}` and `{text}`; `{query}` alone is closed-
+  #: book. RAG's is `templates.RAG_READER_FORMAT`.
   reader_format: str = templates.READER_FORMAT
+  #: one passage for the retriever, from `{title}`, `{text}`; DPR's is
+  #: `templates.DPR_RETRIEVER_FORMAT`.
   retriever_format: str = templates.RETRIEVER_FORMAT
-  query_length: int = 64
-  reader_query_length: int = 64
-  passage_length: int = 200
-  retriever_passage_length: int = 200
-  target_length: int = 32
-  n_passages: int = 20
+  query_length: int = 64  #: retriever tokens of a query, special tokens included
+  reader_query_length: int = 64  #: reader tokens of a query
+  passage_length: int = 200  #: reader tokens of query and passage together
+  retriever_passage_length: int = 200  #: retriever tokens of a passage
+  target_length: int = 32  #: reader tokens of a target, the end of sequence included
+  n_passages: int = 20  #: passages retrieved for a question
+  #: reader tokens of a multiple-choice prompt, of which longer questions keep their end (Atlas)
   choice_prompt_length: int = 356
 
   def __post_init__(self):

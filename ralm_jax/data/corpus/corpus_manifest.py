@@ -52,16 +52,12 @@ class VocabularyEntry:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Everything besides the passages that decides what a shard holds.
-
-  Attributes:
-    max_words: longer texts are cut; None for no limit.
-    provenance: whether shards keep documents and dates. False in corpora built
-      before there was such a thing, whose shards are repaired as they were.
-  """
+  """Everything besides the passages that decides what a shard holds."""
 
   vocabularies: Mapping[str, VocabularyEntry]
-  max_words: int | None
+  max_words: int | None  #: longer texts are cut; None for no limit
+  #: whether shards keep documents and dates. False in corpora built before there was such a thing,
+  #: whose shards are repaired as they were.
   provenance: bool = True
 
   @property

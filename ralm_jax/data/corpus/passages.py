@@ -25,22 +25,15 @@ _TSV_COLUMNS = ('id', 'text', 'title')
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-  """A passage, as users write it.
+  """A passage, as users write it."""
 
-  Attributes:
-    id: the user's own name for it, unique in a corpus.
-    document: names the document it comes from where the title does not.
-    date: 'YYYY', 'YYYY-MM' or 'YYYY-MM-DD'; '' where it is not known.
-    part_of: the id before `split_long` cut it; '' for first parts and what is whole.
-  """
-
-  id: str
+  id: str  #: the user's own name for it, unique in a corpus
   title: str
   section: str
   text: str
-  document: str = ''
-  date: str = ''
-  part_of: str = ''
+  document: str = ''  #: names the document it comes from where the title does not
+  date: str = ''  #: 'YYYY', 'YYYY-MM' or 'YYYY-MM-DD'; '' where it is not known
+  part_of: str = ''  #: the id before `split_long` cut it; '' for first parts and what is whole
 
   @property
   def merged_title(self) -> str:

@@ -12,21 +12,13 @@ from ralm_jax.data.ragged import RaggedTokens
 
 @dataclasses.dataclass(frozen=True)
 class CropConfig:
-  """How crops are drawn (Contriever, section 3.1).
+  """How crops are drawn (Contriever, section 3.1)."""
 
-  Attributes:
-    min_ratio: shortest crop, as a share of the passage.
-    max_ratio: longest crop.
-    deletion_rate: share of tokens dropped from each crop.
-    min_tokens: shortest crop in tokens, where the passage has as many.
-    max_tokens: longest crop in tokens; None for no limit.
-  """
-
-  min_ratio: float = 0.1
-  max_ratio: float = 0.5
-  deletion_rate: float = 0.1
-  min_tokens: int = 4
-  max_tokens: int | None = None
+  min_ratio: float = 0.1  #: shortest crop, as a share of the passage
+  max_ratio: float = 0.5  #: longest crop
+  deletion_rate: float = 0.1  #: share of tokens dropped from each crop
+  min_tokens: int = 4  #: shortest crop in tokens, where the passage has as many
+  max_tokens: int | None = None  #: longest crop in tokens; None for no limit
 
   def __post_init__(self):
     if not 0 < self.min_ratio <= self.max_ratio <= 1:

@@ -19,17 +19,12 @@ if TYPE_CHECKING:  # Which would load jax.
 
 @dataclasses.dataclass(frozen=True)
 class NoiseConfig:
-  """How much is masked.
+  """How much is masked."""
 
-  Attributes:
-    density: share of the tokens that are masked.
-    mean_span_length: mean tokens of a masked span.
-    closing_sentinel: end targets with one more sentinel, as the figures of T5's
-      paper do; neither its code nor Atlas does.
-  """
-
-  density: float = 0.15
-  mean_span_length: float = 3.0
+  density: float = 0.15  #: share of the tokens that are masked
+  mean_span_length: float = 3.0  #: mean tokens of a masked span
+  #: end targets with one more sentinel, as the figures of T5's paper do; neither its code nor Atlas
+  #: does
   closing_sentinel: bool = False
 
   def __post_init__(self):

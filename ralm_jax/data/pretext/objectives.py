@@ -86,15 +86,12 @@ class Objective(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedSpans(Objective):
-  """T5's span corruption.
-
-  Attributes:
-    max_tokens: of a passage, counted before the noise; what follows is left
-      out. None for as many as fit into query and target, so that nothing that
-      was masked is cut off; Atlas's is the length of a passage.
-  """
+  """T5's span corruption."""
 
   noise: noise.NoiseConfig = noise.NoiseConfig()
+  #: of a passage, counted before the noise; what follows is left out. None for as many as fit into
+  #: query and target, so that nothing that was masked is cut off; Atlas's is the length of a
+  #: passage.
   max_tokens: int | None = None
 
   def check(self, tokenizer: PretextTokenizer) -> None:
@@ -143,14 +140,10 @@ class PrefixLM(Objective):
   long for a query keeps its end, which is what goes on. The ratios count words
   and the blanks between them, as Atlas does, whose `lm` scripts have 0.25 and
   0.75.
-
-  Attributes:
-    min_ratio: shortest left part, as a share of the text.
-    max_ratio: longest left part.
   """
 
-  min_ratio: float = 0.5
-  max_ratio: float = 0.5
+  min_ratio: float = 0.5  #: shortest left part, as a share of the text
+  max_ratio: float = 0.5  #: longest left part
 
   def __post_init__(self):
     if not 0 <= self.min_ratio <= self.max_ratio <= 1:
@@ -211,11 +204,9 @@ class SalientSpans(Objective):
   more in the passage, the reader may copy it.
 
   A text that is longer than a query is cut around the span.
-
-  Attributes:
-    annotator: finds spans; those of `salient_spans.find`, or a function of the user's.
   """
 
+  #: finds spans; those of `salient_spans.find`, or a function of the user's.
   annotator: Annotator = salient_spans.find
 
   def check(self, tokenizer: PretextTokenizer) -> None:

@@ -42,43 +42,30 @@ _ERRORS_SHOWN = 3
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """One question as the user's file has it.
+  """One question as the user's file has it."""
 
-  Attributes:
-    id: unique among the questions read together.
-    answers: acceptable answers, as written; () only if answers were not required.
-    gold_passage_ids: ids of the passages that hold the answer; () when the data name none.
-    line: 1-based line in `path`; of a file that is one JSON value, the number of the record.
-    path: the file it came from.
-    target: the one answer to train on where the file names it, else None.
-    exclude_passage_ids: ids of passages that must not be shown.
-    date: as written, when the question was asked; None where it is not known.
-    options: of a multiple choice, whose answer is a letter; () of any other question.
-    provenance: alternative sets of ids of the pages that hold the evidence.
-    group: that metrics are also given for, such as MMLU's subject; '' for none.
-    patterns: whether the answers are regular expressions.
-    metadata: JSON values, carried to the predictions.
-    metrics: what the answer is scored by, one of `rows.METRICS_FAMILIES`; '' leaves it open.
-    source_id: the id as written where `id` is a numbered one ('x' of 'x#2'), else ''.
-  """
-
-  id: str
+  id: str  #: unique among the questions read together
   question: str
-  answers: tuple[str, ...]
+  answers: tuple[str, ...]  #: acceptable answers, as written; () only if answers were not required
+  #: ids of the passages that hold the answer; () when the data name none
   gold_passage_ids: tuple[str, ...]
-  line: int
-  path: str = ''
-  target: str | None = None
-  exclude_passage_ids: tuple[str, ...] = ()
-  date: str | None = None
+  line: int  #: 1-based line in `path`; of a file that is one JSON value, the number of the record
+  path: str = ''  #: the file it came from
+  target: str | None = None  #: the one answer to train on where the file names it, else None
+  exclude_passage_ids: tuple[str, ...] = ()  #: ids of passages that must not be shown
+  date: str | None = None  #: as written, when the question was asked; None where it is not known
+  #: of a multiple choice, whose answer is a letter; () of any other question
   options: tuple[str, ...] = ()
   passages: tuple[FilePassage, ...] = ()
+  #: alternative sets of ids of the pages that hold the evidence
   provenance: tuple[tuple[str, ...], ...] = ()
-  group: str = ''
-  patterns: bool = False
+  group: str = ''  #: that metrics are also given for, such as MMLU's subject; '' for none
+  patterns: bool = False  #: whether the answers are regular expressions
+  #: JSON values, carried to the predictions
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+  #: what the answer is scored by, one of `rows.METRICS_FAMILIES`; '' leaves it open.
   metrics: str = ''
-  source_id: str = ''
+  source_id: str = ''  #: the id as written where `id` is a numbered one ('x' of 'x#2'), else ''
 
   @property
   def max_date(self) -> int:

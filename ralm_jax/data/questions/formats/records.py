@@ -160,21 +160,14 @@ Layout = Callable[[str, OnError], Iterable[Record]]
 
 @dataclasses.dataclass(frozen=True)
 class RecordFormat:
-  """A published layout of question files.
+  """A published layout of question files."""
 
-  Attributes:
-    name: the user's `record_format`.
-    expected: what a file holds, for errors.
-    convert: makes a row of our own layout of a record's fields, or None to leave the record out.
-    layout: finds the records of a file.
-    metrics: the family of metrics that its answers are scored by; '' leaves it open.
-  """
-
-  name: str
-  expected: str
+  name: str  #: the user's `record_format`
+  expected: str  #: what a file holds, for errors
+  #: makes a row of our own layout of a record's fields, or None to leave the record out
   convert: Callable[[Fields], dict[str, Any] | None]
-  layout: Layout = lines
-  metrics: str = ''
+  layout: Layout = lines  #: finds the records of a file
+  metrics: str = ''  #: the family of metrics that its answers are scored by; '' leaves it open
 
   def records(
     self, path: str, require_answers: bool = True, on_error: OnError = None
