@@ -429,10 +429,10 @@ def trained() -> Trained:
 def main(path: str) -> int:
   """Trains as a JSON file says; each job in a fork that has imported all.
 
-  The file is a list of jobs. `data` and `model_dir` are folders; `process` may
-  hold the arguments of `jax.distributed.initialize`; `kills` is
-  a list of moments at which the run is killed, to be started again; `pauses` a folder, see `pause_in_refreshes`; all else goes to `train`.
-  Returns the last job's exit status.
+  The file is a list of jobs. `data` and `model_dir` are folders; `process` may hold the
+  arguments of `jax.distributed.initialize`; `kills` is a list of moments at which the run
+  is killed, to be started again; `pauses` a folder, see `pause_in_refreshes`; all else
+  goes to `train`. Returns the last job's exit status.
   """
   with open(path, encoding='utf-8') as file:
     jobs = json.load(file)

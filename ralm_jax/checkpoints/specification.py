@@ -15,8 +15,8 @@ from ralm_jax.data.text import templates, vocabularies
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text_config import TextConfig
 from ralm_jax.files import atomic_files
+from ralm_jax.models import dual_encoder
 from ralm_jax.models.bart import BartConfig
-from ralm_jax.models.bert import BertConfig
 from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.models.t5 import T5Config
 
@@ -113,6 +113,7 @@ class Specification:
         for name, config_class in _READERS.items()
         if isinstance(self.model.reader_config, config_class)
       ),
+      'retriever': dual_encoder.encoder_name(self.model.retriever_config),
       'model': _plain(dataclasses.asdict(self.model)),
       'text': dataclasses.asdict(self.text),
       'vocabularies': files,
@@ -134,7 +135,9 @@ class Specification:
       model_fields = dict(content['model'])
       reader_class = _READERS[content.get('reader', 't5')]
       model_fields['reader_config'] = reader_class(**model_fields['reader_config'])
-      model_fields['retriever_config'] = BertConfig(**model_fields['retriever_config'])
+      # Absent in what was saved before there was a choice.
+      retriever_class, _ = dual_encoder.ENCODERS[content.get('retriever', 'bert')]
+      model_fields['retriever_config'] = retriever_class(**model_fields['retriever_config'])
       model = RetrievalLM(**model_fields)
       text = TextConfig(**content['text'])
       files = content['vocabularies']

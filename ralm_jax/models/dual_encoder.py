@@ -1,8 +1,14 @@
-"""DualEncoder: Contriever (tied, mean pooling) and DPR (two towers, CLS)."""
+"""DualEncoder: Contriever (tied, mean pooling) and DPR (two towers, CLS).
+
+Another pooling is an entry of `POOLINGS`, another architecture one of `ENCODERS`:
+a configuration and a module with its `config`, `pooling` and `normalize`, whose
+method `embed(tokens, mask, *, deterministic)` gives [b, d] in float32.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from flax import linen as nn
 import jax
@@ -13,7 +19,41 @@ from ralm_jax.models import layers
 from ralm_jax.models.bert import Bert, BertConfig
 from ralm_jax.models.layers import Dense
 
-POOLINGS = ('mean', 'cls')
+
+def _mean(hidden: Float[Array, 'b s d'], mask: Shaped[Array, 'b s']) -> Float[Array, 'b d']:
+  # A padding row has no token at all; it embeds to zero, not to NaN.
+  weights = mask.astype(jnp.float32)[..., None]
+  count = jnp.maximum(jnp.sum(weights, axis=-2), 1.0)
+  return jnp.sum(hidden * weights, axis=-2) / count
+
+
+# The values of `pooling`: functions of hidden states and their mask.
+POOLINGS: dict[str, Callable[..., Array]] = {
+  'mean': _mean,
+  'cls': lambda hidden, mask: hidden[..., 0, :],
+}
+
+
+class EncoderConfig(Protocol):
+  """What every architecture's configuration says."""
+
+  @property
+  def vocab_size(self) -> int: ...
+
+  @property
+  def emb_dim(self) -> int: ...
+
+  @property
+  def projection_dim(self) -> int: ...  # 0: embeddings have `emb_dim`
+
+  @property
+  def max_positions(self) -> int: ...
+
+  @property
+  def pad_id(self) -> int: ...
+
+  @property
+  def dropout_rate(self) -> float: ...
 
 
 class Tower(Bert):
@@ -28,13 +68,7 @@ class Tower(Bert):
   ) -> Float[Array, 'b d']:
     """Embeddings in float32."""
     hidden = Bert.__call__(self, tokens, mask, deterministic=deterministic).astype(jnp.float32)
-    if self.pooling == 'mean':
-      # A padding row has no token at all; it embeds to zero, not to NaN.
-      weights = mask.astype(jnp.float32)[..., None]
-      count = jnp.maximum(jnp.sum(weights, axis=-2), 1.0)
-      pooled = jnp.sum(hidden * weights, axis=-2) / count
-    else:
-      pooled = hidden[..., 0, :]
+    pooled = POOLINGS[self.pooling](hidden, mask)
     if self.config.projection_dim:
       pooled = Dense(
         self.config.projection_dim,
@@ -47,6 +81,25 @@ class Tower(Bert):
       square = jnp.sum(jnp.square(pooled), axis=-1, keepdims=True)
       pooled = pooled * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
     return pooled
+
+
+# What a specification calls an architecture: its configuration and its tower.
+ENCODERS: dict[str, tuple[type, type[nn.Module]]] = {'bert': (BertConfig, Tower)}
+
+
+def encoder_name(config: EncoderConfig) -> str:
+  """The architecture's key in `ENCODERS`.
+
+  Raises:
+    ValueError: there is none with such a configuration.
+  """
+  for name, (config_class, _) in ENCODERS.items():
+    if type(config) is config_class:
+      return name
+  raise ValueError(
+    f"{type(config).__name__} is no retriever's configuration; dual_encoder.ENCODERS has "
+    f'{", ".join(kind.__name__ for kind, _ in ENCODERS.values())}.'
+  )
 
 
 class DualEncoder(nn.Module):
@@ -65,7 +118,7 @@ class DualEncoder(nn.Module):
       inner products (DPR, RAG).
   """
 
-  config: BertConfig
+  config: EncoderConfig
   pooling: str = 'mean'
   tied: bool = True
   normalize: bool = False
@@ -73,16 +126,17 @@ class DualEncoder(nn.Module):
 
   def setup(self):
     if self.pooling not in POOLINGS:
-      raise ValueError(f'pooling {self.pooling!r} is unknown; choose one of {POOLINGS}.')
+      raise ValueError(f'pooling {self.pooling!r} is unknown; choose one of {tuple(POOLINGS)}.')
+    _, tower = ENCODERS[encoder_name(self.config)]
     kwargs: dict[str, Any] = dict(
       config=self.config, pooling=self.pooling, normalize=self.normalize
     )
     if self.tied:
-      self.encoder = Tower(**kwargs)
+      self.encoder = tower(**kwargs)
       nn.share_scope(self, self.encoder)
     else:
-      self.query_encoder = Tower(**kwargs)
-      self.passage_encoder = Tower(**kwargs)
+      self.query_encoder = tower(**kwargs)
+      self.passage_encoder = tower(**kwargs)
 
   @property
   def embedding_dim(self) -> int:

@@ -15,7 +15,7 @@ from ralm_jax.losses.sequence import WeightedSum
 from ralm_jax.models import decoder_stack, dual_encoder, fid, layers, rag, reranking
 from ralm_jax.models.bert import BertConfig
 from ralm_jax.models.distillation import GOLD_SCORES, GoldScore
-from ralm_jax.models.dual_encoder import DualEncoder
+from ralm_jax.models.dual_encoder import DualEncoder, EncoderConfig
 from ralm_jax.models.fid import PassageReader, ReaderConfig
 from ralm_jax.models.gold_passes import GoldPasses
 from ralm_jax.models.reader_batch import ReaderBatch
@@ -44,7 +44,7 @@ class ReaderAndRetriever(RetrieverObjective):
   """
 
   reader_config: ReaderConfig = T5Config()
-  retriever_config: BertConfig = BertConfig()
+  retriever_config: EncoderConfig = BertConfig()
   pooling: str = 'mean'
   tied_retriever: bool = True
   normalize_embeddings: bool = False

@@ -1,4 +1,4 @@
-"""A gold score and a reading from outside of the package, trained by their names."""
+"""CONTRIBUTING's gold score, reading and retriever: registered from outside, and trained."""
 
 import dataclasses
 import functools
@@ -9,37 +9,24 @@ import numpy as np
 import optax
 import pytest
 
-from ralm_jax.models import distillation, readings
-from ralm_jax.models.distillation import GoldScore
-from ralm_jax.models.readings import RagSequence
+from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.models import distillation, dual_encoder, readings
 from ralm_jax.training import train_state, train_step
 from ralm_jax.training.optimizers import Optimizer
+from tests import tiny
+from tests.docs import examples
 from tests.runs import tiny_run
 
 BATCH = tiny_run.make_batch()
 
 
-@dataclasses.dataclass(frozen=True)
-class FirstToken(GoldScore):
-  """How likely a passage makes the target's first token."""
-
-  def scores(self, passes, batch):
-    return passes.log_probs_of_each()[..., 0]
-
-
-class RagBest(RagSequence):
-  """RAG-Sequence, but the likeliest passage speaks for all of them."""
-
-  @staticmethod
-  def log_likelihood(log_prior, token_log_probs, target_mask):
-    sequences = jnp.sum(jnp.where(target_mask[:, None], token_log_probs, 0.0), axis=-1)
-    return jnp.max(log_prior + sequences, axis=-1)
-
-
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-  monkeypatch.setitem(distillation.GOLD_SCORES, 'first_token', FirstToken)
-  monkeypatch.setitem(readings.READINGS, 'rag_best', RagBest)
+  """What the examples of CONTRIBUTING.md register, for one test."""
+  monkeypatch.setitem(distillation.GOLD_SCORES, 'first_token', None)
+  monkeypatch.setitem(readings.READINGS, 'rag_best', None)
+  monkeypatch.setitem(dual_encoder.ENCODERS, 'bag_of_words', None)
+  return {name: examples.run(name) for name in ('my_losses', 'my_readings', 'my_retrievers')}
 
 
 def _train(model, steps=2):
@@ -81,3 +68,15 @@ def test_an_unknown_name_says_what_there_is():
     tiny_run.make_model(gold_score='first')
   with pytest.raises(ValueError, match=r"reading 'best' is unknown; .*'rag_token', 'rag_best'"):
     tiny_run.make_model(reading='best')
+
+
+def test_a_retriever_learns_and_is_saved(registered, tmp_path):
+  config = registered['my_retrievers'].BagConfig(vocab_size=128, emb_dim=16)
+  model = dataclasses.replace(tiny_run.make_model(), retriever_config=config)
+  losses, moved = _train(model)
+  assert np.all(np.isfinite(losses)) and losses[1] != losses[0] and moved['retriever'] > 0
+  saved = Specification.load(str(tiny.trained().run))
+  dataclasses.replace(saved, model=dataclasses.replace(saved.model, retriever_config=config)).save(
+    str(tmp_path)
+  )
+  assert Specification.load(str(tmp_path)).model.retriever_config == config

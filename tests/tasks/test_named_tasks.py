@@ -13,11 +13,11 @@ from ralm_jax.data import pipeline
 from ralm_jax.data.corpus import PassageStore
 from ralm_jax.data.pipeline import DatasetConfig
 from ralm_jax.data.questions.formats import catalogue
-from ralm_jax.data.questions.formats.records import RecordFormat
 from ralm_jax.data.text import vocabularies
 from ralm_jax.runs import gin_config
 from ralm_jax.tasks import language_modeling, multiple_choice, qa, registration
 from tests import tiny
+from tests.docs import examples
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LENGTHS = {'query': 40, 'reader_query': 40, 'targets': 8}
@@ -134,13 +134,8 @@ def test_by_name_from_gin(data, tmp_path, clean_gin):
 def test_a_task_of_ones_own(data, sources, tmp_path, monkeypatch):
   """The worked example of CONTRIBUTING.md: a format and its task, from another package."""
   monkeypatch.setattr(catalogue, 'FORMATS', dict(catalogue.FORMATS))
-
-  def riddle(fields):
-    return {'question': fields.text('riddle'), 'answers': fields.answers('solution')}
-
-  catalogue.register(RecordFormat('riddles', 'one riddle and its solution a line', riddle))
+  examples.run('my_tasks')
   try:
-    registration.declare('riddles', qa.jsonl_task, record_format='riddles')
     path = tiny.write_jsonl(tmp_path / 'r.jsonl', [{'riddle': 'what?', 'solution': 'red'}] * 4)
     make_task = functools.partial(qa.jsonl_task, train=str(path), **sources)
     config = DatasetConfig('riddles', batch_size=4, make_task=make_task)
