@@ -96,11 +96,7 @@ def mmlu_task(
 def shots_of_each_subject(
   questions: Sequence[Question], shots: int, seed: int = 0
 ) -> list[Question]:
-  """So many questions of each subject, chosen by hash.
-
-  Raises:
-    ValueError: a subject has fewer.
-  """
+  """So many questions of each subject, chosen by hash; ValueError where a subject has fewer."""
   subjects: dict[str, list[Question]] = {}
   for question in questions:
     subjects.setdefault(question.group, []).append(question)

@@ -130,8 +130,7 @@ class ExampleMaker:
   ):
     """Checks the objective; the origin of the passages is for the caches made of them.
 
-    Raises:
-      ValueError: the objective needs something else.
+    Raises ValueError where the objective needs something else.
     """
     objective.check(tokenizer)
     self._objective = objective

@@ -107,8 +107,7 @@ def choose_shots(
 ) -> list[Question]:
   """The questions of a few-shot run; all of them where none are asked for.
 
-  Raises:
-    ValueError: both a number and a list are given, or too few questions.
+  Raises ValueError where both a number and a list are given, or too few questions.
   """
   if shots_list and shots is not None:
     raise ValueError(

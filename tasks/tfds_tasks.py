@@ -68,8 +68,7 @@ def tfds_source(
 ) -> seqio.TfdsDataSource:
   """A source that stays offline where a folder is given, to which nothing is added.
 
-  Raises:
-    FileNotFoundError: the folder has no such data set.
+  Raises FileNotFoundError where the folder has no such data set.
   """
   if tfds_data_dir is None:
     return seqio.TfdsDataSource(tfds_name, splits=splits)

@@ -14,7 +14,6 @@ were trained with a LayerNorm whose second moment is not centred
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import dataclasses
 import os
 import re
@@ -52,7 +51,6 @@ class AtlasSource(TensorSource):
   """Tensors of reader and retriever by their original names, no `module.`."""
 
   def __init__(self, path: str):
-    """Use `open_checkpoint`."""
     self.description = path
     self._archive = TorchArchive(path)
     value = self._archive.value
@@ -62,34 +60,26 @@ class AtlasSource(TensorSource):
       raise ValueError(
         f"{path} is no checkpoint of Atlas: expected the tensors under 'model', found {found}."
       )
-    self._tensors: dict[str, StoredTensor] = {}
+    self._index: dict[str, StoredTensor] = {}
     for name, tensor in model.items():
-      if not isinstance(tensor, StoredTensor):
-        continue
-      name = re.sub(r'(^|\.)module\.', r'\1', name)
-      if name in self._tensors:
-        raise ValueError(f'{path} holds {name!r} twice, with and without `module.`.')
-      self._tensors[name] = tensor
+      if isinstance(tensor, StoredTensor):
+        name = re.sub(r'(^|\.)module\.', r'\1', name)
+        if name in self._index:
+          raise ValueError(f'{path} holds {name!r} twice, with and without `module.`.')
+        self._index[name] = tensor
 
   def info(self, name: str) -> TensorInfo:
-    return self._tensors[name].info
+    return self._index[name].info
 
   def __getitem__(self, name: str) -> np.ndarray:
-    return self._archive.read(self._tensors[name])
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._tensors)
-
-  def __len__(self) -> int:
-    return len(self._tensors)
+    return self._archive.read(self._index[name])
 
 
 def find(path: PathLike) -> str | None:
   """The checkpoint file that a path names; None where it names none.
 
-  Args:
-    path: `model.pth.tar` itself, its folder, or the folder of a run
-      (`checkpoint/latest`, else the newest `checkpoint/step-<n>`).
+  That is `model.pth.tar` itself, its folder, or the folder of a run (`checkpoint/latest`, else the
+  newest `checkpoint/step-<n>`).
   """
   path = os.fspath(path)
   if os.path.isfile(path):
@@ -100,15 +90,9 @@ def find(path: PathLike) -> str | None:
     for name in (os.listdir(steps) if os.path.isdir(steps) else ())
     if (match := re.fullmatch(r'step-(\d+)', name))
   )
-  for folder in (
-    path,
-    os.path.join(steps, 'latest'),
-    *(os.path.join(steps, name) for _, name in reversed(numbered)),
-  ):
-    file = os.path.join(folder, FILE_NAME)
-    if os.path.isfile(file):
-      return file
-  return None
+  names = ['latest', *(name for _, name in reversed(numbered))]
+  files = [os.path.join(f, FILE_NAME) for f in (path, *(os.path.join(steps, n) for n in names))]
+  return next(filter(os.path.isfile, files), None)
 
 
 def open_checkpoint(path: PathLike) -> AtlasSource:
@@ -138,11 +122,8 @@ def open_checkpoint(path: PathLike) -> AtlasSource:
 def describe(source: TensorSource, retriever_heads: int | None = None) -> AtlasModel:
   """The configuration that the tensors tell.
 
-  The checkpoint does not say it. One activation means T5 1.0 (relu), a gated
-  one T5 1.1 or lm-adapt (gelu).
-
-  Args:
-    retriever_heads: None for heads of size 64, as in every BERT of Google's.
+  The checkpoint does not say it. One activation means T5 1.0 (relu), a gated one T5 1.1 or
+  lm-adapt (gelu); `retriever_heads` is None for heads of size 64, as in every BERT of Google's.
 
   Raises:
     ValueError: a tensor is missing, or the number of heads does not fit.

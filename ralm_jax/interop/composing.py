@@ -64,13 +64,11 @@ def gather(
 ) -> Gathered:
   """Finds the parts of a conversion.
 
-  Args:
-    sources: (side or None, path); what a side is named for wins over what a whole model brings.
+  Sources are (side or None, path); what a side is named for wins over what a whole model brings.
 
   Raises:
-    FileNotFoundError, ValueError: as `recognition.recognise`, or when two
-      checkpoints bring the same side or do not go together, or when
-      `retriever_heads` is of none of them.
+    FileNotFoundError, ValueError: as `recognition.recognise`, or when two checkpoints bring the
+      same side or do not go together, or when `retriever_heads` is of none of them.
   """
   parts: dict[str, Part] = {}
   named: set[str] = set()
@@ -81,9 +79,8 @@ def gather(
       f'{", ".join(one.format for one in found)}. Leave it out.'
     )
   leftovers: list[tuple[str, Leftover]] = []
-  spec: Specification | None = None
+  spec = run_source = None
   fields: dict[str, Any] = {}
-  run_source = None
   # Whole models first, so that what is named replaces their parts.
   for (side, path), one in sorted(zip(sources, found), key=lambda item: item[0][0] is not None):
     if side == 'reader':
@@ -147,11 +144,7 @@ def configure(
 def make_model(
   gathered: Gathered, reading: str | None = None, *, allow_missing: bool = False
 ) -> RetrievalLM:
-  """The model of the parts.
-
-  Raises:
-    ValueError: a part is missing, or the towers differ.
-  """
+  """The model of the parts; ValueError where a part is missing, or the towers differ."""
   encoders = gathered.encoders
   paths = ', '.join(path for path, _ in gathered.sources)
   if gathered.needed:
@@ -194,9 +187,8 @@ def _check_alike(first: Part, other: Part) -> None:
   """Raises ValueError where two parts are not towers of one retriever."""
 
   def pooling(part: Part) -> str:
-    return (
-      f'{"DPR" if part.side else "BERT"} ({"first token" if part.pooling == "cls" else "mean"})'
-    )
+    how = 'first token' if part.pooling == 'cls' else 'mean'
+    return f'{"DPR" if part.side else "BERT"} ({how})'
 
   def scale(part: Part) -> str:
     return 'scaled to unit length' if part.normalize else 'as they are'
@@ -250,20 +242,13 @@ def find_vocabulary(gathered: Gathered, module: str, path: str | None = None) ->
   """The vocabulary of the reader or the retriever; None where none is found."""
   if path is not None:
     return vocabularies.load_vocabulary(path)
-  parts = (
-    [gathered.parts['reader']]
-    if module == 'reader' and 'reader' in gathered.parts
-    else list(gathered.encoders.values())
-    if module == 'retriever'
-    else []
-  )
-  for part in parts:
+  readers = {'reader': gathered.parts['reader']} if 'reader' in gathered.parts else {}
+  for part in (readers if module == 'reader' else gathered.encoders).values():
     if part.vocabulary is not None:
       return part.vocabulary
     for folder in part.vocabulary_directories:
       for name in _VOCABULARY_FILES[part.kind]:
-        candidate = os.path.join(folder, name)
-        if os.path.isfile(candidate):
+        if os.path.isfile(candidate := os.path.join(folder, name)):
           return vocabularies.load_vocabulary(candidate)
   return None
 
@@ -278,11 +263,7 @@ def find_vocabularies(
 def make_specification(
   gathered: Gathered, model: RetrievalLM, text: TextConfig, files: Mapping[str, str | None]
 ) -> Specification:
-  """The whole of a run folder but its weights.
-
-  Raises:
-    ValueError: a vocabulary is not found, or does not fit its model.
-  """
+  """A run folder but its weights; ValueError where a vocabulary is missing or does not fit."""
   found: dict[str, Vocabulary] = {}
   for module, vocabulary in find_vocabularies(gathered, files).items():
     if vocabulary is None:

@@ -10,15 +10,10 @@ Json = dict[str, Any]
 def whole_number(
   raw: Json, name: str, where: str, default: int | None = None, least: int = 1
 ) -> int:
-  """A whole number; null is as good as absent.
+  """A whole number of at least `least`, or the default where it is absent or null.
 
-  Args:
-    where: names the object in errors (a path).
-    default: where it is absent; None makes it an error.
-    least: smallest that is taken.
-
-  Raises:
-    ValueError: it is absent, of another type or too small.
+  Raises ValueError, which names the object (`where`, a path), where it is of another type or too
+  small, or absent without a default.
   """
   value = _given(raw, name, where, default)
   if not isinstance(value, int) or isinstance(value, bool) or value < least:

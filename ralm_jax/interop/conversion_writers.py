@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+import math
 import os
 from typing import Any
 
@@ -45,16 +46,8 @@ def write_run(
     path for path, rows in targets.items() if any(target.missing for target in rows.values())
   }
   initial = _initialise(spec.model, incomplete, seed)
-  with (
-    new_folder.creating(directory) as aside,
-    progress_lib.bar(
-      desc='convert',
-      unit='B',
-      unit_scale=True,
-      show=progress,
-      total=sum(_nbytes(leaf) for leaf in abstract.values()),
-    ) as bar,
-  ):
+  total = sum(map(_nbytes, abstract.values()))
+  with new_folder.creating(directory) as aside, _bar(total, progress) as bar:
     params = {
       tuple(path.split('/')): LazyParameter(
         tuple(leaf.shape),
@@ -100,7 +93,11 @@ def _check_complete(
 
 
 def _nbytes(leaf: jax.ShapeDtypeStruct) -> int:
-  return int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize
+  return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+
+
+def _bar(total: int, show: bool) -> Any:
+  return progress_lib.bar(desc='convert', unit='B', unit_scale=True, show=show, total=total)
 
 
 def _initialise(model: Any, paths: set[str], seed: int) -> dict[str, np.ndarray]:
@@ -147,20 +144,14 @@ class PartSource(TensorSource):
 
   def __init__(self, part: Part):
     self._source = part.source
-    self._entries = {entry.path: entry for entry in part.entries}
+    self._index = {entry.path: entry for entry in part.entries}
     self.description = part.source.description
 
   def info(self, name: str) -> TensorInfo:
-    return TensorInfo(self._entries[name].shape, np.dtype(np.float32))
+    return TensorInfo(self._index[name].shape, np.dtype(np.float32))
 
   def __getitem__(self, name: str) -> np.ndarray:
-    return tensor_maps.read(self._source, self._entries[name], copy=False)
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._entries)
-
-  def __len__(self) -> int:
-    return len(self._entries)
+    return tensor_maps.read(self._source, self._index[name], copy=False)
 
 
 def write_huggingface(
@@ -180,33 +171,20 @@ def write_huggingface(
     FileExistsError: there is something in the directory.
     ValueError: Hugging Face has no such model.
   """
-  total = sum(
-    int(np.prod(entry.shape, dtype=np.int64)) * 4
-    for part in gathered.parts.values()
-    for entry in part.entries
-  )
+  parts = gathered.parts
+  total = sum(4 * math.prod(entry.shape) for part in parts.values() for entry in part.entries)
   maps = export_maps(gathered)  # Before anything is written.
-  with (
-    new_folder.creating(directory) as aside,
-    progress_lib.bar(desc='convert', unit='B', unit_scale=True, show=progress, total=total) as bar,
-  ):
-    for side, part in gathered.parts.items():
+  with new_folder.creating(directory) as aside, _bar(total, progress) as bar:
+    for side, part in parts.items():
       folder = os.path.join(aside, side)
-      raw, entries = maps[side]
-      huggingface_export.write(
-        folder,
-        raw,
-        entries,
-        PartSource(part),
-        max_shard_bytes=max_shard_bytes,
-        on_tensor=bar.update,
-      )
+      options: Any = {'max_shard_bytes': max_shard_bytes, 'on_tensor': bar.update}
+      huggingface_export.write(folder, *maps[side], PartSource(part), **options)
       if part.normalize:
         huggingface_export.write_modules(folder, part.config, part.pooling or 'mean')
       vocabulary = found_vocabularies.get('reader' if side == 'reader' else 'retriever')
       if vocabulary is not None:
         vocabulary.save(folder, _VOCABULARY_STEMS.get(vocabulary.suffix, side))
-  return list(gathered.parts)
+  return list(parts)
 
 
 def export_maps(gathered: Gathered) -> dict[str, tuple[Json, list[Entry]]]:

@@ -170,8 +170,7 @@ def _dpr_part(model: _Model, side: str, overrides: Mapping[str, Any]) -> Part:
 def open_sentence_transformer(directory: PathLike, **overrides: Any) -> Part:
   """A sentence-transformers folder around a BERT (MiniLM, …); reads no weights.
 
-  Raises:
-    ValueError: also for a pooling or a module that we do not have.
+  Raises ValueError also for a pooling or a module that we do not have.
   """
   modules_path = os.path.join(directory, 'modules.json')
   modules = weight_files.read_json_list(modules_path)

@@ -15,53 +15,39 @@ PathLike = str | os.PathLike[str]
 Json = dict[str, Any]
 _Table = dict[str, tuple[str, int | None]]
 
+
 # Whole numbers of at least 1 by our name: theirs, and what they are where absent.
-_T5_NUMBERS: _Table = {
-  'vocab_size': ('vocab_size', None),
-  'emb_dim': ('d_model', None),
-  'num_heads': ('num_heads', None),
-  'head_dim': ('d_kv', None),
-  'mlp_dim': ('d_ff', None),
-  'num_encoder_layers': ('num_layers', None),
-  'relative_attention_num_buckets': ('relative_attention_num_buckets', 32),
-  'relative_attention_max_distance': ('relative_attention_max_distance', 128),
-}
-_BERT_NUMBERS: _Table = {
-  'vocab_size': ('vocab_size', None),
-  'emb_dim': ('hidden_size', None),
-  'num_heads': ('num_attention_heads', None),
-  'num_layers': ('num_hidden_layers', None),
-  'mlp_dim': ('intermediate_size', None),
-  'max_positions': ('max_position_embeddings', None),
-  'type_vocab_size': ('type_vocab_size', 2),
-}
-_BART_NUMBERS: _Table = {
-  'vocab_size': ('vocab_size', None),
-  'emb_dim': ('d_model', None),
-  'num_heads': ('encoder_attention_heads', None),
-  'num_encoder_layers': ('encoder_layers', None),
-  'num_decoder_layers': ('decoder_layers', None),
-  'encoder_mlp_dim': ('encoder_ffn_dim', None),
-  'decoder_mlp_dim': ('decoder_ffn_dim', None),
-  'max_positions': ('max_position_embeddings', 1024),
-}
+def _table(text: str, **defaults: int) -> _Table:
+  """Of OURS:THEIRS, or one name for both."""
+  pairs = [(pair.partition(':')[0], pair.rpartition(':')[2]) for pair in text.split()]
+  return {ours: (theirs, defaults.get(ours)) for ours, theirs in pairs}
+
+
+_T5_NUMBERS = _table(
+  'vocab_size emb_dim:d_model num_heads head_dim:d_kv mlp_dim:d_ff num_encoder_layers:num_layers '
+  'relative_attention_num_buckets relative_attention_max_distance',
+  relative_attention_num_buckets=32,
+  relative_attention_max_distance=128,
+)
+_BERT_NUMBERS = _table(
+  'vocab_size emb_dim:hidden_size num_heads:num_attention_heads num_layers:num_hidden_layers '
+  'mlp_dim:intermediate_size max_positions:max_position_embeddings type_vocab_size',
+  type_vocab_size=2,
+)
+_BART_NUMBERS = _table(
+  'vocab_size emb_dim:d_model num_heads:encoder_attention_heads num_encoder_layers:encoder_layers '
+  'num_decoder_layers:decoder_layers encoder_mlp_dim:encoder_ffn_dim '
+  'decoder_mlp_dim:decoder_ffn_dim max_positions:max_position_embeddings',
+  max_positions=1024,
+)
 # Ids of tokens, likewise; of the models that have them.
-_T5_IDS: _Table = {
-  'pad_id': ('pad_token_id', 0),
-  'eos_id': ('eos_token_id', 1),
-  'decoder_start_id': ('decoder_start_token_id', 0),
-}
-_BART_IDS: _Table = {
-  'pad_id': ('pad_token_id', 1),
-  'bos_id': ('bos_token_id', 0),
-  # Absent from the first checkpoints, whose class made it the end of sequence.
-  'eos_id': ('eos_token_id', 2),
-  'decoder_start_id': ('decoder_start_token_id', 2),
-}
+_IDS = 'pad_id:pad_token_id eos_id:eos_token_id decoder_start_id:decoder_start_token_id'
+_T5_IDS = _table(_IDS, pad_id=0, eos_id=1, decoder_start_id=0)
+# The end is absent from the first checkpoints, whose class made it the end of sequence.
+_BART_IDS = _table(f'{_IDS} bos_id:bos_token_id', pad_id=1, bos_id=0, eos_id=2, decoder_start_id=2)
 _T5_ACTIVATIONS = {
   'relu': ('relu',),
-  'gated-gelu': ('gelu', 'linear'),
-  'gated-silu': ('silu', 'linear'),
+  **{f'gated-{name}': (name, 'linear') for name in ('gelu', 'silu')},
 }
 _ACTIVATIONS = {'gelu': 'gelu_exact', 'gelu_new': 'gelu', 'relu': 'relu'}
 
@@ -129,9 +115,7 @@ def t5_json(config: T5Config) -> Json:
     'is_encoder_decoder': True,
     **_json(config, _T5_NUMBERS, _T5_IDS),
     'num_decoder_layers': config.num_decoder_layers,
-    'feed_forward_proj': _inverse(
-      _T5_ACTIVATIONS, config.mlp_activations, 'T5Config.mlp_activations'
-    ),
+    'feed_forward_proj': _inverse(_T5_ACTIVATIONS, config, 'mlp_activations'),
     **_dropout(config.dropout_rate, 'dropout_rate'),
     'tie_word_embeddings': config.logits_via_embedding,
     'scale_decoder_outputs': bool(config.logits_via_embedding if scale is None else scale),
@@ -162,7 +146,7 @@ def bert_json(config: BertConfig) -> Json:
     'architectures': ['BertModel'],
     'model_type': 'bert',
     **_json(config, _BERT_NUMBERS),
-    'hidden_act': _inverse(_ACTIVATIONS, config.mlp_activation, 'BertConfig.mlp_activation'),
+    'hidden_act': _inverse(_ACTIVATIONS, config, 'mlp_activation'),
     'layer_norm_eps': config.layer_norm_epsilon,
     **_dropout(config.dropout_rate, 'hidden_dropout_prob', 'attention_probs_dropout_prob'),
     'position_embedding_type': 'absolute',
@@ -173,25 +157,20 @@ def bert_json(config: BertConfig) -> Json:
 def bart_config(
   raw: Json, where: str, generation: Json | None = None, **overrides: Any
 ) -> BartConfig:
-  """Of BART; see `t5_config`.
-
-  `generation` is a generation_config.json, which has the last word about forced
-  tokens.
-  """
+  """Of BART; see `t5_config`. A generation_config.json has the last word about forced tokens."""
   _check_is_bart(raw, where)
   fields: dict[str, Any] = _numbers(raw, where, _BART_NUMBERS)
   fields |= _numbers(raw, where, _BART_IDS, least=0)
   forced = {'forced_eos_token_id': fields['eos_id'], 'forced_bos_token_id': None}
-  for name in forced:
-    if name in raw:
-      forced[name] = config_fields.optional_number(raw, name, where)
+
+  def read_forced(said: Json, where: str) -> None:
+    for name in forced.keys() & said.keys():
+      forced[name] = config_fields.optional_number(said, name, where)
+
+  read_forced(raw, where)
   if raw.get('force_bos_token_to_be_generated'):
     forced['forced_bos_token_id'] = fields['bos_id']
-  for name in forced:
-    if generation is not None and name in generation:
-      forced[name] = config_fields.optional_number(
-        generation, name, f'generation_config.json beside {where}'
-      )
+  read_forced(generation or {}, f'generation_config.json beside {where}')
   fields |= dict(
     mlp_activation=_known(raw, 'activation_function', 'gelu', _ACTIVATIONS, where),
     scale_embedding=bool(raw.get('scale_embedding', False)),
@@ -204,13 +183,9 @@ def bart_config(
 
 def _check_is_bart(raw: Json, where: str) -> None:
   """Raises ValueError for BART's relatives, which have a code of their own."""
-  for field, needed in (
-    ('normalize_before', False),
-    ('add_final_layer_norm', False),
-    ('static_position_embeddings', False),
-    ('normalize_embedding', True),
-    ('add_bias_logits', False),
-  ):
+  unset = 'normalize_before add_final_layer_norm static_position_embeddings add_bias_logits'
+  for field in (*unset.split(), 'normalize_embedding'):
+    needed = field == 'normalize_embedding'
     if raw.get(field, needed) != needed:
       raise ValueError(f'{where}: {field} {raw[field]!r} is not supported; a BART has {needed}.')
   heads = config_fields.whole_number(raw, 'encoder_attention_heads', where)
@@ -231,9 +206,7 @@ def bart_json(config: BartConfig) -> Json:
     'is_encoder_decoder': True,
     **_json(config, _BART_NUMBERS, _BART_IDS),
     'decoder_attention_heads': config.num_heads,
-    'activation_function': _inverse(
-      _ACTIVATIONS, config.mlp_activation, 'BartConfig.mlp_activation'
-    ),
+    'activation_function': _inverse(_ACTIVATIONS, config, 'mlp_activation'),
     'scale_embedding': config.scale_embedding,
     **_dropout(config.dropout_rate, 'dropout'),
     'tie_word_embeddings': True,
@@ -248,10 +221,12 @@ def _dropout(rate: float, *names: str) -> Json:
   return dict.fromkeys(names, rate) if rate else {}
 
 
-def _inverse(table: dict[str, Any], value: Any, field: str) -> str:
+def _inverse(table: dict[str, Any], config: Any, field: str) -> str:
+  value = getattr(config, field)
   for name, ours in table.items():
     if ours == value:
       return name
   raise ValueError(
-    f"{field} {value!r} has no name in Hugging Face's configurations; it knows {sorted(table)}."
+    f"{type(config).__name__}.{field} {value!r} has no name in Hugging Face's configurations; "
+    f'it knows {sorted(table)}.'
   )

@@ -33,8 +33,7 @@ _DPR_SIDES = {
 def export_map(side: str, part: Part) -> tuple[Json, list[Entry]]:
   """config.json and map of a part as a Hugging Face folder.
 
-  Raises:
-    ValueError: Hugging Face has no such model.
+  Raises ValueError where Hugging Face has no such model.
   """
   if part.kind == 't5':
     return huggingface_configs.t5_json(part.config), tensor_maps.t5_entries(part.config)

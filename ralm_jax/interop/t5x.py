@@ -230,8 +230,7 @@ def t5_config(source: TensorSource) -> T5Config:
 def t5_entries(source: TensorSource, config: T5Config) -> list[Entry]:
   """The map from a checkpoint's tensors to our (unscanned) parameters.
 
-  Raises:
-    ValueError: the layers have relative position tables of their own.
+  Raises ValueError where the layers have relative position tables of their own.
   """
   stacks = {name: _Layers.of(source, name) for name in ('encoder', 'decoder')}
   tables = {name: _relative_table(source, s) for name, s in stacks.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import dataclasses
 import os
 from typing import Any
@@ -23,10 +23,7 @@ class Stored:
 
 
 class T5XSource(TensorSource):
-  """The parameters of a checkpoint by path (`encoder/layers_0/mlp/wo/kernel`).
-
-  The optimiser's state is left out.
-  """
+  """The parameters of a checkpoint by path (`encoder/layers_0/…`), no optimiser's state."""
 
   def __init__(
     self,
@@ -35,29 +32,26 @@ class T5XSource(TensorSource):
     file: MsgpackFile | None,
     zarr_driver: str = 'zarr',
   ):
-    """Use `open_checkpoint`."""
-    self.description = path
-    self._leaves = leaves
-    self._file = file
+    self.description, self._index, self._file = path, leaves, file
     folder = os.path.dirname(path) if os.path.isfile(path) else path
     self._arrays = ArrayFolder(folder, path, zarr_driver)
 
   def info(self, name: str) -> TensorInfo:
-    leaf = self._leaves[name]
+    leaf = self._index[name]
     if isinstance(leaf, Span):
       return TensorInfo(leaf.shape, leaf.dtype)
     info = self._arrays.info(leaf.name)
     return TensorInfo(info.shape, _real_dtype(info.dtype))
 
   def __getitem__(self, name: str) -> np.ndarray:
-    leaf = self._leaves[name]
+    leaf = self._index[name]
     if isinstance(leaf, Span):
       assert self._file is not None
       return self._file.read(leaf)
     return self._read(leaf)
 
   def part(self, name: str, axis: int, index: int) -> np.ndarray:
-    leaf = self._leaves[name]
+    leaf = self._index[name]
     if isinstance(leaf, Span):
       assert self._file is not None
       return self._file.read_part(leaf, axis, index)
@@ -66,12 +60,6 @@ class T5XSource(TensorSource):
   def _read(self, leaf: Stored, where: tuple[Any, ...] = ()) -> np.ndarray:
     value = self._arrays.read(leaf.name, where)
     return value.view(_real_dtype(value.dtype))
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._leaves)
-
-  def __len__(self) -> int:
-    return len(self._leaves)
 
 
 def _real_dtype(dtype: np.dtype) -> np.dtype:

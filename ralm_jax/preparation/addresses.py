@@ -40,13 +40,8 @@ class Source:
 
 def _at(bases: str | tuple[str, ...], name: str, sha256: str = '', size: str = '') -> Source:
   """A source that is called the same on both sides."""
-  bases = (bases,) if isinstance(bases, str) else bases
-  return Source(
-    name.rpartition('/')[2],
-    tuple(base + name for base in bases),
-    sha256 or None,
-    int(size) if size else None,
-  )
+  addresses = tuple(base + name for base in ((bases,) if isinstance(bases, str) else bases))
+  return Source(name.rpartition('/')[2], addresses, sha256 or None, int(size) if size else None)
 
 
 def _listed(bases: str | tuple[str, ...], text: str) -> tuple[Source, ...]:
@@ -62,46 +57,39 @@ def _listed(bases: str | tuple[str, ...], text: str) -> tuple[Source, ...]:
 FID_INDEXES = Source(
   'dataindex.tar.gz', ('https://dl.fbaipublicfiles.com/FiD/data/dataindex.tar.gz',), optional=True
 )
-NQ_OPEN = _listed(
-  _NQ,
-  """
-0c93aaf13b12f855628489665e4ef85ffb8573ad444646f11f4fabdc57a0aabf 8522298 NQ-open.train.jsonl
-f15567f38099f3615f5b8a685c0aef449c11ad90d3da3735e8d1b98115b40616 391316 NQ-open.dev.jsonl
-""",
-) + (FID_INDEXES,)
-TRIVIAQA_UNFILTERED = (
-  _at(
-    _TRIVIAQA,
-    'triviaqa-unfiltered.tar.gz',
-    '7f0c94207fd0a1eb7bba3d52cdfe0735c98de850b9e5aa4e75f2776ef9a531d0',
-    '632549060',
+NQ_OPEN = (
+  *_listed(
+    _NQ,
+    """
+    0c93aaf13b12f855628489665e4ef85ffb8573ad444646f11f4fabdc57a0aabf 8522298 NQ-open.train.jsonl
+    f15567f38099f3615f5b8a685c0aef449c11ad90d3da3735e8d1b98115b40616 391316 NQ-open.dev.jsonl
+    """,
   ),
   FID_INDEXES,
 )
-TRIVIAQA_FILTERED = _listed(
-  _TRIVIAQA,
-  """
-ef94fac6db0541e5bb5b27020d067a8b13b1c1ffc52717e836832e02aaed87b9 2665779500 triviaqa-rc.tar.gz
-""",
+_UNFILTERED_SHA256 = '7f0c94207fd0a1eb7bba3d52cdfe0735c98de850b9e5aa4e75f2776ef9a531d0'
+_UNFILTERED = _at(_TRIVIAQA, 'triviaqa-unfiltered.tar.gz', _UNFILTERED_SHA256, '632549060')
+TRIVIAQA_UNFILTERED = (_UNFILTERED, FID_INDEXES)
+_FILTERED_SHA256 = 'ef94fac6db0541e5bb5b27020d067a8b13b1c1ffc52717e836832e02aaed87b9'
+TRIVIAQA_FILTERED = (_at(_TRIVIAQA, 'triviaqa-rc.tar.gz', _FILTERED_SHA256, '2665779500'),)
+WEB_QUESTIONS = tuple(
+  Source(f'webquestions.examples.{split}.json', (f'{_CODALAB}{bundle}/contents/blob/',), sha, size)
+  for split, bundle, sha, size in (
+    (
+      'train',
+      '0x4a763f8cde224c2da592b75f29e2f5c2',
+      'fb1797e4554a1b1be642388367de1379f8c0d5afc609ac171492c67f7b70cb1e',
+      825320,
+    ),
+    (
+      'test',
+      '0xe7bac352fce7448c9ef238fb0a297ec2',
+      'e3d4550e90660aaabe18458ba34b59f2624857273f375af7353273ce8b84ce6e',
+      447645,
+    ),
+  )
 )
-
-WEB_QUESTIONS = (
-  Source(
-    'webquestions.examples.train.json',
-    (_CODALAB + '0x4a763f8cde224c2da592b75f29e2f5c2/contents/blob/',),
-    'fb1797e4554a1b1be642388367de1379f8c0d5afc609ac171492c67f7b70cb1e',
-    825320,
-  ),
-  Source(
-    'webquestions.examples.test.json',
-    (_CODALAB + '0xe7bac352fce7448c9ef238fb0a297ec2/contents/blob/',),
-    'e3d4550e90660aaabe18458ba34b59f2624857273f375af7353273ce8b84ce6e',
-    447645,
-  ),
-)
-
 CURATED_TREC = (_at(_BRMSON, 'large2180-train.tsv'), _at(_BRMSON, 'large2180-test.tsv'))
-
 FEVER = _listed(
   _FEVER,
   """
@@ -112,17 +100,10 @@ e89865bfe1b4dd054e03dd57d7241a6fde24862905f31117cf0cd719f7c78df7 4349935 shared_
 fb7b0280a0adc2302bbb29bfb7af37274fa585de3171bcf908f180642d11d88e 2181168 paper_test.jsonl?
 """,
 )
-
 FEVER_SYMMETRIC = tuple(
-  _at(_SYMMETRIC, name)
-  for name in (
-    'symmetric_v0.1/fever_symmetric_full.jsonl',
-    'symmetric_v0.1/fever_symmetric_generated.jsonl',
-    'symmetric_v0.2/fever_symmetric_dev.jsonl',
-    'symmetric_v0.2/fever_symmetric_test.jsonl',
-  )
+  _at(_SYMMETRIC, f'symmetric_{version}/fever_symmetric_{name}.jsonl')
+  for version, name in (('v0.1', 'full'), ('v0.1', 'generated'), ('v0.2', 'dev'), ('v0.2', 'test'))
 )
-
 MMLU = (
   Source(
     'data.tar',
@@ -134,7 +115,6 @@ MMLU = (
     166184960,
   ),
 )
-
 MS_MARCO = _listed(
   _MS_MARCO,
   """
@@ -144,17 +124,15 @@ e91745411ca81e441a3bb75deb71ce000dc2fc31334085b7d499982f14218fe2 1112116929 trai
 """,
 )
 TEMPLAMA = tuple(_at(_TEMPLAMA, name) for name in ('train.json', 'val.json', 'test.json'))
-WIKITEXT_2 = _listed(
-  _WIKITEXT,
-  """
-92675f1d63015c1c8b51f1656a52d5bdbc33aafa60cc47a218a66e7ee817488c 4475746 wikitext-2-v1.zip
-""",
-)
-WIKITEXT_103 = _listed(
-  _WIKITEXT,
-  """
-242ba0f20b329cfdf1ccc61e9e9e5b59becf189db7f7a81cd2a0e2fc31539590 190229076 wikitext-103-v1.zip
-""",
+WIKITEXT_2, WIKITEXT_103 = (
+  (source,)
+  for source in _listed(
+    _WIKITEXT,
+    """
+    92675f1d63015c1c8b51f1656a52d5bdbc33aafa60cc47a218a66e7ee817488c 4475746 wikitext-2-v1.zip
+    242ba0f20b329cfdf1ccc61e9e9e5b59becf189db7f7a81cd2a0e2fc31539590 190229076 wikitext-103-v1.zip
+    """,
+  )
 )
 
 # KILT's name of a set to the splits that it publishes, as in `_listed`.
@@ -216,9 +194,6 @@ _KILT_FILES = {
 
 
 def kilt(name: str) -> tuple[Source, ...]:
-  """The files of one of KILT's sets, by KILT's name of it.
-
-  TriviaQA's come without the questions, which are in TriviaQA's own archive.
-  """
+  """The files of one of KILT's sets by its name; TriviaQA's own archive has its questions."""
   text = re.sub(r'(\w+)$', rf'{name}-\1-kilt.jsonl', _KILT_FILES[name].strip(), flags=re.M)
   return _listed(_KILT, text) + (TRIVIAQA_FILTERED if name == 'triviaqa' else ())

@@ -59,12 +59,9 @@ def extract(
   written: dict[str, None] = {}
   left = max_bytes
   members = _zip_members if archive.lower().endswith('.zip') else _tar_members
-  with (
-    _naming_damage(archive),
-    progress_lib.bar(
-      desc=f'unpacking {os.path.basename(archive)}', unit=' files', show=progress
-    ) as bar,
-  ):
+  desc = f'unpacking {os.path.basename(archive)}'
+  bar = progress_lib.bar(desc=desc, unit=' files', show=progress)
+  with _naming_damage(archive), bar:
     for name, content in members(archive, wanted):
       path = _inside(folder, name, archive)
       if path in written:
@@ -77,11 +74,7 @@ def extract(
 
 
 def decompress(path: str, folder: str, *, max_bytes: int = MAX_BYTES) -> str:
-  """Writes the one file that a .gz or .bz2 holds; returns its path.
-
-  Raises:
-    ValueError: it is damaged or holds more than `max_bytes`.
-  """
+  """Writes the one file of a .gz or .bz2; ValueError if damaged or of more than `max_bytes`."""
   name, suffix = os.path.splitext(os.path.basename(path))
   target = _inside(folder, name, path)
   os.makedirs(folder, exist_ok=True)
@@ -102,10 +95,7 @@ def _naming_damage(path: str) -> Iterator[None]:
 
 
 class _Header(tarfile.TarInfo):
-  """A member of a tar; one that cannot be read is an error.
-
-  `TarFile` takes a header that is damaged or missing for the end.
-  """
+  """A member of a tar; a damaged header, which `TarFile` takes for the end, is an error."""
 
   @classmethod
   def fromtarfile(cls, archive: tarfile.TarFile) -> Self:

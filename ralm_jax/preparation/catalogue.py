@@ -60,8 +60,8 @@ class Benchmark:
 def _splits(record_format: str, **names: tuple[str, ...]) -> tuple[Part, ...]:
   """Parts named train, valid, dev and test.
 
-  Copies may be called so, too, but for dev, which is made of train without a
-  file: a file that only happens to be called so would take its place silently.
+  Copies may be called so, too, but for dev, which is made of train without a file: a file that
+  only happens to be called so would take its place silently.
   """
   others = {'train': _TRAIN, 'valid': _DEV, 'test': _TEST, 'dev': ()}
   return tuple(
@@ -77,23 +77,16 @@ def _indexes(prefix: str) -> tuple[Part, ...]:
   )
 
 
-def _fever(record_format: str) -> Benchmark:
-  return Benchmark(
-    record_format,
-    (
-      Part('train', ('train.jsonl',), _TRAIN, record_format),
-      Part('dev', ('shared_task_dev.jsonl', 'dev.jsonl'), (), record_format),
-      Part('test', ('shared_task_test.jsonl', 'test.jsonl'), (), record_format, answers=False),
-      Part('paper_dev', ('paper_dev.jsonl', 'paper_dev*.jsonl'), (), record_format, optional=True),
-      Part(
-        'paper_test', ('paper_test.jsonl', 'paper_test*.jsonl'), (), record_format, optional=True
-      ),
-    ),
-    'as_published',
-    addresses.FEVER,
-    'https://fever.ai/dataset/fever.html',
-    ('shots',),
+def _fever(kind: str) -> Benchmark:
+  parts = (
+    Part('train', ('train.jsonl',), _TRAIN, kind),
+    Part('dev', ('shared_task_dev.jsonl', 'dev.jsonl'), (), kind),
+    Part('test', ('shared_task_test.jsonl', 'test.jsonl'), (), kind, answers=False),
+    Part('paper_dev', ('paper_dev.jsonl', 'paper_dev*.jsonl'), (), kind, optional=True),
+    Part('paper_test', ('paper_test.jsonl', 'paper_test*.jsonl'), (), kind, optional=True),
   )
+  home = 'https://fever.ai/dataset/fever.html'
+  return Benchmark(kind, parts, 'as_published', addresses.FEVER, home, ('shots',))
 
 
 # Our name of a set of KILT to KILT's, the same but for two.
@@ -114,35 +107,14 @@ def _kilt(variant: str, sets: Sequence[str]) -> Benchmark:
       ('dev', ('dev', 'dev_id')),
       ('test', ('test_without_answers', 'test', 'test_id_without_answers')),
     ):
-      parts.append(
-        Part(
-          f'{name}/{split}',
-          tuple(f'{theirs}-{spelling}-kilt.jsonl' for spelling in spellings),
-          (),
-          f'kilt_{name}',
-          answers=split != 'test',
-        )
-      )
-    for source in addresses.kilt(theirs):
-      sources[source.name] = source
+      names = tuple(f'{theirs}-{spelling}-kilt.jsonl' for spelling in spellings)
+      parts.append(Part(f'{name}/{split}', names, (), f'kilt_{name}', answers=split != 'test'))
+    sources |= {source.name: source for source in addresses.kilt(theirs)}
   if 'triviaqa' in sets:
-    parts.append(
-      Part(
-        TRIVIAQA_QUESTIONS,
-        ('wikipedia-train.json', 'wikipedia-dev.json', 'wikipedia-test-without-answers.json'),
-        many=True,
-        optional=True,
-      )
-    )
-  return Benchmark(
-    'kilt',
-    tuple(parts),
-    'kilt',
-    tuple(sources.values()),
-    'https://github.com/facebookresearch/KILT',
-    ('shots',),
-    variant,
-  )
+    names = tuple(f'wikipedia-{s}.json' for s in ('train', 'dev', 'test-without-answers'))
+    parts.append(Part(TRIVIAQA_QUESTIONS, names, many=True, optional=True))
+  home = 'https://github.com/facebookresearch/KILT'
+  return Benchmark('kilt', tuple(parts), 'kilt', tuple(sources.values()), home, ('shots',), variant)
 
 
 def _mmlu(variant: str) -> Benchmark:
@@ -153,17 +125,13 @@ def _mmlu(variant: str) -> Benchmark:
     Part('valid', ('*_val.csv', '*_valid.csv'), (), 'mmlu', many=True),
     Part('test', ('*_test.csv',), (), 'mmlu', many=True),
   )
-  return Benchmark(
-    'mmlu',
-    parts,
-    f'mmlu_{variant}',
-    addresses.MMLU,
-    'https://github.com/hendrycks/test',
-    ('auxiliary_valid',) if variant == 'transfer' else (),
-    variant,
-  )
+  home = 'https://github.com/hendrycks/test'
+  options = ('auxiliary_valid',) if variant == 'transfer' else ()
+  return Benchmark('mmlu', parts, f'mmlu_{variant}', addresses.MMLU, home, options, variant)
 
 
+_HIDDEN_TEST = ('unfiltered-web-test-without-answers.json',)
+_WEB_QUESTIONS_TRAIN = ('webquestions.examples.train.json', 'trainmodel.json')
 _ALL = (
   Benchmark(
     'nq_open',
@@ -183,22 +151,15 @@ _ALL = (
   ),
   Benchmark(
     'triviaqa',
-    _indexes('tqa')
-    + (
-      Part(
-        'hidden_test',
-        ('unfiltered-web-test-without-answers.json',),
-        (),
+    (
+      *_indexes('tqa'),
+      Part('hidden_test', _HIDDEN_TEST, (), 'triviaqa', answers=False, optional=True),
+      *_splits(
         'triviaqa',
-        answers=False,
-        optional=True,
+        train=('unfiltered-web-train.json',),
+        test=('unfiltered-web-dev.json',),
+        dev=('dev.jsonl', 'dev.json', 'trivia-dev.qa.*'),
       ),
-    )
-    + _splits(
-      'triviaqa',
-      train=('unfiltered-web-train.json',),
-      test=('unfiltered-web-dev.json',),
-      dev=('dev.jsonl', 'dev.json', 'trivia-dev.qa.*'),
     ),
     'indexed',
     addresses.TRIVIAQA_UNFILTERED,
@@ -222,9 +183,7 @@ _ALL = (
   Benchmark(
     'web_questions',
     (
-      Part(
-        'train', ('webquestions.examples.train.json', 'trainmodel.json'), _TRAIN, 'web_questions'
-      ),
+      Part('train', _WEB_QUESTIONS_TRAIN, _TRAIN, 'web_questions'),
       Part('dev', ('devtest.json', 'val.json'), _DEV, 'web_questions', many=True, optional=True),
       Part('test', ('webquestions.examples.test.json', 'test.json'), _TEST, 'web_questions'),
     ),
@@ -252,13 +211,8 @@ _ALL = (
   Benchmark(
     'fever_symmetric',
     tuple(
-      Part(role, (f'fever_symmetric_{name}.jsonl',), (), 'fever_symmetric')
-      for role, name in (
-        ('v0.1_full', 'full'),
-        ('v0.1_generated', 'generated'),
-        ('dev', 'dev'),
-        ('test', 'test'),
-      )
+      Part(role, (f'fever_symmetric_{role.removeprefix("v0.1_")}.jsonl',), (), 'fever_symmetric')
+      for role in ('v0.1_full', 'v0.1_generated', 'dev', 'test')
     ),
     'as_published',
     addresses.FEVER_SYMMETRIC,
@@ -322,11 +276,7 @@ for _benchmark in _ALL:
 
 
 def find(name: str, variant: str | None = None) -> Benchmark:
-  """A benchmark by name.
-
-  Raises:
-    ValueError: there is no such benchmark, or no such variant of it.
-  """
+  """A benchmark by name; ValueError where there is no such benchmark, or no such variant of it."""
   if name not in BENCHMARKS:
     raise ValueError(f'there is no benchmark {name!r}; there are {", ".join(BENCHMARKS)}')
   variants = BENCHMARKS[name]
@@ -334,7 +284,6 @@ def find(name: str, variant: str | None = None) -> Benchmark:
     return next(iter(variants.values()))
   if variant not in variants:
     named = ', '.join(filter(None, variants))
-    raise ValueError(
-      f'{name} has no variant {variant!r}; ' + (f'it has {named}' if named else 'leave it out')
-    )
+    remedy = f'it has {named}' if named else 'leave it out'
+    raise ValueError(f'{name} has no variant {variant!r}; {remedy}')
   return variants[variant]

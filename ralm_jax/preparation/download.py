@@ -23,10 +23,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from ralm_jax.files import atomic_files, progress as progress_lib
+from ralm_jax.files import atomic_files
 from ralm_jax.preparation import fetched
 from ralm_jax.preparation.fetched import Download
 
+_Response = http.client.HTTPResponse
 PARTIAL = '.partial'
 _CHUNK = 1 << 18
 _MAX_WAIT_S = 60.0
@@ -61,7 +62,7 @@ def fetch(
   """Makes sure that a file is there and is what it should be.
 
   Args:
-    addresses: of the file, http or https; the next one is tried where one refuses.
+    addresses: of http or https; the next one is tried where one refuses.
     path: where to put it. What lies there is only checked.
     sha256: that it must have; None for what an earlier download had, if any.
     by_hand: where else to get the file and how to pass it, for errors.
@@ -137,24 +138,17 @@ def _fetch(
   while True:
     before = _length(partial)
     try:
-      resumed_at = _connect(
-        address, partial, size, patience.timeout_s, sha256 is not None, progress
-      )
+      checked = sha256 is not None
+      resumed_at = _connect(address, partial, size, patience.timeout_s, checked, progress)
     except _Passing as e:
       failures = 0 if _length(partial) > before else failures
       failures += 1
       if failures >= patience.attempts:
-        kept = _length(partial)
-        raise ConnectionError(
-          f'{address} {e}, {failures} times in a row'
-          + (
-            f'. {kept:,} bytes are in {partial}; the same command goes on from there.'
-            if kept
-            else ''
-          )
-        ) from e
-      wait = patience.back_off_s * 2 ** (failures - 1)
-      wait = min(max(wait, e.wait_s), _MAX_WAIT_S)
+        how = f'{address} {e}, {failures} times in a row'
+        if kept := _length(partial):
+          how += f'. {kept:,} bytes are in {partial}; the same command goes on from there.'
+        raise ConnectionError(how) from e
+      wait = min(max(patience.back_off_s * 2 ** (failures - 1), e.wait_s), _MAX_WAIT_S)
       logging.warning('%s %s; trying again in %.0f s', address, e, wait)
       time.sleep(wait)
       continue
@@ -189,14 +183,9 @@ class _Passing(Exception):
 def _connect(
   address: str, partial: str, size: int | None, timeout_s: float, checked: bool, progress: bool
 ) -> int:
-  """Fetches what is missing.
+  """Fetches what is missing; how many bytes of earlier connections the file begins with.
 
-  Returns:
-    How many bytes of earlier connections the file begins with.
-
-  Raises:
-    _Passing: the connection ended early or could not be made.
-    _Refused: the address has no such file.
+  Raises _Passing or _Refused.
   """
   state = _state(partial)
   start = _length(partial)
@@ -232,12 +221,7 @@ def _connect(
 
 
 def _receive(
-  response: http.client.HTTPResponse,
-  address: str,
-  partial: str,
-  start: int,
-  size: int | None,
-  progress: bool,
+  response: _Response, address: str, partial: str, start: int, size: int | None, progress: bool
 ) -> None:
   """Writes what a response brings behind `start`, or, of the whole file, from 0 on."""
   total = _total(response, start)
@@ -263,26 +247,20 @@ def _receive(
     _copy(response, file, start, total, progress)
 
 
-def _copy(
-  response: http.client.HTTPResponse, file: BinaryIO, start: int, total: int, progress: bool
-) -> None:
-  name = os.path.basename(file.name).removesuffix(PARTIAL)
+def _copy(response: _Response, file: BinaryIO, start: int, total: int, progress: bool) -> None:
   received = start
-  with progress_lib.bar(
-    desc=name,
-    unit='B',
-    unit_scale=True,
+  with fetched.bytes_bar(
+    os.path.basename(file.name).removesuffix(PARTIAL),
+    total if total >= 0 else None,
+    progress,
     initial=start,
-    total=total if total >= 0 else None,
-    show=progress,
   ) as bar:
     while True:
       try:
         chunk = response.read(_CHUNK)
       except (OSError, http.client.HTTPException) as e:
-        raise _Passing(
-          f'broke the connection at {received:,} bytes ({e or type(e).__name__})'
-        ) from e
+        what = e or type(e).__name__
+        raise _Passing(f'broke the connection at {received:,} bytes ({what})') from e
       if not chunk:
         break
       received += len(chunk)
@@ -311,11 +289,8 @@ def _check_kind(response: http.client.HTTPResponse, address: str) -> None:
   """A moved file's address often answers with a page that says so."""
   kind = response.headers.get_content_type()
   if kind in ('text/html', 'application/xhtml+xml') and not address.endswith(('.html', '.htm')):
-    raise _Refused(
-      'answers with a web page'
-      + ('' if response.geturl() == address else f', {response.geturl()},')
-      + ' in place of the file'
-    )
+    moved = '' if response.geturl() == address else f', {response.geturl()},'
+    raise _Refused(f'answers with a web page{moved} in place of the file')
 
 
 def _retry_after(headers: email.message.Message) -> float:
@@ -332,9 +307,7 @@ def _write_state(partial: str, address: str, response: http.client.HTTPResponse)
   tag = response.headers.get('ETag') or ''
   # A weak tag is of equal meaning, not of equal bytes.
   validator = tag if tag.startswith('"') else response.headers.get('Last-Modified')
-  atomic_files.write(
-    f'{partial}.json', json.dumps({'address': address, 'validator': validator}).encode()
-  )
+  atomic_files.write_json(f'{partial}.json', {'address': address, 'validator': validator})
 
 
 def _state(partial: str) -> dict[str, Any]:

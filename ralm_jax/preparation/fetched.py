@@ -30,22 +30,14 @@ class Download:
 
 
 def checked_sha256(text: str, name: str) -> str:
-  """A SHA-256 in lower case.
-
-  Raises:
-    ValueError: it is none.
-  """
+  """A SHA-256 in lower case; ValueError where it is none."""
   if not _SHA256.fullmatch(text.lower()):
     raise ValueError(f'{name}: {text!r:.80} is no SHA-256 (64 hexadecimal digits)')
   return text.lower()
 
 
 def read_checksums(folder: str) -> dict[str, dict[str, Any]]:
-  """What is known of a folder's files: name to sha256, size and address.
-
-  Raises:
-    ValueError: the list is damaged.
-  """
+  """Name to sha256, size and address of a folder's files; ValueError where the list is damaged."""
   path = os.path.join(folder, CHECKSUMS)
   try:
     with open(path, encoding='utf-8') as file:
@@ -77,11 +69,7 @@ def note(file: Download) -> None:
 
 @contextlib.contextmanager
 def only_process(path: str) -> Iterator[None]:
-  """Keeps other processes from fetching the same file.
-
-  Raises:
-    BlockingIOError: another one does.
-  """
+  """Keeps other processes from fetching the same file; BlockingIOError where another one does."""
   lock = f'{path}.lock'
   # The lock dies with its process, the file may stay.
   with open(lock, 'w', encoding='utf-8') as file:
@@ -96,11 +84,10 @@ def only_process(path: str) -> Iterator[None]:
 
 def file_sha256(path: str, *, show: bool = False) -> str:
   """SHA-256 of a file's bytes, hexadecimal; `show` shows a bar."""
-  with progress.bar(
-    desc=f'checking {os.path.basename(path)}',
-    unit='B',
-    unit_scale=True,
-    total=os.path.getsize(path),
-    show=show,
-  ) as bar:
+  with bytes_bar(f'checking {os.path.basename(path)}', os.path.getsize(path), show) as bar:
     return checksums.sha256_of(path, bar.update)
+
+
+def bytes_bar(desc: str, total: int | None, show: bool, initial: int = 0) -> Any:
+  """A progress bar that counts bytes."""
+  return progress.bar(desc=desc, unit='B', unit_scale=True, total=total, initial=initial, show=show)

@@ -43,7 +43,7 @@ def find(benchmark: Benchmark, sources: Sequence[str], passing: Collection[str] 
     FileNotFoundError: there is no such file, or a folder holds none of the benchmark's.
     ValueError: a file's name says nothing, or two say the same.
   """
-  roles = {part.role: part for part in benchmark.parts}
+  roles = [part.role for part in benchmark.parts]
   named: dict[str, list[str]] = {}
   loose: list[str] = []
   held: list[str] = []
@@ -52,11 +52,8 @@ def find(benchmark: Benchmark, sources: Sequence[str], passing: Collection[str] 
     if equals and role in roles:
       named.setdefault(role, []).extend(_files(path, passing))
       continue
-    if (
-      equals
-      and not os.path.exists(os.path.expanduser(source))
-      and (role.replace('/', '_').replace('.', '_').isidentifier())
-    ):
+    meant = role.replace('/', '_').replace('.', '_').isidentifier()
+    if equals and meant and not os.path.exists(os.path.expanduser(source)):
       raise ValueError(
         f'--from {source}: {benchmark.title} has no part {role!r}; it has '
         f'{", ".join(roles)}. For a path with such a name write ./ in front.'
@@ -114,22 +111,20 @@ def unpack(
 ) -> dict[str, list[str]]:
   """Files by role, those in archives included.
 
-  Args:
-    found: files and archives. Files that were passed as ROLE=PATH are all of their part; else a
-      file takes the place of one of an archive that is called the same.
+  Files that were passed as ROLE=PATH are all of their part; else a file takes the place of one of
+  an archive that is called the same.
 
-  Raises:
-    ValueError: an archive is damaged or holds none of the benchmark's files, or
-      it has another file of a part that is one.
+  Raises ValueError where an archive is damaged, holds none of the benchmark's files, or has
+  another file of a part that is one.
   """
   loose: list[str] = []
+
+  def wanted(name: str) -> bool:
+    return _exact(benchmark, name) is not None
+
   for number, archive in enumerate(found.archives):
-    files = archives.extract(
-      archive,
-      os.path.join(folder, str(number)),
-      lambda name: _exact(benchmark, name) is not None,
-      progress=progress,
-    )
+    into = os.path.join(folder, str(number))
+    files = archives.extract(archive, into, wanted, progress=progress)
     if not files:
       raise ValueError(
         f'{archive}: holds no file of {benchmark.title}; expected {benchmark.expected()}'
@@ -155,14 +150,9 @@ def unpack(
 def sort(
   benchmark: Benchmark, paths: Sequence[str], named: dict[str, list[str]]
 ) -> dict[str, list[str]]:
-  """Gives each file its role.
+  """Gives each file its role by its name, those without one left out; `named` outdo others.
 
-  Args:
-    paths: to be told by name; those without a role are left out.
-    named: files whose role was said, which outdo others.
-
-  Raises:
-    ValueError: two files are the same part, which is one.
+  Raises ValueError where two files are the same part, which is one.
   """
   result = {role: list(dict.fromkeys(files)) for role, files in named.items()}
   taken = {os.path.realpath(p) for files in result.values() for p in files}
@@ -180,18 +170,19 @@ def sort(
     candidates = by_role.get(part.role, [])
     if not candidates:
       continue
-    exact = [(rank, path) for rank, path in candidates if rank < len(part.names)]
-    candidates = exact or candidates
+    candidates = [c for c in candidates if c[0] < len(part.names)] or candidates
     if not part.many:
       best = min(rank for rank, _ in candidates)
       candidates = [(rank, path) for rank, path in candidates if rank == best]
       if len(candidates) > 1:
         raise _ambiguous(part, [path for _, path in candidates])
     # By name, so that nothing hangs on how a disk lists its files.
-    result[part.role] = sorted(
-      (path for _, path in candidates), key=lambda path: (os.path.basename(path), path)
-    )
+    result[part.role] = sorted((path for _, path in candidates), key=_by_name)
   return result
+
+
+def _by_name(path: str) -> tuple[str, str]:
+  return os.path.basename(path), path
 
 
 def _merged(part: Part, loose: list[str], unpacked: list[str]) -> list[str]:
@@ -203,7 +194,7 @@ def _merged(part: Part, loose: list[str], unpacked: list[str]) -> list[str]:
       f'{loose[0]} and {os.path.basename(more[0])} of an archive are both {part.role!r} by their '
       f'names; say which one is: --from {part.role}=FILE'
     )
-  return sorted(loose + more, key=lambda path: (os.path.basename(path), path))
+  return sorted(loose + more, key=_by_name)
 
 
 def _ambiguous(part: Part, paths: Sequence[str]) -> ValueError:
@@ -253,10 +244,9 @@ def _files(path: str, passing: Collection[str]) -> list[str]:
   folder = os.path.expanduser(path)
   if not os.path.isdir(folder):
     return input_files.expand_inputs(path)
-  files = list(_walk(folder, passing))
-  if not files:
-    raise FileNotFoundError(f'{path}: an empty folder')
-  return files
+  if files := list(_walk(folder, passing)):
+    return files
+  raise FileNotFoundError(f'{path}: an empty folder')
 
 
 def _walk(folder: str, passing: Collection[str]) -> Iterator[str]:

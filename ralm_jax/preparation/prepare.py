@@ -101,8 +101,8 @@ def prepare(
     shutil.rmtree(unpacked, ignore_errors=True)
     if shots and not any('-shot' in file.name for file in written):
       raise ValueError(
-        f'there are no training questions of {known.title} among the files to '
-        f'choose shots of; pass them with --from'
+        f'there are no training questions of {known.title} among the files to choose shots of; '
+        'pass them with --from'
       )
     manifest |= {
       'files': [dataclasses.asdict(file) for file in written],
@@ -135,24 +135,17 @@ def _find(
 def _is_made(
   output: str, before: dict[str, Any], manifest: Mapping[str, Any], overwrite: bool
 ) -> bool:
-  """Whether an earlier output is what is asked for.
-
-  Raises:
-    FileExistsError: it is not, and must not be replaced.
-  """
+  """Whether an earlier output is what is asked for; raises where it must not be replaced."""
   difference = writing.difference(before, manifest)
-  if not difference:
-    problem = writing.damaged(output, before)
-    if problem is None:
-      return True
-    if not overwrite:
-      raise FileExistsError(f'{problem}; give --overwrite to make it again.')
-  elif not overwrite:
-    raise FileExistsError(
-      f'{output} is made of other files or with other options: '
-      f'{difference}. Give another folder, or --overwrite.'
-    )
-  return False
+  problem = None if difference else writing.damaged(output, before)
+  if overwrite or not (difference or problem):
+    return not (difference or problem)
+  if problem:
+    raise FileExistsError(f'{problem}; give --overwrite to make it again.')
+  raise FileExistsError(
+    f'{output} is made of other files or with other options: {difference}. Give another folder, '
+    'or --overwrite.'
+  )
 
 
 def _described(known: Benchmark, options: Options, shots: Shots, on_error: str) -> dict[str, Any]:
@@ -174,10 +167,8 @@ def _options(known: Benchmark, given: Mapping[str, Any]) -> Options:
   chosen = {name: value for name, value in given.items() if value is not None}
   for name in chosen:
     if name not in known.options:
-      raise ValueError(
-        f'--{name} means nothing for {known.title}; it has '
-        + (', '.join(f'--{option}' for option in known.options) or 'no options')
-      )
+      options = ', '.join(f'--{option}' for option in known.options) or 'no options'
+      raise ValueError(f'--{name} means nothing for {known.title}; it has {options}')
   if 'years' in chosen:
     chosen['years'] = tuple(str(year) for year in chosen['years'])
   return Options(**chosen)
@@ -246,10 +237,7 @@ def _sources(
 
 
 def _absent(known: Benchmark, files: Mapping[str, Any], written: Sequence[Written]) -> list[str]:
-  """Parts that one might miss; a set of KILT's without any file is not.
-
-  Nor is a part that was made of another one.
-  """
+  """Parts to miss: no set of KILT's without any file, nor a part that was made of another."""
   made = {file.name.removesuffix('.jsonl') for file in written}
   sets = {role.rpartition('/')[0] for role in files}
   return [

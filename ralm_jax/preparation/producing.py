@@ -36,33 +36,17 @@ def write(folder: str, splits: Iterable[Split], shots: Shots, progress: bool) ->
   """Writes splits, and a few-shot file beside each training split."""
   written = []
   for split in splits:
-    if split.passages is not None:
-      written.append(
-        writing.write_rows(folder, split.name, split.passages, how=split.how, progress=progress)
-      )
-      continue
     is_train = split.name.rpartition('/')[2] == 'train'
     few = _Chooser(shots if is_train else Shots())
-    written.append(
-      writing.write_rows(
-        folder,
-        split.name,
-        map(writing.row, few.watching(split.questions or ())),
-        how=split.how,
-        progress=progress,
-      )
-    )
-    chosen, how = few.chosen(split.original)
-    if chosen:
-      written.append(
-        writing.write_rows(
-          folder,
-          f'{split.name}.{len(chosen)}-shot',
-          map(writing.row, chosen),
-          how=how,
-          progress=False,
-        )
-      )
+    rows = split.passages
+    if rows is None:
+      rows = map(writing.row, few.watching(split.questions or ()))
+    written.append(writing.write_rows(folder, split.name, rows, how=split.how, progress=progress))
+    if split.passages is None:
+      chosen, how = few.chosen(split.original)
+      if chosen:
+        name, rows = f'{split.name}.{len(chosen)}-shot', map(writing.row, chosen)
+        written.append(writing.write_rows(folder, name, rows, how=how, progress=False))
   return written
 
 

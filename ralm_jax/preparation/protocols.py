@@ -42,42 +42,40 @@ class Split:
   how: str = ''  # How it was made, where that is not plain.
 
 
+@dataclasses.dataclass(frozen=True)
 class Inputs:
   """A benchmark's files, ready to be read."""
 
-  def __init__(
-    self,
-    benchmark: Benchmark,
-    files: dict[str, list[str]],
-    reader: Reader,
-    options: Options,
-    skips: bool,
-    guessed: Collection[str] = (),
-  ):
-    self.benchmark = benchmark
-    self.files = files
-    self.options = options
-    self.skips = skips
-    self._guessed = guessed
-    self._reader = reader
-    self._parts = {part.role: part for part in benchmark.parts}
+  benchmark: Benchmark
+  files: dict[str, list[str]]
+  reader: Reader
+  options: Options
+  skips: bool
+  guessed: Collection[str] = ()
+
+  def part(self, role: str) -> Part:
+    return next(part for part in self.benchmark.parts if part.role == role)
 
   def questions(self, role: str, records: Records | None = None) -> Iterator[Question]:
     """The questions of a part that there is."""
-    part = self._parts[role]
-    return self._reader.questions(role, self.files[role], part.record_format, part.answers, records)
+    part = self.part(role)
+    return self.reader.questions(role, self.files[role], part.record_format, part.answers, records)
+
+  def split(self, role: str, how: str = '') -> Split:
+    """A part as it is."""
+    return Split(role, self.questions(role), how=self.how(role, how))
 
   def how(self, role: str, how: str = '') -> str:
     """`Split.how` of a part, with its file where only a guess tells that."""
     names = ', '.join(map(os.path.basename, self.files[role]))
-    return '; '.join(filter(None, (f'from {names}' if role in self._guessed else '', how)))
+    return '; '.join(filter(None, (f'from {names}' if role in self.guessed else '', how)))
 
   def need(self, *roles: str) -> None:
     """Raises ValueError if a part is missing."""
     for role in roles:
       if role not in self.files:
         raise ValueError(
-          f'{self.benchmark.title} needs {self._parts[role].names[0]}, too; '
+          f'{self.benchmark.title} needs {self.part(role).names[0]}, too; '
           f'pass it with --from, or a file of another name with '
           f'--from {role}=FILE. It is published at {self.benchmark.home}'
         )
@@ -85,8 +83,7 @@ class Inputs:
 
 def _as_published(inputs: Inputs) -> Iterator[Split]:
   """Each part is a split."""
-  for role in inputs.files:
-    yield Split(role, inputs.questions(role), how=inputs.how(role))
+  return map(inputs.split, inputs.files)
 
 
 def _indexed(inputs: Inputs) -> Iterator[Split]:
@@ -105,21 +102,13 @@ def _indexed(inputs: Inputs) -> Iterator[Split]:
   elif set(lists) & {'train', 'dev'}:
     inputs.need('train')
   elif 'dev' in inputs.files:
-    yield Split('dev', inputs.questions('dev'), how=inputs.how('dev'))
+    yield inputs.split('dev')
   if 'test' in inputs.files:
     if 'test' in lists:
-      yield Split(
-        'test',
-        splits.at(
-          list(inputs.questions('test')),
-          splits.read_indexes(lists['test']),
-          lists['test'],
-          skipped=inputs.skips,
-        ),
-        how=inputs.how('test', "FiD's list"),
-      )
+      chosen = splits.at(list(inputs.questions('test')), lists['test'], skipped=inputs.skips)
+      yield Split('test', chosen, how=inputs.how('test', "FiD's list"))
     else:
-      yield Split('test', inputs.questions('test'), how=inputs.how('test'))
+      yield inputs.split('test')
   if 'hidden_test' in inputs.files:
     yield Split('hidden_test', inputs.questions('hidden_test'))
 
@@ -128,27 +117,20 @@ def _train_and_dev(inputs: Inputs, lists: dict[str, str]) -> Iterator[Split]:
   original = list(inputs.questions('train'))
   if 'train' in lists or 'dev' in lists:
     inputs.need('index_train', 'index_dev')
+    how = inputs.how('train', "FiD's list")
     for name in ('train', 'dev'):
-      yield Split(
-        name,
-        splits.at(original, splits.read_indexes(lists[name]), lists[name], skipped=inputs.skips),
-        original=original,
-        how=inputs.how('train', "FiD's list"),
-      )
+      chosen = splits.at(original, lists[name], skipped=inputs.skips)
+      yield Split(name, chosen, original=original, how=how)
   elif 'dev' in inputs.files:
     yield Split('train', original, how=inputs.how('train'))
-    yield Split('dev', inputs.questions('dev'), how=inputs.how('dev'))
-  elif not inputs.options.dev_fraction:
+    yield inputs.split('dev')
+  elif not (fraction := inputs.options.dev_fraction):
     yield Split('train', original, how=inputs.how('train'))
   else:
-    carved = splits.carve(original, {'dev': inputs.options.dev_fraction}, 'train')
+    carved = splits.carve(original, {'dev': fraction}, 'train')
+    how = inputs.how('train', f'by hash, {fraction:g} of train are dev')
     for name in ('train', 'dev'):
-      yield Split(
-        name,
-        carved[name],
-        original=original,
-        how=inputs.how('train', f'by hash, {inputs.options.dev_fraction:g} of train are dev'),
-      )
+      yield Split(name, carved[name], original=original, how=how)
 
 
 def _jeopardy(inputs: Inputs) -> Iterator[Split]:
@@ -160,40 +142,26 @@ def _jeopardy(inputs: Inputs) -> Iterator[Split]:
     raise ValueError(
       'jeopardy is either one file of all clues or files of splits; pass one kind with --from'
     )
-  options = inputs.options
+  dev, test = inputs.options.dev_fraction, inputs.options.test_fraction
   original = list(inputs.questions('all'))
-  carved = splits.carve(
-    original,
-    {'test': options.test_fraction, 'dev': options.dev_fraction},
-    'train',
-    key=lambda question: question.answers[0],
-  )
+  fractions = {'test': test, 'dev': dev}
+  carved = splits.carve(original, fractions, 'train', key=lambda question: question.answers[0])
+  how = inputs.how('all', f'by hash of the clue, {dev:g} dev, {test:g} test')
   for name in ('train', 'dev', 'test'):
     if name in carved:
-      yield Split(
-        name,
-        carved[name],
-        original=original,
-        how=inputs.how(
-          'all',
-          f'by hash of the clue, {options.dev_fraction:g} dev, {options.test_fraction:g} test',
-        ),
-      )
+      yield Split(name, carved[name], original=original, how=how)
 
 
 def _templama(inputs: Inputs) -> Iterator[Split]:
   """Questions whose answers differ between years, each year a file."""
+  years = inputs.options.years
   for role in inputs.files:
-    if not inputs.options.years:
-      yield Split(role, inputs.questions(role), how=inputs.how(role))
+    if not years:
+      yield inputs.split(role)
       continue
-    years = by_year.disjoint_years(inputs.questions(role), inputs.options.years)
-    for year, questions in years.items():
-      yield Split(
-        f'{role}.{year}',
-        questions,
-        how=inputs.how(role, f'answers that changed, {" to ".join(inputs.options.years)}'),
-      )
+    how = inputs.how(role, f'answers that changed, {" to ".join(years)}')
+    for year, questions in by_year.disjoint_years(inputs.questions(role), years).items():
+      yield Split(f'{role}.{year}', questions, how=how)
 
 
 def _kilt(inputs: Inputs) -> Iterator[Split]:
@@ -203,14 +171,12 @@ def _kilt(inputs: Inputs) -> Iterator[Split]:
   triviaqa: dict[str, str] = {}
   if any(role.startswith('triviaqa/') for role in inputs.files):
     triviaqa = kilt.triviaqa_questions(inputs.files.get(catalogue.TRIVIAQA_QUESTIONS, []))
-  parts = {part.role: part for part in inputs.benchmark.parts}
   for role in inputs.files:
     if role == catalogue.TRIVIAQA_QUESTIONS:
       continue
     records = None
     if role.startswith('triviaqa/'):
-      part = parts[role]
-      records = functools.partial(_triviaqa_records, part, triviaqa)
+      records = functools.partial(_triviaqa_records, inputs.part(role), triviaqa)
     yield Split(role, inputs.questions(role, records))
 
 

@@ -57,8 +57,7 @@ def carve(
 def read_indexes(path: str) -> list[int]:
   """A list of 0-based places in an original file, as FiD and Atlas publish.
 
-  Raises:
-    ValueError: the file is no JSON list of integers from 0, or has one twice.
+  Raises ValueError where the file is no JSON list of integers from 0, or has one twice.
   """
   try:
     with open(path, encoding='utf-8') as file:
@@ -77,30 +76,24 @@ def read_indexes(path: str) -> list[int]:
   return indexes
 
 
-def at(
-  questions: Sequence[Question], indexes: Sequence[int], path: str, *, skipped: bool = False
-) -> list[Question]:
-  """The questions at places of the original file, in the order of the list.
+def at(questions: Sequence[Question], path: str, *, skipped: bool = False) -> list[Question]:
+  """The questions at the places of a list (`read_indexes`), in its order.
 
-  Args:
-    indexes: 0-based; of records, of which some may be left out of `questions`.
-    skipped: whether a record that is not among the questions is passed over
-      (because it was malformed) where it is not behind the last one.
-
-  Raises:
-    ValueError: the original has no such record.
+  Places are of records, of which some may be left out of `questions`: `skipped` passes over one
+  that is not there (because it was malformed) where it is not behind the last one; else a record
+  that the original does not have is a ValueError.
   """
   by_index = {question.line - 1: question for question in questions}
   last = max(by_index, default=-1)
   chosen = []
-  for place, index in enumerate(indexes):
+  for place, index in enumerate(read_indexes(path)):
     if index in by_index:
       chosen.append(by_index[index])
     elif index > last or not skipped:
+      found = f'ends at {last}' if index > last else 'has no such record'
       raise ValueError(
-        f'{path}: entry {place} is {index}, but '
-        + (f'the original ends at {last}' if index > last else 'the original has no such record')
-        + '; is the list one of another file?'
+        f'{path}: entry {place} is {index}, but the original {found}; '
+        'is the list one of another file?'
       )
   return chosen
 

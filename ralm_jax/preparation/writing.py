@@ -60,11 +60,7 @@ def row(question: Question) -> dict[str, Any]:
 def write_rows(
   folder: str, name: str, rows: Iterable[dict[str, Any]], *, how: str = '', progress: bool = True
 ) -> Written:
-  """Writes one JSON object a line.
-
-  Raises:
-    ValueError: there are none.
-  """
+  """Writes one JSON object a line; ValueError where there are none."""
   path = os.path.join(folder, f'{name}.jsonl')
   os.makedirs(os.path.dirname(path), exist_ok=True)
   digest = hashlib.sha256()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable
 from dataclasses import dataclass
 import hashlib
@@ -31,12 +32,8 @@ def split_by_object(
   alias, or one object exported twice), stay together. A group's side depends only on its
   alphabetically first name and `seed`, never on the other groups.
 
-  Args:
-    test_fraction: Expected share of objects for the test side, in (0, 1).
-    seed: Another seed is another split.
-
-  Raises:
-    ValueError: `test_fraction` is not between 0 and 1.
+  Raises ValueError where `test_fraction`, the expected share of objects for the test side, is not
+  between 0 and 1.
   """
   if not 0 < test_fraction < 1:
     raise ValueError(f'test_fraction must lie between 0 and 1, got {test_fraction}')
@@ -76,11 +73,9 @@ def write_corpus(
     ValueError: A name occurs twice, or a side of the split is empty.
   """
   docstrings = list(docstrings)
-  names = set()
-  for docstring in docstrings:
-    if docstring.name in names:
-      raise ValueError(f'{docstring.name!r} occurs twice; ids must be unique')
-    names.add(docstring.name)
+  for name, count in collections.Counter(d.name for d in docstrings).items():
+    if count > 1:
+      raise ValueError(f'{name!r} occurs twice; ids must be unique')
   split = split_by_object(docstrings, test_fraction, seed)
   if not split.train or not split.test:
     raise ValueError(
@@ -94,13 +89,11 @@ def write_corpus(
     ({'id': d.name, 'title': d.name, 'section': '', 'text': d.text} for d in docstrings),
   )
   for file_name, side in (('train.jsonl', split.train), ('test.jsonl', split.test)):
-    _write_lines(
-      directory / file_name,
-      (
-        {'id': d.name, 'question': d.sentence, 'answers': [d.name], 'gold_passage_id': d.name}
-        for d in side
-      ),
+    questions = (
+      {'id': d.name, 'question': d.sentence, 'answers': [d.name], 'gold_passage_id': d.name}
+      for d in side
     )
+    _write_lines(directory / file_name, questions)
   return split
 
 

@@ -29,23 +29,8 @@ from ralm_jax.evaluation import metrics
 # Test suites, demos and vendored code say little about the library; `ntpath`
 # repeats `posixpath`; `readline` writes to the terminal when it is imported.
 _SKIPPED = frozenset(
-  {
-    'antigravity',
-    'ensurepip',
-    'idlelib',
-    'lib2to3',
-    'ntpath',
-    'pydoc_data',
-    'readline',
-    'test',
-    'tests',
-    'this',
-    'turtledemo',
-    'idle_test',
-    'site-packages',
-    '__main__',
-    '__phello__',
-  }
+  'antigravity ensurepip idlelib lib2to3 ntpath pydoc_data readline test tests this turtledemo '
+  'idle_test site-packages __main__ __phello__'.split()
 )
 
 # Where a module that users never name is documented. Other private modules are
@@ -84,11 +69,9 @@ class Docstring:
 def clean_docstring(docstring: str) -> str:
   """Returns a docstring dedented and without leading signature lines."""
   text = inspect.cleandoc(docstring).strip()
-  while True:
-    match = _SIGNATURE.match(text)
-    if not match:
-      return text
+  while match := _SIGNATURE.match(text):
     text = text[match.end() :].strip()
+  return text
 
 
 def first_sentence(text: str) -> str:
@@ -104,21 +87,13 @@ def first_sentence(text: str) -> str:
 def collect_docstrings(
   min_words: int = 4, max_words: int = 100, max_sentence_words: int = 30
 ) -> list[Docstring]:
-  """Returns the documentation of this Python's standard library.
+  """Returns the documentation of this Python's standard library in the order of names.
 
-  Names that begin with an underscore are left out. Where several objects share
-  a first sentence, which could not be told apart by it, only the one with the
-  shortest name stays, so every question has one answer.
+  Names that begin with an underscore are left out. Where several objects share a first sentence,
+  which could not be told apart by it, only the one with the shortest name stays, so every question
+  has one answer. First sentences that give the qualified name away are left out. About 5,000 stay.
 
-  Args:
-    max_sentence_words: Longer first sentences are left out, as are those that
-      give the qualified name away.
-
-  Returns:
-    Docstrings in the order of their names, about 5,000 of them.
-
-  Raises:
-    FileNotFoundError: This Python has no standard library sources on disk.
+  Raises FileNotFoundError where this Python has no standard library sources on disk.
   """
   found: dict[str, str] = {}
   for name, docstring in _raw_docstrings():
@@ -162,19 +137,16 @@ def _raw_docstrings() -> Iterator[tuple[str, str]]:
       compiled.append(top)
     for module, path in sources:
       # `_pydecimal` and its like would only repeat the compiled module.
-      public = _public_module(module)
-      if public is None:
-        continue
-      parsed += 1
-      yield from _parse_module(public, path)
+      if public := _public_module(module):
+        parsed += 1
+        yield from _parse_module(public, path)
   if not parsed:
     raise FileNotFoundError(
       f'no Python sources under {library}: this Python was installed without '
       'its standard library sources; use one that has them'
     )
   for module in compiled:
-    public = _public_module(module)
-    if public is not None:
+    if public := _public_module(module):
       yield from _inspect_module(public, module)
 
 
@@ -201,8 +173,7 @@ def _parse_module(module: str, path: Path) -> Iterator[tuple[str, str]]:
       tree = ast.parse(path.read_bytes(), filename=str(path))
   except (SyntaxError, ValueError, OSError):
     return  # Templates and files of another Python's syntax.
-  docstring = ast.get_docstring(tree, clean=False)
-  if docstring:
+  if docstring := ast.get_docstring(tree, clean=False):
     yield module, docstring
   yield from _parse_body(module, tree.body)
 
@@ -219,8 +190,7 @@ def _parse_body(prefix: str, body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
       if node.name.startswith('_'):
         continue
       name = f'{prefix}.{node.name}'
-      docstring = ast.get_docstring(node, clean=False)
-      if docstring:
+      if docstring := ast.get_docstring(node, clean=False):
         yield name, docstring
       if isinstance(node, ast.ClassDef):
         yield from _parse_body(name, node.body)
@@ -259,9 +229,7 @@ def _inspect_members(
     if name.startswith('_') or not isinstance(value, kinds):
       continue
     # A class under a second name, such as `socket.SocketType`.
-    if isinstance(value, type) and value.__name__ != name:
-      continue
-    if id(value) in seen:
+    if (isinstance(value, type) and value.__name__ != name) or id(value) in seen:
       continue
     seen.add(id(value))
     if isinstance(value.__doc__, str):

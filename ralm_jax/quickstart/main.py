@@ -1,9 +1,4 @@
-"""Quickstart: the whole loop on the documentation of your own Python.
-
-About 6,000 docstrings of the standard library are the corpus; a docstring's
-first sentence asks and the qualified name answers. A tiny model is trained from
-scratch and answers questions about objects it was never trained on.
-"""
+"""The steps of the quickstart, see `command`."""
 
 from __future__ import annotations
 
@@ -100,37 +95,28 @@ class Quickstart:
       vocabulary = vocabulary_lib.train_vocabulary(
         self.path('passages.jsonl'), self.path('vocabulary'), self.recipe.vocabulary_size
       )
-      passage_store.build_corpus(
-        self.path('passages.jsonl'),
-        self.path('corpus'),
-        vocabulary,
-        vocabulary,
-        progress=False,
-        resume=False,
-      )
+      files = self.path('passages.jsonl'), self.path('corpus')
+      passage_store.build_corpus(*files, vocabulary, vocabulary, progress=False, resume=False)
     return PassageStore.open(self.path('corpus'))
 
-  def specification(self, store: PassageStore, text: TextConfig) -> Specification:
-    vocabulary = store.reader_vocabulary
-    return Specification(
-      self.recipe.model(vocabulary.vocab_size),
-      QueryTokenizer(text, vocabulary, store.retriever_vocabulary),
-    )
+  def tokenizer(self, store: PassageStore) -> QueryTokenizer:
+    return QueryTokenizer(self.text(), store.reader_vocabulary, store.retriever_vocabulary)
 
   def _save_params(self, name: str, spec: Any, params: Any) -> None:
     """A checkpoint of parameters alone."""
     os.makedirs(self.path(name), exist_ok=True)
     spec.save(self.path(name))
-    checkpoints = Checkpoints(self.path(name))
-    checkpoints.save(0, {'params': params}, {}, {})
-    checkpoints.wait()
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(self.path(name))) as checkpoints:
+      checkpoints.save(0, {'params': params}, {}, {})
+      checkpoints.wait()
 
   def untrained(self, store: PassageStore) -> None:
     """Random parameters, saved as a checkpoint to compare with."""
     if _finished(self.path('untrained'), 0):
       return
-    spec = self.specification(store, self.text())
+    spec = Specification(
+      self.recipe.model(store.reader_vocabulary.vocab_size), self.tokenizer(store)
+    )
     params = train_state.initialize(spec.model, {}, self.partitioner, self.recipe.seed).params
     reader = copying_init.copying_init(params['reader'], jax.random.key(self.recipe.seed))
     self._save_params('untrained', spec, {**params, 'reader': reader})
@@ -141,20 +127,17 @@ class Quickstart:
     if _finished(self.path('warm_start'), 0):
       return
     opened = opening.open_checkpoint(self.path('untrained'), self.partitioner)
-    steps = recipe.warm_start.steps
+    schedule = schedules.create_learning_rate_scheduler(
+      'constant * linear_warmup * cosine_decay',
+      recipe.warm_start_learning_rate,
+      30,
+      total_steps=recipe.warm_start.steps,
+    )
     params = crop_training.warm_start(
       opened.spec.model,
       opened.params,
       CropSampler(store, recipe.warm_start),
-      optimizers.adamw(
-        schedules.create_learning_rate_scheduler(
-          'constant * linear_warmup * cosine_decay',
-          recipe.warm_start_learning_rate,
-          30,
-          total_steps=steps,
-        ),
-        weight_decay=0.0,
-      ),
+      optimizers.adamw(schedule, weight_decay=0.0),
       recipe.warm_start,
       partitioner=self.partitioner,
     )
@@ -164,9 +147,8 @@ class Quickstart:
     """The corpus embedded with a checkpoint."""
     path = self.path(name)
     if not os.path.exists(os.path.join(path, 'CURRENT')):
-      embedding.embed(
-        checkpoint=self.path(checkpoint), corpus=self.path('corpus'), output=path, progress=False
-      )
+      source = self.path(checkpoint)
+      embedding.embed(checkpoint=source, corpus=self.path('corpus'), output=path, progress=False)
     return path
 
   def train(self, store: PassageStore, index: str) -> str:
@@ -182,26 +164,19 @@ class Quickstart:
         passage_length=phase.passage_length,
         n_passages=max(phase.n_passages, 1),
       )
-      self._train_phase(
-        name,
-        phase,
-        text,
-        initial=self.path(start),
-        retrieval_cfg=RetrievalConfig(corpus=self.path('corpus'), index=index),
-        augmentation=TitleReassignment(
-          store,
-          title_rows=allowed,
-          random_titles=phase.random_titles,
-          max_title_length=phase.title_length,
-          seed=recipe.seed,
-        ),
+      augmentation = TitleReassignment(
+        store,
+        title_rows=allowed,
+        random_titles=phase.random_titles,
+        max_title_length=phase.title_length,
+        seed=recipe.seed,
       )
+      retrieval = RetrievalConfig(corpus=self.path('corpus'), index=index)
+      self._train_phase(name, phase, text, self.path(start), retrieval, augmentation)
       start = name
     # At evaluation the model reads what this recipe says, not the last phase.
-    Specification(
-      Specification.load(self.path(start)).model,
-      QueryTokenizer(self.text(), store.reader_vocabulary, store.retriever_vocabulary),
-    ).save(self.path(start))
+    trained = Specification.load(self.path(start))
+    Specification(trained.model, self.tokenizer(store)).save(self.path(start))
     return self.path(start)
 
   def train_closed_book(self, store: PassageStore) -> str:
@@ -217,14 +192,8 @@ class Quickstart:
       passage_length=32,
       query_length=32,
     )
-    self._train_phase(
-      'closed_book',
-      phase,
-      self.text(reader_format='{query}', passage_length=32, n_passages=1),
-      initial=self.path('untrained'),
-      retrieval_cfg=None,
-      augmentation=None,
-    )
+    text = self.text(reader_format='{query}', passage_length=32, n_passages=1)
+    self._train_phase('closed_book', phase, text, self.path('untrained'))
     return self.path('closed_book')
 
   def _train_phase(
@@ -232,10 +201,9 @@ class Quickstart:
     name: str,
     phase: Phase,
     text: TextConfig,
-    *,
     initial: str,
-    retrieval_cfg: RetrievalConfig | None,
-    augmentation: Any,
+    retrieval: RetrievalConfig | None = None,
+    augmentation: TitleReassignment | None = None,
   ) -> None:
     if _finished(self.path(name), phase.steps):
       return
@@ -254,7 +222,6 @@ class Quickstart:
       reader_vocabulary=vocabulary,
       retriever_vocabulary=vocabulary,
     )
-
     training.train(
       model=model,
       text=text,
@@ -263,7 +230,7 @@ class Quickstart:
       data=pipeline.DatasetConfig(task, batch_size=phase.batch_size, seed=self.recipe.seed),
       vocabularies=training.Vocabularies(vocabulary, vocabulary),
       optimizers=self._optimizers(phase),
-      retrieval=retrieval_cfg,
+      retrieval=retrieval,
       checkpoints=CheckpointConfig(period=200, keep=1),
       partitioner=self.partitioner,
       start=training.StartingPoint(initial),
@@ -276,15 +243,11 @@ class Quickstart:
   def _optimizers(self, phase: Phase) -> dict[str, optax.GradientTransformation | None]:
 
     def schedule(rate: float) -> optax.Schedule:
-      warmup = min(30, phase.steps // 4)
-      return optax.join_schedules(
-        [
-          optax.linear_schedule(0.0, rate, warmup),
-          optax.constant_schedule(rate),
-          optax.cosine_decay_schedule(rate, phase.steps - phase.steps // 2, phase.final_rate),
-        ],
-        [warmup, phase.steps // 2],
-      )
+      warmup, half = min(30, phase.steps // 4), phase.steps // 2
+      rising = optax.linear_schedule(0.0, rate, warmup)
+      falling = optax.cosine_decay_schedule(rate, phase.steps - half, phase.final_rate)
+      parts = [rising, optax.constant_schedule(rate), falling]
+      return optax.join_schedules(parts, [warmup, half])
 
     reader = optimizers.adamw(schedule(phase.learning_rate), b2=0.98, weight_decay=0.0)
     retriever = optimizers.adamw(schedule(self.recipe.retriever_learning_rate), weight_decay=0.0)
@@ -297,9 +260,8 @@ class Quickstart:
     """An evaluator with the parameters and the test questions."""
     questions = reading.read_questions(self.path('test.jsonl'))
     opened = opening.open_checkpoint(checkpoint, self.partitioner)
-    with opening.open_evaluator(
-      opened, IndexSource(index), passages=PassageOptions(n_passages=n_passages), batch_size=64
-    ) as evaluator:
+    options: Any = {'passages': PassageOptions(n_passages=n_passages), 'batch_size': 64}
+    with opening.open_evaluator(opened, IndexSource(index), **options) as evaluator:
       yield evaluator, opened.params, questions[: self.recipe.test_questions]
 
   def evaluate(self, checkpoint: str, index: str | None, name: str) -> dict[str, Any]:
@@ -364,11 +326,9 @@ class Quickstart:
     }
     atomic_files.write_json(self.path('summary.json'), summary, indent=2)
     print(
-      f'\nSaved in {self.output}: corpus/, index/, reader_and_retriever/ (the '
-      'checkpoint), evaluation/predictions.jsonl, summary.json\n'
-      'Ask it yourself:\n'
-      f'  ralm ask --checkpoint {checkpoint} --index {index} '
-      f'"{test[0].question}"'
+      f'\nSaved in {self.output}: corpus/, index/, reader_and_retriever/ (the checkpoint), '
+      'evaluation/predictions.jsonl, summary.json\nAsk it yourself:\n'
+      f'  ralm ask --checkpoint {checkpoint} --index {index} "{test[0].question}"'
     )
     return summary
 

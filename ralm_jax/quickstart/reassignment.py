@@ -32,14 +32,11 @@ class TitleReassignment:
   ):
     """Learns which title belongs to which row.
 
-    Args:
-      title_rows: int64 [n], rows whose titles may be drawn; None all. Leave out
-        those of test answers, which training must never show as answers.
-      random_titles: share of titles made of random pieces, drawn as often as they occur in titles.
+    Titles are drawn of `title_rows` (int64 [n]; None all), from which leave out those of test
+    answers, which training must never show. `random_titles` is the share of titles made of random
+    pieces, drawn as often as they occur in titles.
     """
-    self._store = store
-    self._random_titles = random_titles
-    self._seed = seed
+    self._random_titles, self._seed = random_titles, seed
     self._eos = store.reader_vocabulary.eos_id
     self._pad = store.reader_vocabulary.pad_id
     titles = store.tokens(np.arange(len(store)), 'reader_title')

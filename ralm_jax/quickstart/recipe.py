@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from ralm_jax.data.pretext.crops import CropConfig
 from ralm_jax.models.bert import BertConfig
@@ -29,6 +30,10 @@ class Phase:
   learning_rate: float = 3e-3  # The reader's, held for half of the phase.
   final_rate: float = 0.05  # What it decays to, as a share.
   n_passages: int = 0  # Passages scored for distillation; 0 does not distil.
+
+
+# On short inputs without text.
+_TITLES_ALONE: Any = dict(reader_format='{query} title: {title}', query_length=4, passage_length=24)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,16 +68,7 @@ class Recipe:
   )
   warm_start_learning_rate: float = 1e-2
   phases: tuple[Phase, ...] = (
-    Phase(
-      220,
-      64,
-      reader_format='{query} title: {title}',
-      query_length=4,
-      title_length=13,
-      passage_length=24,
-      random_titles=0.5,
-      final_rate=1.0,
-    ),
+    Phase(220, 64, title_length=13, random_titles=0.5, final_rate=1.0, **_TITLES_ALONE),
     Phase(900, 32, final_rate=0.3),
     Phase(300, 32, passage_length=64, query_length=32, n_passages=5, learning_rate=1e-3),
   )
@@ -119,14 +115,7 @@ SMOKE = Recipe(
   num_encoder_layers=1,
   warm_start=dataclasses.replace(Recipe.warm_start, steps=30, batch_size=32),
   phases=(
-    Phase(
-      6,
-      8,
-      reader_format='{query} title: {title}',
-      query_length=4,
-      title_length=8,
-      passage_length=24,
-    ),
+    Phase(6, 8, title_length=8, **_TITLES_ALONE),
     Phase(6, 8, n_passages=3, passage_length=64),
   ),
   test_questions=10,

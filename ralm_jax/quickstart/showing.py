@@ -26,9 +26,8 @@ def show_answers(predictions: str) -> None:
     records = [json.loads(line) for line in file]
   print('\nThree questions about objects never seen in training:')
   for record in records[:: max(1, len(records) // 3)][:3]:
-    right = (
-      'right' if record['metrics']['exact_match'] else (f'wrong, it is {record["answers"][0]}')
-    )
+    correct = record['metrics']['exact_match']
+    right = 'right' if correct else f'wrong, it is {record["answers"][0]}'
     print(f'\n  {record["query"]}\n  answer: {record["prediction"]}  ({right})')
     for passage in record['passages'][:3]:
       print(f'    {passage["probability"]:.2f}  {passage["title"]}: {passage["text"][:60]}…')

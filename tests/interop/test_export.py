@@ -46,20 +46,14 @@ class Params(TensorSource):
   description = 'the parameters'
 
   def __init__(self, params):
-    self._arrays = flax.traverse_util.flatten_dict(params, sep='/')
+    self._index = flax.traverse_util.flatten_dict(params, sep='/')
 
   def info(self, name):
-    array = self._arrays[name]
+    array = self._index[name]
     return TensorInfo(tuple(array.shape), np.dtype(array.dtype))
 
   def __getitem__(self, name):
-    return np.asarray(self._arrays[name])
-
-  def __iter__(self):
-    return iter(self._arrays)
-
-  def __len__(self):
-    return len(self._arrays)
+    return np.asarray(self._index[name])
 
 
 def _save(folder, config, params, kind, side='retriever', **options):

@@ -51,18 +51,17 @@ def test_fractions_that_cannot_be():
 def test_lists_of_places(tmp_path):
   path = tmp_path / 'NQ.dev.idx.json'
   path.write_text('[3, 0, 4]')
-  indexes = splits.read_indexes(str(path))
   questions = _questions(5)
-  chosen = splits.at(questions, indexes, str(path))
+  chosen = splits.at(questions, str(path))
   assert [q.question for q in chosen] == ['question 3', 'question 0', 'question 4']
   # A malformed record that was left out does not move the others.
   left = questions[:3] + questions[4:]
   with pytest.raises(ValueError, match='entry 0 is 3, but the original has no such'):
-    splits.at(left, indexes, str(path))
-  chosen = splits.at(left, indexes, str(path), skipped=True)
+    splits.at(left, str(path))
+  chosen = splits.at(left, str(path), skipped=True)
   assert [q.question for q in chosen] == ['question 0', 'question 4']
   with pytest.raises(ValueError, match='entry 2 is 4, but the original ends at 3'):
-    splits.at(questions[:4], indexes, str(path), skipped=True)
+    splits.at(questions[:4], str(path), skipped=True)
   for content, message in (
     ('[1, 1]', 'entry 1: 1 is in the list twice'),
     ('[-1]', 'entry 0 is -1'),

@@ -23,9 +23,7 @@ class RowFinder:
   """Ids of embeddings to rows of the corpus, each row once."""
 
   def __init__(self, store: PassageStore, prefix: str, allow_unused: bool):
-    self._store = store
-    self._prefix = prefix
-    self._allow_unused = allow_unused
+    self._store, self._prefix, self._allow_unused = store, prefix, allow_unused
     self._file_of = np.full(len(store), -1, np.int32)
     self._files: list[str] = []
 

@@ -39,17 +39,14 @@ class Span:
 class MsgpackFile:
   """A msgpack file and what is where in it.
 
-  Attributes:
-    tree: its content: dicts, lists, strings, numbers, None, bytes as their
-      (offset, bytes), and a `Span` for every array.
+  Its `tree` is of dicts, lists, strings, numbers, None, bytes as their (offset, bytes), and a
+  `Span` for every array.
   """
 
   def __init__(self, path: PathLike):
     """Walks the headers of the whole file.
 
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is truncated, or no msgpack of Flax's.
+    Raises FileNotFoundError, or ValueError where it is truncated or no msgpack of Flax's.
     """
     self.path = os.fspath(path)
     with open(self.path, 'rb') as file:
@@ -71,11 +68,7 @@ class MsgpackFile:
       ) from e
 
   def read(self, span: Span) -> np.ndarray:
-    """The array itself.
-
-    Raises:
-      ValueError: the file has become shorter since.
-    """
+    """The array itself; ValueError where the file has become shorter since."""
     flat = np.empty(math.prod(span.shape), span.dtype)
     target, done = flat.view(np.uint8).data, 0
     # Read, not mapped: mapped pages would stay and count as memory.
@@ -102,9 +95,7 @@ class _Walk:
   """Reads values one after the other, and only notes where bytes lie."""
 
   def __init__(self, buffer: Any, end: int, at: int = 0):
-    self._buffer = buffer
-    self._end = end
-    self.at = at
+    self._buffer, self._end, self.at = buffer, end, at
 
   def _take(self, size: int) -> int:
     """Moves on by `size` bytes; where they begin."""
@@ -198,13 +189,11 @@ _NUMBERS = dict(enumerate('fdBHIQbhiq', 0xCA))
 _FIXED_EXTENSIONS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 _SIZED = {
   first + i: (kind, code)
-  for first, kind, codes in (
-    (0xC4, 'bytes', 'BHI'),
-    (0xC7, 'extension', 'BHI'),
-    (0xD9, 'text', 'BHI'),
-    (0xDC, 'list', 'HI'),
-    (0xDE, 'map', 'HI'),
+  for kinds, codes in (
+    ({0xC4: 'bytes', 0xC7: 'extension', 0xD9: 'text'}, 'BHI'),
+    ({0xDC: 'list', 0xDE: 'map'}, 'HI'),
   )
+  for first, kind in kinds.items()
   for i, code in enumerate(codes)
 }
 

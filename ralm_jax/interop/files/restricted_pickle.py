@@ -36,31 +36,23 @@ def load_plain(path: PathLike) -> Any:
 
 
 def load_arrays(path: PathLike) -> Any:
-  """Reads a pickle of plain containers and NumPy arrays.
+  """Reads a pickle of plain containers and NumPy arrays, read-only views of its bytes.
 
-  Returns:
-    Its value; arrays are read-only views of the bytes in the pickle.
-
-  Raises:
-    FileNotFoundError, ValueError: as `load_plain`; an array of objects or
-      records, or one whose data have not the size of its shape, is damaged.
+  Raises as `load_plain`; an array of objects or records, or one whose data have not the size of
+  its shape, is damaged.
   """
   return _finished(_load(path, _array_globals()), os.fspath(path))
 
 
 class Unpickler(pickle.Unpickler):
-  """Finds no global but those it was given.
+  """Finds no global but those it was given."""
 
-  Attributes:
-    remedy: for whoever trusts a file that names others.
-  """
-
+  # For whoever trusts a file that names others.
   remedy = 'rewrite it with plain lists, strings and arrays'
 
   def __init__(self, file: Any, path: str, known: dict[tuple[str, str], Any]):
     super().__init__(file)
-    self._path = path
-    self._known = known
+    self._path, self._known = path, known
 
   def find_class(self, module: str, name: str) -> Any:
     try:

@@ -19,19 +19,11 @@ import numpy as np
 from ralm_jax.interop.files.tensor_source import TensorInfo
 
 _DTYPES = {
-  'F64': np.dtype('float64'),
-  'F32': np.dtype('float32'),
-  'F16': np.dtype('float16'),
+  'BOOL': np.dtype(bool),
   'BF16': np.dtype(ml_dtypes.bfloat16),
-  'I64': np.dtype('int64'),
-  'I32': np.dtype('int32'),
-  'I16': np.dtype('int16'),
-  'I8': np.dtype('int8'),
-  'U64': np.dtype('uint64'),
-  'U32': np.dtype('uint32'),
-  'U16': np.dtype('uint16'),
-  'U8': np.dtype('uint8'),
-  'BOOL': np.dtype('bool'),
+  **{f'F{bits}': np.dtype(f'float{bits}') for bits in (16, 32, 64)},
+  **{f'I{bits}': np.dtype(f'int{bits}') for bits in (8, 16, 32, 64)},
+  **{f'U{bits}': np.dtype(f'uint{bits}') for bits in (8, 16, 32, 64)},
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # The library refuses larger headers; so does this reader.
@@ -42,11 +34,7 @@ class SafetensorsFile:
   """An index of one file; tensors are read when asked for."""
 
   def __init__(self, path: str):
-    """Reads the header and compares it with the size of the file.
-
-    Raises:
-      ValueError: the file is truncated or no safetensors file.
-    """
+    """Reads the header; ValueError where the file is truncated or no safetensors file."""
     self.path = path
     self._offsets: dict[str, int] = {}
     self.tensors: dict[str, TensorInfo] = {}
@@ -87,8 +75,8 @@ class SafetensorsFile:
 
   def read(self, name: str) -> np.ndarray:
     """One tensor, in memory of its own."""
-    info = self.tensors[name]
-    data = np.fromfile(self.path, np.uint8, count=info.nbytes, offset=self._offsets[name])
+    info, offset = self.tensors[name], self._offsets[name]
+    data = np.fromfile(self.path, np.uint8, count=info.nbytes, offset=offset)
     if data.size != info.nbytes:
       raise self._damaged(f'tensor {name!r} ends early')
     return data.view(info.dtype).reshape(info.shape)
@@ -105,18 +93,14 @@ def write(
 ) -> None:
   """Writes one file, array after array; the content is on disk afterwards.
 
-  Raises:
-    ValueError: an array is not what `tensors` says.
+  Raises ValueError where an array is not what `tensors` says.
   """
   header: dict[str, Any] = {'__metadata__': dict(metadata)} if metadata else {}
   offset = 0
   for name, info in tensors.items():
-    header[name] = {
-      'dtype': _NAMES[info.dtype],
-      'shape': list(info.shape),
-      'data_offsets': [offset, offset + info.nbytes],
-    }
-    offset += info.nbytes
+    shape, end = list(info.shape), offset + info.nbytes
+    header[name] = {'dtype': _NAMES[info.dtype], 'shape': shape, 'data_offsets': [offset, end]}
+    offset = end
   text = json.dumps(header, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)
   with open(path, 'wb') as file:

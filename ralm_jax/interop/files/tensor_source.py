@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +25,11 @@ class TensorInfo:
 class TensorSource(Mapping[str, np.ndarray]):
   """Tensors by name; every access reads that one tensor and keeps nothing.
 
-  Subclasses give `info`, `__getitem__`, `__iter__` and `__len__`.
+  Subclasses set `_index`, by name what finds a tensor, and give `info` and `__getitem__`.
   """
 
   description: str = ''  # Names the checkpoint in errors and reports (a path).
+  _index: Mapping[str, Any]
 
   @abc.abstractmethod
   def info(self, name: str) -> TensorInfo:
@@ -38,20 +40,21 @@ class TensorSource(Mapping[str, np.ndarray]):
     return np.take(self[name], index, axis=axis)
 
   def __contains__(self, name: object) -> bool:
-    # Mapping's own would read the tensor.
-    try:
-      self.info(name)  # type: ignore[arg-type]
-    except KeyError:
-      return False
-    return True
+    return name in self._index  # Mapping's own would read the tensor.
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._index)
+
+  def __len__(self) -> int:
+    return len(self._index)
 
 
 class SupplementedSource(TensorSource):
   """A source with tensors of known value that its format leaves out."""
 
   def __init__(self, source: TensorSource, extra: Mapping[str, np.ndarray]):
-    self._source = source
-    self._extra = extra
+    self._source, self._extra = source, extra
+    self._index = {**extra, **dict.fromkeys(source)}
     self.description = source.description
 
   def info(self, name: str) -> TensorInfo:
@@ -65,10 +68,3 @@ class SupplementedSource(TensorSource):
 
   def __getitem__(self, name: str) -> np.ndarray:
     return self._extra[name] if name in self._extra else self._source[name]
-
-  def __iter__(self) -> Iterator[str]:
-    yield from self._extra
-    yield from (name for name in self._source if name not in self._extra)
-
-  def __len__(self) -> int:
-    return sum(1 for _ in self)

@@ -17,9 +17,7 @@ class ArrayFolder:
 
   def __init__(self, folder: str, description: str, driver: str = 'zarr'):
     """Reads nothing yet; `description` names the checkpoint in errors."""
-    self._folder = folder
-    self._description = description
-    self._driver = driver
+    self._folder, self._description, self._driver = folder, description, driver
     self._in_database = os.path.exists(os.path.join(folder, 'manifest.ocdbt'))
     self._opened: dict[str, Any] = {}
 
@@ -34,10 +32,9 @@ class ArrayFolder:
       if self._in_database:
         base = {'driver': 'file', 'path': self._folder + '/'}
         store = {'driver': 'ocdbt', 'base': base, 'path': name + '/'}
+      spec = {'driver': self._driver, 'kvstore': store}
       try:
-        self._opened[name] = tensorstore.open(
-          {'driver': self._driver, 'kvstore': store}, open=True, read=True
-        ).result()
+        self._opened[name] = tensorstore.open(spec, open=True, read=True).result()
       except Exception as e:
         raise self._damaged(name, e) from e
     return self._opened[name]

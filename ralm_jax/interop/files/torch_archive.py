@@ -25,18 +25,9 @@ from ralm_jax.interop.files.tensor_source import TensorInfo
 
 PathLike = str | os.PathLike[str]
 
-_DTYPES = {
-  'FloatStorage': np.float32,
-  'HalfStorage': np.float16,
-  'BFloat16Storage': ml_dtypes.bfloat16,
-  'DoubleStorage': np.float64,
-  'LongStorage': np.int64,
-  'IntStorage': np.int32,
-  'ShortStorage': np.int16,
-  'CharStorage': np.int8,
-  'ByteStorage': np.uint8,
-  'BoolStorage': np.bool_,
-}
+_FLOATS = dict(Half=np.float16, Float=np.float32, Double=np.float64, BFloat16=ml_dtypes.bfloat16)
+_INTEGERS = dict(Char=np.int8, Short=np.int16, Int=np.int32, Long=np.int64, Byte=np.uint8)
+_DTYPES: dict[str, Any] = {**_FLOATS, **_INTEGERS, 'Bool': np.bool_}
 # What may be in a file beside tensors, and is not looked at.
 _IGNORED = frozenset(
   (module, name)
@@ -99,19 +90,15 @@ class StoredTensor:
 
 
 class TorchArchive:
-  """A file of torch.save.
-
-  Attributes:
-    value: what was saved: dicts, lists, strings, numbers, and a `StoredTensor` for every tensor.
-  """
+  """A file of torch.save; `value` is what was saved, with a `StoredTensor` for every tensor."""
 
   def __init__(self, path: PathLike):
     """Reads the description, no tensor.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is truncated, not of torch.save, or it names a function or
-        class that has no place in such a file; nothing of it has run.
+      ValueError: it is truncated, not of torch.save, or names a function or class that has no
+        place in such a file; nothing of it has run.
     """
     self.path = os.fspath(path)
     try:
@@ -139,11 +126,7 @@ class TorchArchive:
       raise ValueError(f'{self.path} is damaged ({type(e).__name__}: {e}); fetch it again.') from e
 
   def read(self, tensor: StoredTensor) -> np.ndarray:
-    """The tensor itself, contiguous.
-
-    Raises:
-      ValueError: the file ends before it does.
-    """
+    """The tensor itself, contiguous; ValueError where the file ends before it does."""
     dtype = tensor.storage.dtype
     if not math.prod(tensor.shape):
       return np.zeros(tensor.shape, dtype)
@@ -156,14 +139,9 @@ class TorchArchive:
       return flat.reshape(tensor.shape)
     # A view of something larger: only its own numbers are touched.
     mapped = np.memmap(self.path, dtype, 'r', offset=start, shape=(tensor.storage.count,))
-    return np.array(
-      np.lib.stride_tricks.as_strided(
-        mapped[tensor.offset :],
-        tensor.shape,
-        [stride * dtype.itemsize for stride in tensor.strides],
-      ),
-      order='C',
-    )
+    strides = [stride * dtype.itemsize for stride in tensor.strides]
+    view = np.lib.stride_tricks.as_strided(mapped[tensor.offset :], tensor.shape, strides)
+    return np.array(view, order='C')
 
   def _start(self, storage: _Storage) -> int:
     """Where in the file the numbers begin."""
@@ -202,17 +180,10 @@ class _Ignored:
   def __new__(cls, *unused: Any) -> _Ignored:
     return object.__new__(cls)
 
-  def __setstate__(self, unused_state: Any) -> None:
+  def _take(self, *unused: Any) -> None:
     pass
 
-  def __setitem__(self, unused_key: Any, unused_value: Any) -> None:
-    pass
-
-  def append(self, unused_item: Any) -> None:
-    pass
-
-  def extend(self, unused_items: Any) -> None:
-    pass
+  __setstate__ = __setitem__ = append = extend = _take
 
   def __iter__(self) -> Iterator[Any]:
     return iter(())
@@ -233,22 +204,16 @@ def _refuse_call(*unused: Any) -> None:
   raise ValueError('a call of a type of storage')
 
 
-def _rebuild_tensor(
-  storage: Any, offset: Any, shape: Any, strides: Any, *unused: Any
-) -> StoredTensor:
+def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *unused: Any) -> StoredTensor:
   return StoredTensor(storage, offset, tuple(shape), tuple(strides))
-
-
-def _rebuild_parameter(tensor: Any, *unused: Any) -> Any:
-  return tensor
 
 
 def _globals() -> dict[tuple[str, str], Any]:
   return {
-    ('torch._utils', '_rebuild_tensor_v2'): StandIn(_rebuild_tensor),
-    ('torch._utils', '_rebuild_parameter'): StandIn(_rebuild_parameter),
+    ('torch._utils', '_rebuild_tensor_v2'): StandIn(_rebuild),
+    ('torch._utils', '_rebuild_parameter'): StandIn(lambda tensor, *unused: tensor),
     ('collections', 'OrderedDict'): StandIn(_Dict),
-    **{('torch', name): _StorageType(dtype) for name, dtype in _DTYPES.items()},
+    **{('torch', f'{name}Storage'): _StorageType(dtype) for name, dtype in _DTYPES.items()},
     **dict.fromkeys(_IGNORED, _Ignored),
   }
 
@@ -260,10 +225,7 @@ class _Unpickler(Unpickler):
 
   def persistent_load(self, pid: Any) -> _Storage:
     kind, storage, key, _, count = pid
-    if (
-      kind != 'storage'
-      or not isinstance(storage, _StorageType)
-      or (not isinstance(key, str) or type(count) is not int)
-    ):
+    known = kind == 'storage' and isinstance(storage, _StorageType)
+    if not known or not isinstance(key, str) or type(count) is not int:
       raise ValueError(f'a reference {pid!r:.60}')
     return _Storage(storage.dtype, key, count)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import functools
 import json
 import os
+import re
 from typing import Any
 
 import ml_dtypes
@@ -37,7 +37,7 @@ class WeightFiles(TensorSource):
         f'folder with config.json and {SAFETENSORS} or {TORCH}.'
       )
     # Our name to (file, name in it).
-    self._place: dict[str, tuple[str, str]] = {}
+    self._index: dict[str, tuple[str, str]] = {}
     self._opened: dict[str, SafetensorsFile | TorchFile] = {}
     self._latest: str | None = None
     for name in (SAFETENSORS, TORCH):
@@ -71,8 +71,7 @@ class WeightFiles(TensorSource):
         )
       found = self._open(path).tensors
       named = [name for name, of in weight_map.items() if of == file]
-      absent = [name for name in named if name not in found]
-      if absent:
+      if absent := [name for name in named if name not in found]:
         raise ValueError(
           f'{index} places tensor {absent[0]!r} in {path}, which does not '
           'hold it; the files are not of one checkpoint.'
@@ -81,39 +80,25 @@ class WeightFiles(TensorSource):
 
   def _add(self, path: str, names: Any) -> None:
     for name in names:
-      ours = name
-      for old, new in (('.gamma', '.weight'), ('.beta', '.bias')):
-        if 'LayerNorm' in name and name.endswith(old):
-          ours = name.removesuffix(old) + new
-      self._place[ours] = (path, name)
+      ours = re.sub(r'\.gamma$', '.weight', re.sub(r'\.beta$', '.bias', name))
+      self._index[ours if 'LayerNorm' in name else name] = (path, name)
 
   def _open(self, path: str) -> SafetensorsFile | TorchFile:
     if path not in self._opened:
-      self._opened[path] = (
-        SafetensorsFile(path) if path.endswith('.safetensors') else TorchFile(path)
-      )
+      kind = SafetensorsFile if path.endswith('.safetensors') else TorchFile
+      self._opened[path] = kind(path)
     return self._opened[path]
 
-  def paths(self) -> list[str]:
-    """The files that hold the tensors."""
-    return sorted({path for path, _ in self._place.values()})
-
   def info(self, name: str) -> TensorInfo:
-    path, stored = self._place[name]
+    path, stored = self._index[name]
     return self._open(path).tensors[stored]
 
   def __getitem__(self, name: str) -> np.ndarray:
-    path, stored = self._place[name]
+    path, stored = self._index[name]
     if self._latest != path and self._latest is not None:
       self._open(self._latest).release()
     self._latest = path
     return self._open(path).read(stored)
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._place)
-
-  def __len__(self) -> int:
-    return len(self._place)
 
 
 class TorchFile:
