@@ -26,12 +26,10 @@ _TASKS = {
   'tfds_nq_open': (tfds_tasks.tfds_task, tfds_tasks.NATURAL_QUESTIONS_OPEN),
   'tfds_trivia_qa': (tfds_tasks.tfds_task, tfds_tasks.TRIVIA_QA),
   'tfds_web_questions': (tfds_tasks.tfds_task, tfds_tasks.WEB_QUESTIONS),
-  'tfds_wikipedia': (
-    language_modeling.tfds_text_task,
-    {'tfds_name': 'wikipedia/20230601.en:1.0.0'},
-  ),
-  'tfds_wiki40b': (language_modeling.tfds_text_task, {'tfds_name': 'wiki40b/en:1.3.0'}),
-  'tfds_c4': (language_modeling.tfds_text_task, {'tfds_name': 'c4/en:3.1.0'}),
+  **{
+    f'tfds_{name.partition("/")[0]}': (language_modeling.tfds_text_task, {'tfds_name': name})
+    for name in ('wikipedia/20230601.en:1.0.0', 'wiki40b/en:1.3.0', 'c4/en:3.1.0')
+  },
 }
 
 for _name, (_maker, _arguments) in _TASKS.items():

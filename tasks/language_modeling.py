@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 import seqio
@@ -63,14 +64,11 @@ def passage_task(
   one split, 'train'. Shuffling draws from the whole corpus, whatever its size.
   The corpus's vocabularies must be the model's.
 
-  Args:
-    text: lengths; its formats play no part.
-    min_words: leaves shorter passages out.
-    shots: must be None, as shots_list: they are chosen of questions.
+  Of `text` only the lengths count; passages of fewer than `min_words` are left out.
 
   Raises:
-    ValueError: the objective needs something else, no passage of the corpus
-      makes an example, or `shots` or `shots_list` is set.
+    ValueError: the objective needs something else, no passage of the corpus makes an example, or
+      `shots` or `shots_list` is set: they are chosen of questions.
   """
   if shots is not None or shots_list:
     raise ValueError(
@@ -85,21 +83,19 @@ def passage_task(
       f'{store.directory}: no passage has {min_words} words and what {type(objective).__name__} '
       'needs (TitleSection: a section; SalientSpans: a name, date or number).'
     )
-  return registration.register(
-    name,
-    source,
-    [
-      functools.partial(
-        pretext_pipeline.prepare_in_batches,
-        columns=('row',),
-        size=pretext_pipeline.BATCH,
-        prepare=lambda rows: maker.prepare(_of_store(store, source.rows(rows))),
-      ),
-      seqio.CacheDatasetPlaceholder(),
-      functools.partial(pretext_pipeline.make_in_batches, maker=maker),
-    ],
-    tokenizer,
+  preparing = functools.partial(
+    pretext_pipeline.prepare_in_batches,
+    columns=('row',),
+    size=pretext_pipeline.BATCH,
+    prepare=lambda rows: maker.prepare(_of_store(store, source.rows(rows))),
   )
+  return registration.register(name, source, [preparing, *_drawn_examples(maker)], tokenizer)
+
+
+def _drawn_examples(maker: ExampleMaker) -> list[Any]:
+  """The last preprocessors of a pretext task: what is drawn anew in every epoch."""
+  making = functools.partial(pretext_pipeline.make_in_batches, maker=maker)
+  return [seqio.CacheDatasetPlaceholder(), making]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,17 +155,16 @@ def tfds_text_task(
     tfds_data_dir: folder of prepared data sets; None for TFDS's own.
     splits: names, or what to call slices (`{'train': 'train[:1%]'}`).
     fields: where it has what; None for a data set of `KNOWN_FIELDS`.
-    text: lengths; its formats play no part.
-    min_words: leaves shorter passages out.
+    text, min_words: as `passage_task`.
     max_words: cuts longer texts into equal parts (`passages.split_long`).
 
   Raises:
     FileNotFoundError: `tfds_data_dir` has no such data set.
-    ValueError: the data set is not known and `fields` is not given, or the
-      objective needs something else.
+    ValueError: the data set is not known and `fields` is not given, or the objective needs
+      something else.
   """
-  kind = tfds_name.partition('/')[0].partition(':')[0]
   if fields is None:
+    kind = tfds_name.partition('/')[0].partition(':')[0]
     if kind not in KNOWN_FIELDS:
       raise ValueError(
         f'{tfds_name!r}: what its features are is known for {", ".join(sorted(KNOWN_FIELDS))} '
@@ -180,38 +175,23 @@ def tfds_text_task(
     raise ValueError(f'TitleSection needs sections, which {tfds_name!r} does not have.')
   if not fields.excludes:
     logging.warning(
-      'Task %s: texts of %s name no document of the corpus that is searched, '
-      'so that nothing is excluded from retrieval: the very text that was '
-      'masked may be retrieved. Name the feature in TextFields.document.',
-      name,
-      tfds_name,
+      f'Task {name}: texts of {tfds_name} name no document of the corpus that is searched, so that '
+      'nothing is excluded from retrieval: the very text that was masked may be retrieved. Name '
+      'the feature in TextFields.document.'
     )
   tokenizer = registration.make_tokenizer(text, reader_vocabulary, retriever_vocabulary)
   source = tfds_tasks.tfds_source(tfds_name, tfds_data_dir, splits)
-  maker = ExampleMaker(
-    objective,
-    PretextTokenizer(tokenizer),
-    min_words,
-    f'{source.tfds_dataset.name} {splits} {fields} {max_words}',
+  origin = f'{source.tfds_dataset.name} {splits} {fields} {max_words}'
+  maker = ExampleMaker(objective, PretextTokenizer(tokenizer), min_words, origin)
+  selecting = functools.partial(_select, fields=fields)
+  preparing = functools.partial(
+    pretext_pipeline.prepare_in_batches,
+    columns=_COLUMNS,
+    size=8,
+    prepare=lambda *documents: maker.prepare(_of_documents(documents, fields.layout, max_words)),
   )
-  return registration.register(
-    name,
-    source,
-    [
-      functools.partial(_select, fields=fields),
-      functools.partial(
-        pretext_pipeline.prepare_in_batches,
-        columns=_COLUMNS,
-        size=8,
-        prepare=lambda *documents: maker.prepare(
-          _of_documents(documents, fields.layout, max_words)
-        ),
-      ),
-      seqio.CacheDatasetPlaceholder(),
-      functools.partial(pretext_pipeline.make_in_batches, maker=maker),
-    ],
-    tokenizer,
-  )
+  steps = [selecting, preparing, *_drawn_examples(maker)]
+  return registration.register(name, source, steps, tokenizer)
 
 
 def write_questions(
@@ -256,13 +236,8 @@ def write_questions(
   lines = []
   for excluded, query, target in zip(columns[0], queries.to_lists(), targets.to_lists()):
     ids = json.loads(excluded)
-    row = {
-      'id': ids[0],
-      'question': with_sentinels(query),
-      'answers': [vocabulary.decode(target)],
-      'target': with_sentinels(target),
-      'exclude_passage_ids': ids,
-    }
+    row = {'id': ids[0], 'question': with_sentinels(query), 'answers': [vocabulary.decode(target)]}
+    row |= {'target': with_sentinels(target), 'exclude_passage_ids': ids}
     lines.append(json.dumps(row, ensure_ascii=False))
   atomic_files.write(output, '\n'.join([*lines, '']))
   return len(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import itertools
 import json
 import os
 from typing import Any
@@ -49,15 +50,13 @@ def mmlu_task(
   Args:
     train: files or globs: MMLU's csv, or with record_format 'qa' jsonl of
       `{question, options, answers: ["B"]}`.
-    text: formats and lengths; `reader_query_length` must hold the prompts, and
-      `choice_prompt_length` bounds them.
+    text: its `reader_query_length` must hold the prompts, which `choice_prompt_length` bounds.
     permutations: orders of a training question: 'single', 'cyclic' or 'all'.
     validation_permutations: of a validation or test question.
     subjects: only these groups; None for all. One alone, with MMLU's five
       examples of it, is the 5-shot protocol.
     shots: training questions of each subject, chosen by hash; None for all.
     shots_list: file that lists the training questions to take instead.
-    record_format: of the files, 'mmlu' or 'qa'.
     **reading: further options of `registration.read_splits`.
 
   Raises:
@@ -85,12 +84,8 @@ def mmlu_task(
       questions = shots_of_each_subject(questions, shots, shots_seed)
     multiple_choice.check_lengths(questions, tokenizer, length)
     examples[split] = _Permuted(questions, kind, tokenizer, length, mixed=split == 'train')
-  return registration.register(
-    name,
-    registration.in_memory(_dataset, examples),
-    registration.drawn_answers(tokenizer),
-    tokenizer,
-  )
+  source = registration.in_memory(_dataset, examples)
+  return registration.register(name, source, registration.drawn_answers(tokenizer), tokenizer)
 
 
 def shots_of_each_subject(
@@ -100,11 +95,8 @@ def shots_of_each_subject(
   subjects: dict[str, list[Question]] = {}
   for question in questions:
     subjects.setdefault(question.group, []).append(question)
-  return [
-    question
-    for rows in subjects.values()
-    for question in registration.choose_shots(rows, shots, seed)
-  ]
+  chosen = (registration.choose_shots(rows, shots, seed) for rows in subjects.values())
+  return list(itertools.chain.from_iterable(chosen))
 
 
 def _of_subjects(
@@ -117,9 +109,9 @@ def _of_subjects(
   known = {question.group for question in questions}
   for subject in subjects:
     if subject not in known:
+      there = ', '.join(sorted(known)[:8]) + (', …' if len(known) > 8 else '')
       raise ValueError(
-        f'The {split} files have no question of the subject {subject!r}; they '
-        f'have {", ".join(sorted(known)[:8])}' + (', …' if len(known) > 8 else '')
+        f'The {split} files have no question of the subject {subject!r}; they have {there}'
       )
   return [q for q in questions if q.group in subjects]
 
@@ -141,17 +133,14 @@ class _Permuted:
   ):
     """Tokenises nothing yet.
 
-    `mixed` tells whether questions come in another sequence each time: pipelines
-    shuffle within a window alone, and files are sorted by subject.
+    `mixed` brings questions in another sequence each time: pipelines shuffle within a window
+    alone, and files are sorted by subject.
     """
     self._questions = list(questions)
     self._prompts = PromptTokenizer(self._questions, tokenizer, max_question_tokens)
-    orders = {
-      n: multiple_choice.orderings(n, permutations)
-      for n in {len(question.options) for question in questions}
-    }
-    self._orders = orders
-    counts = np.asarray([len(orders[len(q.options)]) for q in questions])
+    sizes = [len(question.options) for question in questions]
+    self._orders = {n: multiple_choice.orderings(n, permutations) for n in set(sizes)}
+    counts = np.asarray([len(self._orders[n]) for n in sizes])
     turns = []
     for turn in range(counts.max()):
       rows = np.flatnonzero(counts > turn)
@@ -171,13 +160,11 @@ class _Permuted:
     letters = multiple_choice.permuted(question, chosen)
     answers = [letters.target] if letters.target else letters.answers
     ids = self._prompts.ids(number, chosen)
+    lists = (question.exclude_passage_ids, question.gold_passage_ids)
     return (
-      question.id.encode('utf-8'),
-      *(
-        (json.dumps(rows) if rows else '').encode('utf-8')
-        for rows in (question.exclude_passage_ids, question.gold_passage_ids)
-      ),
-      np.asarray([answer.encode('utf-8') for answer in answers], object),
+      question.id.encode(),
+      *((json.dumps(rows) if rows else '').encode() for rows in lists),
+      np.asarray([answer.encode() for answer in answers], object),
       np.int32(question.max_date),
       ids.query,
       ids.reader_query,
@@ -193,12 +180,11 @@ def _dataset(permuted: _Permuted) -> tf.data.Dataset:
     *strings, answers, max_date, query, reader_query = tf.numpy_function(
       lambda pair: permuted.example(*pair.tolist()), [pair], types, stateful=False
     )
+    scalars = {**dict(zip(_STRINGS, strings)), 'max_date': max_date}
+    vectors = {'answers': answers, 'query': query, 'reader_query': reader_query}
     return {
-      **{name: tf.ensure_shape(value, ()) for name, value in zip(_STRINGS, strings)},
-      'answers': tf.ensure_shape(answers, (None,)),
-      'max_date': tf.ensure_shape(max_date, ()),
-      'query': tf.ensure_shape(query, (None,)),
-      'reader_query': tf.ensure_shape(reader_query, (None,)),
+      **{name: tf.ensure_shape(value, ()) for name, value in scalars.items()},
+      **{name: tf.ensure_shape(value, (None,)) for name, value in vectors.items()},
     }
 
   return tf.data.Dataset.from_tensor_slices(permuted.pairs).map(

@@ -44,10 +44,7 @@ class PassageRows(seqio.DataSource):
   """
 
   def __init__(self, store: PassageStore, rows_per_shard: int = 65_536):
-    """Reads which passages were replaced since; later ones are not seen.
-
-    `rows_per_shard` is what one worker of a Beam pipeline does.
-    """
+    """Reads which passages were replaced; `rows_per_shard` is for one worker of Beam."""
     self._size, self._rows = len(store), None
     self._directory = store.directory
     superseded = store.superseded()
@@ -133,16 +130,11 @@ class ExampleMaker:
     Raises ValueError where the objective needs something else.
     """
     objective.check(tokenizer)
-    self._objective = objective
-    self._tokenizer = tokenizer
+    self._objective, self._tokenizer = objective, tokenizer
     self._min_words = max(1, min_words)
-    decides = [
-      described(objective),
-      origin,
-      tokenizer.reader.vocabulary.fingerprint,
-      tokenizer.retriever.vocabulary.fingerprint,
-      str(self._min_words),
-    ]
+    vocabularies = (tokenizer.reader.vocabulary, tokenizer.retriever.vocabulary)
+    fingerprints = (vocabulary.fingerprint for vocabulary in vocabularies)
+    decides = [described(objective), origin, *fingerprints, str(self._min_words)]
     self._made_by = hashlib.sha256('\n'.join(decides).encode()).hexdigest()[:16].encode()
 
   def prepare(self, passages: Passages) -> tuple[np.ndarray, ...]:
@@ -151,25 +143,14 @@ class ExampleMaker:
     for index, source in enumerate(passages.sources):
       if objectives.word_count(source.text) < self._min_words:
         continue
-      prepared = self._objective.prepare(
-        source, self._tokenizer, None if passages.tokens is None else passages.tokens[index]
-      )
+      tokens = None if passages.tokens is None else passages.tokens[index]
+      prepared = self._objective.prepare(source, self._tokenizer, tokens)
       if prepared is None:
         continue
-      document = passages.documents[index] if passages.documents else ''
-      kept.append(
-        (
-          *(
-            json.dumps([name]).encode() if name else b''
-            for name in (passages.excluded[index], document)
-          ),
-          source.title.encode(),
-          source.section.encode(),
-          source.text.encode(),
-          np.asarray(prepared, _INT32).tobytes(),
-          self._made_by,
-        )
-      )
+      names = (passages.excluded[index], passages.documents[index] if passages.documents else '')
+      excluded = (json.dumps([name]).encode() if name else b'' for name in names)
+      texts = (text.encode() for text in (source.title, source.section, source.text))
+      kept.append((*excluded, *texts, np.asarray(prepared, _INT32).tobytes(), self._made_by))
     result = np.empty((len(COLUMNS), len(kept)), object)
     for index, row in enumerate(kept):
       result[:, index] = row
@@ -178,12 +159,9 @@ class ExampleMaker:
   def make(
     self, columns: Sequence[np.ndarray], seeds: Int[np.ndarray, 'n 2']
   ) -> tuple[RaggedTokens, ...]:
-    """`query`, `reader_query` and `targets` of n passages.
+    """`query`, `reader_query` and `targets` of n passages, each by its own seed alone.
 
-    Each seed decides on its own example alone.
-
-    Raises:
-      ValueError: the passages were prepared for something else.
+    Raises ValueError where the passages were prepared for something else.
     """
     if any(made_by != self._made_by for made_by in columns[-1]):
       raise ValueError(
@@ -194,14 +172,10 @@ class ExampleMaker:
     examples = []
     keys = seeds.astype(np.int64).astype(np.uint64)
     for key, (title, section, text, prepared) in zip(keys, zip(*columns[2:-1])):
-      examples.append(
-        self._objective.example(
-          Source(title.decode(), section.decode(), text.decode()),
-          np.frombuffer(prepared, _INT32),
-          self._tokenizer,
-          np.random.Generator(np.random.Philox(key=key)),
-        )
-      )
+      source = Source(title.decode(), section.decode(), text.decode())
+      tokens = np.frombuffer(prepared, _INT32)
+      generator = np.random.Generator(np.random.Philox(key=key))
+      examples.append(self._objective.example(source, tokens, self._tokenizer, generator))
     return tuple(
       RaggedTokens.from_lists([getattr(e, name) for e in examples])
       for name in ('query', 'reader_query', 'target')
@@ -211,9 +185,8 @@ class ExampleMaker:
 def described(value: Any) -> str:
   """As `repr`, but the same in every process: functions by their names."""
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    fields = ', '.join(
-      f'{field.name}={described(getattr(value, field.name))}' for field in dataclasses.fields(value)
-    )
+    names = [field.name for field in dataclasses.fields(value)]
+    fields = ', '.join(f'{name}={described(getattr(value, name))}' for name in names)
     return f'{type(value).__qualname__}({fields})'
   if isinstance(value, functools.partial):
     parts = (value.func, *value.args, *value.keywords.items())
@@ -242,22 +215,18 @@ def prepare_in_batches(
   """
 
   def convert(batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    prepared = tf.numpy_function(
-      prepare, [batch[name] for name in columns], [tf.string] * len(COLUMNS), stateful=False
-    )
+    given, types = [batch[name] for name in columns], [tf.string] * len(COLUMNS)
+    prepared = tf.numpy_function(prepare, given, types, stateful=False)
     return {name: tf.ensure_shape(column, [None]) for name, column in zip(COLUMNS, prepared)}
 
   return dataset.batch(size).map(convert, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
 
 
 def make_in_batches(dataset: tf.data.Dataset, *, maker: ExampleMaker) -> tf.data.Dataset:
-  """Prepared passages to the features of a task.
+  """Prepared passages to the features of a task; ValueError where they are none.
 
-  Everything is done in batches, which is several times as fast: a batch has one
-  seed, and an example that and its place.
-
-  Raises:
-    ValueError: the data set is no cache of prepared passages.
+  Everything is done in batches, which is several times as fast: a batch has one seed, and an
+  example that and its place.
   """
   missing = [name for name in COLUMNS if name not in dataset.element_spec]
   if missing:
@@ -271,35 +240,26 @@ def make_in_batches(dataset: tf.data.Dataset, *, maker: ExampleMaker) -> tf.data
     # Seeds are 32 bits wide, which leaves room for the place.
     seeds = np.broadcast_to(seed.astype(np.int64), (count, 2)).copy()
     seeds[:, 1] = (seeds[:, 1] << 8) + np.arange(count)
-    made = maker.make(columns, seeds)
-    return tuple(
-      array
-      for tokens in made
-      for array in (tokens.pad(int(tokens.lengths.max(initial=0))), tokens.lengths)
-    )
+    arrays: list[np.ndarray] = []
+    for tokens in maker.make(columns, seeds):
+      arrays += [tokens.pad(int(tokens.lengths.max(initial=0))), tokens.lengths]
+    return tuple(arrays)
 
   names = ('query', 'reader_query', 'targets')
 
   @seqio.map_over_dataset(num_seeds=1)
   def convert(batch: Mapping[str, tf.Tensor], seed: Sequence[tf.Tensor]) -> dict[str, tf.Tensor]:
-    arrays = tf.numpy_function(
-      make,
-      [tf.stack(seed), *(batch[name] for name in COLUMNS)],
-      [tf.int32, tf.int64] * 3,
-      stateful=False,
-    )
+    given = [tf.stack(seed), *(batch[name] for name in COLUMNS)]
+    arrays = tf.numpy_function(make, given, [tf.int32, tf.int64] * 3, stateful=False)
+    made = {}
+    for name, padded, lengths in zip(names, arrays[::2], arrays[1::2]):
+      made[name] = tf.ensure_shape(padded, [None, None])
+      made[f'{name}_length'] = tf.ensure_shape(lengths, [None])
     excluded = {name: batch[name] for name in ('exclude_ids', 'exclude_documents')}
     count = tf.shape(excluded['exclude_ids'])
-    return {
-      **{name: tf.ensure_shape(padded, [None, None]) for name, padded in zip(names, arrays[::2])},
-      **{
-        f'{name}_length': tf.ensure_shape(lengths, [None])
-        for name, lengths in zip(names, arrays[1::2])
-      },
-      # As other tasks, to be mixed with them.
-      **{name: tf.fill(count, default) for name, default in features.PASSAGE_FEATURES.items()},
-      **excluded,
-    }
+    # As other tasks, to be mixed with them.
+    others = {name: tf.fill(count, value) for name, value in features.PASSAGE_FEATURES.items()}
+    return {**made, **others, **excluded}
 
   def without_padding(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {
@@ -307,8 +267,5 @@ def make_in_batches(dataset: tf.data.Dataset, *, maker: ExampleMaker) -> tf.data
       **{name: example[name] for name in features.PASSAGE_FEATURES},
     }
 
-  return (
-    convert(dataset.batch(BATCH))
-    .unbatch()
-    .map(without_padding, num_parallel_calls=tf.data.AUTOTUNE)
-  )
+  examples = convert(dataset.batch(BATCH)).unbatch()
+  return examples.map(without_padding, num_parallel_calls=tf.data.AUTOTUNE)

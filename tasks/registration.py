@@ -40,7 +40,6 @@ def read_splits(
   Args:
     splits: files or globs by split; None where there is none.
     shots: only so many training questions, chosen by hash (`few_shot.choose`).
-    shots_seed: of the choice.
     shots_list: file that lists the training questions to take instead.
     **options: `record_format`, `on_error`, `require_answers` and `duplicate_ids`
       of `reading.read_questions`; by default equal ids are numbered. What has no
@@ -88,13 +87,10 @@ def _with_targets(questions: Iterable[Question]) -> list[Question]:
   ]
   without = [q for q in result if q.answers and not _is_answered(q)]
   if without:
+    first = without[0]
     logging.warning(
-      '%s: left out %d questions: no text can be made of their patterns to '
-      'train on, such as %r of %r; name one in the field target',
-      without[0].path,
-      len(without),
-      without[0].answers[0],
-      without[0].id,
+      f'{first.path}: left out {len(without)} questions: no text can be made of their patterns to '
+      f'train on, such as {first.answers[0]!r} of {first.id!r}; name one in the field target'
     )
   return result
 
@@ -105,10 +101,7 @@ def choose_shots(
   shots_seed: int = 0,
   shots_list: str | None = None,
 ) -> list[Question]:
-  """The questions of a few-shot run; all of them where none are asked for.
-
-  Raises ValueError where both a number and a list are given, or too few questions.
-  """
+  """The questions of a few-shot run; ValueError for too few, or both a number and a list."""
   if shots_list and shots is not None:
     raise ValueError(
       'Give `shots`, a number of questions chosen by hash, or `shots_list`, '
@@ -135,12 +128,9 @@ def register_questions(
   name: str, splits: Mapping[str, Sequence[Question]], tokenizer: QueryTokenizer
 ) -> str:
   """Registers a task of questions in memory and returns its name."""
-  return register(
-    name,
-    in_memory(_dataset, splits),
-    [functools.partial(tokenize_queries, tokenizer=tokenizer), *drawn_answers(tokenizer)],
-    tokenizer,
-  )
+  queries = functools.partial(tokenize_queries, tokenizer=tokenizer)
+  steps = [queries, *drawn_answers(tokenizer)]
+  return register(name, in_memory(_dataset, splits), steps, tokenizer)
 
 
 def in_memory(
@@ -158,11 +148,8 @@ def in_memory(
 
 def drawn_answers(tokenizer: QueryTokenizer) -> list[Any]:
   """The last preprocessors of a question task: what is drawn anew in every epoch."""
-  return [
-    seqio.CacheDatasetPlaceholder(),
-    choose_answer,
-    functools.partial(tokenize_targets, tokenizer=tokenizer),
-  ]
+  targets = functools.partial(tokenize_targets, tokenizer=tokenizer)
+  return [seqio.CacheDatasetPlaceholder(), choose_answer, targets]
 
 
 def declare(name: str, maker: Callable[..., str], **arguments: Any) -> None:
@@ -202,14 +189,13 @@ def output_features(tokenizer: QueryTokenizer) -> Mapping[str, seqio.Feature]:
       TokenIds(vocabulary.vocab_size, vocabulary.eos_id, vocabulary.pad_id), add_eos=False
     )
 
+  passed = functools.partial(seqio.Feature, add_eos=False, required=False, rank=0)
   return {
     'query': feature(tokenizer.retriever_vocabulary),
     'reader_query': feature(tokenizer.reader_vocabulary),
     'targets': feature(tokenizer.reader_vocabulary),
     **{
-      name: seqio.Feature(
-        seqio.PassThroughVocabulary(1), add_eos=False, required=False, dtype=value.dtype, rank=0
-      )
+      name: passed(seqio.PassThroughVocabulary(1), dtype=value.dtype)
       for name, value in features.PASSAGE_FEATURES.items()
     },
   }
@@ -246,10 +232,7 @@ def choose_answer(example: Mapping[str, tf.Tensor], seed: tf.Tensor) -> dict[str
 
 
 def tokenize(dataset: tf.data.Dataset, tokenizer: QueryTokenizer) -> tf.data.Dataset:
-  """`question` and `answer` to `query`, `reader_query` and `targets`.
-
-  What an example says of passages stays as it is.
-  """
+  """`question` and `answer` to `query`, `reader_query` and `targets`; the rest stays as it is."""
   return tokenize_targets(tokenize_queries(dataset, tokenizer), tokenizer)
 
 

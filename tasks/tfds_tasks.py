@@ -49,16 +49,11 @@ def tfds_task(
       'validation': 'train[79168:]'}`; None for all.
   """
   tokenizer = registration.make_tokenizer(text, reader_vocabulary, retriever_vocabulary)
-  return registration.register(
-    name,
-    tfds_source(tfds_name, tfds_data_dir, splits),
-    [
-      functools.partial(_questions, convert=convert),
-      functools.partial(registration.tokenize_queries, tokenizer=tokenizer),
-      *registration.drawn_answers(tokenizer),
-    ],
-    tokenizer,
-  )
+  questions = functools.partial(_questions, convert=convert)
+  queries = functools.partial(registration.tokenize_queries, tokenizer=tokenizer)
+  steps = [questions, queries, *registration.drawn_answers(tokenizer)]
+  source = tfds_source(tfds_name, tfds_data_dir, splits)
+  return registration.register(name, source, steps, tokenizer)
 
 
 def tfds_source(
@@ -66,10 +61,7 @@ def tfds_source(
   tfds_data_dir: str | os.PathLike[str] | None,
   splits: Sequence[str] | Mapping[str, str] | None,
 ) -> seqio.TfdsDataSource:
-  """A source that stays offline where a folder is given, to which nothing is added.
-
-  Raises FileNotFoundError where the folder has no such data set.
-  """
+  """A source, offline where a folder is given; FileNotFoundError where that has no such set."""
   if tfds_data_dir is None:
     return seqio.TfdsDataSource(tfds_name, splits=splits)
   folder = pathlib.Path(tfds_data_dir)
@@ -107,10 +99,8 @@ def from_trivia_qa(example: Example) -> Example:
   value = example['answer']['value']
   # Hidden answers are written so.
   known = tf.logical_and(value != '<unk>', value != '')
-  return {
-    'question': example['question'],
-    'answers': tf.boolean_mask([_title_case(value)], [known]),
-  }
+  answers = tf.boolean_mask([_title_case(value)], [known])
+  return {'question': example['question'], 'answers': answers}
 
 
 def from_web_questions(example: Example) -> Example:

@@ -60,8 +60,7 @@ def build_corpus(
 ) -> PassageStore:
   """Builds a corpus folder, in the order of the passages.
 
-  Started again after an interruption it keeps every shard of the corpus that
-  is finished and intact.
+  Started again after an interruption it keeps every shard that is finished and intact.
 
   Raises:
     FileExistsError: the folder holds a finished corpus of something else.
@@ -127,9 +126,8 @@ def _build_shards(
 ) -> list[ShardEntry]:
   duplicates = DuplicateFinder(known.directory)
   entries: dict[int, ShardEntry] = {}
-  bar = progress_lib.bar(
-    total=sum(shard.rows for shard in shards), unit=' passages', desc='corpus', show=progress
-  )
+  total = sum(shard.rows for shard in shards)
+  bar = progress_lib.bar(total=total, unit=' passages', desc='corpus', show=progress)
 
   def finish(chunk: Chunk, entry: ShardEntry) -> None:
     repeated = duplicates.add(chunk.index)
@@ -177,13 +175,12 @@ def _read_chunks(shards: Sequence[Shard], shard_size: int, own_ids: bool) -> Ite
       )
     for start in range(0, len(passages), shard_size):
       contents = [
-        _line(passage, None if own_ids else row + start + i, shard.path, start + i)
-        for i, passage in enumerate(passages[start : start + shard_size])
+        _line(passage, None if own_ids else row + i, shard.path, i)
+        for i, passage in enumerate(passages[start : start + shard_size], start)
       ]
       digest = hashlib.sha256(b''.join(contents)).hexdigest()
-      yield Chunk(
-        index, [Segment(shard.path, start + 1, contents, passages_lib.parse_jsonl)], digest, 0
-      )
+      segment = Segment(shard.path, start + 1, contents, passages_lib.parse_jsonl)
+      yield Chunk(index, [segment], digest, 0)
       index += 1
     row += len(passages)
     del passages  # Or it stays until the next one is there as well.

@@ -11,14 +11,9 @@ from typing import Any
 
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.files import checksums, new_folder
-from ralm_jax.interop import (
-  composing,
-  conversion_report,
-  conversion_writers,
-  huggingface_export,
-  targets,
-)
+from ralm_jax.interop import composing, conversion_report, conversion_writers, targets
 from ralm_jax.interop.composing import Gathered
+from ralm_jax.interop.huggingface_export import MAX_SHARD_BYTES
 
 FORMATS = ('run', 'huggingface')
 LAYER_NORMS = ('standard', 'atlas')
@@ -74,7 +69,7 @@ def convert(
   overrides: Overrides = Overrides(),
   checks: Checks = Checks(),
   dry_run: bool = False,
-  max_shard_bytes: int = huggingface_export.MAX_SHARD_BYTES,
+  max_shard_bytes: int = MAX_SHARD_BYTES,
   progress: bool = True,
 ) -> Report:
   """Converts weights.
@@ -82,13 +77,11 @@ def convert(
   Args:
     sources: (side or None, path), see `recognition.SIDES`.
     to: folder to make; must not exist or be empty. None with `dry_run` only.
-    dry_run: write nothing; the report lists every tensor and says whether the
-      conversion would fail.
+    dry_run: write nothing; the report lists every tensor and says whether it would fail.
 
   Raises:
     FileExistsError: there is something at `to`.
-    FileNotFoundError, ValueError: a source is missing, damaged, of another
-      kind or does not fit the others.
+    FileNotFoundError, ValueError: a source is missing, damaged, of another kind or does not fit.
   """
   if to_format not in FORMATS:
     raise ValueError(f'to_format {to_format!r} is unknown; choose one of {FORMATS}.')

@@ -26,7 +26,6 @@ from ralm_jax.interop.files.embedding_files import RowFinder
 from ralm_jax.interop.files.torch_archive import StoredTensor, TorchArchive
 from ralm_jax.retrieval import embedding
 from retrieval_service import generation_writer
-from retrieval_service.generation_writer import GenerationWriter
 from retrieval_service.generations import GenerationStore
 from retrieval_service.options import IndexOptions
 
@@ -72,22 +71,18 @@ def convert_atlas_index(
   """
   shards = _atlas_shards(os.fspath(directory))
   _check_empty(index_directory)
+  passages = [Shard(shard.passages, shard.rows) for shard in shards]
+  vocabularies = reader_vocabulary, retriever_vocabulary
   store = atlas_passages.build_corpus(
-    [Shard(s.passages, s.rows) for s in shards],
-    corpus_directory,
-    reader_vocabulary,
-    retriever_vocabulary,
-    corpus_options,
-    progress=progress,
+    passages, corpus_directory, *vocabularies, corpus_options, progress=progress
   )
 
   def embeddings() -> Iterator[tuple[str, np.ndarray, None]]:
     for shard in shards:
       yield shard.embeddings, _read_embeddings(shard), None
 
-  return _write_index(
-    embeddings(), store, index_directory, options, source=os.fspath(directory), progress=progress
-  )
+  source = os.fspath(directory)
+  return _write_index(embeddings(), store, index_directory, options, source, progress)
 
 
 def convert_embeddings(
@@ -130,10 +125,8 @@ def convert_embeddings(
     if not allow_missing:
       finder.check_complete()
 
-  others = f' and {len(paths) - 1} other files' if len(paths) > 1 else ''
-  return _write_index(
-    embeddings(), store, index_directory, options, source=paths[0] + others, progress=progress
-  )
+  source = paths[0] + (f' and {len(paths) - 1} other files' if len(paths) > 1 else '')
+  return _write_index(embeddings(), store, index_directory, options, source, progress)
 
 
 def _check_empty(index: PathLike) -> None:
@@ -150,30 +143,28 @@ def _write_index(
   store: PassageStore,
   index: PathLike,
   options: IndexOptions,
-  *,
   source: str,
   progress: bool,
 ) -> ConvertedIndex:
   """Writes (file, embeddings [n, dim], rows or None) as the first generation."""
   os.makedirs(index, exist_ok=True)
   folder = GenerationStore(index)
-  metadata = embedding.describe(
-    store, '', index=index, checkpoint=f'made by another program: {source}'
-  )
+  maker = f'made by another program: {source}'
+  metadata = embedding.describe(store, '', index=index, checkpoint=maker)
   writer, dim = None, 0
-  with contextlib.ExitStack() as stack:
-    bar = stack.enter_context(
-      progress_lib.bar(total=len(store), unit=' embeddings', desc='index', show=progress)
-    )
+  bar = progress_lib.bar(total=len(store), unit=' embeddings', desc='index', show=progress)
+  with bar, contextlib.ExitStack() as stack:
     for file, embeddings, rows in parts:
       if writer is None:
         dim = embeddings.shape[1]
-        writer = stack.enter_context(
-          generation_writer.begin(folder, options, dim, metadata, progress=progress)
-        )
+        beginning = generation_writer.begin(folder, options, dim, metadata, progress=progress)
+        writer = stack.enter_context(beginning)
       for start in range(0, len(embeddings), embedding_files.PIECE):
         chosen = slice(start, start + embedding_files.PIECE)
-        _append(writer, file, embeddings[chosen], None if rows is None else rows[chosen])
+        try:
+          writer.append(None if rows is None else rows[chosen], embeddings[chosen])
+        except ValueError as e:
+          raise ValueError(f'{file}: {e}') from e
         bar.update(len(embeddings[chosen]))
       # Or it stays until the next one is there as well.
       del embeddings, rows
@@ -182,15 +173,6 @@ def _write_index(
     passages = writer.count
     number = writer.commit()
   return ConvertedIndex(number, passages, dim)
-
-
-def _append(
-  writer: GenerationWriter, file: str, embeddings: np.ndarray, rows: np.ndarray | None
-) -> None:
-  try:
-    writer.append(rows, embeddings)
-  except ValueError as e:
-    raise ValueError(f'{file}: {e}') from e
 
 
 @dataclasses.dataclass(frozen=True)

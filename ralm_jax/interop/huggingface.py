@@ -107,10 +107,10 @@ def _t5_part(model: _Model, overrides: Mapping[str, Any]) -> Part:
   for gated, weight in ((True, f'{wi}_0.weight'), (False, f'{wi}.weight')):
     if weight in source and gated != (len(config.mlp_activations) > 1):
       said = raw.get('feed_forward_proj', 'relu')
+      found, remedy = ('gated', 'gated-gelu, as T5 1.1 has it') if gated else ('not gated', 'relu')
       raise ValueError(
-        f'{model.where} says feed_forward_proj {said!r}, the tensors are '
-        f'{"gated" if gated else "not gated"} ({weight}); set it to '
-        f'{"gated-gelu, as T5 1.1 has it" if gated else "relu"}.'
+        f'{model.where} says feed_forward_proj {said!r}, the tensors are {found} ({weight}); '
+        f'set it to {remedy}.'
       )
   return model.part('t5', config, tensor_maps.t5_entries(config, prefix))
 
@@ -195,12 +195,9 @@ def open_sentence_transformer(directory: PathLike, **overrides: Any) -> Part:
       f'{modules_path} names no Transformer or no Pooling module; found '
       f'{[module.get("type") for module in modules]}.'
     )
-  part = open_bert(encoder, **overrides)
+  part, folders = open_bert(encoder, **overrides), (encoder, os.fspath(directory))
   return dataclasses.replace(
-    part,
-    pooling=pooling,
-    normalize=normalize,
-    vocabulary_directories=(encoder, os.fspath(directory)),
+    part, pooling=pooling, normalize=normalize, vocabulary_directories=folders
   )
 
 

@@ -31,16 +31,11 @@ def from_huggingface(
   query_encoder: str | None = None,
   passage_encoder: str | None = None,
 ) -> Params:
-  """Parameters of a RetrievalLM from Hugging Face folders.
+  """Parameters of a RetrievalLM from Hugging Face folders; raises as the loaders of `huggingface`.
 
-  Args:
-    retriever: BERT, Contriever, sentence-transformers or DPR folder, for one tower or for both.
-    scan_layers: the model scans its layers (gin: SCAN_LAYERS).
-    tied_retriever: one tower for both sides; else both start from `retriever`.
-    query_encoder: folder of a tower of its own, in place of `retriever`.
-
-  Raises:
-    FileNotFoundError, ValueError: as the loaders of `huggingface`.
+  A retriever is a BERT, Contriever, sentence-transformers or DPR folder: one tower for both sides
+  if tied, else both start from it, where `query_encoder` and `passage_encoder` name none of their
+  own. The model scans its layers with `scan_layers` (gin: SCAN_LAYERS).
   """
   towers = {'query_encoder': query_encoder, 'passage_encoder': passage_encoder}
   needed: dict[str, str | None] = {'reader': reader}

@@ -80,9 +80,8 @@ def leftovers(parts: Iterable[Part]) -> list[Leftover]:
   used = {entry.name for part in parts for entry in part.entries}
   found: dict[str, Leftover] = {}
   for part in parts:
-    embeddings = sorted(
-      {entry.name for entry in part.entries if entry.name.endswith('shared.weight')}
-    )
+    names = {entry.name for entry in part.entries}
+    embeddings = sorted(name for name in names if name.endswith('shared.weight'))
     for name in part.source:
       # A copy is one of the embedding of its own part.
       if name not in used and (name not in found or found[name].reason is None):
@@ -98,15 +97,12 @@ def _reason(source: TensorSource, name: str, embeddings: Sequence[str]) -> str |
     if piece in name:
       return reason
   for suffix in _COPIES:
-    if not name.endswith(suffix):
-      continue
-    prefix = name.removesuffix(suffix)
-    for original in embeddings:
-      if original == f'{prefix}shared.weight' or (
-        # BART's head lies beside `model.`, not in it.
-        original == f'{prefix}model.shared.weight'
-      ):
-        if _equal(source, name, original):
+    if name.endswith(suffix):
+      prefix = name.removesuffix(suffix)
+      # BART's head lies beside `model.`, not in it.
+      originals = {f'{prefix}shared.weight', f'{prefix}model.shared.weight'}
+      for original in embeddings:
+        if original in originals and _equal(source, name, original):
           return f'a copy of {original}'
   return None
 

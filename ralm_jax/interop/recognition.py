@@ -23,17 +23,10 @@ _EXPECTED = (
   'expected a MODEL_DIR of ours, a Hugging Face folder (config.json), a sentence-transformers '
   'folder (modules.json), an Atlas model.pth.tar or a T5X checkpoint'
 )
-
-
 # Of `TextConfig`, what belongs to a reader and what to an encoder.
-_READER_TEXT = (
-  'question_format',
-  'target_format',
-  'reader_format',
-  'reader_query_length',
-  'passage_length',
-  'target_length',
-  'n_passages',
+_READER_TEXT = tuple(
+  'question_format target_format reader_format reader_query_length passage_length target_length '
+  'n_passages'.split()
 )
 _ENCODER_TEXT = ('retriever_format', 'query_length', 'retriever_passage_length')
 # A file of a Hugging Face folder.
@@ -84,10 +77,8 @@ def recognise(
     )
   ((side, part),) = found.parts.items()
   if (side == 'reader') != (as_side == 'reader'):
-    raise ValueError(
-      f'{path} is a {found.format}, expected a '
-      f'{"reader (T5, BART)" if as_side == "reader" else "BERT encoder"} for {as_side}=.'
-    )
+    expected = 'reader (T5, BART)' if as_side == 'reader' else 'BERT encoder'
+    raise ValueError(f'{path} is a {found.format}, expected a {expected} for {as_side}=.')
   if part.side and as_side in ENCODERS[1:] and part.side != as_side:
     raise ValueError(
       f'{path} is a {found.format} {part.side}, given as {as_side}=; are the two swapped?'
@@ -123,10 +114,9 @@ def _recognise(path: str, retriever_heads: int | None) -> Recognised:
 
 def is_run(path: str) -> bool:
   """Whether a folder is a MODEL_DIR of ours or a checkpoint in one."""
-  folder = path
   if re.fullmatch(r'checkpoint_\d+', os.path.basename(path)):
-    folder = os.path.dirname(path)
-  return os.path.isfile(os.path.join(folder, specification.FILE))
+    path = os.path.dirname(path)
+  return os.path.isfile(os.path.join(path, specification.FILE))
 
 
 def _run(path: str) -> Recognised:
@@ -135,6 +125,9 @@ def _run(path: str) -> Recognised:
   model = spec.model
   kind = 'bart' if isinstance(model.reader_config, BartConfig) else 't5'
   text = dataclasses.asdict(spec.text)
+  reader_text, encoder_text = (
+    {name: text[name] for name in names} for names in (_READER_TEXT, _ENCODER_TEXT)
+  )
   parts = {
     'reader': Part(
       kind,
@@ -142,15 +135,11 @@ def _run(path: str) -> Recognised:
       source,
       own_entries(source, 'reader/'),
       vocabulary=spec.tokenizer.reader_vocabulary,
-      text={name: text[name] for name in _READER_TEXT},
+      text=reader_text,
     )
   }
-  towers = (
-    {'retriever': 'retriever/'}
-    if model.tied_retriever
-    else {side: f'retriever/{side}/' for side in ENCODERS[1:]}
-  )
-  for side, prefix in towers.items():
+  towers = {side: f'retriever/{side}/' for side in ENCODERS[1:]}
+  for side, prefix in ({'retriever': 'retriever/'} if model.tied_retriever else towers).items():
     parts[side] = Part(
       'bert',
       model.retriever_config,
@@ -159,7 +148,7 @@ def _run(path: str) -> Recognised:
       pooling=model.pooling,
       normalize=model.normalize_embeddings,
       vocabulary=spec.tokenizer.retriever_vocabulary,
-      text={name: text[name] for name in _ENCODER_TEXT},
+      text=encoder_text,
     )
   return Recognised('run', parts, whole=True, spec=spec, model_fields={'reading': model.reading})
 
@@ -227,6 +216,5 @@ def _t5x(path: str) -> Recognised:
     found = sorted(os.listdir(path))[:8] if os.path.isdir(path) else 'a file'
     raise ValueError(f'{path} is no checkpoint: {_EXPECTED}; found {found}.')
   config = t5x.t5_config(source)
-  return Recognised(
-    'T5X checkpoint', {'reader': Part('t5', config, source, t5x.t5_entries(source, config))}
-  )
+  reader = Part('t5', config, source, t5x.t5_entries(source, config))
+  return Recognised('T5X checkpoint', {'reader': reader})

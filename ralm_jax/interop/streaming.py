@@ -61,14 +61,9 @@ class LazyParameterHandler(ocp.type_handlers.NumpyHandler):
     infos: Sequence[Any],
     args: Sequence[ocp.SaveArgs] | None = None,
   ) -> Sequence[Any]:
-    args = [
-      ocp.SaveArgs(
-        chunk_byte_size=CHUNK_BYTES,
-        # A layer of a stack is a chunk of its own: it is written alone.
-        shard_axes=(0,) if _is_stack(info.name) else (),
-      )
-      for info in infos
-    ]
+    # A layer of a stack is a chunk of its own: it is written alone.
+    axes = [(0,) if _is_stack(info.name) else () for info in infos]
+    args = [ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=a) for a in axes]
     self._turn = asyncio.Lock()
     return await super().serialize(values, infos, args)
 
@@ -77,9 +72,8 @@ class LazyParameterHandler(ocp.type_handlers.NumpyHandler):
   ) -> None:
     # The parent starts all writes at once.
     async with self._turn:
-      store = await tensorstore.open(
-        tensorstore.Spec(tspec), create=True, open=True, context=ts_context
-      )
+      spec = tensorstore.Spec(tspec)
+      store = await tensorstore.open(spec, create=True, open=True, context=ts_context)
       for index, piece in value.pieces():
         await (store[index] if index else store).write(piece)
 
@@ -91,12 +85,7 @@ def _is_stack(name: str) -> bool:
 def save(
   model_dir: str | os.PathLike[str], params: Any, metadata: Mapping[str, Any], step: int = 0
 ) -> None:
-  """Writes MODEL_DIR/checkpoint_<step> as `training.checkpoints` does.
-
-  Raises:
-    ValueError: whatever reading a parameter raised.
-    OSError: the checkpoint cannot be written.
-  """
+  """Writes MODEL_DIR/checkpoint_<step>; raises OSError, or what reading a parameter raised."""
   # The registry of all types already has a handler that writes this typestr.
   registry = ocp.type_handlers.create_type_handler_registry(
     (LazyParameter, LazyParameterHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
@@ -112,16 +101,13 @@ def save(
       step_prefix='checkpoint', enable_async_checkpointing=False
     ),
   )
+  content = ocp.args.Composite(
+    state=ocp.args.PyTreeSave({'params': params}),
+    host=HostArraysSave({}),
+    metadata=ocp.args.JsonSave(dict(metadata)),
+  )
   try:
-    manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave({'params': params}),
-        host=HostArraysSave({}),
-        metadata=ocp.args.JsonSave(dict(metadata)),
-      ),
-      force=True,
-    )
+    manager.save(step, args=content, force=True)
   except Exception as e:
     # TensorStore reports the system's errors inside pages of its own.
     full = os.strerror(errno.ENOSPC)

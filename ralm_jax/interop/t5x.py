@@ -40,12 +40,8 @@ _OWN_TABLES = ('relpos_bias', 'relative_posemb')
 def open_checkpoint(path: PathLike) -> T5XSource | None:
   """Opens a T5X or Orbax checkpoint; reads no tensor.
 
-  Args:
-    path: a msgpack file, a checkpoint_<step> folder, a folder of these (the
-      newest is taken), or an Orbax folder.
-
-  Returns:
-    The parameters, or None where the path is no such checkpoint.
+  The path is of a msgpack file, a checkpoint_<step> folder, a folder of these (the newest is
+  taken), or an Orbax folder; for others there is None.
 
   Raises:
     FileNotFoundError: the path does not exist.
@@ -157,14 +153,8 @@ def _open_orbax(folder: str) -> T5XSource:
 
 def _parameters(leaves: dict[tuple[str, ...], Any], path: str) -> dict[str, Span | Stored]:
   """The parameters among the leaves of a training state, by path."""
-  for root in (
-    ('optimizer', 'target'),
-    ('target',),
-    ('state', 'target'),
-    ('params',),
-    ('state', 'params'),
-    (),
-  ):
+  targets = ('optimizer', 'target'), ('target',), ('state', 'target')
+  for root in (*targets, ('params',), ('state', 'params'), ()):
     # Flax's collection may or may not be part of what was saved.
     for prefix in ((*root, 'params'), root):
       size = len(prefix)
@@ -228,10 +218,7 @@ def t5_config(source: TensorSource) -> T5Config:
 
 
 def t5_entries(source: TensorSource, config: T5Config) -> list[Entry]:
-  """The map from a checkpoint's tensors to our (unscanned) parameters.
-
-  Raises ValueError where the layers have relative position tables of their own.
-  """
+  """The map to our (unscanned) parameters; ValueError where layers have own position tables."""
   stacks = {name: _Layers.of(source, name) for name in ('encoder', 'decoder')}
   tables = {name: _relative_table(source, s) for name, s in stacks.items()}
   entries = []
@@ -312,9 +299,8 @@ def _relative_table(source: TensorSource, layers: _Layers) -> str:
     return shared
   for own in _OWN_TABLES:
     names = [layers.name(i, f'{own}/rel_embedding') for i in range(layers.depth)]
-    if names[0] not in source:
+    if (first := names[0]) not in source:
       continue
-    first = names[0]
     if layers.axis is not None:
       rows = [source.part(first, layers.axis, i) for i in range(layers.depth)]
     else:

@@ -48,20 +48,15 @@ def of(gathered: Gathered) -> Iterator[Target]:
 def check(gathered: Gathered, *, allow_missing: bool, allow_unused: bool) -> list[Target]:
   """Compares all shapes, and what is there with what is needed.
 
-  Returns:
-    The targets whose tensors are missing, where that is allowed.
-
-  Raises:
-    ValueError: a tensor is of another shape or type, missing or left over.
+  Returns the targets whose tensors are missing, where that is allowed. Raises ValueError where a
+  tensor is of another shape or type, missing or left over.
   """
   missing, wrong = [], []
   for target in of(gathered):
     if target.missing:
       missing.append(target)
-    else:
-      problem = tensor_maps.problem(target.part.source, target.entry)
-      if problem:
-        wrong.append(f'{target.part.source.description}: {problem}')
+    elif problem := tensor_maps.problem(target.part.source, target.entry):
+      wrong.append(f'{target.part.source.description}: {problem}')
   if wrong:
     raise ValueError('Tensors are not what the configuration calls for: ' + _some(wrong) + '.')
   if missing and not allow_missing:

@@ -42,10 +42,7 @@ class Entry:
 
 
 def problem(source: TensorSource, entry: Entry) -> str | None:
-  """What is wrong with the tensor of an entry; None when nothing is.
-
-  Reads no data; a tensor that is not there is a KeyError.
-  """
+  """What is wrong with the tensor of an entry, which must be there; reads no data."""
   info = source.info(entry.name)
   if not np.issubdtype(info.dtype, np.floating) and (info.dtype != ml_dtypes.bfloat16):
     return (
@@ -73,21 +70,16 @@ def problem(source: TensorSource, entry: Entry) -> str | None:
 def read(
   source: TensorSource, entry: Entry, dtype: Any = np.float32, *, copy: bool = True
 ) -> np.ndarray:
-  """The parameter of one entry, in our layout.
+  """The parameter of one entry, in our layout; ValueError where it is missing or misshapen.
 
-  Args:
-    copy: never give back what the source may still hold (a mapped file).
-
-  Raises:
-    ValueError: the tensor is missing or of another shape.
+  `copy` never gives back what the source may still hold (a mapped file).
   """
   if entry.name not in source:
     raise ValueError(
       f'{source.description} has no tensor {entry.name!r}, which its configuration calls for '
       f'({entry.path}); is it a checkpoint of another architecture?'
     )
-  wrong = problem(source, entry)
-  if wrong:
+  if wrong := problem(source, entry):
     raise ValueError(f'{source.description}: not as its configuration says: {wrong}')
   tensor = source[entry.name] if entry.part is None else source.part(entry.name, *entry.part)
   if entry.transpose:
@@ -112,18 +104,11 @@ class _Map:
     self.prefix = prefix
     self.entries: list[Entry] = []
 
-  def add(
-    self,
-    path: str,
-    name: str,
-    shape: tuple[int, ...],
-    transpose: bool = False,
-    part: tuple[int, int] | None = None,
-  ) -> None:
-    self.entries.append(Entry(path, self.prefix + name, tuple(shape), transpose, part))
+  def add(self, path: str, name: str, shape: tuple[int, ...], **how: Any) -> None:
+    self.entries.append(Entry(path, self.prefix + name, tuple(shape), **how))
 
   def dense(self, path: str, name: str, shape: tuple[int, int], bias: bool = True) -> None:
-    self.add(f'{path}/kernel', f'{name}.weight', shape, True)
+    self.add(f'{path}/kernel', f'{name}.weight', shape, transpose=True)
     if bias:
       self.add(f'{path}/bias', f'{name}.bias', shape[1:])
 
@@ -157,7 +142,7 @@ def t5_entries(config: T5Config, prefix: str = '') -> list[Entry]:
       f'{stack}/relpos_bias/rel_embedding',
       f'{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
       (config.num_heads, config.relative_attention_num_buckets),
-      True,
+      transpose=True,
     )
     for i in range(depth):
       ours, theirs = f'{stack}/layers_{i}', f'{stack}.block.{i}.layer'
@@ -187,9 +172,7 @@ def bert_entries(
 ) -> list[Entry]:
   """The map of a BERT encoder without its pooler.
 
-  Args:
-    prefix: of the encoder's foreign names (`bert.`).
-    projection: whole foreign name of the projection (DPR's `encode_proj`).
+  `prefix` is of the encoder's foreign names, `projection` the projection's whole one.
   """
   tensors, emb = _Map(prefix), config.emb_dim
   for ours, theirs, rows in (
@@ -216,12 +199,7 @@ def bert_entries(
 
 
 def bart_entries(config: BartConfig, prefix: str = '', model_prefix: str = 'model.') -> list[Entry]:
-  """The map of a BART.
-
-  Args:
-    model_prefix: behind it, of all but `final_logits_bias`; '' in checkpoints
-      of the bare BartModel.
-  """
+  """The map of a BART; `model_prefix`, of all but `final_logits_bias`, is '' in a BartModel."""
   tensors, emb = _Map(prefix), config.emb_dim
   # Foreign [1, vocab].
   tensors.add('final_logits_bias', 'final_logits_bias', (config.vocab_size,), part=(0, 0))
@@ -229,13 +207,8 @@ def bart_entries(config: BartConfig, prefix: str = '', model_prefix: str = 'mode
   tensors.add('token_embedder/embedding', 'shared.weight', (config.vocab_size, emb))
 
   def attention(path: str, name: str) -> None:
-    for ours, theirs in (
-      ('query', 'q_proj'),
-      ('key', 'k_proj'),
-      ('value', 'v_proj'),
-      ('out', 'out_proj'),
-    ):
-      tensors.dense(f'{path}/{ours}', f'{name}.{theirs}', (emb, emb))
+    for ours, theirs in (('query', 'q'), ('key', 'k'), ('value', 'v'), ('out', 'out')):
+      tensors.dense(f'{path}/{ours}', f'{name}.{theirs}_proj', (emb, emb))
 
   for stack, depth, mlp in (
     ('encoder', config.num_encoder_layers, config.encoder_mlp_dim),
