@@ -9,14 +9,7 @@ from typing import Any
 
 from ralm_jax.commands import flags, launch
 from ralm_jax.commands.flags import Parser
-
-METRICS = (
-  *('qa', 'label', 'kilt', 'long_answer', 'generation', 'question_generation'),
-  *('multiple_choice', 'language_modeling'),
-)
-PERMUTATIONS = ('single', 'cyclic', 'all')
-SOURCES = ('index', 'file', 'none')
-FILTERS = ('passage', 'document', 'none')
+from ralm_jax.data import option_values
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -119,72 +112,40 @@ def _parser(prog: str | None, description: str | None) -> Parser:
     'checkpoint',
     help='MODEL_DIR, whose newest is taken, or a checkpoint_STEP in it (default: those of --watch)',
   )
-  add(
-    '--watch',
-    metavar='RUN',
-    help='MODEL_DIR of a run that is training: its checkpoints are evaluated as they come '
-    '(default: --checkpoint alone)',
-  )
+  text = 'MODEL_DIR of a run that is training: its checkpoints are evaluated as they come'
+  add('--watch', metavar='RUN', help=f'{text} (default: --checkpoint alone)')
   add('--until_step', type=int, help="of --watch: the step to end at (default: the run's last)")
-  add(
-    '--idle_s',
-    type=float,
-    metavar='SECONDS',
-    help='of --watch: end when nothing new has come for so long (default: never)',
-  )
+  text = 'of --watch: end when nothing new has come for so long (default: never)'
+  add('--idle_s', type=float, metavar='SECONDS', help=text)
   flags.shared(parser, 'questions', 'record_format')
-  add(
-    '--metrics',
-    choices=METRICS,
-    help='what answers are scored by (default: that of the record format)',
-  )
+  text = 'what answers are scored by (default: that of the record format)'
+  add('--metrics', choices=option_values.METRICS_FAMILIES, help=text)
   flags.shared(parser, 'on_error')
   add('--num_examples', type=int, help='only the first so many questions (default: all)')
   add('--shots', type=int, help='only so many questions, chosen by hash (default: all)')
   flags.shared(parser, 'shots_seed', 'text')
-  add(
-    '--permutations',
-    choices=PERMUTATIONS,
-    default='cyclic',
-    help="orders of a multiple choice's options that are averaged",
-  )
+  text = "orders of a multiple choice's options that are averaged"
+  add('--permutations', choices=option_values.PERMUTATIONS, default='cyclic', help=text)
   flags.shared(parser, *flags.SEARCH)
   add('--generation', type=int, help='of the index (default: the current one)')
-  add(
-    '--passages_from',
-    choices=SOURCES,
-    default='index',
-    help='an index; the file of questions itself; or none, closed-book',
-  )
+  text = 'an index; the file of questions itself; or none, closed-book'
+  add('--passages_from', choices=option_values.PASSAGES_FROM, default='index', help=text)
   add('--retrieve_only', action='store_true', help='find passages and leave the reader out')
-  add(
-    '--passage_effects',
-    action='store_true',
-    help="also each passage's effect on the answer's log-likelihood",
+  text = "also each passage's effect on the answer's log-likelihood"
+  add('--passage_effects', action='store_true', help=text)
+  text = "also the negative log-likelihood of a target's tokens"
+  add('--with_loss', action='store_true', help=text)
+  text = 'what the exclusions of a question drop; none ignores dates too'
+  add('--search_filter', choices=option_values.SEARCH_FILTERS, default='passage', help=text)
+  text = (
+    "fetch so many from a stale index and keep the --n_passages that the checkpoint's own encoders "
+    'find best (default: no such re-ranking)'
   )
-  add(
-    '--with_loss', action='store_true', help="also the negative log-likelihood of a target's tokens"
-  )
-  add(
-    '--search_filter',
-    choices=FILTERS,
-    default='passage',
-    help='what the exclusions of a question drop; none ignores dates too',
-  )
-  add(
-    '--n_candidates',
-    type=int,
-    help='fetch so many from a stale index and keep the --n_passages that '
-    "the checkpoint's own encoders find best (default: no such re-ranking)",
-  )
+  add('--n_candidates', type=int, help=text)
   add('--rerank_chunk', type=int, help='candidates encoded at a time (default: all)')
   add('--output', required=True, metavar='DIR', help='folder of the results')
   flags.shared(parser, 'batch_size', default=32, help='questions answered at a time')
-  add(
-    '--no_resume',
-    dest='resume',
-    action='store_false',
-    help='begin anew instead of behind the predictions of an interrupted call',
-  )
+  text = 'begin anew instead of behind the predictions of an interrupted call'
+  add('--no_resume', dest='resume', action='store_false', help=text)
   flags.shared(parser.add_argument_group('decoding'), *flags.DECODING)
   return parser

@@ -23,7 +23,7 @@ from ralm_jax.evaluation.evaluator import Evaluator, Predictor
 from ralm_jax.evaluation.records import Answer
 from ralm_jax.evaluation.scores import by_task
 from ralm_jax.files import progress as progress_lib
-from ralm_jax.losses.array_types import Float, Int
+from ralm_jax.losses.array_types import Float
 from ralm_jax.models.choices import ChoiceTokens
 from ralm_jax.training import partitioning
 from ralm_jax.training.partitioning import PartitionedFunction
@@ -106,10 +106,9 @@ class ChoiceEvaluator(Predictor):
   metrics = METRICS
 
   def __init__(self, evaluator: Evaluator, *, permutations: str = 'single'):
-    """Compiles nothing yet.
+    """The evaluator's batch size is that of orders scored at a time.
 
-    The evaluator's batch size is that of orders scored at a time. Passages are
-    retrieved for each order, whose prompt is another.
+    Passages are retrieved for each order, whose prompt is another.
     """
     multiple_choice.orderings(1, permutations)  # It is known.
     self._evaluator = evaluator
@@ -125,11 +124,8 @@ class ChoiceEvaluator(Predictor):
     """See `Predictor.predictions`.
 
     `passages`, with their effects, and the loss are those of the original order;
-    `permutations` holds the letters' logits in each.
-
-    Raises:
-      ValueError: a question has no options, or its prompt does not fit into
-        `reader_query_length`.
+    `permutations` holds the letters' logits in each. ValueError where a question has no
+    options, or its prompt does not fit into `reader_query_length`.
     """
     if not questions:
       return
@@ -185,25 +181,18 @@ class ChoiceEvaluator(Predictor):
     retrieved, found = self._evaluator.find(params, shown)
     arrays = self._evaluator.reader_batch(shown, retrieved)
     logits = partitioning.local_rows(letters.score(params, self._partitioner.put_batch(arrays)))
-    preferred = self._preferred(letters.tokens, shown, logits)
+    # Tokens of the letter with the largest logit.
+    best = np.zeros(self._evaluator.size, int)
+    best[: len(shown)] = [
+      np.argmax(own[: len(question.options)]) for own, question in zip(logits, shown)
+    ]
+    pad_id = self._spec.tokenizer.reader_vocabulary.pad_id
+    preferred = np.where(letters.tokens.mask, letters.tokens.tokens, pad_id)[best]
     found = self._evaluator.with_likelihoods(params, arrays, shown, preferred, found)
     return [
       _OrderAnswer(order, own[: len(order)], answer)
       for (_, order), own, answer in zip(batch, logits, found)
     ]
-
-  def _preferred(
-    self,
-    letters: ChoiceTokens,
-    questions: Sequence[Question],
-    logits: Float[np.ndarray, 'b options'],
-  ) -> Int[np.ndarray, 'b t']:
-    """Tokens of the letter with the largest logit."""
-    best = np.zeros(self._evaluator.size, int)
-    for row, question in enumerate(questions):
-      best[row] = np.argmax(logits[row, : len(question.options)])
-    pad_id = self._spec.tokenizer.reader_vocabulary.pad_id
-    return np.where(letters.mask, letters.tokens, pad_id)[best]
 
 
 def check(

@@ -16,12 +16,7 @@ from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.evaluation import gathering, passage_sources, prediction_files, records
 from ralm_jax.evaluation.answering import AnswerOptions
-from ralm_jax.evaluation.passage_sources import (
-  NoPassages,
-  PassagesOfFile,
-  PassagesOfIndex,
-  PassageSource,
-)
+from ralm_jax.evaluation.passage_sources import PassageSource
 from ralm_jax.evaluation.records import Answer, AnsweredPassage
 from ralm_jax.evaluation.scores import retrieval
 from ralm_jax.evaluation.task import PassageOptions, ScoringOptions
@@ -88,23 +83,22 @@ class Evaluator(Predictor):
     answering: AnswerOptions = AnswerOptions(),
     scoring: ScoringOptions = ScoringOptions(),
   ):
-    """Compiles nothing yet.
+    """The retriever finds `passages.depth` passages.
 
-    The retriever finds `passages.depth` passages; there is none where they come from
-    the questions' file, or the model is closed-book. `batch_size` is that of all
-    processes together. Without metrics, scoring is of the family 'qa'.
+    There is none where they come from the questions' file, or the model is closed-book.
+    `batch_size` is that of all processes together. Without metrics, scoring is of the
+    family 'qa'.
     """
     closed_book = spec.text.closed_book
     if scoring.retrieve_only and (closed_book or scoring.passage_effects or scoring.with_loss):
       raise ValueError(
-        'Without the reader there are neither answers nor likelihoods: '
-        'retrieving alone goes neither with closed-book models nor with '
-        '--passage_effects or --with_loss.'
+        'Without the reader there are neither answers nor likelihoods: retrieving alone goes '
+        'neither with closed-book models nor with --passage_effects or --with_loss.'
       )
     if scoring.passage_effects and (closed_book or answering.decoder_prefix):
       raise ValueError(
-        '--passage_effects goes neither with closed-book models, which read '
-        'no passage, nor with a decoder prefix.'
+        '--passage_effects goes neither with closed-book models, which read no passage, nor with '
+        'a decoder prefix.'
       )
     answering.check_reading(spec.model.reading)
     self.spec = spec
@@ -115,11 +109,13 @@ class Evaluator(Predictor):
     self._closed_book = closed_book
     self._source: PassageSource
     if closed_book:
-      self._source = NoPassages(spec, self.size)
+      self._source = passage_sources.NoPassages(spec, self.size)
     elif passages.passages_from == 'file':
-      self._source = PassagesOfFile(spec, partitioner, self.size, passages)
+      self._source = passage_sources.PassagesOfFile(spec, partitioner, self.size, passages)
     elif retriever is not None:
-      self._source = PassagesOfIndex(spec, partitioner, self.size, passages, retriever)
+      self._source = passage_sources.PassagesOfIndex(
+        spec, partitioner, self.size, passages, retriever
+      )
     else:
       raise ValueError('The model reads passages; give an index (--index or --retrieval_address).')
     self._answering = answering
@@ -170,20 +166,14 @@ class Evaluator(Predictor):
     key = np.asarray([self._answering.seed, self._batches], np.uint32)
     self._batches += 1
     output = self._predict(params, self.partitioner.put_batch(batch), key)
-    tokens = partitioning.local_rows(output.tokens)
-    log_probs = partitioning.local_rows(output.log_probs)
+    tokens, log_probs = map(partitioning.local_rows, (output.tokens, output.log_probs))
     answers = []
     for rows, own, one in zip(tokens, log_probs, found):
-      texts = list(zip(map(tokenizer.answer, rows), map(float, own)))
-      answers.append(
-        dataclasses.replace(
-          one,
-          prediction=texts[0][0],
-          log_probability=texts[0][1],
-          # Fewer answers than asked for may exist.
-          alternatives=tuple(a for a in texts[1:] if np.isfinite(a[1])),
-        )
-      )
+      (text, log_prob), *others = zip(map(tokenizer.answer, rows), map(float, own))
+      # Fewer answers than asked for may exist.
+      more = tuple(other for other in others if np.isfinite(other[1]))
+      answer = dataclasses.replace(one, prediction=text, log_probability=log_prob)
+      answers.append(dataclasses.replace(answer, alternatives=more))
     return self.with_likelihoods(params, batch, questions, tokens[:, 0], answers)
 
   def find(

@@ -38,22 +38,20 @@ def gather(values: Sequence[Any]) -> list[Any]:
 def per_process(batch_size: int, partitioner: Partitioner) -> int:
   """Questions of a batch that each process answers.
 
-  Raises:
-    ValueError: processes or data partitions do not divide the batch.
+  ValueError where processes or data partitions do not divide the batch.
   """
   if batch_size < 1:
     raise ValueError(f'The evaluation batch size must be at least 1, not {batch_size}.')
   if batch_size % jax.process_count():
     raise ValueError(
-      f'The evaluation batch size {batch_size} must be a multiple of the '
-      f'number of processes, {jax.process_count()}.'
+      f'The evaluation batch size {batch_size} must be a multiple of the number of processes, '
+      f'{jax.process_count()}.'
     )
   shards = partitioner.mesh.shape[partitioning.DATA]
   if jax.process_count() > 1 and batch_size % shards:
     raise ValueError(
-      f'On several processes the evaluation batch size {batch_size} must '
-      f'be a multiple of the {shards} data partitions (gin: '
-      'EVAL_BATCH_SIZE).'
+      f'On several processes the evaluation batch size {batch_size} must be a multiple of the '
+      f'{shards} data partitions (gin: EVAL_BATCH_SIZE).'
     )
   return batch_size // jax.process_count()
 

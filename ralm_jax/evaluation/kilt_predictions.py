@@ -15,24 +15,21 @@ import os
 from typing import Any
 
 from ralm_jax.data.corpus import passages as passages_lib
+from ralm_jax.data.option_values import PAGE_FIELDS
 from ralm_jax.data.questions.formats import kilt
 from ralm_jax.files import atomic_files, json_records
 
-PAGE_FIELDS = ('auto', 'document', 'id', 'title')
 SEPARATORS = '_#-:'
 
 
 def page_of(passage: Mapping[str, Any], field: str = 'auto', separators: str = SEPARATORS) -> str:
-  """The page a passage is of, as provenance names it.
+  """The page a passage of a prediction is of, as provenance names it.
 
-  Args:
-    passage: of a prediction: `id`, `title`, and `document` where it has one.
-    field: where the page's id is: in `document`; in `id`, up to the first
-      separator ('290_3', '290#1' and '290-0' are of page 290); or in `title`,
-      for data whose provenance names titles. 'auto' takes `document` where
-      there is one, and else `id`.
-    separators: characters that end a page's id within a passage's; '' takes
-      the whole id but for the number of a part that `max_words` cut ('#1').
+  The field says where the page's id is: in `document`; in `id`, up to the first of the
+  `separators` ('290_3', '290#1' and '290-0' are of page 290); or in `title`, for data
+  whose provenance names titles. 'auto' takes `document` where there is one, and else
+  `id`. Without separators the whole id counts, but for the number of a part that
+  `max_words` cut ('#1').
   """
   if field not in PAGE_FIELDS:
     raise ValueError(f'the page field is {field!r}; it must be one of {", ".join(PAGE_FIELDS)}')
@@ -47,14 +44,6 @@ def page_of(passage: Mapping[str, Any], field: str = 'auto', separators: str = S
   return identifier[: min(ends)] if ends else identifier
 
 
-def pages_of(
-  passages: Sequence[Mapping[str, Any]], field: str = 'auto', separators: str = SEPARATORS
-) -> list[str]:
-  """Each page once, best first; passages without one are left out."""
-  pages = (page_of(passage, field, separators) for passage in passages)
-  return list(dict.fromkeys(page for page in pages if page))
-
-
 def write(
   predictions: str | os.PathLike,
   output: str | os.PathLike,
@@ -66,34 +55,29 @@ def write(
 ) -> int:
   """Turns a predictions.jsonl into a file of KILT's; returns how many there are.
 
-  Args:
-    predictions: of `ralm eval` or `ralm infer`.
-    output: the file to write, atomically; an existing one is replaced.
-    record_format: of the questions, 'kilt_fever' and so on: FEVER's true and
-      false go back to SUPPORTS and REFUTES. Any other text stays as it is.
-    page_field: as `separators`, see `page_of`.
-    separators: of a page's id.
-    with_text: write every passage with its text, which the scorer's
-      answer-in-context needs; else each page once.
+  An existing output is replaced, atomically. Of 'kilt_fever' true and false go back to
+  SUPPORTS and REFUTES; any other text stays as it is. For `page_field` and `separators`
+  see `page_of`. `with_text` writes every passage with its text, which the scorer's
+  answer-in-context needs; else each page stands once.
 
   Raises:
-    FileNotFoundError: there are no such predictions.
     ValueError: an unknown format or field, the output is the predictions, no
       prediction at all, a malformed one, an id twice, or passages none of which
       names a page.
   """
   if record_format not in kilt.EXPECTED:
     raise ValueError(f"record_format is {record_format!r}; KILT's are {', '.join(kilt.EXPECTED)}")
-  if os.path.realpath(output) == os.path.realpath(predictions):
+  path = os.fspath(predictions)
+  if os.path.realpath(output) == os.path.realpath(path):
     raise ValueError(
-      f'{os.fspath(output)}: the output would replace the predictions that it '
-      'is made of; name another file'
+      f'{os.fspath(output)}: the output would replace the predictions that it is made of; '
+      'name another file'
     )
   seen: dict[str, int] = {}
   with atomic_files.replacing(os.fspath(output)) as aside:
     with open(aside, 'w', encoding='utf-8') as file:
-      for line, record in json_records.read_json_lines(os.fspath(predictions)):
-        where = f'{os.fspath(predictions)}:{line}'
+      for line, record in json_records.read_json_lines(path):
+        where = f'{path}:{line}'
         _check(record, where)
         if record['id'] in seen:
           raise ValueError(
@@ -101,14 +85,15 @@ def write(
             f'{seen[record["id"]]}; a KILT file has one prediction a question'
           )
         seen[record['id']] = line
-        provenance = list(
-          _provenance(record.get('passages') or [], where, page_field, separators, with_text)
-        )
-        answer = kilt.published_answer(record['prediction'].strip(), record_format)
-        row = {'id': record['id'], 'output': [{'answer': answer, 'provenance': provenance}]}
+        shown = record.get('passages') or []
+        entry = {
+          'answer': kilt.published_answer(record['prediction'].strip(), record_format),
+          'provenance': list(_provenance(shown, where, page_field, separators, with_text)),
+        }
+        row = {'id': record['id'], 'output': [entry]}
         file.write(json.dumps(row, ensure_ascii=False) + '\n')
     if not seen:
-      raise ValueError(f'{os.fspath(predictions)}: holds no predictions')
+      raise ValueError(f'{path}: holds no predictions')
   return len(seen)
 
 

@@ -38,23 +38,11 @@ def report(
 ) -> dict[str, Any]:
   """Writes which questions of an evaluation set are known from elsewhere.
 
-  `output` gets a line a question; beside it are written `NAME.summary.json` and
-  `NAME.clean_ids.json`, the list of the ids that are clean. The scan of a
-  corpus goes on where it was interrupted.
-
-  Args:
-    questions: the evaluation set.
-    output: NAME.jsonl, replaced if it is there.
-    training: questions to compare with.
-    corpus: folder of passages to compare with.
-    predictions: a predictions.jsonl of these questions, whose mean metrics over
-      clean and other questions go into the summary.
-    settings: what counts as known.
-    chunk_size: passages at a time.
-    progress: show a bar.
-
-  Returns:
-    The summary.
+  The output, NAME.jsonl, gets a line a question; beside it are written
+  `NAME.summary.json`, which is returned, and `NAME.clean_ids.json`, the list of the ids
+  that are clean. The mean metrics of `predictions`, a predictions.jsonl of these
+  questions, go into the summary, over clean and other questions. The scan of a corpus
+  goes on where it was interrupted.
 
   Raises:
     FileNotFoundError: a file is missing.
@@ -65,20 +53,15 @@ def report(
     raise ValueError('name what the questions are compared with: --training, --corpus, or both')
   output = pathlib.Path(output)
   partial, summary_file, clean_file = _beside(output)
-  _refuse_replacing(
-    [output, partial, summary_file, clean_file],
-    [
-      *input_files.expand_inputs(questions.questions),
-      *(input_files.expand_inputs(training.questions) if training else []),
-      *([predictions] if predictions else []),
-    ],
-  )
+  read = [predictions] if predictions else []
+  for options in filter(None, (questions, training)):
+    read += input_files.expand_inputs(options.questions)
+  _refuse_replacing([output, partial, summary_file, clean_file], read)
   rows = _read(questions)
   trained = scan = None
   if training:
-    bar = progress_lib.bar(
-      _read(training), show=progress, desc='training questions', unit=' questions'
-    )
+    others = _read(training)
+    bar = progress_lib.bar(others, show=progress, desc='training questions', unit=' questions')
     trained = overlap.training_matches(rows, bar, settings)
   if corpus:
     scan = _scan(rows, settings, corpus, chunk_size, partial, progress)

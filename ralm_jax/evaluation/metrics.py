@@ -63,8 +63,7 @@ def _token_f1(prediction: list[str], answer: list[str]) -> float:
   same = sum(common.values())
   if not same:
     return 0.0
-  precision = same / len(prediction)
-  recall = same / len(answer)
+  precision, recall = same / len(prediction), same / len(answer)
   return 2 * precision * recall / (precision + recall)
 
 
@@ -94,17 +93,11 @@ def mean_metrics(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float 
 
   A metric that is None in a row, or missing there, does not apply to that
   question (a recall by gold passage where the data name none) and does not
-  count in its mean, neither as 0 nor in the denominator.
-
-  Args:
-    rows: metrics of each question: Python, NumPy or JAX scalars, or None.
-
-  Returns:
-    The mean of each metric in order of first appearance; None for a metric
-    that no row has a value for.
+  count in its mean, neither as 0 nor in the denominator. Metrics are in order of first
+  appearance, None where no row has a value.
 
   Raises:
-    TypeError: a value is neither a number nor None.
+    TypeError: a value is neither a number (of Python, NumPy or JAX) nor None.
   """
   values: dict[str, list[float]] = {}
   for index, row in enumerate(rows):
@@ -112,13 +105,14 @@ def mean_metrics(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float 
       column = values.setdefault(name, [])
       if value is None:
         continue
-      # float() would take '1' for a number.
-      if isinstance(value, (str, bytes)):
-        raise TypeError(_no_number(name, index, value))
       try:
+        if isinstance(value, (str, bytes)):
+          raise TypeError("float() would take '1' for a number")
         column.append(float(value))
       except TypeError as error:
-        raise TypeError(_no_number(name, index, value)) from error
+        raise TypeError(
+          f'metric {name!r} of row {index} is {value!r}; it must be a number or None'
+        ) from error
   # fsum does not depend on the order, so that hosts which evaluated the
   # questions in another order print the same digits.
   return {
@@ -130,18 +124,14 @@ def means_and_count(rows: Sequence[Mapping[str, float | None]]) -> dict[str, Any
   return {**mean_metrics(rows), 'count': len(rows)}
 
 
-def _no_number(name: str, index: int, value: Any) -> str:
-  return f'metric {name!r} of row {index} is {value!r}; it must be a number or None'
-
-
 def _check(prediction: str, answers: Sequence[str]) -> None:
   if not isinstance(prediction, str):
     raise TypeError(f'the prediction must be a string, not {type(prediction).__name__}')
   # A bare string is a sequence of letters and would score silently wrong.
   if isinstance(answers, str) or not isinstance(answers, Sequence):
     raise TypeError(
-      'answers must be a list of strings, not '
-      f'{type(answers).__name__}; write [answer] for a single one'
+      f'answers must be a list of strings, not {type(answers).__name__}; '
+      'write [answer] for a single one'
     )
   if not answers:
     raise ValueError(

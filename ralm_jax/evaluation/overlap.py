@@ -155,11 +155,7 @@ class _Likeness:
 
 
 class CorpusScan:
-  """Looks for questions in passages that stream past.
-
-  Attributes:
-    matches: the best match so far, by number of the question.
-  """
+  """Looks for questions in passages that stream past."""
 
   def __init__(self, questions: Sequence[Question], settings: Settings = Settings()):
     self._questions = questions
@@ -167,7 +163,7 @@ class CorpusScan:
     self._finder = SpanFinder(
       [question.question for question in questions], settings.span_share, settings.min_words
     )
-    self.matches: dict[int, CorpusMatch] = {}
+    self.matches: dict[int, CorpusMatch] = {}  #: the best so far, by number of the question
 
   def is_searched(self, number: int) -> bool:
     """Whether a question has enough words to be looked for."""
@@ -207,19 +203,15 @@ def report_rows(
 ) -> list[dict[str, Any]]:
   """One object a question of the evaluation set.
 
-  Returns:
-    `id`, `question`, `clean`, `group` where there is one, `training` and
-    `category` where there were training data, and `corpus` where there was one:
-    a match, or None; None as well for a question too short to be looked for.
+  It has `id`, `question`, `clean`, `group` where there is one, `training` and `category`
+  where there were training data, and `corpus` where there was one: a match, or None; None
+  as well for a question too short to be looked for.
   """
   rows = []
   for number, question in enumerate(questions):
     match = corpus.matches.get(number) if corpus else None
-    row = {
-      'id': question.id,
-      'question': question.question,
-      'clean': match is None and not (training and training[number].kind),
-    }
+    clean = match is None and not (training and training[number].kind)
+    row = {'id': question.id, 'question': question.question, 'clean': clean}
     if question.group:
       row['group'] = question.group
     if training is not None:
@@ -233,14 +225,7 @@ def report_rows(
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Counts of a report; those of what was not compared are left out.
-
-  Returns:
-    `count`, `clean`; of training data `question_exact`, `question_near`,
-    `answer` and a count for each of `CATEGORIES`; of a corpus `in_corpus`,
-    `in_corpus_with_answer` and `too_short`; of groups `groups`, from group to
-    count and clean.
-  """
+  """Counts of a report; those of what was not compared are left out."""
   result: dict[str, Any] = {'count': len(rows), 'clean': sum(row['clean'] for row in rows)}
   trained = [row['training'] for row in rows if 'training' in row]
   if trained:
@@ -265,27 +250,22 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def scores_by_cleanness(
   rows: Sequence[Mapping[str, Any]], predictions: Iterable[Mapping[str, Any]]
 ) -> dict[str, dict[str, float | int | None]]:
-  """The mean metrics of predictions over all, clean and other questions.
+  """The mean metrics, and `count`, of predictions over all, clean and other questions.
 
-  Returns:
-    'all', 'clean' and 'leaked', and each of `CATEGORIES` where there were
-    training data; each from metric to mean, and `count`.
-
-  Raises:
-    ValueError: a prediction is of a question that the report does not have.
+  Those of each of `CATEGORIES`, too, where there were training data. ValueError where a
+  prediction is of a question that the report does not have.
   """
   by_id = {row['id']: row for row in rows}
+  categories = CATEGORIES if any('category' in row for row in rows) else ()
   parts: dict[str, list[dict[str, float | None]]] = {
-    name: [] for name in ('all', 'clean', 'leaked')
+    name: [] for name in ('all', 'clean', 'leaked', *categories)
   }
-  if any('category' in row for row in rows):
-    parts |= {name: [] for name in CATEGORIES}
   for prediction in predictions:
     row = by_id.get(prediction.get('id'))
     if row is None:
       raise ValueError(
-        f'the prediction of {prediction.get("id")!r} is of no question of the '
-        'report; name the questions that were predicted'
+        f'the prediction of {prediction.get("id")!r} is of no question of the report; '
+        'name the questions that were predicted'
       )
     scores = prediction.get('metrics') or {}
     parts['all'].append(scores)

@@ -27,19 +27,18 @@ _SEARCH_ATTEMPTS = 5
 
 
 class PassageSource(Protocol):
-  """Finds passages for a batch of questions."""
+  """Finds passages for a batch of questions.
+
+  `name` says what they are taken from now, `store` whose rows those found last are (None
+  for closed-book), and `assembler` builds the reader's arrays of them.
+  """
 
   @property
-  def name(self) -> str:
-    """Of what passages are taken from, as it is now."""
-
+  def name(self) -> str: ...
   @property
-  def store(self) -> Any:
-    """Whose rows the passages found last are; None for closed-book."""
-
+  def store(self) -> Any: ...
   @property
-  def assembler(self) -> Assembler:
-    """Builds the reader's arrays of them."""
+  def assembler(self) -> Assembler: ...
 
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:
     """Passages of a batch; rows beyond the questions are those of padding."""
@@ -74,8 +73,7 @@ class PassagesOfFile:
   def __init__(
     self, spec: Specification, partitioner: Partitioner, size: int, options: PassageOptions
   ):
-    self._spec = spec
-    self._partitioner = partitioner
+    self._spec, self._partitioner = spec, partitioner
     self._size, self._n_passages = size, options.count(spec.text)
     self._excludes = options.search_filter != 'none'
     self._score = partitioner.partition_rows(spec.model.retriever_scores)
@@ -95,8 +93,7 @@ class PassagesOfFile:
       if isinstance(question, str):
         continue
       hidden = question.exclude_passage_ids if self._excludes else ()
-      shown = [passage for passage in question.passages if passage.id not in hidden]
-      shown = shown[: self._n_passages]
+      shown = [one for one in question.passages if one.id not in hidden][: self._n_passages]
       rows[i, : len(shown)] = len(passages) + np.arange(len(shown))
       passages += shown
     self._use(passages)
@@ -120,10 +117,8 @@ class PassagesOfIndex:
     options: PassageOptions,
     retriever: PassageRetriever,
   ):
-    self._spec = spec
-    self._partitioner = partitioner
-    self._retriever = retriever
-    self._size = size
+    self._spec, self._partitioner = spec, partitioner
+    self._retriever, self._size = retriever, size
     self._agreement = Agreement()
     self._searched = SearchedCorpus(spec.tokenizer, retriever.store)
     self._encode = partitioner.partition_rows(spec.model.encode_queries)

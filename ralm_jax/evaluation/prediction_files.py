@@ -27,19 +27,12 @@ def write(
   resume_as: str | None = None,
   batch_size: int = 1,
 ) -> dict[str, Any]:
-  """Writes predictions and their metrics.
+  """Writes predictions and their metrics into a folder; None writes none.
 
-  Args:
-    predict: gives the records of this process in order, without those of the
-      first `done` batches.
-    output: folder for predictions.jsonl and metrics.json; None writes none.
-    metrics: the family that answers are scored by.
-    resume_as: names all that decides the records; what an interrupted call of
-      the same name has written is taken over. None begins anew.
-    batch_size: records of a whole batch on this process.
-
-  Returns:
-    See `summary.summarize`; over the records of all processes.
+  `predict` gives the records of this process in order, without those of the first
+  `done` batches; a whole batch has `batch_size` of them. `resume_as` names all that
+  decides the records: what an interrupted call of the same name has written is taken
+  over; None begins anew. Returns `summary.summarize` of the records of all processes.
   """
   if output is None:
     records = [summary.counted(record) for record in predict()]
@@ -71,8 +64,8 @@ def write(
         file.flush()
   if len(indexes) > 1:
     logging.warning(
-      'Another index was served meanwhile, and the metrics are averages '
-      'over the answers from all: %s.',
+      'Another index was served meanwhile, and the metrics are averages over the answers '
+      'from all: %s.',
       ', '.join(f'{count} from index {index}' for index, count in indexes.items()),
     )
   means = summary.summarize(gathering.gather(records), metrics)

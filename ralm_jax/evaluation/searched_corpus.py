@@ -25,19 +25,10 @@ class Bounds:
 
 
 class SearchedCorpus:
-  """One corpus, and all that means passages by its rows.
-
-  Attributes:
-    store: the passages.
-    assembler: builds the reader's arrays of them.
-  """
+  """One corpus, and all that means passages by its rows."""
 
   def __init__(self, tokenizer: QueryTokenizer, store: PassageStore):
-    """Looks nothing up yet.
-
-    Raises:
-      ValueError: the corpus was tokenised with other vocabularies.
-    """
+    """Raises ValueError where the corpus was tokenised with other vocabularies."""
     self.store = store
     self.assembler = Assembler(tokenizer, store)
     self._rows_of = RowsOfIds(store)

@@ -17,21 +17,19 @@ def counted(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summarize(records: Sequence[Mapping[str, Any]], metrics: str = 'qa') -> dict[str, Any]:
-  """Metrics of a whole evaluation.
+  """Metrics of a whole evaluation: the mean of each (0 to 1), and `count`.
 
-  Returns:
-    The mean of each metric (0 to 1) and `count`; a metric that applies to no
-    question is None. Where questions have groups, `groups` holds the same of
-    each; where these are MMLU's subjects, `categories` that of its categories.
+  A metric that applies to no question is None. Where questions have groups, `groups`
+  holds the same of each; where these are MMLU's subjects, `categories` that of its
+  categories.
   """
   result = _of(records, metrics)
-  names = sorted({record['group'] for record in records if record.get('group')})
-  if names:
-    by_group: dict[str, list[Mapping[str, Any]]] = {name: [] for name in names}
-    for record in records:
-      if record.get('group'):
-        by_group[record['group']].append(record)
-    result['groups'] = {name: _of(rows, metrics) for name, rows in by_group.items()}
+  by_group: dict[str, list[Mapping[str, Any]]] = {}
+  for record in records:
+    if record.get('group'):
+      by_group.setdefault(record['group'], []).append(record)
+  if by_group:
+    result['groups'] = {name: _of(by_group[name], metrics) for name in sorted(by_group)}
     of_groups = by_task.family(metrics).of_groups
     result |= of_groups(records) if of_groups else {}
   return result

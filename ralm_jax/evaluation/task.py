@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
+from ralm_jax.data.option_values import PASSAGES_FROM
 from ralm_jax.data.questions import few_shot, reading
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.text_config import TextConfig
 from ralm_jax.evaluation import option_fields
 from ralm_jax.evaluation.answering import AnswerOptions
 from ralm_jax.retrieval.index_source import IndexSource
-
-PASSAGES_FROM = ('index', 'file', 'none')
 
 
 @dataclasses.dataclass(frozen=True)

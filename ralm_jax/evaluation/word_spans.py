@@ -62,15 +62,9 @@ class SpanFinder:
   """Finds the questions that occur in passages, in whole or for the most part."""
 
   def __init__(self, texts: Sequence[str], share: float, min_words: int = 1):
-    """Indexes the questions.
+    """Indexes the questions, of which a run must cover a share to be found.
 
-    Args:
-      texts: the questions.
-      share: of a question that a run must cover to be found.
-      min_words: questions of fewer words are never found.
-
-    Raises:
-      ValueError: `share` or `min_words` is out of range.
+    Questions of fewer than `min_words` words are never found.
     """
     if not 0.0 < share <= 1.0:
       raise ValueError(f'the share of a span is {share}; it must be over 0 and at most 1')
@@ -99,7 +93,6 @@ class SpanFinder:
     return self._needed[question] > 0
 
   def span_text(self, span: Span) -> str:
-    """The words of a span."""
     return ' '.join(self._words[span.question][span.start : span.start + span.length])
 
   def find(self, passages: Sequence[str]) -> Iterator[Span]:

@@ -10,9 +10,9 @@ import numpy as np
 from ralm_jax.data import dates
 from ralm_jax.data.corpus.passage_ids import NO_PASSAGE
 from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.option_values import SEARCH_FILTERS
 
 _KeysOf = Callable[[np.ndarray], np.ndarray]
-FILTERS = ('passage', 'document', 'none')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ class SearchFilter:
   max_candidates: int | None = 65_536
 
   def __post_init__(self):
-    if self.by not in FILTERS:
-      raise ValueError(f'SearchFilter.by {self.by!r} must be one of {", ".join(FILTERS)}.')
+    if self.by not in SEARCH_FILTERS:
+      raise ValueError(f'SearchFilter.by {self.by!r} must be one of {", ".join(SEARCH_FILTERS)}.')
     if self.overretrieve_ratio < 1:
       raise ValueError(
         f'SearchFilter.overretrieve_ratio must be at least 1, not {self.overretrieve_ratio}.'

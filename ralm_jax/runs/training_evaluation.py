@@ -31,7 +31,7 @@ class TrainingEvaluation:
   period: int | None = None  #: steps between evaluations; None for none
   record_format: str = 'qa'  #: of the files, see `data/questions/formats/catalogue.py`
   on_error: str = 'raise'  #: or 'skip' to leave malformed records out
-  metrics: str | None = None  #: one of `by_task.FAMILIES`; None for that of the format
+  metrics: str | None = None  #: one of METRICS_FAMILIES; None for that of the format
   permutations: str = 'single'  #: orders of a multiple choice's options that are averaged
   num_examples: int | None = None  #: how many of the questions; None for all
   batch_size: int = 32  #: questions at a time

@@ -9,14 +9,11 @@ import pytest
 
 import ralm_jax
 from ralm_jax import cli
-from ralm_jax.commands import ask, convert, evaluate, flags, kilt
-from ralm_jax.data.questions import multiple_choice
+from ralm_jax.commands import ask, convert, flags
 from ralm_jax.data.questions.formats import catalogue, kilt as kilt_formats
-from ralm_jax.evaluation import kilt_predictions, task
-from ralm_jax.evaluation.scores import by_task
 from ralm_jax.interop import convert as conversion, huggingface_export, recognition
 from ralm_jax.models import generation, readings
-from ralm_jax.retrieval import index_source, search_filter
+from ralm_jax.retrieval import index_source
 from ralm_jax.retrieval.device import search
 
 HEAVY = 'jax numpy tensorflow seqio faiss grpc pyarrow flax gin'.split()
@@ -69,11 +66,6 @@ def test_choices_are_those_of_the_library():
   assert flags.RAG_DECODINGS == generation.RAG_DECODINGS
   assert flags.RECORD_FORMATS == tuple(catalogue.FORMATS)
   assert flags.KILT_FORMATS == tuple(kilt_formats.EXPECTED)
-  assert kilt.PAGE_FIELDS == kilt_predictions.PAGE_FIELDS
-  assert evaluate.METRICS == by_task.FAMILIES
-  assert evaluate.PERMUTATIONS == multiple_choice.PERMUTATIONS
-  assert evaluate.SOURCES == task.PASSAGES_FROM
-  assert evaluate.FILTERS == search_filter.FILTERS
   assert convert.FORMATS == conversion.FORMATS
   assert convert.LAYER_NORMS == conversion.LAYER_NORMS
   assert convert.READINGS == tuple(readings.READINGS)

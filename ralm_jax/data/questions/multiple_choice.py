@@ -14,12 +14,12 @@ import logging
 import re
 import string
 
+from ralm_jax.data.option_values import PERMUTATIONS
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text.vocabularies import Vocabulary
 
 LETTERS = string.ascii_uppercase
-PERMUTATIONS = ('single', 'cyclic', 'all')
 # Of the whole prompt, in Atlas (`maximum_question_length`).
 MAX_QUESTION_TOKENS = 356
 _MOST_OPTIONS_PERMUTED = 6  # 720 orders.

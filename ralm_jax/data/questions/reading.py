@@ -63,7 +63,7 @@ class Question:
   patterns: bool = False  #: whether the answers are regular expressions
   #: JSON values, carried to the predictions
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-  #: what the answer is scored by, one of `rows.METRICS_FAMILIES`; '' leaves it open.
+  #: what the answer is scored by, one of `METRICS_FAMILIES`; '' leaves it open.
   metrics: str = ''
   source_id: str = ''  #: the id as written where `id` is a numbered one ('x' of 'x#2'), else ''
 

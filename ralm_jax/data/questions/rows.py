@@ -9,20 +9,10 @@ import string
 from typing import Any
 
 from ralm_jax.data import dates
+from ralm_jax.data.option_values import METRICS_FAMILIES
 from ralm_jax.data.questions import answer_patterns
 from ralm_jax.files import json_records
 
-# What answers are scored by, see `evaluation/scores/by_task.py`.
-METRICS_FAMILIES = (
-  'qa',
-  'label',
-  'kilt',
-  'long_answer',
-  'generation',
-  'question_generation',
-  'multiple_choice',
-  'language_modeling',
-)
 _ANSWER_FIELDS = ('answers', 'golden_answers', 'answer')
 _LETTERS = string.ascii_uppercase
 

@@ -1,8 +1,8 @@
 """The families of metrics that tasks are scored by: one entry of `_TABLE` each.
 
 Every record format has a family, question files may name one, and so may the
-user (`--metrics`). Where answers are patterns, these are searched whatever the
-family.
+user (`--metrics`); their names are in `data/option_values.py`. Where answers are
+patterns, these are searched whatever the family.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import dataclasses
 from typing import Any
 
 from ralm_jax.data.corpus.passage_store import StoredPassage
-from ralm_jax.data.questions import rows as question_rows
+from ralm_jax.data.option_values import METRICS_FAMILIES
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.evaluation import kilt_predictions, metrics as answer_metrics
 from ralm_jax.evaluation.scores import generation, kilt, mmlu
 
-FAMILIES = question_rows.METRICS_FAMILIES
 Scores = dict[str, float]
 Records = Sequence[Mapping[str, Any]]
 
@@ -50,75 +49,46 @@ class MetricFamily:
     return self.answers_by == 'choosing'
 
 
-def _qa(prediction: str, answers: Sequence[str]) -> Scores:
-  """Exact match and F1, SQuAD-normalised."""
-  return {
-    'exact_match': answer_metrics.exact_match(prediction, answers),
-    'f1': answer_metrics.f1(prediction, answers),
-  }
+def _each(**scores: Callable[..., float]) -> Callable[..., Scores]:
+  """Several scores of the same predictions and answers, by name."""
+  return lambda predicted, answers: {name: of(predicted, answers) for name, of in scores.items()}
 
 
-def _label(prediction: str, answers: Sequence[str]) -> Scores:
-  """Equal strings, and exact match."""
-  return {
-    'accuracy': float(prediction in answers),
-    'exact_match': answer_metrics.exact_match(prediction, answers),
-  }
-
-
-def _long_answer(prediction: str, answers: Sequence[str]) -> Scores:
-  return {
-    'f1': answer_metrics.f1(prediction, answers),
-    'rouge_l': answer_metrics.rouge_l(prediction, answers),
-  }
-
-
-def _generation(prediction: str, answers: Sequence[str]) -> Scores:
-  """BLEU of one sentence says little by itself, but pairs of runs compare."""
-  return {
-    'rouge_l': answer_metrics.rouge_l(prediction, answers),
-    'sentence_bleu_1': generation.sentence_bleu_1(prediction, answers),
-  }
-
-
-def _question_generation(prediction: str, answers: Sequence[str]) -> Scores:
-  return {
-    **_generation(prediction, answers),
-    'sentence_q_bleu_1': generation.sentence_q_bleu_1(prediction, answers),
-  }
+def _accuracy(prediction: str, answers: Sequence[str]) -> float:
+  return float(prediction in answers)
 
 
 def _language_modeling(prediction: str, answers: Sequence[str]) -> Scores:
   """F1 is of words as written."""
-  return {
-    'accuracy': float(prediction in answers),
-    'f1': generation.word_f1(prediction, answers),
-    **generation.rouge(prediction, answers),
-  }
+  own = _each(accuracy=_accuracy, f1=generation.word_f1)(prediction, answers)
+  return own | generation.rouge(prediction, answers)
 
 
-def _corpus_bleu(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> Scores:
-  return {'bleu_1': generation.bleu_1(predictions, answers)}
-
-
-def _corpus_q_bleu(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> Scores:
-  return {
-    **_corpus_bleu(predictions, answers),
-    'q_bleu_1': generation.q_bleu_1(predictions, answers),
-  }
-
-
+_QA = _each(exact_match=answer_metrics.exact_match, f1=answer_metrics.f1)
+# BLEU of one sentence says little by itself, but pairs of runs compare.
+_SENTENCES: dict[str, Callable[..., float]] = {
+  'rouge_l': answer_metrics.rouge_l,
+  'sentence_bleu_1': generation.sentence_bleu_1,
+}
 _TABLE = {
   one.name: one
   for one in (
-    MetricFamily('qa', _qa),
-    # The label of a claim stands in no passage.
-    MetricFamily('label', _label, answer_strings=lambda q: answer_texts(q) if q.options else ()),
+    MetricFamily('qa', _QA),
+    MetricFamily(
+      'label',
+      _each(accuracy=_accuracy, exact_match=answer_metrics.exact_match),
+      # The label of a claim stands in no passage.
+      answer_strings=lambda question: answer_texts(question) if question.options else (),
+    ),
     MetricFamily('kilt', kilt.kilt_metrics),
-    MetricFamily('long_answer', _long_answer),
-    MetricFamily('generation', _generation, _corpus_bleu),
-    MetricFamily('question_generation', _question_generation, _corpus_q_bleu),
-    MetricFamily('multiple_choice', _qa, of_groups=mmlu.summary, answers_by='choosing'),
+    MetricFamily('long_answer', _each(f1=answer_metrics.f1, rouge_l=answer_metrics.rouge_l)),
+    MetricFamily('generation', _each(**_SENTENCES), _each(bleu_1=generation.bleu_1)),
+    MetricFamily(
+      'question_generation',
+      _each(**_SENTENCES, sentence_q_bleu_1=generation.sentence_q_bleu_1),
+      _each(bleu_1=generation.bleu_1, q_bleu_1=generation.q_bleu_1),
+    ),
+    MetricFamily('multiple_choice', _QA, of_groups=mmlu.summary, answers_by='choosing'),
     MetricFamily('language_modeling', _language_modeling),
   )
 }
@@ -127,19 +97,15 @@ _TABLE = {
 def family(name: str) -> MetricFamily:
   """Raises ValueError for an unknown one."""
   if name not in _TABLE:
-    raise ValueError(f'metrics {name!r} are unknown; choose one of {", ".join(FAMILIES)}.')
+    raise ValueError(f'metrics {name!r} are unknown; choose one of {", ".join(METRICS_FAMILIES)}.')
   return _TABLE[name]
 
 
 def family_of(questions: Sequence[Question], metrics: str | None = None) -> str:
   """The name of the family that questions are to be scored by.
 
-  Args:
-    questions: those that do not say are of 'multiple_choice' or 'qa'.
-    metrics: what the user says, which goes first.
-
-  Raises:
-    ValueError: they are of several families, or of one that there is not.
+  What the user says (`metrics`) goes before what they say themselves. ValueError
+  where they are of several families, or of one that there is not.
   """
   families = {metrics or q.metrics or ('multiple_choice' if q.options else 'qa') for q in questions}
   if len(families) > 1:
@@ -170,13 +136,7 @@ def corpus_metrics(name: str, records: Records) -> Scores:
 def evidence_metrics(
   question: Question, passages: Sequence[StoredPassage], metrics: Mapping[str, float | None]
 ) -> Scores:
-  """R-precision and recall by page, and KILT scores, of one answer.
-
-  Args:
-    question: with provenance.
-    passages: shown, best first.
-    metrics: of the answer, by which evidence that was found is multiplied.
-  """
+  """R-precision and recall by page, and KILT scores, of one answer with these metrics."""
   pages = [
     kilt_predictions.page_of({'id': p.source_id, 'document': p.document, 'title': p.title})
     for p in passages

@@ -108,10 +108,8 @@ def q_bleu_1(
 ) -> float:
   """Mean of `sentence_q_bleu_1`, which is how its authors score a corpus."""
   _check_corpus(predictions, references)
-  return math.fsum(
-    sentence_q_bleu_1(prediction, some, weights)
-    for prediction, some in zip(predictions, references)
-  ) / len(predictions)
+  pairs = zip(predictions, references)
+  return math.fsum(sentence_q_bleu_1(*pair, weights) for pair in pairs) / len(predictions)
 
 
 def sentence_q_bleu_1(
@@ -140,23 +138,18 @@ def _q_bleu_1(prediction: str, reference: str, weights: AnswerabilityWeights) ->
     'relevant_words': weights.relevant_words,
     'function_words': (1 - weights.entities - weights.question_type - weights.relevant_words),
   }
-  answerability = math.fsum(
-    share * _part_f1(predicted[part], expected[part]) for part, share in shares.items()
-  )
+  parts = [share * _part_f1(predicted[part], expected[part]) for part, share in shares.items()]
   words = _word_bleu(_words(prediction), _words(reference))
-  return weights.answerability * answerability + (1 - weights.answerability) * words
+  return weights.answerability * math.fsum(parts) + (1 - weights.answerability) * words
 
 
 def _parts(question: str) -> dict[str, list[str]]:
   """The words of each part, in lower case; some words are in several."""
   words = question.split()
-  # Only 'What' and 'what' ask, 'WHAT' does not.
-  asks = [
-    word.lower() in _QUESTION_WORDS and word in (word.lower(), word.capitalize()) for word in words
-  ]
   types = []
   for i, word in enumerate(words):
-    if asks[i]:
+    # Only 'What' and 'what' ask, 'WHAT' does not.
+    if word.lower() in _QUESTION_WORDS and word in (word.lower(), word.capitalize()):
       types.append(word)
       # What follows tells the type of the answer: 'which city'.
       if word.lower() in ('what', 'which'):
@@ -212,11 +205,7 @@ def _plain_bleu() -> Any:
 def rouge(
   prediction: str, references: Sequence[str], *, use_stemmer: bool = False
 ) -> dict[str, float]:
-  """F-measures of ROUGE-1, -2 and -L (Lin 2004), each the best by itself.
-
-  Those of `rouge-score`, which keeps ASCII letters and digits only.
-  `use_stemmer` compares words by their Porter stem.
-  """
+  """F-measures of ROUGE-1, -2 and -L (Lin 2004) by `rouge-score`, each the best by itself."""
   scorer = metrics.rouge_scorer(('rouge1', 'rouge2', 'rougeL'), use_stemmer)
   scores = [scorer.score(reference, prediction) for reference in _checked(references)]
   return {
@@ -226,11 +215,7 @@ def rouge(
 
 
 def regex_match(prediction: str, patterns: Sequence[str]) -> float:
-  """1.0 if a pattern is found anywhere in the prediction, else 0.0.
-
-  The rule of the curated TREC questions, with DPR's flags: case does not
-  matter, and ^ and $ are those of lines. See `answer_patterns.matches`.
-  """
+  """1.0 if a pattern is found anywhere in the prediction, see `answer_patterns.matches`."""
   return float(answer_patterns.matches(prediction, _checked(patterns)))
 
 
@@ -253,8 +238,8 @@ def word_f1(prediction: str, references: Sequence[str]) -> float:
 def _check_corpus(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
   if not predictions or len(predictions) != len(references):
     raise ValueError(
-      f'{len(predictions)} predictions and references of {len(references)}; '
-      'give as many of both, and at least one'
+      f'{len(predictions)} predictions and references of {len(references)}; give as many of '
+      'both, and at least one'
     )
   for some in references:
     _checked(some)
@@ -264,12 +249,12 @@ def _checked(references: Sequence[str]) -> Sequence[str]:
   # A bare string is a sequence of letters and would score silently wrong.
   if isinstance(references, str) or not all(isinstance(one, str) for one in references):
     raise TypeError(
-      f'references must be a list of texts, found {references!r:.60}; write '
-      '[reference] for a single one'
+      f'references must be a list of texts, found {references!r:.60}; write [reference] for a '
+      'single one'
     )
   if not references:
     raise ValueError(
-      'there are no references to compare the prediction with; leave '
-      'questions without answers out of the score'
+      'there are no references to compare the prediction with; leave questions without answers '
+      'out of the score'
     )
   return references

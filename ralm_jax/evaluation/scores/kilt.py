@@ -42,8 +42,8 @@ def kilt_metrics(prediction: str, answers: Sequence[str]) -> dict[str, float]:
   references = list(dict.fromkeys(stripped for answer in answers if (stripped := answer.strip())))
   if not references:
     raise ValueError(
-      'answers is empty: there is nothing to compare with; leave '
-      'questions without answers out of the score'
+      'answers is empty: there is nothing to compare with; leave questions without answers out '
+      'of the score'
     )
   prediction = prediction.strip()
   if not prediction:
@@ -69,12 +69,8 @@ def provenance_metrics(
 
   Without pages, or where the data name no evidence, all scores are 0, as in the
   official scorer. Fewer than k pages give what they give: nothing is found
-  below them.
-
-  Args:
-    page_ids: the page of each passage retrieved, best first.
-    provenance: the alternative sets of pages; () where the data name none.
-    ks: cut-offs of `recall@k_page`, `precision@k_page` and `success_rate@k_page`.
+  below them. `ks` are the cut-offs of `recall@k_page`, `precision@k_page` and
+  `success_rate@k_page`.
   """
   if isinstance(page_ids, str) or any(isinstance(s, str) for s in provenance):
     raise TypeError('page_ids is a list of ids and provenance a list of such lists')
@@ -167,10 +163,8 @@ def _common_words(reference: list[str], prediction: list[str]) -> set[str]:
   for i in range(n):
     above, row = lengths[i], lengths[i + 1]
     for j in range(m):
-      if reference[i] == prediction[j]:
-        row[j + 1] = above[j] + 1
-      else:
-        row[j + 1] = max(above[j + 1], row[j])
+      same = reference[i] == prediction[j]
+      row[j + 1] = above[j] + 1 if same else max(above[j + 1], row[j])
   words = set()
   i, j = n, m
   while i and j:

@@ -54,12 +54,10 @@ CATEGORY_OF: Mapping[str, str] = {
 def summary(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
   """Averages over the questions of MMLU's categories, and over its subjects.
 
-  Returns:
-    `categories`: for each category with questions the mean of each metric over
-    these (a micro average, as Atlas's scorer has it) and `count`; `all` of them
-    is every question of a subject of MMLU. `subject_average`: the mean over
-    subjects of each one's means (a macro average). Nothing where no `group` is
-    a subject of MMLU.
+  `categories` has for each category with questions the mean of each metric over these (a
+  micro average, as Atlas's scorer has it) and `count`; `all` of them is every question of
+  a subject of MMLU. `subject_average` is the mean over subjects of each one's means (a
+  macro average). Nothing where no `group` is a subject of MMLU.
   """
   by_subject = _by_subject(records)
   if not by_subject:
@@ -96,16 +94,12 @@ def unique(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
-  """Percentages by subject, by category and over all.
-
-  Raises:
-    ValueError: none is of a subject of MMLU.
-  """
+  """Percentages by subject, by category and over all; ValueError without any of MMLU."""
   found = summary(records)
   if not found:
     raise ValueError(
-      "No prediction is of a subject of MMLU (field 'group'); were they made "
-      'of its files, or of what `ralm prepare mmlu` wrote?'
+      "No prediction is of a subject of MMLU (field 'group'); were they made of its files, or of "
+      'what `ralm prepare mmlu` wrote?'
     )
   by_subject = _by_subject(records)
   rows = {subject: metrics.means_and_count(by_subject[subject]) for subject in sorted(by_subject)}
@@ -127,16 +121,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   parser = argparse.ArgumentParser(prog=prog, description='MMLU by subject and category.')
   parser.add_argument('predictions', nargs='+', help='predictions.jsonl; globs')
   parser.add_argument(
-    '--unique',
-    action='store_true',
-    help="count equal questions of a subject once, as Atlas's scorer does",
+    '--unique', action='store_true', help='count equal questions of a subject once, as Atlas does'
   )
   arguments = parser.parse_args(argv)
-  records = [
-    record
-    for path in input_files.expand_inputs(arguments.predictions)
-    for _, record in json_records.read_json_lines(path)
-  ]
+  paths = input_files.expand_inputs(arguments.predictions)
+  records = [record for path in paths for _, record in json_records.read_json_lines(path)]
   print(table(unique(records) if arguments.unique else records))
 
 

@@ -145,8 +145,8 @@ def rank_passages(
   """Finds the first hits of one question's ranking, best passage first."""
   if len(texts) != len(passage_ids):
     raise ValueError(
-      f'{len(texts)} texts but {len(passage_ids)} passage ids: a ranking has '
-      'one of each for every passage'
+      f'{len(texts)} texts but {len(passage_ids)} passage ids: a ranking has one of each for '
+      'every passage'
     )
   return RetrievalRanks(
     answer=first_hit(answer_hits(texts, answers)) if answers else None,
@@ -157,18 +157,10 @@ def rank_passages(
 def rank_metrics(
   rank: float | None, retrieved: int, ks: Sequence[int], kind: str
 ) -> dict[str, float | None]:
-  """The recalls and the reciprocal rank of one question, by name.
+  """The recalls and the reciprocal rank of one question: `recall@1_answer`, `mrr_gold`, ….
 
-  Args:
-    rank: rank of the first hit.
-    retrieved: how many passages were asked for, the same for all questions.
-    ks: cut-offs; those above `retrieved` are left out, since a recall@20 of
-      ten passages would be a recall@10 in disguise.
-    kind: 'answer' or 'gold', the end of the names.
-
-  Returns:
-    {'recall@1_answer': ..., ..., 'mrr_answer': ...}, whose means over questions
-    `metrics.mean_metrics` takes.
+  Cut-offs above the number of passages `retrieved` (asked for, the same for all
+  questions) are left out: a recall@20 of ten passages would be a recall@10 in disguise.
   """
   metrics = {f'recall@{k}_{kind}': recall_at_k(rank, k) for k in ks if k <= retrieved}
   metrics[f'mrr_{kind}'] = reciprocal_rank(rank)

@@ -91,8 +91,7 @@ def bootstrap_interval(
   """Percentile interval of a mean of one value a question."""
   values = _checked(values)
   means = bootstrap_means(values, resamples=resamples, seed=seed)
-  low, high = _ends(means, confidence)
-  return Interval(float(values.mean()), low, high, len(values))
+  return Interval(float(values.mean()), *_ends(means, confidence), len(values))
 
 
 def compare(
@@ -132,11 +131,8 @@ def sign_flip_test(
 ) -> tuple[float, bool]:
   """Two-sided p-value of a mean difference, if either sign is as likely.
 
-  It is exact where all differences are of one size (as of exact match, where
-  this is the sign test) or few are not 0; else `resamples` signs are drawn.
-
-  Returns:
-    The p-value and whether it is exact.
+  Also whether it is exact, which it is where all differences are of one size (as of exact
+  match, where this is the sign test) or few are not 0; else `resamples` signs are drawn.
   """
   differences = _checked(differences)
   moved = differences[differences != 0]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ralm_jax.data.option_values import METRICS_FAMILIES
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.evaluation.scores import by_task
 
@@ -11,7 +12,7 @@ def _question(**fields):
   return Question(**{**values, **fields})
 
 
-@pytest.mark.parametrize('name', by_task.FAMILIES)
+@pytest.mark.parametrize('name', METRICS_FAMILIES)
 def test_a_right_answer_of_every_family(name):
   family = by_task.family(name)
   assert family.name == name
@@ -26,7 +27,7 @@ def test_a_right_answer_of_every_family(name):
 
 def test_strings_that_helpful_passages_hold():
   choice = _question(options=('red', 'green'))
-  for name in by_task.FAMILIES:
+  for name in METRICS_FAMILIES:
     assert by_task.family(name).answer_strings(choice) == ('green',)
   assert by_task.family('qa').answer_strings(_question()) == ('B',)
   assert by_task.family('qa').answer_strings(_question(patterns=True)) == ()

@@ -164,9 +164,8 @@ def _ours(tmp_path, gold_items, predictions, record_format):
   scores = []
   for row, prediction in zip(rows, predictions, strict=True):
     answer = kilt_metrics.kilt_metrics(prediction['prediction'], row['answers'])
-    pages = kilt_metrics.provenance_metrics(
-      kilt_predictions.pages_of(prediction['passages']), row.get('provenance', ()), _KS
-    )
+    found = [page for p in prediction['passages'] if (page := kilt_predictions.page_of(p))]
+    pages = kilt_metrics.provenance_metrics(found, row.get('provenance', ()), _KS)
     scores.append(answer | pages | kilt_metrics.combined(answer, pages))
   path = tmp_path / 'predictions.jsonl'
   path.write_text(''.join(json.dumps(p) + '\n' for p in predictions))
