@@ -25,11 +25,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Asks from command-line flags."""
   parser = flags.Parser(prog, __doc__)
-  parser.add_argument(
-    'question',
-    nargs='*',
-    help='words of one question, or quoted questions (default: lines of standard input)',
-  )
+  text = 'words of one question, or quoted questions (default: lines of standard input)'
+  parser.add_argument('question', nargs='*', help=text)
   flags.shared(parser, 'checkpoint', required=True)
   flags.shared(parser, *flags.SEARCH)
   flags.shared(parser.add_argument_group('decoding'), *flags.DECODING)
@@ -62,18 +59,9 @@ def questions_of(words: Sequence[str]) -> list[str]:
 def ask_lines(lines: Iterable[str], **session: Any) -> int:
   """Answers one question a line and prints each answer at once.
 
-  A question that cannot be answered is complained of on stderr, and the next
-  one is asked.
-
-  Args:
-    lines: questions; blank ones are left out.
-    **session: see `asking.open_session`.
-
-  Returns:
-    How many were answered.
-
-  Raises:
-    RuntimeError: some were not, in the end.
+  A question that cannot be answered is complained of on stderr, and the next one is
+  asked; RuntimeError in the end. Blank lines are left out. For `session` see
+  `asking.open_session`. Returns how many were answered.
   """
   from ralm_jax.runs import asking
 
@@ -107,10 +95,8 @@ def format_answer(answer: Answer) -> str:
   lines += [f'    or: {text}' for text, _ in answer.alternatives]
   for rank, shown in enumerate(answer.passages, 1):
     passage = shown.passage
-    lines.append(
-      f'  {rank}. {passage.merged_title}  [{passage.id}]  '
-      f'score {shown.score:.3f}  probability {shown.probability:.3f}'
-    )
+    scores = f'score {shown.score:.3f}  probability {shown.probability:.3f}'
+    lines.append(f'  {rank}. {passage.merged_title}  [{passage.id}]  {scores}')
     lines.append(textwrap.indent(textwrap.shorten(passage.text, 160, placeholder=' …'), '     '))
   if answer.index_id:
     lines.append(f'  from generation {answer.generation} of index {answer.index_id}')

@@ -36,11 +36,7 @@ _INDEXES = ('atlas_index', 'embeddings')
 
 
 def parse_source(argument: str) -> tuple[str | None, str]:
-  """`PART=PATH` or `PATH` to (part or None, path).
-
-  Raises:
-    ValueError: what stands before '=' is no part, or there is no path.
-  """
+  """`PART=PATH` or `PATH` to (part or None, path); ValueError for what is neither."""
   part, equals, path = argument.partition('=')
   if not (path if equals else argument):
     raise ValueError(f'--from {argument or repr(argument)}: there is no path; write [PART=]PATH.')
@@ -49,9 +45,8 @@ def parse_source(argument: str) -> tuple[str | None, str]:
   # A path may have a '=' of its own.
   if equals and part.isidentifier():
     raise ValueError(
-      f'--from {argument}: {part!r} is no part; parts are '
-      f'{", ".join((*SIDES, *_INDEXES))}. For a path with such '
-      'a name write ./ in front.'
+      f'--from {argument}: {part!r} is no part; parts are {", ".join((*SIDES, *_INDEXES))}. For a '
+      'path with such a name write ./ in front.'
     )
   return None, argument
 
@@ -96,91 +91,54 @@ def _convert_index(
       allow_missing=arguments.allow_missing,
       allow_unused=arguments.allow_unused,
     )
-  return [
-    f'{arguments.to}: generation {made.generation} of {made.passages} passages, '
-    f'{made.dim} dimensions'
-  ]
+  what = f'generation {made.generation} of {made.passages} passages, {made.dim} dimensions'
+  return [f'{arguments.to}: {what}']
 
 
 def _parser(prog: str | None) -> Parser:
   parser = Parser(prog, __doc__)
   add = parser.add_argument
-  add(
-    '--from',
-    dest='sources',
-    required=True,
-    nargs='+',
-    action='extend',
-    metavar='[PART=]PATH',
-    help='what to convert; PART is reader, retriever, query_encoder or '
-    'passage_encoder (or atlas_index, embeddings); without a PART a whole '
-    'model, or a single part told by its configuration',
+  switch = argparse.BooleanOptionalAction
+  text = (
+    'what to convert; PART is reader, retriever, query_encoder or passage_encoder (or atlas_index, '
+    'embeddings); without a PART a whole model, or a single part told by its configuration'
   )
+  one = {'dest': 'sources', 'metavar': '[PART=]PATH'}
+  add('--from', required=True, nargs='+', action='extend', help=text, **one)
   add('--to', metavar='DIR', help='the folder to make (default: none, which needs --dry_run)')
-  add(
-    '--to_format',
-    choices=FORMATS,
-    default='run',
-    help='run: a MODEL_DIR with a sharded checkpoint; huggingface: '
-    'DIR/reader, DIR/retriever or DIR/query_encoder and DIR/passage_encoder',
+  text = (
+    'run: a MODEL_DIR with a sharded checkpoint; huggingface: DIR/reader, DIR/retriever or '
+    'DIR/query_encoder and DIR/passage_encoder'
   )
-  flags.shared(
-    parser,
-    'reader_vocabulary',
-    'retriever_vocabulary',
-    help='of that part (default: what lies beside the weights)',
-  )
-  add(
-    '--scan_layers',
-    action=argparse.BooleanOptionalAction,
-    help='one compiled layer for each stack (default: as in the source)',
-  )
-  add(
-    '--layer_norm',
-    choices=LAYER_NORMS,
-    help="of the retriever; atlas is the released code's (default: atlas for Atlas checkpoints, "
-    'else as in the source)',
-  )
+  add('--to_format', choices=FORMATS, default='run', help=text)
+  text = 'of that part (default: what lies beside the weights)'
+  flags.shared(parser, 'reader_vocabulary', 'retriever_vocabulary', help=text)
+  text = 'one compiled layer for each stack (default: as in the source)'
+  add('--scan_layers', action=switch, help=text)
+  text = "of the retriever; atlas is the released code's"
+  text = f'{text} (default: atlas for Atlas checkpoints, else as in the source)'
+  add('--layer_norm', choices=LAYER_NORMS, help=text)
   add('--dtype', choices=('float32', 'bfloat16'), help='of computation (default: as in the source)')
   add('--reading', choices=READINGS, help='how the reader reads (default: as the checkpoint says)')
   flags.shared(parser, 'text')
-  add(
-    '--retriever_heads',
-    type=int,
-    help='attention heads of an Atlas retriever (default: as many as are of size 64)',
-  )
-  add(
-    '--dry_run',
-    action='store_true',
-    help='list what maps where and what is left over; write nothing',
-  )
+  text = 'attention heads of an Atlas retriever (default: as many as are of size 64)'
+  add('--retriever_heads', type=int, help=text)
+  text = 'list what maps where and what is left over; write nothing'
+  add('--dry_run', action='store_true', help=text)
   add('--allow_missing', action='store_true', help='initialise missing tensors at random')
   add('--allow_unused', action='store_true', help='leave tensors out that have no place')
-  add(
-    '--verify',
-    action=argparse.BooleanOptionalAction,
-    default=True,
-    help='compare files with the checksums that lie beside them',
-  )
+  text = 'compare files with the checksums that lie beside them'
+  add('--verify', action=switch, default=True, help=text)
   add('--max_shard_bytes', type=int, default=MAX_SHARD_BYTES, help='of one Hugging Face file')
   flags.shared(parser, 'seed', help='of missing tensors')
   index = parser.add_argument_group('indexes (atlas_index=, embeddings=)')
   flags.shared(index, 'corpus', help='that was embedded (default: none)')
   add = index.add_argument
   add('--to_corpus', metavar='CORPUS', help='to make of an Atlas index (default: none)')
-  add(
-    '--row_ids',
-    action='store_true',
-    help='name the passages of an Atlas index by their row, where their own '
-    'ids are missing or repeat',
-  )
-  add(
-    '--id_prefix',
-    default='',
-    metavar='TEXT',
-    help='what ids of embeddings begin with and those of the corpus do not, such as '
-    "DPR's wiki: (default: nothing)",
-  )
+  text = "name an Atlas index's passages by their row, where their own ids are missing or repeat"
+  add('--row_ids', action='store_true', help=text)
+  text = "what ids of embeddings begin with and those of the corpus do not, such as DPR's wiki:"
+  add('--id_prefix', default='', metavar='TEXT', help=f'{text} (default: nothing)')
   flags.shared(index, *flags.BUILD)
   return parser
 

@@ -11,20 +11,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Builds a corpus from command-line flags."""
   parser = flags.Parser(prog, __doc__)
   add = parser.add_argument
-  add(
-    '--input',
-    required=True,
-    nargs='+',
-    metavar='FILE',
-    help='jsonl (id, title, section?, text) or DPR tsv; globs and .gz allowed',
-  )
+  text = 'jsonl (id, title, section?, text) or DPR tsv; globs and .gz allowed'
+  add('--input', required=True, nargs='+', metavar='FILE', help=text)
   add('--output', required=True, metavar='CORPUS', help='the folder to make')
   flags.shared(parser, 'reader_vocabulary', 'retriever_vocabulary', required=True)
-  add(
-    '--max_words',
-    type=int,
-    help='cut longer passages into equal parts of at most so many words (default: as they are)',
-  )
+  text = 'cut longer passages into equal parts of at most so many words (default: as they are)'
+  add('--max_words', type=int, help=text)
   add('--workers', type=int, help='processes (default: one a core)')
   add('--restart', action='store_true', help='discard what the folder holds')
   arguments = parser.parse_args(argv)

@@ -38,13 +38,8 @@ def replace(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 def delete(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Delete: take passages out of a served index, by id."""
   parser = Parser(prog, delete.__doc__)
-  parser.add_argument(
-    '--id',
-    action='append',
-    default=[],
-    metavar='ID',
-    help='of a passage; may be repeated (default: those of --input)',
-  )
+  text = 'of a passage; may be repeated (default: those of --input)'
+  parser.add_argument('--id', action='append', default=[], metavar='ID', help=text)
   parser.add_argument(
     '--input', metavar='FILE', help='a file of ids, one a line (default: those of --id)'
   )
@@ -72,12 +67,8 @@ def _put_parser(prog: str | None, description: str | None) -> Parser:
   add('--id', help='of one passage (default: made of its title and text)')
   add('--document', default='', help='names the source document (default: the title)')
   add('--date', default='', help='YYYY, YYYY-MM or YYYY-MM-DD (default: none)')
-  add(
-    '--input',
-    nargs='+',
-    metavar='FILE',
-    help='files of passages, as for `ralm corpus` (default: the one of --text)',
-  )
+  text = 'files of passages, as for `ralm corpus` (default: the one of --text)'
+  add('--input', nargs='+', metavar='FILE', help=text)
   return parser
 
 
@@ -105,26 +96,16 @@ def _read_passages(parser: Parser, arguments: argparse.Namespace) -> list[Passag
 
   if arguments.input:
     return list(passages_lib.iterate_passages(arguments.input))
-  title = arguments.title or ''
-  digest = hashlib.sha256(f'{title}\n{arguments.text}'.encode()).hexdigest()
-  passage = Passage(
-    arguments.id or f'added-{digest[:12]}',
-    title,
-    arguments.section,
-    arguments.text,
-    document=arguments.document,
-    date=arguments.date,
-  )
+  title, text = arguments.title or '', arguments.text
+  digest = hashlib.sha256(f'{title}\n{text}'.encode()).hexdigest()
+  about = {'document': arguments.document, 'date': arguments.date}
+  passage = Passage(arguments.id or f'added-{digest[:12]}', title, arguments.section, text, **about)
   _ = passage.last_day  # Bad dates are complained of here.
   return [passage]
 
 
 def read_ids(path: str) -> list[str]:
-  """Ids of a file, one a line; blank lines are none.
-
-  Raises:
-    ValueError: the file holds none, or is not UTF-8.
-  """
+  """Ids of a file, one a line; ValueError where it holds none, or is not UTF-8."""
   try:
     with open(path, encoding='utf-8-sig') as file:
       ids = [line.rstrip('\r\n') for line in file if line.strip()]

@@ -166,10 +166,7 @@ INDEX, SEARCH, BUILD, DECODING = map(tuple, (_INDEX, _SEARCH, _BUILD, _DECODING)
 def shared(to: argparse._ActionsContainer, *names: str, **changes: Any) -> None:
   """Adds flags that other commands have, too.
 
-  Args:
-    to: parser or group of one.
-    *names: of the flags.
-    **changes: what this command says differently of each, such as its default.
+  `changes` are what this command says differently of each, such as its default.
   """
   for name in names:
     to.add_argument(f'--{name}', **{**_SHARED[name], **changes})

@@ -21,32 +21,15 @@ def parser(prog: str | None, description: str | None) -> Parser:
     '--gin.MODEL_DIR=/tmp/run --gin.TRAIN_STEPS=100',
   )
   add = made.add_argument
-  add(
-    '--gin_file',
-    action='append',
-    default=[],
-    metavar='FILE',
-    help='gin file; may be repeated, later ones override (default: none, but one is needed)',
-  )
-  add(
-    '--gin_bindings',
-    action='append',
-    default=[],
-    metavar='BINDING',
-    help="one binding, e.g. 'TRAIN_STEPS = 100'; may be repeated (default: none)",
-  )
-  add(
-    '--gin_search_paths',
-    default='.',
-    metavar='DIRS',
-    help='folders where gin files are looked for, separated by commas',
-  )
+  text = 'gin file; may be repeated, later ones override (default: none, but one is needed)'
+  add('--gin_file', action='append', default=[], metavar='FILE', help=text)
+  text = "one binding, e.g. 'TRAIN_STEPS = 100'; may be repeated (default: none)"
+  add('--gin_bindings', action='append', default=[], metavar='BINDING', help=text)
+  text = 'folders where gin files are looked for, separated by commas'
+  add('--gin_search_paths', default='.', metavar='DIRS', help=text)
   add('--dry_run', action='store_true', help='parse the configuration, print it and stop')
-  add(
-    '--multihost',
-    action='store_true',
-    help='initialise jax.distributed from the environment (TPU pod, Slurm)',
-  )
+  text = 'initialise jax.distributed from the environment (TPU pod, Slurm)'
+  add('--multihost', action='store_true', help=text)
   add('--coordinator_address', help='host:port of process 0 (default: one process, or --multihost)')
   add('--process_count', type=int, help='of --coordinator_address (default: from the environment)')
   add('--process_index', type=int, help="this process's number (default: from the environment)")
@@ -54,11 +37,7 @@ def parser(prog: str | None, description: str | None) -> Parser:
 
 
 def parse(own: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
-  """Flags, with `--gin.NAME=VALUE` among the `gin_bindings` and a list of search paths.
-
-  Raises:
-    ValueError: `--gin.NAME` without a value.
-  """
+  """Flags, with `--gin.NAME=VALUE` among the `gin_bindings` and a list of search paths."""
   argv = list(sys.argv[1:] if argv is None else argv)
   arguments = own.parse_args([argument for argument in argv if not argument.startswith(_GIN)])
   from ralm_jax.runs import gin_config
@@ -71,15 +50,9 @@ def parse(own: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def call(function: Callable[..., Any], arguments: argparse.Namespace, **fixed: Any) -> None:
-  """Calls a configurable function as flags and gin files say.
+  """Calls a configurable function as flags and gin files say, and with what is `fixed`.
 
-  Args:
-    function: gets its arguments from gin.
-    arguments: of `parse`.
-    **fixed: arguments of the function that no configuration sets.
-
-  Raises:
-    ValueError: the configuration has a mistake or leaves something open.
+  ValueError where the configuration has a mistake or leaves something open.
   """
   import gin
   import jax

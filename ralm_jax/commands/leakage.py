@@ -14,39 +14,19 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   add = parser.add_argument
   flags.shared(parser, 'questions', help='the evaluation set; globs allowed')
   flags.shared(parser, 'record_format')
-  add(
-    '--training',
-    nargs='+',
-    metavar='FILE',
-    help='training questions (default: none, which needs --corpus)',
-  )
-  add(
-    '--training_format',
-    type=flags.record_format,
-    metavar='FORMAT',
-    help='of the training questions (default: that of the questions)',
-  )
-  flags.shared(
-    parser, 'corpus', help='what to look through (default: none, which needs --training)'
-  )
-  add(
-    '--predictions',
-    metavar='predictions.jsonl',
-    help='of these questions; their metrics are given for clean questions too (default: none)',
-  )
+  text = 'training questions (default: none, which needs --corpus)'
+  add('--training', nargs='+', metavar='FILE', help=text)
+  text = 'of the training questions (default: that of the questions)'
+  add('--training_format', type=flags.record_format, metavar='FORMAT', help=text)
+  text = 'what to look through (default: none, which needs --training)'
+  flags.shared(parser, 'corpus', help=text)
+  text = 'of these questions; their metrics are given for clean questions too (default: none)'
+  add('--predictions', metavar='predictions.jsonl', help=text)
   add('--output', required=True, metavar='NAME.jsonl', help='file that gets a line a question')
-  add(
-    '--span_share',
-    type=float,
-    default=0.75,
-    help='a passage holds a question if one run of its words is so much of it',
-  )
-  add(
-    '--word_overlap',
-    type=float,
-    default=0.8,
-    help='two questions are near copies from this Jaccard similarity on',
-  )
+  text = 'a passage holds a question if one run of its words is so much of it'
+  add('--span_share', type=float, default=0.75, help=text)
+  text = 'two questions are near copies from this Jaccard similarity on'
+  add('--word_overlap', type=float, default=0.8, help=text)
   add('--min_words', type=int, default=5, help='shorter questions are not looked for in the corpus')
   flags.shared(parser, 'on_error')
   arguments = parser.parse_args(argv)
@@ -77,7 +57,6 @@ def _print(summary: dict[str, Any]) -> None:
       share = '' if name == 'count' else f'{value / count:8.1%}'
       print(f'{name:<22}{value:>9,}{share}')
   for part, scores in summary.get('scores', {}).items():
-    shown = '  '.join(
-      f'{name} {value:.4f}' for name, value in scores.items() if isinstance(value, float)
-    )
+    means = [(name, value) for name, value in scores.items() if isinstance(value, float)]
+    shown = '  '.join(f'{name} {value:.4f}' for name, value in means)
     print(f'{part:<22}{scores["count"]:>9,}  {shown}')

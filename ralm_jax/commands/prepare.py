@@ -17,6 +17,7 @@ Benchmarks (--variant):
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ralm_jax.commands import flags
 from ralm_jax.commands.flags import Parser
@@ -42,58 +43,37 @@ def _parser(prog: str | None) -> Parser:
   add = parser.add_argument
   add('benchmark', choices=catalogue.BENCHMARKS, metavar='BENCHMARK', help='one of the above')
   add('--variant', help='of the benchmark (default: the first)')
-  add(
-    '--from',
-    dest='sources',
-    nargs='+',
-    action='extend',
-    default=[],
-    metavar='[PART=]PATH',
-    help='files, folders or archives as published; PART= where the name of a '
-    'file does not say which part it is (default: none, which needs --download)',
+  several: dict[str, Any] = {'nargs': '+', 'action': 'extend', 'default': []}
+  text = (
+    'files, folders or archives as published; PART= where the name of a file does not say which '
+    'part it is (default: none, which needs --download)'
   )
+  add('--from', dest='sources', metavar='[PART=]PATH', help=text, **several)
   add('--output', required=True, metavar='DIR', help='the folder to make')
-  add(
-    '--shots',
-    type=int,
-    metavar='N',
-    help='also write train.N-shot.jsonl, chosen by hash (default: no such file)',
-  )
+  text = 'also write train.N-shot.jsonl, chosen by hash (default: no such file)'
+  add('--shots', type=int, metavar='N', help=text)
   flags.shared(parser, 'shots_seed')
-  add(
-    '--shots_list',
-    metavar='FILE',
-    help='the shots as somebody else has chosen them: a JSON list, or one a line, of places in '
-    'the published training file (from 0) or of ids (default: as --shots chooses)',
+  text = (
+    'the shots as somebody else has chosen them: a JSON list, or one a line, of places in the '
+    'published training file (from 0) or of ids (default: as --shots chooses)'
   )
+  add('--shots_list', metavar='FILE', help=text)
   flags.shared(parser, 'on_error')
-  add(
-    '--dev_fraction',
-    type=float,
-    help='of train that becomes dev where no file says what does (default: 0.1)',
-  )
+  text = 'of train that becomes dev where no file says what does (default: 0.1)'
+  add('--dev_fraction', type=float, help=text)
   add('--test_fraction', type=float, help='likewise, for jeopardy (default: 0.2)')
-  add(
-    '--years',
-    nargs='*',
-    help='whose answers differ; none for all questions of templama (default: 2017 2020)',
-  )
-  add(
-    '--auxiliary_valid',
-    type=int,
-    help="questions of MMLU's auxiliary ones for validation (default: 5000)",
-  )
+  text = 'whose answers differ; none for all questions of templama (default: 2017 2020)'
+  add('--years', nargs='*', help=text)
+  text = "questions of MMLU's auxiliary ones for validation (default: 5000)"
+  add('--auxiliary_valid', type=int, help=text)
   add('--overwrite', action='store_true', help='take the place of an earlier output')
   add = parser.add_argument_group('download').add_argument
   add('--download', action='store_true', help='fetch from the publisher')
-  add(
-    '--downloads', metavar='FOLDER', help='where to keep what was fetched (default: DIR.downloads)'
-  )
-  for name, what, text in (
-    ('--sha256', 'SHA256', 'that a file must have (default: as the catalogue says)'),
-    ('--address', 'ADDRESS', "of a copy (default: the publisher's)"),
-  ):
-    add(name, nargs='+', action='extend', default=[], metavar=f'FILE={what}', help=text)
+  text = 'where to keep what was fetched (default: DIR.downloads)'
+  add('--downloads', metavar='FOLDER', help=text)
+  text = 'that a file must have (default: as the catalogue says)'
+  add('--sha256', metavar='FILE=SHA256', help=text, **several)
+  add('--address', metavar='FILE=ADDRESS', help="of a copy (default: the publisher's)", **several)
   return parser
 
 
@@ -104,12 +84,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   from ralm_jax.preparation.prepare import Fetch
   from ralm_jax.preparation.producing import Shots
 
-  fetch = Fetch(
-    arguments.downloads,
-    sha256=_pairs(arguments.sha256, '--sha256'),
-    addresses=_pairs(arguments.address, '--address'),
-  )
-  if not arguments.download and (fetch.sha256 or fetch.addresses):
+  sha256, addresses = _pairs(arguments.sha256, '--sha256'), _pairs(arguments.address, '--address')
+  fetch = Fetch(arguments.downloads, sha256=sha256, addresses=addresses)
+  if not arguments.download and (sha256 or addresses):
     raise ValueError('--sha256 and --address are for --download')
   report = prepare.prepare(
     catalogue.find(arguments.benchmark, arguments.variant),

@@ -20,11 +20,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   add = parser.add_argument
   add('directories', nargs='+', metavar='DIR', help='folders of results')
   add('--metrics', nargs='+', metavar='NAME', help='which ones (default: all)')
-  add(
-    '--together',
-    metavar='NAME',
-    help='take all results for seeds of one thing and call it so (default: by their folders)',
-  )
+  text = 'take all results for seeds of one thing and call it so (default: by their folders)'
+  add('--together', metavar='NAME', help=text)
   add('--json', action='store_true', help='JSON in place of a table')
   arguments = parser.parse_args(argv)
   from ralm_jax.jobs import report

@@ -95,13 +95,7 @@ def train_seeds(
   was interrupted; finished ones are passed over, or go on where TRAIN_STEPS is
   more than before. Runs that build or refresh their index, or follow what a
   second job publishes in it, each have one of their own, INDEX-seed_N.
-
-  Args:
-    gin_files, bindings, search_paths: the configuration.
-    seeds: how many, from 0; or which.
-    flags: further ones of `ralm train`, such as --multihost.
-    metrics: names of those to show; None for all.
-    show: print mean and standard deviation at the end.
+  `seeds` says how many, from 0, or which; `flags` are further ones of `ralm train`.
 
   Returns:
     The last evaluation of each run; [] where the runs evaluate nothing.
@@ -165,14 +159,7 @@ def _train(flags: Sequence[str], folder: str) -> None:
 
 
 def _run(command: Sequence[str]) -> int:
-  """Runs a command that ends when this program is told to.
-
-  Returns:
-    Its exit status.
-
-  Raises:
-    SystemExit: SIGTERM has ended both.
-  """
+  """Exit status of a command that ends when this program is told to, by SystemExit then."""
   process: subprocess.Popen | None = None
   told = False
 
@@ -209,10 +196,7 @@ def _run(command: Sequence[str]) -> int:
 def _check_evaluated(folder: str, evaluates: bool) -> None:
   """Raises RuntimeError where the evaluation of the last step is missing.
 
-  Args:
-    folder: of a run that has ended.
-    evaluates: whether its configuration has it evaluate; without, one that has
-      evaluated before counts.
+  Also of a run whose configuration does not have it evaluate, but that has before.
   """
   evaluations = os.path.join(folder, 'inference_eval')
   if not evaluates and not os.path.isdir(evaluations):
@@ -224,8 +208,8 @@ def _check_evaluated(folder: str, evaluates: bool) -> None:
   path = os.path.join(evaluations, f'step_{max(steps)}', 'metrics.json')
   if not os.path.exists(path):
     raise RuntimeError(
-      f'The run {folder} ended without an evaluation of its last step: there '
-      f'is no {path}. The same command makes up for it.'
+      f'The run {folder} ended without an evaluation of its last step: there is no {path}. The '
+      'same command makes up for it.'
     )
 
 
@@ -234,9 +218,9 @@ def _own_index(macros: dict[str, Any]) -> str | None:
   changes = macros[_REFRESH] or macros[_FOLLOW]
   if changes and macros[_ADDRESS]:
     raise ValueError(
-      f'Every seed would refresh the index that {macros[_ADDRESS]} serves, or '
-      'follow who does, and begin with what the one before has left; give '
-      'INDEX in place of RETRIEVAL_ADDRESS, or run the seeds one by one.'
+      f'Every seed would refresh the index that {macros[_ADDRESS]} serves, or follow who does, and '
+      'begin with what the one before has left; give INDEX in place of RETRIEVAL_ADDRESS, or run '
+      'the seeds one by one.'
     )
   index = macros[_INDEX]
   if not isinstance(index, str):
@@ -248,8 +232,7 @@ def _own_index(macros: dict[str, Any]) -> str | None:
 def _is_finished(folder: str, description: dict[str, Any]) -> bool:
   """Whether a run is finished as it is wanted; one of fewer steps goes on.
 
-  Raises:
-    ValueError: it is finished, but with another configuration.
+  ValueError where it is finished, but with another configuration.
   """
   try:
     with open(os.path.join(folder, FINISHED), encoding='utf-8') as file:
@@ -270,10 +253,9 @@ def _is_finished(folder: str, description: dict[str, Any]) -> bool:
       changes.insert(0, f'{_STEPS}: {steps} is now {description["steps"]}')
   if changes:
     more = len(changes) - _CHANGES_SHOWN
+    shown = '; '.join(changes[:_CHANGES_SHOWN]) + (f' (and {more} more)' if more > 0 else '')
     raise ValueError(
-      f'{folder} is finished, and its results are of another configuration: '
-      f'{"; ".join(changes[:_CHANGES_SHOWN])}'
-      f'{f" (and {more} more)" if more > 0 else ""}. Give another MODEL_DIR; '
-      f'of a finished run {_STEPS} alone may grow.'
+      f'{folder} is finished, and its results are of another configuration: {shown}. Give another '
+      f'MODEL_DIR; of a finished run {_STEPS} alone may grow.'
     )
   return True

@@ -15,18 +15,11 @@ from ralm_jax.commands import flags
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-  """Swaps from command-line flags.
-
-  Raises:
-    ValueError: there is no index, it is damaged, or of another dimension; the
-      former one stays served.
-    retrieval_service.client.RetrievalError: the process cannot be reached.
-  """
+  """Swaps from command-line flags; where that fails the former index stays served."""
   parser = flags.Parser(prog, __doc__)
   flags.shared(parser, 'retrieval_address', required=True, help='of the running retrieval process')
-  flags.shared(
-    parser, 'index', required=True, help='index folder to serve, on the machine of that process'
-  )
+  text = 'index folder to serve, on the machine of that process'
+  flags.shared(parser, 'index', required=True, help=text)
   flags.shared(parser, 'retry_for_s')
   arguments = parser.parse_args(argv)
   from retrieval_service.client import RetrievalClient
@@ -36,9 +29,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     done = client.swap(index)
   if done.pinned_by:
     logging.warning(
-      'Training runs have used %s: %s. One that still runs stops with an '
-      'error at its next search, and goes on from its last checkpoint when '
-      'that index is served again.',
+      'Training runs have used %s: %s. One that still runs stops with an error at its next '
+      'search, and goes on from its last checkpoint when that index is served again.',
       done.former_directory,
       ', '.join(done.pinned_by),
     )
@@ -46,7 +38,5 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   if done.index_id == done.former_index_id:
     print(f'{address} serves {now}, as before')
     return
-  print(
-    f'{address} served  {done.former_directory} (index '
-    f'{done.former_index_id})\n{" " * len(address)} serves  {now}'
-  )
+  print(f'{address} served  {done.former_directory} (index {done.former_index_id})')
+  print(f'{" " * len(address)} serves  {now}')
