@@ -61,15 +61,12 @@ class Claim:
     self._thread.start()
 
   def check(self) -> None:
-    """Raises LostClaimError where another worker has taken over.
-
-    It does so when this program was stopped for longer than the time-out.
-    """
+    """Raises LostClaimError: this program was stopped for longer than the time-out."""
     if not self._holds():
       raise LostClaimError(
-        f'{self._folder}: another worker took this cell over, because this '
-        'one gave no sign of life; its results are left to that one. Raise '
-        'claim_timeout_s if workers are often suspended.'
+        f'{self._folder}: another worker took this cell over, because this one gave no sign of '
+        'life; its results are left to that one. Raise claim_timeout_s if workers are often '
+        'suspended.'
       )
 
   def _holds(self) -> bool:
@@ -123,10 +120,7 @@ class Cell:
     return manifest
 
   def why_undone(self, inputs: Mapping[str, Any], ignore: tuple[str, ...] = ()) -> str | None:
-    """Why the cell must be evaluated; None where its results are of `inputs`.
-
-    Names to `ignore`, such as 'index.generation', may differ.
-    """
+    """Why the cell must be evaluated; None where its results are of `inputs`, see `differences`."""
     manifest = self.manifest()
     if manifest is None:
       started = (self.folder / MANIFEST).exists()
@@ -164,22 +158,17 @@ class Cell:
         return None  # its owner has just left; it is looked at another time
       if silent_s < timeout_s and not _has_ended(owner):
         return None
-      logging.warning(
-        '%s: taking over from a worker that has ended (%s).',
-        self.folder,
-        owner.strip() or 'unknown',
-      )
+      about = owner.strip() or 'unknown'
+      logging.warning('%s: taking over from a worker that has ended (%s).', self.folder, about)
     number = last + 1
     path = self.folder / f'claim-{number}'
     try:
       descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
       return None
+    us = {'host': socket.gethostname(), 'pid': os.getpid(), 'machine': _machine(), 'token': token}
     with open(descriptor, 'w', encoding='utf-8') as file:
-      json.dump(
-        {'host': socket.gethostname(), 'pid': os.getpid(), 'machine': _machine(), 'token': token},
-        file,
-      )
+      json.dump(us, file)
     if max(_numbers(self.folder), default=0) != number:
       path.unlink(missing_ok=True)
       return None
@@ -212,9 +201,7 @@ class Cell:
     """Makes what is in `work` the results of the cell; returns its manifest.
 
     `inputs` is all that decides the results, `about` what else is worth knowing.
-
-    Raises:
-      LostClaimError: another worker has the cell; nothing is changed.
+    LostClaimError where another worker has the cell; nothing is changed then.
     """
     claim.check()
     (work / _INPUTS).unlink(missing_ok=True)
@@ -298,10 +285,8 @@ def _has_ended(owner: str) -> bool:
     return False
   try:
     os.kill(pid, 0)
-  except ProcessLookupError:
-    return True
-  except OSError:
-    pass
+  except OSError as error:
+    return isinstance(error, ProcessLookupError)
   return False
 
 

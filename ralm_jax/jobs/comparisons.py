@@ -32,9 +32,10 @@ def render(output: str | os.PathLike[str], rows: Sequence[Row], options: TableOp
   several = {task for (task, _), found in indexes.items() if len(found) > 1}
   lines: list[list[str]] = []
   against_one, apart = '', []
-  for (task, index), found in markdown.grouped(
+  tested = markdown.grouped(
     rows, lambda row: (row['task'], row['index'] if row['task'] in several else None)
-  ).items():
+  )
+  for (task, index), found in tested.items():
     index = index or ', '.join(dict.fromkeys(row['index'] for row in found))
     first, pairs = _pairs(found, options.baseline)
     if first is not None:
@@ -60,14 +61,12 @@ def render(output: str | os.PathLike[str], rows: Sequence[Row], options: TableOp
   if lines:
     text = (
       f'## Paired tests between checkpoints\n\n{markdown.table(_COLUMNS, lines)}'
-      '\nTwo-sided, on the questions both have; not corrected for the number '
-      f'of tests. * signs drawn, else exact.{against_one}\n'
+      '\nTwo-sided, on the questions both have; not corrected for the number of tests. '
+      f'* signs drawn, else exact.{against_one}\n'
     )
   if apart:
-    note = (
-      'Not tested, since they were asked different questions or in '
-      f'different ways: {"; ".join(apart)}.'
-    )
+    how = 'Not tested, since they were asked different questions or in different ways'
+    note = f'{how}: {"; ".join(apart)}.'
     logging.warning('%s', note)
     text += f'\n{note}\n'
   return text
@@ -117,11 +116,8 @@ def _compare(one: _Scores, other: _Scores, metric: str, options: TableOptions) -
 
 def metrics(rows: Sequence[Row], options: TableOptions) -> list[str]:
   """Names of the metrics to show that any of the rows has."""
-  known = list(
-    dict.fromkeys(
-      name for row in rows for name, value in row['metrics'].items() if value is not None
-    )
-  )
+  values = [item for row in rows for item in row['metrics'].items()]
+  known = list(dict.fromkeys(name for name, value in values if value is not None))
   if options.metrics is not None:
     return [name for name in options.metrics if name in known]
   answers = [name for name in known if not name.startswith(_RETRIEVAL)]

@@ -62,8 +62,8 @@ class Index(IndexSource):
       raise ValueError("Index.generation goes with backend = 'process', which keeps several.")
     if (self.path is None) == (self.address is None):
       raise ValueError(
-        'An Index has either a path or a retrieval_address; got '
-        f'{self.path!r} and {self.address!r}.'
+        f'An Index has either a path or a retrieval_address; got {self.path!r} and '
+        f'{self.address!r}.'
       )
     self.check_backend()
 
@@ -107,9 +107,8 @@ def find_checkpoints(
 ) -> list[FoundCheckpoint]:
   """The checkpoints that are there.
 
-  Raises:
-    FileNotFoundError: a path or glob that finds none.
-    ValueError: two of one name, or what names no checkpoint.
+  FileNotFoundError for a path or glob that finds none, ValueError for two of one name or
+  what names no checkpoint.
   """
   found: dict[FoundCheckpoint, None] = {}
   for item in listed('checkpoints', checkpoints, Checkpoint):
@@ -131,8 +130,8 @@ def find_checkpoints(
     other = by_name.setdefault(cells.file_name(one.name), one)
     if other.path != one.path:
       raise ValueError(
-        f'{other.path} and {one.path} are both called {one.name}; name them '
-        'apart with Checkpoint.name.'
+        f'{other.path} and {one.path} are both called {one.name}; name them apart with '
+        'Checkpoint.name.'
       )
   return list(found)
 

@@ -40,12 +40,7 @@ class IndexState:
 
   @classmethod
   def of(cls, index: Index, retry_for_s: float = 30.0) -> IndexState:
-    """Read from its folder, without serving it, or asked of its process.
-
-    Raises:
-      FileNotFoundError, ValueError: there is no index, or it is damaged.
-      retrieval_service.client.RetrievalError: the process is not reached.
-    """
+    """Read from its folder, without serving it, or asked of its process."""
     if index.path is not None:
       connect.check_index_folder(index.path)
       store = GenerationStore(index.path)
@@ -55,13 +50,8 @@ class IndexState:
     with RetrievalClient(index.address or '', retry_for_s=retry_for_s) as client:
       status = client.status()
     number = index.generation or status.generation
-    return cls(
-      status.index_id,
-      number,
-      status.edits,
-      status.count if number == status.generation else None,
-      status.index_directory,
-    )
+    count = status.count if number == status.generation else None
+    return cls(status.index_id, number, status.edits, count, status.index_directory)
 
   def memory_bytes(self, index: Index) -> int | None:
     """What searching it takes; None where its folder is out of reach."""
@@ -110,11 +100,7 @@ class Fingerprints:
 
 
 def checkpoint_inputs(checkpoint: FoundCheckpoint, fingerprints: Fingerprints) -> dict[str, Any]:
-  """What a checkpoint is, wherever it lies, as JSON values.
-
-  Raises:
-    FileNotFoundError: it is gone.
-  """
+  """What a checkpoint is, wherever it lies, as JSON values; FileNotFoundError if it is gone."""
   model = None  # opening the checkpoint will say what is wrong
   with contextlib.suppress(FileNotFoundError):
     # Layers, text formats, and the vocabularies' own fingerprints.

@@ -18,15 +18,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   widths = [max(3, *map(_width, column)) for column in zip(*rows)]
 
   def line(cells: Sequence[str]) -> str:
-    padded = []
-    for i, (cell, width) in enumerate(zip(cells, widths)):
-      space = ' ' * (width - _width(cell))
-      padded.append(space + cell if i else cell + space)
-    return f'| {" | ".join(padded)} |'
+    spaces = [' ' * (width - _width(cell)) for cell, width in zip(cells, widths)]
+    figures = [space + cell for space, cell in zip(spaces[1:], cells[1:])]
+    return f'| {" | ".join([cells[0] + spaces[0], *figures])} |'
 
-  ruler = [
-    ('-' if i else ':') + '-' * (width - 2) + (':' if i else '-') for i, width in enumerate(widths)
-  ]
+  ruler = [':' + '-' * (widths[0] - 1), *('-' * (width - 1) + ':' for width in widths[1:])]
   return '\n'.join([line(rows[0]), line(ruler), *map(line, rows[1:])]) + '\n'
 
 

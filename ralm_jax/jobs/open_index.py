@@ -98,17 +98,15 @@ def check_answers(
     or now.edits != state.edits
     or (index.path is None and now.generation != state.generation)
   )
+  answered = {(record.get('index'), record.get('generation')) for record in records}
   others = sorted(
-    {
-      f'{record.get("index")} generation {record.get("generation")}'
-      for record in records
-      if record.get('index') not in (None, '', state.id)
-      or record.get('generation') not in (None, state.generation)
-    }
+    f'{index} generation {generation}'
+    for index, generation in answered
+    if index not in (None, '', state.id) or generation not in (None, state.generation)
   )
   if moved or others:
     found = f'; answers are from {", ".join(others)}' if others else ''
     raise RuntimeError(
-      f'the index changed meanwhile, from {state} to {now}{found}; start '
-      'again, or set JobOptions.follow_index'
+      f'the index changed meanwhile, from {state} to {now}{found}; start again, or set '
+      'JobOptions.follow_index'
     )

@@ -31,9 +31,7 @@ class Result:
 def collect(directory: str | os.PathLike[str]) -> list[Result]:
   """All results in a folder.
 
-  Raises:
-    FileNotFoundError: there are none; the message says what was looked for.
-    ValueError: a file of them is damaged.
+  FileNotFoundError where there are none, ValueError where a file of them is damaged.
   """
   root = pathlib.Path(directory)
   if (root / finished_cells.CELLS).is_dir():
@@ -48,9 +46,9 @@ def collect(directory: str | os.PathLike[str]) -> list[Result]:
   results = [result for result in map(_of_folder, seeds) if result is not None]
   if not results:
     raise FileNotFoundError(
-      f'{directory} holds no results: neither metrics.json, nor cells/ of '
-      'evaluation jobs, nor inference_eval/step_*/metrics.json of a run (gin: '
-      'EVAL_QUESTIONS, EVAL_PERIOD), nor seed_*/ with one of them.'
+      f'{directory} holds no results: neither metrics.json, nor cells/ of evaluation jobs, nor '
+      'inference_eval/step_*/metrics.json of a run (gin: EVAL_QUESTIONS, EVAL_PERIOD), nor '
+      'seed_*/ with one of them.'
     )
   return results
 
@@ -63,13 +61,10 @@ def render(results: Sequence[Result], metrics: Sequence[str] | None = None) -> s
   missing = [name for name in names if name not in known]
   if missing:
     raise ValueError(f'No result has the metric {missing[0]!r}; there are {", ".join(known)}.')
-  rows = []
-  for group, members in groups.items():
-    row = [group, str(len(members))]
-    for name in names:
-      values = [result.metrics[name] for result in members if name in result.metrics]
-      row.append(_spread(values))
-    rows.append(row)
+  rows = [
+    [group, str(len(members)), *(_spread(_values(members, name)) for name in names)]
+    for group, members in groups.items()
+  ]
   text = markdown.table(['results', 'seeds', *names], rows)
   if any(len(members) > 1 for members in groups.values()):
     text += '\nMean ± standard deviation over seeds (n - 1).\n'
@@ -78,10 +73,9 @@ def render(results: Sequence[Result], metrics: Sequence[str] | None = None) -> s
       counts = ', '.join(f'{one.count} in {one.path}' for one in members)
       text += f'\n{group}: differing numbers of questions: {counts}.\n'
     if len({result.step for result in members}) > 1:
-      steps = ', '.join(
-        f'{"not known" if one.step is None else one.step} in {one.path}' for one in members
-      )
-      text += f'\n{group}: differing steps: {steps}.\n'
+      steps = [('not known' if one.step is None else one.step, one.path) for one in members]
+      shown = ', '.join(f'{step} in {path}' for step, path in steps)
+      text += f'\n{group}: differing steps: {shown}.\n'
   return text
 
 
@@ -95,17 +89,14 @@ def as_json(results: Sequence[Result]) -> list[dict]:
         'results': group,
         'seeds': {result.name: result.metrics for result in members},
         'steps': {result.name: result.step for result in members},
-        **{
-          name: dataclasses.asdict(
-            statistics.spread(
-              [result.metrics[name] for result in members if name in result.metrics]
-            )
-          )
-          for name in names
-        },
+        **{name: dataclasses.asdict(statistics.spread(_values(members, name))) for name in names},
       }
     )
   return rows
+
+
+def _values(members: Sequence[Result], name: str) -> list[float]:
+  return [result.metrics[name] for result in members if name in result.metrics]
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -130,11 +121,8 @@ def _of_jobs(root: pathlib.Path) -> list[Result]:
       group, name = f'{which}, {what}', run.name
     else:
       group, name = f'{row["checkpoint"]}, {what}', row['checkpoint']
-    results.append(
-      Result(
-        group, name, str(root / row['folder']), _numbers(row['metrics']), row['count'], row['step']
-      )
-    )
+    path, metrics = str(root / row['folder']), _numbers(row['metrics'])
+    results.append(Result(group, name, path, metrics, row['count'], row['step']))
   if not results:
     raise FileNotFoundError(f'{root}: no cell is finished yet.')
   return results

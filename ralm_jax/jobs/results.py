@@ -108,12 +108,8 @@ def question_metrics(predictions: str | os.PathLike[str]) -> list[dict[str, floa
         row[name] = None
     rows.append(row)
   if strange:
-    logging.warning(
-      '%s: %s is not finite and counts as missing%s.',
-      predictions,
-      strange[0],
-      f', as do {len(strange) - 1} other values' if strange[1:] else '',
-    )
+    more = f', as do {len(strange) - 1} other values' if strange[1:] else ''
+    logging.warning('%s: %s is not finite and counts as missing%s.', predictions, strange[0], more)
   return rows
 
 
@@ -138,20 +134,13 @@ def read_cells(
 ) -> list[Row]:
   """A row of JSON values for each finished cell, by checkpoint, task and index.
 
-  Args:
-    output: of the jobs.
-    wanted: what cells should be of, for `outdated` to say how they differ.
-    options: of the intervals, computed anew where they were made with others.
+  `outdated` says how one differs from what is `wanted`. Intervals are computed anew where
+  they were made with other options.
   """
-  rows = []
-  for path in pathlib.Path(output, CELLS).glob(f'*/*/*/{cells.MANIFEST}'):
-    row = _read_cell(path.parent, output, wanted, options)
-    if row is not None:
-      rows.append(row)
-  return sorted(
-    rows,
-    key=lambda row: tuple(map(markdown.natural, (row['checkpoint'], row['task'], row['index']))),
-  )
+  paths = pathlib.Path(output, CELLS).glob(f'*/*/*/{cells.MANIFEST}')
+  rows = [row for path in paths if (row := _read_cell(path.parent, output, wanted, options))]
+  names = ('checkpoint', 'task', 'index')
+  return sorted(rows, key=lambda row: [markdown.natural(row[name]) for name in names])
 
 
 def _read_cell(
@@ -181,6 +170,7 @@ def _read_cell(
   inputs = manifest['inputs']
   index = inputs.get('index') or {}
   metrics = _finite(metrics)
+  asked = json.dumps([inputs.get('questions'), inputs.get('task')], sort_keys=True)
   return {
     **manifest['names'],
     'count': metrics['count'],
@@ -196,15 +186,11 @@ def _read_cell(
     'run': manifest['run'],
     'step': inputs['checkpoint']['step'],
     # Cells of the same have the same questions in the same order.
-    'asked': hashlib.sha256(
-      json.dumps([inputs.get('questions'), inputs.get('task')], sort_keys=True).encode()
-    ).hexdigest()[:16],
+    'asked': hashlib.sha256(asked.encode()).hexdigest()[:16],
     'outdated': wanted and wanted.why_outdated(manifest),
     'index_id': index.get('id'),
     'generation': index.get('generation'),
-    'index_passages': manifest.get('index_passages'),
-    'index_bytes': manifest.get('index_bytes'),
-    'search_ms': manifest.get('search_ms'),
+    **{name: manifest.get(name) for name in ('index_passages', 'index_bytes', 'search_ms')},
     'seconds': manifest['seconds'],
     'date': manifest['date'],
     'folder': os.path.relpath(folder, output),

@@ -41,22 +41,16 @@ def run(
 ) -> list[dict[str, Any]]:
   """Evaluates every cell that is not finished; writes results and tables.
 
+  A checkpoint or index that is a text is its path. Cells that read no passages from an
+  index are done once, without one. What is finished in `output`, which workers on several
+  hosts share, stays, and is marked in the tables where it is not of what is configured now.
+
   Args:
-    tasks: what to evaluate on.
-    output: folder of the results, see `jobs/results.py`; workers on several
-      hosts share it. What is finished in it stays, and is marked in the tables
-      where it is not of what is configured now.
-    checkpoints: what to evaluate; a text is a Checkpoint's path.
-    indexes: what to search; a text is an Index's path. Cells that read no
-      passages from an index are done once, without one.
     shard: 'I/N' does the Ith of N parts of the cells, I from 0; of those of
       `watch`, their names decide. Without it several workers may work on the
       same cells, too: each takes one that no other is at.
     watch: MODEL_DIR of a run that is training; its checkpoints are evaluated
-      as they come, after `checkpoints`.
-    until_step: of `watch`: the step to end at; None for the run's last.
-    idle_s: of `watch`: end when nothing new has come for so long.
-    poll_s: of `watch`: between looks.
+      as they come, after `checkpoints`, see `watch.follow`.
     require_answers: whether a question without answers is an error, of all
       tasks; None leaves it to each.
     show: print table.md at the end.
@@ -70,8 +64,8 @@ def run(
   """
   if jax.process_count() > 1:
     raise ValueError(
-      'Evaluation jobs run on one process each: start one on every host '
-      "without --multihost, with shard = 'I/N' or none; they share OUTPUT."
+      'Evaluation jobs run on one process each: start one on every host without --multihost, '
+      "with shard = 'I/N' or none; they share OUTPUT."
     )
   if not checkpoints and watch is None:
     raise ValueError('Give checkpoints to evaluate, or a run to watch.')

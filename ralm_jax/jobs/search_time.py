@@ -26,12 +26,9 @@ def milliseconds_a_query(
 ) -> float:
   """Median time of a search, over the queries of a batch.
 
-  From the call to its answer: the search, and what it takes to get there and
-  back. Encoding the queries, at least one, is not counted.
-
-  Raises:
-    ValueError: the generation holds fewer than k passages.
-    LookupError: it does not exist any more.
+  From the call to its answer: the search, and what it takes to get there and back.
+  Encoding the queries, at least one, is not counted. ValueError where the generation holds
+  fewer than k passages, LookupError where it does not exist any more.
   """
   spec, partitioner = opened.spec, opened.partitioner
   encode = partitioner.partition_rows(spec.model.encode_queries)

@@ -38,11 +38,8 @@ def render(
 ) -> str:
   """All tables of finished cells as Markdown.
 
-  Cells that are `pending` may have the baseline, or a metric that no other has:
-  the text says so then.
-
-  Raises:
-    ValueError: no row has the baseline, or a metric that is to be shown.
+  ValueError where no row has the baseline, or a metric that is to be shown; if cells are
+  `pending`, which may have it, the text says so in place.
   """
   if not rows:
     return 'No cell is finished yet.\n'
@@ -80,8 +77,8 @@ def _missing(rows: Sequence[Row], options: TableOptions, pending: bool) -> list[
     if name not in known:
       if not pending:
         raise ValueError(
-          f'TableOptions.metrics (gin: TABLE_METRICS) has {name!r}; the '
-          f'metrics are {", ".join(known)}.'
+          f'TableOptions.metrics (gin: TABLE_METRICS) has {name!r}; the metrics are '
+          f'{", ".join(known)}.'
         )
       texts.append(f'No finished cell has the metric {name}.\n')
   return texts
@@ -102,22 +99,15 @@ def _scores(rows: Sequence[Row], options: TableOptions) -> str:
   text = ''
   for name in comparisons.metrics(rows, options):
     having = [row for row in rows if name in row['metrics']]
-    text += _section(
-      name,
-      markdown.pivot(
-        ((row['checkpoint'], column(row), score(row, name)) for row in having), 'checkpoint'
-      ),
-    )
+    cells = [(row['checkpoint'], column(row), score(row, name)) for row in having]
+    text += _section(name, markdown.pivot(cells, 'checkpoint'))
+  asked = {(row['task'], str(row['count']) + comparisons.mark(row)) for row in rows}
   counts = markdown.table(
-    ['task', 'questions'],
-    sorted(
-      {(row['task'], str(row['count']) + comparisons.mark(row)) for row in rows},
-      key=lambda pair: markdown.natural(pair[0]),
-    ),
+    ['task', 'questions'], sorted(asked, key=lambda pair: markdown.natural(pair[0]))
   )
   return text + (
-    f'In brackets: {options.confidence:.0%} bootstrap intervals over '
-    f'questions ({options.resamples:,} resamples).\n\n{counts}'
+    f'In brackets: {options.confidence:.0%} bootstrap intervals over questions '
+    f'({options.resamples:,} resamples).\n\n{counts}'
   )
 
 
@@ -128,26 +118,14 @@ def _matrices(rows: Sequence[Row], options: TableOptions) -> str:
     if not _is_crossed(of_task):
       continue
     groups = {group for row in of_task for group in row.get('groups', ())}
+    places = [(row['checkpoint'], row['index'], row) for row in of_task]
     for name in comparisons.metrics(of_task, options):
-      text += _section(
-        f'{task}: {name}, checkpoint × index',
-        markdown.pivot(
-          (
-            (row['checkpoint'], row['index'], _number(row, row['metrics'].get(name)))
-            for row in of_task
-          ),
-          'checkpoint',
-        ),
-      )
+      cells = [(*place, _number(row, row['metrics'].get(name))) for *place, row in places]
+      title = f'{task}: {name}, checkpoint × index'
+      text += _section(title, markdown.pivot(cells, 'checkpoint'))
       for group in sorted(groups, key=markdown.natural) if options.by_group else ():
-        text += _section(
-          group,
-          markdown.pivot(
-            ((row['checkpoint'], row['index'], _of_group(row, group, name)) for row in of_task),
-            'checkpoint',
-          ),
-          level=3,
-        )
+        cells = [(*place, _of_group(row, group, name)) for *place, row in places]
+        text += _section(group, markdown.pivot(cells, 'checkpoint'), level=3)
   return text
 
 
@@ -156,25 +134,18 @@ def _groups(rows: Sequence[Row], options: TableOptions) -> str:
   text = ''
   for task, of_task in markdown.grouped(rows, lambda row: row['task']).items():
     crossed = _is_crossed([row for row in of_task if row['index'] != results.NO_INDEX])
-    of_task = [
-      row
-      for row in of_task
-      if row.get('groups') and not (crossed and row['index'] != results.NO_INDEX)
-    ]
+    if crossed:
+      of_task = [row for row in of_task if row['index'] == results.NO_INDEX]
+    of_task = [row for row in of_task if row.get('groups')]
     several = len({row['index'] for row in of_task}) > 1
     columns = [row['checkpoint'] + (f' @ {row["index"]}' if several else '') for row in of_task]
     for name in comparisons.metrics(of_task, options):
-      text += _section(
-        f'{task}: {name} by group',
-        markdown.pivot(
-          (
-            (group, column, _of_group(row, group, name))
-            for row, column in zip(of_task, columns)
-            for group in row['groups']
-          ),
-          'group',
-        ),
-      )
+      cells = [
+        (group, column, _of_group(row, group, name))
+        for row, column in zip(of_task, columns)
+        for group in row['groups']
+      ]
+      text += _section(f'{task}: {name} by group', markdown.pivot(cells, 'group'))
   return text
 
 
@@ -183,22 +154,18 @@ def _indexes(rows: Sequence[Row], options: TableOptions) -> str:
   text = ''
   for task, of_task in markdown.grouped(rows, lambda row: row['task']).items():
     names = comparisons.metrics(of_task, options)
-    text += _section(
-      f'{task}: indexes',
-      markdown.table(
-        ['checkpoint, index', *names, 'passages', 'index memory', 'search, ms a query'],
-        [
-          [
-            f'{row["checkpoint"]}, {row["index"]}{comparisons.mark(row)}',
-            *(markdown.number(row['metrics'].get(name)) for name in names),
-            markdown.NOTHING if row['index_passages'] is None else f'{row["index_passages"]:,}',
-            markdown.size(row['index_bytes']),
-            markdown.NOTHING if row['search_ms'] is None else f'{row["search_ms"]:.3f}',
-          ]
-          for row in of_task
-        ],
-      ),
-    )
+    header = ['checkpoint, index', *names, 'passages', 'index memory', 'search, ms a query']
+    lines = [
+      [
+        f'{row["checkpoint"]}, {row["index"]}{comparisons.mark(row)}',
+        *(markdown.number(row['metrics'].get(name)) for name in names),
+        markdown.NOTHING if row['index_passages'] is None else f'{row["index_passages"]:,}',
+        markdown.size(row['index_bytes']),
+        markdown.number(row['search_ms'], 3),
+      ]
+      for row in of_task
+    ]
+    text += _section(f'{task}: indexes', markdown.table(header, lines))
   return text
 
 

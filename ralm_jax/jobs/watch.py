@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import pathlib
 import re
 import time
 
@@ -29,17 +30,12 @@ def follow(
   poll_s: float = 10.0,
   sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[NewCheckpoint]:
-  """Each checkpoint once, in the order of steps, those there are first.
+  """Each checkpoint of a MODEL_DIR once, in the order of steps, those there are first.
 
-  One that the run removes before its turn is passed over; one that is replaced
-  (the run began anew) comes again. Nothing comes after the last step.
-
-  Args:
-    run: MODEL_DIR; it need not exist yet.
-    until_step: end with the first checkpoint of this step or later; None takes
-      the last step of the run's own configuration, once it is known.
-    idle_s: end when nothing new has come for so long; None waits for ever.
-    poll_s: seconds between looks, for which it does `sleep`.
+  One that the run removes before its turn is passed over; one that is replaced (the run
+  began anew) comes again. It ends with the first checkpoint of `until_step` or later (by
+  default the last step of the run's own configuration, once it is known), or when nothing
+  new has come for `idle_s`; None waits for ever. Between looks it sleeps `poll_s`.
   """
   if poll_s <= 0 or (idle_s is not None and idle_s < 0):
     raise ValueError(f'poll_s must be above 0 and idle_s not below, got {poll_s} and {idle_s}.')
@@ -70,11 +66,8 @@ def follow(
     if idle_s is not None and waited_s >= idle_s:
       logging.info('Nothing new in %s for %.0f s.', run, waited_s)
       return
-    message = (
-      f'Waiting for a checkpoint after {max(seen)} in {run}.'
-      if seen
-      else f'Waiting for a first checkpoint in {run}.'
-    )
+    which = f'checkpoint after {max(seen)}' if seen else 'first checkpoint'
+    message = f'Waiting for a {which} in {run}.'
     if message != said:
       logging.info('%s', message)
       said = message
@@ -85,8 +78,7 @@ def follow(
 def last_step(run: str | os.PathLike[str]) -> int | None:
   """The step at which a run ends by its `config.gin`; None where not known."""
   try:
-    with open(os.path.join(run, 'config.gin'), encoding='utf-8') as file:
-      text = file.read()
+    text = pathlib.Path(run, 'config.gin').read_text('utf-8')
   except FileNotFoundError:
     return None
   match = re.search(r'^(?:\w+\.)*train\.total_steps = (%?\w+)$', text, re.M)

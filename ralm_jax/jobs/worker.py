@@ -59,11 +59,7 @@ class Worker:
     options: JobOptions = JobOptions(),
     table: TableOptions = TableOptions(),
   ):
-    """Checks names; opens nothing yet.
-
-    Raises:
-      ValueError: no tasks, two things of one name, or what is no index.
-    """
+    """Checks names: ValueError for no tasks, two things of one name, or what is no index."""
     self._tasks = [tasks] if isinstance(tasks, Task) else list(tasks)
     if not self._tasks:
       raise ValueError('There are no tasks to evaluate on.')
@@ -151,15 +147,12 @@ class Worker:
   def check(self) -> None:
     """Raises RuntimeError if any cell has failed."""
     if self._elsewhere:
-      logging.info(
-        '%d cells are being done by other workers; the last of them makes the whole table.',
-        self._elsewhere,
-      )
+      others = 'other workers; the last of them makes the whole table'
+      logging.info('%d cells are being done by %s.', self._elsewhere, others)
     if self._failures:
-      raise RuntimeError(
-        f'{len(self._failures)} of {self._count} cells failed; the same '
-        'command tries those again:\n' + '\n'.join(self._failures)
-      )
+      failed = f'{len(self._failures)} of {self._count} cells failed'
+      failures = '\n'.join(self._failures)
+      raise RuntimeError(f'{failed}; the same command tries those again:\n{failures}')
 
   def wanted(self, *, whole: bool = True) -> Wanted:
     """What finished cells should be of; `whole` also of what other workers do."""
@@ -179,16 +172,11 @@ class Worker:
     tasks: dict[tuple[str, str], dict[str, Any] | str] = {}
     for task in self._tasks:
       for index in (None, *(self._indexes if task.passages_from == 'index' else ())):
+        names, state = (task.name, _label(index)), index and states.get(index.label)
         try:
-          tasks[task.name, _label(index)] = job_inputs.task_inputs(
-            task,
-            index,
-            index and states.get(index.label),
-            self._fingerprints,
-            self._options.batch_size,
-          )
+          tasks[names] = self._task_inputs(task, index, state)
         except (OSError, ValueError) as error:
-          tasks[task.name, _label(index)] = str(error)
+          tasks[names] = str(error)
     checkpoints = {}
     for name, found in self._found.items():
       with contextlib.suppress(OSError):
@@ -198,6 +186,11 @@ class Worker:
       if name in self._checkpoints and os.path.isdir(found.path):
         checkpoints[name] = self._checkpoints[name]
     return Wanted(tasks, checkpoints, ignore)
+
+  def _task_inputs(
+    self, task: Task, index: Index | None, state: IndexState | None
+  ) -> dict[str, Any]:
+    return job_inputs.task_inputs(task, index, state, self._fingerprints, self._options.batch_size)
 
   def _write_results(self) -> None:
     """After each cell, so that what is finished can be looked at."""
@@ -213,8 +206,8 @@ class Worker:
     for found in checkpoints:
       if found.index is not None and found.index not in known:
         raise ValueError(
-          f'Checkpoint {found.name} is to be evaluated with the index '
-          f'{found.index!r}; there are {known or "none"}.'
+          f'Checkpoint {found.name} is to be evaluated with the index {found.index!r}; there are '
+          f'{known or "none"}.'
         )
       if found.directory not in closed_book:
         closed_book[found.directory] = _is_closed_book(found.directory)
@@ -224,8 +217,8 @@ class Worker:
         return False
       if not self._indexes:
         raise ValueError(
-          f'Task {task.name} of {found.name} reads passages; give indexes, '
-          "or passages_from = 'file' or 'none'."
+          f'Task {task.name} of {found.name} reads passages; give indexes, or passages_from = '
+          "'file' or 'none'."
         )
       return True
 
@@ -244,16 +237,10 @@ class Worker:
   def _do(self, job: _Job) -> bool:
     """Evaluates a cell if need be; says whether it did."""
     cell = Cell(results.cell_folder(self._output, **job.names))
-    self._checkpoints[job.checkpoint.name] = job_inputs.checkpoint_inputs(
-      job.checkpoint, self._fingerprints
-    )
+    checkpoint = job_inputs.checkpoint_inputs(job.checkpoint, self._fingerprints)
+    self._checkpoints[job.checkpoint.name] = checkpoint
     state = self._index_state(job.index)
-    inputs = {
-      'checkpoint': self._checkpoints[job.checkpoint.name],
-      **job_inputs.task_inputs(
-        job.task, job.index, state, self._fingerprints, self._options.batch_size
-      ),
-    }
+    inputs = {'checkpoint': checkpoint, **self._task_inputs(job.task, job.index, state)}
     ignore = _REFRESHED if self._options.follow_index else ()
     with contextlib.ExitStack() as stack:
       reason, claim = cell.why_undone(inputs, ignore), None
@@ -293,40 +280,32 @@ class Worker:
     )
     predictions = work / cells.PREDICTIONS
     records = prediction_files.read(predictions)
-    search_ms = self._index.milliseconds_a_query(
-      opened,
-      job.index,
-      state,
-      [record['query'] for record in records[: self._options.search_queries]],
-      job.task.depth(opened.spec.text),
-    )
+    asked = [record['query'] for record in records[: self._options.search_queries]]
+    depth = job.task.depth(opened.spec.text)
+    search_ms = self._index.milliseconds_a_query(opened, job.index, state, asked, depth)
     if job.index and state and not self._options.follow_index:
       now = IndexState.of(job.index, self._options.retry_for_s)
       open_index.check_answers(records, job.index, state, now)
-    cell.publish(
-      claim,
-      work,
-      inputs,
-      {
-        'names': job.names,
-        'run': job.checkpoint.directory,
-        'checkpoint': job.checkpoint.path,
-        'questions': input_files.expand_inputs(job.task.questions),
-        'index': job.index and dataclasses.asdict(job.index),
-        'index_passages': state and state.count,
-        'index_bytes': state and job.index and state.memory_bytes(job.index),
-        'search_ms': search_ms,
-        'intervals': results.intervals(predictions, self._table),
-        'of_intervals': self._table.of_intervals,
-        'seconds': round(time.monotonic() - start, 1),
-        'date': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
-        'host': platform.node(),
-        'devices': f'{jax.device_count()} × {jax.devices()[0].device_kind}',
-        'python': platform.python_version(),
-        'versions': job_inputs.package_versions(),
-        'gin': gin_config.operative(),
-      },
-    )
+    about = {
+      'names': job.names,
+      'run': job.checkpoint.directory,
+      'checkpoint': job.checkpoint.path,
+      'questions': input_files.expand_inputs(job.task.questions),
+      'index': job.index and dataclasses.asdict(job.index),
+      'index_passages': state and state.count,
+      'index_bytes': state and job.index and state.memory_bytes(job.index),
+      'search_ms': search_ms,
+      'intervals': results.intervals(predictions, self._table),
+      'of_intervals': self._table.of_intervals,
+      'seconds': round(time.monotonic() - start, 1),
+      'date': datetime.datetime.now(datetime.UTC).isoformat('T', 'seconds'),
+      'host': platform.node(),
+      'devices': f'{jax.device_count()} × {jax.devices()[0].device_kind}',
+      'python': platform.python_version(),
+      'versions': job_inputs.package_versions(),
+      'gin': gin_config.operative(),
+    }
+    cell.publish(claim, work, inputs, about)
 
   def _open(self, found: FoundCheckpoint) -> OpenedCheckpoint:
     if self._opened is None or self._opened[0] != found.path:
@@ -364,7 +343,6 @@ def _part(jobs: list[_Job], shard: str, *, by_name: bool) -> list[_Job]:
     raise ValueError(f"shard is {shard!r}; write 'I/N' with I from 0 to N - 1, such as '0/4'.")
   i, n = int(match[1]), int(match[2])
   if by_name:
-    return [
-      job for job in jobs if int.from_bytes(hashlib.sha256(str(job).encode()).digest()[:8]) % n == i
-    ]
+    hashed = [hashlib.sha256(str(job).encode()).digest()[:8] for job in jobs]
+    return [job for job, digest in zip(jobs, hashed) if int.from_bytes(digest) % n == i]
   return jobs[len(jobs) * i // n : len(jobs) * (i + 1) // n]
