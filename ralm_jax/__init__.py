@@ -14,6 +14,7 @@ _NOUNS = {
   'RetrievalClient': 'retrieval_service.client',
   'RetrievalLM': 'models.retrieval_lm',
   'T5Config': 'models.t5',
+  'ask': 'runs.asking',
   'open_checkpoint': 'runs.opening',
   'open_evaluator': 'runs.opening',
 }

@@ -1,8 +1,4 @@
-"""`ralm`: one command for each thing a user does.
-
-Every flag has a gin twin in the function it calls; none of these needs a gin
-file but `train`.
-"""
+"""`ralm`: one command for each thing a user does; only `train` needs a gin file."""
 
 from __future__ import annotations
 
@@ -50,11 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     + '\n'.join(f'  {name:<11} {help_}' for name, (_, help_) in COMMANDS.items())
     + "\n\n'ralm COMMAND --help' shows a command's flags.",
   )
-  parser.add_argument('--version', action='version', version=f'ralm {_version()}')
+  # The package's face, which no module of it needs to import.
+  version = importlib.import_module('ralm_jax').__version__
+  parser.add_argument('--version', action='version', version=f'ralm {version}')
   parser.add_argument('command', metavar='COMMAND', help='see below')
-  parser.add_argument(
-    'arguments', nargs=argparse.REMAINDER, metavar='…', help='flags of that command'
-  )
+  rest = argparse.REMAINDER
+  parser.add_argument('arguments', nargs=rest, metavar='…', help='flags of that command')
   if not argv:
     parser.print_help()
     return 2
@@ -82,11 +79,6 @@ def run(command: str) -> NoReturn:
   sys.exit(main([command, *sys.argv[1:]]))
 
 
-def _version() -> str:
-  # The package's face, which no module of it needs to import.
-  return importlib.import_module('ralm_jax').__version__
-
-
 def _set_up_libraries() -> None:
   """Has libraries say little; before they are imported."""
   _log_to_stderr()
@@ -102,10 +94,7 @@ def _set_up_libraries() -> None:
 
 
 def _log_to_stderr() -> None:
-  """Sets up logging, also where an imported library already has.
-
-  `python -m ralm_jax.train` has imported some of them by now.
-  """
+  """Sets up logging, also where a library that is imported by now already has."""
   root = logging.getLogger()
   for handler in list(root.handlers):
     if type(handler) is logging.StreamHandler:  # pylint: disable=unidiomatic-typecheck

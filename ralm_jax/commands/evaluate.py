@@ -82,7 +82,7 @@ def _watch(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
   """The flags' evaluation of every checkpoint that a run saves."""
   from ralm_jax.evaluation import option_fields
   from ralm_jax.jobs import runner
-  from ralm_jax.jobs.runner import Index, JobOptions, Task
+  from ralm_jax.jobs.config import Index, JobOptions, Task
   from ralm_jax.retrieval.index_source import IndexSource
 
   task = option_fields.fill(Task, {**values, 'name': 'questions'})

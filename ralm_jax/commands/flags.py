@@ -45,6 +45,11 @@ def _flag(text: str, kind: Any = None, default: Any = None, **more: Any) -> dict
   return {'help': text, 'type': kind, 'default': default, **more}
 
 
+def _choice(values: tuple[str, ...], text: str) -> dict[str, Any]:
+  """The first one is the default."""
+  return _flag(text, default=values[0], choices=values)
+
+
 def _switch(text: str) -> dict[str, Any]:
   return {'help': text, 'action': 'store_true'}
 
@@ -55,25 +60,17 @@ _INDEX = {
   'retrieval_address': _flag(
     'of a running retrieval process, in place of --index (default: none)', metavar='HOST:PORT'
   ),
-  'corpus': _flag(
-    "where the index's corpus is now (default: where the index says)", metavar='CORPUS'
-  ),
-  'retry_for_s': _flag(
-    'how long an unreachable retrieval process is waited for', float, 30.0, metavar='SECONDS'
-  ),
+  'corpus': _flag("where the index's corpus is now (default: where it says)", metavar='CORPUS'),
+  'retry_for_s': _flag('how long to wait for an absent process', float, 30.0, metavar='SECONDS'),
 }
 _SEARCH = {
   **_INDEX,
   'n_passages': _flag('passages retrieved for a question (default: as in training)', int),
-  'backend': _flag(
-    "what searches: a process with the index (FAISS), or this program's devices, exactly",
-    default='process',
-    choices=BACKENDS,
+  'backend': _choice(
+    BACKENDS, "what searches: a process with the index (FAISS), or this program's devices, exactly"
   ),
-  'device_dtype': _flag(
-    'of the embeddings on the devices; float16 is what is stored',
-    default='bfloat16',
-    choices=DEVICE_DTYPES,
+  'device_dtype': _choice(
+    DEVICE_DTYPES, 'of the embeddings on the devices; float16 is what is stored'
   ),
 }
 _BUILD = {
@@ -109,22 +106,18 @@ _DECODING = {
   'min_length': _flag('tokens of an answer at least', int, 0),
   'max_length': _flag('tokens of an answer at most (default: as in training)', int),
   'num_return': _flag('answers of each question', int, 1),
-  'rag_decoding': _flag('of RAG-Sequence', default='thorough', choices=RAG_DECODINGS),
+  'rag_decoding': _choice(RAG_DECODINGS, 'of RAG-Sequence'),
   'candidate_chunk': _flag(
     'answers scored at a time by thorough decoding (default: as many as there are beams)', int
   ),
   'decoder_prefix': _flag(
-    'what every answer begins with; {question} stands for the question (default: nothing)',
-    default='',
-    metavar='TEXT',
+    'begins every answer; {question} is the question (default: nothing)', None, '', metavar='TEXT'
   ),
   'decoder_prefix_length': _flag('tokens that a prefix has at most', int, 64),
   'prefill_chunk': _flag('tokens of the prefix computed at a time', int, 128),
 }
 _OTHERS = {
-  'checkpoint': _flag(
-    'MODEL_DIR, whose newest is taken, or a checkpoint_STEP in it', metavar='CKPT'
-  ),
+  'checkpoint': _flag('MODEL_DIR (its newest), or a checkpoint_STEP in it', metavar='CKPT'),
   'questions': _flag(
     'jsonl of {question, answers, id?, gold_passage_id?}, or what --record_format says; '
     'globs allowed',
@@ -139,10 +132,8 @@ _OTHERS = {
     'qa',
     metavar='FORMAT',
   ),
-  'on_error': _flag(
-    'what to do about a malformed record: stop, or leave it out and count it',
-    default='raise',
-    choices=('raise', 'skip'),
+  'on_error': _choice(
+    ('raise', 'skip'), 'what to do about a malformed record: stop, or leave it out and count it'
   ),
   'shots_seed': _flag('of the choice of --shots', int, 0),
   'text': _flag(

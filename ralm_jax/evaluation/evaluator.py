@@ -326,4 +326,4 @@ class Evaluator(Predictor):
 
 
 def _with_arrays(batch: ReaderBatch, **arrays: Any) -> ReaderBatch:
-  return dataclasses.replace(batch, **arrays)
+  return dataclasses.replace(batch, **arrays)  # host arrays, which are put on devices later

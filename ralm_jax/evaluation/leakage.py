@@ -52,7 +52,9 @@ def report(
   if not training and not corpus:
     raise ValueError('name what the questions are compared with: --training, --corpus, or both')
   output = pathlib.Path(output)
-  partial, summary_file, clean_file = _beside(output)
+  name = output.name.removesuffix('.jsonl')
+  beside = (f'{output.name}.partial', f'{name}.summary.json', f'{name}.clean_ids.json')
+  partial, summary_file, clean_file = map(output.with_name, beside)
   read = [predictions] if predictions else []
   for options in filter(None, (questions, training)):
     read += input_files.expand_inputs(options.questions)
@@ -82,13 +84,6 @@ def report(
 def _read(options: QuestionOptions) -> list[Question]:
   # As eval reads them, whose predictions name questions by these ids.
   return dataclasses.replace(options, require_answers=False).read()
-
-
-def _beside(output: pathlib.Path) -> list[pathlib.Path]:
-  """What a report writes beside itself: its partial scan, summary and clean ids."""
-  name = output.name.removesuffix('.jsonl')
-  names = (f'{output.name}.partial', f'{name}.summary.json', f'{name}.clean_ids.json')
-  return [output.with_name(one) for one in names]
 
 
 def _refuse_replacing(written: Sequence[pathlib.Path], read: Sequence[str]) -> None:

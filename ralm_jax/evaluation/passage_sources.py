@@ -10,10 +10,13 @@ import jax
 import numpy as np
 
 from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.data import dates
+from ralm_jax.data.corpus.passage_ids import RowsOfIds
+from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.questions.file_passages import FilePassages
 from ralm_jax.data.questions.reading import FilePassage, Question
-from ralm_jax.evaluation.searched_corpus import SearchedCorpus
 from ralm_jax.evaluation.task import PassageOptions
+from ralm_jax.losses.array_types import Int
 from ralm_jax.models.reader_batch import ReaderBatch
 from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.retrieval.retriever import PassageRetriever, Retrieved
@@ -120,7 +123,7 @@ class PassagesOfIndex:
     self._spec, self._partitioner = spec, partitioner
     self._retriever, self._size = retriever, size
     self._agreement = Agreement()
-    self._searched = SearchedCorpus(spec.tokenizer, retriever.store)
+    self._use(retriever.store)
     self._encode = partitioner.partition_rows(spec.model.encode_queries)
 
     def rerank(params: PyTree, candidates: ReaderBatch) -> tuple[jax.Array, jax.Array]:
@@ -135,13 +138,10 @@ class PassagesOfIndex:
     status = self._retriever.client.status()
     return f'{status.index_id} generation {status.generation} with {status.edits} edits'
 
-  @property
-  def store(self) -> Any:
-    return self._searched.store
-
-  @property
-  def assembler(self) -> Assembler:
-    return self._searched.assembler
+  def _use(self, store: PassageStore) -> None:
+    """Has rows mean this corpus; ValueError if it was tokenised with other vocabularies."""
+    self.assembler, self.store = Assembler(self._spec.tokenizer, store), store
+    self._rows_of = RowsOfIds(store)
 
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:
     """The best passages that each question may see."""
@@ -167,16 +167,26 @@ class PassagesOfIndex:
     """Searches the index that is served, from the beginning where it changes."""
     for attempt in range(_SEARCH_ATTEMPTS):
       # Also where another evaluator has had the retriever follow.
-      if self._searched.store is not self._retriever.store:
-        self._searched = SearchedCorpus(self._spec.tokenizer, self._retriever.store)
-      bounds = self._searched.bounds(questions, len(embeddings))
+      if self.store is not self._retriever.store:
+        self._use(self._retriever.store)
       try:
-        return self._retriever.search(embeddings, bounds.exclude_rows, bounds.max_dates)
+        return self._retriever.search(embeddings, *self._bounds(questions))
       except IndexSwappedError:
         if not self._retriever.follows or attempt == _SEARCH_ATTEMPTS - 1:
           raise
         self._retriever.follow()
     raise AssertionError('unreachable')
+
+  def _bounds(
+    self, questions: Sequence[Question | str]
+  ) -> tuple[Int[np.ndarray, 'b n'] | None, Int[np.ndarray, ' b']]:
+    """Rows that a batch excludes, filled with -1 (None for none), and its last dates."""
+    exclude_ids: list[Sequence[str]] = [()] * self._size
+    max_dates = np.full(self._size, dates.NO_DATE_BOUND, np.int32)
+    for i, question in enumerate(questions):
+      if not isinstance(question, str):
+        exclude_ids[i], max_dates[i] = question.exclude_passage_ids, question.max_date
+    return self._rows_of(exclude_ids), max_dates
 
 
 def question_text(question: Question | str) -> str:

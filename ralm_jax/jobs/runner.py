@@ -13,14 +13,9 @@ from typing import Any
 import jax
 
 from ralm_jax.jobs import config, results, tables, watch as watch_lib
+from ralm_jax.jobs.config import Checkpoint, Index, JobOptions, Task
+from ralm_jax.jobs.results import TableOptions
 from ralm_jax.jobs.worker import Worker
-
-# What configurations name.
-Checkpoint = config.Checkpoint
-Task = config.Task
-Index = config.Index
-JobOptions = config.JobOptions
-TableOptions = results.TableOptions
 
 
 def run(

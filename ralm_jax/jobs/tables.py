@@ -7,11 +7,9 @@ import os
 
 from ralm_jax.files import atomic_files
 from ralm_jax.jobs import comparisons, markdown, results
+from ralm_jax.jobs.results import Row, TableOptions
 
 TABLE = 'table.md'
-
-Row = results.Row
-TableOptions = results.TableOptions
 
 
 def write_table(
