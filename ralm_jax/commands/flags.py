@@ -155,10 +155,7 @@ INDEX, SEARCH, BUILD, DECODING = map(tuple, (_INDEX, _SEARCH, _BUILD, _DECODING)
 
 
 def shared(to: argparse._ActionsContainer, *names: str, **changes: Any) -> None:
-  """Adds flags that other commands have, too.
-
-  `changes` are what this command says differently of each, such as its default.
-  """
+  """Adds flags that several commands have; `changes` are what this one says differently."""
   for name in names:
     to.add_argument(f'--{name}', **{**_SHARED[name], **changes})
 

@@ -50,10 +50,7 @@ def parse(own: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def call(function: Callable[..., Any], arguments: argparse.Namespace, **fixed: Any) -> None:
-  """Calls a configurable function as flags and gin files say, and with what is `fixed`.
-
-  ValueError where the configuration has a mistake or leaves something open.
-  """
+  """Calls a configurable function as flags and gin files say, and with what is `fixed`."""
   import gin
   import jax
 

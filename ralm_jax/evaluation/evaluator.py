@@ -153,10 +153,7 @@ class Evaluator(Predictor):
     return self._source.retrieve(params, questions)
 
   def answer(self, params: PyTree, questions: Sequence[Question | str]) -> list[Answer]:
-    """Answers at most `size` questions.
-
-    Every process calls this with its own questions, as many times.
-    """
+    """Answers at most `size` questions; every process calls it as often, with its own."""
     retrieved, found = self.find(params, questions)
     if self._scoring.retrieve_only:
       return found
@@ -302,11 +299,7 @@ class Evaluator(Predictor):
         yield records.prediction_record(question, answer, self.metrics)
 
   def retrieval_recall(self, params: PyTree, questions: Sequence[Question], *, k: int) -> float:
-    """Share of questions with a gold passage among the first k; no reader.
-
-    Raises:
-      ValueError: no question names a gold passage.
-    """
+    """Share of questions with a gold passage in the first k; ValueError if none has any."""
     hits = []
     size = self.batch_size
     for first in range(0, len(questions), size):

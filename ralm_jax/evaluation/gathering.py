@@ -15,10 +15,7 @@ from ralm_jax.training.partitioning import Partitioner
 
 
 def gather(values: Sequence[Any]) -> list[Any]:
-  """The values of all processes, those of the first process first.
-
-  Every process calls this, with any number of JSON values.
-  """
+  """JSON values of all processes, the first one's first; every process calls this."""
   if jax.process_count() == 1:
     return list(values)
   from jax.experimental import multihost_utils
@@ -36,10 +33,7 @@ def gather(values: Sequence[Any]) -> list[Any]:
 
 
 def per_process(batch_size: int, partitioner: Partitioner) -> int:
-  """Questions of a batch that each process answers.
-
-  ValueError where processes or data partitions do not divide the batch.
-  """
+  """Questions of a batch that each process answers; ValueError where they do not divide it."""
   if batch_size < 1:
     raise ValueError(f'The evaluation batch size must be at least 1, not {batch_size}.')
   if batch_size % jax.process_count():

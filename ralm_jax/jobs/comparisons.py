@@ -24,10 +24,7 @@ _Scores = list[dict[str, float | None]]
 
 
 def render(output: str | os.PathLike[str], rows: Sequence[Row], options: TableOptions) -> str:
-  """Tests between the checkpoints of each task and index.
-
-  Where each checkpoint has an index of its own, across these.
-  """
+  """Tests between the checkpoints of a task and an index, or each with an index of its own."""
   indexes = markdown.grouped(rows, lambda row: (row['task'], row['checkpoint']))
   several = {task for (task, _), found in indexes.items() if len(found) > 1}
   lines: list[list[str]] = []

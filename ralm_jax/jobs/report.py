@@ -29,10 +29,7 @@ class Result:
 
 
 def collect(directory: str | os.PathLike[str]) -> list[Result]:
-  """All results in a folder.
-
-  FileNotFoundError where there are none, ValueError where a file of them is damaged.
-  """
+  """All results in a folder; FileNotFoundError where there are none."""
   root = pathlib.Path(directory)
   if (root / finished_cells.CELLS).is_dir():
     return _of_jobs(root)

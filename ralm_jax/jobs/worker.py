@@ -103,11 +103,7 @@ class Worker:
     *,
     passing: bool = False,
   ) -> None:
-    """Does the cells of some checkpoints; `shard` as of `jobs.run`.
-
-    Those that are `passing` come one by one and may be gone before their turn;
-    that is no error.
-    """
+    """Does the cells of some checkpoints, which may be gone before their turn if `passing`."""
     try:
       found = config.find_checkpoints(checkpoints)
     except FileNotFoundError as error:
@@ -333,11 +329,7 @@ def _is_closed_book(directory: str) -> bool:
 
 
 def _part(jobs: list[_Job], shard: str, *, by_name: bool) -> list[_Job]:
-  """The jobs of shard 'I/N'.
-
-  Chosen by names where jobs come few at a time; else neighbours, which share what
-  is open.
-  """
+  """Jobs of shard 'I/N': neighbours, which share what is open, or by name as they come."""
   match = re.fullmatch(r'(\d+)/(\d+)', shard)
   if not match or not int(match[1]) < int(match[2]):
     raise ValueError(f"shard is {shard!r}; write 'I/N' with I from 0 to N - 1, such as '0/4'.")

@@ -74,10 +74,7 @@ def bleu_1(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> f
 
 
 def sentence_bleu_1(prediction: str, references: Sequence[str]) -> float:
-  """BLEU of single words of one prediction, with all references at once.
-
-  As `bleu_1` but for effective_order=True, as sacrebleu advises for sentences.
-  """
+  """BLEU of single words with all references at once; effective_order=True, as sacrebleu advises."""
   references = _checked(references)
   return _bleu(True).sentence_score(prediction, list(references)).score / 100
 
