@@ -74,7 +74,7 @@ def bleu_1(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> f
 
 
 def sentence_bleu_1(prediction: str, references: Sequence[str]) -> float:
-  """BLEU of single words with all references at once; effective_order=True, as sacrebleu advises."""
+  """BLEU of single words, all references at once; effective_order=True as sacrebleu advises."""
   references = _checked(references)
   return _bleu(True).sentence_score(prediction, list(references)).score / 100
 
