@@ -122,12 +122,7 @@ class Specification:
 
   @classmethod
   def load(cls, directory: str | os.PathLike[str]) -> Specification:
-    """Reads what `save` wrote.
-
-    Raises:
-      FileNotFoundError: there is no model.json.
-      ValueError: it is damaged, or a vocabulary is not the one it names.
-    """
+    """Reads what `save` wrote; FileNotFoundError without it, ValueError where damaged."""
     path = os.path.join(directory, FILE)
     try:
       with open(path, encoding='utf-8') as file:
@@ -175,11 +170,7 @@ def _plain(value: Any) -> Any:
 
 
 def with_text(spec: Specification, **changes: Any) -> Specification:
-  """The same model with other formats or lengths.
-
-  Raises:
-    ValueError: the model cannot read or write these.
-  """
+  """The same model with other formats or lengths; ValueError where it cannot have them."""
   changed = dataclasses.replace(
     spec,
     tokenizer=dataclasses.replace(spec.tokenizer, text=dataclasses.replace(spec.text, **changes)),

@@ -81,14 +81,7 @@ class Checkpoints:
     asynchronous: bool = True,
     read_only: bool = False,
   ):
-    """Opens or creates the folder of a run.
-
-    Args:
-      directory: MODEL_DIR.
-      keep: newest checkpoints to keep; None keeps all.
-      keep_period: also keep every checkpoint at a multiple of it.
-      asynchronous: write in the background while training goes on.
-    """
+    """Opens or creates MODEL_DIR; its newest `keep` (None: all) and each `keep_period`th stay."""
     self.directory = os.path.abspath(os.fspath(directory))
     self._manager = ocp.CheckpointManager(
       self.directory,
@@ -117,12 +110,7 @@ class Checkpoints:
   def save(
     self, step: int, state: PyTree, host: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
   ) -> None:
-    """Saves; arrays have been copied when this returns.
-
-    Raises:
-      OSError: this or the previous save could not be written (a full disk);
-        earlier checkpoints stay usable.
-    """
+    """Saves; arrays are copied when it returns. An OSError leaves earlier ones usable."""
     if step in self._manager.all_steps():
       return
     try:
@@ -156,12 +144,7 @@ class Checkpoints:
     )
 
   def restore(self, step: int, abstract_state: PyTree) -> Restored:
-    """Restores a checkpoint onto the shardings of `abstract_state`.
-
-    Raises:
-      ValueError: the checkpoint is damaged, of another model (a parameter of
-        another shape is named) or of another number of processes.
-    """
+    """Restores onto the shardings of `abstract_state`; ValueError where it does not fit."""
     self._check_shapes(step, _params(abstract_state))
     try:
       restored = self._manager.restore(
@@ -183,11 +166,7 @@ class Checkpoints:
     ]
 
   def restore_params(self, step: int, abstract_params: PyTree) -> PyTree:
-    """The parameters alone, onto the shardings of `abstract_params`.
-
-    Raises:
-      ValueError: as `restore`; a parameter of another shape is named.
-    """
+    """The parameters alone; as `restore`."""
     self._check_shapes(step, abstract_params)
     try:
       restored = self._manager.restore(
@@ -278,10 +257,7 @@ def _root_cause(error: BaseException) -> str:
 
 
 def find(path: str | os.PathLike[str]) -> tuple[str, int]:
-  """The run folder and step that a CKPT names.
-
-  Args:
-    path: MODEL_DIR (its newest checkpoint) or MODEL_DIR/checkpoint_<step>.
+  """Run folder and step of MODEL_DIR (its newest) or MODEL_DIR/checkpoint_<step>.
 
   Raises:
     FileNotFoundError: there is no checkpoint; the message says what is there.

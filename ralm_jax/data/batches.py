@@ -103,10 +103,6 @@ def assemble_reader_inputs(
   Args:
     queries: in the reader's vocabulary, without special tokens; those of `encode_start` where the
       template begins with {query} and the vocabulary's first word differs.
-    rows: of the store; -1 for no passage.
-    store: the passages; None if the template shows none.
-    template: made by `TokenTemplate.for_reader`.
-    length: tokens an input has at most, eos included.
     titles: `batch * n_passages` titles in the reader's vocabulary, shown
       instead of the rows' own (an augmentation).
 
@@ -142,8 +138,7 @@ def assemble_retriever_inputs(
   """Passages as the passage encoder reads them; row -1 leaves the special tokens alone.
 
   Raises:
-    ValueError: arrays that do not fit together.
-    IndexError: a row the store does not have.
+    ValueError, IndexError: arrays that do not fit together or the store.
   """
   rows = _checked_rows(rows)
   fields = _passage_fields(store, 'retriever', template, rows, length)

@@ -23,21 +23,13 @@ _LAYOUT = re.compile(r'([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?')
 
 
 def first_day(text: str) -> int:
-  """Days from 1970-01-01 to the first day that a date allows.
-
-  Raises:
-    ValueError: it is no date.
-  """
+  """Days from 1970-01-01 to the first day that a date allows; ValueError if it is none."""
   year, month, day = _parse(text)
   return _days(text, year, month or 1, day or 1)
 
 
 def last_day(text: str) -> int:
-  """Days from 1970-01-01 to the last day that a date allows.
-
-  Raises:
-    ValueError: it is no date.
-  """
+  """Days from 1970-01-01 to the last day that a date allows; ValueError if it is none."""
   year, month, day = _parse(text)
   month = month or 12
   if day:

@@ -30,11 +30,7 @@ class TokenIds(seqio.PassThroughVocabulary):
   """Ids of one of our vocabularies, for a feature that holds nothing else."""
 
   def __init__(self, size: int, eos_id: int, pad_id: int):
-    """Says what the ids are.
-
-    Args:
-      pad_id: fills arrays; seqio's own vocabularies know only 0.
-    """
+    """`pad_id` fills arrays; seqio's own vocabularies know only 0."""
     self._pad_id = pad_id
     super().__init__(size, eos_id)
 
@@ -74,11 +70,7 @@ class RetrievalFeatureConverter(seqio.FeatureConverter):
   PACKING_FEATURE_DTYPES = None
 
   def __init__(self, pack: bool = False, *, pad_ids: Mapping[str, int] | None = None, **options):
-    """Sets what fills arrays: 0 where `pad_ids` have none of a task's feature.
-
-    Raises:
-      ValueError: examples are to be packed.
-    """
+    """Sets what fills arrays, 0 by default; ValueError where examples are to be packed."""
     super().__init__(pack=pack, **options)
     self._pad_ids = dict(pad_ids or {})
 

@@ -81,8 +81,7 @@ class UnboundTask(seqio.Task):
 class DatasetIterator:
   """Endless batches of this process's share of a task.
 
-  The position is TensorFlow's own iterator checkpoint, shuffle buffer
-  included: restoring costs the same at any step.
+  The position is TensorFlow's iterator checkpoint, shuffle buffer included: cheap at any step.
   """
 
   def __init__(self, dataset: tf.data.Dataset):
@@ -91,11 +90,7 @@ class DatasetIterator:
     self._closed_book = False
 
   def use_corpus(self, store: PassageStore | None) -> None:
-    """Says whose rows the passages that examples name are.
-
-    Args:
-      store: the corpus that is searched; None for closed-book.
-    """
+    """Says whose rows the passages that examples name are; None for closed-book."""
     self._rows_of = None if store is None else RowsOfIds(store)
     self._closed_book = store is None
 
@@ -103,12 +98,7 @@ class DatasetIterator:
     return self
 
   def __next__(self) -> QueryBatch:
-    """The next batch.
-
-    Raises:
-      ValueError: a task found fault with its examples, or they name passages
-        and of which corpus is not known.
-    """
+    """The next batch; ValueError where a task found fault with its examples."""
     try:
       arrays = {k: v.numpy() for k, v in next(self._iterator).items()}
     except tf.errors.InvalidArgumentError as e:
@@ -152,11 +142,7 @@ class DatasetIterator:
       }
 
   def restore(self, state: Mapping[str, np.ndarray]) -> None:
-    """Goes to a position that `state` returned.
-
-    Raises:
-      ValueError: it is one of another task or another way of reading it.
-    """
+    """Goes to a position that `state` returned; ValueError for one of another task."""
     with tempfile.TemporaryDirectory() as folder:
       for name, content in state.items():
         content.tofile(os.path.join(folder, os.path.basename(name)))
@@ -183,13 +169,11 @@ def get_dataset_iterator(
   """Builds the stream of one process.
 
   Args:
-    feature_lengths: used where the config names none.
     pad_ids: of `query`, `reader_query` and `targets`, those of the model's vocabularies; where none
       is given, that of the task's feature, which for seqio's own vocabularies is 0.
 
   Raises:
-    ValueError: an unknown task (the nearest name is given) or split, or a batch
-      size that the processes do not divide.
+    ValueError: an unknown task or split, or a batch size that the processes do not divide.
   """
   if config.batch_size % process_count:
     raise ValueError(
@@ -247,11 +231,7 @@ def _completed(task: seqio.Task | seqio.Mixture) -> seqio.Task | seqio.Mixture:
 
 
 def get_task(name_or_task: Any, module: str | None = None) -> Any:
-  """The seqio task or mixture of a name.
-
-  Raises:
-    ValueError: it is not registered; the message names the nearest.
-  """
+  """The seqio task or mixture of a name; ValueError, with the nearest name, for none."""
   if module:
     importlib.import_module(module)
   name = getattr(name_or_task, 'name', name_or_task)

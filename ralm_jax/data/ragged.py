@@ -102,11 +102,7 @@ def gather(
 
 
 def concatenate(parts: Sequence[RaggedTokens]) -> RaggedTokens:
-  """Joins sequence i of every part into sequence i of the result.
-
-  Raises:
-    ValueError: no parts, or parts of different numbers of sequences.
-  """
+  """Joins sequence i of every part into sequence i of the result; ValueError if sizes differ."""
   counts = {len(part) for part in parts}
   if len(counts) != 1:
     raise ValueError(f'cannot join parts of {sorted(counts)} sequences')

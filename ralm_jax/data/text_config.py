@@ -55,11 +55,7 @@ class TextConfig:
 
 
 def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
-  """`FIELD=VALUE`s to fields of TextConfig.
-
-  Raises:
-    ValueError: there is no such field, or the value is no number.
-  """
+  """`FIELD=VALUE`s to fields of TextConfig; ValueError for no such field or no number."""
   types = {f.name: f.type for f in dataclasses.fields(TextConfig)}
   fields: dict[str, Any] = {}
   for argument in arguments:

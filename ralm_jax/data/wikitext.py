@@ -25,10 +25,6 @@ def read_articles(path: str | pathlib.Path, *, join: bool = True) -> Iterator[di
   before the first has no section. Long sections stay whole: `ralm corpus
   --max_words` cuts them.
 
-  Args:
-    path: `wiki.train.tokens`, `valid.txt` or their like.
-    join: put numbers and hyphenated words together again (`5,000`).
-
   Yields:
     `id` (file, article and section, counted from 0), `title`, `section`,
     `text`, whose paragraphs are lines, and `document` (file and article).
@@ -79,14 +75,7 @@ def read_articles(path: str | pathlib.Path, *, join: bool = True) -> Iterator[di
 
 
 def wiki40b_sections(text: str) -> list[dict[str, str]]:
-  """The sections of one article of Wiki-40B.
-
-  Args:
-    text: the article with its markers. Without any it is one passage.
-
-  Returns:
-    `title`, `section` and `text` of each that has text, in their order.
-  """
+  """`title`, `section` and `text` of each section of an article of Wiki-40B that has text."""
   current = {'title': '', 'section': ''}
   sections: list[dict[str, str]] = []
   kind = 'text'

@@ -19,8 +19,7 @@ UNFINISHED = '.unfinished-'
 def replacing(path: PathLike) -> Iterator[pathlib.Path]:
   """Yields a path to write to, and moves it to `path` when all went well.
 
-  The content is on disk before the name is, so that a crash leaves the old
-  file or the new one. On an error nothing is left.
+  The content is on disk before the name is. On an error nothing is left.
   """
   path = pathlib.Path(path)
   aside = path.with_name(f'{path.name}{UNFINISHED}{os.getpid()}-{secrets.token_hex(4)}')

@@ -35,8 +35,7 @@ def sha256_of(path: PathLike, read: Callable[[int], Any] | None = None) -> str:
 def verify(path: str, *, progress: bool = True) -> int:
   """Compares a file, or the files of a folder, with their known checksums.
 
-  Folders in a folder are looked into, theirs are not. Nothing is known of what
-  does not exist. Returns how many files a checksum is known of.
+  Folders in a folder are looked into, theirs are not. Returns how many checksums are known.
 
   Raises:
     ValueError: a file is not what its checksum says, or a `.sha256` says none.
@@ -70,10 +69,7 @@ def _files(folder: str) -> list[str]:
 
 
 def _expected(file: str, root: str) -> tuple[str, str] | None:
-  """The SHA-256 that a file should have, and who says so.
-
-  The root of a download may speak of files in its folders.
-  """
+  """The SHA-256 that a file should have, and who says so: its folder or the `root`."""
   folder, name = os.path.split(os.path.abspath(file))
   # Where something may be said of it, under which name.
   places = {folder: name}

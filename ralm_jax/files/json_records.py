@@ -28,12 +28,10 @@ def read_json_lines(path: str, on_error: OnError = None) -> Iterator[tuple[int, 
   """Reads the objects of a jsonl file with the 1-based numbers of their lines.
 
   Args:
-    on_error: called with the error of a line that cannot be read, which is
-      left out; None raises it. Damaged compression is raised in any case.
+    on_error: as of `attempt`; damaged compression is raised in any case.
 
   Raises:
-    ValueError: a line is blank, not UTF-8, no JSON or no object, or the
-      compressed data are damaged or cut short; names file:line.
+    ValueError: a line is no JSON object, or the file is damaged; names file:line.
   """
   for line, content in LineReader(path):
     row = attempt(on_error, object_of, content, f'{path}:{line}')
@@ -163,8 +161,7 @@ class JsonReader:
     """Reads the part that stands next, called `name` ('record 7') in errors.
 
     Raises:
-      ValueError: malformed JSON, or more than 64 Mi characters; names line and
-        column. What is malformed is found without reading much further.
+      ValueError: malformed JSON, or more than 64 Mi characters; names line and column.
     """
     self._name = name
     self.peek()

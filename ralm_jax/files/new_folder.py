@@ -19,8 +19,7 @@ def creating(directory: PathLike) -> Iterator[str]:
   On an error nothing is left; what a killed process left is removed.
 
   Raises:
-    FileExistsError: there is something in it.
-    OSError: it cannot be made.
+    OSError: it cannot be made, or there is something in it (FileExistsError).
   """
   directory = os.path.abspath(os.fspath(directory))
   check(directory)
@@ -45,12 +44,7 @@ def creating(directory: PathLike) -> Iterator[str]:
 
 
 def check(directory: PathLike) -> None:
-  """Finds out before any work whether a folder can be made.
-
-  Raises:
-    FileExistsError: there is something in it.
-    NotADirectoryError: it would lie in a file.
-  """
+  """Raises FileExistsError or NotADirectoryError, before any work, for what cannot be made."""
   if os.path.exists(directory) and (not os.path.isdir(directory) or os.listdir(directory)):
     raise FileExistsError(
       f'{os.fspath(directory)} exists already; give another folder, or remove it.'

@@ -20,10 +20,7 @@ def open_session(
   n_passages: int | None = None,
   answering: AnswerOptions = AnswerOptions(),
 ) -> Iterator[Callable[[str], Answer]]:
-  """Gives a function from a question to its answer.
-
-  Whatever the retrieval process serves when a question is asked, it is answered from that.
-  """
+  """Gives a function from a question to its answer, from what is served when it is asked."""
   opened = opening.open_checkpoint(checkpoint)
   with opening.open_evaluator(
     opened,

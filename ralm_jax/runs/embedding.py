@@ -19,12 +19,7 @@ def embed(
   batch_size: int = 256,
   progress: bool = True,
 ) -> int:
-  """Builds a new generation of an index; returns its number.
-
-  Args:
-    checkpoint: MODEL_DIR or MODEL_DIR/checkpoint_<step>.
-    output: INDEX folder, created where missing.
-  """
+  """Builds a new generation of the index `output`, made where missing; returns its number."""
   store = PassageStore.open(corpus)
   opened = opening.open_checkpoint(checkpoint)
   embedder = PassageEmbedder(

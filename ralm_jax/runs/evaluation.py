@@ -40,12 +40,7 @@ def evaluate(
 
   Args:
     checkpoint: MODEL_DIR or MODEL_DIR/checkpoint_<step>, or one that is open.
-    task: what is asked, read, answered and scored.
-    source: the index that passages come from; None for none.
-    output: folder of the results.
-    batch_size: questions at a time.
     resume: False begins anew.
-    progress: show a progress bar.
   """
   if batch_size < 1:
     raise ValueError(f'batch_size must be at least 1, not {batch_size}.')

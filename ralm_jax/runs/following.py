@@ -56,23 +56,15 @@ def refresh(
   corpus is embedded, it takes the newest each time.
 
   Args:
-    model_dir: MODEL_DIR of the run to follow; it need not have begun.
-    index: INDEX folder to publish in; a process that serves the folder notices
-      when its run follows what is current. It holds an index already.
-    corpus: None takes the one the index names.
+    index: INDEX folder with an index to publish in; a process that serves it notices.
     every_steps: publish when the run is so many steps further.
     poll_s: seconds between looks for a new checkpoint.
-    stop_after_steps: stop when a checkpoint of this step is published.
     keep_generations: as many stay in `index`, beside pinned ones.
-    retry_for_s: how long an unreachable retrieval process is waited for.
-    partitioner: of the mesh; None takes all devices.
-
-  Returns:
-    How many generations were published.
+    Returns:
+      How many generations were published.
 
   Raises:
-    ValueError: arguments, index and run that do not fit together, or a
-      checkpoint that stays unreadable.
+    ValueError: what does not fit together, or a checkpoint that stays unreadable.
     FileNotFoundError: there is no such index or corpus, or no checkpoint to publish `once`.
     ConnectionError: there is no retrieval process at the address.
   """
@@ -245,11 +237,7 @@ class _Follower:
     )
 
   def look(self, *, at_once: bool = False) -> bool:
-    """Publishes the newest checkpoint if it is due; False to look again later.
-
-    Raises:
-      ValueError: a checkpoint stays unreadable, or does not fit the index.
-    """
+    """Publishes the newest checkpoint if it is due; False to look again later."""
     step = self._newest()
     if step is None or not (at_once or self._is_due(step)):
       self._say_what_is_missing(step)
@@ -321,11 +309,7 @@ class _Follower:
 
 
 def load_retriever(directory: str, step: int, model: Any, partitioner: Partitioner) -> PyTree:
-  """`{'retriever': ...}` of a checkpoint; the reader is not read.
-
-  Raises:
-    FileNotFoundError: the checkpoint is being removed.
-  """
+  """`{'retriever': ...}` of a checkpoint; FileNotFoundError where that is being removed."""
   path = os.path.join(directory, f'checkpoint_{step}', 'state')
   files = _count_files(path)
   boxed = jax.eval_shape(model.init, jax.random.key(0))['retriever']

@@ -66,12 +66,7 @@ def _literal(value: str) -> str:
 def parse(
   gin_files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str] = ('.',)
 ) -> None:
-  """Parses the configuration.
-
-  Raises:
-    FileNotFoundError: a file is in none of the search paths.
-    ValueError: an unknown name (with the nearest known) or a bad value.
-  """
+  """Parses the configuration; ValueError, with the nearest name, for what is unknown or bad."""
   gin.clear_config()
   user_modules.make_importable()
   # Installed configurations are found by their path in the package. gin's own

@@ -63,18 +63,7 @@ class NoIndex:
 
 
 class RunIndex:
-  """Searches the index of a run, keeps its generations and renews it.
-
-  Attributes:
-    assembler: of its corpus.
-    retriever: of the batches: as many passages as there are candidates.
-    evaluation_retriever: as many, without their embeddings.
-    rerank_to: passages that are kept of the candidates; None keeps all.
-    rerank_chunk: candidates encoded at a time; None encodes all.
-    passages: what an evaluation reads during the run.
-    index_refresh: None for an index that is not refreshed by the run.
-    built_with: the state whose parameters have just embedded it, if so.
-  """
+  """Searches the index of a run, keeps its generations and renews it."""
 
   def __init__(
     self,
@@ -169,13 +158,7 @@ class RunIndex:
     return None if self._pins is None else self._pins.at_checkpoint
 
   def check_same_index(self, index_id: str | None) -> None:
-    """Raises ValueError where a checkpoint was made with another index.
-
-    Generations of two indexes may have the same number.
-
-    Args:
-      index_id: of the checkpoint; None or '' where it does not say.
-    """
+    """Raises ValueError where a checkpoint that says its index has another: numbers may agree."""
     found = self.retriever.index_id
     if self._pins is not None and index_id and found and index_id != found:
       raise ValueError(
@@ -187,12 +170,8 @@ class RunIndex:
   def begin(self, generation: int | None, params: PyTree) -> None:
     """Chooses the generation to search; every process calls it.
 
-    Args:
-      generation: that of the checkpoint the run goes on from; None begins.
-      params: the run's.
-
     Raises:
-      LookupError: the generation is not on disk any more.
+      LookupError: the generation of the checkpoint is not on disk any more.
     """
     if self._pins is None:
       with self._agreement.together():

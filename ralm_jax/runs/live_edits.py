@@ -57,10 +57,6 @@ def put(
   after an interruption, or where it was deleted.
 
   Args:
-    passages: long ones are cut as those of the corpus were.
-    checkpoint: whose passage encoder the index was made with.
-    corpus: None takes the one the index names.
-    retry_for_s: how long an unreachable process is waited for.
     replace: whether a passage may take the place of another of its id.
     known: whether each id must be one that the corpus has.
 
@@ -112,10 +108,6 @@ def delete(
   """Deletes passages from an index, with all their parts; all or none.
 
   They stay in the corpus, and out of every generation of the index until they are added again.
-
-  Args:
-    corpus: None takes the one the index names.
-    retry_for_s: how long an unreachable process is waited for.
 
   Raises:
     ValueError: no ids, or an index of another corpus.
@@ -181,17 +173,8 @@ def _edit(
 ) -> Edited:
   """One edit, which deletes every version of each passage but what is put.
 
-  The index has no more than one of them, and after an interruption not always
-  the newest; but older generations may have others, and one built later would
-  have the newest. They all are deleted, there or not.
-
-  Args:
-    found: the passages' rows.
-    names: ids of the passages, where each must be in the index.
-    **put_options: what is put, as for `RetrievalClient.edit`.
-
-  Raises:
-    LookupError: the index has no version of a passage that must be deleted; nothing has changed.
+  After an interruption the index has not always the newest, and other generations may have others.
+  With `names`, each must be there: else LookupError, and nothing has changed.
   """
   put_rows = put_options.get('ids', np.zeros(0, np.int64))
   rows = np.setdiff1d(found.rows, put_rows)

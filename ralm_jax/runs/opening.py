@@ -47,12 +47,7 @@ class OpenedCheckpoint:
 def open_checkpoint(
   path: str | os.PathLike[str], partitioner: Partitioner | None = None
 ) -> OpenedCheckpoint:
-  """Loads MODEL_DIR or MODEL_DIR/checkpoint_<step>; parameters only.
-
-  Raises:
-    FileNotFoundError: there is no checkpoint.
-    ValueError: it is damaged or of another model.
-  """
+  """Loads MODEL_DIR or MODEL_DIR/checkpoint_<step>, parameters only; ValueError if damaged."""
   directory, step = checkpoints.find(path)
   spec = Specification.load(directory)
   partitioner = partitioner or Partitioner()
@@ -82,8 +77,7 @@ def open_evaluator(
 ) -> Iterator[Evaluator]:
   """An evaluator of a checkpoint with its index.
 
-  It follows the process when that is told to serve another index (`ralm swap`),
-  unless one generation is asked for.
+  It follows a process that is told to serve another index, unless one generation is asked for.
 
   Raises:
     ValueError: passages that the model cannot read, or an index for none.

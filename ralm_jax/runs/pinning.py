@@ -38,15 +38,7 @@ class Pins:
     self.started_with = 0
 
   def begin(self, generation: int | None) -> int:
-    """The generation to search.
-
-    Args:
-      generation: that of the checkpoint the run goes on from; None for a run
-        that begins takes the current one.
-
-    Raises:
-      LookupError: it is not on disk any more.
-    """
+    """The generation to search: the checkpoint's, which must still exist; for None the current."""
     with self._agreement.together():
       status = self._client.status()
       if generation is not None and generation not in status.generations:

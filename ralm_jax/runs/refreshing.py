@@ -29,13 +29,7 @@ class ScheduledRefresh:
     run: str | os.PathLike[str],
     freeze_retriever_steps: int = 0,
   ):
-    """Does nothing yet.
-
-    Args:
-      run: the MODEL_DIR.
-      freeze_retriever_steps: the encoder does not change in that many steps,
-        so nothing but step 0 is due in them.
-    """
+    """Does nothing yet; the encoder does not change in the first `freeze_retriever_steps`."""
     self._schedule = schedule
     self._publisher = publisher
     self._retrievers = retrievers
@@ -52,12 +46,9 @@ class ScheduledRefresh:
     return self._schedule.fires(step)
 
   def refresh(self, params: PyTree, step: int) -> dict[str, float]:
-    """Refreshes with the parameters after `step` steps.
+    """Refreshes with the parameters after `step` steps; returns metrics.
 
-    Every process calls it, with no search under way.
-
-    Returns:
-      Metrics; `refresh/share` is the part of all time spent refreshing.
+    Every process calls it, with no search under way. `refresh/share` is its part of all time.
     """
     done = self._publisher.publish(
       params,

@@ -55,12 +55,8 @@ def train(
   """Trains reader and retriever together; resumes where it was stopped.
 
   Args:
-    model_dir: the run's folder.
-    total_steps: where to end, counted from the beginning of the run.
     optimizers: of 'reader' and 'retriever'; None, or none, freezes it.
-    retrieval: None for closed-book models.
     recall_skip: leading target tokens (a sentinel) the batch's recall ignores.
-    partitioner: None shards over all devices by data.
 
   Raises:
     ValueError, FileNotFoundError: for input that cannot work, before anything is compiled.

@@ -38,11 +38,7 @@ class TrainingEvaluation:
   answering: AnswerOptions = AnswerOptions()  #: how answers are decoded
 
   def read(self, tokenizer: QueryTokenizer) -> tuple[list[Question], str] | None:
-    """The questions and the name of their metrics; None where there are none.
-
-    Raises:
-      ValueError, FileNotFoundError: files, metrics or prompts are at fault.
-    """
+    """The questions and the name of their metrics; None without. ValueError for any at fault."""
     if not self.questions:
       return None
     questions = reading.read_questions(

@@ -109,11 +109,7 @@ class TrainingRun:
     partitioner: Partitioner | None,
     **others,
   ) -> TrainingRun:
-    """Checks whatever can be wrong before anything is compiled.
-
-    Raises:
-      ValueError, FileNotFoundError: for input that cannot work.
-    """
+    """Checks whatever can be wrong before anything is compiled; ValueError, FileNotFoundError."""
     tokenizer = vocabularies.tokenizer(text)
     Specification(model, tokenizer).check()
     trained = {name: found for name, found in optimizers.items() if found is not None}
@@ -203,10 +199,7 @@ class TrainingRun:
   def resume(self, trainer: Trainer, index: RunIndex | NoIndex) -> Progress | None:
     """Where the run was stopped; None for one that begins.
 
-    Describes the run in its folder, once it is known to be the same.
-
-    Raises:
-      ValueError: vocabularies, model, data or index are others than before.
+    Describes the run in its folder, once it is known to be the same; ValueError where it is not.
     """
     if self.checkpoints.latest_step() is not None:
       with self.agreement.together():

@@ -20,11 +20,7 @@ def make_importable(folder: str = '.') -> None:
 
 
 def load(name: str) -> ModuleType:
-  """Imports a module that registers tasks.
-
-  Raises:
-    ValueError: there is none; the message says where one of ours is now.
-  """
+  """Imports a module that registers tasks; ValueError says where one of ours is now."""
   make_importable()
   try:
     return importlib.import_module(name)

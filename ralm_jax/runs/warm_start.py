@@ -43,15 +43,8 @@ def warm_start(
   """Trains the retriever on crops; resumes where it was stopped.
 
   Args:
-    text: formats and lengths, saved with the checkpoint.
-    model_dir: the run's folder.
-    corpus: CORPUS folder; its vocabularies are the model's.
-    partitioner: None shards over all devices by data.
     reader_init: 'random' is T5's own, 'copying' suits a small reader that
       learns from scratch (`models/copying_init.py`).
-
-  Returns:
-    The parameters.
   """
   if reader_init not in ('random', 'copying'):
     raise ValueError(f"reader_init {reader_init!r} is unknown; choose 'random' or 'copying'.")

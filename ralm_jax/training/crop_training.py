@@ -93,18 +93,7 @@ def warm_start(
   checkpoint_period: int = 1000,
   progress: bool = True,
 ) -> PyTree:
-  """Trains the retriever's towers on pairs.
-
-  Args:
-    params: of the model, on the mesh; the reader's are not touched.
-    sampler: draws the pairs; step i draws from a generator of (seed, i).
-    partitioner: of the mesh; None takes all devices.
-    checkpoints: where to save, and to resume from; None saves nothing.
-    checkpoint_period: steps between checkpoints; the last step always saves.
-
-  Returns:
-    The parameters with a trained retriever.
-  """
+  """Trains the retriever's towers, the reader untouched; step i draws from (seed, i)."""
   if jax.process_count() > 1:
     raise ValueError(
       'The warm start runs on one process (with all its devices); start it without --multihost.'

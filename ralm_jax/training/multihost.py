@@ -26,12 +26,7 @@ class Agreement:
   """
 
   def __init__(self, timeout_s: float = 3600.0):
-    """Uses the client of `jax.distributed`.
-
-    Args:
-      timeout_s: how long a step's barrier waits for the slowest process; it
-        must exceed the retrieval client's own retries.
-    """
+    """`timeout_s` bounds a step's barrier; it must exceed the retrieval client's own retries."""
     self._timeout_ms = int(timeout_s * 1000)
     self._name = f'ralm_jax/agreement_{next(_numbers)}'
     self._count = 0
@@ -40,12 +35,7 @@ class Agreement:
   def check(self, error: BaseException | None) -> None:
     """Meets the other processes; raises where any of them failed.
 
-    Args:
-      error: what went wrong here, or None.
-
-    Raises:
-      the error itself on the process that has it; RuntimeError with its
-      message on all others.
+    On the process that has `error` that is raised, on all others a RuntimeError with its message.
     """
     if self._client is None:
       if error is not None:

@@ -34,14 +34,7 @@ def standard_logical_axis_rules(
 
   Args:
     activation_partitioning_dims: 2 also shards activations' `embed` axis over `model`.
-    parameter_partitioning_dims: 2 also shards parameters over `data`, which
-      spreads optimiser state over all devices (FSDP, ZeRO-3).
-
-  Returns:
-    (logical axis, mesh axis or None) in order of precedence.
-
-  Raises:
-    ValueError: for dimensions other than 1 and 2.
+    parameter_partitioning_dims: 2 also shards parameters over `data` (FSDP, ZeRO-3).
   """
   for name, dims in (
     ('activation_partitioning_dims', activation_partitioning_dims),
@@ -126,23 +119,11 @@ class Partitioner:
     return NamedSharding(self.mesh, PartitionSpec())
 
   def data_sharding(self, shape: tuple[int, ...]) -> NamedSharding:
-    """Sharding of a batch array: rows over `data`, else replicated.
-
-    In a batch smaller than the `data` axis rows are replicated; the models
-    still spread batch x passages over it.
-    """
+    """Rows over `data`; replicated where fewer (models still spread batch x passages)."""
     return self._fitting(PartitionSpec(DATA), shape)
 
   def param_shardings(self, boxed: PyTree) -> PyTree:
-    """Shardings of parameters from their logical axes.
-
-    Args:
-      boxed: arrays or ShapeDtypeStructs in `nn.LogicallyPartitioned` boxes.
-
-    Returns:
-      The same tree, unboxed, of NamedSharding. An axis whose size its mesh axis
-      does not divide is replicated, and logged.
-    """
+    """Shardings of boxed parameters; an axis that its mesh axis does not divide is replicated."""
     logical = nn.get_partition_spec(boxed)
     specs = nn.logical_to_mesh(logical, self.rules)
 
@@ -167,11 +148,7 @@ class Partitioner:
     return PartitionedFunction(self, jax.jit(function, **jit_kwargs))
 
   def partition_rows(self, function: Callable[..., Any]) -> PartitionedFunction:
-    """`partition` of a function whose outputs are read by `local_rows`.
-
-    Every output keeps its rows over `data` and nothing else sharded, whatever
-    layout the compiler would prefer.
-    """
+    """`partition` for `local_rows`: outputs keep their rows over `data`, nothing else sharded."""
 
     def with_rows(*args: Any, **kwargs: Any) -> Any:
       return jax.tree.map(
@@ -187,8 +164,7 @@ class Partitioner:
     Every process passes as many rows.
 
     Raises:
-      ValueError: on several processes, when the global batch is not divisible
-        by the `data` axis or that axis not by the processes.
+      ValueError: on several processes, rows, `data` axis and processes that do not divide.
     """
     processes = len({d.process_index for d in self.mesh.devices.flat})
     if self.mesh.shape[DATA] % processes:
@@ -254,14 +230,7 @@ class PartitionedFunction:
 
 
 def local_rows(array: Shaped[Array, 'b ...']) -> Shaped[np.ndarray, 'local ...']:
-  """This process's rows of an output of `partition_rows`, on the host.
-
-  Shards that repeat rows (replicated over `model`) are read once.
-
-  Raises:
-    ValueError: the array is not sharded by its rows alone, so that a process
-      has no rows of its own.
-  """
+  """This process's rows of an output of `partition_rows`, on the host, repeated ones read once."""
   if array.is_fully_addressable and array.is_fully_replicated:
     return np.asarray(array)
   whole = array.shape[1:]

@@ -40,12 +40,7 @@ class Reporter:
     period: int = 10,
     tensorboard: bool = True,
   ):
-    """Opens the writers on the first process only.
-
-    Args:
-      directory: of the TensorBoard files; None for the console alone.
-      tensorboard: whether to write TensorBoard files.
-    """
+    """Opens the writers on the first process; without `directory` only the console reports."""
     self._total_steps = total_steps
     self._period = max(period, 1)
     self._device: list[Mapping[str, jax.Array]] = []

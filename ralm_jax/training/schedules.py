@@ -28,12 +28,6 @@ def create_learning_rate_scheduler(
     factors: joined by `*`: `constant` (base_learning_rate), `linear_warmup`, `rsqrt_decay`,
       `rsqrt_normalized_decay`, `decay_every`, `linear_decay` (to 0 at total_steps) and
       `cosine_decay` (half a cosine to 0 at total_steps).
-    base_learning_rate: of `constant`.
-    warmup_steps: of `linear_warmup` and the start of every decay.
-    decay_factor: of `decay_every`.
-    steps_per_decay: of `decay_every`.
-    total_steps: where `linear_decay` and `cosine_decay` end.
-    step_offset: subtracted from the step, e.g. that of a pre-trained model.
 
   Raises:
     ValueError: for an unknown factor.
@@ -87,7 +81,6 @@ def atlas_schedule(
   """The schedules of Atlas's released recipes.
 
   Args:
-    total_steps: where the decay ends.
     shape: 'linear', 'cosine' or 'fixed' after the warm-up.
     form: 'paper' warms up from 0 and decays to 0 ('cosine' is half a cosine);
       'released' warms 'linear' up from a tenth of the peak and decays to it,

@@ -21,10 +21,7 @@ Optimizers = Mapping[str, Optimizer]
 
 
 def trained_params(model: Any, optimizers: Optimizers, params: PyTree) -> PyTree:
-  """The part of the parameters that steps change.
-
-  A module without an optimiser and the model's `frozen_towers` are left out.
-  """
+  """What steps change: neither modules without an optimiser nor the model's `frozen_towers`."""
   return {
     name: {
       part: tree
@@ -67,11 +64,7 @@ def create(model: Any, params: PyTree, optimizers: Optimizers, seed: int) -> Tra
 
 
 def shardings(model: Any, optimizers: Optimizers, partitioner: Partitioner) -> TrainState:
-  """The shardings of a TrainState, as a TrainState of NamedSharding.
-
-  Optimiser moments lie as their parameters do; factored ones (Adafactor), of
-  another shape, are replicated.
-  """
+  """As a TrainState of NamedSharding; moments lie as parameters do, factored ones replicated."""
   boxed = jax.eval_shape(model.init, jax.random.key(0))
   param_shardings = partitioner.param_shardings(boxed)
   abstract_state = jax.eval_shape(lambda p: create(model, p, optimizers, 0), boxed)
@@ -111,11 +104,6 @@ def initialize(
   params: PyTree | None = None,
 ) -> TrainState:
   """A sharded state, from random parameters or from given ones.
-
-  Args:
-    model: with `init(rng) -> boxed params`.
-    optimizers: per module; one without is frozen.
-    params: to start from instead, of the host or of this mesh.
 
   Raises:
     ValueError: when a given parameter is missing, unknown or of another shape.

@@ -121,11 +121,7 @@ def partition_train_step(
 def _make_grad_fn(
   model: RetrievalLM, params: PyTree, weights: tuple[Array, Array], learns: Bool[Array, ''] | None
 ) -> GradFn:
-  """The gradient of a (micro)batch's share of the whole batch's loss.
-
-  The weights of the whole batch are known beforehand, so that every microbatch
-  contributes its exact share and nothing is divided afterwards.
-  """
+  """Gradient of a part's exact share of the loss; the whole batch's weights are known before."""
   reader_weight, retriever_weight = (jnp.maximum(w, 1e-9) for w in weights)
 
   def loss_fn(trained: PyTree, batch: ReaderBatch, rng: Array):

@@ -95,12 +95,7 @@ class Trainer:
   ):
     """Prepares the step; nothing is compiled yet.
 
-    Args:
-      optimizers: per module; one without is frozen.
-      saving: None saves nothing.
-      rerank_fn: of `rerank_step`, chooses among a batch's candidates with the
-        parameters of the step; None takes all.
-      index_refresh: renews the index between steps; None never does.
+    `rerank_fn`, of `rerank_step`, chooses among a batch's candidates with the step's parameters.
     """
     self._model = model
     self._optimizers = optimizers
@@ -148,18 +143,7 @@ class Trainer:
     eval_period: int | None = None,
     evaluate: Callable[[TrainState], None] | None = None,
   ) -> TrainState:
-    """Trains until `total_steps`, counted from the beginning of the run.
-
-    Args:
-      progress: from `resume`, or of a fresh state.
-      iterator: gives this process's examples.
-      total_steps: where to end.
-      eval_period: steps between evaluations; None for none.
-      evaluate: called with the state; every process calls it.
-
-    Returns:
-      The final state; it has been saved.
-    """
+    """Trains until `total_steps` of the run in all, and saves; every process calls `evaluate`."""
     state, pending = progress.state, progress.pending
     step = progress.step
     finished: _Finished | None = None

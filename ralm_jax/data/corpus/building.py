@@ -104,11 +104,7 @@ def read_chunks(paths: Sequence[str], shard_size: int) -> Iterator[Chunk]:
 
 
 def build_shard(directory: pathlib.Path, settings: Settings, chunk: Chunk) -> ShardEntry:
-  """Parses, cuts, tokenises and writes one chunk, then its receipt.
-
-  Raises:
-    ValueError: a bad line, named with its file.
-  """
+  """Parses, cuts, tokenises and writes one chunk, then its receipt."""
   parts = split_all(
     (line.passage() for segment in chunk.segments for line in segment.lines()), settings.max_words
   )
@@ -162,10 +158,7 @@ def is_intact(directory: pathlib.Path, entry: ShardEntry) -> bool:
 
 
 def check_new_ids(known: ShardSet, parts: Sequence[Passage], replace: bool) -> None:
-  """Raises ValueError if passages to append have ids that they must not have.
-
-  With `replace` they may have the id of one that they take the place of.
-  """
+  """Raises ValueError for ids that are taken; `replace` lets them take the place of those."""
   seen = set()
   taken = known.newest_rows([part.id for part in parts])
   sources = known.keys(taken, 'source_key')
@@ -226,8 +219,6 @@ def build_shards(
   progress: bool,
 ) -> list[ShardEntry]:
   """Makes every shard that is not there yet; returns the entries of all, in order.
-
-  `known_entry` tells what is known of a chunk's shard from before.
 
   Raises:
     ValueError: a bad line, a duplicate id or no passage at all.

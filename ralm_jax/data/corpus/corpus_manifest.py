@@ -121,12 +121,7 @@ class Manifest:
 
   @classmethod
   def read(cls, directory: pathlib.Path) -> Manifest:
-    """Reads the manifest of a folder.
-
-    Raises:
-      FileNotFoundError: the folder has none, so it is no finished corpus.
-      ValueError: it is damaged or of another format version.
-    """
+    """Reads a folder's manifest: FileNotFoundError without, ValueError where it is damaged."""
     path = directory / FILE_NAME
     if not path.exists():
       raise FileNotFoundError(
@@ -179,11 +174,7 @@ class Manifest:
 
 @contextlib.contextmanager
 def writing(directory: pathlib.Path) -> Iterator[None]:
-  """Holds the folder's lock, which the system frees if the holder dies.
-
-  Raises:
-    BlockingIOError: another process is writing to the corpus.
-  """
+  """Holds the folder's lock, which dies with the holder; BlockingIOError where it is taken."""
   descriptor = os.open(directory / '.lock', os.O_CREAT | os.O_RDWR)
   try:
     try:

@@ -20,11 +20,7 @@ _REMEMBERED = 1_000_000
 
 
 def keys_of_documents(names: Sequence[Sequence[str]]) -> Int[np.ndarray, 'b n'] | None:
-  """Keys of source documents, as `PassageStore.documents` has them, filled with 0.
-
-  Nothing looks whether the corpus has the documents that each example names.
-  None where no example names any.
-  """
+  """Keys as `PassageStore.documents` has them, filled with 0; None where no example names any."""
   width = max(map(len, names), default=0)
   if not width:
     return None

@@ -40,8 +40,7 @@ DEFAULT_SHARD_SIZE = 65_536
 class StoredPassage(Passage):
   """A passage and where it is stored.
 
-  The row is -1, with empty texts, where there is no passage. The date is
-  'YYYY-MM-DD', the last day of what was written.
+  Row -1 has empty texts; the date is 'YYYY-MM-DD', the last day of what was written.
   """
 
   row: int = dataclasses.field(kw_only=True)
@@ -60,12 +59,7 @@ class PassageStore:
 
   @classmethod
   def open(cls, directory: Path) -> PassageStore:
-    """Opens a corpus folder.
-
-    Raises:
-      FileNotFoundError: there is no finished corpus.
-      ValueError: the manifest is damaged, or a shard has not its full size.
-    """
+    """Opens a corpus folder; FileNotFoundError without one, ValueError where it is damaged."""
     directory = pathlib.Path(directory)
     manifest = Manifest.read(directory)
     manifest.check_sizes(directory)
@@ -135,13 +129,7 @@ class PassageStore:
     ]
 
   def rows_of(self, ids: Sequence[str], unknown: int | None = None) -> Int[np.ndarray, ' n']:
-    """Rows of the users' own ids; of a replaced passage the newest.
-
-    An id that the corpus does not have is in the row `unknown`.
-
-    Raises:
-      KeyError: an id is unknown, and no row is given for it.
-    """
+    """Newest rows of the users' own ids; `unknown` stands for others, else they are a KeyError."""
     ids = list(ids)
     rows = self._shards.newest_rows(ids)
     absent = np.flatnonzero(rows < 0)
@@ -154,24 +142,15 @@ class PassageStore:
     return rows
 
   def find(self, ids: Sequence[str]) -> FoundRows:
-    """Every row of the users' own ids: all parts, and all they were before.
-
-    Ids are given once each; what is unknown has no rows.
-    """
+    """Every row of the ids, each given once: all parts, and all they were before."""
     return self._shards.find(list(ids))
 
   def superseded(self) -> Int[np.ndarray, ' n']:
-    """Rows of passages as they were before they were replaced, ascending.
-
-    A live edit deletes them from its index; an index built anew must leave them out.
-    """
+    """Rows of passages as they were before they were replaced, ascending."""
     return self._shards.superseded()
 
   def sources(self, rows: Int[np.ndarray, '*b']) -> Int[np.ndarray, '*b']:
-    """Keys of the passages that the user's rows belong to, parts and versions alike.
-
-    Equal where the id before cutting is; 0 where a row is -1.
-    """
+    """Keys of the passages that rows belong to: one for all parts and versions; 0 for row -1."""
     return self._shards.keys(rows, 'source_key')
 
   def documents(self, rows: Int[np.ndarray, '*b']) -> Int[np.ndarray, '*b']:
@@ -179,10 +158,7 @@ class PassageStore:
     return self._shards.keys(rows, 'document_key')
 
   def dates(self, rows: Int[np.ndarray, '*b']) -> Int[np.ndarray, '*b']:
-    """The last day that a passage's date allows, since 1970-01-01.
-
-    `dates.NO_DATE` where there is none.
-    """
+    """The last day that a passage's date allows, since 1970-01-01, or `dates.NO_DATE`."""
     return self._shards.keys(rows, 'date')
 
   def has_dates(self) -> bool:
@@ -203,7 +179,6 @@ class PassageStore:
       column: one of `reader_title`, `reader_text`, `retriever_title`, `retriever_text`. Titles are
         merged: `title: section`. As they begin a text, where its first word has other ids:
         `reader_title_start`, `retriever_title_start`.
-      max_length: reads no more tokens of a passage than this.
 
     Raises:
       IndexError: a row the store does not have.
@@ -233,13 +208,9 @@ def build_corpus(
 
   Args:
     inputs: files or globs of Atlas jsonl or DPR tsv, plain or gzipped.
-    reader_vocabulary: file or object; tokenises for the reader.
-    retriever_vocabulary: file or object; tokenises for the retriever.
     max_words: cuts longer texts into equal parts (`passages.split_long`).
     n_workers: processes; None for one a core. A corpus of one shard is built
       without others. Scripts need `if __name__ == '__main__'`.
-    shard_size: input lines a shard.
-    resume: False discards whatever corpus the folder holds.
 
   Raises:
     FileNotFoundError: a missing file, or a glob that matches nothing.

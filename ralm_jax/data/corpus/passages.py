@@ -56,11 +56,7 @@ class Passage:
 
   @property
   def last_day(self) -> int:
-    """Days from 1970-01-01 to the last day of `date`, or `dates.NO_DATE`.
-
-    Raises:
-      ValueError: `date` is no date.
-    """
+    """Days from 1970-01-01 to the last day of `date`, or `dates.NO_DATE`; ValueError for none."""
     if not self.date:
       return dates.NO_DATE
     try:
@@ -76,10 +72,7 @@ def merge_title(title: str, section: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """A line of a passage file, numbered from 1, and what makes a passage of it.
-
-  The content is undecoded, with its line end.
-  """
+  """A line of a passage file: number from 1, undecoded content, and what parses it."""
 
   path: str
   number: int
@@ -104,12 +97,7 @@ class Line:
 
 
 def parse_jsonl(line: Line) -> Passage:
-  """Makes a passage of a line in Atlas's layout.
-
-  Raises:
-    ValueError: the line is blank or malformed, `id` or `text` is missing, a
-      field has the wrong type, or the date is none.
-  """
+  """Makes a passage of a line in Atlas's layout; ValueError where it is at fault."""
   fields = json_records.object_of(line.content, line.where)
   for name in ('id', 'text'):
     if name not in fields:
@@ -141,11 +129,7 @@ def parse_jsonl(line: Line) -> Passage:
 
 
 def parse_tsv(line: Line) -> Passage:
-  """Makes a passage of a line in DPR's layout.
-
-  Raises:
-    ValueError: the line is blank, or has not exactly three columns.
-  """
+  """Makes a passage of a line in DPR's layout; ValueError unless it has three columns."""
   row = _tsv_row(line)
   if not row:
     raise line.error('blank line; expected id, text and title, tab-separated')
@@ -180,11 +164,7 @@ class LineReader:
     return self._lines.position
 
   def __iter__(self) -> Iterator[Line]:
-    """Yields the lines that hold passages, without a header.
-
-    Raises:
-      ValueError: the file is neither jsonl nor DPR's tsv, or a damaged gzip.
-    """
+    """Yields the lines that hold passages; ValueError for another layout or a damaged gzip."""
     parse = None
     for number, content in self._lines:
       if parse is None:
@@ -222,8 +202,7 @@ def iterate_passages(
 
   Raises:
     FileNotFoundError: a file is missing or a glob matches none.
-    ValueError: the corpus is empty, an id occurs twice, or any complaint of
-      `parse_jsonl` and `parse_tsv`.
+    ValueError: the corpus is empty, an id occurs twice, or a line is at fault.
   """
   paths = input_files.expand_inputs(inputs)
   seen: dict[str, tuple[str, int]] = {}

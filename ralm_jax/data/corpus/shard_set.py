@@ -1,7 +1,4 @@
-"""ShardSet: the shards of a corpus one after the other, addressed by row.
-
-Row -1 stands for no passage everywhere.
-"""
+"""ShardSet: a corpus's shards one after the other, addressed by row; -1 is no passage."""
 
 from __future__ import annotations
 

@@ -41,10 +41,7 @@ _SLICE = 4096  # Texts tokenised at a time.
 
 @dataclasses.dataclass(frozen=True)
 class ShardEntry:
-  """What a manifest says about a shard.
-
-  The source is a checksum of the input lines it was made of; empty for passages that were appended.
-  """
+  """What a manifest says about a shard; the source is its input's checksum, '' if appended."""
 
   file: str
   rows: int
@@ -164,13 +161,7 @@ class Shard:
   """Reads a shard through a memory map; opening it reads a few kilobytes."""
 
   def __init__(self, path: pathlib.Path, *, cut: bool = False):
-    """Maps a shard.
-
-    If its corpus cuts long passages, `id#1` may be a part.
-
-    Raises:
-      ValueError: the file is no shard.
-    """
+    """Maps a shard; ValueError if it is none. If its corpus cuts passages, `id#1` may be a part."""
     self.path = path
     self._cut = cut
     try:
@@ -188,11 +179,7 @@ class Shard:
     return self._batch.num_rows
 
   def token_column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Views of a token column: values [total], offsets [rows + 1] int32.
-
-    Raises:
-      ValueError: the shard has no such column.
-    """
+    """Views of a token column: values [total], offsets [rows + 1] int32; ValueError without."""
     if name not in self._token_columns:
       raise ValueError(
         f'{self.path}: no column {name!r}, which a format that begins with {{title}} needs with '

@@ -31,11 +31,7 @@ class CropConfig:
 def random_crops(
   tokens: RaggedTokens, config: CropConfig, generator: np.random.Generator
 ) -> RaggedTokens:
-  """One random contiguous crop of every sequence.
-
-  Returns:
-    N sequences; an empty one stays empty.
-  """
+  """One random contiguous crop of every sequence; an empty one stays empty."""
   lengths = tokens.lengths
   ratio = generator.uniform(config.min_ratio, config.max_ratio, len(lengths))
   kept = np.maximum(np.round(ratio * lengths), config.min_tokens)
@@ -56,15 +52,7 @@ def random_crops(
 def frame(
   tokens: RaggedTokens, length: int, *, prefix: list[int], suffix: list[int], pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Adds special tokens and pads.
-
-  Args:
-    length: of the result, special tokens included.
-    suffix: put behind each, kept under truncation.
-
-  Returns:
-    int32 [N, length] and bool [N, length].
-  """
+  """Frames and pads to int32 and bool [N, length]; `suffix` is kept under truncation."""
   kept = tokens.truncate(length - len(prefix) - len(suffix))
   same = lambda ids: RaggedTokens.from_lists([ids] * len(kept))
   framed = ragged.concatenate([same(prefix), kept, same(suffix)])

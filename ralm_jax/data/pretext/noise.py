@@ -36,10 +36,7 @@ class NoiseConfig:
       )
 
   def counts(self, length: int, max_spans: int) -> tuple[int, int]:
-    """Masked tokens and masked spans of a sequence of `length` >= 2 tokens.
-
-    Every span, visible or masked, has a token.
-    """
+    """Masked tokens and spans of `length` >= 2 tokens; every span, visible or not, has a token."""
     noise = max(round(length * self.density), 1)
     spans = max(round(noise / self.mean_span_length), 1)
     noise = min(noise, length - 1)
@@ -80,11 +77,7 @@ def random_composition(
 def random_spans(
   length: int, config: NoiseConfig, generator: np.random.Generator, max_spans: int = 100
 ) -> Spans:
-  """Draws what is masked in a sequence of `length` tokens.
-
-  Raises:
-    ValueError: the sequence is too short to show a token and mask another.
-  """
+  """Draws what is masked in a sequence of `length` tokens; ValueError if that is below 2."""
   if length < 2:
     raise ValueError(f'a sequence of {length} tokens has nothing to mask')
   noise, spans = config.counts(length, max_spans)
@@ -130,13 +123,7 @@ def corrupt(
 def longest_fitting(
   config: NoiseConfig, input_length: int, target_length: int, max_spans: int = 100
 ) -> int:
-  """The longest sequence of which no noise makes more tokens than fit.
-
-  Those of a target include its end of sequence.
-
-  Raises:
-    ValueError: not even two tokens fit.
-  """
+  """The longest sequence of which no noise makes more tokens than fit, end of sequence included."""
 
   def fits(length: int) -> bool:
     noise, spans = config.counts(length, max_spans)

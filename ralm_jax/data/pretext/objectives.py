@@ -57,21 +57,13 @@ class Objective(abc.ABC):
   """Makes examples of passages."""
 
   def check(self, tokenizer: PretextTokenizer) -> None:  # noqa: B027
-    """Finds out before training whether it can work.
-
-    Raises:
-      ValueError: it cannot, with this vocabulary or these lengths.
-    """
+    """Finds out before training whether it can work; ValueError where it cannot."""
 
   @abc.abstractmethod
   def prepare(
     self, source: Source, tokenizer: PretextTokenizer, tokens: Int[np.ndarray, ' s'] | None = None
   ) -> Int[np.ndarray, ' m'] | None:
-    """What is the same in every epoch, and so can be cached; `example` is given it.
-
-    Tokens are the reader's ids of the text where they are known. None is returned
-    where nothing can be learned from the passage.
-    """
+    """What is the same in every epoch; None where nothing can be learned from the passage."""
 
   @abc.abstractmethod
   def example(

@@ -56,12 +56,7 @@ _OPENING = frozenset(
 
 
 def find(text: str) -> list[tuple[int, int]]:
-  """Dates, names of several capitalised words, and numbers.
-
-  Returns:
-    (start, end) in characters, in the order of the text and apart from each
-    other. A date goes before a name, and a name before a number.
-  """
+  """Dates, names of several words, and numbers, as (start, end) in order and apart."""
   taken: list[tuple[int, int]] = []
   for matches in (_dates(text), _names(text), _numbers(text)):
     taken += [
@@ -73,13 +68,7 @@ def find(text: str) -> list[tuple[int, int]]:
 
 
 def checked(spans: Sequence[tuple[int, int]], text: str) -> list[tuple[int, int]]:
-  """What an annotator found, without what it found beside the text.
-
-  Blanks at the ends of a span are left out of it.
-
-  Raises:
-    ValueError: it is not a list of pairs of whole numbers inside the text.
-  """
+  """What an annotator found, trimmed to the text; ValueError unless it is a list of int pairs."""
   result = []
   for span in spans:
     try:

@@ -29,11 +29,7 @@ class WordEncoder:
   """
 
   def __init__(self, vocabulary: Vocabulary, capacity: int = 2**18):
-    """Remembers nothing yet.
-
-    Args:
-      capacity: number of words to remember; then it starts anew.
-    """
+    """Remembers `capacity` words; then it starts anew."""
     self.vocabulary = vocabulary
     self._capacity = capacity
     self._ids: dict[str, list[int]] = {}
@@ -153,11 +149,7 @@ class PretextTokenizer:
     return self.framed_target(self.reader.encode_start(words, self.text.target_length))
 
   def sentinel_vocabulary(self, objective: str) -> SentencePieceVocabulary:
-    """The reader's vocabulary, which must have T5's sentinels.
-
-    Raises:
-      ValueError: it has none.
-    """
+    """The reader's vocabulary; ValueError unless it has T5's sentinels."""
     vocabulary = self.reader.vocabulary
     if not isinstance(vocabulary, SentencePieceVocabulary):
       raise ValueError(

@@ -24,11 +24,7 @@ _MOST_EXAMPLES = 64
 
 @functools.lru_cache(maxsize=4096)
 def compiled(pattern: str) -> re.Pattern[str]:
-  """Compiles a pattern with the flags of DrQA and DPR.
-
-  Raises:
-    ValueError: it is no regular expression; says where it goes wrong.
-  """
+  """Compiles a pattern with DrQA's and DPR's flags; ValueError says where it goes wrong."""
   try:
     return re.compile(pattern, _FLAGS)
   except (re.error, RecursionError, OverflowError) as error:

@@ -15,8 +15,7 @@ def disjoint_years(
   compared as written. Where two questions of one year have the same text (two people of the same
   name), the answers of both count, so that it is certain that the later answer is another.
 
-  Questions have the year as their `group`. The result is by year, in the order
-  in which their texts first occur.
+  Questions have the year as their `group`; the result is by year, as texts first occur.
 
   Raises:
     ValueError: fewer than two years, or one twice; no question is of one of the years.

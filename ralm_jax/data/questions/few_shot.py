@@ -68,9 +68,7 @@ def listed(questions: Sequence[Question], file: str | os.PathLike[str]) -> list[
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: an entry is neither, names no question or is there twice; the
-      list is empty, or it has numbers and the questions come from several
-      files. The message names the list with line or entry.
+    ValueError: the list does not fit the questions; names the list with line or entry.
   """
   path = os.fspath(file)
   entries = _entries(path)

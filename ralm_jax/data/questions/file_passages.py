@@ -13,10 +13,7 @@ from ralm_jax.data.text.vocabularies import Vocabulary
 
 
 class FilePassages:
-  """Some passages in memory, tokenised when they are asked for.
-
-  It stands in for a `corpus.PassageStore` where reader and retriever inputs are put together.
-  """
+  """Some passages in memory, tokenised when asked for; stands in for a `PassageStore`."""
 
   directory = 'the question file'
 

@@ -76,11 +76,7 @@ class Question:
 def question_of(
   record: Record, path: str, name: str, require_answers: bool, metrics: str
 ) -> Question:
-  """The question of a record; one without an id is called after its file's name.
-
-  Raises:
-    ValueError: a field is missing or of the wrong type; names file and line.
-  """
+  """The question of a record; ValueError, with file and line, for a field at fault."""
   fields = rows.parse(record.row, record.where, f'{name}:{record.number}', require_answers, metrics)
   return Question(line=record.number, path=path, **fields)
 
@@ -95,30 +91,19 @@ def read_questions(
 ) -> list[Question]:
   """Reads questions from files, plain or gzipped (told by content).
 
-  Files are read in the order given, a glob's matches by name, a file that
-  several patterns name once. A question without `id` gets 'FILE:LINE' (the
-  bare file name; the path as given when two files share a name), which stays
-  the same as long as the file does. Blank answers ('') are dropped.
+  Files are read in the order given, a glob's matches by name, each file once. A question without
+  `id` gets 'FILE:LINE' (the path where two files share a name). Blank answers ('') are dropped.
 
   Args:
-    paths: files or globs (`input_files.expand_inputs`).
-    require_answers: whether a question without an answer is an error; if not,
-      it is returned with `answers == ()`.
-    duplicate_ids: 'error', or 'number' to make the second 'x' into 'x#2'
-      (for data whose id names something else, such as TimeQA's fact).
-    record_format: one of `catalogue.FORMATS`: 'qa', one JSON object a line as
-      above, or that of a published data set.
+    require_answers: otherwise a question without an answer has `answers == ()`.
+    duplicate_ids: 'error', or 'number' to make the second 'x' into 'x#2'.
+    record_format: one of `catalogue.FORMATS`; 'qa' is one JSON object a line as above.
     on_error: 'raise', or 'skip' to leave malformed records out; the log says how many, and names
       the first. A file that is damaged as a whole, such as one cut short, is an error in any case.
 
-  Returns:
-    The questions in file order, at least one.
-
   Raises:
     FileNotFoundError: a file is missing or a glob matches nothing.
-    ValueError: an unknown format; a file is empty, damaged or not UTF-8; a line
-      is blank or no JSON object; a field is missing or of the wrong type; an id
-      is used twice. The message starts with file:line.
+    ValueError: an unknown format, or a file, line or field at fault; starts with file:line.
   """
   for option, value, known in (
     ('duplicate_ids', duplicate_ids, ('error', 'number')),

@@ -29,13 +29,7 @@ class FilePassage:
 def parse(
   row: dict[str, Any], where: str, position_id: str, require_answers: bool, metrics: str = ''
 ) -> dict[str, Any]:
-  """Arguments of a `Question`, but for `line` and `path`.
-
-  A row without id gets `position_id`, one that names no metrics gets `metrics`.
-
-  Raises:
-    ValueError: a field is missing or of the wrong type; names `where`.
-  """
+  """Arguments of a `Question` but line and path; ValueError names `where` a field is at fault."""
   return _Row(row, where).question(position_id, require_answers, metrics)
 
 

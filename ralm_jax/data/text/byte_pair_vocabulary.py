@@ -34,15 +34,11 @@ class BytePairVocabulary(Vocabulary):
   first_word_differs = True
 
   def __init__(self, path: Path):
-    """Reads a tokenizer.
-
-    Args:
-      path: `tokenizer.json`, or `vocab.json` with `merges.txt` beside it.
+    """Reads `tokenizer.json`, or `vocab.json` with `merges.txt` beside it.
 
     Raises:
       FileNotFoundError: there is no such file, or no `merges.txt`.
-      ValueError: the file is damaged, no byte-level BPE, lacks a byte or one of
-        BART's special tokens, or does not split at whitespace.
+      ValueError: it is damaged or no byte-level BPE with BART's special tokens.
     """
     self.path = pathlib.Path(path)
     content = read_json(self.path)
@@ -96,12 +92,7 @@ class BytePairVocabulary(Vocabulary):
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """The content of a JSON file.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is no JSON.
-  """
+  """The content of a JSON file; ValueError where it is none."""
   content = base_vocabulary.read_file(path)
   try:
     return json.loads(content.removeprefix(codecs.BOM_UTF8))
@@ -110,11 +101,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def _collapsed(text: str) -> str:
-  """Words with one space between them.
-
-  Whitespace beyond ASCII is part of a word unless it stands at its border,
-  where it would tie the word to its neighbour.
-  """
+  """Words with one space between them; other than ASCII's is part of a word but at its borders."""
   if text.isascii():
     return ' '.join(text.split())
   words = (word.strip() for word in _ASCII_WHITESPACE.split(text))

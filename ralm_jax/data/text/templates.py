@@ -62,17 +62,10 @@ class TokenTemplate:
     """Parses and tokenises a template.
 
     Args:
-      format: text with `{field}`s; `{{` and `}}` write braces.
-      encode: tokenises a literal, without special tokens.
-      encode_start: tokenises a literal that begins the text, where its first
-        word has ids of its own; None where it has not.
-      prefix: ids put before everything (`[CLS]`).
-      suffix: ids put behind everything and kept under truncation (eos).
+      encode_start: tokenises a literal that begins the text; None where no first word differs.
 
     Raises:
-      ValueError: unbalanced braces, an unknown field, a field with a
-        conversion, or one that touches something other than whitespace; with
-        `encode_start` also a leading text, or a leading query that occurs again.
+      ValueError: braces or fields at fault, or a start that `encode_start` cannot write.
     """
     self.format = format
     self.pad_id = pad_id
@@ -135,14 +128,12 @@ class TokenTemplate:
     """Fills the fields with the tokens of N texts and truncates on the right.
 
     Args:
-      fields: for each field of the template.
       length: most tokens of a result, prefix and suffix included; all end with the suffix.
       has_passage: where False only `{query}` is written, without literals and
         other fields. None means everywhere True.
 
     Raises:
-      ValueError: a field is missing, the fields differ in N, or `length` does
-        not hold prefix and suffix.
+      ValueError: a field is missing, they differ in N, or `length` is less than prefix and suffix.
     """
     missing = [name for name in self.fields if name not in fields]
     if missing:
@@ -196,11 +187,7 @@ class TokenTemplate:
 
 
 def leading_field(format: str) -> str | None:
-  """The field that a text begins with; None if it begins with a literal.
-
-  Raises:
-    ValueError: as for a reader's `TokenTemplate`.
-  """
+  """The field that a text begins with; None for a literal, ValueError as `TokenTemplate`."""
   literals, names = _parse(format, READER_FIELDS)
   return None if literals[0].strip() else names[0]
 

@@ -18,11 +18,7 @@ from ralm_jax.data.text_config import TextConfig
 
 @dataclasses.dataclass(frozen=True)
 class QueryTokenizer:
-  """Tokenises queries for both models and targets for the reader.
-
-  Raises:
-    ValueError: a format has a sentinel that the reader's vocabulary lacks.
-  """
+  """Tokenises queries and targets; ValueError for a sentinel that the vocabulary lacks."""
 
   text: TextConfig
   reader_vocabulary: Vocabulary
@@ -72,10 +68,7 @@ class QueryTokenizer:
     return self.framed_query(self.retriever_vocabulary.encode_start(query))
 
   def reader_query(self, query: str, length: int | None = None) -> list[int]:
-    """Ids that the reader's format puts in place of {query}, without eos.
-
-    At most `length`, or else `reader_query_length`.
-    """
+    """What the reader's format puts in place of {query}, without eos, cut to `length`."""
     vocabulary = self.reader_vocabulary
     encode = vocabulary.encode_start if self.query_leads else vocabulary.encode
     length = self.text.reader_query_length if length is None else length
@@ -102,10 +95,7 @@ class QueryTokenizer:
     return self.framed_target(self.reader_vocabulary.encode_start(self.text.target(answer)))
 
   def answer(self, tokens: Sequence[int]) -> str:
-    """The text of predicted tokens, without sentinels and special tokens.
-
-    What follows the first end of sequence is left out.
-    """
+    """The text of tokens up to an end of sequence, without sentinels and special tokens."""
     vocabulary = self.reader_vocabulary
     ids = [int(token) for token in tokens]
     if vocabulary.eos_id in ids:
@@ -120,11 +110,7 @@ class QueryTokenizer:
     size: int | None = None,
     first_index: int = 0,
   ) -> QueryBatch:
-    """A QueryBatch from texts, filled up with padding rows to `size`.
-
-    There is one answer each, the target, or none where there is nothing to learn.
-    The `example_index` of the first question is `first_index`.
-    """
+    """A QueryBatch of `size`, from texts with one target each (or none), numbered on."""
     size = size or len(questions)
     queries = [self.text.query(question) for question in questions]
     reader, retriever = self.reader_vocabulary, self.retriever_vocabulary

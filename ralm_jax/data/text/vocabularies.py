@@ -39,13 +39,7 @@ class SentencePieceVocabulary(Vocabulary):
   suffix = '.model'
 
   def __init__(self, path: Path, extra_ids: int = 100):
-    """Reads a SentencePiece model.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is no SentencePiece model, it lacks the pad, eos or
-        unk piece, or its pieces cross whitespace.
-    """
+    """Reads a SentencePiece model; ValueError for one that lacks pieces or crosses whitespace."""
     self.path = pathlib.Path(path)
     self.extra_ids = extra_ids
     content = base_vocabulary.read_file(self.path)
@@ -116,11 +110,7 @@ class SentencePieceVocabulary(Vocabulary):
     return self._processor.encode(texts, num_threads=1)
 
   def decode(self, ids: Iterable[int], keep_sentinels: bool = False) -> str:
-    """Text of `ids`, with sentinels as `<extra_id_i>` or without.
-
-    Padding, eos and ids outside the vocabulary (models pad their embedding
-    table, T5's to 32,128 rows) are left out.
-    """
+    """Text of `ids`, with sentinels or without; padding, eos and unknown ids are left out."""
     n_pieces = self._processor.vocab_size()
     texts, run = [], []
     for token in map(int, ids):
@@ -134,22 +124,12 @@ class SentencePieceVocabulary(Vocabulary):
 
 
 class WordPieceVocabulary(Vocabulary):
-  """BERT's uncased WordPiece, as Contriever and DPR use it.
-
-  The names of special tokens in a text (`[SEP]`, `[MASK]`) become their ids,
-  as they do in the original tokenisers.
-  """
+  """BERT's uncased WordPiece, as Contriever and DPR use it, names of special tokens included."""
 
   suffix = '.txt'
 
   def __init__(self, path: Path):
-    """Reads a BERT `vocab.txt`, one piece a line; the line is the id.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is not UTF-8, repeats a piece, or lacks one of
-        `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]`, `[MASK]`.
-    """
+    """Reads a BERT `vocab.txt`, a piece a line; ValueError where it is none."""
     self.path = pathlib.Path(path)
     content = base_vocabulary.read_file(self.path)
     try:
@@ -193,15 +173,12 @@ class WordPieceVocabulary(Vocabulary):
 
 
 def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary:
-  """Reads a vocabulary file of any kind; the content decides, not the name.
-
-  What is a vocabulary already is returned as it is.
+  """Reads a vocabulary file, told by content; what is a vocabulary already is returned.
 
   It is a SentencePiece model (`*.model`), which gets `extra_ids` sentinels, a BERT `vocab.txt`, a
   byte-level BPE's `tokenizer.json`, or its `vocab.json` with `merges.txt` beside it.
 
   Raises:
-    FileNotFoundError: there is no such file.
     ValueError: the file is no vocabulary of these kinds.
   """
   if isinstance(path, Vocabulary):

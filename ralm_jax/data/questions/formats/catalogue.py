@@ -14,11 +14,7 @@ FORMATS: dict[str, RecordFormat] = {'qa': RecordFormat('qa', 'one JSON object a 
 
 
 def register(record_format: RecordFormat) -> RecordFormat:
-  """Makes a format known by its name.
-
-  Raises:
-    ValueError: another format has the name.
-  """
+  """Makes a format known by its name; ValueError where another has that."""
   if FORMATS.setdefault(record_format.name, record_format) is not record_format:
     raise ValueError(f'there is a record format {record_format.name!r} already; name yours apart')
   return record_format

@@ -88,10 +88,7 @@ def _may_be_columns(path: str) -> bool:
 
 
 def _columns(path: str) -> dict[str, dict[str, Any]] | None:
-  """The columns we use; None if the object is a record, not a table.
-
-  The passages are most of the file: they are read past one by one.
-  """
+  """The columns we use, past the passages; None if the object is a record, not a table."""
   columns: dict[str, dict[str, Any]] = {}
   with json_records.open_bytes(path) as file:
     reader = JsonReader(file, path)

@@ -89,9 +89,6 @@ def triviaqa_questions(paths: Sequence[str]) -> dict[str, str]:
 
   They are in `wikipedia-train.json`, `wikipedia-dev.json` and
   `wikipedia-test-without-answers.json` of triviaqa-rc.tar.gz.
-
-  Raises:
-    ValueError: a file is damaged or a record lacks its fields; names the file.
   """
   result = {}
   for path in paths:

@@ -27,10 +27,7 @@ def subject(path: str) -> str:
 
 
 def _csv_records(path: str, on_error: OnError = None) -> Iterator[Record]:
-  """Records numbered by their first lines; empty lines are none.
-
-  A quotation that never ends is raised in any case.
-  """
+  """Records numbered by their first lines; an open quotation is raised in any case."""
   # Strict, or a stray quotation mark would make one record of two.
   reader = csv.reader(
     (

@@ -18,11 +18,7 @@ _TABLE_ENDINGS = ('.tsv', '.csv')
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """One question in our own layout, as a line of a 'qa' file has it.
-
-  The number is that of the line, from 1, or of the record in a file of one value;
-  `where` says file and line or record, for errors.
-  """
+  """One question in our layout; the number is its line's, from 1, or the record's in one value."""
 
   number: int
   where: str
@@ -64,11 +60,7 @@ class Fields:
     return [text for text in self._all(name, value, str, 'strings') if text.strip()]
 
   def answers(self, *names: str) -> list[str] | None:
-    """A list of texts, or one text alone, without blank ones.
-
-    Of the first of the fields that there is; None without any, which is an
-    error where answers are required.
-    """
+    """Texts of the first of the fields that there is, without blank ones; None without any."""
     name = self.first(*names)
     if name is None:
       if self.require_answers:
@@ -175,13 +167,11 @@ class RecordFormat:
     """Reads a file, plain or gzipped, into rows of our own layout.
 
     Args:
-      require_answers: whether a record without an answer is an error.
-      on_error: called with the error of a malformed record, which is left out;
-        None raises it. What is wrong with the file as a whole is raised in any
-        case, by the layouts as well: half a file is not to pass for one.
+      on_error: called with the error of a malformed record, which is left out; None raises it.
+        What is wrong with the file as a whole is raised in any case.
 
     Raises:
-      ValueError: a damaged file, or a malformed record; the message names file and line or record.
+      ValueError: a damaged file or malformed record; the message names file and line or record.
     """
     for record in self.layout(path, on_error):
       row = json_records.attempt(on_error, self.convert, Fields(record, require_answers))
