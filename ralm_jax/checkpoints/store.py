@@ -146,36 +146,25 @@ class Checkpoints:
   def restore(self, step: int, abstract_state: PyTree) -> Restored:
     """Restores onto the shardings of `abstract_state`; ValueError where it does not fit."""
     self._check_shapes(step, _params(abstract_state))
-    try:
-      restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=_restore_args(abstract_state),
-          host=HostArraysRestore(),
-          metadata=ocp.args.JsonRestore(),
-        ),
-      )
-    except Exception as e:
-      raise self._restore_error(step, e) from e
+    state, metadata = restore_args(abstract_state), ocp.args.JsonRestore()
+    restored = self._restore(step, state=state, host=HostArraysRestore(), metadata=metadata)
     return Restored(restored['state'], restored['host'], restored['metadata'])
 
+  def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+    try:
+      return self._manager.restore(step, args=ocp.args.Composite(**items))
+    except Exception as e:
+      raise self._restore_error(step, e) from e
+
   def metadata(self, step: int) -> dict[str, Any]:
-    """The JSON values saved with a checkpoint."""
-    return self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore()))[
-      'metadata'
-    ]
+    args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=args)['metadata']
 
   def restore_params(self, step: int, abstract_params: PyTree) -> PyTree:
     """The parameters alone; as `restore`."""
     self._check_shapes(step, abstract_params)
-    try:
-      restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(state=_restore_args({'params': abstract_params}, partial=True)),
-      )
-    except Exception as e:
-      raise self._restore_error(step, e) from e
-    return restored['state']['params']
+    state = restore_args({'params': abstract_params}, partial=True)
+    return self._restore(step, state=state)['state']['params']
 
   def param_shapes(self, step: int) -> dict[str, tuple[int, ...]] | None:
     """Shape of every parameter by its path, read without its data."""
@@ -224,12 +213,10 @@ class Checkpoints:
     self._manager.close()
 
 
-def _restore_args(abstract: PyTree, partial: bool = False) -> ocp.args.PyTreeRestore:
-  return ocp.args.PyTreeRestore(
-    item=abstract,
-    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-    partial_restore=partial,
-  )
+def restore_args(abstract: PyTree, *, partial: bool = False) -> ocp.args.PyTreeRestore:
+  """What orbax is to restore; `partial` leaves out what the checkpoint has besides."""
+  targets = ocp.checkpoint_utils.construct_restore_args(abstract)
+  return ocp.args.PyTreeRestore(item=abstract, restore_args=targets, partial_restore=partial)
 
 
 def _params(state: PyTree) -> PyTree:

@@ -49,9 +49,8 @@ class TokenIds(seqio.PassThroughVocabulary):
 class RetrievalFeatureConverter(seqio.FeatureConverter):
   """Pads `query`, `reader_query` and `targets`; nothing else is needed.
 
-  Passages are no feature: they depend on the retriever's parameters and are
-  found between the iterator and the step. A task may have `PASSAGE_FEATURES`,
-  too; where it has none, nothing is excluded.
+  Passages are no feature: they depend on the retriever, and are found between iterator and step.
+  `PASSAGE_FEATURES` are optional; without them nothing is excluded.
   """
 
   _NAMES = {
@@ -75,7 +74,6 @@ class RetrievalFeatureConverter(seqio.FeatureConverter):
     self._pad_ids = dict(pad_ids or {})
 
   def _pad(self, name: str, ids: tf.Tensor, length: int) -> tf.Tensor:
-    """Trims and pads a feature that has a length."""
     ids = ids[:length]
     padded = tf.pad(
       ids, [(0, length - tf.shape(ids)[0])], constant_values=self._pad_ids.get(name, 0)
@@ -98,7 +96,6 @@ class RetrievalFeatureConverter(seqio.FeatureConverter):
     )
 
   def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
-    """The lengths under the model's names."""
     return {
       **{model: task_feature_lengths[task] for task, model in self._NAMES.items()},
       **dict.fromkeys(PASSAGE_FEATURES, 1),  # Scalars: not looked at.

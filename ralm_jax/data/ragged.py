@@ -14,10 +14,7 @@ if TYPE_CHECKING:  # Which would load jax.
 
 @dataclasses.dataclass(frozen=True)
 class RaggedTokens:
-  """N token sequences of different lengths, int32, without padding.
-
-  Sequence `i` is `values[offsets[i]:offsets[i + 1]]`.
-  """
+  """N int32 token sequences without padding; `i` is `values[offsets[i] : offsets[i + 1]]`."""
 
   values: Int[np.ndarray, ' total']
   offsets: Int[np.ndarray, ' n+1']
@@ -56,7 +53,6 @@ class RaggedTokens:
 
   @classmethod
   def empty(cls, n: int) -> RaggedTokens:
-    """`n` sequences without tokens."""
     return cls(np.zeros(0, np.int32), np.zeros(n + 1, np.int64))
 
   def take(self, indices: Int[np.ndarray, ' m']) -> RaggedTokens:
@@ -81,7 +77,6 @@ class RaggedTokens:
     return result
 
   def to_lists(self) -> list[list[int]]:
-    """One list of Python ints a sequence."""
     return [self[i].tolist() for i in range(len(self))]
 
 

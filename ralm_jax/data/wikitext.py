@@ -21,9 +21,8 @@ _MARKERS = {'_START_ARTICLE_': 'title', '_START_SECTION_': 'section', '_START_PA
 def read_articles(path: str | pathlib.Path, *, join: bool = True) -> Iterator[dict[str, str]]:
   """The sections of a WikiText file, one passage each.
 
-  Headings inside a section are joined to it, `Section: Part`, and what stands
-  before the first has no section. Long sections stay whole: `ralm corpus
-  --max_words` cuts them.
+  Headings inside a section are joined to it, `Section: Part`; before the first there is no section.
+  Long sections stay whole: `ralm corpus --max_words` cuts them.
 
   Yields:
     `id` (file, article and section, counted from 0), `title`, `section`,

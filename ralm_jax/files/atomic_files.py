@@ -17,10 +17,7 @@ UNFINISHED = '.unfinished-'
 
 @contextlib.contextmanager
 def replacing(path: PathLike) -> Iterator[pathlib.Path]:
-  """Yields a path to write to, and moves it to `path` when all went well.
-
-  The content is on disk before the name is. On an error nothing is left.
-  """
+  """Yields a path to write to; `path` has all of that, on disk, when all went well, or stays."""
   path = pathlib.Path(path)
   aside = path.with_name(f'{path.name}{UNFINISHED}{os.getpid()}-{secrets.token_hex(4)}')
   try:

@@ -40,7 +40,6 @@ def ask(
   n_passages: int | None = None,
   answering: AnswerOptions = AnswerOptions(),
 ) -> Answer:
-  """Answers one question."""
   if not question.strip():
     raise ValueError('The question is empty; write it as an argument.')
   with open_session(

@@ -22,20 +22,10 @@ def embed(
   """Builds a new generation of the index `output`, made where missing; returns its number."""
   store = PassageStore.open(corpus)
   opened = opening.open_checkpoint(checkpoint)
-  embedder = PassageEmbedder(
-    opened.spec.model,
-    opened.partitioner,
-    Assembler(opened.spec.tokenizer, store),
-    batch_size=batch_size,
-  )
+  spec, params = opened.spec, opened.params
+  assembler = Assembler(spec.tokenizer, store)
+  embedder = PassageEmbedder(spec.model, opened.partitioner, assembler, batch_size=batch_size)
+  name, run, step = opened.name, opened.directory, opened.step
   return embedding.build_generation(
-    embedder,
-    opened.params,
-    store,
-    output,
-    options,
-    checkpoint=opened.name,
-    run=opened.directory,
-    step=opened.step,
-    progress=progress,
+    embedder, params, store, output, options, checkpoint=name, run=run, step=step, progress=progress
   )

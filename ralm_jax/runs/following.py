@@ -12,7 +12,6 @@ import os
 import time
 from typing import Any, Protocol
 
-from flax import linen as nn
 import jax
 import orbax.checkpoint as ocp
 
@@ -55,13 +54,8 @@ def refresh(
   encoder is served already is passed over. Where checkpoints come faster than a
   corpus is embedded, it takes the newest each time.
 
-  Args:
-    index: INDEX folder with an index to publish in; a process that serves it notices.
-    every_steps: publish when the run is so many steps further.
-    poll_s: seconds between looks for a new checkpoint.
-    keep_generations: as many stay in `index`, beside pinned ones.
-    Returns:
-      How many generations were published.
+  With `index` a process that serves that folder notices; `keep_generations` stay in it, and pinned
+  ones. Publishes when the run is `every_steps` further; returns how many generations it published.
 
   Raises:
     ValueError: what does not fit together, or a checkpoint that stays unreadable.
@@ -267,12 +261,8 @@ class _Follower:
     if done.passages:
       self.published += 1
       logging.info(
-        'checkpoint_%d is generation %d: %d passages in %.1f s (%.0f passages/s).',
-        step,
-        done.generation,
-        done.passages,
-        done.seconds,
-        done.passages / done.seconds,
+        f'checkpoint_{step} is generation {done.generation}: {done.passages} passages in '
+        f'{done.seconds:.1f} s ({done.passages / done.seconds:.0f} passages/s).'
       )
     else:
       logging.info(
@@ -313,24 +303,9 @@ def load_retriever(directory: str, step: int, model: Any, partitioner: Partition
   path = os.path.join(directory, f'checkpoint_{step}', 'state')
   files = _count_files(path)
   boxed = jax.eval_shape(model.init, jax.random.key(0))['retriever']
-  abstract = {
-    'params': {
-      'retriever': jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        nn.meta.unbox(boxed),
-        partitioner.param_shardings(boxed),
-      )
-    }
-  }
+  abstract = {'params': {'retriever': partitioner.abstract(boxed)}}
   with ocp.PyTreeCheckpointer() as checkpointer:
-    restored = checkpointer.restore(
-      path,
-      args=ocp.args.PyTreeRestore(
-        item=abstract,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-        partial_restore=True,
-      ),
-    )
+    restored = checkpointer.restore(path, args=store.restore_args(abstract, partial=True))
   # Whether all was there while it was read.
   if not files or _count_files(path) != files:
     raise FileNotFoundError(f'{path} is being removed.')

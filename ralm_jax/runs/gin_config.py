@@ -24,13 +24,9 @@ _PREFIX = '--gin.'
 
 
 def split_gin_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Takes `--gin.NAME=VALUE` out of the arguments, as gin bindings.
+  """Takes `--gin.NAME=VALUE` out of the arguments, as gin bindings; ValueError without a value.
 
-  A VALUE that is no gin literal (`/tmp/run`) is taken as a string, so that
-  nothing has to be quoted twice.
-
-  Raises:
-    ValueError: `--gin.NAME` without a value.
+  A VALUE that is no gin literal (`/tmp/run`) is taken as a string: nothing is quoted twice.
   """
   rest, bindings = [], []
   for argument in argv:
@@ -154,9 +150,7 @@ def _nearest_in(message: str) -> str:
   """A hint for "No configurable matching 'x'" and unknown parameters."""
   match = re.search(r"No configurable matching '([^']+)'", message)
   if match:
-    known = {key[1] for key in gin_config._CONFIG} | {
-      selector for selector in gin_config._REGISTRY._selector_map
-    }
+    known = {key[1] for key in gin_config._CONFIG} | set(gin_config._REGISTRY._selector_map)
     wanted = match[1].split('.')[-1]
     near = difflib.get_close_matches(wanted, sorted({name.split('.')[-1] for name in known}), n=1)
     return f' Did you mean {near[0]}?' if near else ''
@@ -214,8 +208,5 @@ def operative() -> str:
 def save_config(directory: str) -> None:
   """Writes `config.gin` and, once run, `operative_config.gin`."""
   os.makedirs(directory, exist_ok=True)
-  for name, text in (
-    ('config.gin', gin.config_str()),
-    ('operative_config.gin', gin.operative_config_str()),
-  ):
-    atomic_files.write(os.path.join(directory, name), text.encode())
+  for prefix, text in (('', gin.config_str()), ('operative_', gin.operative_config_str())):
+    atomic_files.write(os.path.join(directory, f'{prefix}config.gin'), text)

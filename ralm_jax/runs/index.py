@@ -86,11 +86,9 @@ class RunIndex:
     reranks = n_candidates > spec.text.n_passages
     self.rerank_to = spec.text.n_passages if reranks else None
     self.rerank_chunk = cfg.rerank_chunk if reranks else None
-    self.passages = (
-      PassageOptions(n_candidates=n_candidates, rerank_chunk=cfg.rerank_chunk)
-      if reranks
-      else PassageOptions()
-    )
+    self.passages = PassageOptions()
+    if reranks:
+      self.passages = PassageOptions(n_candidates=n_candidates, rerank_chunk=cfg.rerank_chunk)
 
     make_retriever = functools.partial(
       PassageRetriever, client, store, n_candidates, search_filter=cfg.search_filter
@@ -139,7 +137,6 @@ class RunIndex:
     )
 
   def batches(self, augmentation: Augmentation | None, recall_skip: int) -> RetrievalAugmenter:
-    """Makes examples into batches with the passages found for them."""
     return RetrievalAugmenter(
       self._spec.model,
       self._partitioner,
@@ -168,11 +165,7 @@ class RunIndex:
       )
 
   def begin(self, generation: int | None, params: PyTree) -> None:
-    """Chooses the generation to search; every process calls it.
-
-    Raises:
-      LookupError: the generation of the checkpoint is not on disk any more.
-    """
+    """Chooses the generation to search, by every process; LookupError if it is gone."""
     if self._pins is None:
       with self._agreement.together():
         if jax.process_index() == 0:
@@ -194,11 +187,11 @@ class RunIndex:
     ):
       self._generation_steps.tell(generation, 0)
     elif self._spec.model.query_side in ('stored', 'frozen'):
+      made_by = status.metadata.get('checkpoint') or 'of an unknown checkpoint'
       logging.warning(
-        'The index was embedded by other parameters (%s) than those of the '
-        'passage encoder that query-side training keeps; embed the corpus '
-        'with the starting checkpoint first (`ralm embed`).',
-        status.metadata.get('checkpoint') or 'of an unknown checkpoint',
+        f'The index was embedded by other parameters ({made_by}) than those of the passage encoder '
+        'that query-side training keeps; embed the corpus with the starting checkpoint first '
+        '(`ralm embed`).'
       )
 
   def end(self) -> None:
@@ -232,14 +225,8 @@ def build_missing_index(
     spec.model, partitioner, Assembler(spec.tokenizer, store), batch_size=cfg.embed_batch_size
   )
   logging.info('Building %s of %d passages.', cfg.index, len(store))
+  start = 'the start of training'
   embedding.build_generation(
-    embedder,
-    state.params,
-    store,
-    cfg.index,
-    cfg.options,
-    checkpoint='the start of training',
-    run=run,
-    step=0,
+    embedder, state.params, store, cfg.index, cfg.options, checkpoint=start, run=run, step=0
   )
   return state

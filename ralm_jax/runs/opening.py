@@ -9,7 +9,6 @@ import logging
 import os
 from typing import Any
 
-from flax import linen as nn
 import jax
 
 from ralm_jax.checkpoints import specification, store as checkpoints
@@ -51,12 +50,7 @@ def open_checkpoint(
   directory, step = checkpoints.find(path)
   spec = Specification.load(directory)
   partitioner = partitioner or Partitioner()
-  boxed = jax.eval_shape(spec.model.init, jax.random.key(0))
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    nn.meta.unbox(boxed),
-    partitioner.param_shardings(boxed),
-  )
+  abstract = partitioner.abstract(jax.eval_shape(spec.model.init, jax.random.key(0)))
   store = Checkpoints(directory, read_only=True)
   try:
     params = store.restore_params(step, abstract)
@@ -152,9 +146,8 @@ def warn_if_stale(opened: OpenedCheckpoint, metadata: dict[str, Any]) -> None:
   """Says when the index was embedded by other parameters."""
   made_by = metadata.get('encoder_fingerprint')
   if made_by and made_by != embedding.retriever_fingerprint(opened.params):
+    source = metadata.get('checkpoint') or 'other parameters'
     logging.warning(
-      'The index was embedded with %s, not with %s: its embeddings are '
-      'stale. Run `ralm embed` for exact ones.',
-      metadata.get('checkpoint') or 'other parameters',
-      opened.name,
+      f'The index was embedded with {source}, not with {opened.name}: its embeddings are '
+      'stale. Run `ralm embed` for exact ones.'
     )

@@ -26,7 +26,6 @@ class Pins:
   """
 
   def __init__(self, client: Any, checkpoints: Checkpoints, model_dir: str | os.PathLike[str]):
-    """Pins nothing yet."""
     self._client = client
     self._checkpoints = checkpoints
     self._owner = os.path.abspath(model_dir)
@@ -64,10 +63,8 @@ class Pins:
       started_with = status.metadata.get(STARTED_WITH)
       if started_with in status.generations:
         logging.info(
-          'Generation %d of the index is a refresh of this run, which begins '
-          'anew: with generation %d, as it did.',
-          status.generation,
-          started_with,
+          f'Generation {status.generation} of the index is a refresh of this run, which begins '
+          f'anew: with generation {started_with}, as it did.'
         )
         return started_with
     return status.generation

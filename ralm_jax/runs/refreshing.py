@@ -66,14 +66,9 @@ class ScheduledRefresh:
     share = self._spent / (time.monotonic() - self._start)
     if done.passages:
       logging.info(
-        'Refreshed the index at step %d: generation %d, %d passages in '
-        '%.1f s (%.0f passages/s; %.1f %% of all time so far).',
-        step,
-        done.generation,
-        done.passages,
-        done.seconds,
-        done.passages / done.seconds,
-        100 * share,
+        f'Refreshed the index at step {step}: generation {done.generation}, {done.passages} '
+        f'passages in {done.seconds:.1f} s ({done.passages / done.seconds:.0f} passages/s; '
+        f'{100 * share:.1f} % of all time so far).'
       )
     else:
       logging.info(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
 
 from ralm_jax.data.text_config import TextConfig
 from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.retrieval.publisher import RefreshSchedule
 from ralm_jax.retrieval.retriever import SearchFilter
-from ralm_jax.training.partitioning import Partitioner
 from retrieval_service.options import IndexOptions
 
 
@@ -87,7 +85,6 @@ class RetrievalConfig:
 
   @property
   def source(self) -> IndexSource:
-    """The index that is searched."""
     return IndexSource(
       path=self.index,
       address=self.address,
@@ -97,7 +94,3 @@ class RetrievalConfig:
       approximate=self.approximate,
       retry_for_s=self.retry_for_s,
     )
-
-  def connection(self, partitioner: Partitioner | None) -> dict[str, Any]:
-    """The arguments of `connect.connect`."""
-    return {'source': self.source, 'partitioner': partitioner}

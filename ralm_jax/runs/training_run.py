@@ -47,11 +47,8 @@ class Vocabularies:
   retriever: str
 
   def tokenizer(self, text: TextConfig) -> QueryTokenizer:
-    return QueryTokenizer(
-      text,
-      vocabulary_files.load_vocabulary(self.reader),
-      vocabulary_files.load_vocabulary(self.retriever),
-    )
+    load = vocabulary_files.load_vocabulary
+    return QueryTokenizer(text, load(self.reader), load(self.retriever))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +155,7 @@ class TrainingRun:
             )
         with self.agreement.together():
           connected = stack.enter_context(
-            connect.connect(**self.retrieval.connection(self.partitioner))
+            connect.connect(self.retrieval.source, partitioner=self.partitioner)
           )
           connect.check_lookahead(connected.client, self.step.retrieval_lookahead)
           index = RunIndex(
@@ -174,7 +171,6 @@ class TrainingRun:
       yield index
 
   def trainer(self, index: RunIndex | NoIndex, batches: BatchSource) -> Trainer:
-    """The loop over this run's batches."""
     rerank_fn = None
     if index.rerank_to is not None:
       rerank_fn = rerank_step.partition_rerank(
@@ -230,16 +226,8 @@ class TrainingRun:
     """Of the evaluation's questions; None where there are none."""
     if self.questions is None:
       return None
-    questions, metrics = self.questions
     return RunEvaluator(
-      self.evaluation,
-      questions,
-      metrics,
-      self.spec,
-      self.partitioner,
-      index,
-      self.model_dir,
-      reporter,
+      self.evaluation, *self.questions, self.spec, self.partitioner, index, self.model_dir, reporter
     )
 
 

@@ -134,11 +134,8 @@ def warm_start(
   if checkpoints is not None:
     checkpoints.wait()
   if steps:
-    logging.info(
-      'Warm start: loss %.3f, %.0f %% of the crops find their partner.',
-      float(loss),
-      100 * float(correct),
-    )
+    share = f'{100 * float(correct):.0f} %'
+    logging.info('Warm start: loss %.3f, %s of the crops find their partner.', float(loss), share)
   return state()['params']
 
 

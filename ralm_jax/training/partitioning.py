@@ -43,25 +43,13 @@ def standard_logical_axis_rules(
     if dims not in (1, 2):
       raise ValueError(f'{name} must be 1 or 2, not {dims}.')
   rules: list[tuple[str, str | None]] = list(additional_rules or [])
-  rules += [
-    ('batch', DATA),
-    ('vocab', MODEL),
-    ('mlp', MODEL),
-    ('heads', MODEL),
-    ('joined_kv', MODEL),
-  ]
+  rules += [('batch', DATA), *((axis, MODEL) for axis in ('vocab', 'mlp', 'heads', 'joined_kv'))]
   if activation_partitioning_dims == 2:
     rules.append(('embed', MODEL))
   if parameter_partitioning_dims == 2:
     # In activations `batch` has already taken `data`, so this reaches parameters alone.
     rules.append(('embed', DATA))
-  rules += [
-    ('embed', None),
-    ('kv', None),
-    ('length', None),
-    ('layers', None),
-    ('relpos_buckets', None),
-  ]
+  rules += [(axis, None) for axis in ('embed', 'kv', 'length', 'layers', 'relpos_buckets')]
   return rules
 
 
@@ -92,11 +80,10 @@ class Partitioner:
         f'number of devices, {len(devices)}.'
       )
     shape = (len(devices) // self.num_partitions, self.num_partitions)
+    axes, automatic = (DATA, MODEL), (AxisType.Auto,) * 2
     if self.devices is not None:
-      return Mesh(
-        np.asarray(devices).reshape(shape), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2
-      )
-    return jax.make_mesh(shape, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
+      return Mesh(np.asarray(devices).reshape(shape), axes, axis_types=automatic)
+    return jax.make_mesh(shape, axes, axis_types=automatic)
 
   @property
   def rules(self) -> list[tuple[str, str | None]]:
@@ -131,16 +118,22 @@ class Partitioner:
       sharding = self._fitting(spec, leaf.shape)
       wanted = [axis for axis in spec if axis and self.mesh.shape[axis] > 1]
       if wanted and not any(sharding.spec):
+        name = jax.tree_util.keystr(path)
         logging.info(
-          'Parameter %s of shape %s is replicated: %s does not divide it.',
-          jax.tree_util.keystr(path),
-          leaf.shape,
-          wanted,
+          f'Parameter {name} of shape {leaf.shape} is replicated: {wanted} does not divide it.'
         )
       return sharding
 
     return jax.tree_util.tree_map_with_path(
       fit, specs, nn.meta.unbox(boxed), is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+
+  def abstract(self, boxed: PyTree) -> PyTree:
+    """Boxed parameters as ShapeDtypeStructs on their shardings, to restore into."""
+    return jax.tree.map(
+      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+      nn.meta.unbox(boxed),
+      self.param_shardings(boxed),
     )
 
   def partition(self, function: Callable[..., Any], **jit_kwargs: Any) -> PartitionedFunction:
@@ -159,13 +152,7 @@ class Partitioner:
     return self.partition(with_rows)
 
   def put_batch(self, batch: PyTree) -> PyTree:
-    """Makes global arrays, rows over `data`, of this process's rows of a batch.
-
-    Every process passes as many rows.
-
-    Raises:
-      ValueError: on several processes, rows, `data` axis and processes that do not divide.
-    """
+    """Global arrays, rows over `data`, of this process's rows; ValueError if they do not divide."""
     processes = len({d.process_index for d in self.mesh.devices.flat})
     if self.mesh.shape[DATA] % processes:
       raise ValueError(

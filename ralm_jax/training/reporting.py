@@ -10,16 +10,9 @@ import jax
 import numpy as np
 
 _CONSOLE = (
-  'loss/reader',
-  'loss/retriever',
-  'accuracy',
-  'retrieval/recall',
-  'retrieval/rerank_overlap',
-  'retrieval/staleness',
-  'gradient_norm/reader',
-  'gradient_norm/retriever',
-  'skipped_steps',
-)
+  'loss/reader loss/retriever accuracy retrieval/recall retrieval/rerank_overlap '
+  'retrieval/staleness gradient_norm/reader gradient_norm/retriever skipped_steps'
+).split()
 
 
 class Reporter:
@@ -32,14 +25,7 @@ class Reporter:
   never waits for the host.
   """
 
-  def __init__(
-    self,
-    total_steps: int,
-    *,
-    directory: str | None = None,
-    period: int = 10,
-    tensorboard: bool = True,
-  ):
+  def __init__(self, total_steps: int, *, directory: str | None = None, period: int = 10):
     """Opens the writers on the first process; without `directory` only the console reports."""
     self._total_steps = total_steps
     self._period = max(period, 1)
@@ -48,7 +34,7 @@ class Reporter:
     self._start = time.monotonic()
     self._writer = None
     self.is_first = jax.process_index() == 0
-    if directory and tensorboard and self.is_first:
+    if directory and self.is_first:
       # Imports TensorFlow, which takes seconds.
       from clu import metric_writers
 
@@ -89,21 +75,14 @@ class Reporter:
     if self.is_first:
       left = (self._total_steps - step) * seconds / count
       shown = '  '.join(f'{name} {metrics[name]:.4g}' for name in _CONSOLE if name in metrics)
-      logging.info(
-        'step %d/%d  %s  %.2f steps/s  wait %.1f %%  left %s',
-        step,
-        self._total_steps,
-        shown,
-        count / seconds,
-        100 * metrics['retrieval/wait_share'],
-        _duration(left),
-      )
+      wait = f'wait {100 * metrics["retrieval/wait_share"]:.1f} %'
+      pace = f'{count / seconds:.2f} steps/s  {wait}  left {_duration(left)}'
+      logging.info('step %d/%d  %s  %s', step, self._total_steps, shown, pace)
     self._start = time.monotonic()
     self._device, self._host = [], []
     return metrics
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Writes scalars to TensorBoard."""
     if self._writer is not None:
       self._writer.write_scalars(step, dict(metrics))
       self._writer.flush()

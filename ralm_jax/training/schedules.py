@@ -33,15 +33,8 @@ def create_learning_rate_scheduler(
     ValueError: for an unknown factor.
   """
   names = [name.strip() for name in factors.split('*')]
-  known = (
-    'constant',
-    'linear_warmup',
-    'rsqrt_decay',
-    'rsqrt_normalized_decay',
-    'decay_every',
-    'linear_decay',
-    'cosine_decay',
-  )
+  decays = 'rsqrt_decay rsqrt_normalized_decay decay_every linear_decay cosine_decay'
+  known = ('constant', 'linear_warmup', *decays.split())
   for name in names:
     if name not in known:
       raise ValueError(f'Learning-rate factor {name!r} is unknown; known: {known}.')

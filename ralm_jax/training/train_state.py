@@ -103,11 +103,7 @@ def initialize(
   seed: int = 0,
   params: PyTree | None = None,
 ) -> TrainState:
-  """A sharded state, from random parameters or from given ones.
-
-  Raises:
-    ValueError: when a given parameter is missing, unknown or of another shape.
-  """
+  """A sharded state, from random or given parameters; ValueError where those do not fit."""
   state_shardings = shardings(model, optimizers, partitioner)
   if params is not None:
     check_same_shapes(jax.eval_shape(model.init, jax.random.key(0)), params)

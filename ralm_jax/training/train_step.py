@@ -192,11 +192,7 @@ def _update(
   finite: Bool[Array, ''],
   moves: Bool[Array, ''],
 ) -> tuple[PyTree, PyTree]:
-  """The module's new parameters and optimiser state, where it `moves`.
-
-  The learning rate's schedule counts frozen steps, but not skipped ones: where
-  gradients are `finite`, it goes on.
-  """
+  """New parameters and state where it `moves`; where `finite`, schedules count frozen steps too."""
   updates, updated = optimizer.transformation.update(grads, opt_state, params)
 
   def choose(old: PyTree, new: PyTree) -> PyTree:

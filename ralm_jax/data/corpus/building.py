@@ -47,7 +47,6 @@ class Segment:
     return 'parse_tsv' if self.parse is passages.parse_tsv else 'parse_jsonl'
 
   def lines(self) -> Iterator[Line]:
-    """The lines with their numbers."""
     for number, content in enumerate(self.contents, start=self.first_number):
       yield Line(self.path, number, content, self.parse)
 
@@ -63,7 +62,6 @@ class Chunk:
 
 
 def shard_path(directory: pathlib.Path, index: int) -> pathlib.Path:
-  """The file of a shard."""
   return directory / f'shard-{index:05d}.arrow'
 
 
@@ -292,7 +290,6 @@ def _parallel_map(
 
 
 def _start_worker() -> None:
-  """Prepares a worker process."""
   # An interrupt ends the parent, which lets its workers finish their shards.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   # One worker is one core; the WordPiece library would start threads.

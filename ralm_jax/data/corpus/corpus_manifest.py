@@ -82,16 +82,11 @@ class Manifest:
 
   @property
   def rows(self) -> int:
-    """Number of passages."""
     return sum(shard.rows for shard in self.shards)
 
   @property
   def history(self) -> dict[str, int]:
-    """Fingerprint → number of rows after each shard.
-
-    Rows never change and shards are only added, so whoever knows an earlier
-    fingerprint knows what the first rows hold.
-    """
+    """Fingerprint → number of rows after each shard; what it names never changes."""
     fingerprint, rows, history = self.settings.fingerprint, 0, {}
     for shard in self.shards:
       fingerprint = _digest([fingerprint, shard.sha256])
@@ -105,7 +100,6 @@ class Manifest:
     return list(self.history)[-1]
 
   def write(self, directory: pathlib.Path) -> None:
-    """Writes the manifest, atomically."""
     content = {
       'format_version': FORMAT_VERSION,
       'fingerprint': self.fingerprint,
@@ -132,14 +126,9 @@ class Manifest:
       content = json.loads(path.read_bytes())
       version = content['format_version']
       if version == FORMAT_VERSION:
-        settings = Settings(
-          {
-            role: VocabularyEntry(**content['vocabularies'][role])
-            for role in ('reader', 'retriever')
-          },
-          content['max_words'],
-          content.get('provenance', False),
-        )
+        entries = content['vocabularies']
+        by_role = {role: VocabularyEntry(**entries[role]) for role in ('reader', 'retriever')}
+        settings = Settings(by_role, content['max_words'], content.get('provenance', False))
         shards = tuple(ShardEntry(**s) for s in content['shards'])
         if shards:
           return cls(settings, shards)

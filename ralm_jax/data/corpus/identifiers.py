@@ -13,21 +13,13 @@ if TYPE_CHECKING:  # Which would load jax.
 
 
 def hash_ids(ids: Iterable[str]) -> Int[np.ndarray, ' n']:
-  """Unsigned 64-bit hashes, the same on every machine.
-
-  Two ids may share a hash (about once among six billion ids), so whoever
-  finds a hash compares the ids themselves.
-  """
+  """Unsigned 64-bit hashes, the same on every machine; whoever finds one compares the ids."""
   digests = b''.join(hashlib.blake2b(i.encode('utf-8'), digest_size=8).digest() for i in ids)
   return np.frombuffer(digests, '<u8').astype(np.uint64, copy=False)
 
 
 class HashSet:
-  """A growing set of hashes with a number each, 16 bytes an entry.
-
-  Sorted runs of growing size are merged when they are of like size: what is
-  added costs a search in a few runs, and every entry is merged log(n) times.
-  """
+  """A growing set of hashes with a number each: sorted runs, merged when of like size."""
 
   def __init__(self):
     self._runs: list[tuple[np.ndarray, np.ndarray]] = []

@@ -41,12 +41,7 @@ class RowsOfIds:
     self._warned = False
 
   def __call__(self, ids: Sequence[Sequence[str]]) -> Int[np.ndarray, 'b n'] | None:
-    """Rows of every part of the passages that each example names, as they are now.
-
-    Filled with -1; None where no example names any. An id that the corpus does
-    not have stands for no passage; the first time that is said in the log, since
-    ids of another corpus would go unnoticed.
-    """
+    """Rows of all parts of what each example names, filled with -1; None where none names any."""
     if not any(len(some) for some in ids):
       return None
     if self._fingerprint != self._store.fingerprint:
@@ -64,17 +59,14 @@ class RowsOfIds:
   def _look_up(self, ids: list[str]) -> None:
     found = self._store.find(ids)
     rows: list[list[int]] = [[] for _ in ids]
-    for position, row in zip(
-      found.positions[found.is_newest].tolist(), found.rows[found.is_newest].tolist()
-    ):
+    newest = found.is_newest
+    for position, row in zip(found.positions[newest].tolist(), found.rows[newest].tolist()):
       rows[position].append(row)
     self._known.update(zip(ids, map(tuple, rows)))
     unknown = [one for one, some in zip(ids, rows) if not some]
     if unknown and not self._warned:
       self._warned = True
       logging.warning(
-        'The examples name passages that the corpus %s does not have, such as '
-        '%r; nothing is excluded or gold for these.',
-        self._store.directory,
-        unknown[0],
+        f'The examples name passages that the corpus {self._store.directory} does not have, such '
+        f'as {unknown[0]!r}; nothing is excluded or gold for these.'
       )

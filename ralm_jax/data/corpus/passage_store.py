@@ -38,10 +38,7 @@ DEFAULT_SHARD_SIZE = 65_536
 
 @dataclasses.dataclass(frozen=True)
 class StoredPassage(Passage):
-  """A passage and where it is stored.
-
-  Row -1 has empty texts; the date is 'YYYY-MM-DD', the last day of what was written.
-  """
+  """A passage and its row, -1 with empty texts for none; the date is the last day as YYYY-MM-DD."""
 
   row: int = dataclasses.field(kw_only=True)
 
@@ -93,11 +90,7 @@ class PassageStore:
     return list(self._history)[-1]
 
   def rows_at(self, fingerprint: str) -> int | None:
-    """Number of rows when the store had this fingerprint.
-
-    None if it never had, so that the store is not one that grew from that
-    corpus. Rows never change: an index of that fingerprint is valid for them.
-    """
+    """Rows that an index of this fingerprint is valid for (they never change); None for others."""
     return self._history.get(fingerprint)
 
   @property
@@ -107,12 +100,10 @@ class PassageStore:
 
   @functools.cached_property
   def reader_vocabulary(self) -> Vocabulary:
-    """The reader's vocabulary, from its copy in the folder."""
     return self._manifest.settings.vocabularies['reader'].load(self.directory)
 
   @functools.cached_property
   def retriever_vocabulary(self) -> Vocabulary:
-    """The retriever's vocabulary, from its copy in the folder."""
     return self._manifest.settings.vocabularies['retriever'].load(self.directory)
 
   def passage(self, row: int) -> StoredPassage:
@@ -162,7 +153,6 @@ class PassageStore:
     return self._shards.keys(rows, 'date')
 
   def has_dates(self) -> bool:
-    """Whether any passage is dated."""
     if not self._has_dates:  # Passages may have been added since.
       self._has_dates = any(
         (self._shards.shard(index).key_column('date') != dates.NO_DATE).any()
@@ -209,8 +199,7 @@ def build_corpus(
   Args:
     inputs: files or globs of Atlas jsonl or DPR tsv, plain or gzipped.
     max_words: cuts longer texts into equal parts (`passages.split_long`).
-    n_workers: processes; None for one a core. A corpus of one shard is built
-      without others. Scripts need `if __name__ == '__main__'`.
+    n_workers: processes; None for one a core. Scripts need `if __name__ == '__main__'`.
 
   Raises:
     FileNotFoundError: a missing file, or a glob that matches nothing.
@@ -280,12 +269,9 @@ def append_passages(
 ) -> Int[np.ndarray, ' n']:
   """Adds passages to a corpus, as one shard; existing rows stay as they are.
 
-  Stores that are open see them after `reload`. Each call adds a file, so many
-  passages are better added at once. Texts longer than the corpus's own
-  `max_words` are cut, so there may be more rows than passages.
-
-  With `replace` an id may be taken: its newest row is then the one that
-  `PassageStore.rows_of` finds. Returns the new rows.
+  Open stores see them after `reload`; each call adds a file. Texts are cut as the corpus's own are,
+  so there may be more rows than passages. With `replace` an id may be taken: its newest row is then
+  the one that `PassageStore.rows_of` finds. Returns the new rows.
 
   Raises:
     ValueError: an id is taken, occurs twice or is empty, or a date is none.

@@ -47,10 +47,7 @@ class Passage:
 
   @property
   def source_document(self) -> str:
-    """Names the document: `document`, else the title.
-
-    A passage with neither is a document of its own, or else all of these would exclude each other.
-    """
+    """Names the document: `document`, else the title, else the passage itself."""
     # No title begins so, which keeps the two kinds of name apart.
     return self.document or self.title or f'\0{self.source_id}'
 
@@ -88,11 +85,9 @@ class Line:
     return self.parse(self)
 
   def text(self) -> str:
-    """The decoded line without its end."""
     return json_records.text_of(self.content, self.where)
 
   def error(self, message: str) -> ValueError:
-    """A ValueError that says where."""
     return ValueError(f'{self.where}: {message}')
 
 
@@ -197,8 +192,7 @@ def iterate_passages(
 ) -> Iterator[Passage]:
   """Reads passages one after the other, texts cut by `split_long`.
 
-  Remembers every id to find duplicates; `build_corpus` does without for corpora
-  whose size forbids it.
+  Remembers every id to find duplicates; `build_corpus` does without, for larger corpora.
 
   Raises:
     FileNotFoundError: a file is missing or a glob matches none.
@@ -230,7 +224,6 @@ def find_lines(
 
 
 def duplicate_error(passage_id: str, first: tuple[str, int], second: tuple[str, int]) -> ValueError:
-  """What to raise when two lines have one id."""
   return ValueError(
     f'{second[0]}:{second[1]}: duplicate id {passage_id!r}, '
     f'first on {first[0]}:{first[1]}; ids must be unique in a corpus'
@@ -238,7 +231,6 @@ def duplicate_error(passage_id: str, first: tuple[str, int], second: tuple[str, 
 
 
 def empty_error(paths: Sequence[str]) -> ValueError:
-  """What to raise when there is no passage at all."""
   return ValueError(f'empty corpus: no passage in {", ".join(paths)}')
 
 

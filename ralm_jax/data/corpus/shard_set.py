@@ -25,9 +25,8 @@ _MISSING = {'source_key': 0, 'document_key': 0, 'date': dates.NO_DATE}
 class FoundRows:
   """Rows of passages that were looked up by id.
 
-  A long passage has a row for each of its parts, and a replaced one further
-  rows for what it was before: its version is 0 as it is now, 1 as it was before
-  it was replaced, and so on. Positions tell which of the ids asked for.
+  A passage has a row for each part, and for each version: 0 as it is now, 1 as it was before it was
+  replaced, and so on. Positions tell which of the ids asked for.
   """
 
   positions: Int[np.ndarray, ' m']
@@ -63,7 +62,6 @@ class ShardSet:
     return int(self.first_rows[-1])
 
   def grown(self, entries: Sequence[ShardEntry]) -> ShardSet:
-    """The same shards and those added since."""
     return ShardSet(self.directory, entries, cut=self._cut, opened=self._opened)
 
   def shard(self, index: int) -> Shard:
@@ -193,11 +191,7 @@ class ShardSet:
       same = rows < len(shard)
       same[same] = keys[rows[same]] == sources[same]
       positions, rows, sources = positions[same], rows[same], sources[same]
-      same = np.array(
-        [
-          shard.id_of(row) == f'{ids[position]}#{number}'
-          for position, row in zip(positions.tolist(), rows.tolist())
-        ],
-        bool,
-      )
+      pairs = zip(positions.tolist(), rows.tolist())
+      of_id = [shard.id_of(row) == f'{ids[position]}#{number}' for position, row in pairs]
+      same = np.array(of_id, bool)
       positions, rows, sources = positions[same], rows[same], sources[same]

@@ -189,15 +189,9 @@ class Shard:
 
   @functools.cached_property
   def _token_columns(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    columns = {
-      name: self._batch.column(name)
-      for name in (*TOKEN_COLUMNS, *START_COLUMNS)
-      if name in self._batch.schema.names
-    }
-    return {
-      name: (column.values.to_numpy(), column.offsets.to_numpy())
-      for name, column in columns.items()
-    }
+    names = [n for n in (*TOKEN_COLUMNS, *START_COLUMNS) if n in self._batch.schema.names]
+    columns = {name: self._batch.column(name) for name in names}
+    return {n: (c.values.to_numpy(), c.offsets.to_numpy()) for n, c in columns.items()}
 
   def key_column(self, name: str) -> np.ndarray:
     """[rows] of `KEY_COLUMNS`: int64 keys or int32 dates."""
@@ -229,11 +223,9 @@ class Shard:
     return result
 
   def ids(self) -> list[str]:
-    """Every id, in row order."""
     return self._batch.column('id').to_pylist()
 
   def id_of(self, row: int) -> str:
-    """The id of a row."""
     return self._batch.column('id')[row].as_py()
 
   def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

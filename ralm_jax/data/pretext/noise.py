@@ -53,11 +53,7 @@ class Spans:
 
 @dataclasses.dataclass(frozen=True)
 class Corrupted:
-  """A sequence whose masked spans were taken out: a sentinel for each in `inputs`.
-
-  Targets have each masked span behind its sentinel, and one more if there is a
-  closing sentinel, but no end of sequence.
-  """
+  """Inputs with a sentinel for each masked span; targets with each span behind its sentinel."""
 
   inputs: Int[np.ndarray, ' s']
   targets: Int[np.ndarray, ' t']

@@ -42,14 +42,10 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """Token ids of one example, no longer than TextConfig says.
-
-  The query has its special tokens, the target an end of sequence if it fits;
-  `reader_query` is what the reader's format puts in place of {query}.
-  """
+  """Token ids of one example, no longer than TextConfig says."""
 
   query: list[int]
-  reader_query: list[int]
+  reader_query: list[int]  #: in place of {query} in the reader's format; no special tokens
   target: list[int]
 
 
@@ -81,9 +77,8 @@ class MaskedSpans(Objective):
   """T5's span corruption."""
 
   noise: noise.NoiseConfig = noise.NoiseConfig()
-  #: of a passage, counted before the noise; what follows is left out. None for as many as fit into
-  #: query and target, so that nothing that was masked is cut off; Atlas's is the length of a
-  #: passage.
+  #: of a passage, before the noise; what follows is left out. None for as many as fit into query
+  #: and target, so that nothing that was masked is cut off; Atlas's is the length of a passage.
   max_tokens: int | None = None
 
   def check(self, tokenizer: PretextTokenizer) -> None:
@@ -126,12 +121,10 @@ class MaskedSpans(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class PrefixLM(Objective):
-  """The left part of a text to its right part.
+  """The left part of a text to its right part, cut between two words at a random place.
 
-  The text is cut between two words, at a random place. A left part that is too
-  long for a query keeps its end, which is what goes on. The ratios count words
-  and the blanks between them, as Atlas does, whose `lm` scripts have 0.25 and
-  0.75.
+  A left part that is too long for a query keeps its end. The ratios count words and the blanks
+  between them, as Atlas does, whose `lm` scripts have 0.25 and 0.75.
   """
 
   min_ratio: float = 0.5  #: shortest left part, as a share of the text
@@ -190,12 +183,9 @@ class TitleSection(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class SalientSpans(Objective):
-  """One name, date or number of the text, `<extra_id_0>` in its place.
+  """One name, date or number of the text, `<extra_id_0>` in its place, as in REALM.
 
-  As in REALM that one span is masked and no other: where its text occurs once
-  more in the passage, the reader may copy it.
-
-  A text that is longer than a query is cut around the span.
+  Where its text occurs once more the reader may copy it. A longer text is cut around the span.
   """
 
   #: finds spans; those of `salient_spans.find`, or a function of the user's.
@@ -225,13 +215,10 @@ class SalientSpans(Objective):
 
 
 def word_count(text: str) -> int:
-  """Runs without whitespace."""
   return len(text.split())
 
 
-@functools.lru_cache(64)
-def _longest_fitting(config, input_length, target_length, max_spans) -> int:
-  return noise.longest_fitting(config, input_length, target_length, max_spans)
+_longest_fitting = functools.lru_cache(64)(noise.longest_fitting)
 
 
 @functools.lru_cache(8)

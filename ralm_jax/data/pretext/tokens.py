@@ -35,7 +35,6 @@ class WordEncoder:
     self._ids: dict[str, list[int]] = {}
 
   def encode(self, words: Sequence[str], limit: int | None = None) -> list[int]:
-    """Ids of words, without special tokens."""
     result: list[int] = []
     known = self._ids.get
     limit = sys.maxsize if limit is None else limit
@@ -136,7 +135,6 @@ class PretextTokenizer:
     return Translator(self.sentinel_vocabulary('A translator'), self.retriever)
 
   def query(self, words: Sequence[str]) -> list[int]:
-    """Ids for the query encoder."""
     return self.framed_query(self.retriever.encode_start(words, self.query_space))
 
   def reader_query(self, words: Sequence[str]) -> list[int]:

@@ -110,7 +110,6 @@ def _part(code: Any, argument: Any) -> Iterator[str]:
 
 
 def _member(code: Any, argument: Any) -> str:
-  """A character of a class."""
   if code is codes.LITERAL:
     return chr(argument)
   if code is codes.RANGE:

@@ -46,7 +46,6 @@ class PromptTokenizer:
     tokenizer: QueryTokenizer,
     max_question_tokens: int | None = multiple_choice.MAX_QUESTION_TOKENS,
   ):
-    """Tokenises nothing yet."""
     self._questions = questions
     self._tokenizer = tokenizer
     self._max_question_tokens = max_question_tokens
@@ -66,12 +65,9 @@ class PromptTokenizer:
     """Of one question with its options in an order, see `multiple_choice.permuted`."""
     tokenizer = self._tokenizer
     if not self._joins:
-      shown = multiple_choice.render(
-        multiple_choice.permuted(self._questions[number], order),
-        tokenizer,
-        self._max_question_tokens,
-      )
-      text = tokenizer.text.query(shown.question)
+      permuted = multiple_choice.permuted(self._questions[number], order)
+      prompt = multiple_choice.prompt(permuted, tokenizer, self._max_question_tokens)
+      text = tokenizer.text.query(prompt)
       return PromptIds(
         np.asarray(tokenizer.retriever_query(text), np.int32),
         np.asarray(tokenizer.reader_query(text), np.int32),
@@ -92,13 +88,12 @@ class PromptTokenizer:
     prompt = multiple_choice.prompt(question, self._tokenizer, self._max_question_tokens)
     listed = multiple_choice.listed(question.options)
     before = self._before + prompt.removesuffix(f' options: {listed}')
-    query, reader_query = (
-      _Side(
-        _ids(vocabulary, before), tuple(_ids(vocabulary, option) for option in question.options)
-      )
-      for vocabulary in (self._tokenizer.retriever_vocabulary, self._tokenizer.reader_vocabulary)
-    )
-    return query, reader_query
+
+    def side(vocabulary: Vocabulary) -> _Side:
+      options = tuple(_ids(vocabulary, option) for option in question.options)
+      return _Side(_ids(vocabulary, before), options)
+
+    return side(self._tokenizer.retriever_vocabulary), side(self._tokenizer.reader_vocabulary)
 
   def _joined(
     self, side: _Side, literals: dict[str, np.ndarray], order: Sequence[int]

@@ -1,8 +1,4 @@
-"""Which training questions a few-shot run sees.
-
-Either by hash, which anybody can repeat without a list, or by the list that
-somebody else has published.
-"""
+"""Which training questions a few-shot run sees: by hash, or by a list that somebody published."""
 
 from __future__ import annotations
 

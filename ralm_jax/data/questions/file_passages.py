@@ -23,7 +23,6 @@ class FilePassages:
     reader_vocabulary: Vocabulary,
     retriever_vocabulary: Vocabulary,
   ):
-    """Tokenises nothing yet."""
     self._passages = list(passages)
     self.reader_vocabulary = reader_vocabulary
     self.retriever_vocabulary = retriever_vocabulary

@@ -79,9 +79,7 @@ def prompt(
   sequence both for it and for the prompt it has `max_question_tokens` reader tokens, as in Atlas.
   Options are never cut: where they alone are too long, the question is left out.
 
-  Unlike Atlas, which decodes the tokens that are left, this keeps the text as
-  it is written, with unknown characters and with spaces before punctuation.
-
+  Unlike Atlas, which decodes the tokens that are left, this keeps the text as it is written.
   `max_question_tokens` None stands for any number.
   """
   options = listed(question.options)
@@ -103,10 +101,7 @@ def listed(options: Sequence[str]) -> str:
 
 
 def last_tokens(text: str, count: int, vocabulary: Vocabulary) -> str:
-  """The end of a text, of at most `count` tokens of a vocabulary.
-
-  Vocabularies split at whitespace, so that words can be counted one by one.
-  """
+  """The end of a text, of at most `count` tokens of a vocabulary (which splits at whitespace)."""
   start, before = len(text), ''
   for word in reversed(list(_WORD.finditer(text))):
     ids = vocabulary.encode(word[0])
@@ -186,8 +181,6 @@ def check_lengths(
     )
   if cut:
     logging.warning(
-      'The options of %d questions alone are longer than reader_query_length '
-      '= %d; the last ones are cut off.',
-      cut,
-      text.reader_query_length,
+      f'The options of {cut} questions alone are longer than reader_query_length '
+      f'= {text.reader_query_length}; the last ones are cut off.'
     )

@@ -31,7 +31,6 @@ class Vocabulary(abc.ABC):
     """`encode` of every text, faster than one call for each."""
 
   def encode_start(self, text: str) -> list[int]:
-    """`encode` of a text with which a sequence begins."""
     return self.encode(text)
 
   def encode_start_batch(self, texts: Sequence[str]) -> list[list[int]]:

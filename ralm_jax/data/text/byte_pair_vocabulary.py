@@ -114,7 +114,6 @@ def _spaced(text: str) -> str:
 
 
 def _read_merges(path: pathlib.Path) -> list[list[str]]:
-  """The merges beside a `vocab.json`."""
   merges_path = path.with_name('merges.txt')
   if not merges_path.exists():
     raise FileNotFoundError(
@@ -147,6 +146,7 @@ def _parts_of_tokenizer(
     # Some files of old versions leave the type out.
     model_type = model.get('type', 'BPE' if 'merges' in model else None)
     pre_tokenizer = content.get('pre_tokenizer') or {}
+    prefix_space = pre_tokenizer.get('add_prefix_space', False)
     odd = next(
       (
         name
@@ -155,11 +155,7 @@ def _parts_of_tokenizer(
           ('pre_tokenizer', pre_tokenizer.get('type'), ('ByteLevel',)),
           ('pre_tokenizer.use_regex', pre_tokenizer.get('use_regex', True), (True,)),
           # First words would silently get other ids than its owner knows.
-          (
-            'pre_tokenizer.add_prefix_space',
-            pre_tokenizer.get('add_prefix_space', False),
-            (False,),
-          ),
+          ('pre_tokenizer.add_prefix_space', prefix_space, (False,)),
           ('normalizer', content.get('normalizer'), (None,)),
           ('byte_fallback', model.get('byte_fallback', False), (False,)),
           ('ignore_merges', model.get('ignore_merges', False), (False,)),
@@ -243,12 +239,8 @@ def _canonical(
     }
     for name, token in sorted(names.items(), key=lambda item: ids[item[0]])
   ]
-  byte_level = {
-    'type': 'ByteLevel',
-    'add_prefix_space': False,
-    'trim_offsets': True,
-    'use_regex': True,
-  }
+  # The order of keys decides the fingerprint.
+  byte_level = dict(type='ByteLevel', add_prefix_space=False, trim_offsets=True, use_regex=True)
   return json.dumps(
     {
       'version': '1.0',

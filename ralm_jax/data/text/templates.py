@@ -41,12 +41,7 @@ TITLE_START = 'title_start'  # A title that begins a text.
 
 
 class TokenTemplate:
-  """A text with fields, tokenised but for the fields.
-
-  Attributes:
-    fields: names of the fields it uses, in the order of their appearance;
-      `title_start` for a leading title whose first word has ids of its own.
-  """
+  """A text with fields, tokenised but for the fields."""
 
   def __init__(
     self,
@@ -84,6 +79,7 @@ class TokenTemplate:
       ids = np.asarray(encode_literal(literal.strip()), np.int32)
       if len(ids):
         self._parts.append(ids)
+    #: By first appearance; `title_start` for a leading title whose first word has its own ids.
     self.fields = tuple(dict.fromkeys(names))
 
   @classmethod
@@ -98,10 +94,7 @@ class TokenTemplate:
     format: str = RETRIEVER_FORMAT,
     known_fields: Sequence[str] = RETRIEVER_FIELDS,
   ) -> TokenTemplate:
-    """Template of encoder inputs: [CLS] … [SEP] for WordPiece, else … eos.
-
-    With `format='{query}'` and `known_fields=('query',)` it is that of the query side.
-    """
+    """Template of encoder inputs: [CLS] … [SEP] for WordPiece, else … eos; of queries, too."""
     return cls._of(vocabulary, format, vocabulary.retriever_prefix, known_fields)
 
   @classmethod
@@ -127,10 +120,7 @@ class TokenTemplate:
   ) -> RaggedTokens:
     """Fills the fields with the tokens of N texts and truncates on the right.
 
-    Args:
-      length: most tokens of a result, prefix and suffix included; all end with the suffix.
-      has_passage: where False only `{query}` is written, without literals and
-        other fields. None means everywhere True.
+    Prefix and suffix always stay. Where `has_passage` is False only `{query}` is written.
 
     Raises:
       ValueError: a field is missing, they differ in N, or `length` is less than prefix and suffix.

@@ -52,11 +52,7 @@ class QueryTokenizer:
     return [*vocabulary.retriever_prefix, *ids[: self.query_space], vocabulary.eos_id]
 
   def framed_target(self, ids: Sequence[int]) -> list[int]:
-    """A target with its special tokens.
-
-    A truncated one has no end of sequence, as in Atlas; but with a vocabulary
-    that has a beginning of sequence both are kept, as RAG has it.
-    """
+    """A target with special tokens; a cut one has no end (Atlas), unless there is a start (RAG)."""
     vocabulary, length = self.reader_vocabulary, self.text.target_length
     prefix = vocabulary.reader_prefix
     if prefix:
@@ -91,7 +87,6 @@ class QueryTokenizer:
     return self.reader_query(before, length - len(end)) + end
 
   def target(self, answer: str) -> list[int]:
-    """Ids of a target, see `framed_target`."""
     return self.framed_target(self.reader_vocabulary.encode_start(self.text.target(answer)))
 
   def answer(self, tokens: Sequence[int]) -> str:

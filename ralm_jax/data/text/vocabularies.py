@@ -84,7 +84,6 @@ class SentencePieceVocabulary(Vocabulary):
       )
 
   def sentinel_id(self, index: int) -> int:
-    """Id of `<extra_id_{index}>`."""
     if not 0 <= index < self.extra_ids:
       raise ValueError(f'sentinel {index} is not one of the {self.extra_ids} of {self.path}')
     return self.vocab_size - 1 - index
@@ -202,11 +201,7 @@ def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary
 
 
 def _message_fields(content: bytes) -> set[int]:
-  """Numbers of a protocol buffer's fields, which must all be messages.
-
-  A model's are its pieces (1), trainer (2) and normalizer (3), in this order: a
-  file cut between two of them is still a valid one.
-  """
+  """Numbers of a protocol buffer's fields: a model's pieces (1), trainer (2) and normalizer (3)."""
   at, found = 0, set()
 
   def varint() -> int:

@@ -1,14 +1,11 @@
 """Sets whose answers are sentences, as published.
 
-ms_marco  MS MARCO's question answering set (Nguyen et al. 2016), one object
-          of columns, each from record to value, or one object a line. Well
-          formed answers take the place of the others where there are any;
-          questions without another answer than 'No Answer Present.' are left
-          out
-jeopardy  Jeopardy question generation (Lewis et al. 2020, section 3.3): the
-          answer entity asks and the clue is the answer; one array, or one
-          object a line. Clues of nothing but a picture or a sound are left
-          out
+ms_marco  MS MARCO's question answering set (Nguyen et al. 2016), one object of columns, each from
+          record to value, or one object a line. Well formed answers take the place of the others
+          where there are any; questions answered by 'No Answer Present.' alone are left out
+jeopardy  Jeopardy question generation (Lewis et al. 2020, section 3.3): the answer entity asks and
+          the clue is the answer; one array, or one object a line. Clues of nothing but a picture
+          or a sound are left out
 """
 
 from collections.abc import Iterator

@@ -3,21 +3,16 @@
 One object a line: `id`, `input`, and `output`, a list of `answer`, of
 `provenance` (Wikipedia pages that hold the evidence), or of both:
 
-  kilt_fever                        claims; SUPPORTS is answered 'true', REFUTES
-                                    'false', as Atlas has it
-  kilt_aida, kilt_wned, kilt_cweb   a text with [START_ENT] mention [END_ENT];
-                                    the answer is the title of its page. The
-                                    texts are whole articles: of a longer one
-                                    the 40 words around the mention are the
-                                    question (`MENTION_WORDS`)
-  kilt_trex, kilt_zsre              'subject [SEP] relation', or a question of it
-  kilt_nq, kilt_hotpotqa            questions
-  kilt_triviaqa                     questions, which the published files leave
-                                    out (`triviaqa_questions`)
-  kilt_eli5                         questions with long answers
-  kilt_wow                          turns of a dialogue; the answer is the next.
-                                    Of a longer one the last 36 words are the
-                                    question (`DIALOGUE_WORDS`)
+kilt_fever                       claims; SUPPORTS is answered 'true', REFUTES 'false' (Atlas)
+kilt_aida, kilt_wned, kilt_cweb  a text with [START_ENT] mention [END_ENT]; the answer is the title
+                                 of its page. Of a long text the 40 words around the mention are
+                                 the question (`MENTION_WORDS`)
+kilt_trex, kilt_zsre             'subject [SEP] relation', or a question of it
+kilt_nq, kilt_hotpotqa           questions
+kilt_triviaqa                    questions, which the files leave out (`triviaqa_questions`)
+kilt_eli5                        questions with long answers
+kilt_wow                         turns of a dialogue; the answer is the next. Of a longer one the
+                                 last 36 words are the question (`DIALOGUE_WORDS`)
 
 Answers are those of all outputs, each once, without spaces around them. The
 hidden test sets have no `output`; read them with `require_answers=False`.
@@ -50,18 +45,14 @@ DIALOGUE_WORDS = 36
 # What a file of each format holds, for errors.
 EXPECTED = {
   'kilt_fever': 'one claim of KILT a line, {id, input, output}',
-  **{
-    name: f'one text of KILT with {_START} a line, {{id, input, output}}'
-    for name in _ENTITY_LINKING
-  },
-  **{
-    name: "one 'subject [SEP] relation' of KILT a line, {id, input, output}"
-    for name in ('kilt_trex', 'kilt_zsre')
-  },
-  **{
-    name: 'one question of KILT a line, {id, input, output}'
-    for name in ('kilt_nq', 'kilt_hotpotqa', 'kilt_triviaqa', 'kilt_eli5')
-  },
+  **dict.fromkeys(_ENTITY_LINKING, f'one text of KILT with {_START} a line, {{id, input, output}}'),
+  **dict.fromkeys(
+    ('kilt_trex', 'kilt_zsre'), "one 'subject [SEP] relation' of KILT a line, {id, input, output}"
+  ),
+  **dict.fromkeys(
+    ('kilt_nq', 'kilt_hotpotqa', 'kilt_triviaqa', 'kilt_eli5'),
+    'one question of KILT a line, {id, input, output}',
+  ),
   'kilt_wow': 'one dialogue of KILT a line, {id, input, output}',
 }
 

@@ -26,7 +26,7 @@ def subject(path: str) -> str:
   return name
 
 
-def _csv_records(path: str, on_error: OnError = None) -> Iterator[Record]:
+def _records(path: str, on_error: OnError = None) -> Iterator[Record]:
   """Records numbered by their first lines; an open quotation is raised in any case."""
   # Strict, or a stray quotation mark would make one record of two.
   reader = csv.reader(
@@ -90,10 +90,6 @@ def _row(fields: Fields) -> dict[str, Any]:
 
 
 MMLU = RecordFormat(
-  'mmlu',
-  'records of question,A,B,C,D,letter, without a header',
-  _row,
-  _csv_records,
-  'multiple_choice',
+  'mmlu', 'records of question,A,B,C,D,letter, without a header', _row, _records, 'multiple_choice'
 )
 FORMATS = (MMLU,)

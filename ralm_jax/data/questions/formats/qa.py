@@ -31,7 +31,7 @@ _DESCRIPTION = r'\(description (?:"(?:[^"\\]|\\.)*"|[^()"]*)\)'
 _TARGET_VALUE = re.compile(rf'\(list(?:\s*{_DESCRIPTION})*\s*\)')
 
 
-def _triviaqa_layout(path: str, on_error: OnError = None) -> Iterator[Record]:
+def _dataset(path: str, on_error: OnError = None) -> Iterator[Record]:
   if _is_one_object(path):
     return records.array_in_object(path, 'Data', on_error)
   return records.array_lines_or_table(path, on_error)
@@ -143,26 +143,16 @@ def _curated_trec(fields: Fields) -> dict[str, Any]:
   }
 
 
+_layout = records.array_lines_or_table
 FORMATS = (
+  RecordFormat('nq_open', 'one question and its answers a line', _question, _layout),
   RecordFormat(
-    'nq_open', 'one question and its answers a line', _question, records.array_lines_or_table
+    'triviaqa', "an object whose 'Data' are questions, or one question a line", _triviaqa, _dataset
   ),
   RecordFormat(
-    'triviaqa',
-    "an object whose 'Data' are questions, or one question a line",
-    _triviaqa,
-    _triviaqa_layout,
+    'web_questions', 'an array of questions, or one question a line', _web_questions, _layout
   ),
   RecordFormat(
-    'web_questions',
-    'an array of questions, or one question a line',
-    _web_questions,
-    records.array_lines_or_table,
-  ),
-  RecordFormat(
-    'curated_trec',
-    'one question and the patterns of its answers a line',
-    _curated_trec,
-    records.array_lines_or_table,
+    'curated_trec', 'one question and the patterns of its answers a line', _curated_trec, _layout
   ),
 )

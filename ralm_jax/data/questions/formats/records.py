@@ -45,11 +45,7 @@ class Fields:
     return value
 
   def texts(self, name: str) -> list[str] | None:
-    """A list of texts without blank ones; None if there is no such field.
-
-    A text alone is a list of one, but a list that was written as a text is that
-    list: MS MARCO writes its empty ones so.
-    """
+    """Texts without blank ones, of a list or one text (a list written as text, too); or None."""
     value = self._row.get(name)
     if isinstance(value, str):
       value = self._list(value)
@@ -116,7 +112,6 @@ class Fields:
     return self._row.get(name)
 
   def row(self) -> dict[str, Any]:
-    """All of them."""
     return dict(self._row)
 
   def rest(self, *names: str) -> dict[str, Any]:
@@ -142,7 +137,6 @@ class Fields:
 
 
 def lines(path: str, on_error: OnError = None) -> Iterator[Record]:
-  """One JSON object a line."""
   for line, row in json_records.read_json_lines(path, on_error):
     yield Record(line, f'{path}:{line}', row)
 
@@ -164,14 +158,10 @@ class RecordFormat:
   def records(
     self, path: str, require_answers: bool = True, on_error: OnError = None
   ) -> Iterator[Record]:
-    """Reads a file, plain or gzipped, into rows of our own layout.
-
-    Args:
-      on_error: called with the error of a malformed record, which is left out; None raises it.
-        What is wrong with the file as a whole is raised in any case.
+    """Rows of our own layout; `on_error` is called with the error of a record, which is left out.
 
     Raises:
-      ValueError: a damaged file or malformed record; the message names file and line or record.
+      ValueError: a damaged file (in any case) or malformed record; names file and line or record.
     """
     for record in self.layout(path, on_error):
       row = json_records.attempt(on_error, self.convert, Fields(record, require_answers))
@@ -232,8 +222,7 @@ def first_character(path: str) -> str:
 def array_lines_or_table(path: str, on_error: OnError = None) -> Iterator[Record]:
   """JSON objects in one array or one a line, or a table of answers.
 
-  A table is a file whose name ends in .tsv or .csv (DPR's 'nq-test.qa.csv', of
-  tabs as well), or that begins with neither bracket.
+  A table's name ends in .tsv or .csv (of tabs as well), or it begins with neither bracket.
   """
   name = path.removesuffix('.gz')
   if name.endswith(_TABLE_ENDINGS) or (first_character(path) not in ('[', '{', '')):
