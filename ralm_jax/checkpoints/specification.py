@@ -53,12 +53,11 @@ class Specification:
           f'The {side} vocabulary {vocabulary.path} pads with id {vocabulary.pad_id}, the {side} '
           f"model with {config.pad_id}; use the model's own vocabulary, or set its pad_id."
         )
-    ends = self.tokenizer.reader_vocabulary.eos_id
-    if ends != self.model.reader_config.eos_id:
+    vocabulary, reader = self.tokenizer.reader_vocabulary, self.model.reader_config
+    if vocabulary.eos_id != reader.eos_id:
       raise ValueError(
-        f'The reader vocabulary {self.tokenizer.reader_vocabulary.path} ends sequences with id '
-        f"{ends}, the reader with {self.model.reader_config.eos_id}; use the model's own "
-        'vocabulary, or set its eos_id.'
+        f'The reader vocabulary {vocabulary.path} ends sequences with id {vocabulary.eos_id}, the '
+        f"reader with {reader.eos_id}; use the model's own vocabulary, or set its eos_id."
       )
     if self.model.marginalizes and self.text.closed_book:
       raise ValueError(
@@ -66,20 +65,17 @@ class Specification:
         "passages, but reader_format = '{query}' shows none; use reading = "
         "'fusion' (gin: READING), or a reader_format with {text}."
       )
-    reader_positions = getattr(self.model.reader_config, 'max_positions', None)
-    longest = max(self.text.passage_length, self.text.target_length)
-    if reader_positions is not None and longest > reader_positions:
-      raise ValueError(
-        f'TextConfig asks for {longest} reader tokens, the reader has {reader_positions} '
-        'positions; shorten passage_length or target_length.'
-      )
-    longest = max(self.text.query_length, self.text.retriever_passage_length)
-    positions = self.model.retriever_config.max_positions
-    if longest > positions:
-      raise ValueError(
-        f'TextConfig asks for {longest} retriever tokens, the retriever has {positions} positions; '
-        'shorten query_length or retriever_passage_length.'
-      )
+    for side, config, lengths in (
+      ('reader', reader, ('passage_length', 'target_length')),
+      ('retriever', self.model.retriever_config, ('query_length', 'retriever_passage_length')),
+    ):
+      longest = max(getattr(self.text, length) for length in lengths)
+      positions = getattr(config, 'max_positions', None)
+      if positions is not None and longest > positions:
+        raise ValueError(
+          f'TextConfig asks for {longest} {side} tokens, the {side} has {positions} positions; '
+          f'shorten {" or ".join(lengths)}.'
+        )
 
   def check_same_vocabularies(self, directory: str | os.PathLike[str]) -> None:
     """Raises ValueError where a run folder was saved with other vocabularies."""
@@ -106,13 +102,10 @@ class Specification:
         'extra_ids': getattr(vocabulary, 'extra_ids', 0),
         'fingerprint': vocabulary.fingerprint,
       }
+    config = self.model.reader_config
     content = {
       'format': _FORMAT,
-      'reader': next(
-        name
-        for name, config_class in _READERS.items()
-        if isinstance(self.model.reader_config, config_class)
-      ),
+      'reader': next(name for name, kind in _READERS.items() if isinstance(config, kind)),
       'retriever': dual_encoder.encoder_name(self.model.retriever_config),
       'model': _plain(dataclasses.asdict(self.model)),
       'text': dataclasses.asdict(self.text),

@@ -35,12 +35,8 @@ def evaluate(
 ) -> dict[str, Any]:
   """Writes `predictions.jsonl` and `metrics.json`; returns the metrics.
 
-  Interrupted, it goes on behind the predictions that are written already, if
-  checkpoint, index, questions and task are the same.
-
-  Args:
-    checkpoint: MODEL_DIR or MODEL_DIR/checkpoint_<step>, or one that is open.
-    resume: False begins anew.
+  Interrupted, it goes on behind the predictions that are written already, if checkpoint, index,
+  questions and task are the same; without `resume` it begins anew.
   """
   if batch_size < 1:
     raise ValueError(f'batch_size must be at least 1, not {batch_size}.')

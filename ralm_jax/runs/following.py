@@ -50,9 +50,8 @@ def refresh(
 ) -> int:
   """Embeds the corpus with each new checkpoint's encoder and publishes it.
 
-  Stopped at any moment, it goes on when called again: a checkpoint whose
-  encoder is served already is passed over. Where checkpoints come faster than a
-  corpus is embedded, it takes the newest each time.
+  Stopped at any moment, it goes on when called again: a checkpoint whose encoder is served already
+  is passed over. Where checkpoints come faster than a corpus is embedded, it takes the newest.
 
   With `index` a process that serves that folder notices; `keep_generations` stay in it, and pinned
   ones. Publishes when the run is `every_steps` further; returns how many generations it published.
@@ -64,8 +63,8 @@ def refresh(
   """
   if (index is None) == (retrieval_address is None):
     raise ValueError(
-      'Give either the INDEX folder (--index) or the address of the '
-      'retrieval process that serves it (--retrieval_address).'
+      'Give either the INDEX folder (--index) or the address of the retrieval process that serves '
+      'it (--retrieval_address).'
     )
   if once:
     store.find(model_dir)

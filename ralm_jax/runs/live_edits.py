@@ -56,9 +56,8 @@ def put(
   A passage that is stored already, word for word, is put into the index again:
   after an interruption, or where it was deleted.
 
-  Args:
-    replace: whether a passage may take the place of another of its id.
-    known: whether each id must be one that the corpus has.
+  With `replace` a passage may take the place of another of its id; with `known` the corpus must
+  have each id.
 
   Raises:
     ValueError: no passages, an id that is taken by another passage, or an index of another corpus.

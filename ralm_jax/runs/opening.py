@@ -51,11 +51,8 @@ def open_checkpoint(
   spec = Specification.load(directory)
   partitioner = partitioner or Partitioner()
   abstract = partitioner.abstract(jax.eval_shape(spec.model.init, jax.random.key(0)))
-  store = Checkpoints(directory, read_only=True)
-  try:
+  with contextlib.closing(Checkpoints(directory, read_only=True)) as store:
     params = store.restore_params(step, abstract)
-  finally:
-    store.close()
   return OpenedCheckpoint(spec, params, partitioner, directory, step)
 
 

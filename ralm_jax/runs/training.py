@@ -54,9 +54,8 @@ def train(
 ) -> TrainState:
   """Trains reader and retriever together; resumes where it was stopped.
 
-  Args:
-    optimizers: of 'reader' and 'retriever'; None, or none, freezes it.
-    recall_skip: leading target tokens (a sentinel) the batch's recall ignores.
+  `optimizers` are of 'reader' and 'retriever': None, or none, freezes it. The recall of a batch
+  ignores `recall_skip` leading target tokens (a sentinel).
 
   Raises:
     ValueError, FileNotFoundError: for input that cannot work, before anything is compiled.

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import contextlib
 import os
 from typing import Any
 
@@ -60,12 +61,9 @@ def warm_start(
     model, {}, partitioner, random_seed, initial_params() if initial_params is not None else None
   ).params
   if reader_init == 'copying':
-    params = {
-      **params,
-      'reader': copying_init.copying_init(params['reader'], jax.random.key(random_seed)),
-    }
-  checkpoints = Checkpoints(model_dir)
-  try:
+    reader = copying_init.copying_init(params['reader'], jax.random.key(random_seed))
+    params = {**params, 'reader': reader}
+  with contextlib.closing(Checkpoints(model_dir)) as checkpoints:
     return crop_training.warm_start(
       model,
       params,
@@ -77,5 +75,3 @@ def warm_start(
       checkpoint_period=checkpoint_period,
       progress=jax.process_index() == 0,
     )
-  finally:
-    checkpoints.close()
