@@ -23,9 +23,8 @@ def check_search(queries: np.ndarray, k: int, *, number: int, dim: int, count: i
   """Raises ValueError for a search that this generation cannot answer."""
   if queries.shape[1] != dim:
     raise ValueError(
-      f'the queries have dimension {queries.shape[1]} and generation '
-      f'{number} of the index has dimension {dim}: they must be '
-      'embedded by the encoder that embedded the passages'
+      f'the queries have dimension {queries.shape[1]} and generation {number} of the index has '
+      f'dimension {dim}: they must be embedded by the encoder that embedded the passages'
     )
   if k > count:
     raise ValueError(

@@ -43,8 +43,7 @@ class RetrievalClient(Editing):
   raises `RetrievalError` where the process cannot be reached.
 
   Attributes:
-    index_id: the index that all calls are for, see `stay_with`; '': whichever
-      is served.
+    index_id: the index that all calls are for, see `stay_with`; '': whichever is served.
   """
 
   needs_strict_order = False

@@ -182,9 +182,8 @@ class EditLog:
       reason = 'no space left' if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
       raise OSError(
         error.errno,
-        f'{reason} for an edit of {len(edit.embeddings)} vectors '
-        f'in {self.path}. Nothing of it holds, former edits do: free space '
-        'and edit again',
+        f'{reason} for an edit of {len(edit.embeddings)} vectors in {self.path}. Nothing of it '
+        'holds, former edits do: free space and edit again',
       ) from error
     self._take(self._whole_record(self._end, os.path.getsize(self.path)))
     self._seen = (self._seen[0], self._end)
@@ -193,9 +192,8 @@ class EditLog:
   def tidy(self) -> bool:
     """Rewrites the log where later edits made most of it void; whether it did.
 
-    What every id last underwent stays, and the last edits whole; so the log
-    grows with the number of ids edited, not of edits. The caller holds the
-    folder's lock and has caught up.
+    What every id last underwent stays, and the last edits whole; so the log grows with the number
+    of ids edited, not of edits. The caller holds the folder's lock and has caught up.
     """
     if self._end < self._rewrite_at or 2 * self._needed_bytes > self._end:
       return False
@@ -265,9 +263,8 @@ class EditLog:
         raise ValueError(f'edit {record.edit.sequence} comes after edit {self._last}')
     except ValueError as error:
       raise ValueError(
-        f'{self.path} is damaged at byte {position}: {error}. Restore the '
-        'file from a copy; to go on without that edit and all later ones: '
-        f'truncate -s {position} {self.path}'
+        f'{self.path} is damaged at byte {position}: {error}. Restore the file from a copy; to go '
+        f'on without that edit and all later ones: truncate -s {position} {self.path}'
       ) from error
     return record
 

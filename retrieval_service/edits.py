@@ -30,20 +30,15 @@ _CHECKSUM_BYTES = 16
 
 @dataclasses.dataclass(frozen=True)
 class WantedEdit:
-  """Vectors to put and to delete by id, all of them or none.
+  """Vectors to put and to delete by id, all of them or none."""
 
-  Attributes:
-    ids: [rows] int64, each put in place of what the id had; None: the ids that
-      follow on.
-    metadata: JSON to merge over that of the index.
-    edit_id: what its maker called it; a repeat is recognised by it.
-  """
-
+  #: [rows] int64, each put in place of what the id had; None: the ids that follow on
   ids: np.ndarray | None
   embeddings: np.ndarray
   delete_ids: np.ndarray
+  #: JSON to merge over that of the index
   metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
-  edit_id: str = ''
+  edit_id: str = ''  #: what its maker called it; a repeat is recognised by it
 
   @property
   def dim(self) -> int:
@@ -52,16 +47,11 @@ class WantedEdit:
 
 @dataclasses.dataclass(frozen=True)
 class Edit(WantedEdit):
-  """An edit in its final form: all ids known, the embeddings float16.
-
-  Attributes:
-    generation: which one was served when it was made.
-    sequence: its number in the log, rising; 0: not yet there.
-  """
+  """An edit in its final form: all ids known, the embeddings float16."""
 
   ids: np.ndarray
-  generation: int = 0
-  sequence: int = 0
+  generation: int = 0  #: which one was served when it was made
+  sequence: int = 0  #: its number in the log, rising; 0: not yet there
 
 
 def prepare_edit(wanted: WantedEdit, dim: int, next_id: int, generation: int = 0) -> Edit:

@@ -29,16 +29,11 @@ PQ_TRAIN_SIZE = PQ_CENTROIDS * 256
 
 @dataclasses.dataclass(frozen=True)
 class IndexPlan:
-  """What the options come to for one corpus.
-
-  Attributes:
-    train_size: vectors to train on.
-    fallback: whether the corpus is too small for the index asked for, so that
-      a flat one stands in.
-  """
+  """What the options come to for one corpus."""
 
   factory: str
-  train_size: int
+  train_size: int  #: vectors to train on
+  #: whether the corpus is too small for the index asked for, so that a flat one stands in
   fallback: bool = False
 
 
@@ -77,9 +72,8 @@ def plan_index(options: IndexOptions, dim: int, count: int) -> IndexPlan:
     nlist = options.nlist or max(1, min(round(4 * math.sqrt(count)), train_size // POINTS_PER_LIST))
     if nlist > train_size:
       raise ValueError(
-        f'nlist={nlist} needs at least as many training vectors and there '
-        f'are {train_size}; use nlist <= '
-        f'{max(1, train_size // POINTS_PER_LIST)}'
+        f'nlist={nlist} needs at least as many training vectors and there are {train_size}; use '
+        f'nlist <= {max(1, train_size // POINTS_PER_LIST)}'
       )
     wanted = max(wanted, 64 * nlist)
     parts.append(f'IVF{nlist}')
@@ -146,9 +140,8 @@ def build_index(
 ) -> tuple[faiss.Index, IndexPlan]:
   """Trains an index and adds every row, a chunk at a time.
 
-  Embeddings [count, d] of float16 or float32 may be memory-mapped. `check` is
-  called between chunks and raises to end the build. Options that do not fit the
-  vectors are a ValueError.
+  Embeddings [count, d] of float16 or float32 may be memory-mapped. `check` is called between chunks
+  and raises to end the build. Options that do not fit the vectors are a ValueError.
   """
   count, dim = embeddings.shape
   plan = plan_index(options, dim, count)
@@ -193,7 +186,6 @@ def _train(index: faiss.Index, embeddings: np.ndarray, plan: IndexPlan) -> None:
     index.train(np.asarray(embeddings[rows], dtype=np.float32))
   except RuntimeError as error:
     raise ValueError(
-      f'{len(rows)} vectors cannot train the index {plan.factory!r}: '
-      f'{_reason(error)}. Use more vectors, a smaller index or '
-      "index_type='flat'"
+      f'{len(rows)} vectors cannot train the index {plan.factory!r}: {_reason(error)}. Use more '
+      "vectors, a smaller index or index_type='flat'"
     ) from error

@@ -70,8 +70,7 @@ def find_candidates(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Scores and rows [b, num] that the index itself finds best; -1 pads rows.
 
-  Where the visited lists hold fewer than `least` rows for some query, that
-  query visits more.
+  Where the visited lists hold fewer than `least` rows for some query, that query visits more.
   """
   scores, rows = index.search(queries, num)
   ivf = inverted_lists(index)
@@ -91,9 +90,8 @@ def find_live_candidates(
 ) -> tuple[np.ndarray, np.ndarray]:
   """`find_candidates` without rows that no longer count, `dead` (rising).
 
-  FAISS is asked for more than `num`, and for more again where too many of what
-  it found are dead. Where there are fewer than `least` the index cannot find
-  more.
+  FAISS is asked for more than `num`, and for more again where too many of what it found are dead.
+  Where there are fewer than `least` the index cannot find more.
   """
   if not len(dead):
     return find_candidates(index, queries, num, least)

@@ -121,10 +121,9 @@ class Generation:
   ) -> SearchResult:
     """The k passages of largest inner product for each query.
 
-    The index proposes candidates; their scores are computed anew from the
-    stored embeddings in float32, unless re-ranking is off. Vectors that edits
-    put on top are searched exactly. Equal scores are ordered by id. A search that
-    cannot be answered is a ValueError.
+    The index proposes candidates; their scores are computed anew from the stored embeddings in
+    float32, unless re-ranking is off. Vectors that edits put on top are searched exactly. Equal
+    scores are ordered by id. A search that cannot be answered is a ValueError.
     """
     overlay = overlay or Overlay.empty(self.dim)
     live = self.count - len(overlay.dead_rows)

@@ -244,8 +244,7 @@ class GenerationWriter:
         raise
       raise OSError(
         error.errno,
-        f'no space left for a new generation in {self._store.directory} '
-        f'(stopped after {self.count} vectors of {2 * self._draft.dim} bytes plus '
-        'their index). The former generation stays in use: free space, or '
-        'remove old generations, and build again',
+        f'no space left for a new generation in {self._store.directory} (stopped after '
+        f'{self.count} vectors of {2 * self._draft.dim} bytes plus their index). The former '
+        'generation stays in use: free space, or remove old generations, and build again',
       ) from error

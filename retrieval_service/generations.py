@@ -7,8 +7,7 @@
     INDEX/edits.log                     live edits: see edits.py
     INDEX/pins/<owner>.json             generations that someone still needs
 
-A generation's number is never used twice. `ids.int64` is left out when row i
-has id i.
+A generation's number is never used twice. `ids.int64` is left out when row i has id i.
 """
 
 from __future__ import annotations
@@ -46,9 +45,8 @@ def generation_name(number: int) -> str:
 class GenerationStore:
   """The generations of one index folder.
 
-  Several processes may use one folder: writers take turns by a lock file,
-  readers need none. What a killed process left half-written is removed when
-  a store is opened.
+  Several processes may use one folder: writers take turns by a lock file, readers need none. What a
+  killed process left half-written is removed when a store is opened.
   """
 
   def __init__(self, directory: PathLike):
@@ -109,9 +107,8 @@ class GenerationStore:
     match = _NAME.fullmatch(text.strip())
     if not match:
       raise ValueError(
-        f'{path} is damaged: expected a name like '
-        f'{generation_name(1)}, found {text[:60]!r}.'
-        f'{self._way_out()}'
+        f'{path} is damaged: expected a name like {generation_name(1)}, found '
+        f'{text[:60]!r}.{self._way_out()}'
       )
     number = int(match[1])
     if not os.path.isdir(self.folder(number)):  # it may be newer than `numbers`

@@ -1,8 +1,7 @@
 """What tells one index from all others: INDEX/INDEX_ID.
 
-32 hexadecimal digits that lie in the folder, so that they outlast restarts and
-are the same in a copy. Generation numbers alone are not enough: every index
-begins with 1.
+32 hexadecimal digits that lie in the folder, so that they outlast restarts and are the same in a
+copy. Generation numbers alone are not enough: every index begins with 1.
 
 Copies are one index only if the file exists before they are made: where an
 index is copied to several hosts that each serve their own, start a process
@@ -36,9 +35,8 @@ def read(directory: str) -> str:
     return ''
   if not _ID.fullmatch(text.strip()):
     raise ValueError(
-      f'{path} is damaged: expected 32 hexadecimal digits, found '
-      f'{text[:60]!r}. Restore it from a copy of the index, or remove it for '
-      'the index to be known by another id'
+      f'{path} is damaged: expected 32 hexadecimal digits, found {text[:60]!r}. Restore it from a '
+      'copy of the index, or remove it for the index to be known by another id'
     )
   return text.strip()
 

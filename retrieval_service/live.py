@@ -52,8 +52,7 @@ class LiveView:
   def chunks(self, chunk_rows: int = 16384) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All passages: ids [rows] int64 and embeddings [rows, d] float16.
 
-    In the generation's order, a replaced one in its former place, then those
-    added, by id.
+    In the generation's order, a replaced one in its former place, then those added, by id.
     """
     overlay = self.overlay
     slots = overlay.live_slots()

@@ -219,9 +219,8 @@ class LiveIndex:
     if not self._holds_ours():
       raise ValueError(
         f'{self.store.directory} holds another index now (id '
-        f'{index_id.read(self.store.directory)}) than the one in use (id '
-        f'{self.index_id}); swap to it (ralm swap) or start the process '
-        'again'
+        f'{index_id.read(self.store.directory)}) than the one in use (id {self.index_id}); swap to '
+        'it (ralm swap) or start the process again'
       )
 
   def keep_id(self) -> None:
@@ -262,8 +261,7 @@ class LiveIndex:
 
     Raises:
       EmptyIndexError: nothing has been built yet.
-      ValueError: vectors or ids that cannot be, or the folder holds another
-        index now.
+      ValueError: vectors or ids that cannot be, or the folder holds another index now.
       LookupError: an id to delete does not exist.
       OSError: the disk is full.
       In each case nothing has changed.

@@ -23,9 +23,8 @@ _STDERR_BYTES = 4000
 class LocalRetrievalServer:
   """Runs `python -m retrieval_service.server` on a free loopback port.
 
-  The process ends with the context, and also when this program is killed:
-  it watches for the end of its standard input. Its `address` stays the same
-  after a restart.
+  The process ends with the context, and also when this program is killed: it watches for the end of
+  its standard input. Its `address` stays the same after a restart.
 
       with LocalRetrievalServer(index) as server:
         with RetrievalClient(server.address) as client:
@@ -35,8 +34,7 @@ class LocalRetrievalServer:
   def __init__(self, index_directory: PathLike, *, start_timeout_s: float = 300.0, **options: Any):
     """Starts the process and waits until it answers.
 
-    For the options see `ServingOptions`. If it does not start, the RuntimeError
-    holds what it said.
+    For the options see `ServingOptions`. If it does not start, the RuntimeError holds what it said.
     """
     self._index_directory = os.fspath(index_directory)
     self._start_timeout_s = start_timeout_s
@@ -124,9 +122,8 @@ class LocalRetrievalServer:
         data = os.read(pipe.fileno(), 4096)
         if not data:
           raise RuntimeError(
-            f'the retrieval process for {self._index_directory} ended with '
-            f'status {self.process.wait()} before it was ready. It said: '
-            f'{self.messages()}'
+            f'the retrieval process for {self._index_directory} ended with status '
+            f'{self.process.wait()} before it was ready. It said: {self.messages()}'
           )
         output += data
       elif time.monotonic() > give_up:

@@ -21,37 +21,24 @@ WRITER_LOCK = 'writer.lock'
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """What a generation is.
-
-  Attributes:
-    factory: the FAISS factory string that the options came to.
-    fallback: whether a flat index stands in because the corpus is tiny.
-    files: size and checksum of each file beside the manifest.
-    created: UTC time, ISO 8601.
-    metadata: the builder's own JSON: corpus, fingerprint, checkpoint...
-    build_id: what the builder called this build; a repeat is recognised by it.
-    make_current: whether it was built to be served at once.
-    edits_applied: the last edit its vectors know of: vectors put by this edit
-      or an earlier one give way to those of the generation.
-    edits_forgotten: this edit and earlier ones do not hold in it at all.
-    next_id: one past the largest id of this and earlier generations; 0: not
-      recorded.
-  """
+  """What a generation is."""
 
   generation: int
   dim: int
   count: int
   options: IndexOptions
-  factory: str
-  fallback: bool
-  files: dict[str, FileRecord]
-  created: str
-  metadata: dict[str, Any]
-  build_id: str = ''
-  make_current: bool = True
+  factory: str  #: the FAISS factory string that the options came to
+  fallback: bool  #: whether a flat index stands in because the corpus is tiny
+  files: dict[str, FileRecord]  #: size and checksum of each file beside the manifest
+  created: str  #: UTC time, ISO 8601
+  metadata: dict[str, Any]  #: the builder's own JSON: corpus, fingerprint, checkpoint...
+  build_id: str = ''  #: what the builder called this build; a repeat is recognised by it
+  make_current: bool = True  #: whether it was built to be served at once
+  #: the last edit its vectors know of: vectors put by this edit or an earlier one give way to those
+  #: of the generation
   edits_applied: int = 0
-  edits_forgotten: int = 0
-  next_id: int = 0
+  edits_forgotten: int = 0  #: this edit and earlier ones do not hold in it at all
+  next_id: int = 0  #: one past the largest id of this and earlier generations; 0: not recorded
   format_version: int = FORMAT_VERSION
 
   def to_json(self) -> str:

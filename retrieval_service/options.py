@@ -11,32 +11,24 @@ FRIENDLY_TYPES = ('flat', 'pq', 'ivf_flat', 'ivf_pq')
 
 @dataclasses.dataclass(frozen=True)
 class IndexOptions:
-  """The index to build. Similarity is always the inner product.
+  """The index to build. Similarity is always the inner product."""
 
-  Attributes:
-    index_type: 'flat', 'pq', 'ivf_flat', 'ivf_pq', or any FAISS factory string
-      such as 'OPQ64_256,PQ64np' or 'PCAR128,SQ4'. The fields down to `opq`
-      shape the friendly names only.
-    bytes_per_vector: code size of 'pq' and 'ivf_pq'; divides the dimension
-      unless `opq` is set.
-    nlist: inverted lists of 'ivf_*'. None: about 4 sqrt(count), with at least
-      39 training points for each.
-    opq: rotates (and reduces) the space before quantising: better recall for
-      minutes of training.
-    nprobe: inverted lists visited a query. None: max(16, 2 sqrt(nlist)).
-    rerank: candidates scored again from the stored embeddings. None:
-      max(4k, 100), and just over k where the index is exact already. 0: none,
-      so that scores are the index's own approximation.
-    train_size: at most so many vectors train the index, drawn evenly. None:
-      what the codebooks can use, 64 a list and at least 65,536.
-  """
-
+  #: 'flat', 'pq', 'ivf_flat', 'ivf_pq', or any FAISS factory string such as 'OPQ64_256,PQ64np' or
+  #: 'PCAR128,SQ4'. The fields down to `opq` shape the friendly names only.
   index_type: str = 'flat'
+  #: code size of 'pq' and 'ivf_pq'; divides the dimension unless `opq` is set
   bytes_per_vector: int = 64
+  #: inverted lists of 'ivf_*'. None: about 4 sqrt(count), with at least 39 training points for
+  #: each.
   nlist: int | None = None
+  #: rotates (and reduces) the space before quantising: better recall for minutes of training
   opq: bool = False
-  nprobe: int | None = None
+  nprobe: int | None = None  #: inverted lists visited a query. None: max(16, 2 sqrt(nlist)).
+  #: candidates scored again from the stored embeddings. None: max(4k, 100), and just over k where
+  #: the index is exact already. 0: none, so that scores are the index's own approximation.
   rerank: int | None = None
+  #: at most so many vectors train the index, drawn evenly. None: what the codebooks can use, 64 a
+  #: list and at least 65,536.
   train_size: int | None = None
 
   def __post_init__(self):

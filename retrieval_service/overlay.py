@@ -19,19 +19,12 @@ _LEAST_REBUILD = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Overlay:
-  """One state of the edits of a generation.
+  """One state of the edits of a generation."""
 
-  Attributes:
-    dead_rows: rising: rows of the generation that are deleted or replaced.
-    ids: [slots] of the vectors put.
-    vectors: [slots, d] float32, of float16 values.
-    dead_slots: rising: slots that a later edit deleted or replaced.
-  """
-
-  dead_rows: np.ndarray
-  ids: np.ndarray
-  vectors: np.ndarray
-  dead_slots: np.ndarray
+  dead_rows: np.ndarray  #: rising: rows of the generation that are deleted or replaced
+  ids: np.ndarray  #: [slots] of the vectors put
+  vectors: np.ndarray  #: [slots, d] float32, of float16 values
+  dead_slots: np.ndarray  #: rising: slots that a later edit deleted or replaced
 
   @classmethod
   def empty(cls, dim: int) -> Overlay:

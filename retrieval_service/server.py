@@ -82,9 +82,8 @@ class RetrievalServer:
       port = self._server.add_insecure_port(f'{host}:{port}')
     except RuntimeError as error:
       raise OSError(
-        f'cannot listen on {address}: the port is taken or the '
-        'host is not this machine; choose another address, or '
-        'port 0 for any free one'
+        f'cannot listen on {address}: the port is taken or the host is not this machine; choose '
+        'another address, or port 0 for any free one'
       ) from error
     self.address = f'{host}:{port}'
 

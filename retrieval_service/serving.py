@@ -42,10 +42,9 @@ class Swapped:
 class Serving:
   """The served index; may be shared among threads.
 
-  A call takes it once and stays with it: one that a swap comes between ends
-  on the index that it began with, which is closed after the last of them. A
-  build that is under way is published in its own folder, and served if that is
-  what is served by then.
+  A call takes it once and stays with it: one that a swap comes between ends on the index that it
+  began with, which is closed after the last of them. A build that is under way is published in its
+  own folder, and served if that is what is served by then.
   """
 
   def __init__(self, directory: PathLike, options: ServingOptions):
@@ -85,15 +84,13 @@ class Serving:
     there, that one is opened.
 
     Raises:
-      ValueError: there is no index, or it is damaged, of another dimension, or
-        a copy of the served one; or the path is relative. What was served goes
-        on being served.
+      ValueError: there is no index, or it is damaged, of another dimension, or a copy of the served
+        one; or the path is relative. What was served goes on being served.
     """
     if not os.path.isabs(directory):
       raise ValueError(
-        f'the index folder to serve must be an absolute path, found '
-        f'{directory!r}: the retrieval process may have been started '
-        'elsewhere, so write the whole path, as it is on its machine'
+        f'the index folder to serve must be an absolute path, found {directory!r}: the retrieval '
+        'process may have been started elsewhere, so write the whole path, as it is on its machine'
       )
     with self._swapping:
       former = self._served
@@ -104,9 +101,8 @@ class Serving:
       # Nothing may be tidied up in a folder that is no index.
       if not os.path.exists(os.path.join(directory, 'CURRENT')):
         raise ValueError(
-          f'{directory} holds no index on the retrieval '
-          f"process's machine; {former.directory} goes on "
-          'being served'
+          f"{directory} holds no index on the retrieval process's machine; {former.directory} goes "
+          'on being served'
         )
       served = self._in_use.get(os.path.realpath(directory))
       if served is not None and served.index.index_id == found and _is_at(served, directory):
@@ -124,10 +120,9 @@ class Serving:
     dims = [one.current.dim for one in (former, index) if one.current]
     if len(set(dims)) > 1:
       raise ValueError(
-        f'{directory} holds vectors of dimension {dims[1]}, and '
-        f'{former.store.directory}, which is served, of dimension '
-        f'{dims[0]}: another encoder made them, and searches '
-        'would fail. Start a process of its own for it'
+        f'{directory} holds vectors of dimension {dims[1]}, and {former.store.directory}, which is '
+        f'served, of dimension {dims[0]}: another encoder made them, and searches would fail. '
+        'Start a process of its own for it'
       )
     if former.index_id == index.index_id:
       raise ValueError(

@@ -68,8 +68,7 @@ class Assembler:
       queries: the examples; padding rows have no target.
       rows: int64 [b, k] of the corpus, -1 for none.
       with_retriever: also the arrays that train the retriever.
-      passage_embeddings: of the index, [b, k, d]; stand in for the passages'
-        tokens.
+      passage_embeddings: of the index, [b, k, d]; stand in for the passages' tokens.
       titles: b * k titles the reader sees instead of the passages' own; the
         retriever sees their own.
     """

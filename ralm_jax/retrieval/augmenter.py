@@ -1,9 +1,8 @@
 """RetrievalAugmenter: the hook between the data iterator and the train step.
 
-A batch is *submitted* when its queries are encoded with the parameters of the
-moment; search and assembly then run in a thread while the device works on the
-step before. `result()` gives the assembled batch, `snapshot()` what a
-checkpoint needs to assemble it again.
+A batch is *submitted* when its queries are encoded with the parameters of the moment; search and
+assembly then run in a thread while the device works on the step before. `result()` gives the
+assembled batch, `snapshot()` what a checkpoint needs to assemble it again.
 """
 
 from __future__ import annotations
@@ -48,19 +47,13 @@ Augmentation = Callable[[QueryBatch, np.ndarray, int], Shown]
 
 @dataclasses.dataclass(frozen=True)
 class PreparedBatch:
-  """A batch ready for the device.
-
-  Attributes:
-    reader_batch: host arrays of the step.
-    metrics: of retrieval: recall, search seconds, generation, staleness.
-    generation_step: whose parameters embedded the generation; None if unknown.
-  """
+  """A batch ready for the device."""
 
   queries: QueryBatch
   retrieved: Retrieved
-  reader_batch: ReaderBatch
-  metrics: dict[str, float]
-  generation_step: int | None = None
+  reader_batch: ReaderBatch  #: host arrays of the step
+  metrics: dict[str, float]  #: of retrieval: recall, search seconds, generation, staleness
+  generation_step: int | None = None  #: whose parameters embedded the generation; None if unknown
 
 
 class PendingBatch:
@@ -159,9 +152,8 @@ class RetrievalAugmenter:
     )
     if self._model.uses_stored_embeddings and retrieved.embeddings is None:
       raise ValueError(
-        'The checkpoint holds no stored embeddings for its next batch, which '
-        "query_side = 'stored' trains on; start another MODEL_DIR from its "
-        'parameters (INITIAL_CHECKPOINT_PATH).'
+        "The checkpoint holds no stored embeddings for its next batch, which query_side = 'stored' "
+        'trains on; start another MODEL_DIR from its parameters (INITIAL_CHECKPOINT_PATH).'
       )
     if self._generation_steps is not None and 'generation_step' in arrays:
       self._generation_steps.tell(retrieved.generation, int(arrays['generation_step']))
@@ -218,9 +210,8 @@ class RetrievalAugmenter:
     """The passages' embeddings as the index holds them, not their tokens."""
     if not np.array_equal(shown.rows, retrieved.rows):
       raise ValueError(
-        'The augmentation shows other passages than were retrieved, whose '
-        "embeddings query_side = 'stored' does not have; use query_side = "
-        "'frozen'."
+        'The augmentation shows other passages than were retrieved, whose embeddings query_side = '
+        "'stored' does not have; use query_side = 'frozen'."
       )
     return self._assembler.reader_batch(
       shown.queries, shown.rows, titles=shown.titles, passage_embeddings=retrieved.embeddings

@@ -15,25 +15,20 @@ class SearchBackend(Protocol):
   """An index that is searched, edited and built anew by its id.
 
   `retrieval_service.client.RetrievalClient` is one, and
-  `ralm_jax.retrieval.device.index.DeviceIndex`. May be shared among threads.
-  What a call says of its arguments holds for both; a process that cannot be
-  reached is a ConnectionError besides.
-
-  Attributes:
-    address: what this is, for messages.
+  `ralm_jax.retrieval.device.index.DeviceIndex`. May be shared among threads. What a call says of
+  its arguments holds for both; a process that cannot be reached is a ConnectionError besides.
   """
 
-  address: str
+  address: str  #: what this is, for messages
 
   @property
   def needs_strict_order(self) -> bool:
     """Whether processes search together, as often and in the same order.
 
-    A search is then a collective program of all processes, as deep on each and
-    with as many queries. It must not overlap other work of the devices: beside
-    a train step it could come before the step on one host and after it on
-    another, and both would wait forever. Retrieve without look-ahead then
-    (`retrieval_lookahead=0`).
+    A search is then a collective program of all processes, as deep on each and with as many
+    queries. It must not overlap other work of the devices: beside a train step it could come before
+    the step on one host and after it on another, and both would wait forever. Retrieve without
+    look-ahead then (`retrieval_lookahead=0`).
     """
 
   def search(
@@ -47,8 +42,7 @@ class SearchBackend(Protocol):
   ) -> SearchResult:
     """The k passages of largest inner product for each query.
 
-    One generation in one state of its edits answers. Equal scores are ordered
-    by id.
+    One generation in one state of its edits answers. Equal scores are ordered by id.
 
     Args:
       query_embeddings: [batch, d], converted to float32.
@@ -121,9 +115,8 @@ class SearchBackend(Protocol):
   ) -> EditResult:
     """Puts and deletes passages by id, without a rebuild: all or nothing.
 
-    When it returns, the edit is on the disk, and every search that starts
-    later sees it, of older generations too. It lasts, through later
-    generations as well (see `build`).
+    When it returns, the edit is on the disk, and every search that starts later sees it, of older
+    generations too. It lasts, through later generations as well (see `build`).
 
     Args:
       ids: [rows] int64 to put the vectors under, in place of what is there;

@@ -59,9 +59,8 @@ def connect(
     source: a folder or an address.
     partitioner: of the mesh whose devices hold the index, all of this program's
       by default; of the backend 'device'.
-    follow_swaps: whether the caller minds which index answers: a process may be
-      told to serve another. Without, every call is an error from then on
-      (`RetrievalClient.stay_with`).
+    follow_swaps: whether the caller minds which index answers: a process may be told to serve
+      another. Without, every call is an error from then on (`RetrievalClient.stay_with`).
 
   Raises:
     ValueError: both or neither of folder and address; an unknown backend, or
@@ -104,10 +103,9 @@ def check_lookahead(client: SearchBackend, retrieval_lookahead: int) -> None:
   """
   if retrieval_lookahead and client.needs_strict_order:
     raise ValueError(
-      "The backend 'device' on several processes searches with all devices "
-      'together, and a search during the train step could come before it on '
-      'one host and after it on another; set retrieval_lookahead to 0 (gin: '
-      'RETRIEVAL_LOOKAHEAD = 0).'
+      "The backend 'device' on several processes searches with all devices together, and a search "
+      'during the train step could come before it on one host and after it on another; set '
+      'retrieval_lookahead to 0 (gin: RETRIEVAL_LOOKAHEAD = 0).'
     )
 
 

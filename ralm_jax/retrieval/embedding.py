@@ -204,9 +204,8 @@ def _check_same_corpus(folder: GenerationStore, store: PassageStore) -> None:
   fingerprint = metadata.get('corpus_fingerprint')
   if fingerprint and store.rows_at(fingerprint) is None:
     raise ValueError(
-      f'{folder.directory} is an index of another corpus '
-      f'({metadata.get("corpus")}) than {store.directory}; '
-      'choose another folder for it, or remove that index first.'
+      f'{folder.directory} is an index of another corpus ({metadata.get("corpus")}) than '
+      f'{store.directory}; choose another folder for it, or remove that index first.'
     )
 
 

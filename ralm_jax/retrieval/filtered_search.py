@@ -169,9 +169,8 @@ class FilteredSearch:
       self._store.reload()
       if ids.max() >= len(self._store):
         raise ValueError(
-          f'The index has a passage {ids.max()}, the corpus '
-          f'{self._store.directory} only {len(self._store)}; it is a copy '
-          'older than the one that was added to.'
+          f'The index has a passage {ids.max()}, the corpus {self._store.directory} only '
+          f'{len(self._store)}; it is a copy older than the one that was added to.'
         )
 
 

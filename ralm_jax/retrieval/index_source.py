@@ -62,7 +62,6 @@ class IndexSource:
       )
     if self.backend == 'device' and self.address is not None:
       raise ValueError(
-        "The backend 'device' searches an index folder on this program's own "
-        'devices; give the folder (--index) in place of the address '
-        f'{self.address}.'
+        "The backend 'device' searches an index folder on this program's own devices; give the "
+        f'folder (--index) in place of the address {self.address}.'
       )

@@ -38,13 +38,10 @@ _ATTEMPTS = 5
 
 @dataclasses.dataclass(frozen=True)
 class RefreshSchedule:
-  """At which steps to refresh.
+  """At which steps to refresh."""
 
-  Attributes:
-    ranges: (start, end, rate): at `start`, and every `rate` steps from there
-      before `end`; None is open. The first range that holds a step decides.
-  """
-
+  #: (start, end, rate): at `start`, and every `rate` steps from there before `end`; None is open.
+  #: The first range that holds a step decides.
   ranges: tuple[tuple[int, int | None, int], ...] = ()
 
   @classmethod

@@ -11,22 +11,14 @@ from ralm_jax.data.corpus.passage_ids import NO_PASSAGE
 
 @dataclasses.dataclass(frozen=True)
 class Retrieved:
-  """What a search found.
+  """What a search found."""
 
-  Attributes:
-    rows: int64 [b, k], rows of the corpus; -1 where filters left too few.
-    scores: float32 [b, k], inner products; -inf at -1.
-    generation: of the index that answered.
-    embeddings: float16 [b, k, d] as the index holds them, zeros at -1; None
-      where not asked for.
-    index_id: which index it is a generation of; '' where that is not known.
-  """
-
-  rows: np.ndarray
-  scores: np.ndarray
-  generation: int
+  rows: np.ndarray  #: int64 [b, k], rows of the corpus; -1 where filters left too few
+  scores: np.ndarray  #: float32 [b, k], inner products; -inf at -1
+  generation: int  #: of the index that answered
+  #: float16 [b, k, d] as the index holds them, zeros at -1; None where not asked for
   embeddings: np.ndarray | None = None
-  index_id: str = ''
+  index_id: str = ''  #: which index it is a generation of; '' where that is not known
 
   @classmethod
   def none(cls, batch: int) -> Retrieved:

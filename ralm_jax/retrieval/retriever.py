@@ -50,8 +50,7 @@ class PassageRetriever:
       generation: search this generation, not the current one.
       search_filter: what is dropped.
       return_embeddings: also bring the stored embeddings.
-      open_corpus: opens the corpus of an index that took this one's place; None
-        does not follow.
+      open_corpus: opens the corpus of an index that took this one's place; None does not follow.
 
     Raises:
       ValueError: the index is of another corpus, or has too few passages; a
@@ -112,11 +111,9 @@ class PassageRetriever:
     status = self.client.status()
     if status.dim != self.embedding_dim:
       raise ValueError(
-        f'The index that is served now ({status.index_directory}) holds '
-        f'embeddings of size {status.dim}, the one before of size '
-        f'{self.embedding_dim}: another encoder made them. Swap it back '
-        '(`ralm swap`), or embed that corpus with this checkpoint '
-        '(`ralm embed`).'
+        f'The index that is served now ({status.index_directory}) holds embeddings of size '
+        f'{status.dim}, the one before of size {self.embedding_dim}: another encoder made them. '
+        'Swap it back (`ralm swap`), or embed that corpus with this checkpoint (`ralm embed`).'
       )
     self._turn_to(status, self._open_corpus(status, self.store))
     logging.info(
@@ -177,7 +174,6 @@ def check_index_of_corpus(metadata: dict, next_id: int, store: PassageStore) -> 
     raise ValueError('The index does not say of which corpus it is; build it with `ralm embed`.')
   if not is_index_of_corpus(metadata, next_id, store):
     raise ValueError(
-      f'The index was built of another corpus ({metadata.get("corpus")}) '
-      f'than {store.directory}; use the corpus it was built of, or embed '
-      'this one with `ralm embed`.'
+      f'The index was built of another corpus ({metadata.get("corpus")}) than {store.directory}; '
+      'use the corpus it was built of, or embed this one with `ralm embed`.'
     )

@@ -21,21 +21,16 @@ class SearchFilter:
 
   Filtering needs more passages than are wanted; a search that was left short
   is repeated for the examples concerned, twice as deep each time.
-
-  Attributes:
-    by: 'passage' drops the passages an example excludes, with all their parts
-      and versions; 'document' also every other passage of the same source
-      document, for tasks made of passages, whose neighbours would give the
-      answer away; 'none' drops nothing, not even by date. Documents that an
-      example excludes by their names are dropped by the first two.
-    overretrieve_ratio: passages asked for at first, as a multiple of those
-      wanted.
-    max_candidates: the deepest a search goes; what is still missing then is
-      left empty, and the log says so once. None for the whole index.
   """
 
+  #: 'passage' drops the passages an example excludes, with all their parts and versions; 'document'
+  #: also every other passage of the same source document, for tasks made of passages, whose
+  #: neighbours would give the answer away; 'none' drops nothing, not even by date. Documents that
+  #: an example excludes by their names are dropped by the first two.
   by: str = 'passage'
-  overretrieve_ratio: float = 2.0
+  overretrieve_ratio: float = 2.0  #: passages asked for at first, as a multiple of those wanted
+  #: the deepest a search goes; what is still missing then is left empty, and the log says so once.
+  #: None for the whole index.
   max_candidates: int | None = 65_536
 
   def __post_init__(self):
@@ -71,9 +66,8 @@ class SearchFilter:
       return None
     if max_dates is not None and not store.has_dates():
       raise ValueError(
-        'The questions have dates, but no passage of the corpus '
-        f"{store.directory} has one: none could be shown. Add 'date' to the "
-        'passages and build the corpus anew, or bind '
+        f'The questions have dates, but no passage of the corpus {store.directory} has one: none '
+        "could be shown. Add 'date' to the passages and build the corpus anew, or bind "
         "SearchFilter.by = 'none'."
       )
     return Hidden(

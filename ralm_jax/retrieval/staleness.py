@@ -23,8 +23,7 @@ class GenerationSteps:
   ):
     """Asks nothing yet; `run` is the MODEL_DIR whose steps count.
 
-    What is served, when it has changed, is shown to `check`, which raises if it
-    does not fit.
+    What is served, when it has changed, is shown to `check`, which raises if it does not fit.
     """
     self._client = client
     self._run = os.path.realpath(run)
@@ -65,8 +64,7 @@ class CurrentFollower:
   def __call__(self) -> None:
     """Looks whether another generation has become current; to call often.
 
-    The process reads it while searches go on in the one before; only the first
-    call waits for that.
+    The process reads it while searches go on in the one before; only the first call waits for that.
     """
     mark = self._look()
     if mark == self._mark or self._reloading.locked():

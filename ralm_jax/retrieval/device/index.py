@@ -1,9 +1,8 @@
 """DeviceIndex: exact search on the mesh behind RetrievalClient's interface.
 
-For those who have the memory: the embeddings of a generation lie on all devices
-of the mesh together, and a search needs no other process. Generations and edits
-are kept in the INDEX folder exactly as the retrieval process keeps them; either
-can serve a folder that the other has written.
+For those who have the memory: the embeddings of a generation lie on all devices of the mesh
+together, and a search needs no other process. Generations and edits are kept in the INDEX folder
+exactly as the retrieval process keeps them; either can serve a folder that the other has written.
 """
 
 from __future__ import annotations
@@ -43,11 +42,10 @@ class DeviceIndex(Editing):
   two are rounded up to powers of two and the room for added vectors doubles, so
   that a run needs a handful; another generation of as many vectors needs none.
 
-  On a mesh of several processes a search is an act of all: every process makes
-  the same searches in the same order, with as many queries each, and gets the
-  answers to its own. The first process alone builds and edits, in a folder that
-  all can read, and the others follow it at the next search. An error of one
-  stops them all. See `needs_strict_order`.
+  On a mesh of several processes a search is an act of all: every process makes the same searches in
+  the same order, with as many queries each, and gets the answers to its own. The first process
+  alone builds and edits, in a folder that all can read, and the others follow it at the next
+  search. An error of one stops them all. See `needs_strict_order`.
   """
 
   def __init__(
@@ -78,10 +76,9 @@ class DeviceIndex(Editing):
       block_rows: rows that a device scores at once.
       spare_rows: room for added vectors, over all devices; it doubles when it
         runs out, for which a new program is compiled.
-      resident: generations on the devices at a time. With 1 the former one is
-        freed before the next is put there, and searches wait meanwhile; with 2
-        the swap is seamless and takes twice the memory. None: 2 where the
-        devices report that much free memory, at this program's peak.
+      resident: generations on the devices at a time. With 1 the former one is freed before the next
+        is put there, and searches wait meanwhile; with 2 the swap is seamless and takes twice the
+        memory. None: 2 where the devices report that much free memory, at this program's peak.
       keep_generations: as many stay on disk after a build, beside pinned ones.
       verify_checksums: reads every byte of a generation before its first use.
 
@@ -141,9 +138,8 @@ class DeviceIndex(Editing):
   ) -> SearchResult:
     """The k passages of largest inner product for each query.
 
-    Of many that tie for the last places, those that come first in the index are
-    taken. An older generation is put on the devices for this search and those
-    that follow.
+    Of many that tie for the last places, those that come first in the index are taken. An older
+    generation is put on the devices for this search and those that follow.
     """
     if index_id and index_id != self._index.index_id:
       raise IndexSwappedError.of(
@@ -188,10 +184,9 @@ class DeviceIndex(Editing):
         self._index.reload()
       if self._index.edits != wanted.edits:
         raise RuntimeError(
-          f'the first process has seen edit {wanted.edits} of '
-          f'{self._store.directory} and process {jax.process_index()} edit '
-          f'{self._index.edits}: let the first process alone edit it, or '
-          'reload it on all'
+          f'the first process has seen edit {wanted.edits} of {self._store.directory} and process '
+          f'{jax.process_index()} edit {self._index.edits}: let the first process alone edit it, '
+          'or reload it on all'
         )
       if generation is None:
         self._current = wanted.generation
@@ -212,10 +207,9 @@ class DeviceIndex(Editing):
   ) -> int:
     """Writes a generation, which is searched from then on.
 
-    The FAISS index of `options` is for the retrieval process, which can serve
-    the folder; this class has no use for it. A flat one is held in memory while
-    it is written ('pq' takes less than a twentieth). The first process alone
-    builds and edits, or RuntimeError.
+    The FAISS index of `options` is for the retrieval process, which can serve the folder; this
+    class has no use for it. A flat one is held in memory while it is written ('pq' takes less than
+    a twentieth). The first process alone builds and edits, or RuntimeError.
     """
     self._check_leads('build')
     built = self._builder.build(
