@@ -26,6 +26,7 @@ from benchmarks import reporting
 from benchmarks.search import clustered_vectors, recall
 from ralm_jax.retrieval.device import search
 from ralm_jax.retrieval.device.index import DeviceIndex
+from ralm_jax.retrieval.device.search import DeviceOptions
 from ralm_jax.training.partitioning import Partitioner
 
 
@@ -61,9 +62,7 @@ def measure(
   with DeviceIndex(
     directory,
     partitioner,
-    dtype=dtype,
-    approximate=flags.approximate,
-    block_rows=flags.block_rows,
+    DeviceOptions(dtype, approximate=flags.approximate, block_rows=flags.block_rows),
     verify_checksums=False,
   ) as index:
     if not index.status().generation:

@@ -24,40 +24,26 @@ from retrieval_service.results import (
 )
 from retrieval_service.wire import Request, Vectors
 
-__all__ = [
-  'EditResult',
-  'IndexSwappedError',
-  'RetrievalClient',
-  'RetrievalError',
-  'SearchResult',
-  'ServerStatus',
-  'SwapResult',
-]
+__all__ = ['IndexSwappedError', 'RetrievalClient', 'RetrievalError']
 
 
 class RetrievalClient(Editing):
   """A connection to a retrieval process; may be shared among threads.
 
-  It is a `ralm_jax.retrieval.backend.SearchBackend`, where the methods are
-  described that both backends have. Besides what is said there, every call
-  raises `RetrievalError` where the process cannot be reached.
-
-  Attributes:
-    index_id: the index that all calls are for, see `stay_with`; '': whichever is served.
+  It is a `ralm_jax.retrieval.backend.SearchBackend`, where the methods are described that both
+  backends have. Besides, every call raises `RetrievalError` where the process cannot be reached.
   """
 
   needs_strict_order = False
 
   def __init__(self, address: str, *, timeout_s: float = 60.0, retry_for_s: float = 300.0):
-    """Connects on the first call; a malformed address is a ValueError.
+    """Connects to 'host:port' on the first call; a malformed address is a ValueError.
 
-    Args:
-      address: 'host:port'.
-      timeout_s: for one try of a call; builds and edits have none.
-      retry_for_s: how long an unreachable process is waited for.
+    One try of a call has `timeout_s`, builds and edits have any time; an unreachable process is
+    waited for so long.
     """
     self.address = address
-    self.index_id = ''
+    self.index_id = ''  #: that all calls are for, see `stay_with`; '': whichever is served
     self._connection = Connection(address, timeout_s=timeout_s, retry_for_s=retry_for_s)
     self._stub = self._connection.stub
 
@@ -71,11 +57,7 @@ class RetrievalClient(Editing):
     self._connection.close()
 
   def stay_with(self, index_id: str) -> None:
-    """Makes every later call an error once another index is served.
-
-    For those who would take what it says for what their own index says, and
-    who change the index. The id is `status().index_id`.
-    """
+    """Makes every later call an error once another index than `status().index_id` is served."""
     self.index_id = index_id
 
   def search(
@@ -87,10 +69,7 @@ class RetrievalClient(Editing):
     generation: int | None = None,
     index_id: str = '',
   ) -> SearchResult:
-    """The k passages of largest inner product for each query.
-
-    All answers of one call come from one generation of one index.
-    """
+    """See `SearchBackend.search`: all answers come from one generation of one index."""
     queries = np.ascontiguousarray(query_embeddings, '<f4')
     checks.check_queries(queries, k)
     batch, dim = queries.shape
@@ -116,18 +95,15 @@ class RetrievalClient(Editing):
     self, queries: np.ndarray, k: int, return_embeddings: bool, generation: int, index_id: str
   ) -> SearchResult:
     batch, dim = queries.shape
-    response = self._connection.call(
-      'search',
-      self._stub.Search,
-      retrieval_pb2.SearchRequest(
-        queries=queries.tobytes(),
-        dim=dim,
-        k=k,
-        return_embeddings=return_embeddings,
-        generation=generation,
-        index_id=index_id,
-      ),
+    request = retrieval_pb2.SearchRequest(
+      queries=queries.tobytes(),
+      dim=dim,
+      k=k,
+      return_embeddings=return_embeddings,
+      generation=generation,
+      index_id=index_id,
     )
+    response = self._connection.call('search', self._stub.Search, request)
     embeddings = None
     if return_embeddings:
       embeddings = np.frombuffer(response.embeddings, '<f2').reshape(batch, k, dim)
@@ -151,10 +127,9 @@ class RetrievalClient(Editing):
     edits_applied: int | None = None,
     forget_edits: bool = False,
   ) -> int:
-    """Uploads vectors and builds a generation, which is served from then on.
+    """See `SearchBackend.build`.
 
-    A collection of chunks is sent again when the process dies meanwhile; an
-    iterator can only be sent once.
+    A collection of chunks is sent again when the process dies meanwhile, an iterator cannot be.
     """
     header = retrieval_pb2.BuildHeader(
       dim=dim,
@@ -165,9 +140,8 @@ class RetrievalClient(Editing):
       index_id=self.index_id,
       options=wire.write_options(options or IndexOptions()),
     )
-    return self._upload(
-      'build', self._stub.Build, retrieval_pb2.BuildRequest, header, chunks
-    ).generation
+    build = self._stub.Build
+    return self._upload('build', build, retrieval_pb2.BuildRequest, header, chunks).generation
 
   def compact(self) -> int:
     """Builds a generation with all edits folded in, trained anew."""
@@ -241,12 +215,8 @@ class RetrievalClient(Editing):
 
   def _own(self, status: ServerStatus) -> ServerStatus:
     if self.index_id and status.index_id != self.index_id:
-      raise IndexSwappedError.of(
-        f'the retrieval process at {self.address}',
-        status.index_directory,
-        status.index_id,
-        self.index_id,
-      )
+      process = f'the retrieval process at {self.address}'
+      raise IndexSwappedError.of(process, status.index_directory, status.index_id, self.index_id)
     return status
 
   def pin(self, owner: str, generations: Sequence[int]) -> None:
@@ -263,16 +233,15 @@ class RetrievalClient(Editing):
   def swap(self, index_directory: str | os.PathLike[str]) -> SwapResult:
     """Has the process serve another index folder on its machine, until it ends.
 
-    It is opened and read aside first, which takes memory for both. Searches
-    that have begun end on the former index, all later ones go to this one.
+    It is opened and read aside first, which takes memory for both. Searches that have begun end on
+    the former index, all later ones go to this one.
 
     Raises:
-      ValueError: the path is relative, there is no index, or it is damaged, or of
-        another dimension; the former one stays served.
+      ValueError: the path is relative, there is no index, or it is damaged, or of another
+        dimension; the former one stays served.
     """
-    request = retrieval_pb2.SwapRequest(
-      index_directory=os.fspath(index_directory), index_id=self.index_id
-    )
+    folder = os.fspath(index_directory)
+    request = retrieval_pb2.SwapRequest(index_directory=folder, index_id=self.index_id)
     response = self._connection.call('swap', self._stub.Swap, request, timeout_s=None)
     return SwapResult(
       response.index_id,

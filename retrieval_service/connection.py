@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import logging
 import random
 import time
@@ -35,6 +35,14 @@ _ERRORS = {
   grpc.StatusCode.FAILED_PRECONDITION: RuntimeError,
 }
 _STATUS_REQUEST = retrieval_pb2.StatusRequest(protocol_version=protocol.PROTOCOL_VERSION)
+
+
+def _waits() -> Iterator[float]:
+  """Seconds between one try and the next."""
+  wait_s = _FIRST_WAIT_S
+  while True:
+    yield wait_s
+    wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 
 class RetrievalError(ConnectionError):
@@ -86,11 +94,10 @@ class Connection:
     retry_for_s: float | None = None,
     failures: Sequence[Exception] = (),
   ) -> Any:
-    """One call, repeated while the process cannot be reached.
+    """One call of a method of `stub`, repeated while the process cannot be reached.
 
     Args:
       what: its name in messages.
-      method: of `stub`.
       request: a message, or a function that starts a stream of them.
       timeout_s: for one try; None: it may take any time.
       retry: whether a second try is possible.
@@ -108,9 +115,7 @@ class Connection:
     if retry_for_s is None:
       retry_for_s = self._retry_for_s
     give_up = time.monotonic() + retry_for_s
-    wait_s = _FIRST_WAIT_S
-    warned = False
-    while True:
+    for wait_s in _waits():
       try:
         if not self._acquainted and what != 'status':
           self._check_acquaintance(self.stub.Status(_STATUS_REQUEST, timeout=self._timeout_s))
@@ -122,25 +127,19 @@ class Connection:
           raise self._explain(what, error) from error
         self._acquainted = False  # another process may come up there
         self._refuse_stranger(error)
+        failed = f'{what} failed with {error.code().name}'
         if not retry or time.monotonic() + wait_s > give_up:
+          tried = f', tried for {retry_for_s:.0f} s' if retry else ' and cannot be repeated'
           raise RetrievalError(
-            f'the retrieval process at {self.address} cannot be reached: '
-            f'{what} failed with {error.code().name} ({error.details()})'
-            + (f', tried for {retry_for_s:.0f} s' if retry else ' and cannot be repeated')
-            + '. Start it with: python -m retrieval_service.server --index '
-            f'INDEX --address {self.address}'
+            f'the retrieval process at {self.address} cannot be reached: {failed} '
+            f'({error.details()}){tried}. Start it with: python -m retrieval_service.server '
+            f'--index INDEX --address {self.address}'
           ) from error
-        if not warned:
-          logger.warning(
-            'waiting for the retrieval process at %s: %s failed with %s; trying for %.0f s',
-            self.address,
-            what,
-            error.code().name,
-            retry_for_s,
-          )
-          warned = True
+        if wait_s == _FIRST_WAIT_S:
+          waiting = 'waiting for the retrieval process at %s: %s; trying for %.0f s'
+          logger.warning(waiting, self.address, failed, retry_for_s)
       time.sleep(wait_s * random.uniform(0.8, 1.0))  # hosts spread out
-      wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+    raise AssertionError('unreachable')
 
   def _explain(self, what: str, error: grpc.RpcError) -> Exception:
     """The exception for a status that no repetition would change."""
@@ -163,10 +162,7 @@ class Connection:
     )
 
   def _refuse_stranger(self, error: grpc.RpcError) -> None:
-    """Raises if what listens there does not even speak HTTP/2.
-
-    gRPC reports it as unavailable, like a process that is just starting.
-    """
+    """Raises if what listens there, which gRPC calls unavailable, does not even speak HTTP/2."""
     opening = protocol.foreign_opening(self.address)
     if opening is not None:
       raise RetrievalError(

@@ -42,22 +42,16 @@ class LastEdits:
 class EditLog:
   """The log of one index folder, and what it comes to for each id.
 
-  Several processes may append, each with the folder's lock held, and having
-  caught up with the others before. Not to be shared among threads unguarded.
-
-  Attributes:
-    path: the file; made by the first edit.
-    next_id: one past the largest id in it.
-    metadata: for each key, the edit that set it last and its value.
+  Several processes may append, each with the folder's lock held, and having caught up with the
+  others before. Not to be shared among threads unguarded.
   """
 
   def __init__(self, directory: str, *, floor: int = 0):
     """Reads the log, as far as it is whole; a damaged one is a ValueError.
 
-    New edits get larger numbers than `floor`, which generations know of though
-    the log may have been removed.
+    New edits get larger numbers than `floor`, which generations know of though the log may be gone.
     """
-    self.path = os.path.join(directory, LOG)
+    self.path = os.path.join(directory, LOG)  #: made by the first edit
     self._floor = floor
     self._opened: BinaryIO | None = None
     self._forget()
@@ -75,27 +69,20 @@ class EditLog:
     return self._opened
 
   def _forget(self) -> None:
-    self._end = 0
+    self._end = self._count = self._last = self._needed_bytes = 0
     self._seen = (0, 0)  # inode and size
-    self._count = 0
     self._rewrite_at = _REWRITE_BYTES
-    self._last = 0
-    self.next_id = 0
-    self.metadata: dict[str, tuple[int, Any]] = {}
+    self.next_id = 0  #: one past the largest id in it
+    self.metadata: dict[str, tuple[int, Any]] = {}  #: the edit that set a key last, and its value
     # id -> sequence, where its vector lies (0: deleted), dimension.
     self._operations: dict[int, tuple[int, int, int]] = {}
-    self._needed_bytes = 0
     self._recent: dict[str, Edit] = {}
 
   def catch_up(self, *, repair: bool = False) -> list[Edit] | None:
-    """Reads what was appended since; a damaged log is a ValueError.
+    """The edits appended since, None where all had to be read again; ValueError if damaged.
 
-    Args:
-      repair: cuts off an incomplete last record; only with the lock held, or
-        it might be one that is being written.
-
-    Returns:
-      The new edits, or None where the whole log had to be read again.
+    Only with the lock held can it `repair`, cut off an incomplete last record: else that might be
+    one that is being written.
     """
     try:
       status = os.stat(self.path)
@@ -122,10 +109,8 @@ class EditLog:
         new.append(record.edit)
     if repair and self._end < size:
       logger.warning(
-        '%s ends in an edit that was never completed, and so never '
-        'acknowledged: its %d bytes are cut off',
-        self.path,
-        size - self._end,
+        f'{self.path} ends in an edit that was never completed, and so never acknowledged: its '
+        f'{size - self._end} bytes are cut off'
       )
       os.truncate(self.path, self._end)
     self._seen = (found.st_ino, size)
@@ -159,10 +144,9 @@ class EditLog:
     return found
 
   def append(self, edit: Edit) -> Edit:
-    """Writes an edit, numbers it and waits for the disk; all of it is there or none.
+    """Writes an edit, numbers it and waits for the disk; all of it is there or none (OSError).
 
-    The caller holds the folder's lock and has caught up. If the disk is full
-    (OSError) the log is as it was.
+    The caller holds the folder's lock and has caught up.
     """
     edit = dataclasses.replace(edit, sequence=self.last + 1)
     try:
@@ -218,16 +202,13 @@ class EditLog:
           np.array([self._operations[i][0] == edit.sequence for i in ids.tolist()], np.bool_)
           for ids in (edit.ids, edit.delete_ids)
         )
+        last_set = [key for key in edit.metadata if self.metadata[key][0] == edit.sequence]
         edit = dataclasses.replace(
           edit,
           ids=edit.ids[put],
           embeddings=edit.embeddings[put],
           delete_ids=edit.delete_ids[deleted],
-          metadata={
-            key: value
-            for key, value in edit.metadata.items()
-            if self.metadata[key][0] == edit.sequence
-          },
+          metadata={key: edit.metadata[key] for key in last_set},
         )
         if not (len(edit.ids) or len(edit.delete_ids) or edit.metadata):
           continue
@@ -290,11 +271,9 @@ class EditLog:
       if len(ids):
         self.next_id = max(self.next_id, int(ids.max()) + 1)
     if edit.edit_id:
+      vectors, deleted = edit.embeddings[:0].copy(), edit.delete_ids[:0].copy()
       self._recent[edit.edit_id] = dataclasses.replace(
-        edit,
-        embeddings=edit.embeddings[:0].copy(),
-        ids=edit.ids.copy(),
-        delete_ids=edit.delete_ids[:0].copy(),
+        edit, embeddings=vectors, ids=edit.ids.copy(), delete_ids=deleted
       )
       if len(self._recent) > _RECENT:
         del self._recent[next(iter(self._recent))]

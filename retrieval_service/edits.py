@@ -55,10 +55,7 @@ class Edit(WantedEdit):
 
 
 def prepare_edit(wanted: WantedEdit, dim: int, next_id: int, generation: int = 0) -> Edit:
-  """Checks an edit on its own and puts it in its final form, or ValueError.
-
-  Ids that were left open begin at `next_id`; `generation` is served now.
-  """
+  """An edit in its final form, or ValueError; ids that were left open begin at `next_id`."""
   rows = len(wanted.embeddings)
   if wanted.embeddings.ndim != 2 or (rows and wanted.dim != dim):
     raise ValueError(
@@ -88,36 +85,26 @@ class Record:
 
 def write_record(edit: Edit) -> bytes:
   """An edit as its log holds it."""
-  fields = json.dumps(
-    {
-      'sequence': edit.sequence,
-      'edit_id': edit.edit_id,
-      'generation': edit.generation,
-      'deletes': len(edit.delete_ids),
-      'rows': len(edit.ids),
-      'dim': edit.dim,
-      'metadata': edit.metadata,
-    }
-  ).encode()
-  body = b''.join(
-    (
-      _JSON_LENGTH.pack(len(fields)),
-      fields,
-      edit.delete_ids.astype('<i8').tobytes(),
-      edit.ids.astype('<i8').tobytes(),
-      edit.embeddings.astype('<f2').tobytes(),
-    )
-  )
+  values = {
+    'sequence': edit.sequence,
+    'edit_id': edit.edit_id,
+    'generation': edit.generation,
+    'deletes': len(edit.delete_ids),
+    'rows': len(edit.ids),
+    'dim': edit.dim,
+    'metadata': edit.metadata,
+  }
+  fields = json.dumps(values).encode()
+  arrays = ((edit.delete_ids, '<i8'), (edit.ids, '<i8'), (edit.embeddings, '<f2'))
+  parts = [_JSON_LENGTH.pack(len(fields)), fields]
+  body = b''.join(parts + [array.astype(kind).tobytes() for array, kind in arrays])
   length = struct.pack('<Q', len(body))
   head = _HEAD.pack(_MAGIC, zlib.crc32(length), len(body))
   return b''.join((head, body, files.digest(body).digest()))
 
 
 def read_record(file: BinaryIO, position: int, size: int) -> Record | None:
-  """The record at a position; None where the log ends, maybe in mid-record.
-
-  What was whole once and is not now is a ValueError.
-  """
+  """The record at a position; None where the log ends in mid-record, ValueError if damaged."""
   head = _read(file, position, min(_HEAD.size, size - position))
   if len(head) < _HEAD.size:
     return None

@@ -49,10 +49,8 @@ def plan_index(options: IndexOptions, dim: int, count: int) -> IndexPlan:
     return IndexPlan(kind, min(train_size, options.train_size or max(PQ_TRAIN_SIZE, 256 * 1024)))
   if kind in ('pq', 'ivf_pq') and train_size < PQ_CENTROIDS:
     logger.warning(
-      'index type %s needs at least %d training vectors and has %d: an exact flat index stands in',
-      kind,
-      PQ_CENTROIDS,
-      train_size,
+      f'index type {kind} needs at least {PQ_CENTROIDS} training vectors and has {train_size}: an '
+      'exact flat index stands in'
     )
     return IndexPlan('Flat', 0, fallback=True)
   parts = []
@@ -110,10 +108,7 @@ def _reason(error: RuntimeError) -> str:
 
 
 def _quieten(index: faiss.Index) -> None:
-  """Stops FAISS from printing a line for each small k-means it runs.
-
-  `build_index` logs the shortage once instead.
-  """
+  """Stops FAISS from printing a line for each small k-means; `_train` logs the shortage once."""
   index = faiss.downcast_index(index)
   if isinstance(index, faiss.IndexPreTransform):
     for position in range(index.chain.size()):
@@ -169,17 +164,13 @@ def _train(index: faiss.Index, embeddings: np.ndarray, plan: IndexPlan) -> None:
   ivf = faiss_index.inverted_lists(index)
   if ivf is not None and ivf.nlist * POINTS_PER_LIST > len(rows):
     logger.warning(
-      '%d training vectors are few for %d inverted lists (%d a list are sound): recall may suffer',
-      len(rows),
-      ivf.nlist,
-      POINTS_PER_LIST,
+      f'{len(rows)} training vectors are few for {ivf.nlist} inverted lists ({POINTS_PER_LIST} a '
+      'list are sound): recall may suffer'
     )
   if 'PQ' in plan.factory and len(rows) < POINTS_PER_LIST * PQ_CENTROIDS:
     logger.warning(
-      '%d training vectors are few for a product quantiser (%d are sound): '
-      'recall without re-ranking may suffer',
-      len(rows),
-      POINTS_PER_LIST * PQ_CENTROIDS,
+      f'{len(rows)} training vectors are few for a product quantiser '
+      f'({POINTS_PER_LIST * PQ_CENTROIDS} are sound): recall without re-ranking may suffer'
     )
   logger.info('training %s on %d of %d vectors', plan.factory, len(rows), count)
   try:

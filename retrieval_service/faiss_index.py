@@ -54,9 +54,7 @@ def default_nprobe(nlist: int) -> int:
 
 def num_candidates(index: faiss.Index, rerank: int | None, k: int) -> int:
   """How many rows FAISS is asked for when the best `k` are wanted."""
-  if rerank == 0:
-    wanted = k
-  elif rerank is not None:
+  if rerank is not None:
     wanted = max(rerank, k)
   elif type(faiss.downcast_index(index)) in (faiss.IndexFlat, faiss.IndexFlatIP):
     wanted = k + EXACT_MARGIN
@@ -78,9 +76,8 @@ def find_candidates(
   short = np.flatnonzero(rows[:, least - 1] < 0)
   while len(short) and ivf is not None and nprobe < ivf.nlist:
     nprobe = min(ivf.nlist, 4 * nprobe)
-    scores[short], rows[short] = index.search(
-      queries[short], num, params=_search_parameters(index, nprobe)
-    )
+    parameters = _search_parameters(index, nprobe)
+    scores[short], rows[short] = index.search(queries[short], num, params=parameters)
     short = short[rows[short, least - 1] < 0]
   return scores, rows
 
@@ -129,9 +126,8 @@ def _search_parameters(index: faiss.Index, nprobe: int):
   if isinstance(index, faiss.IndexPreTransform):
     return faiss.SearchParametersPreTransform(index_params=_search_parameters(index.index, nprobe))
   if isinstance(index, faiss.IndexRefine):
-    return faiss.IndexRefineSearchParameters(
-      k_factor=index.k_factor, base_index_params=_search_parameters(index.base_index, nprobe)
-    )
+    base = _search_parameters(index.base_index, nprobe)
+    return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=base)
   if isinstance(index, faiss.IndexIVFPQ):
     return faiss.IVFPQSearchParameters(nprobe=nprobe)
   return faiss.SearchParametersIVF(nprobe=nprobe)
@@ -194,10 +190,7 @@ def exact_search(
 
 
 def _best_columns(scores: np.ndarray, k: int) -> np.ndarray:
-  """Columns of the k best of each row, and of all equal to the last of them.
-
-  [batch, n] int64 in rising order; -1 pads rows of fewer.
-  """
+  """Columns of each row's k best and all equal to the last of them, rising; -1 pads: [b, n]."""
   if scores.shape[1] <= k:
     return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
   last = np.partition(scores, -k, axis=1)[:, [-k]]

@@ -16,15 +16,13 @@ from retrieval_service.results import SearchResult
 class Generation:
   """A searchable generation: a FAISS index and the exact embeddings.
 
-  Safe to search from several threads at once. Files are memory-mapped, so
-  that opening is quick, memory is shared with other processes, and a folder
-  removed meanwhile stays readable until the last user lets go.
-
-  Attributes:
-    embeddings: [count, dim] float16, memory-mapped.
-    ids: [count] int64, memory-mapped; None when row i has id i.
-    index: the FAISS index over rows; read-only.
+  Safe to search from several threads at once. Files are memory-mapped, so that opening is quick,
+  memory is shared with other processes, and a folder removed meanwhile stays readable until the
+  last user lets go.
   """
+
+  embeddings: np.ndarray  #: [count, dim] float16
+  ids: np.ndarray | None  #: [count] int64; None when row i has id i
 
   def __init__(
     self,
@@ -38,10 +36,8 @@ class Generation:
     """Opens a generation.
 
     Args:
-      folder: where it lies.
       verify_checksums: reads every byte once; sizes are checked always.
       nprobe: in place of the value in its options, as is `rerank`.
-      rerank: candidates to re-rank.
       threads: for re-ranking; FAISS's own number belongs to the calling thread
         (`faiss_index.set_threads`).
 
@@ -84,10 +80,6 @@ class Generation:
   def dim(self) -> int:
     return self.manifest.dim
 
-  def all_ids(self) -> np.ndarray:
-    """[count] int64."""
-    return np.arange(self.count) if self.ids is None else self.ids
-
   @property
   def next_id(self) -> int:
     """One past the largest id of this and, if recorded, earlier generations."""
@@ -119,11 +111,10 @@ class Generation:
     return_embeddings: bool = False,
     overlay: Overlay | None = None,
   ) -> SearchResult:
-    """The k passages of largest inner product for each query.
+    """The k passages of largest inner product for each query, or ValueError.
 
     The index proposes candidates; their scores are computed anew from the stored embeddings in
-    float32, unless re-ranking is off. Vectors that edits put on top are searched exactly. Equal
-    scores are ordered by id. A search that cannot be answered is a ValueError.
+    float32, unless re-ranking is off. Vectors that edits put on top are searched exactly.
     """
     overlay = overlay or Overlay.empty(self.dim)
     live = self.count - len(overlay.dead_rows)

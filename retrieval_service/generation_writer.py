@@ -24,6 +24,33 @@ from retrieval_service.manifest import Manifest
 from retrieval_service.options import IndexOptions
 
 
+@dataclasses.dataclass(frozen=True)
+class EditBounds:
+  """Up to which edits a generation's vectors stand in their place."""
+
+  #: The last edit that the vectors know of, as `edit_log().last` gave it when their making began:
+  #: what that edit and earlier ones put gives way to them. None: all edits there are.
+  applied: int | None = None
+  #: This edit and earlier ones, deletes among them, do not hold in the generation at all: for
+  #: another corpus, whose ids mean other passages. None: those that the current one forgets.
+  forgotten: int | None = None
+
+  def of(self, store: GenerationStore) -> tuple[int, int]:
+    """What they come to in an index, or ValueError."""
+    last = store.edit_log().last
+    applied, forgotten = last if self.applied is None else self.applied, self.forgotten
+    if forgotten is None:
+      number = store.current()
+      forgotten = 0 if number is None else store.manifest(number).edits_forgotten
+      forgotten = min(applied, forgotten)
+    if not 0 <= forgotten <= applied <= last:
+      raise ValueError(
+        f'edits_applied={applied} and edits_forgotten={forgotten} must rise, up to {last}, the '
+        'last edit of this index'
+      )
+    return applied, forgotten
+
+
 def begin(
   store: GenerationStore,
   options: IndexOptions,
@@ -31,44 +58,22 @@ def begin(
   metadata: dict[str, Any] | None = None,
   *,
   build_id: str = '',
-  edits_applied: int | None = None,
-  edits_forgotten: int | None = None,
+  edits: EditBounds = EditBounds(),
   progress: bool = False,
   check: Callable[[], None] = lambda: None,
 ) -> GenerationWriter:
   """Starts a new generation.
 
   Args:
-    store: where it goes.
-    options: the index to build.
-    dim: embedding size.
     metadata: JSON that stays with the generation.
     build_id: what this build is called; a repeat is recognised by it.
-    edits_applied: the last edit that the vectors know of, as
-      `edit_log().last` gave it when their making began: what that edit and
-      earlier ones put gives way to them. None: all edits there are.
-    edits_forgotten: this edit and earlier ones, deletes among them, do not
-      hold in the generation at all: for another corpus, whose ids mean other
-      passages. None: those that the current generation forgets.
-    progress: shows a bar on stderr while adding.
     check: called now and then while building; raises to abandon it.
 
   Raises:
-    ValueError: edits that have not been made, options, dimension or metadata
-      that cannot be, or a damaged index.
+    ValueError: edits that have not been made, options, dimension or metadata that cannot be, or a
+      damaged index.
   """
-  last = store.edit_log().last
-  if edits_applied is None:
-    edits_applied = last
-  if edits_forgotten is None:
-    number = store.current()
-    forgotten = 0 if number is None else store.manifest(number).edits_forgotten
-    edits_forgotten = min(edits_applied, forgotten)
-  if not 0 <= edits_forgotten <= edits_applied <= last:
-    raise ValueError(
-      f'edits_applied={edits_applied} and edits_forgotten={edits_forgotten} '
-      f'must rise, up to {last}, the last edit of this index'
-    )
+  applied, forgotten = edits.of(store)
   if dim < 1:
     raise ValueError(f'dim must be at least 1, found {dim}')
   try:
@@ -79,20 +84,9 @@ def begin(
     raise ValueError(f'metadata must be a dict, found {type(metadata)}')
   if not options.is_friendly:
     faiss_building.new_index(options.index_type, dim)  # fail before the upload
-  draft = Manifest(
-    generation=0,
-    dim=dim,
-    count=0,
-    options=options,
-    factory='',
-    fallback=False,
-    files={},
-    created='',
-    metadata=metadata,
-    build_id=build_id,
-    edits_applied=edits_applied,
-    edits_forgotten=edits_forgotten,
-  )
+  # What is not known before the end is filled in by `commit`.
+  draft = Manifest(0, dim, 0, options, '', False, {}, '', metadata, build_id)
+  draft = dataclasses.replace(draft, edits_applied=applied, edits_forgotten=forgotten)
   return GenerationWriter(store, draft, progress=progress, check=check)
 
 
@@ -133,14 +127,10 @@ class GenerationWriter:
     self.abort()
 
   def append(self, ids: np.ndarray | None, embeddings: np.ndarray) -> None:
-    """Appends vectors [rows, d], stored as float16.
-
-    Args:
-      ids: [rows] int64, not negative; None continues the row numbers.
-      embeddings: float16 or float32.
+    """Appends vectors [rows, d] under ids [rows] int64; None continues the row numbers.
 
     Raises:
-      ValueError: shapes that do not fit, or values float16 cannot hold.
+      ValueError: shapes that do not fit, negative ids, or values float16 cannot hold.
       OSError: the disk is full.
     """
     if self._done:

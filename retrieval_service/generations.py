@@ -60,11 +60,10 @@ class GenerationStore:
       logger.warning('%s cannot be tidied up (%s); going on reading it', self.directory, error)
 
   def index_id(self) -> str:
-    """Tells the index from all others, its copies excepted.
+    """Tells the index from all others, its copies excepted; '' for a folder that has none yet.
 
-    A copy that goes its own way, with edits or generations that the original
-    does not get, should have its file INDEX_ID removed: it is given another.
-    '' where there is no folder yet, or one that is empty and read-only.
+    A copy that goes its own way, with edits or generations that the original does not get, should
+    have its file INDEX_ID removed: it is given another.
     """
     found = index_id.read(self.directory)
     if found or not os.path.isdir(self.directory):
@@ -91,10 +90,7 @@ class GenerationStore:
     return Manifest.read(self.folder(number))
 
   def current(self) -> int | None:
-    """The number of the generation to serve, None where there is none yet.
-
-    ValueError where CURRENT is missing or damaged though generations exist.
-    """
+    """The number of the generation to serve, None for an empty index; ValueError if damaged."""
     path = os.path.join(self.directory, _CURRENT)
     numbers = self.numbers()
     try:
@@ -118,10 +114,7 @@ class GenerationStore:
     return number
 
   def open(self, number: int, **options) -> Generation:
-    """Opens a generation; `options` as `Generation` takes them.
-
-    LookupError where there is none of that number, ValueError where it is damaged.
-    """
+    """Opens a generation with the options of `Generation`; LookupError if none, or ValueError."""
     if number not in self.numbers():
       raise self._lacks(number, '. A generation is kept while it is current, recent or pinned')
     try:
@@ -135,10 +128,9 @@ class GenerationStore:
     return None if number is None else self.open(number, **options)
 
   def open_live(self, number: int | None = None, **options) -> LiveView | None:
-    """A generation with all edits made so far; later ones do not reach it.
+    """A generation, the current one by default, with all edits made so far; None if empty.
 
-    `live_index.LiveIndex` is for those who edit, or follow edits. None stands for
-    the current generation, and is returned for an empty index.
+    `live_index.LiveIndex` is for those who edit, or follow edits.
     """
     number = number or self.current()
     if number is None:
@@ -172,10 +164,7 @@ class GenerationStore:
       self.point_at(number)
 
   def pin(self, owner: str, numbers: Sequence[int]) -> None:
-    """Replaces the list of generations `owner` still needs; [] frees all.
-
-    LookupError where one is not on disk; nothing is changed then.
-    """
+    """Replaces the list of generations `owner` still needs; LookupError if one is not on disk."""
     path = os.path.join(self.directory, _PINS, f'{_file_name(owner)}.json')
     numbers = sorted({int(number) for number in numbers})
     if not numbers and not os.path.exists(path):
@@ -193,10 +182,7 @@ class GenerationStore:
         os.remove(path)
 
   def pinned(self) -> dict[str, list[int]]:
-    """Every owner's generations.
-
-    A damaged pin file is a ValueError: guessing could delete what it names.
-    """
+    """Every owner's generations; ValueError for a damaged file, where guessing could delete."""
     pins = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(self.directory), _PINS, '*.json'))):
       try:
@@ -251,9 +237,8 @@ class GenerationStore:
   def _recover(self) -> None:
     """Removes leftovers of dead writers; finishes a first commit cut short."""
     root = glob.escape(self.directory)
-    leftovers = glob.glob(os.path.join(root, '.tmp-*')) + glob.glob(
-      os.path.join(root, _PINS, '.tmp-*')
-    )
+    places = ((root, '.tmp-*'), (root, _PINS, '.tmp-*'))
+    leftovers = [path for place in places for path in glob.glob(os.path.join(*place))]
     unnamed = self.numbers() and not os.path.exists(os.path.join(self.directory, _CURRENT))
     if not leftovers and not unnamed:
       return

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from retrieval_service import generation_writer
+from retrieval_service.generation_writer import EditBounds
 from retrieval_service.live import LiveView
 from retrieval_service.live_index import LiveIndex
 from retrieval_service.options import IndexOptions
@@ -23,15 +24,12 @@ Chunks = Iterable[tuple[np.ndarray | None, np.ndarray]]
 class IndexBuilder:
   """Builds one generation at a time, while searches and edits go on.
 
-  May be shared among threads. Where searches must not be slowed either, call
-  it through `background.run`.
+  May be shared among threads. Where searches must not be slowed either, call it through
+  `background.run`.
   """
 
   def __init__(self, index: LiveIndex, *, keep_generations: int = 2):
-    """Changes nothing.
-
-    Generations older than the newest so many go after a build, unless pinned.
-    """
+    """Generations older than the newest so many go after a build, unless pinned."""
     self._index = index
     self._store = index.store
     self._keep_generations = keep_generations
@@ -54,10 +52,7 @@ class IndexBuilder:
     forget_edits: bool = False,
     check: Callable[[], None] = lambda: None,
   ) -> LiveView:
-    """Builds a generation of vectors and turns to it: see `SearchBackend.build`.
-
-    Called now and then, `check` raises to abandon the build.
-    """
+    """See `SearchBackend.build`; called now and then, `check` raises to abandon the build."""
     if edits_applied is None:
       edits_applied = self._index.edits
     with self._turn(check):
@@ -67,12 +62,11 @@ class IndexBuilder:
       return self._write(
         chunks,
         check,
-        dim=dim,
         options=options,
+        dim=dim,
         metadata=metadata,
         build_id=build_id,
-        edits_applied=edits_applied,
-        edits_forgotten=edits_applied if forget_edits else None,
+        edits=EditBounds(edits_applied, edits_applied if forget_edits else None),
       )
 
   def compact(self, *, build_id: str = '', check: Callable[[], None] = lambda: None) -> LiveView:
@@ -90,12 +84,11 @@ class IndexBuilder:
       return self._write(
         view.chunks(),
         check,
-        dim=view.dim,
         options=manifest.options,
+        dim=view.dim,
         metadata=view.metadata,
         build_id=build_id,
-        edits_applied=view.edits,
-        edits_forgotten=manifest.edits_forgotten,
+        edits=EditBounds(view.edits, manifest.edits_forgotten),
       )
 
   def _write(self, chunks: Chunks, check: Callable[[], None], **settings) -> LiveView:
@@ -108,8 +101,7 @@ class IndexBuilder:
       number = writer.commit()
     # Its bytes have just been written by us: no need to read them again.
     self._index.reload(verify_checksums=False)
-    removed = self._store.prune(self._keep_generations)
-    if removed:
+    if removed := self._store.prune(self._keep_generations):
       logger.info('removed generations %s', removed)
     logger.info('generation %d is complete', number)
     return self._index.view()

@@ -51,20 +51,15 @@ def ensure(directory: str, wanted: str = '') -> str:
 
 
 def derive(folders: Iterable[str]) -> str:
-  """A substitute where none can be written, of the generations' folders.
-
-  The oldest comes first; '' for an empty index.
-  """
+  """A substitute where none can be written, of the generations' folders, oldest first; or ''."""
   for folder in folders:
     found = fingerprint(folder)
     if found:
+      directory = os.path.dirname(os.path.abspath(folder))
       logger.warning(
-        '%s has no %s and none can be written: it goes by the id %s, made of '
-        'its oldest generation, which changes once somebody publishes there. '
-        'Start the process once with write access to the folder',
-        os.path.dirname(os.path.abspath(folder)),
-        _FILE,
-        found,
+        f'{directory} has no {_FILE} and none can be written: it goes by the id {found}, made of its '
+        'oldest generation, which changes once somebody publishes there. Start the process once '
+        'with write access to the folder'
       )
       return found
   return ''

@@ -105,22 +105,17 @@ class LiveGeneration:
     alien = put & (dims != self.generation.dim)
     if alien.any():
       logger.warning(
-        '%d vectors put by edits have dimension %d or another and generation '
-        '%d has %d: they are left out of it',
-        int(alien.sum()),
-        int(dims[alien][0]),
-        self.generation.number,
-        self.generation.dim,
+        f'{alien.sum()} vectors put by edits have dimension {dims[alien][0]} or another and '
+        f'generation {self.generation.number} has {self.generation.dim}: they are left out of it'
       )
       put &= ~alien
     dead = rows[(put | (dims == 0)) & (rows >= 0)]
     put_ids = ids[put]
     writer.apply(dead, put_ids, log.vectors(put_ids, self.generation.dim), ids[:0])
-    metadata = manifest.metadata | {
-      key: value
-      for key, (sequence, value) in log.metadata.items()
-      if sequence > manifest.edits_applied
-    }
+    metadata = dict(manifest.metadata)
+    for key, (sequence, value) in log.metadata.items():
+      if sequence > manifest.edits_applied:
+        metadata[key] = value
     self._writer = writer
     self.view = LiveView(self.generation, writer.overlay, log.last, metadata)
 
@@ -129,12 +124,8 @@ class LiveGeneration:
     if len(edit.ids) and edit.dim != self.generation.dim:
       return self.rebuild()
     rows = self.generation.rows_of(np.concatenate([edit.ids, edit.delete_ids]))
-    self._writer.apply(
-      rows[rows >= 0],
-      edit.ids,
-      edit.embeddings.reshape(len(edit.ids), self.generation.dim),
-      edit.delete_ids,
-    )
+    vectors = edit.embeddings.reshape(len(edit.ids), self.generation.dim)
+    self._writer.apply(rows[rows >= 0], edit.ids, vectors, edit.delete_ids)
     metadata = self.view.metadata | edit.metadata
     self.view = LiveView(self.generation, self._writer.overlay, edit.sequence, metadata)
 

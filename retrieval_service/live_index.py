@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # Scanning so many takes a search longer than most indexes do.
 _MANY = 16384
+# Older generations that stay open for searches by number.
+_OLDER_OPEN = 2
 
 
 class EmptyIndexError(RuntimeError):
@@ -40,25 +42,13 @@ class LiveIndex:
       result = index.view().search(queries, k)
   """
 
-  def __init__(
-    self,
-    store: GenerationStore,
-    *,
-    verify_checksums: bool = True,
-    max_older_open: int = 2,
-    **open_options,
-  ):
+  def __init__(self, store: GenerationStore, *, verify_checksums: bool = True, **open_options):
     """Opens the current generation, if there is one; a damaged folder is a ValueError.
 
-    Args:
-      store: the index folder.
-      verify_checksums: reads a generation whole before it is first searched.
-      max_older_open: older generations kept open for searches by number.
-      **open_options: `nprobe`, `rerank`, `threads`: see `Generation`.
+    The options are those of `Generation`.
     """
     self.store = store
     self._verify_checksums = verify_checksums
-    self._max_older_open = max_older_open
     self._open_options = open_options
     self._swap_lock = threading.Lock()
     # Held while the log or any view moves on. The next one is taken within it.
@@ -163,7 +153,7 @@ class LiveIndex:
     """Keeps an older generation open; the caller holds its lock."""
     self._older[older.generation.number] = older
     self._older.move_to_end(older.generation.number)
-    while len(self._older) > self._max_older_open:
+    while len(self._older) > _OLDER_OPEN:
       self._older.popitem(last=False)
 
   def status(self, view: LiveView | None, *, building: bool) -> ServerStatus:
@@ -185,10 +175,7 @@ class LiveIndex:
     )
 
   def reload(self, *, verify_checksums: bool | None = None) -> LiveView | None:
-    """Turns to what the folder holds now; on an error the former stays.
-
-    A damaged folder, or one of another index, is a ValueError.
-    """
+    """Turns to what the folder holds now; ValueError if damaged or another index: no change."""
     if verify_checksums is None:
       verify_checksums = self._verify_checksums
     with self._swap_lock:
@@ -251,20 +238,10 @@ class LiveIndex:
   def edit(
     self, wanted: WantedEdit, *, only_new_ids: bool = False, delete_absent: bool = False
   ) -> EditResult:
-    """Puts and deletes vectors; every search that starts later sees it.
+    """Puts and deletes vectors; see `SearchBackend.edit`, also for errors.
 
-    Args:
-      wanted: what to do; if its `edit_id` was done already it is answered only.
-      only_new_ids: whether putting what exists is an error.
-      delete_absent: whether what the current generation has not may be deleted:
-        it is then out of all others too, and of those built later.
-
-    Raises:
-      EmptyIndexError: nothing has been built yet.
-      ValueError: vectors or ids that cannot be, or the folder holds another index now.
-      LookupError: an id to delete does not exist.
-      OSError: the disk is full.
-      In each case nothing has changed.
+    What was done already, by its `edit_id`, is answered only. With `only_new_ids` putting what
+    exists is a ValueError, as is a folder that holds another index now.
     """
     with self._edit_lock, self.store.lock():
       self.keep_id()
@@ -282,19 +259,15 @@ class LiveIndex:
     above = len(view.overlay.ids)
     if above >= _MANY > above - len(done.ids):
       logger.warning(
-        '%d vectors lie on top of generation %d, and every search scans them: compact the index',
-        above,
-        view.number,
+        f'{above} vectors lie on top of generation {view.number}, and every search scans them: '
+        'compact the index'
       )
     return EditResult(view.number, done.sequence, view.count, done.ids, absent)
 
   def _checked(
     self, wanted: WantedEdit, only_new_ids: bool, delete_absent: bool
   ) -> tuple[Edit, np.ndarray]:
-    """The edit in its final form, and what of its deletes is absent.
-
-    The caller holds both locks.
-    """
+    """The edit in its final form, and what of its deletes is absent; both locks are held."""
     view = self.view()
     edit = edits.prepare_edit(wanted, view.dim, self.next_id, view.number)
     if only_new_ids:
@@ -314,8 +287,7 @@ class LiveIndex:
 
   def _follow(self, *, repair: bool) -> None:
     """Takes in other processes' edits; the caller holds the edit lock."""
-    former = self._log.last
-    self._advance(former, self._log.catch_up(repair=repair))
+    self._advance(self._log.last, self._log.catch_up(repair=repair))
 
   def _advance(self, former: int, new: list[Edit] | None) -> None:
     """Moves all views on from one edit by those that follow."""

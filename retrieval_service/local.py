@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _READY = re.compile(r'retrieval process ready at (\S+:\d+) ')
 _STDERR_BYTES = 4000
+_START_TIMEOUT_S = 300
 
 
 class LocalRetrievalServer:
@@ -31,13 +32,12 @@ class LocalRetrievalServer:
           ...
   """
 
-  def __init__(self, index_directory: PathLike, *, start_timeout_s: float = 300.0, **options: Any):
+  def __init__(self, index_directory: PathLike, **options: Any):
     """Starts the process and waits until it answers.
 
     For the options see `ServingOptions`. If it does not start, the RuntimeError holds what it said.
     """
     self._index_directory = os.fspath(index_directory)
-    self._start_timeout_s = start_timeout_s
     self._options = options
     self._log = tempfile.TemporaryFile(prefix='retrieval-')
     self.address = 'localhost:0'
@@ -54,11 +54,8 @@ class LocalRetrievalServer:
     """Restarts a dead process on its port; says whether that was needed."""
     if self.process.poll() is None:
       return False
-    logger.warning(
-      'the retrieval process at %s ended with status %d; starting it again',
-      self.address,
-      self.process.returncode,
-    )
+    ended = 'the retrieval process at %s ended with status %d; starting it again'
+    logger.warning(ended, self.address, self.process.returncode)
     self._close_pipes()
     self.process = self._start()
     self._await_ready()
@@ -90,9 +87,7 @@ class LocalRetrievalServer:
         command += [f'--{name}', str(value)]
     environment = dict(os.environ)
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    environment['PYTHONPATH'] = os.pathsep.join(
-      path for path in (root, environment.get('PYTHONPATH')) if path
-    )
+    environment['PYTHONPATH'] = os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH'))))
     return subprocess.Popen(
       command,
       env=environment,
@@ -112,7 +107,7 @@ class LocalRetrievalServer:
       raise
 
   def _read_address(self) -> str:
-    give_up = time.monotonic() + self._start_timeout_s
+    give_up = time.monotonic() + _START_TIMEOUT_S
     pipe = self.process.stdout
     assert pipe is not None
     output = b''
@@ -129,7 +124,7 @@ class LocalRetrievalServer:
       elif time.monotonic() > give_up:
         raise RuntimeError(
           f'the retrieval process for {self._index_directory} was not ready '
-          f'after {self._start_timeout_s:.0f} s. It said: {self.messages()}'
+          f'after {_START_TIMEOUT_S} s. It said: {self.messages()}'
         )
     match = _READY.match(output.decode(errors='replace'))
     if not match:

@@ -71,21 +71,15 @@ class OverlayWriter:
   ) -> None:
     """Moves on to the next state.
 
-    Args:
-      dead_rows: in any order: rows that die, or are dead already.
-      ids: of the vectors put, without repeats.
-      vectors: [rows, d], float16 values in any floating type.
-      delete_ids: of what was put earlier, or not; none of `ids`.
+    Some of the `dead_rows`, in any order, may be dead already. The vectors put are float16 values
+    in any floating type, under ids without repeats, of which none is deleted as well.
     """
     former = self.overlay
     begin, end = len(former.ids), len(former.ids) + len(ids)
     # Made ready before anything is changed, for memory may run out.
     rows = _merged(former.dead_rows, dead_rows)
-    gone = [
-      self._slots[passage]
-      for passage in (*ids.tolist(), *delete_ids.tolist())
-      if passage in self._slots
-    ]
+    concerned = (*ids.tolist(), *delete_ids.tolist())
+    gone = [self._slots[passage] for passage in concerned if passage in self._slots]
     slots = _merged(former.dead_slots, np.array(gone, np.int64))
     if end > len(self._ids):
       room = max(2 * len(self._ids), end, 64)

@@ -28,6 +28,7 @@ from retrieval_service.options import ServingOptions
 logger = logging.getLogger(__name__)
 
 _SERVICE = retrieval_pb2.DESCRIPTOR.services_by_name['Retrieval'].full_name
+_CALLS = 16  # answered at a time; further ones wait
 _SERVER_OPTIONS = protocol.MESSAGE_OPTIONS + (
   # Two servers on one port would share its calls at random.
   ('grpc.so_reuseport', 0),
@@ -38,26 +39,12 @@ _SERVER_OPTIONS = protocol.MESSAGE_OPTIONS + (
 
 
 class RetrievalServer:
-  """Serves an index folder; also usable inside a program, for tests.
+  """Serves an index folder; also usable inside a program, for tests."""
 
-  Its `address` has the port as chosen.
-  """
+  def __init__(self, index_directory: PathLike, address: str = 'localhost:50051', **options: Any):
+    """Opens the index and the port; `start` answers calls. For the options see `ServingOptions`.
 
-  def __init__(
-    self,
-    index_directory: PathLike,
-    address: str = 'localhost:50051',
-    *,
-    max_calls: int = 16,
-    **options: Any,
-  ):
-    """Opens the index and the port; `start` answers calls.
-
-    Args:
-      index_directory: made if it does not exist.
-      address: 'host:port'; port 0 takes a free one.
-      max_calls: calls answered at a time; further ones wait.
-      **options: see `ServingOptions`.
+    The folder is made if it does not exist. Port 0 takes a free one, which `address` tells.
 
     Raises:
       ValueError: the index is damaged, or the address is malformed.
@@ -70,12 +57,9 @@ class RetrievalServer:
     os.makedirs(index_directory, exist_ok=True)
     self._servicer = RetrievalServicer(index_directory, ServingOptions(**options))
     self._health = health.HealthServicer()
-    self._server = grpc.server(
-      concurrent.futures.ThreadPoolExecutor(
-        max_calls, 'call', initializer=self._servicer.prepare_thread
-      ),
-      options=_SERVER_OPTIONS,
-    )
+    prepare = self._servicer.prepare_thread
+    pool = concurrent.futures.ThreadPoolExecutor(_CALLS, 'call', initializer=prepare)
+    self._server = grpc.server(pool, options=_SERVER_OPTIONS)
     retrieval_pb2_grpc.add_RetrievalServicer_to_server(self._servicer, self._server)
     health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
     try:
@@ -151,21 +135,15 @@ def run(arguments: argparse.Namespace) -> int:
     print(f'retrieval process: {error}', file=sys.stderr)
     return 1
   with server:
-    print(
-      f'retrieval process ready at {server.address} (generation '
-      f'{server.generation}, {server.count} passages)',
-      flush=True,
-    )
+    holds = f'generation {server.generation}, {server.count} passages'
+    print(f'retrieval process ready at {server.address} ({holds})', flush=True)
     stopping.wait()
     logger.info('ending')
   return 0
 
 
 def _watch_parent(parent: int, stop: Callable[[], None]) -> None:
-  """Calls `stop` when stdin ends, or when another process adopts this one.
-
-  The second for a parent whose forked children keep the pipe open.
-  """
+  """Calls `stop` when stdin ends or, where a parent's forks keep it open, another adopts us."""
   while os.getppid() == parent:
     readable, _, _ = select.select([sys.stdin], [], [], 1.0)
     if readable and not os.read(sys.stdin.fileno(), 4096):

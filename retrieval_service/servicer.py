@@ -39,8 +39,7 @@ class _Abandoned(Exception):
 class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
   """Serves one generation of one index; older ones on request, by number.
 
-  Searches and edits run in the thread of their call. What takes long and
-  would slow them runs in one of lowest priority.
+  Searches and edits run in the thread of their call, what takes long in one of lowest priority.
   """
 
   def __init__(self, directory: PathLike, options: ServingOptions = ServingOptions()):
@@ -112,13 +111,8 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
       header = wire.read_header(request_iterator)
       index = self._serving.served(header.index_id).index
       ids, embeddings = wire.join_chunks(wire.read_chunks(request_iterator, header.dim), header.dim)
-      edit = WantedEdit(
-        ids,
-        embeddings,
-        wire.read_ids(header.delete_ids),
-        wire.read_metadata(header.metadata_json),
-        header.edit_id,
-      )
+      deletes, metadata = wire.read_ids(header.delete_ids), wire.read_metadata(header.metadata_json)
+      edit = WantedEdit(ids, embeddings, deletes, metadata, header.edit_id)
       if header.check_only:
         absent = index.missing(edit.delete_ids)
         return retrieval_pb2.EditResponse(absent_ids=wire.write_ids(absent))

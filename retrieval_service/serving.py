@@ -78,10 +78,7 @@ class Serving:
     return served
 
   def swap(self, directory: str) -> Swapped:
-    """Serves another index folder, once it is open and found whole.
-
-    The folder that is served is reloaded; if another index has taken its place
-    there, that one is opened.
+    """Serves another index folder, once it is open and found whole; reloads the served one.
 
     Raises:
       ValueError: there is no index, or it is damaged, of another dimension, or a copy of the served

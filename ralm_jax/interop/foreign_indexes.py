@@ -25,6 +25,7 @@ from ralm_jax.interop.files import embedding_files
 from ralm_jax.interop.files.embedding_files import RowFinder
 from ralm_jax.interop.files.torch_archive import StoredTensor, TorchArchive
 from ralm_jax.retrieval import embedding
+from ralm_jax.retrieval.embedding import Origin
 from retrieval_service import generation_writer
 from retrieval_service.generations import GenerationStore
 from retrieval_service.options import IndexOptions
@@ -149,8 +150,8 @@ def _write_index(
   """Writes (file, embeddings [n, dim], rows or None) as the first generation."""
   os.makedirs(index, exist_ok=True)
   folder = GenerationStore(index)
-  maker = f'made by another program: {source}'
-  metadata = embedding.describe(store, '', index=index, checkpoint=maker)
+  origin = Origin(f'made by another program: {source}')
+  metadata = embedding.describe(store, '', index, origin)
   writer, dim = None, 0
   bar = progress_lib.bar(total=len(store), unit=' embeddings', desc='index', show=progress)
   with bar, contextlib.ExitStack() as stack:

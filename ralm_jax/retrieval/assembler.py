@@ -23,9 +23,8 @@ class Assembler:
   def __init__(self, tokenizer: QueryTokenizer, store: PassageStore | None):
     """Prepares the templates; no store is closed-book.
 
-    Raises:
-      ValueError: the corpus was tokenised with other vocabularies, or without
-        what a format needs that begins with the title.
+    ValueError where the corpus was tokenised with other vocabularies, or without what a format
+    needs that begins with the title.
     """
     self.tokenizer = tokenizer
     self.store = store
@@ -46,10 +45,8 @@ class Assembler:
     self._retriever_template = TokenTemplate.for_retriever(
       tokenizer.retriever_vocabulary, text.retriever_format
     )
-    for side, template in (
-      ('reader', self._reader_template),
-      ('retriever', self._retriever_template),
-    ):
+    templates_of = {'reader': self._reader_template, 'retriever': self._retriever_template}
+    for side, template in templates_of.items():
       if store is not None and templates.TITLE_START in template.fields:
         store.tokens(np.zeros(1, np.int64), f'{side}_{templates.TITLE_START}')
 
@@ -69,17 +66,12 @@ class Assembler:
       rows: int64 [b, k] of the corpus, -1 for none.
       with_retriever: also the arrays that train the retriever.
       passage_embeddings: of the index, [b, k, d]; stand in for the passages' tokens.
-      titles: b * k titles the reader sees instead of the passages' own; the
-        retriever sees their own.
+      titles: b * k titles the reader (the retriever does not) sees instead of the passages' own.
     """
     text, tokenizer = self.tokenizer.text, self.tokenizer
+    template, length = self._reader_template, text.passage_length
     reader_inputs = batches.assemble_reader_inputs(
-      queries.reader_query_tokens,
-      rows,
-      self.store,
-      self._reader_template,
-      text.passage_length,
-      titles=titles,
+      queries.reader_query_tokens, rows, self.store, template, length, titles=titles
     )
     real = queries.is_example[:, None]
     arrays: dict[str, Any] = {
@@ -102,9 +94,8 @@ class Assembler:
   def answer_recall(self, batch: ReaderBatch, skip: int = 0) -> float:
     """`answer_recall` of a batch, whatever a target begins with.
 
-    Where a first word has ids of its own, an answer is looked for as it stands
-    inside a text; one that only the input's very first words hold is missed.
-    There is no sentinel then, and nothing is skipped.
+    Where a first word has ids of its own, an answer is looked for as it stands inside a text; one
+    that only the input's very first words hold is missed, and nothing is skipped.
     """
     tokenizer = self.tokenizer
     vocabulary = tokenizer.reader_vocabulary
@@ -152,8 +143,7 @@ def answer_recall(batch: ReaderBatch, skip: int = 0) -> float:
   for i in range(1, int(lengths.max())):
     at = np.minimum(position + i, tokens.shape[-1] - 1)
     left = lengths[example] <= i
-    left |= (tokens[example, passage, at] == answers[example, i]) & (
-      position + i < tokens.shape[-1]
-    )
+    inside = position + i < tokens.shape[-1]
+    left |= inside & (tokens[example, passage, at] == answers[example, i])
     example, passage, position = example[left], passage[left], position[left]
   return len(np.unique(example)) / int(asked.sum())

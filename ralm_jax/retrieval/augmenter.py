@@ -56,6 +56,15 @@ class PreparedBatch:
   generation_step: int | None = None  #: whose parameters embedded the generation; None if unknown
 
 
+@dataclasses.dataclass(frozen=True)
+class BatchOptions:
+  """How batches are made of what is retrieved."""
+
+  augmentation: Augmentation | None = None  #: changes what a training example shows
+  recall_skip: int = 0  #: leading target tokens left out of the batch's recall
+  n_passages: int | None = None  #: that a step trains on; None for all that are retrieved
+
+
 class PendingBatch:
   """A batch whose search is under way."""
 
@@ -85,36 +94,26 @@ class RetrievalAugmenter:
     partitioner: Partitioner,
     assembler: Assembler,
     retriever: PassageRetriever | None,
+    options: BatchOptions = BatchOptions(),
     *,
-    augmentation: Augmentation | None = None,
-    recall_skip: int = 0,
-    n_passages: int | None = None,
     generation_steps: GenerationSteps | None = None,
-    before_search: Callable[[], None] | None = None,
+    before_search: Callable[[], None] = lambda: None,
   ):
     """Compiles nothing yet.
 
     Args:
-      model: encodes the queries.
-      partitioner: of the mesh.
-      assembler: builds the arrays.
-      retriever: None is closed-book. What it finds beyond `n_passages` are
-        candidates to be re-ranked.
-      augmentation: changes what a training example shows.
-      recall_skip: leading target tokens left out of the batch's recall.
-      n_passages: passages a step trains on; None for all that are retrieved.
+      retriever: None is closed-book. What it finds beyond `BatchOptions.n_passages` are candidates
+        to be re-ranked.
       generation_steps: tells how stale a generation is.
-      before_search: called before each search.
     """
     self._model = model
     self._partitioner = partitioner
     self._assembler = assembler
     self._retriever = retriever
-    self._augmentation = augmentation
-    self._recall_skip = recall_skip
-    self._n_passages = n_passages
+    self._options = options
     self._generation_steps = generation_steps
     self._before_search = before_search
+    n_passages = options.n_passages
     reranks = retriever is not None and n_passages is not None and retriever.n_passages > n_passages
     self._with_retriever = model.scores_passages or reranks
     self._encode = partitioner.partition_rows(model.encode_queries)
@@ -166,13 +165,11 @@ class RetrievalAugmenter:
     self, embeddings: jax.Array | None, queries: QueryBatch, step: int
   ) -> PreparedBatch:
     if embeddings is None:
-      retrieved = Retrieved.none(len(queries))
-      return self._assemble(queries, retrieved, step, 0.0)
+      return self._assemble(queries, Retrieved.none(len(queries)), step, 0.0)
     assert self._retriever is not None
     local = partitioning.local_rows(embeddings)
     start = time.monotonic()
-    if self._before_search is not None:
-      self._before_search()
+    self._before_search()
     retrieved = self._retriever.search(
       local, queries.exclude_rows, queries.max_dates, queries.exclude_document_keys
     )
@@ -185,8 +182,8 @@ class RetrievalAugmenter:
     self, queries: QueryBatch, retrieved: Retrieved, step: int, search_seconds: float
   ) -> PreparedBatch:
     shown = Shown(queries, retrieved.rows)
-    if self._augmentation is not None:
-      shown = self._augmentation(queries, retrieved.rows, step)
+    if self._options.augmentation is not None:
+      shown = self._options.augmentation(queries, retrieved.rows, step)
     if self._model.uses_stored_embeddings:
       reader_batch = self._with_stored_embeddings(shown, retrieved)
     else:
@@ -219,7 +216,7 @@ class RetrievalAugmenter:
 
   def _recall(self, batch: ReaderBatch) -> dict[str, float]:
     """Of the passages that would be trained on, and of all candidates."""
-    skip, n_passages = self._recall_skip, self._n_passages
+    skip, n_passages = self._options.recall_skip, self._options.n_passages
     if n_passages is None or n_passages >= batch.reader_tokens.shape[1]:
       return {'retrieval/recall': self._assembler.answer_recall(batch, skip)}
     first = dataclasses.replace(

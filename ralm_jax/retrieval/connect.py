@@ -13,6 +13,7 @@ from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval import retriever
 from ralm_jax.retrieval.backend import SearchBackend
 from ralm_jax.retrieval.device.index import DeviceIndex
+from ralm_jax.retrieval.device.search import DeviceOptions
 from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.training.partitioning import Partitioner
 from retrieval_service.client import RetrievalClient
@@ -31,9 +32,7 @@ class Connection:
   def open_corpus(self, status: ServerStatus, former: PassageStore) -> PassageStore:
     """The corpus of an index that took another's place; `former` if it is the same folder.
 
-    Raises:
-      ValueError: the index names none.
-      FileNotFoundError: it is not where the index says.
+    For errors see `find_corpus`.
     """
     if self.corpus is not None and retriever.is_index_of_corpus(
       status.metadata, status.next_id, self.store
@@ -51,20 +50,17 @@ def connect(
 ) -> Iterator[Connection]:
   """Connects to the address, or starts a process for the folder on loopback.
 
-  A process of our own is supervised: it is started again when it dies, and
-  ends with this program even if that is killed. With the backend 'device' there
-  is none: the index lies on the devices of this program.
+  A process of our own is supervised: it is started again when it dies, and ends with this program
+  even if that is killed. With the backend 'device' there is none: the index lies on the devices of
+  this program.
 
   Args:
-    source: a folder or an address.
-    partitioner: of the mesh whose devices hold the index, all of this program's
-      by default; of the backend 'device'.
+    partitioner: of the mesh whose devices hold the index, all by default.
     follow_swaps: whether the caller minds which index answers: a process may be told to serve
       another. Without, every call is an error from then on (`RetrievalClient.stay_with`).
 
   Raises:
-    ValueError: both or neither of folder and address; an unknown backend, or
-      one that does not go with the address.
+    ValueError: both or neither of folder and address, or a backend that does not go with it.
     FileNotFoundError: there is no such index or corpus.
     retrieval_service.client.RetrievalError: the process cannot be reached.
   """
@@ -79,12 +75,8 @@ def connect(
   with contextlib.ExitStack() as stack:
     client: RetrievalClient | DeviceIndex
     if source.backend == 'device' and source.path is not None:
-      client = DeviceIndex(
-        source.path,
-        partitioner or Partitioner(),
-        dtype=source.device_dtype,
-        approximate=source.approximate,
-      )
+      options = DeviceOptions(source.device_dtype, source.approximate)
+      client = DeviceIndex(source.path, partitioner or Partitioner(), options)
     else:
       address = source.address or stack.enter_context(_serving(source))
       client = RetrievalClient(address, retry_for_s=source.retry_for_s)
@@ -97,10 +89,7 @@ def connect(
 
 
 def check_lookahead(client: SearchBackend, retrieval_lookahead: int) -> None:
-  """Raises ValueError where searching during a step could end in a deadlock.
-
-  See `SearchBackend.needs_strict_order`.
-  """
+  """Raises ValueError where searching during a step could end in a deadlock."""
   if retrieval_lookahead and client.needs_strict_order:
     raise ValueError(
       "The backend 'device' on several processes searches with all devices together, and a search "

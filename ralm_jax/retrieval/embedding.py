@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
+import dataclasses
 import functools
 import hashlib
 import json
@@ -23,12 +24,22 @@ from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.training import partitioning
 from ralm_jax.training.partitioning import Partitioner
 from retrieval_service import generation_writer
+from retrieval_service.generation_writer import EditBounds
 from retrieval_service.generations import GenerationStore
 from retrieval_service.options import IndexOptions
 
 PyTree = Any
 _PROGRESS = 'embedding.json'
 _PARTIAL = 'embedding.float16'
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """Where an encoder's parameters come from, for the record."""
+
+  checkpoint: str = ''
+  run: str | os.PathLike[str] | None = None  #: the MODEL_DIR of the run they are of
+  step: int | None = None  #: of that run
 
 
 class PassageEmbedder:
@@ -42,10 +53,7 @@ class PassageEmbedder:
     *,
     batch_size: int = 256,
   ):
-    """Compiles one program a length, when first needed.
-
-    `batch_size` passages are encoded at a time, over all devices.
-    """
+    """Compiles one program a length, when first needed, of a batch over all devices."""
     self._assembler = assembler
     self._batch_size = batch_size
     self._partitioner = partitioner
@@ -80,8 +88,7 @@ class PassageEmbedder:
   def stream(self, params: PyTree, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """`embed` of one part after another, without a pause of the devices.
 
-    While they work on a part, the host assembles the next, and the caller does
-    what it will with the one before. Parts are taken as they are needed.
+    While they work on a part, the host assembles the next. Parts are taken as they are needed.
     """
     pool = futures.ThreadPoolExecutor(2, thread_name_prefix='embedding')
     under_way: collections.deque[futures.Future[np.ndarray]] = collections.deque()
@@ -106,28 +113,14 @@ def build_generation(
   index: str | os.PathLike[str],
   options: IndexOptions,
   *,
-  checkpoint: str = '',
-  run: str | os.PathLike[str] | None = None,
-  step: int | None = None,
+  origin: Origin = Origin(),
   chunk_size: int = 8192,
   progress: bool = True,
 ) -> int:
   """Embeds a corpus and publishes it as the index's current generation; its number.
 
-  Interrupted, it goes on from the last finished chunk when called again with
-  the same corpus and encoder.
-
-  Args:
-    embedder: encodes the passages.
-    params: of the model.
-    store: the corpus.
-    index: the INDEX folder, created where missing.
-    options: of the FAISS index.
-    checkpoint: where the parameters come from, for the record.
-    run: the MODEL_DIR of the run they are of.
-    step: of that run.
-    chunk_size: passages between two marks of progress.
-    progress: shows a bar.
+  Interrupted, it goes on from the last finished chunk when called again with the same corpus and
+  encoder. The INDEX folder is created where missing.
 
   Raises:
     ValueError: the index is of another corpus.
@@ -135,7 +128,7 @@ def build_generation(
   folder = GenerationStore(index)
   os.makedirs(index, exist_ok=True)
   # The edits first: whatever they put is in the corpus that is read next.
-  edits = folder.edit_log().last
+  edits = EditBounds(applied=folder.edit_log().last)
   store.reload()
   _check_same_corpus(folder, store)
   fingerprint = retriever_fingerprint(params)
@@ -143,10 +136,9 @@ def build_generation(
   rows = live_rows(store)
   stream = functools.partial(embedder.stream, params)
   embeddings, rate = _embed_all(stream, rows, folder.directory, key, chunk_size, progress)
-  made = describe(store, fingerprint, index=index, checkpoint=checkpoint, run=run, step=step)
-  metadata = {**made, 'passages_per_second': rate}
+  metadata = {**describe(store, fingerprint, index, origin), 'passages_per_second': rate}
   dim = embeddings.shape[1]
-  with generation_writer.begin(folder, options, dim, metadata, edits_applied=edits) as writer:
+  with generation_writer.begin(folder, options, dim, metadata, edits=edits) as writer:
     for part, chunk in zip(chunks(rows, 65536), chunks(embeddings, 65536)):
       writer.append(ids_of(part, rows), chunk)
     number = writer.commit()
@@ -164,10 +156,7 @@ def _embed_all(
   chunk_size: int,
   progress: bool,
 ) -> tuple[np.ndarray, float]:
-  """float16 [n, d] in a file beside the index, and how many came a second.
-
-  What is there already, of the same `key`, is not embedded again.
-  """
+  """float16 [n, d], in a file that goes on what is there of this `key`; and how many a second."""
   partial, mark = os.path.join(index, _PARTIAL), os.path.join(index, _PROGRESS)
   done, dim = _progress(mark, partial, key)
   start, first_done = time.monotonic(), done
@@ -195,10 +184,7 @@ def _embed_all(
 
 
 def _check_same_corpus(folder: GenerationStore, store: PassageStore) -> None:
-  """Raises ValueError where the index holds rows of another corpus.
-
-  Edits and older generations name passages by rows, and may still be searched.
-  """
+  """Raises ValueError where edits and generations name rows of another corpus."""
   served = folder.open_current(verify_checksums=False)
   metadata = served.manifest.metadata if served else {}
   fingerprint = metadata.get('corpus_fingerprint')
@@ -234,26 +220,20 @@ def as_stored(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def describe(
   store: PassageStore,
   fingerprint: str,
-  *,
   index: str | os.PathLike[str] | None = None,
-  checkpoint: str = '',
-  run: str | os.PathLike[str] | None = None,
-  step: int | None = None,
+  origin: Origin = Origin(),
 ) -> dict[str, Any]:
-  """What an index says of how it was embedded; see `build_generation`.
-
-  `fingerprint` is the encoder's, `index` the folder where it is on this machine.
-  """
+  """What an index, in a folder on this machine, says of how its encoder embedded it."""
   metadata: dict[str, Any] = {
     'corpus': os.path.abspath(store.directory),
     'corpus_fingerprint': store.fingerprint,
     'encoder_fingerprint': fingerprint,
-    'checkpoint': checkpoint,
+    'checkpoint': origin.checkpoint,
   }
   if index is not None:
     metadata['corpus_relative'] = os.path.relpath(store.directory, index)
-  if run is not None:
-    metadata |= {'run': os.path.realpath(run), 'step': step}
+  if origin.run is not None:
+    metadata |= {'run': os.path.realpath(origin.run), 'step': origin.step}
   return metadata
 
 
@@ -276,11 +256,10 @@ def _progress(mark: str, partial: str, key: dict[str, str]) -> tuple[int, int]:
   return (rows, dim) if same and whole else (0, 0)
 
 
-def is_of(metadata: dict[str, Any], store: PassageStore, params: PyTree) -> bool:
-  """Whether an index says it is of this corpus and this passage encoder."""
-  return metadata.get('corpus_fingerprint') == store.fingerprint and metadata.get(
-    'encoder_fingerprint'
-  ) == retriever_fingerprint(params)
+def is_of(metadata: dict[str, Any], store: PassageStore, fingerprint: str) -> bool:
+  """Whether an index says it is of this corpus and the passage encoder of this fingerprint."""
+  found = metadata.get('corpus_fingerprint'), metadata.get('encoder_fingerprint')
+  return found == (store.fingerprint, fingerprint)
 
 
 def gathered_retriever(params: PyTree) -> PyTree:

@@ -23,11 +23,7 @@ class _GenerationGone(LookupError):
 
 
 class FilteredSearch:
-  """Searches one index, and leaves out what is hidden from each query.
-
-  Attributes:
-    index_id: of the index; rows of its answers are of `store`.
-  """
+  """Searches one index, and leaves out what is hidden from each query."""
 
   def __init__(
     self,
@@ -121,10 +117,8 @@ class FilteredSearch:
     if depth < self._count and not self._warned:
       self._warned = True
       logging.warning(
-        'For some questions fewer than %d of the %d best passages are '
-        'allowed; no deeper search is made (SearchFilter.max_candidates).',
-        self._n_passages,
-        depth,
+        f'For some questions fewer than {self._n_passages} of the {depth} best passages are '
+        'allowed; no deeper search is made (SearchFilter.max_candidates).'
       )
 
   def _at_most(self, queries: np.ndarray, k: int, generation: int | None) -> SearchResult:

@@ -12,15 +12,12 @@ import numpy as np
 class Lockstep:
   """Lets processes go the same way; alone, one agrees with oneself.
 
-  An index on the devices of several processes is searched by all at once,
-  equally deep and with as many queries each.
-
-  Attributes:
-    together: whether there are others to agree with.
+  An index on the devices of several processes is searched by all at once, equally deep and with as
+  many queries each.
   """
 
   def __init__(self, together: bool):
-    self.together = together
+    self.together = together  #: whether there are others to agree with
 
   def gather(self, value: int) -> np.ndarray:
     """The values of all processes, in their order."""

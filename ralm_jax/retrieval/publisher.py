@@ -46,10 +46,9 @@ class RefreshSchedule:
 
   @classmethod
   def parse(cls, schedule: str | int | None) -> RefreshSchedule:
-    """Reads '0-1000:500,1000-10000:2000', a number of steps, or None.
+    """Reads '0-1000:500,1000-10000:2000', a rate from step 0 on, or None (or -1) for never.
 
-    A number is a rate from step 0 on; None and -1 never refresh. A malformed
-    schedule is a ValueError that names the part.
+    A malformed schedule is a ValueError that names the part.
     """
     if schedule is None or str(schedule).strip() in ('-1', 'None'):
       return cls()
@@ -134,13 +133,9 @@ class IndexPublisher:
 
     Args:
       client: of the index; on several processes each has one.
-      model: with the passage encoder.
-      partitioner: of the mesh.
-      assembler: with the corpus.
       index: the INDEX folder, where it is on this machine.
       batch_size: passages at a time, over all devices.
       chunk_size: passages a message at most; None for 32 batches.
-      progress: shows a bar on the first process.
     """
     if assembler.store is None:
       raise ValueError('There is no corpus to embed.')
@@ -169,8 +164,8 @@ class IndexPublisher:
 
     Args:
       params: `{'retriever': ...}` at least, on the mesh.
-      key: names the build, together with corpus and encoder: a finished one of
-        that name is served instead of being made again.
+      key: names the build, together with corpus and encoder: a finished one of that name is served
+        instead of being made again.
       **description: for the index's metadata.
 
     Raises:
@@ -196,13 +191,11 @@ class IndexPublisher:
         f'The processes read corpora of different sizes ({counts.tolist()} '
         'passages); was one just added to? The same command goes on.'
       )
-    served = status is not None and self._is_of(status, fingerprint)
+    served = status and embedding.is_of(status.metadata, self._store, fingerprint)
     generation = self._lockstep.of_first(status.generation if status and served else 0)
     passages = 0
     if not generation:
-      header = None
-      if status is not None:
-        header = self._header(status, fingerprint, key, description)
+      header = self._header(status, fingerprint, key, description) if status else None
       generation = self._upload(params, rows, header)
       passages = len(rows)
     with self._agreement.together():
@@ -211,18 +204,11 @@ class IndexPublisher:
         self._client.reload()
     return Refreshed(generation, passages, time.monotonic() - start)
 
-  def _is_of(self, status: ServerStatus, fingerprint: str) -> bool:
-    metadata = status.metadata
-    return (
-      metadata.get('encoder_fingerprint') == fingerprint
-      and metadata.get('corpus_fingerprint') == self._store.fingerprint
-    )
-
   def _header(
     self, status: ServerStatus, fingerprint: str, key: str, description: Mapping[str, Any]
   ) -> dict[str, Any]:
     """The arguments of `RetrievalClient.build`."""
-    own = embedding.describe(self._store, fingerprint, index=self._index)
+    own = embedding.describe(self._store, fingerprint, self._index)
     if self._index is None:
       # Where the corpus is, the server's machine may see otherwise.
       own['corpus'] = status.metadata.get('corpus', own['corpus'])
@@ -230,9 +216,8 @@ class IndexPublisher:
     strange = ('passages_per_second', STARTED_WITH)
     served = {name: value for name, value in status.metadata.items() if name not in strange}
     options = status.options
-    identity = json.dumps(
-      [key, fingerprint, self._store.fingerprint, options and options.to_dict()]
-    )
+    named_by = [key, fingerprint, self._store.fingerprint, options and options.to_dict()]
+    identity = json.dumps(named_by)
     return {
       'dim': self._dim,
       'options': options,
@@ -255,8 +240,7 @@ class IndexPublisher:
             raise
           logging.warning('The refresh begins again: %s', error)
         finally:
-          # The first process's end is the end for all; the others come here
-          # at once and embed their parts.
+          # The first's end is the end for all; the others come here at once and embed their parts.
           chunks.finish(stop=jax.process_index() == 0)
         if header is not None and not generation:
           self._client.status()  # waits for the process
@@ -315,10 +299,7 @@ class _Chunks:
       return next(self._chunks)
 
   def finish(self, *, stop: bool) -> None:
-    """Goes through what is left; with `stop`, as little as can be.
-
-    On several processes all go through as many chunks: they exchange them.
-    """
+    """Goes through what is left, which all processes exchange; with `stop`, as little as can be."""
     if stop:
       self._stopping.set()
     for _ in self:

@@ -44,17 +44,14 @@ class PassageRetriever:
     """Checks that index and corpus belong together.
 
     Args:
-      client: holds the index.
       store: the corpus whose rows are the index's ids.
-      n_passages: returned for a query.
       generation: search this generation, not the current one.
-      search_filter: what is dropped.
       return_embeddings: also bring the stored embeddings.
       open_corpus: opens the corpus of an index that took this one's place; None does not follow.
 
     Raises:
-      ValueError: the index is of another corpus, or has too few passages; a
-        generation for a retriever that follows.
+      ValueError: the index is of another corpus, or has too few passages; a generation for a
+        retriever that follows.
     """
     if open_corpus is not None and generation is not None:
       raise ValueError(
@@ -102,8 +99,8 @@ class PassageRetriever:
     """Turns to the index that is served now, and to its corpus.
 
     Raises:
-      ValueError: they do not belong together, or cannot be searched as the
-        index before; that one stays this retriever's.
+      ValueError: they do not belong together, or cannot be searched as the index before, which
+        stays this retriever's.
       FileNotFoundError: the corpus is not there.
     """
     if self._open_corpus is None:
@@ -131,20 +128,18 @@ class PassageRetriever:
     max_dates: np.ndarray | None = None,
     exclude_document_keys: np.ndarray | None = None,
   ) -> Retrieved:
-    """Finds passages.
+    """Finds passages for query embeddings, float32 [b, d].
 
     Args:
-      query_embeddings: float32 [b, d].
-      exclude_rows: int64 [b, …], filled with -1; none of these passages is
-        returned, nor what `SearchFilter.by` says of them.
-      max_dates: int32 [b], days since 1970-01-01; nothing of a later date is
-        returned, nor what has no date. `NO_DATE_BOUND` for no bound.
-      exclude_document_keys: int64 [b, …], filled with 0; no passage of these
-        documents (`PassageStore.documents`) is returned.
+      exclude_rows: int64 [b, …], filled with -1; none of these passages is returned, nor what
+        `SearchFilter.by` says of them.
+      max_dates: int32 [b], days since 1970-01-01; nothing of a later date is returned, nor what has
+        no date. `NO_DATE_BOUND` for no bound.
+      exclude_document_keys: int64 [b, …], filled with 0; no passage of these documents
+        (`PassageStore.documents`) is returned.
 
     Raises:
-      ValueError: bounds for a corpus without dates, or an index that has
-        passages which the corpus lacks.
+      ValueError: bounds for a corpus without dates, or an index with passages the corpus lacks.
       retrieval_service.results.IndexSwappedError: another index is served.
     """
     queries = np.ascontiguousarray(query_embeddings, np.float32)

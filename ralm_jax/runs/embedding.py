@@ -5,7 +5,7 @@ from __future__ import annotations
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.retrieval import embedding
 from ralm_jax.retrieval.assembler import Assembler
-from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.retrieval.embedding import Origin, PassageEmbedder
 from ralm_jax.runs import opening
 from retrieval_service.options import IndexOptions
 
@@ -25,7 +25,7 @@ def embed(
   spec, params = opened.spec, opened.params
   assembler = Assembler(spec.tokenizer, store)
   embedder = PassageEmbedder(spec.model, opened.partitioner, assembler, batch_size=batch_size)
-  name, run, step = opened.name, opened.directory, opened.step
+  origin = Origin(opened.name, opened.directory, opened.step)
   return embedding.build_generation(
-    embedder, params, store, output, options, checkpoint=name, run=run, step=step, progress=progress
+    embedder, params, store, output, options, origin=origin, progress=progress
   )

@@ -21,7 +21,7 @@ from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.losses.array_types import PyTree
 from ralm_jax.retrieval import connect, embedding, retriever
 from ralm_jax.retrieval.assembler import Assembler
-from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.retrieval.embedding import Origin, PassageEmbedder
 from ralm_jax.retrieval.publisher import IndexPublisher, Refreshed
 from ralm_jax.runs import opening
 from ralm_jax.training.partitioning import Partitioner
@@ -176,7 +176,8 @@ class _IndexFolder:
     passages = 0
     number = current.number
     self._store.reload()
-    if not embedding.is_of(current.metadata, self._store, params):
+    fingerprint = embedding.retriever_fingerprint(params)
+    if not embedding.is_of(current.metadata, self._store, fingerprint):
       # Interrupted, it goes on where it was.
       number = embedding.build_generation(
         self._embedder,
@@ -184,9 +185,7 @@ class _IndexFolder:
         self._store,
         self._index,
         current.generation.manifest.options,
-        checkpoint=f'{run}/checkpoint_{step}',
-        run=run,
-        step=step,
+        origin=Origin(f'{run}/checkpoint_{step}', run, step),
         progress=self._progress,
       )
       passages = len(self._store)

@@ -15,9 +15,9 @@ from ralm_jax.evaluation.task import PassageOptions
 from ralm_jax.losses.array_types import PyTree
 from ralm_jax.retrieval import embedding, retriever as retriever_lib
 from ralm_jax.retrieval.assembler import Assembler
-from ralm_jax.retrieval.augmenter import Augmentation, RetrievalAugmenter
+from ralm_jax.retrieval.augmenter import Augmentation, BatchOptions, RetrievalAugmenter
 from ralm_jax.retrieval.connect import Connection
-from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.retrieval.embedding import Origin, PassageEmbedder
 from ralm_jax.retrieval.publisher import IndexPublisher
 from ralm_jax.retrieval.retriever import PassageRetriever
 from ralm_jax.retrieval.staleness import CurrentFollower, GenerationSteps
@@ -48,9 +48,8 @@ class NoIndex:
 
   def batches(self, augmentation: Augmentation | None, recall_skip: int) -> RetrievalAugmenter:
     """Makes examples into batches; there is no recall to report."""
-    return RetrievalAugmenter(
-      self._spec.model, self._partitioner, self.assembler, None, augmentation=augmentation
-    )
+    options = BatchOptions(augmentation)
+    return RetrievalAugmenter(self._spec.model, self._partitioner, self.assembler, None, options)
 
   def check_same_index(self, index_id: str | None) -> None:
     """There is none."""
@@ -106,7 +105,7 @@ class RunIndex:
     self._generation_steps = GenerationSteps(client, self._owner, check=check)
     self._agreement = Agreement()
     self._pins: Pins | None = None
-    self._before_search: CurrentFollower | None = None
+    self._before_search: Callable[[], None] = lambda: None
     self.index_refresh: ScheduledRefresh | None = None
     if not cfg.follow_current:
       self._pins = Pins(client, checkpoints, self._owner)
@@ -142,9 +141,7 @@ class RunIndex:
       self._partitioner,
       self.assembler,
       self.retriever,
-      augmentation=augmentation,
-      recall_skip=recall_skip,
-      n_passages=self._spec.text.n_passages,
+      BatchOptions(augmentation, recall_skip, self._spec.text.n_passages),
       generation_steps=self._generation_steps if self._spec.model.moves_passages else None,
       before_search=self._before_search,
     )
@@ -225,8 +222,6 @@ def build_missing_index(
     spec.model, partitioner, Assembler(spec.tokenizer, store), batch_size=cfg.embed_batch_size
   )
   logging.info('Building %s of %d passages.', cfg.index, len(store))
-  start = 'the start of training'
-  embedding.build_generation(
-    embedder, state.params, store, cfg.index, cfg.options, checkpoint=start, run=run, step=0
-  )
+  origin = Origin('the start of training', run, step=0)
+  embedding.build_generation(embedder, state.params, store, cfg.index, cfg.options, origin=origin)
   return state

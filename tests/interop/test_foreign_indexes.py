@@ -460,7 +460,7 @@ def test_a_replaced_passage(data, files, tmp_path):
     str(files.folder / '*'), corpus, tmp_path / 'index', progress=False
   )
   generation = GenerationStore(tmp_path / 'index').open_current()
-  assert generation.count == 40 and generation.all_ids()[3] == rows[0] == 40
+  assert generation.count == 40 and generation.ids[3] == rows[0] == 40
 
 
 LAYOUTS = {

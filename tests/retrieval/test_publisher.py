@@ -37,7 +37,7 @@ def store():
 def served(tmp_path, store):
   """A process with an index of the corpus, of some other encoder."""
   folder = GenerationStore(tmp_path / 'index')
-  metadata = embedding.describe(store, 'another', index=folder.directory)
+  metadata = embedding.describe(store, 'another', folder.directory)
   with generation_writer.begin(
     folder,
     IndexOptions(index_type='ivf_flat', nlist=2, nprobe=2),

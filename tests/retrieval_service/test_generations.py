@@ -32,7 +32,7 @@ def test_a_generation_survives_the_disk(tmp_path, vectors):
   assert (generation.count, generation.dim) == (300, 32)
   assert generation.manifest.metadata == {'corpus': 'a'}
   assert generation.manifest.options == IndexOptions('ivf_flat')
-  np.testing.assert_array_equal(generation.all_ids(), ids)
+  np.testing.assert_array_equal(generation.ids, ids)
   np.testing.assert_array_equal(generation.embeddings, data.astype(np.float16))
   result = generation.search(data[:5], 2, return_embeddings=True)
   assert result.ids[:, 0].tolist() == ids[:5].tolist()

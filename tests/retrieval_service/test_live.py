@@ -8,6 +8,7 @@ import pytest
 
 from retrieval_service import generation_writer, overlay
 from retrieval_service.edits import Edit
+from retrieval_service.generation_writer import EditBounds
 from retrieval_service.generations import GenerationStore
 from retrieval_service.index_builder import IndexBuilder
 from retrieval_service.live_index import EmptyIndexError, LiveIndex
@@ -297,7 +298,7 @@ def test_vectors_of_another_dimension_are_left_out(tmp_path, vectors, caplog):
   index = live(tmp_path, None, data)
   index.edit(put([7, 25], data[:2], [3]))
   index.edit(put([26], data[:1]))
-  write(index.store, np.arange(10), other[:10], edits_applied=0)
+  write(index.store, np.arange(10), other[:10], edits=EditBounds(applied=0))
   with caplog.at_level(logging.WARNING):
     index.reload()
   assert '3 vectors put by edits have dimension 32' in caplog.text
@@ -330,7 +331,7 @@ def test_a_compacted_generation_keeps_the_order(tmp_path, vectors):
   index.edit(put([30], data[30:31], [100], metadata={'a': 1}))
   view = IndexBuilder(index).compact()
   expected = [i for i in range(3, 60, 3) if i != 33] + [61]
-  assert view.generation.all_ids().tolist() == expected
+  assert view.generation.ids.tolist() == expected
   for passage, source in ((3, 1), (6, 23), (30, 30), (61, 22), (57, 19)):
     np.testing.assert_array_equal(
       view.generation.embeddings[expected.index(passage)], data[source].astype(np.float16)

@@ -18,7 +18,7 @@ import numpy as np
 from ralm_jax.retrieval.device import view
 from ralm_jax.retrieval.device.lead import Lead, State
 from ralm_jax.retrieval.device.residency import Residency
-from ralm_jax.retrieval.device.search import DeviceSearch
+from ralm_jax.retrieval.device.search import DeviceOptions, DeviceSearch
 from ralm_jax.training.partitioning import Partitioner
 from retrieval_service import checks
 from retrieval_service.editing import Editing
@@ -34,13 +34,11 @@ from retrieval_service.results import EditResult, IndexSwappedError, SearchResul
 class DeviceIndex(Editing):
   """Searches an INDEX folder on the devices: a `SearchBackend`.
 
-  A search is answered by exactly one generation in exactly one state of its
-  edits. A generation is put on the devices when it is first searched, and at
-  most two stay there, those searched last; see `resident`.
+  A search is answered by exactly one generation in exactly one state of its edits. A generation is
+  put on the devices when it is first searched, and at most two stay there, those searched last.
 
-  Programs are compiled for a batch size, a k, and a number of rows. The first
-  two are rounded up to powers of two and the room for added vectors doubles, so
-  that a run needs a handful; another generation of as many vectors needs none.
+  Programs are compiled for a batch size, a k, and a number of rows. The first two are rounded up to
+  powers of two and the room for added vectors doubles, so that a run needs a handful.
 
   On a mesh of several processes a search is an act of all: every process makes the same searches in
   the same order, with as many queries each, and gets the answers to its own. The first process
@@ -52,46 +50,19 @@ class DeviceIndex(Editing):
     self,
     directory: str | os.PathLike[str],
     partitioner: Partitioner,
+    options: DeviceOptions = DeviceOptions(),
     *,
-    dtype: str = 'bfloat16',
-    approximate: bool = False,
-    recall_target: float = 0.95,
-    block_rows: int = 16384,
-    spare_rows: int = 1024,
-    resident: int | None = None,
     keep_generations: int = 2,
     verify_checksums: bool = True,
   ):
-    """Opens the folder; nothing is put on the devices yet.
+    """Opens the folder, which may be empty or missing; nothing is put on the devices yet.
 
-    Args:
-      directory: the INDEX folder; may be empty or missing.
-      partitioner: of the mesh, both axes of which the rows are spread over.
-      dtype: of the embeddings on the devices. Scores are exact inner products
-        of float32 queries with embeddings of this dtype. 'float16' is what is
-        stored, and takes no more memory than 'bfloat16', which accelerators
-        multiply faster; its rounding reorders passages of much the same score.
-      approximate: use `jax.lax.approx_max_k`, which a TPU is faster at.
-      recall_target: expected share of the true k in an approximate answer.
-      block_rows: rows that a device scores at once.
-      spare_rows: room for added vectors, over all devices; it doubles when it
-        runs out, for which a new program is compiled.
-      resident: generations on the devices at a time. With 1 the former one is freed before the next
-        is put there, and searches wait meanwhile; with 2 the swap is seamless and takes twice the
-        memory. None: 2 where the devices report that much free memory, at this program's peak.
-      keep_generations: as many stay on disk after a build, beside pinned ones.
-      verify_checksums: reads every byte of a generation before its first use.
-
-    Raises:
-      ValueError: arguments that cannot be, or a damaged folder.
+    The rows are to lie over both axes of the partitioner's mesh. As many generations stay on disk
+    after a build, beside pinned ones. Unless told not to, every byte of a generation is read and
+    checked before its first use. A damaged folder is a ValueError.
     """
-    self._search = DeviceSearch(
-      partitioner, dtype=dtype, block_rows=block_rows, recall_target=recall_target
-    )
-    for name, value in (('spare_rows', spare_rows), ('resident', resident)):
-      if value is not None and value < 1:
-        raise ValueError(f'{name} must be at least 1, not {value}.')
-    self._approximate = approximate
+    self.device_search = DeviceSearch(partitioner, options)
+    self._approximate = options.approximate
     self._lead = Lead() if self.needs_strict_order else None
     self._index = LiveIndex(
       GenerationStore(directory), verify_checksums=verify_checksums and self._leads
@@ -99,7 +70,7 @@ class DeviceIndex(Editing):
     self._builder = IndexBuilder(self._index, keep_generations=keep_generations)
     self._store = self._index.store
     self.address = f'the devices, of {self._store.directory}'
-    self._residency = Residency(self._search, spare_rows=spare_rows, limit=resident)
+    self.residency = Residency(self.device_search)
     self._turning = threading.Lock()
     current = self._index.current
     self._current = current.number if current else 0
@@ -112,7 +83,7 @@ class DeviceIndex(Editing):
 
   def close(self) -> None:
     """Frees the devices' memory; a later search takes it again."""
-    self._residency.free()
+    self.residency.free()
 
   @property
   def needs_strict_order(self) -> bool:
@@ -121,7 +92,7 @@ class DeviceIndex(Editing):
     Within one process threads may search, as long as `Partitioner.partition`
     made the programs that they dispatch meanwhile.
     """
-    return self._search.spans_processes
+    return self.device_search.spans_processes
 
   @property
   def _leads(self) -> bool:
@@ -152,10 +123,10 @@ class DeviceIndex(Editing):
       generation = self._prepare_together(self._lead, queries, k, generation)
     padded = view.pad_batch(queries)
     live = self._live(generation)
-    started = self._residency.start(live, padded, k, self._approximate)
+    started = self.residency.start(live, padded, k, self._approximate)
     if self._approximate and not started.is_full(k):
       # Few live rows, several of them in one bin of the approximation.
-      started = self._residency.start(live, padded, k, False)
+      started = self.residency.start(live, padded, k, False)
     return started.result(len(queries), k, return_embeddings)
 
   def _live(self, number: int | None) -> LiveView:
@@ -172,11 +143,7 @@ class DeviceIndex(Editing):
   def _prepare_together(
     self, lead: Lead, queries: np.ndarray, k: int, generation: int | None
   ) -> int:
-    """Makes sure that no process is left alone in the search to come.
-
-    Returns:
-      The generation to search: the first process's.
-    """
+    """The generation to search, the first process's; fails unless all can search it."""
     with lead.agreement.together():
       wanted = lead.follow(State(generation or self._current, self._index.edits))
       checks.check_queries(queries, k)
@@ -190,7 +157,7 @@ class DeviceIndex(Editing):
         )
       if generation is None:
         self._current = wanted.generation
-      searched = self._residency.put(self._index.view(wanted.generation))
+      searched = self.residency.put(self._index.view(wanted.generation))
     searched.check(queries, k)  # fails on all alike, and may be tried again
     return wanted.generation
 
@@ -242,9 +209,9 @@ class DeviceIndex(Editing):
       live = self._index.current
       if live is None:
         return 0
-      in_use = self._current in self._residency.numbers
-      if in_use and self._residency.room(live) > 1:
-        self._residency.put(live)  # the former one is searched meanwhile
+      in_use = self._current in self.residency.numbers
+      if in_use and self.residency.room(live) > 1:
+        self.residency.put(live)  # the former one is searched meanwhile
       self._current = live.number
       return live.number
 
@@ -262,15 +229,6 @@ class DeviceIndex(Editing):
     """What is searched; `dim` and the like are empty where nothing is."""
     live = self._live(None) if self._current else None
     return self._index.status(live, building=self._builder.building)
-
-  def cache_size(self) -> int:
-    """How many programs have been compiled."""
-    return self._search.search.cache_size()
-
-  @property
-  def resident_generations(self) -> tuple[int, ...]:
-    """What is on the devices, the one searched last at the end."""
-    return self._residency.numbers
 
   def pin(self, owner: str, generations: Sequence[int]) -> None:
     """Says which generations `owner` needs from now on; [] for none."""

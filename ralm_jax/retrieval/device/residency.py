@@ -17,20 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class Residency:
-  """Puts generations on the devices when they are searched, and frees them.
+  """Puts generations on the devices when they are searched; may be shared among threads."""
 
-  May be shared among threads.
-  """
-
-  def __init__(self, search: DeviceSearch, *, spare_rows: int, limit: int | None):
-    """Puts nothing there yet.
-
-    `spare_rows` is the room for added vectors at first. There are at most `limit`
-    generations: None is two where the devices report the memory, else one.
-    """
+  def __init__(self, search: DeviceSearch):
     self._search = search
-    self._spare_rows = spare_rows
-    self._limit = limit
     # Held while something is put on the devices or freed. The second one is
     # taken within it, and held to dispatch a search, never to wait for one.
     self._changing = threading.RLock()
@@ -45,10 +35,7 @@ class Residency:
       return tuple(self._views)
 
   def start(self, live: LiveView, queries: np.ndarray, k: int, approximate: bool) -> StartedSearch:
-    """Dispatches a search of this state of a generation, or a later one.
-
-    One that cannot be answered is a ValueError; see `DeviceView.search`.
-    """
+    """`DeviceView.search` of this state of a generation, or a later one."""
 
     def dispatch(view: DeviceView) -> StartedSearch:
       started = view.search(self._search, queries, k, approximate)
@@ -73,7 +60,7 @@ class Residency:
       if view is not None and view.live.edits >= live.edits:
         return view
       if view is not None:
-        view = view.moved_to(self._search, live, self._spare_rows)
+        view = view.moved_to(self._search, live)
       else:
         self.free(keep=self.room(live) - 1)
         logger.info(
@@ -82,15 +69,15 @@ class Residency:
           live.generation.count,
           live.dim,
         )
-        view = DeviceView.load(self._search, live, self._spare_rows)
+        view = DeviceView.load(self._search, live)
       with self._dispatching:
         self._views[live.number] = view
       return view
 
   def room(self, live: LiveView) -> int:
     """How many generations may be on the devices, this one among them."""
-    if self._limit is not None:
-      return self._limit
+    if (limit := self._search.options.resident) is not None:
+      return limit
     needed = self._search.shard_bytes(live.generation.count, live.dim)
     return 2 if self._search.has_room(needed) else 1
 

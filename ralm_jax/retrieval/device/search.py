@@ -48,6 +48,46 @@ class Best(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class DeviceOptions:
+  """How rows lie on the devices and are searched there."""
+
+  #: Scores are exact inner products of float32 queries with embeddings of this dtype. 'float16' is
+  #: what is stored, and takes no more memory than 'bfloat16', which accelerators multiply faster;
+  #: its rounding reorders passages of much the same score.
+  dtype: str = 'bfloat16'
+  approximate: bool = False  #: use `jax.lax.approx_max_k`, which a TPU is faster at
+  recall_target: float = 0.95  #: expected share of the true k in an approximate answer
+  block_rows: int = 16384  #: whose scores a device holds at a time
+  spare_rows: int = 1024  #: room for added vectors; doubled when it runs out: a new program
+  #: Generations there at a time. With 1 the former one is freed before the next is put there, and
+  #: searches wait meanwhile; with 2 the swap is seamless and takes twice the memory. None: 2 where
+  #: the devices report that much free memory, at this program's peak, or report none.
+  resident: int | None = None
+
+  def __post_init__(self):
+    if self.dtype not in DTYPES:
+      raise ValueError(
+        f'The dtype of a device index is one of {", ".join(DTYPES)}, not {self.dtype!r}.'
+      )
+    if not 0 < self.recall_target <= 1:
+      raise ValueError(f'recall_target must be above 0 and at most 1, not {self.recall_target}.')
+    for name in ('block_rows', 'spare_rows', 'resident'):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f'{name} must be at least 1, not {value}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class TopK:
+  """What a search is to find; another one is another program."""
+
+  k: int
+  blocks: tuple[int, int]  #: that a device's share of the rows has, and of the added ones
+  #: Use `jax.lax.approx_max_k`: it may miss rows, and hand back -inf though there are k live ones.
+  approximate: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Layout:
   """How the rows lie: on so many devices, in so many blocks of so many rows each."""
 
@@ -78,27 +118,10 @@ class Layout:
 class DeviceSearch:
   """Puts rows on a mesh and searches them."""
 
-  def __init__(
-    self,
-    partitioner: Partitioner,
-    *,
-    dtype: str = 'bfloat16',
-    block_rows: int = 16384,
-    recall_target: float = 0.95,
-  ):
-    """Compiles nothing yet; ValueError for arguments that cannot be.
-
-    Queries are float32 and products accumulated in float32, whatever the dtype
-    of the embeddings. A device holds the scores of `block_rows` rows at a time.
-    """
-    if dtype not in DTYPES:
-      raise ValueError(f'The dtype of a device index is one of {", ".join(DTYPES)}, not {dtype!r}.')
-    if not 0 < recall_target <= 1:
-      raise ValueError(f'recall_target must be above 0 and at most 1, not {recall_target}.')
-    if block_rows < 1:
-      raise ValueError(f'block_rows must be at least 1, not {block_rows}.')
-    self.dtype = jnp.dtype(dtype)
-    self._block_rows = block_rows
+  def __init__(self, partitioner: Partitioner, options: DeviceOptions = DeviceOptions()):
+    """Compiles nothing yet."""
+    self.options = options
+    self.dtype = jnp.dtype(options.dtype)
     self._mesh = partitioner.mesh
     self._sharding = NamedSharding(self._mesh, PartitionSpec(AXES))
     self._processes = len({device.process_index for device in self._mesh.devices.flat})
@@ -108,10 +131,10 @@ class DeviceSearch:
       functools.partial(
         search,
         mesh=self._mesh,
-        recall_target=recall_target,
-        split_queries=dtype == 'bfloat16' and not on_cpu,
+        recall_target=options.recall_target,
+        split_queries=options.dtype == 'bfloat16' and not on_cpu,
       ),
-      static_argnames=('k', 'blocks', 'approximate'),
+      static_argnames=('wanted',),
     )
 
   @property
@@ -121,7 +144,7 @@ class DeviceSearch:
 
   def layout(self, count: int) -> Layout:
     """How `count` rows would lie."""
-    return Layout.of(count, self._mesh.size, self._block_rows)
+    return Layout.of(count, self._mesh.size, self.options.block_rows)
 
   def shard_bytes(self, count: int, dim: int) -> int:
     """Memory that `count` rows take on each device."""
@@ -142,21 +165,16 @@ class DeviceSearch:
     return True
 
   def put(self, layout: Layout, vectors: np.ndarray, live: np.ndarray | None = None) -> Rows:
-    """Puts vectors [count, d] on the devices, padded as the layout says.
+    """Puts vectors [count, d] on this process's devices, padded as the layout says.
 
-    One device after the other: the host holds no more than one device's rows at
-    a time, and a process puts only the rows of its own devices.
+    One device after the other: the host holds no more than one device's rows at a time.
     """
     count, dim = vectors.shape
 
     def shard(rows: slice) -> np.ndarray:
-      part = vectors[rows.start : rows.stop]
-      size = rows.stop - rows.start
-      if len(part) == size:
-        return part.astype(self.dtype)
-      made = np.zeros((size, dim), self.dtype)
-      made[: len(part)] = part
-      return made
+      part = vectors[rows.start : rows.stop].astype(self.dtype)
+      missing = rows.stop - rows.start - len(part)
+      return np.pad(part, ((0, missing), (0, 0))) if missing else part
 
     embeddings = self._put((layout.rows, dim), shard)
     mask = np.arange(layout.rows) < count
@@ -179,10 +197,10 @@ class DeviceSearch:
     return jax.make_array_from_single_device_arrays(shape, self._sharding, pieces)
 
   def put_queries(self, queries: np.ndarray) -> tuple[jax.Array, slice | np.ndarray]:
-    """Gives every device all queries, or its share where processes differ.
+    """Gives every device all queries [b, d], or its share where processes differ.
 
-    Every process has as many, float32 [b, d]. Of the global array, repeated to
-    fill up, the slice or the rows returned are this process's, in their order.
+    Of the global array the slice or the rows returned are this process's, in their order; every
+    process has as many.
     """
     if self._processes == 1:
       everywhere = NamedSharding(self._mesh, PartitionSpec())
@@ -204,33 +222,21 @@ def search(
   queries: Float[Array, 'b d'],
   base: Rows,
   added: Rows,
+  wanted: TopK,
   *,
-  k: int,
-  blocks: tuple[int, int],
-  approximate: bool,
   mesh: jax.sharding.Mesh,
   recall_target: float,
   split_queries: bool,
 ) -> Best:
   """The k live rows of largest inner product with each query.
 
-  Rows of equal score come in the order of their numbers, in exact search.
-
-  Args:
-    queries: float32.
-    base: rows, over all devices.
-    added: more rows; numbered on from those of `base`.
-    k: rows found.
-    blocks: of a device's share of `base`, and of `added`.
-    approximate: use `jax.lax.approx_max_k`, which only a TPU is faster at; it
-      may miss rows, and hand back -inf though there are k live rows.
-    mesh: of axes `data` and `model`.
-    recall_target: of the approximation, for the whole search.
-    split_queries: see `_scores`.
+  Rows of equal score come in the order of their numbers, in exact search; those of `added` are
+  numbered on from those of `base`. `split_queries`: see `_scores`.
   """
+  k = wanted.k
   total = base.live.size + added.live.size
   top = jax.lax.top_k
-  if approximate:
+  if wanted.approximate:
     top = functools.partial(
       jax.lax.approx_max_k, recall_target=recall_target, reduction_input_size_override=total
     )
@@ -238,13 +244,11 @@ def search(
   def local(queries: jax.Array, base: Rows, added: Rows) -> Best:
     parts = _split(queries) if split_queries else queries
     shard = jax.lax.axis_index(AXES)
-    start = Best(
-      jnp.full((queries.shape[0], k), -jnp.inf, jnp.float32),
-      jnp.zeros((queries.shape[0], k), jnp.int32),
-    )
+    shape = (queries.shape[0], k)
+    start = Best(jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32))
     best = jax.tree.map(lambda x: jax.lax.pcast(x, AXES, to='varying'), start)
     offset = 0
-    for rows, count in zip((base, added), blocks):
+    for rows, count in zip((base, added), wanted.blocks):
       first = offset + shard * rows.live.size
       best = _scan_blocks(parts, rows, count, first, best, top)
       offset += rows.live.size * mesh.size
@@ -271,10 +275,7 @@ def _scan_blocks(
   best: Best,
   top: Callable[..., tuple[jax.Array, jax.Array]],
 ) -> Best:
-  """Merges the best of one device's rows, numbered from `first`, into `best`.
-
-  The rows are scored in so many blocks; `top` is (scores, k) -> values, positions.
-  """
+  """Merges the best of one device's rows, numbered from `first`, into `best`, block by block."""
   batch, k = best.scores.shape
   block = rows.live.size // blocks
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from ralm_jax.retrieval.device.search import Best, DeviceSearch, Rows
+from ralm_jax.retrieval.device.search import Best, DeviceSearch, Rows, TopK
 from retrieval_service import checks
 from retrieval_service.live import LiveView
 from retrieval_service.results import SearchResult
@@ -17,31 +17,23 @@ _LEAST_K = 16
 
 @dataclasses.dataclass(frozen=True)
 class DeviceView:
-  """What a search is answered from; it never changes.
+  """What a search is answered from; it never changes."""
 
-  On the host is `live`: the generation, its stored embeddings, and the edits. Each
-  device scores so many `blocks` of the rows in `base` and in `added`, the spare
-  rows with the vectors that came by edits.
-  """
-
-  live: LiveView
+  live: LiveView  #: on the host: the generation, its stored embeddings, and the edits
   base: Rows
-  added: Rows
-  blocks: tuple[int, int]
+  added: Rows  #: the spare rows, with the vectors that came by edits
+  blocks: tuple[int, int]  #: that each device scores, of `base` and of `added`
 
   @classmethod
-  def load(cls, search: DeviceSearch, live: LiveView, spare_rows: int) -> DeviceView:
-    """Puts a generation on the devices, one device's share after the other.
-
-    `spare_rows` is the room for added vectors, doubled until they fit.
-    """
+  def load(cls, search: DeviceSearch, live: LiveView) -> DeviceView:
+    """Puts a generation on the devices, one device's share after the other."""
     stored = live.generation.embeddings
     layout = search.layout(len(stored))
     base = search.put(layout, stored, _living(len(stored), live.overlay.dead_rows))
-    added, blocks = _put_added(search, live, spare_rows)
+    added, blocks = _put_added(search, live)
     return cls(live, base, added, (layout.blocks, blocks))
 
-  def moved_to(self, search: DeviceSearch, live: LiveView, spare_rows: int) -> DeviceView:
+  def moved_to(self, search: DeviceSearch, live: LiveView) -> DeviceView:
     """The same generation, its embeddings not copied, after other edits."""
     mask = self.base.live
     dead = live.overlay.dead_rows
@@ -50,7 +42,7 @@ class DeviceView:
       count = live.generation.count
       living[:count] = _living(count, dead)
       mask = search.put_mask(living)
-    added, blocks = _put_added(search, live, spare_rows)
+    added, blocks = _put_added(search, live)
     return DeviceView(live, Rows(self.base.embeddings, mask), added, (self.blocks[0], blocks))
 
   def delete(self) -> None:
@@ -66,16 +58,11 @@ class DeviceView:
   def search(
     self, search: DeviceSearch, queries: np.ndarray, k: int, approximate: bool
   ) -> StartedSearch:
-    """Dispatches a search of this process's queries, without waiting for it.
-
-    Some more than k passages are searched; for `approximate` see `search.search`.
-    """
+    """Dispatches a search of this process's queries, for k passages and some more."""
     self.check(queries, k)
     array, own = search.put_queries(queries)
-    best = search.search(
-      array, self.base, self.added, k=round_k(k), blocks=self.blocks, approximate=approximate
-    )
-    return StartedSearch(self, best, own)
+    wanted = TopK(round_k(k), self.blocks, approximate)
+    return StartedSearch(self, search.search(array, self.base, self.added, wanted=wanted), own)
 
   def ids(self, rows: np.ndarray) -> np.ndarray:
     """Rows of the devices to ids, int64."""
@@ -113,10 +100,7 @@ class StartedSearch:
     return bool(np.isfinite(np.asarray(self.best.scores)[:, :k]).all())
 
   def result(self, batch: int, k: int, return_embeddings: bool) -> SearchResult:
-    """Waits; the answers to the first `batch` queries of this process.
-
-    Scores that are not finite are a ValueError.
-    """
+    """Waits for the answers to this process's first queries; ValueError if one is not finite."""
     scores = np.asarray(self.best.scores)[self.own][:batch]
     rows = np.asarray(self.best.rows)[self.own][:batch].astype(np.int64)
     found = np.isfinite(scores)
@@ -142,10 +126,7 @@ def pad_batch(queries: np.ndarray) -> np.ndarray:
 
 
 def round_k(k: int) -> int:
-  """The next power of two, likewise.
-
-  What is found beyond k also orders most ties for the last place by id.
-  """
+  """Likewise; what is found beyond k also orders most ties for the last place by id."""
   return max(_LEAST_K, 1 << (k - 1).bit_length())
 
 
@@ -155,9 +136,9 @@ def _living(count: int, dead: np.ndarray) -> np.ndarray:
   return living
 
 
-def _put_added(search: DeviceSearch, live: LiveView, spare_rows: int) -> tuple[Rows, int]:
+def _put_added(search: DeviceSearch, live: LiveView) -> tuple[Rows, int]:
   """The rows and their blocks; room doubles, so that few programs are compiled."""
-  overlay = live.overlay
+  overlay, spare_rows = live.overlay, search.options.spare_rows
   while spare_rows < len(overlay.ids):
     spare_rows *= 2
   layout = search.layout(spare_rows)

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from ralm_jax.retrieval.device.index import DeviceIndex
+from ralm_jax.retrieval.device.search import DeviceOptions
 from ralm_jax.training.partitioning import Partitioner
 
 DIM = 24
@@ -50,6 +51,6 @@ def build(
   **settings: Any,
 ) -> DeviceIndex:
   """An index of one generation."""
-  index = DeviceIndex(folder, partitioner, **settings)
+  index = DeviceIndex(folder, partitioner, DeviceOptions(**settings))
   index.build([(ids, stored)], dim=stored.shape[1])
   return index

@@ -26,8 +26,8 @@ def test_connects_to_the_devices(trained):
     assert isinstance(found.client, DeviceIndex)
     assert found.client.status().count == len(found.store) == tiny.COUNT
     found.client.search(vectors(1, dim=16), 3)
-    assert found.client.resident_generations == (1,)
-  assert found.client.resident_generations == ()
+    assert found.client.residency.numbers == (1,)
+  assert found.client.residency.numbers == ()
 
 
 def test_answers_as_with_the_process(trained, tmp_path):

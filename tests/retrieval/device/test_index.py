@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ralm_jax.retrieval.device.index import DeviceIndex
+from ralm_jax.retrieval.device.search import DeviceOptions
 from ralm_jax.retrieval.device.view import DeviceView
 from retrieval_service import generation_writer
 from retrieval_service.client import RetrievalClient
@@ -38,15 +39,15 @@ def test_one_program_serves_a_refresh_and_batches_alike(tmp_path):
     index.add(None, vectors(3, 2))
     index.delete([4])
     index.search(queries(8), 10)
-    assert index.cache_size() == 1
+    assert index.device_search.search.cache_size() == 1
     index.search(queries(9), 10)
-    assert index.cache_size() == 2
+    assert index.device_search.search.cache_size() == 2
 
 
 def test_agrees_with_flat_search_in_a_process(tmp_path):
   """Both serve one folder, written by either, edits included."""
   stored, wanted = vectors(300), queries(20)
-  with DeviceIndex(tmp_path, MESHES['4x2'], dtype='float32') as index:
+  with DeviceIndex(tmp_path, MESHES['4x2'], DeviceOptions(dtype='float32')) as index:
     index.build([(np.arange(0, 600, 2), stored)], dim=DIM)
     with LocalRetrievalServer(tmp_path, threads=1) as server:
       with RetrievalClient(server.address) as client:
@@ -133,9 +134,9 @@ def test_an_empty_folder_is_searched_once_it_is_built(tmp_path):
     ({'resident': 0}, 'resident must be at least 1'),
   ],
 )
-def test_settings_that_cannot_be(settings, match, tmp_path):
+def test_settings_that_cannot_be(settings, match):
   with pytest.raises(ValueError, match=match):
-    DeviceIndex(tmp_path, MESHES['one'], **settings)
+    DeviceOptions(**settings)
 
 
 @pytest.mark.parametrize('resident', [1, 2, None])
@@ -151,8 +152,8 @@ def test_generations_by_number(resident, tmp_path):
       assert found.generation == (number or 4)
       ids, _ = exact(as_kept(contents[found.generation - 1], 'bfloat16'), queries(), 5)
       np.testing.assert_array_equal(found.ids, ids)
-      assert len(index.resident_generations) <= (resident or 2)
-      assert index.resident_generations[-1] == found.generation
+      assert len(index.residency.numbers) <= (resident or 2)
+      assert index.residency.numbers[-1] == found.generation
     with pytest.raises(LookupError, match='holds no generation 2'):
       index.search(queries(), 5, generation=2)
     assert index.status().generations == (1, 3, 4)

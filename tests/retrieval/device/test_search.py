@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ralm_jax.retrieval.device import search as device_search
-from ralm_jax.retrieval.device.search import DeviceSearch, Layout, Rows
+from ralm_jax.retrieval.device.search import DeviceOptions, DeviceSearch, Layout, Rows, TopK
 from ralm_jax.training.partitioning import Partitioner
 from tests.retrieval.device.brute_force import DIM, MESHES, as_kept, build, exact, queries, vectors
 
@@ -47,18 +47,12 @@ def test_batches_of_any_size(mesh, batch, tmp_path):
 def test_queries_keep_float32_where_units_multiply_bfloat16(mesh):
   """Split into parts, as accelerators search, the scores are just as exact."""
   stored, wanted = vectors(100, dim=256), queries(dim=256)
-  search = DeviceSearch(mesh, block_rows=16)
+  search = DeviceSearch(mesh, DeviceOptions(block_rows=16))
   base, added = search.layout(100), search.layout(1)
-  arguments = dict(
-    k=10,
-    blocks=(base.blocks, added.blocks),
-    approximate=False,
-    mesh=mesh.mesh,
-    recall_target=0.9,
-    split_queries=True,
-  )
+  wanted_rows = TopK(10, (base.blocks, added.blocks))
+  arguments = dict(mesh=mesh.mesh, recall_target=0.9, split_queries=True)
   rows = search.put(base, stored), search.put(added, stored[:0])
-  found = mesh.partition(lambda q, b, a: device_search.search(q, b, a, **arguments))(
+  found = mesh.partition(lambda q, b, a: device_search.search(q, b, a, wanted_rows, **arguments))(
     search.put_queries(wanted)[0], *rows
   )
   ids, scores = exact(as_kept(stored, 'bfloat16'), wanted, 10)
@@ -116,7 +110,7 @@ def test_approximation_that_comes_short_gives_way_to_exact_search(tmp_path, monk
 
 def test_only_the_best_of_each_shard_travel(mesh):
   """No collective moves more than [shards, batch, k]; embeddings stay."""
-  search = DeviceSearch(mesh, block_rows=4096)
+  search = DeviceSearch(mesh, DeviceOptions(block_rows=4096))
   base, added = search.layout(70_000), search.layout(1024)
   rows = [
     Rows(
@@ -131,11 +125,7 @@ def test_only_the_best_of_each_shard_travel(mesh):
   ]
   text = (
     search.search.lower(
-      search.put_queries(queries(8, dim=64))[0],
-      *rows,
-      k=32,
-      blocks=(base.blocks, added.blocks),
-      approximate=False,
+      search.put_queries(queries(8, dim=64))[0], *rows, wanted=TopK(32, (base.blocks, added.blocks))
     )
     .compile()
     .as_text()
