@@ -55,7 +55,15 @@ EXTRAS = {
     'grpcio-health-checking<1.82',
   ],
   'test': TEST,
-  'dev': TEST + ['ruff>=0.14', 'mypy>=2.0', 'pytest-xdist>=3.6'],
+  'dev': TEST
+  + [
+    'mypy>=2.0',
+    'myst-parser>=4.0',
+    'pre-commit>=4.0',
+    'pytest-xdist>=3.6',
+    'ruff>=0.17',
+    'sphinx>=8.1',
+  ],
 }
 
 setuptools.setup(
