@@ -58,8 +58,8 @@ def derive(folders: Iterable[str]) -> str:
       directory = os.path.dirname(os.path.abspath(folder))
       logger.warning(
         f'{directory} has no {_FILE} and none can be written: it goes by the id {found}, made of '
-        'its oldest generation, which changes once somebody publishes there. Start the process once '
-        'with write access to the folder'
+        'its oldest generation, which changes once somebody publishes there. Start the process '
+        'once with write access to the folder'
       )
       return found
   return ''
