@@ -22,8 +22,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 RECORD = json.loads((HERE / 'losses_of_before.json').read_text())
 # The programs that XLA compiles are the same ones, and give the same bits on the same processor.
 # Other processors sum in another order, and a rewritten expression may be fused otherwise: a unit
-# in the last place of float32 is 6e-8 to 1.2e-7, and three steps of training pass it on.
-RTOL = 1e-6
+# in the last place of float32 is 6e-8 to 1.2e-7, and three steps of training multiply it.
+RTOL = 1e-5
 QUICK = ('perplexity', 'bart_rag_token_stored')
 NAMES = list(recorded_runs.CONFIGURATIONS)
 
