@@ -219,7 +219,7 @@ def make_model(
   )
 
 
-def train(data: Data, model_dir: pathlib.Path | str, *, steps: int = 4, **options: Any) -> Any:
+def train(data: Data, model_dir: pathlib.Path | str, /, *, steps: int = 4, **options: Any) -> Any:
   """`train.train` with small defaults; returns the final state.
 
   Args:
