@@ -177,20 +177,20 @@ def test_going_on_after_an_interruption(data, tmp_path, monkeypatch):
     PassageStore.open(tmp_path / 'converted' / 'corpus')
   built.append('continues')
   # Now during the index: the corpus stays, no half index does.
-  write = foreign_indexes._append
+  read = foreign_indexes._read_embeddings
 
-  def append(*arguments):
-    if '2.pt' in arguments[1]:
+  def read_two(shard):
+    if '2.pt' in shard.embeddings:
       raise KeyboardInterrupt
-    write(*arguments)
+    return read(shard)
 
-  monkeypatch.setattr(foreign_indexes, '_append', append)
+  monkeypatch.setattr(foreign_indexes, '_read_embeddings', read_two)
   with pytest.raises(KeyboardInterrupt):
     convert(data, source, tmp_path)
   assert built == [0, 1, 'continues', 2, 3]
   index = GenerationStore(tmp_path / 'converted' / 'index')
   assert index.numbers() == [] and index.current() is None
-  monkeypatch.setattr(foreign_indexes, '_append', write)
+  monkeypatch.setattr(foreign_indexes, '_read_embeddings', read)
   assert convert(data, source, tmp_path).passages == 40
   assert built == [0, 1, 'continues', 2, 3]
   with pytest.raises(FileExistsError, match='holds an index already'):
