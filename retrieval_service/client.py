@@ -107,14 +107,10 @@ class RetrievalClient(Editing):
     embeddings = None
     if return_embeddings:
       embeddings = np.frombuffer(response.embeddings, '<f2').reshape(batch, k, dim)
-    return SearchResult(
-      np.frombuffer(response.ids, '<i8').reshape(batch, k),
-      np.frombuffer(response.scores, '<f4').reshape(batch, k),
-      response.generation,
-      embeddings,
-      response.edits,
-      response.index_id,
-    )
+    ids = np.frombuffer(response.ids, '<i8').reshape(batch, k)
+    scores = np.frombuffer(response.scores, '<f4').reshape(batch, k)
+    stamp = response.edits, response.index_id
+    return SearchResult(ids, scores, response.generation, embeddings, *stamp)
 
   def build(
     self,
@@ -174,13 +170,8 @@ class RetrievalClient(Editing):
     )
     chunks = [(wanted.ids, wanted.embeddings)]
     response = self._upload('edit', self._stub.Edit, retrieval_pb2.EditRequest, header, chunks)
-    return EditResult(
-      response.generation,
-      response.edits,
-      response.count,
-      wire.read_ids(response.ids),
-      wire.read_ids(response.absent_ids),
-    )
+    ids, absent = wire.read_ids(response.ids), wire.read_ids(response.absent_ids)
+    return EditResult(response.generation, response.edits, response.count, ids, absent)
 
   def _upload(
     self, what: str, method: Callable, request: type, header: Any, chunks: Iterable[Vectors]
@@ -260,14 +251,8 @@ class RetrievalClient(Editing):
 def _joined(parts: list[SearchResult]) -> SearchResult:
   """The answers to the parts of one batch, from one generation."""
   first = parts[0]
-  embeddings = None
-  if first.embeddings is not None:
-    embeddings = np.concatenate([part.embeddings for part in parts if part.embeddings is not None])
-  return SearchResult(
-    np.concatenate([part.ids for part in parts]),
-    np.concatenate([part.scores for part in parts]),
-    first.generation,
-    embeddings,
-    min(part.edits for part in parts),
-    first.index_id,
-  )
+  join = lambda name: np.concatenate([getattr(part, name) for part in parts])
+  embeddings = None if first.embeddings is None else join('embeddings')
+  edits = min(part.edits for part in parts)
+  ids, scores = join('ids'), join('scores')
+  return SearchResult(ids, scores, first.generation, embeddings, edits, first.index_id)

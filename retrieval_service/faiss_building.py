@@ -61,9 +61,10 @@ def plan_index(options: IndexOptions, dim: int, count: int) -> IndexPlan:
     if options.opq:
       parts.append(_rotation(options.bytes_per_vector, dim))
     elif dim % options.bytes_per_vector:
+      divisors = [str(n) for n in range(1, min(dim, 256) + 1) if dim % n == 0]
       raise ValueError(
         f'bytes_per_vector={options.bytes_per_vector} does not divide the '
-        f'dimension {dim}; use one of {_divisors(dim)}, or opq=True'
+        f'dimension {dim}; use one of {", ".join(divisors)}, or opq=True'
       )
   wanted = PQ_TRAIN_SIZE
   if kind in ('ivf_flat', 'ivf_pq'):
@@ -83,10 +84,6 @@ def _rotation(num_bytes: int, dim: int) -> str:
     raise ValueError(f'bytes_per_vector={num_bytes} exceeds the dimension {dim}')
   reduced = num_bytes * min(4, dim // num_bytes)
   return f'OPQ{num_bytes}_{reduced}'
-
-
-def _divisors(dim: int) -> str:
-  return ', '.join(str(n) for n in range(1, dim + 1) if dim % n == 0 and n <= 256)
 
 
 def new_index(factory: str, dim: int) -> faiss.Index:

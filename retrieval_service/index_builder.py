@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from retrieval_service import generation_writer
-from retrieval_service.generation_writer import EditBounds
+from retrieval_service.generation_writer import EditBounds, GenerationWriter
 from retrieval_service.live import LiveView
 from retrieval_service.live_index import LiveIndex
 from retrieval_service.options import IndexOptions
@@ -56,18 +56,13 @@ class IndexBuilder:
     if edits_applied is None:
       edits_applied = self._index.edits
     with self._turn(check):
-      found = self._store.find_build(build_id)
-      if found is not None:  # the answer was lost, not the work
+      if found := self._store.find_build(build_id):  # the answer was lost, not the work
         return self._turn_to(found)
-      return self._write(
-        chunks,
-        check,
-        options=options,
-        dim=dim,
-        metadata=metadata,
-        build_id=build_id,
-        edits=EditBounds(edits_applied, edits_applied if forget_edits else None),
+      edits = EditBounds(edits_applied, edits_applied if forget_edits else None)
+      writer = generation_writer.begin(
+        self._store, options, dim, metadata, build_id=build_id, edits=edits, check=check
       )
+      return self._write(writer, chunks, check)
 
   def compact(self, *, build_id: str = '', check: Callable[[], None] = lambda: None) -> LiveView:
     """Builds a generation of what the current one and its edits come to.
@@ -76,23 +71,18 @@ class IndexBuilder:
     For arguments and errors see `build`; all passages may be deleted (ValueError).
     """
     with self._turn(check):
-      found = self._store.find_build(build_id)
-      if found is not None:
+      if found := self._store.find_build(build_id):
         return self._turn_to(found)
       view = self._index.view()
       manifest = view.generation.manifest
-      return self._write(
-        view.chunks(),
-        check,
-        options=manifest.options,
-        dim=view.dim,
-        metadata=view.metadata,
-        build_id=build_id,
-        edits=EditBounds(view.edits, manifest.edits_forgotten),
+      options, edits = manifest.options, EditBounds(view.edits, manifest.edits_forgotten)
+      writer = generation_writer.begin(
+        self._store, options, view.dim, view.metadata, build_id=build_id, edits=edits, check=check
       )
+      return self._write(writer, view.chunks(), check)
 
-  def _write(self, chunks: Chunks, check: Callable[[], None], **settings) -> LiveView:
-    with generation_writer.begin(self._store, check=check, **settings) as writer:
+  def _write(self, writer: GenerationWriter, chunks: Chunks, check: Callable[[], None]) -> LiveView:
+    with writer:
       for ids, embeddings in chunks:
         check()
         writer.append(ids, embeddings)

@@ -53,8 +53,7 @@ def ensure(directory: str, wanted: str = '') -> str:
 def derive(folders: Iterable[str]) -> str:
   """A substitute where none can be written, of the generations' folders, oldest first; or ''."""
   for folder in folders:
-    found = fingerprint(folder)
-    if found:
+    if found := fingerprint(folder):
       directory = os.path.dirname(os.path.abspath(folder))
       logger.warning(
         f'{directory} has no {_FILE} and none can be written: it goes by the id {found}, made of '

@@ -116,9 +116,8 @@ class RetrievalServicer(retrieval_pb2_grpc.RetrievalServicer):
       if header.check_only:
         absent = index.missing(edit.delete_ids)
         return retrieval_pb2.EditResponse(absent_ids=wire.write_ids(absent))
-      edited = index.edit(
-        edit, only_new_ids=header.only_new_ids, delete_absent=header.delete_absent
-      )
+      allowed = {'only_new_ids': header.only_new_ids, 'delete_absent': header.delete_absent}
+      edited = index.edit(edit, **allowed)
       return retrieval_pb2.EditResponse(
         generation=edited.generation,
         edits=edited.edits,

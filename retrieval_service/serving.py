@@ -58,15 +58,10 @@ class Serving:
     self._served = self._open(directory)
 
   def _open(self, directory: PathLike) -> Served:
-    options = self._options
-    index = LiveIndex(
-      GenerationStore(directory),
-      verify_checksums=options.verify_checksums,
-      nprobe=options.nprobe,
-      rerank=options.rerank,
-      threads=options.threads,
-    )
-    served = Served(index, IndexBuilder(index, keep_generations=options.keep_generations))
+    names = ('verify_checksums', 'nprobe', 'rerank', 'threads')
+    options = {name: getattr(self._options, name) for name in names}
+    index = LiveIndex(GenerationStore(directory), **options)
+    served = Served(index, IndexBuilder(index, keep_generations=self._options.keep_generations))
     self._in_use[os.path.realpath(directory)] = served
     return served
 

@@ -26,10 +26,7 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 def write_chunks(
   ids: np.ndarray | None, embeddings: np.ndarray, dim: int
 ) -> Iterator[retrieval_pb2.Chunk]:
-  """Cuts vectors of any number into messages, or ValueError where they do not fit.
-
-  Float16 travels as such, all else as float32.
-  """
+  """Cuts vectors, float16 or else sent as float32, into messages; ValueError if they don't fit."""
   embeddings = np.asarray(embeddings)
   if embeddings.ndim != 2 or embeddings.shape[1] != dim:
     raise ValueError(
@@ -39,16 +36,14 @@ def write_chunks(
   if ids is not None:
     ids = np.asarray(ids)
     checks.check_paired(ids, len(embeddings))
-  kind = (
-    retrieval_pb2.Chunk.FLOAT16 if embeddings.dtype == np.float16 else retrieval_pb2.Chunk.FLOAT32
-  )
+  kinds = retrieval_pb2.Chunk
+  kind = kinds.FLOAT16 if embeddings.dtype == np.float16 else kinds.FLOAT32
   dtype = _DTYPES[kind]
   step = max(1, protocol.CHUNK_BYTES // (dim * dtype.itemsize))
   for begin in range(0, len(embeddings), step):
     part = slice(begin, begin + step)
-    chunk = retrieval_pb2.Chunk(
-      embeddings=np.ascontiguousarray(embeddings[part], dtype).tobytes(), type=kind
-    )
+    vectors = np.ascontiguousarray(embeddings[part], dtype)
+    chunk = retrieval_pb2.Chunk(embeddings=vectors.tobytes(), type=kind)
     if ids is not None:
       chunk.ids = write_ids(ids[part])
     yield chunk
@@ -128,11 +123,8 @@ def read_metadata(text: str) -> dict[str, Any]:
   return json.loads(text or '{}')
 
 
-_SAME_IN_BOTH = tuple(
-  field.name
-  for field in dataclasses.fields(ServerStatus)
-  if field.name not in ('options', 'metadata', 'generations')
-)
+_CONVERTED = ('options', 'metadata', 'generations')
+_SAME_IN_BOTH = [x.name for x in dataclasses.fields(ServerStatus) if x.name not in _CONVERTED]
 
 
 def write_status(status: ServerStatus) -> retrieval_pb2.StatusResponse:

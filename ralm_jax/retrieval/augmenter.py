@@ -219,11 +219,8 @@ class RetrievalAugmenter:
     skip, n_passages = self._options.recall_skip, self._options.n_passages
     if n_passages is None or n_passages >= batch.reader_tokens.shape[1]:
       return {'retrieval/recall': self._assembler.answer_recall(batch, skip)}
-    first = dataclasses.replace(
-      batch,
-      reader_tokens=batch.reader_tokens[:, :n_passages],
-      passage_mask=batch.passage_mask[:, :n_passages],
-    )
+    tokens, mask = batch.reader_tokens[:, :n_passages], batch.passage_mask[:, :n_passages]
+    first = dataclasses.replace(batch, reader_tokens=tokens, passage_mask=mask)
     return {
       'retrieval/recall': self._assembler.answer_recall(first, skip),
       'retrieval/candidate_recall': self._assembler.answer_recall(batch, skip),

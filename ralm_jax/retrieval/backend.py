@@ -40,20 +40,17 @@ class SearchBackend(Protocol):
     generation: int | None = None,
     index_id: str = '',
   ) -> SearchResult:
-    """The k passages of largest inner product for each query.
+    """The k passages of largest inner product for each query [batch, d].
 
     One generation in one state of its edits answers. Equal scores are ordered by id.
 
     Args:
-      query_embeddings: [batch, d], converted to float32.
-      k: passages for each query.
       return_embeddings: also brings the stored float16 embeddings.
       generation: an older generation's number; None: the current one.
       index_id: the index it must be; '': any.
 
     Raises:
-      ValueError: wrong shape or dimension, values that are not finite, or more
-        passages than there are.
+      ValueError: wrong shape or dimension, values not finite, or more passages than there are.
       LookupError: the generation does not exist any more.
       IndexSwappedError: another index is served.
       RuntimeError: the index is empty, or the process failed.
@@ -72,22 +69,20 @@ class SearchBackend(Protocol):
   ) -> int:
     """Writes a generation, which is searched from then on; gives its number.
 
-    Passages that edits deleted stay deleted in it, until their ids are put
-    again; vectors that edits put stay where it has no such id.
+    Passages that edits deleted stay deleted in it, until their ids are put again; vectors that
+    edits put stay where it has no such id.
 
     Args:
-      chunks: pairs of ids ([rows] int64, or None for row numbers throughout)
-        and embeddings [rows, dim]; of any size.
-      dim: embedding size.
+      chunks: pairs of ids ([rows] int64, or None for row numbers throughout) and embeddings
+        [rows, dim]; of any size.
       options: the FAISS index to build; None: a flat one.
       metadata: JSON that stays with the generation.
-      build_id: a name of one's own: a whole generation on disk of that name is
-        searched again instead, whatever the chunks are.
-      edits_applied: the last edit that the vectors know of (`status().edits`
-        when their making began): later ones hold in place of what the
-        generation has. None: all there are when the build begins.
-      forget_edits: those edits do not hold in it, nor in later generations:
-        for another corpus, whose ids mean other passages.
+      build_id: a name of one's own: a whole generation on disk of that name is searched again
+        instead, whatever the chunks are.
+      edits_applied: the last edit that the vectors know of (`status().edits` when their making
+        began): later ones hold in place of what it has. None: all there are when the build begins.
+      forget_edits: those edits do not hold in it, nor in later generations: for another corpus,
+        whose ids mean other passages.
 
     Raises:
       ValueError: vectors or options that cannot be.
@@ -96,8 +91,6 @@ class SearchBackend(Protocol):
 
   def compact(self) -> int:
     """Builds a generation with all edits folded in; gives its number.
-
-    Searches are then as fast as if it had been built so.
 
     Raises:
       ValueError: all passages are deleted.
@@ -119,13 +112,12 @@ class SearchBackend(Protocol):
     generations too. It lasts, through later generations as well (see `build`).
 
     Args:
-      ids: [rows] int64 to put the vectors under, in place of what is there;
-        None: on from `status().next_id`.
+      ids: [rows] int64 to put the vectors under, in place of what is there; None: on from
+        `status().next_id`.
       embeddings: [rows, d]; None: nothing is put.
-      delete_ids: [deletes] int64 of passages to delete.
       metadata: JSON merged over that of the index.
-      delete_absent: whether passages may be deleted that the current generation
-        has not; they are then out of all others, and of those built later.
+      delete_absent: whether passages may be deleted that the current generation has not; they are
+        then out of all others, and of those built later.
 
     Raises:
       ValueError: vectors or ids that cannot be, or one id in both.
@@ -152,17 +144,12 @@ class SearchBackend(Protocol):
     """What is searched."""
 
   def pin(self, owner: str, generations: Sequence[int]) -> None:
-    """Says which generations `owner` needs from now on; [] for none.
-
-    Raises:
-      LookupError: one of them does not exist.
-    """
+    """Says which generations `owner` needs from now on; LookupError if one does not exist."""
 
   def reload(self) -> int:
-    """Turns to what the folder holds now, edits of other programs included.
+    """Turns to what the folder holds now, other programs' edits too: a generation's number or 0.
 
-    Gives the current generation's number, 0 where there is none. A damaged one
-    is a ValueError; the former one stays.
+    A damaged one is a ValueError; the former one stays.
     """
 
   def wait_until_ready(self, timeout_s: float = 60.0) -> ServerStatus:

@@ -160,12 +160,9 @@ def _embed_all(
   partial, mark = os.path.join(index, _PARTIAL), os.path.join(index, _PROGRESS)
   done, dim = _progress(mark, partial, key)
   start, first_done = time.monotonic(), done
-  with (
-    progress_bars.bar(
-      total=len(rows), initial=done, unit=' passages', desc='embedding', show=progress
-    ) as bar,
-    open(partial, 'r+b' if done else 'wb') as file,
-  ):
+  counted: dict[str, Any] = {'total': len(rows), 'initial': done, 'unit': ' passages'}
+  bar = progress_bars.bar(desc='embedding', show=progress, **counted)
+  with bar, open(partial, 'r+b' if done else 'wb') as file:
     file.truncate(done * dim * 2)
     file.seek(0, os.SEEK_END)
     parts = list(chunks(rows[done:], chunk_size))

@@ -114,11 +114,8 @@ class PassageRetriever:
       )
     self._turn_to(status, self._open_corpus(status, self.store))
     logging.info(
-      'From now on %s is searched (index %s, generation %d) and passages are of %s.',
-      status.index_directory,
-      status.index_id,
-      status.generation,
-      self.store.directory,
+      f'From now on {status.index_directory} is searched (index {status.index_id}, generation '
+      f'{status.generation}) and passages are of {self.store.directory}.'
     )
 
   def search(

@@ -64,10 +64,8 @@ class Residency:
       else:
         self.free(keep=self.room(live) - 1)
         logger.info(
-          'putting generation %d on the devices: %d vectors of %d',
-          live.number,
-          live.generation.count,
-          live.dim,
+          f'putting generation {live.number} on the devices: {live.generation.count} vectors of '
+          f'{live.dim}'
         )
         view = DeviceView.load(self._search, live)
       with self._dispatching:

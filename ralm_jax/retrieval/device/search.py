@@ -127,15 +127,11 @@ class DeviceSearch:
     self._processes = len({device.process_index for device in self._mesh.devices.flat})
     # Processors have no bfloat16 units to gain from; see `_scores`.
     on_cpu = self._mesh.devices.flat[0].platform == 'cpu'
-    self.search = partitioner.partition(
-      functools.partial(
-        search,
-        mesh=self._mesh,
-        recall_target=options.recall_target,
-        split_queries=options.dtype == 'bfloat16' and not on_cpu,
-      ),
-      static_argnames=('wanted',),
+    split, recall_target = options.dtype == 'bfloat16' and not on_cpu, options.recall_target
+    program = functools.partial(
+      search, mesh=self._mesh, recall_target=recall_target, split_queries=split
     )
+    self.search = partitioner.partition(program, static_argnames=('wanted',))
 
   @property
   def spans_processes(self) -> bool:
@@ -253,13 +249,9 @@ def search(
       best = _scan_blocks(parts, rows, count, first, best, top)
       offset += rows.live.size * mesh.size
     # [shards, batch, k] -> [batch, shards * k], shards in the order of rows.
-    gathered = jax.tree.map(
-      lambda x: jnp.swapaxes(jax.lax.all_gather(x, AXES, to='invarying'), 0, 1).reshape(
-        x.shape[0], -1
-      ),
-      best,
-    )
-    return _best(gathered, k)
+    gathered = jax.tree.map(lambda x: jax.lax.all_gather(x, AXES, to='invarying'), best)
+    side_by_side = lambda x: jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1)
+    return _best(jax.tree.map(side_by_side, gathered), k)
 
   spec = PartitionSpec(AXES)
   return jax.shard_map(
