@@ -79,8 +79,8 @@ class Connection:
     if response.protocol_version != protocol.PROTOCOL_VERSION:
       raise RetrievalError(
         f'the retrieval process at {self.address} speaks protocol version '
-        f'{response.protocol_version} and this client '
-        f'{protocol.PROTOCOL_VERSION}: run the same release on both sides'
+        f'{response.protocol_version} and this client {protocol.PROTOCOL_VERSION}: run the same '
+        'release on both sides'
       )
 
   def call(

@@ -1,7 +1,4 @@
-"""Building FAISS indexes: options resolved, trained, filled.
-
-Everything here works on plain arrays. An index holds row numbers 0..n-1.
-"""
+"""Building FAISS indexes of row numbers 0..n-1: options resolved, trained, filled."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Searching FAISS indexes, and plain arrays exactly.
 
-Everything here works on plain arrays. An index holds row numbers 0..n-1; what
-id a row has is known to `generation.py` alone.
+An index holds row numbers 0..n-1; what id a row has is known to `generation.py` alone.
 """
 
 from __future__ import annotations
@@ -168,8 +167,7 @@ def exact_search(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Brute force over all rows: scores and rows [b, k], best first, equal ones by row.
 
-  The embeddings may be memory-mapped; `dead` rows (rising) do not count, and as
-  many as k must be left.
+  The embeddings may be memory-mapped; `dead` rows (rising) do not count, and k must be left.
   """
   scores = np.empty((len(queries), 0), np.float32)
   rows = np.empty((len(queries), 0), np.int64)

@@ -1,8 +1,4 @@
-"""File habits that keep a folder whole.
-
-Everything is written aside, flushed to the disk and renamed, so that a reader
-finds a thing complete or not at all.
-"""
+"""File habits that keep a folder whole: readers find a thing complete or not at all."""
 
 from __future__ import annotations
 

@@ -88,10 +88,7 @@ class Generation:
     return self.count if self.ids is None else int(self.ids.max()) + 1
 
   def rows_of(self, ids: np.ndarray) -> np.ndarray:
-    """The rows of passages, of the shape of `ids`; -1 where there is none.
-
-    The first call sorts the ids, unless they are in order or row numbers.
-    """
+    """The rows of passages, of the shape of `ids`, -1 for none; the first call sorts the ids."""
     if self.ids is None:
       return np.where((ids >= 0) & (ids < self.count), ids, -1)
     if self._id_order is None:

@@ -67,8 +67,7 @@ class IndexBuilder:
   def compact(self, *, build_id: str = '', check: Callable[[], None] = lambda: None) -> LiveView:
     """Builds a generation of what the current one and its edits come to.
 
-    The options stay, codebooks and lists are trained anew. Edits made meanwhile hold in it as well.
-    For arguments and errors see `build`; all passages may be deleted (ValueError).
+    The options stay, codebooks and lists are trained anew; edits made meanwhile hold in it as well.
     """
     with self._turn(check):
       if found := self._store.find_build(build_id):

@@ -21,15 +21,12 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class LiveView:
-  """One state of a generation and its edits, up to that numbered `edits`.
-
-  It never changes. The metadata is the generation's with the edits' merged over.
-  """
+  """One state of a generation and its edits; it never changes."""
 
   generation: Generation
   overlay: Overlay
-  edits: int
-  metadata: dict[str, Any]
+  edits: int  #: the number of the last one
+  metadata: dict[str, Any]  #: the generation's with the edits' merged over
 
   @property
   def number(self) -> int:

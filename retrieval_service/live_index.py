@@ -1,7 +1,6 @@
 """An index folder in use: searched, edited and swapped at the same time.
 
-Free of gRPC: the retrieval process serves one, and whoever keeps the vectors
-on other devices can hold one too.
+Free of gRPC: the retrieval process serves one, an index on other devices holds one.
 """
 
 from __future__ import annotations
@@ -43,10 +42,7 @@ class LiveIndex:
   """
 
   def __init__(self, store: GenerationStore, *, verify_checksums: bool = True, **open_options):
-    """Opens the current generation, if there is one; a damaged folder is a ValueError.
-
-    The options are those of `Generation`.
-    """
+    """Opens the current generation, if any, with options of `Generation`; ValueError if damaged."""
     self.store = store
     self._verify_checksums = verify_checksums
     self._open_options = open_options

@@ -41,8 +41,7 @@ class LocalRetrievalServer:
     self._options = options
     self._log = tempfile.TemporaryFile(prefix='retrieval-')
     self.address = 'localhost:0'
-    self.process = self._start()
-    self._await_ready()
+    self._start()
 
   def __enter__(self) -> LocalRetrievalServer:
     return self
@@ -57,8 +56,7 @@ class LocalRetrievalServer:
     ended = 'the retrieval process at %s ended with status %d; starting it again'
     logger.warning(ended, self.address, self.process.returncode)
     self._close_pipes()
-    self.process = self._start()
-    self._await_ready()
+    self._start()
     return True
 
   def stop(self, timeout_s: float = 10.0) -> None:
@@ -77,7 +75,7 @@ class LocalRetrievalServer:
     tail = os.pread(self._log.fileno(), _STDERR_BYTES, max(0, size - _STDERR_BYTES))
     return tail.decode(errors='replace').strip()
 
-  def _start(self) -> subprocess.Popen:
+  def _start(self) -> None:
     command = [sys.executable, '-m', 'retrieval_service.server', '--exit_with_parent']
     command += ['--index', self._index_directory, '--address', self.address]
     for name, value in self._options.items():
@@ -88,7 +86,7 @@ class LocalRetrievalServer:
     environment = dict(os.environ)
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment['PYTHONPATH'] = os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH'))))
-    return subprocess.Popen(
+    self.process = subprocess.Popen(
       command,
       env=environment,
       stdin=subprocess.PIPE,
@@ -98,8 +96,6 @@ class LocalRetrievalServer:
       # needs its searches while it saves.
       start_new_session=True,
     )
-
-  def _await_ready(self) -> None:
     try:
       self.address = self._read_address()
     except BaseException:

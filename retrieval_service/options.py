@@ -74,8 +74,7 @@ def _flag(default: Any, meaning: str) -> Any:
 class ServingOptions:
   """How a process serves an index; `add_flags` makes a flag of each.
 
-  `nprobe` and `rerank` stand in place of the index's own options. A build takes
-  one thread fewer, which keeps searches meanwhile as quick as ever.
+  A build takes one thread fewer, which keeps searches meanwhile as quick as ever.
   """
 
   nprobe: int | None = _flag(None, "inverted lists a query visits (default: the index's own)")

@@ -1,7 +1,6 @@
 """What edits make of one generation: rows that are dead, vectors put on top.
 
-An `Overlay` never changes, so that a search sees one state throughout; the
-writer makes the next one from it without copying what it holds.
+An `Overlay` never changes; the writer makes the next one without copying what it holds.
 """
 
 from __future__ import annotations
@@ -52,8 +51,7 @@ class Overlay:
 class OverlayWriter:
   """Makes one `overlay` after another; not to be shared among threads.
 
-  Vectors lie in a buffer that grows by doubling. An overlay is a view of its
-  beginning, beyond which alone anything is written.
+  An overlay is a view of the beginning of a buffer, beyond which alone anything is written.
   """
 
   def __init__(self, dim: int):

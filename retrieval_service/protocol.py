@@ -34,10 +34,7 @@ _FRAME_HEADER_BYTES = 9
 
 
 def foreign_opening(address: str, timeout_s: float = 2.0) -> bytes | None:
-  """What a listener that speaks no HTTP/2 answers to its opening.
-
-  None where it does speak it, stays silent, or nothing listens.
-  """
+  """What a listener answers to HTTP/2's opening; None for HTTP/2, silence, or no listener."""
   host, port = split_address(address)
   opening = b''
   try:

@@ -26,7 +26,7 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 def write_chunks(
   ids: np.ndarray | None, embeddings: np.ndarray, dim: int
 ) -> Iterator[retrieval_pb2.Chunk]:
-  """Cuts vectors, float16 or else sent as float32, into messages; ValueError if they don't fit."""
+  """Cuts vectors into messages, float16 as such and all else as float32, or ValueError."""
   embeddings = np.asarray(embeddings)
   if embeddings.ndim != 2 or embeddings.shape[1] != dim:
     raise ValueError(

@@ -31,14 +31,11 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-  """What a training example shows in place of what was retrieved: rows [b, k].
-
-  The reader sees b * k other titles, or None for the passages' own.
-  """
+  """What a training example shows in place of what was retrieved."""
 
   queries: QueryBatch
-  rows: np.ndarray
-  titles: RaggedTokens | None = None
+  rows: np.ndarray  #: [b, k]
+  titles: RaggedTokens | None = None  #: b * k that the reader sees; None for the passages' own
 
 
 # (queries, rows, step) -> what is shown; the same for the same arguments.
@@ -121,10 +118,7 @@ class RetrievalAugmenter:
     self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix='retrieval')
 
   def submit(self, params: PyTree, queries: QueryBatch, step: int) -> PendingBatch:
-    """Starts retrieval for this process's examples of step `step`.
-
-    The queries are encoded by `params`, which is dispatched before this returns.
-    """
+    """Starts retrieval for this process's examples of a step; encoding is dispatched by then."""
     embeddings = None
     if self._retriever is not None:
       pad_id = self._assembler.tokenizer.retriever_vocabulary.pad_id

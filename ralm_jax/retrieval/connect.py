@@ -30,10 +30,7 @@ class Connection:
   corpus: str | os.PathLike[str] | None = None  #: that was asked for; None took the index's own
 
   def open_corpus(self, status: ServerStatus, former: PassageStore) -> PassageStore:
-    """The corpus of an index that took another's place; `former` if it is the same folder.
-
-    For errors see `find_corpus`.
-    """
+    """The corpus of an index that took another's place, see `find_corpus`; maybe `former`."""
     if self.corpus is not None and retriever.is_index_of_corpus(
       status.metadata, status.next_id, self.store
     ):

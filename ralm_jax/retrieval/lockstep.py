@@ -10,11 +10,7 @@ import numpy as np
 
 
 class Lockstep:
-  """Lets processes go the same way; alone, one agrees with oneself.
-
-  An index on the devices of several processes is searched by all at once, equally deep and with as
-  many queries each.
-  """
+  """Lets processes that search at once, equally deep, agree; alone, one agrees with oneself."""
 
   def __init__(self, together: bool):
     self.together = together  #: whether there are others to agree with

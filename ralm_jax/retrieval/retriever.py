@@ -157,10 +157,9 @@ def is_index_of_corpus(metadata: dict, next_id: int, store: PassageStore) -> boo
 
 
 def check_index_of_corpus(metadata: dict, next_id: int, store: PassageStore) -> None:
-  """Raises ValueError unless the index's ids are rows of this corpus.
+  """Raises ValueError unless the index's ids are rows of this corpus, read again if need be.
 
-  `next_id` is one past the largest id that the index ever had. The corpus is read
-  again if it was added to.
+  `next_id` is one past the largest id that the index ever had.
   """
   if metadata.get('corpus_fingerprint') is None:
     raise ValueError('The index does not say of which corpus it is; build it with `ralm embed`.')

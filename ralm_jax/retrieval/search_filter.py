@@ -19,8 +19,7 @@ _KeysOf = Callable[[np.ndarray], np.ndarray]
 class SearchFilter:
   """What an example must not see, and how the search gets around it.
 
-  Filtering needs more passages than are wanted; a search that was left short
-  is repeated for the examples concerned, twice as deep each time.
+  A search that was left short is repeated for the examples concerned, twice as deep each time.
   """
 
   #: 'passage' drops the passages an example excludes, with all their parts and versions; 'document'
@@ -48,11 +47,7 @@ class SearchFilter:
     max_dates: np.ndarray | None,
     exclude_document_keys: np.ndarray | None = None,
   ) -> Hidden | None:
-    """What a batch must not see; None where nothing is hidden from it.
-
-    Bounds for a corpus without dates are a ValueError. For the arguments see
-    `PassageRetriever.search`.
-    """
+    """What a batch must not see, None for nothing; see `PassageRetriever.search`."""
     if self.by == 'none':
       return None
 
@@ -70,42 +65,33 @@ class SearchFilter:
         "could be shown. Add 'date' to the passages and build the corpus anew, or bind "
         "SearchFilter.by = 'none'."
       )
-    return Hidden(
-      store, exclude_rows, max_dates, exclude_document_keys, documents=self.by == 'document'
-    )
+    excluded: list[tuple[_KeysOf, np.ndarray]] = []
+    if exclude_rows is not None:
+      # Keys, not rows: a passage may have been replaced in the index since.
+      for keys_of in (store.sources, store.documents)[: 2 if self.by == 'document' else 1]:
+        excluded.append((keys_of, keys_of(exclude_rows)))
+    if exclude_document_keys is not None:
+      excluded.append((store.documents, exclude_document_keys))
+    return Hidden(store, max_dates, excluded)
 
 
+@dataclasses.dataclass(frozen=True)
 class Hidden:
   """What the examples of a batch must not see."""
 
-  def __init__(
-    self,
-    store: PassageStore,
-    exclude_rows: np.ndarray | None,
-    max_dates: np.ndarray | None,
-    exclude_document_keys: np.ndarray | None,
-    *,
-    documents: bool,
-  ):
-    self._store = store
-    self._max_dates = max_dates
-    self._excluded: list[tuple[_KeysOf, np.ndarray]] = []
-    if exclude_rows is not None:
-      # Keys, not rows: a passage may have been replaced in the index since.
-      for keys_of in (store.sources, store.documents)[: 1 + documents]:
-        self._excluded.append((keys_of, keys_of(exclude_rows)))
-    if exclude_document_keys is not None:
-      self._excluded.append((store.documents, exclude_document_keys))
+  store: PassageStore
+  max_dates: np.ndarray | None
+  excluded: list[tuple[_KeysOf, np.ndarray]]  #: what gives a passage's keys, and those excluded
 
   def among(self, rows: np.ndarray, examples: np.ndarray) -> np.ndarray:
     """bool [n, k]: which of rows [n, k] examples [n] must not see."""
     result = np.zeros(rows.shape, bool)
-    for keys_of, excluded in self._excluded:
+    for keys_of, excluded in self.excluded:
       keys = keys_of(rows)
       # A loop over few, since [n, k, excluded] may be much.
       for column in excluded[examples].T:
         result |= keys == column[:, None]
-    if self._max_dates is not None:
+    if self.max_dates is not None:
       # What has no date counts as later than any bound.
-      result |= self._store.dates(rows) > self._max_dates[examples, None]
+      result |= self.store.dates(rows) > self.max_dates[examples, None]
     return result

@@ -89,8 +89,7 @@ class DeviceIndex(Editing):
   def needs_strict_order(self) -> bool:
     """See `SearchBackend`: on several processes a search is a collective program.
 
-    Within one process threads may search, as long as `Partitioner.partition`
-    made the programs that they dispatch meanwhile.
+    Within one, threads may search while they dispatch programs of `Partitioner.partition`.
     """
     return self.device_search.spans_processes
 

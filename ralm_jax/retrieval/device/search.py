@@ -38,10 +38,7 @@ class Rows(NamedTuple):
 
 
 class Best(NamedTuple):
-  """The best rows of each query, best first; -inf where there are fewer live rows.
-
-  Rows of `added` are numbered on from those of `base`.
-  """
+  """The best rows of each query, best first; -inf where there are fewer live rows."""
 
   scores: Float[Array, 'b k']
   rows: Int[Array, 'b k']
@@ -148,10 +145,9 @@ class DeviceSearch:
     return layout.blocks * layout.block * (dim * self.dtype.itemsize + 1)
 
   def has_room(self, needed: int) -> bool:
-    """Whether all devices of this process have so many bytes to spare.
+    """Whether all devices of this process have so many bytes to spare, even at its peak.
 
-    What the program has taken at its peak counts as taken. Devices that do not
-    say, processors among them, are believed to have room.
+    Devices that do not say, processors among them, are believed to have room.
     """
     for device in self._mesh.local_devices:
       stats = device.memory_stats() or {}
