@@ -39,8 +39,8 @@ class RetrievalClient(Editing):
   def __init__(self, address: str, *, timeout_s: float = 60.0, retry_for_s: float = 300.0):
     """Connects to 'host:port' on the first call; a malformed address is a ValueError.
 
-    One try of a call has `timeout_s`, builds and edits have any time; an unreachable process is
-    waited for so long.
+    One try of a call has `timeout_s`, builds and edits have any time; `retry_for_s` is how long an
+    unreachable process is waited for.
     """
     self.address = address
     self.index_id = ''  #: that all calls are for, see `stay_with`; '': whichever is served

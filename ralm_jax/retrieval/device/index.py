@@ -57,8 +57,8 @@ class DeviceIndex(Editing):
   ):
     """Opens the folder, which may be empty or missing; nothing is put on the devices yet.
 
-    The rows are to lie over both axes of the partitioner's mesh. As many generations stay on disk
-    after a build, beside pinned ones. Unless told not to, every byte of a generation is read and
+    The rows are to lie over both axes of the partitioner's mesh. After a build `keep_generations`
+    stay on disk, beside pinned ones. Unless told not to, every byte of a generation is read and
     checked before its first use. A damaged folder is a ValueError.
     """
     self.device_search = DeviceSearch(partitioner, options)
