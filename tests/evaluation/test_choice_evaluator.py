@@ -234,7 +234,8 @@ class KnownReader:
         ),
       },
     )
-    self.spec = type('Spec', (), {'tokenizer': tokenizer, 'model': None})
+    model = type('Model', (), {'choice_logits': staticmethod(lambda params, batch, choices: None)})
+    self.spec = type('Spec', (), {'tokenizer': tokenizer, 'model': model})
     self.partitioner = self
 
   def partition_rows(self, function):
