@@ -103,8 +103,8 @@ def _parser(prog: str | None) -> Parser:
     'what to convert; PART is reader, retriever, query_encoder or passage_encoder (or atlas_index, '
     'embeddings); without a PART a whole model, or a single part told by its configuration'
   )
-  one = {'dest': 'sources', 'metavar': '[PART=]PATH'}
-  add('--from', required=True, nargs='+', action='extend', help=text, **one)
+  named = {'dest': 'sources', 'metavar': '[PART=]PATH'}
+  add('--from', required=True, nargs='+', action='extend', help=text, **named)
   add('--to', metavar='DIR', help='the folder to make (default: none, which needs --dry_run)')
   text = (
     'run: a MODEL_DIR with a sharded checkpoint; huggingface: DIR/reader, DIR/retriever or '
