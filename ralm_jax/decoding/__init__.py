@@ -1,1 +1,1 @@
-"""decoding"""
+"""Pure functions of arrays: how tokens are chosen."""

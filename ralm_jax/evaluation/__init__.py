@@ -1,1 +1,1 @@
-"""evaluation"""
+"""One question to one record."""

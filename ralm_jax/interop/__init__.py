@@ -1,1 +1,1 @@
-"""interop"""
+"""Foreign weights and indexes in, ours out."""

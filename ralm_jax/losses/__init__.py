@@ -1,1 +1,1 @@
-"""losses"""
+"""Pure functions of arrays: what is minimised, and what is reported of it."""

@@ -1,1 +1,1 @@
-"""models"""
+"""Flax modules and pure functions of arrays."""

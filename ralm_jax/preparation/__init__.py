@@ -1,1 +1,1 @@
-"""Published files of a benchmark to question files of ours."""
+"""Published files to question files."""

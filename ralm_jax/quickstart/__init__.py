@@ -1,1 +1,1 @@
-"""quickstart"""
+"""The whole loop on the user's own Python."""

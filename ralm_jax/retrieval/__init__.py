@@ -1,1 +1,1 @@
-"""retrieval"""
+"""A query to passages."""

@@ -1,1 +1,1 @@
-"""training"""
+"""Arrays to arrays on a mesh; imports no retrieval."""
