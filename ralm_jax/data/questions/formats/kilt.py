@@ -7,10 +7,11 @@ kilt_fever                       claims; SUPPORTS is answered 'true', REFUTES 'f
 kilt_aida, kilt_wned, kilt_cweb  a text with [START_ENT] mention [END_ENT]; the answer is the title
                                  of its page. Of a long text the 40 words around the mention are
                                  the question (`MENTION_WORDS`)
-kilt_trex, kilt_zsre             'subject [SEP] relation', or a question of it kilt_nq,
-kilt_hotpotqa           questions kilt_triviaqa                    questions, which the files leave
-out (`triviaqa_questions`) kilt_eli5                        questions with long answers kilt_wow
-turns of a dialogue; the answer is the next. Of a longer one the
+kilt_trex, kilt_zsre             'subject [SEP] relation', or a question of it
+kilt_nq, kilt_hotpotqa           questions
+kilt_triviaqa                    questions, which the files leave out (`triviaqa_questions`)
+kilt_eli5                        questions with long answers
+kilt_wow                         turns of a dialogue; the answer is the next. Of a longer one the
                                  last 36 words are the question (`DIALOGUE_WORDS`)
 
 Answers are those of all outputs, each once, without spaces around them. The
