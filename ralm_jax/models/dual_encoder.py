@@ -8,7 +8,7 @@ method `embed(tokens, mask, *, deterministic)` gives [b, d] in float32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from flax import linen as nn
 import jax
@@ -34,6 +34,7 @@ POOLINGS: dict[str, Callable[..., Array]] = {
 }
 
 
+@runtime_checkable
 class EncoderConfig(Protocol):
   """What every architecture's configuration says."""
 

@@ -128,6 +128,7 @@ def test_staleness_is_recorded(refreshed):
   assert len(re.findall(r'Refreshed the index at step \d', output)) == 4
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_of_a_refresh(data, refreshed, folder):
   pauses = folder / 'pauses'
   output = tiny.start(

@@ -60,6 +60,7 @@ def _assert_same_end(folder, other) -> None:
       np.testing.assert_array_equal(hosts[0][name], hosts[1][name])
 
 
+@pytest.mark.slow
 def test_killed_at_several_moments(data, uninterrupted, tmp_path):
   run = tmp_path / 'run'
   output = _finish(
@@ -126,7 +127,7 @@ def _stopped_at(process: tiny.Process, pattern: str) -> int:
   while time.monotonic() < deadline:
     assert process.popen.poll() is None, process.output()
     if glob.glob(pattern):
-      (pid,) = _children(process.popen.pid, 'tiny.py')
+      (pid,) = _children(process.popen.pid, 'tests.tiny')
       os.kill(pid, signal.SIGSTOP)
       return pid
     time.sleep(0.001)

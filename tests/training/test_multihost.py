@@ -160,6 +160,7 @@ def _assert_both_stop(processes) -> None:
     assert 'Traceback' not in output, output
 
 
+@pytest.mark.slow
 def test_search_that_fails_in_mid_training(data, one_process, tmp_path):
   """One host's retrieval process goes away for good."""
   with LocalRetrievalServer(data.folder / 'index', threads=1) as server:
@@ -182,6 +183,7 @@ def test_search_that_fails_in_mid_training(data, one_process, tmp_path):
     _assert_both_stop(processes)
 
 
+@pytest.mark.slow
 def test_retrieval_process_that_is_never_there(data, one_process, tmp_path):
   _assert_both_stop(
     _start(

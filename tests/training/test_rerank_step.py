@@ -74,6 +74,7 @@ def test_killed_while_re_ranking(data, tmp_path):
   assert host['pending/rows'].shape == (4, 8)
 
 
+@pytest.mark.slow
 def test_stored_embeddings(tmp_path):
   """Query-side training from a tied checkpoint: the loss takes the index's
   embeddings, and the passage tower stays as the checkpoint had it."""
