@@ -69,6 +69,13 @@ MODULES = {
   },
   **{f'ralm_jax.{former}': f'ralm_jax.{now}' for former, now in _RENAMED.items()},
 }
+# Former modules of functions that made one task each, and one such task.
+_TASK_MODULES = {
+  'tasks.fact_checking': 'fever',
+  'tasks.generation': 'ms_marco',
+  'tasks.kilt': 'kilt_nq',
+  'tasks.temporal': 'templama',
+}
 # Former parameters of `train`: what takes their place, and the macro that sets it.
 PARAMETERS = {
   'train_dataset_cfg': ('train.data', ''),
@@ -117,6 +124,9 @@ def _module(message: str) -> str:
   if not match:
     return ''
   name = match[1]
+  task = _TASK_MODULES.get(name.removeprefix('ralm_jax.'))
+  if task:
+    return f' Its tasks are names now, such as MIXTURE_OR_TASK_NAME = {task!r}.'
   now = f'ralm_jax.{name}' if name.split('.')[0] == 'tasks' else MODULES.get(name)
   return f' {name} is now {now}.' if now else ''
 

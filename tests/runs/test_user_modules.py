@@ -63,6 +63,11 @@ def test_tasks_that_moved(tmp_path, monkeypatch):
     user_modules.load('my_tasks')
 
 
+def test_tasks_that_are_names(tmp_path):
+  with pytest.raises(ValueError, match="kilt'.* names now, such as .* = 'kilt_nq'"):
+    _parse(tmp_path, 'from ralm_jax.tasks import kilt')
+
+
 def test_every_module_is_where_it_is_said_to_be():
   for former, now in former_names.MODULES.items():
     assert importlib.util.find_spec(now) is not None, now
