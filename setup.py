@@ -31,6 +31,7 @@ REQUIRES = [
   'tokenizers>=0.21',
   'sentencepiece>=0.2.0',
   'safetensors>=0.5',
+  'jaxtyping>=0.3',
   'rouge-score>=0.1.2',
   'sacrebleu>=2.4',
   'tqdm>=4.66',
@@ -41,6 +42,7 @@ TEST = [
   'torch==2.13.0',
   'transformers>=5.0',
   'bm25s>=0.2',
+  'beartype>=0.20',  # checks the shapes of signatures
 ]
 EXTRAS = {
   'cuda': ['jax[cuda13]>=0.10'],
