@@ -1,4 +1,4 @@
-"""Packaging of ralm_jax; `pip install -e '.[test]'` for development."""
+"""Packaging of ralm_jax; `pip install -e '.[dev]'` for development."""
 
 import pathlib
 

@@ -39,7 +39,9 @@ def mmlu_task(
   shots_seed: int = 0,
   shots_list: str | None = None,
   record_format: str = 'mmlu',
-  **reading: Any,
+  require_answers: bool = True,
+  duplicate_ids: str = 'number',
+  on_error: str = 'raise',
 ) -> str:
   """Registers a multiple-choice task and returns its name.
 
@@ -57,7 +59,6 @@ def mmlu_task(
       examples of it, is the 5-shot protocol.
     shots: training questions of each subject, chosen by hash; None for all.
     shots_list: file that lists the training questions to take instead.
-    **reading: further options of `registration.read_splits`.
 
   Raises:
     ValueError: no file is given, a record is wrong (with file and line), a
@@ -65,9 +66,11 @@ def mmlu_task(
   """
   loaded = registration.read_splits(
     {'train': train, 'validation': validation, 'test': test},
+    require_answers=require_answers,
+    duplicate_ids=duplicate_ids,
     record_format=record_format,
+    on_error=on_error,
     shots_list=shots_list,
-    **reading,
   )
   if shots_list and shots is not None:
     raise ValueError(

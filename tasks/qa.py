@@ -18,7 +18,13 @@ def jsonl_task(
   text: TextConfig | None = None,
   reader_vocabulary: str | Vocabulary,
   retriever_vocabulary: str | Vocabulary,
-  **reading: Any,
+  require_answers: bool = True,
+  duplicate_ids: str = 'number',
+  record_format: str = 'qa',
+  on_error: str = 'raise',
+  shots: int | None = None,
+  shots_seed: int = 0,
+  shots_list: str | None = None,
 ) -> str:
   """Registers a question-answering task and returns its name.
 
@@ -30,13 +36,20 @@ def jsonl_task(
   Args:
     train: files or globs of `{question, answers, ...}`, see
       `ralm_jax/data/questions/reading.py`.
-    **reading: options of `registration.read_splits`, such as `record_format`.
+    record_format: and what follows: see `registration.read_splits`.
 
   Raises:
     ValueError: no file is given, a line is wrong (with file and line), or a question has options.
   """
   loaded = registration.read_splits(
-    {'train': train, 'validation': validation, 'test': test}, **reading
+    {'train': train, 'validation': validation, 'test': test},
+    require_answers=require_answers,
+    duplicate_ids=duplicate_ids,
+    record_format=record_format,
+    on_error=on_error,
+    shots=shots,
+    shots_seed=shots_seed,
+    shots_list=shots_list,
   )
   for questions in loaded.values():
     for question in questions:

@@ -27,10 +27,13 @@ from ralm_jax.data.text_config import TextConfig
 def read_splits(
   splits: Mapping[str, Any],
   *,
+  require_answers: bool = True,
+  duplicate_ids: str = 'number',
+  record_format: str = 'qa',
+  on_error: str = 'raise',
   shots: int | None = None,
   shots_seed: int = 0,
   shots_list: str | None = None,
-  **options: Any,
 ) -> dict[str, list[Question]]:
   """Reads the files of each split; a bad line is reported before anything runs.
 
@@ -41,9 +44,7 @@ def read_splits(
     splits: files or globs by split; None where there is none.
     shots: only so many training questions, chosen by hash (`few_shot.choose`).
     shots_list: file that lists the training questions to take instead.
-    **options: `record_format`, `on_error`, `require_answers` and `duplicate_ids`
-      of `reading.read_questions`; by default equal ids are numbered. What has no
-      answer is left out, if it is no error.
+    require_answers: whether what has no answer is an error; else it is left out.
 
   Raises:
     ValueError: no file is given, a line is wrong (with file and line), or a
@@ -54,7 +55,12 @@ def read_splits(
     raise ValueError(
       'The task needs files: bind its `train` or `validation`, e.g. qa.jsonl_task.train.'
     )
-  options = {'duplicate_ids': 'number', **options}
+  options = {
+    'require_answers': require_answers,
+    'duplicate_ids': duplicate_ids,
+    'record_format': record_format,
+    'on_error': on_error,
+  }
   loaded = {
     split: [
       question

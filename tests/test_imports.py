@@ -1,4 +1,4 @@
-"""What may import what, see the map of the code in README.md."""
+"""What may import what, see the rooms in docs/architecture.md."""
 
 import ast
 import graphlib

@@ -220,7 +220,7 @@ def make_model(
 
 
 def train(data: Data, model_dir: pathlib.Path | str, /, *, steps: int = 4, **options: Any) -> Any:
-  """`train.train` with small defaults; returns the final state.
+  """`runs.training.train` with small defaults; returns the final state.
 
   Args:
     data: of `make_data`.

@@ -11,6 +11,7 @@ import json
 import os
 from typing import Any
 
+from ralm_jax.checkpoints import registering
 from ralm_jax.data.text import templates, vocabularies
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text_config import TextConfig
@@ -106,6 +107,7 @@ class Specification:
     content = {
       'format': _FORMAT,
       'reader': next(name for name, kind in _READERS.items() if isinstance(config, kind)),
+      'modules': registering.modules_of(self.model),
       'retriever': dual_encoder.encoder_name(self.model.retriever_config),
       'model': _plain(dataclasses.asdict(self.model)),
       'text': dataclasses.asdict(self.text),
@@ -120,6 +122,7 @@ class Specification:
     try:
       with open(path, encoding='utf-8') as file:
         content = json.load(file)
+      registering.load(content.get('modules', ()), path)
       model_fields = dict(content['model'])
       reader_class = _READERS[content.get('reader', 't5')]
       model_fields['reader_config'] = reader_class(**model_fields['reader_config'])

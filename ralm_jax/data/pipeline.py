@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import copy
 import dataclasses
+import functools
 import glob
 import importlib
+import inspect
 import json
 import os
 import tempfile
@@ -54,7 +56,17 @@ class UnboundTask(seqio.Task):
     self._arguments = arguments
 
   def bound(self, make_task: Callable[..., str]) -> seqio.Task:
-    """The task that `make_task` makes; this one stays registered under the name."""
+    """The task that `make_task` makes; this one stays registered under the name.
+
+    Raises:
+      ValueError: it makes tasks of another kind.
+    """
+    if _function(make_task) is not _function(self._maker):
+      raise ValueError(
+        f'Task {self.name!r} is made by {_name(self._maker)}, this configuration makes tasks by '
+        f'{_name(make_task)}: start from the gin file of gin_configs/runs that is for such tasks, '
+        f'or bind DatasetConfig.make_task = @{_name(self._maker)} with its files.'
+      )
     try:
       seqio.TaskRegistry.remove(self.name)
       make_task(name=self.name, **self._arguments)
@@ -70,12 +82,24 @@ class UnboundTask(seqio.Task):
     """Whatever else a task has depends on its files."""
     if attribute.startswith('__'):
       raise AttributeError(attribute)
-    maker = f'{self._maker.__module__}.{self._maker.__name__}'
+    maker = _name(self._maker)
     raise ValueError(
       f'Task {self.name!r} is known by name, but not of which files: start from a gin file '
       f'of gin_configs/runs, or bind DatasetConfig.make_task = @{maker}, or call {maker} '
       f'with the name {self.name!r}, files and vocabularies.'
     )
+
+
+def _function(maker: Callable[..., str]) -> Callable[..., str]:
+  """What gin or functools have wrapped."""
+  while isinstance(maker, functools.partial):
+    maker = maker.func
+  return inspect.unwrap(maker)
+
+
+def _name(maker: Callable[..., str]) -> str:
+  function = _function(maker)
+  return f'{function.__module__}.{function.__name__}'
 
 
 class DatasetIterator:

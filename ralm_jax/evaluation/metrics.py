@@ -4,7 +4,7 @@ Exact match and F1 follow the official SQuAD script, evaluate-v1.1 (Rajpurkar
 et al., 2016, https://arxiv.org/abs/1606.05250), which open-domain question
 answering and the original Atlas evaluation both use. ROUGE-L is the F-measure
 of the `rouge-score` package, as T5's scores are; KILT's scorer uses another
-(`kilt_metrics.rouge_l`).
+(`scores.kilt.rouge_l`).
 Every score is a fraction between 0 and 1 and the best over the references. TypeError
 is raised for what is no text or no list of them, ValueError for no references, and
 ImportError for a package that is not installed.

@@ -17,8 +17,9 @@ from typing import Any
 import gin
 from gin import config as gin_config, config_parser
 
+from ralm_jax.checkpoints import registering
 from ralm_jax.files import atomic_files
-from ralm_jax.runs import former_names, user_modules
+from ralm_jax.runs import former_names
 
 _PREFIX = '--gin.'
 
@@ -64,7 +65,7 @@ def parse(
 ) -> None:
   """Parses the configuration; ValueError, with the nearest name, for what is unknown or bad."""
   gin.clear_config()
-  user_modules.make_importable()
+  registering.make_importable()
   # Installed configurations are found by their path in the package. gin's own
   # reader for them fails on folders without `__init__.py`.
   root = os.path.dirname(str(importlib.resources.files('ralm_jax.gin_configs')))

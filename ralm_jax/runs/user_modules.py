@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 from types import ModuleType
 
+from ralm_jax.checkpoints import registering
 from ralm_jax.runs import former_names
-
-
-def make_importable(folder: str = '.') -> None:
-  """Lets modules of a folder be imported, after all that are installed.
-
-  `python -m` puts the current folder on the path, a console script its own.
-  """
-  if '' not in sys.path and os.path.abspath(folder) not in map(os.path.abspath, sys.path):
-    sys.path.append(os.path.abspath(folder))
 
 
 def load(name: str) -> ModuleType:
   """Imports a module that registers tasks; ValueError says where one of ours is now."""
-  make_importable()
+  registering.make_importable()
   try:
     return importlib.import_module(name)
   except ModuleNotFoundError as e:

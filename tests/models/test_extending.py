@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,8 @@ def test_an_unknown_name_says_what_there_is():
     tiny_run.make_model(reading='best')
 
 
-def test_a_retriever_learns_and_is_saved(registered, tmp_path):
+def test_a_retriever_learns_and_is_saved(registered, tmp_path, monkeypatch):
+  """Whoever opens the run imports the module that it needs."""
   config = registered['my_retrievers'].BagConfig(vocab_size=128, emb_dim=16)
   model = dataclasses.replace(tiny_run.make_model(), retriever_config=config)
   losses, moved = _train(model)
@@ -79,4 +81,11 @@ def test_a_retriever_learns_and_is_saved(registered, tmp_path):
   dataclasses.replace(saved, model=dataclasses.replace(saved.model, retriever_config=config)).save(
     str(tmp_path)
   )
-  assert Specification.load(str(tmp_path)).model.retriever_config == config
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'path', [*sys.path, ''])
+  with pytest.raises(ValueError, match='my_retrievers, which cannot be imported'):
+    Specification.load(str(tmp_path))
+  (tmp_path / 'my_retrievers.py').write_text(examples.texts()['my_retrievers'])
+  loaded = Specification.load(str(tmp_path)).model.retriever_config
+  assert dataclasses.asdict(loaded) == dataclasses.asdict(config)
+  del sys.modules['my_retrievers']

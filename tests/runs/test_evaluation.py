@@ -1,4 +1,4 @@
-"""`eval.evaluate`: where passages come from, what is asked for, and resuming."""
+"""`runs.evaluation.evaluate`: where passages come from, what is asked for, and resuming."""
 
 import json
 

@@ -289,7 +289,8 @@ def test_interrupted_at_the_terminal(trained, index, tmp_path):
   _assert_is_of(index, run / 'checkpoint_4')
 
 
-@pytest.mark.parametrize('served', ['own', pytest.param('address', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('served', ['own', 'address'])
 def test_training_follows_what_is_published(served, trained, tmp_path):
   """Both jobs at work; the run searches what the other one publishes."""
   index, run, steps = tmp_path / 'index', tmp_path / 'run', 20

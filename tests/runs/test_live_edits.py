@@ -258,6 +258,7 @@ def _killed(index, when, *argv):
   assert process.returncode == -signal.SIGKILL, process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_a_command_that_is_killed_is_completed_by_itself(index, when):
   """In the corpus, not yet in the index; or in both, and not yet said so."""
@@ -274,6 +275,7 @@ def test_a_command_that_is_killed_is_completed_by_itself(index, when):
   assert len(index.held()) == 81
 
 
+@pytest.mark.slow
 def test_what_a_killed_command_left_behind(index):
   """Whatever is done instead of repeating it, one version is found."""
   _killed(index, 'before', '--id', 'p3', '--text', 'never seen', '--replace')

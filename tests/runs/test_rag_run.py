@@ -149,7 +149,9 @@ def test_a_run_in_two_parts_ends_with_the_same_parameters(world, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
 
 
-@pytest.mark.parametrize('reading', ['rag_token', 'rag_sequence'])
+@pytest.mark.parametrize(
+  'reading', ['rag_token', pytest.param('rag_sequence', marks=pytest.mark.slow)]
+)
 def test_eval_answers_by_the_checkpoint_s_own_reading(reading, world, tmp_path):
   from ralm_jax.runs import evaluation as eval_lib
 

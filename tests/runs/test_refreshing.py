@@ -199,6 +199,7 @@ def test_killed_retrieval_process(data, refreshed, folder):
   _assert_same_end(folder, refreshed)
 
 
+@pytest.mark.slow
 def test_old_generation_is_served_meanwhile(data, folder):
   """By another client, while a trainer uploads, and after it was killed."""
   pauses = folder / 'pauses'

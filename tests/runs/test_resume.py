@@ -196,6 +196,7 @@ def test_retrieval_process_at_an_address_is_killed(data, uninterrupted, tmp_path
   _assert_same_end(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_generation_of_the_checkpoint_is_searched(data, uninterrupted, tmp_path):
   """Another generation becomes current while the run is down."""
   index = tmp_path / 'index'

@@ -14,6 +14,8 @@ from retrieval_service.local import LocalRetrievalServer
 from tests import tiny
 
 STEPS = 6
+# Two processes train alike in every run, by test_multiprocess.
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')
@@ -93,7 +95,6 @@ def test_losses_of_one_process(one_process, two_processes):
   assert not len(_losses(outputs[1]))  # the first process alone reports
 
 
-@pytest.mark.slow
 def test_resumes_on_two_processes(data, two_processes, tmp_path):
   """Ended at the checkpoint of step 4 and started again: the same end."""
   folder, outputs = two_processes
@@ -106,7 +107,6 @@ def test_resumes_on_two_processes(data, two_processes, tmp_path):
   assert not tiny.differing(*(tiny.load_checkpoint(f / 'run', STEPS) for f in (folder, tmp_path)))
 
 
-@pytest.mark.slow
 def test_refresh_on_two_processes(data, one_process, tmp_path):
   """Each embeds its part of every chunk, the first one uploads them."""
   numbers, embeddings, losses = [], [], []
@@ -138,7 +138,6 @@ def test_refresh_on_two_processes(data, one_process, tmp_path):
   np.testing.assert_allclose(*losses, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_other_number_of_processes_is_refused(data, two_processes):
   folder, _ = two_processes
   output = _start(folder, data, 1, steps=8)[0].finish(status=1)
@@ -160,7 +159,6 @@ def _assert_both_stop(processes) -> None:
     assert 'Traceback' not in output, output
 
 
-@pytest.mark.slow
 def test_search_that_fails_in_mid_training(data, one_process, tmp_path):
   """One host's retrieval process goes away for good."""
   with LocalRetrievalServer(data.folder / 'index', threads=1) as server:
@@ -183,7 +181,6 @@ def test_search_that_fails_in_mid_training(data, one_process, tmp_path):
     _assert_both_stop(processes)
 
 
-@pytest.mark.slow
 def test_retrieval_process_that_is_never_there(data, one_process, tmp_path):
   _assert_both_stop(
     _start(

@@ -123,6 +123,7 @@ def test_factored_optimizer_state():
   assert factored
 
 
+@pytest.mark.slow
 def test_scanned_and_rematerialised_layers_shard():
   sizes = dict(scan_layers=True, remat_policy='full')
   model = tiny_run.make_model(
