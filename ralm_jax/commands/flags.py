@@ -174,8 +174,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
   """Takes - for _ in names of flags, and names the nearest to a misspelt one.
 
-  As argparse does, it takes the beginning of a name for the whole, where only
-  one name begins so.
+  As argparse does, it takes the beginning of a name for the whole, where only one name begins so.
   """
 
   def __init__(self, prog: str | None, description: str | None, **options: Any):

@@ -63,9 +63,8 @@ class _Configuration:
       except ValueError:
         if name in (_SEED, _DIRECTORY):
           raise ValueError(
-            f'The configuration has no macro {name}, which several seeds need; '
-            f'write it as gin_configs/runs/train.gin does ({name} = ..., and '
-            f'%{name} where it is used).'
+            f'The configuration has no macro {name}, which several seeds need; write it as '
+            f'gin_configs/runs/train.gin does ({name} = ..., and %{name} where it is used).'
           ) from None
         values[name] = None
     return values
@@ -91,11 +90,10 @@ def train_seeds(
 ) -> list[Result]:
   """Trains with each seed into MODEL_DIR/seed_N, one after another.
 
-  Each run is a process of its own. Started again, it goes on with the run that
-  was interrupted; finished ones are passed over, or go on where TRAIN_STEPS is
-  more than before. Runs that build or refresh their index, or follow what a
-  second job publishes in it, each have one of their own, INDEX-seed_N.
-  `seeds` says how many, from 0, or which; `flags` are further ones of `ralm train`.
+  Each run is a process of its own. Started again, it goes on with the run that was interrupted;
+  finished ones are passed over, or go on where TRAIN_STEPS is more than before. Runs that build or
+  refresh their index, or follow what a second job publishes in it, each have one of their own,
+  INDEX-seed_N. `seeds` says how many, from 0, or which; `flags` are further ones of `ralm train`.
 
   Returns:
     The last evaluation of each run; [] where the runs evaluate nothing.

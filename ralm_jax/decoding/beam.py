@@ -1,10 +1,9 @@
 """Beam search with exactly the semantics of Hugging Face transformers 5.
 
-Where a rule looks arbitrary (candidates beyond the beam that may run on but
-never end, scores that are pushed down by a large number instead of masked, an
-estimate that may end a search too early) it is theirs: `generation/utils.py`,
-`_beam_search`. One difference is left: their output is padded with the end of
-sequence where the id of padding is 0, ours with `pad_id`.
+Where a rule looks arbitrary (candidates beyond the beam that may run on but never end, scores that
+are pushed down by a large number instead of masked, an estimate that may end a search too early) it
+is theirs: `generation/utils.py`, `_beam_search`. One difference is left: their output is padded
+with the end of sequence where the id of padding is 0, ours with `pad_id`.
 """
 
 from __future__ import annotations
@@ -52,10 +51,8 @@ class _Search:
     step: tokens produced so far.
     running: the beams.
     parents: the row of the cache that each continues.
-    finished: as many sequences that have ended; a place is empty while its
-      `ended` is false.
-    improvable: whether a running beam may yet pass a finished one; false for
-      good once it is false.
+    finished: as many sequences that have ended; a place is empty while its `ended` is false.
+    improvable: whether a running beam may yet pass a finished one; false for good once it is false.
     going_on: whether any example needs another token.
   """
 
@@ -180,9 +177,8 @@ def _candidates(
 ) -> tuple[_Sequences, Int[Array, 'b candidates']]:
   """The best continuations of all beams together, twice as many as beams.
 
-  At most one continuation of a beam ends it, so that enough of them run on.
-  They come best first, `ended` on those that stop here, with the beam that each
-  continues.
+  At most one continuation of a beam ends it, so that enough of them run on. They come best first,
+  `ended` on those that stop here, with the beam that each continues.
   """
   batch, beams, vocab = logits.shape
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)

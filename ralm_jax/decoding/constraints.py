@@ -18,11 +18,9 @@ class Constraints:
     eos_id: ends a sequence.
     pad_id: follows the end.
     min_length: before so many tokens a sequence cannot end.
-    forced_first_id: what the first token must be (Hugging Face's
-      `forced_bos_token_id`, which it forces only where the decoder began with
-      its start token alone).
-    forced_last_id: what the token at `max_length` must be (Hugging Face's
-      `forced_eos_token_id`).
+    forced_first_id: what the first token must be (Hugging Face's `forced_bos_token_id`, which it
+      forces only where the decoder began with its start token alone).
+    forced_last_id: what the token at `max_length` must be (Hugging Face's `forced_eos_token_id`).
 
   Raises:
     ValueError: lengths that no sequence can have.

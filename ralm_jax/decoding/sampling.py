@@ -30,9 +30,8 @@ def keep_top_k(scores: Scores, k: int) -> Scores:
 def keep_top_p(scores: Scores, p: float) -> Scores:
   """Keeps the fewest likeliest tokens that together have probability p, in (0, 1].
 
-  Of tokens that are equally likely all or none are kept, so that more than
-  needed may be; Hugging Face decides by their place in the vocabulary. Logits
-  of tokens already ruled out are -inf.
+  Of tokens that are equally likely all or none are kept, so that more than needed may be; Hugging
+  Face decides by their place in the vocabulary. Logits of tokens already ruled out are -inf.
   """
   probabilities = jax.nn.softmax(scores, axis=-1)
 
@@ -48,9 +47,8 @@ def _keep_highest(
 ) -> Scores:
   """Keeps the fewest of the highest scores that are enough; at least one.
 
-  Finds the lowest score to keep bit by bit. That is many times faster than to
-  sort a vocabulary, and leaves a sharded one where it is. What is enough is so
-  with any more kept.
+  Finds the lowest score to keep bit by bit. That is many times faster than to sort a vocabulary,
+  and leaves a sharded one where it is. What is enough is so with any more kept.
   """
   # Integers in the order of the floats: a negative number's bits are inverted,
   # a positive one's sign is set. The two zeros become one.

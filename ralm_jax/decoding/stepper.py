@@ -16,9 +16,8 @@ Cache = Any
 class Stepper(Protocol):
   """A model that continues rows of tokens, one token a row at a time.
 
-  An example of the batch has one row at first and n after `expand`. A step must
-  keep the structure, shapes and dtypes of the cache, which is carried through a
-  `lax.while_loop`.
+  An example of the batch has one row at first and n after `expand`. A step must keep the structure,
+  shapes and dtypes of the cache, which is carried through a `lax.while_loop`.
   """
 
   def start(self) -> tuple[Float[Array, 'b v'], Cache]:
@@ -49,9 +48,8 @@ class Decoded:
       stand best first, draws in the order they were drawn.
     log_probs: sum of the log-probabilities the model itself gives the tokens,
       the end of sequence included, whether they were forced or not.
-    scores: of beams what ranks them: the sum over the tokens that were not
-      forced, over the length to the power of the length penalty. Otherwise
-      `log_probs`.
+    scores: of beams what ranks them: the sum over the tokens that were not forced, over the length
+      to the power of the length penalty. Otherwise `log_probs`.
   """
 
   tokens: Int[Array, 'b num_return max_length']

@@ -1,8 +1,7 @@
 """The k largest of a vocabulary, in operations that keep a sharded batch.
 
-`jax.lax.top_k` is one opaque operation for which XLA gathers the whole array on
-every device, even where only the batch is sharded. Reductions and gathers are
-not, and in blocks they are as fast.
+`jax.lax.top_k` is one opaque operation for which XLA gathers the whole array on every device, even
+where only the batch is sharded. Reductions and gathers are not, and in blocks they are as fast.
 """
 
 from __future__ import annotations

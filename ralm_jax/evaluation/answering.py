@@ -70,9 +70,8 @@ class AnswerOptions:
       ids = [*vocabulary.reader_prefix, *vocabulary.encode_start(text)]
       if len(ids) > self.decoder_prefix_length:
         raise ValueError(
-          f'The decoder prefix {text!r} has {len(ids)} tokens, more than '
-          f'decoder_prefix_length, {self.decoder_prefix_length}; raise it or '
-          'shorten the prefix.'
+          f'The decoder prefix {text!r} has {len(ids)} tokens, more than decoder_prefix_length, '
+          f'{self.decoder_prefix_length}; raise it or shorten the prefix.'
         )
       tokens[i, self.decoder_prefix_length - len(ids) :] = ids
       lengths[i] = len(ids)

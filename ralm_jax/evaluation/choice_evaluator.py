@@ -1,8 +1,7 @@
 """Multiple choice: option letters scored in several orders, and their average.
 
-A reader prefers some letters whatever they stand for. The de-biased answer is
-therefore the option with the largest probability averaged over orders of the
-options (Izacard et al. 2022, section 4.3).
+A reader prefers some letters whatever they stand for. The de-biased answer is therefore the option
+with the largest probability averaged over orders of the options (Izacard et al. 2022, section 4.3).
 """
 
 from __future__ import annotations
@@ -61,8 +60,7 @@ def combine(
 ) -> ChoiceResult:
   """Averages the probabilities of each option over the orders.
 
-  Letter i of a row of logits stands for option `order[i]`; the original order is
-  the first.
+  Letter i of a row of logits stands for option `order[i]`; the original order is the first.
   """
   logits = np.asarray(logits, np.float64)
   weights = np.exp(logits - logits.max(axis=-1, keepdims=True))

@@ -56,8 +56,7 @@ class Predictor(abc.ABC):
   ) -> dict[str, Any]:
     """Answers all questions; the metrics over all processes, see `summary.summarize`.
 
-    Every process gives the whole list. `output` is a folder for predictions.jsonl
-    and metrics.json.
+    Every process gives the whole list. `output` is a folder for predictions.jsonl and metrics.json.
     """
     predict = functools.partial(self.predictions, params, questions, progress=progress)
     return prediction_files.write(predict, output, metrics=self.metrics)
@@ -66,10 +65,9 @@ class Predictor(abc.ABC):
 class Evaluator(Predictor):
   """Answers questions and scores the answers.
 
-  With a retriever that follows, another index may be served at any time: the
-  batches that are searched from then on are answered from it and its corpus,
-  each batch from one index. (On several processes that holds for the part of a
-  batch that each of them searches for.)
+  With a retriever that follows, another index may be served at any time: the batches that are
+  searched from then on are answered from it and its corpus, each batch from one index. (On several
+  processes that holds for the part of a batch that each of them searches for.)
   """
 
   def __init__(
@@ -86,8 +84,7 @@ class Evaluator(Predictor):
     """The retriever finds `passages.depth` passages.
 
     There is none where they come from the questions' file, or the model is closed-book.
-    `batch_size` is that of all processes together. Without metrics, scoring is of the
-    family 'qa'.
+    `batch_size` is that of all processes together. Without metrics, scoring is of the family 'qa'.
     """
     closed_book = spec.text.closed_book
     if scoring.retrieve_only and (closed_book or scoring.passage_effects or scoring.with_loss):

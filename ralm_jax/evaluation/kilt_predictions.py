@@ -25,11 +25,10 @@ SEPARATORS = '_#-:'
 def page_of(passage: Mapping[str, Any], field: str = 'auto', separators: str = SEPARATORS) -> str:
   """The page a passage of a prediction is of, as provenance names it.
 
-  The field says where the page's id is: in `document`; in `id`, up to the first of the
-  `separators` ('290_3', '290#1' and '290-0' are of page 290); or in `title`, for data
-  whose provenance names titles. 'auto' takes `document` where there is one, and else
-  `id`. Without separators the whole id counts, but for the number of a part that
-  `max_words` cut ('#1').
+  The field says where the page's id is: in `document`; in `id`, up to the first of the `separators`
+  ('290_3', '290#1' and '290-0' are of page 290); or in `title`, for data whose provenance names
+  titles. 'auto' takes `document` where there is one, and else `id`. Without separators the whole id
+  counts, but for the number of a part that `max_words` cut ('#1').
   """
   if field not in PAGE_FIELDS:
     raise ValueError(f'the page field is {field!r}; it must be one of {", ".join(PAGE_FIELDS)}')
@@ -61,9 +60,8 @@ def write(
   answer-in-context needs; else each page stands once.
 
   Raises:
-    ValueError: an unknown format or field, the output is the predictions, no
-      prediction at all, a malformed one, an id twice, or passages none of which
-      names a page.
+    ValueError: an unknown format or field, the output is the predictions, no prediction at all, a
+      malformed one, an id twice, or passages none of which names a page.
   """
   if record_format not in kilt.EXPECTED:
     raise ValueError(f"record_format is {record_format!r}; KILT's are {', '.join(kilt.EXPECTED)}")

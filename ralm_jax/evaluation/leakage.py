@@ -38,11 +38,10 @@ def report(
 ) -> dict[str, Any]:
   """Writes which questions of an evaluation set are known from elsewhere.
 
-  The output, NAME.jsonl, gets a line a question; beside it are written
-  `NAME.summary.json`, which is returned, and `NAME.clean_ids.json`, the list of the ids
-  that are clean. The mean metrics of `predictions`, a predictions.jsonl of these
-  questions, go into the summary, over clean and other questions. The scan of a corpus
-  goes on where it was interrupted.
+  The output, NAME.jsonl, gets a line a question; beside it are written `NAME.summary.json`, which
+  is returned, and `NAME.clean_ids.json`, the list of the ids that are clean. The mean metrics of
+  `predictions`, a predictions.jsonl of these questions, go into the summary, over clean and other
+  questions. The scan of a corpus goes on where it was interrupted.
 
   Raises:
     FileNotFoundError: a file is missing.

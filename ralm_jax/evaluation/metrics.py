@@ -1,13 +1,11 @@
 """Scores of one prediction against its reference answers.
 
-Exact match and F1 follow the official SQuAD script, evaluate-v1.1 (Rajpurkar
-et al., 2016, https://arxiv.org/abs/1606.05250), which open-domain question
-answering and the original Atlas evaluation both use. ROUGE-L is the F-measure
-of the `rouge-score` package, as T5's scores are; KILT's scorer uses another
-(`scores.kilt.rouge_l`).
-Every score is a fraction between 0 and 1 and the best over the references. TypeError
-is raised for what is no text or no list of them, ValueError for no references, and
-ImportError for a package that is not installed.
+Exact match and F1 follow the official SQuAD script, evaluate-v1.1 (Rajpurkar et al., 2016,
+https://arxiv.org/abs/1606.05250), which open-domain question answering and the original Atlas
+evaluation both use. ROUGE-L is the F-measure of the `rouge-score` package, as T5's scores are;
+KILT's scorer uses another (`scores.kilt.rouge_l`). Every score is a fraction between 0 and 1 and
+the best over the references. TypeError is raised for what is no text or no list of them, ValueError
+for no references, and ImportError for a package that is not installed.
 """
 
 import collections
@@ -70,8 +68,7 @@ def _token_f1(prediction: list[str], answer: list[str]) -> float:
 def rouge_l(prediction: str, answers: Sequence[str], *, use_stemmer: bool = False) -> float:
   """ROUGE-L F-measure (longest common subsequence), the best over the answers.
 
-  The package keeps ASCII letters and digits only: text in another script
-  scores 0 whatever it says.
+  The package keeps ASCII letters and digits only: text in another script scores 0 whatever it says.
   `use_stemmer` compares words by their Porter stem.
   """
   _check(prediction, answers)
@@ -91,10 +88,9 @@ def rouge_scorer(kinds: tuple[str, ...], use_stemmer: bool) -> Any:
 def mean_metrics(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
   """Averages each metric over the rows that have it.
 
-  A metric that is None in a row, or missing there, does not apply to that
-  question (a recall by gold passage where the data name none) and does not
-  count in its mean, neither as 0 nor in the denominator. Metrics are in order of first
-  appearance, None where no row has a value.
+  A metric that is None in a row, or missing there, does not apply to that question (a recall by
+  gold passage where the data name none) and does not count in its mean, neither as 0 nor in the
+  denominator. Metrics are in order of first appearance, None where no row has a value.
 
   Raises:
     TypeError: a value is neither a number (of Python, NumPy or JAX) nor None.

@@ -17,8 +17,7 @@ T = TypeVar('T')
 def fill(kind: type[T], values: Mapping[str, Any]) -> T:
   """A dataclass, and those within it, of what `values` hold for them.
 
-  A dataclass within may itself be among the values. What belongs to no field is
-  left alone.
+  A dataclass within may itself be among the values. What belongs to no field is left alone.
   """
   given = {}
   for name, part in _fields(kind).items():

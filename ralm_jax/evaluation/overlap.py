@@ -1,11 +1,10 @@
 """What an evaluation set shares with its training data and with the corpus.
 
-Two kinds of overlap raise a score for a wrong reason. A question that was
-trained on, or nearly, can be answered from memory; Lewis et al. (2021,
-https://arxiv.org/abs/2008.02637) tell such questions apart from those of which
-only the answer was trained on, and from those that are new. And a corpus may
-hold the question itself, with its answer beside it: the Atlas paper (Izacard et
-al. 2022) reports MMLU without the questions that are in its Common Crawl index.
+Two kinds of overlap raise a score for a wrong reason. A question that was trained on, or nearly,
+can be answered from memory; Lewis et al. (2021, https://arxiv.org/abs/2008.02637) tell such
+questions apart from those of which only the answer was trained on, and from those that are new. And
+a corpus may hold the question itself, with its answer beside it: the Atlas paper (Izacard et al.
+2022) reports MMLU without the questions that are in its Common Crawl index.
 
   training, exact   the same question once both are normalised as SQuAD's
                     answers are

@@ -66,9 +66,8 @@ class NoPassages:
 class PassagesOfFile:
   """The passages that the questions bring along, scored by the retriever.
 
-  They stay in the order of the file, as Atlas's `use_file_passages` has them,
-  but a question's exclusions hold. They have no dates, so that a question's does
-  not bound them.
+  They stay in the order of the file, as Atlas's `use_file_passages` has them, but a question's
+  exclusions hold. They have no dates, so that a question's does not bound them.
   """
 
   name = 'file'

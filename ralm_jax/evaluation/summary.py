@@ -19,9 +19,8 @@ def counted(record: Mapping[str, Any]) -> dict[str, Any]:
 def summarize(records: Sequence[Mapping[str, Any]], metrics: str = 'qa') -> dict[str, Any]:
   """Metrics of a whole evaluation: the mean of each (0 to 1), and `count`.
 
-  A metric that applies to no question is None. Where questions have groups, `groups`
-  holds the same of each; where these are MMLU's subjects, `categories` that of its
-  categories.
+  A metric that applies to no question is None. Where questions have groups, `groups` holds the same
+  of each; where these are MMLU's subjects, `categories` that of its categories.
   """
   result = _of(records, metrics)
   by_group: dict[str, list[Mapping[str, Any]]] = {}

@@ -5,11 +5,10 @@
     CELL/claim-1                           of the worker that is at it
     CELL/work-3f2a91c0/                    what that worker has so far
 
-Workers share nothing but the file system. A claim is a file that only one can
-create, and lives as long as its owner touches it. To take over from a dead one,
-a worker creates the claim of the next number, which again only one can; the
-dead one's stays until the cell is left, so that nobody finds the folder
-unclaimed meanwhile. Numbers begin at 1 again then, but a claim also holds random
+Workers share nothing but the file system. A claim is a file that only one can create, and lives as
+long as its owner touches it. To take over from a dead one, a worker creates the claim of the next
+number, which again only one can; the dead one's stays until the cell is left, so that nobody finds
+the folder unclaimed meanwhile. Numbers begin at 1 again then, but a claim also holds random
 letters: a worker that wakes up after that does not take another's for its own.
 """
 

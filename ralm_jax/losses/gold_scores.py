@@ -24,9 +24,8 @@ def perplexity(
 
   Args:
     token_log_probs: log p(target token | query, one passage, earlier tokens).
-    reduction: 'sum' is the paper's log p(target | query, passage); 'mean'
-      divides by the number of tokens, as the released code does, which makes
-      the temperature depend on the target's length.
+    reduction: 'sum' is the paper's log p(target | query, passage); 'mean' divides by the number of
+      tokens, as the released code does, which makes the temperature depend on the target's length.
 
   Raises:
     ValueError: for an unknown reduction.
@@ -68,10 +67,9 @@ def attention(
     attention_norms: cross-attention probability times value norm, averaged over
       heads and summed over target tokens and layers.
     n_layers: decoder layers in the sum.
-    normalization: 'average' also averages over layers, target tokens and the
-      passage's tokens (paper); 'released' divides the sum over the passage's
-      tokens by 256 instead of their number, so that longer passages score
-      higher.
+    normalization: 'average' also averages over layers, target tokens and the passage's tokens
+      (paper); 'released' divides the sum over the passage's tokens by 256 instead of their number,
+      so that longer passages score higher.
 
   Raises:
     ValueError: for an unknown normalization.

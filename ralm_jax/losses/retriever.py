@@ -76,9 +76,8 @@ def kl_weighted_sum(
   Args:
     retriever_scores: query . passage / sqrt(dim).
     passage_mask: an example without a single passage has no weight.
-    reduction: 'batch' averages over examples; 'element' also divides by the
-      number of passages, as the released code does (its gradient then depends
-      on that number).
+    reduction: 'batch' averages over examples; 'element' also divides by the number of passages, as
+      the released code does (its gradient then depends on that number).
 
   Raises:
     ValueError: for an unknown reduction.
@@ -132,9 +131,8 @@ def emdr2_weighted_sum(
     retriever_scores: query . passage / sqrt(dim).
     token_log_probs: log p(target token | query, one passage, earlier tokens);
       no gradient reaches them.
-    level: 'sequence' sums over passages the likelihoods of whole targets
-      (paper) and averages over examples; 'token' does so for every token and
-      averages over tokens, as the released code does.
+    level: 'sequence' sums over passages the likelihoods of whole targets (paper) and averages over
+      examples; 'token' does so for every token and averages over tokens, as the released code does.
 
   Raises:
     ValueError: for an unknown level.

@@ -213,11 +213,10 @@ class CrossAttentionOptions:
 class MultiHeadAttention(nn.Module):
   """Self- or cross-attention with an optional key-value cache.
 
-  With `decode=True` the `cache` collection is used: self-attention appends its
-  keys and values at `cache_index`; cross-attention (`is_cross=True`) computes
-  them from `key_value_inputs` at the first call and reads them afterwards, when
-  `key_value_inputs` may be None. Cross-attention also leaves its
-  `attention_norms` in the collection `NORMS`, where that is mutable.
+  With `decode=True` the `cache` collection is used: self-attention appends its keys and values at
+  `cache_index`; cross-attention (`is_cross=True`) computes them from `key_value_inputs` at the
+  first call and reads them afterwards, when `key_value_inputs` may be None. Cross-attention also
+  leaves its `attention_norms` in the collection `NORMS`, where that is mutable.
   """
 
   num_heads: int

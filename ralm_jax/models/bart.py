@@ -254,10 +254,9 @@ class Bart(EncoderDecoder):
   def check_length(self, length: int, what: str) -> None:
     if length > self.config.max_positions:
       raise ValueError(
-        f'{what} of {length} tokens exceed BartConfig.max_positions '
-        f'{self.config.max_positions}; shorten TextConfig.passage_length, or '
-        'target_length with the decoder prefix (--max_length, '
-        '--decoder_prefix_length).'
+        f'{what} of {length} tokens exceed BartConfig.max_positions {self.config.max_positions}; '
+        'shorten TextConfig.passage_length, or target_length with the decoder prefix '
+        '(--max_length, --decoder_prefix_length).'
       )
 
   def embed(self, tokens: Int[Array, 'rows t']) -> Float[Array, 'rows t d']:

@@ -34,9 +34,8 @@ class ChoiceTokens:
     for i, ids in enumerate(targets):
       if ids in targets[:i]:
         raise ValueError(
-          f'Options {targets.index(ids) + 1} and {i + 1} have the same target, '
-          f'tokens {list(ids)}: the reader vocabulary does not know their '
-          'letters, or target_length cuts them off.'
+          f'Options {targets.index(ids) + 1} and {i + 1} have the same target, tokens {list(ids)}: '
+          'the reader vocabulary does not know their letters, or target_length cuts them off.'
         )
     length = max(map(len, targets))
     tokens = np.zeros((len(targets), length), np.int32)

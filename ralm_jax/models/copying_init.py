@@ -1,10 +1,9 @@
 """An initialisation under which a small reader learns to copy early.
 
-A reader answers by copying from a passage. Trained from scratch with T5's own
-initialisation it takes long to find the two steps that copying needs: carrying
-a token's identity through attention, and looking at the token next to the one
-just written. Here attention carries identity from the start (its output map
-undoes its value map), and the relative position bias is strong enough to look
+A reader answers by copying from a passage. Trained from scratch with T5's own initialisation it
+takes long to find the two steps that copying needs: carrying a token's identity through attention,
+and looking at the token next to the one just written. Here attention carries identity from the
+start (its output map undoes its value map), and the relative position bias is strong enough to look
 at neighbours. Pre-trained weights need none of this.
 """
 
@@ -23,8 +22,7 @@ Params = Any
 def copying_init(reader: Params, rng: Array, *, relative_bias_stddev: float = 2.0) -> Params:
   """Replaces value, output and position parameters of a T5 reader.
 
-  Every attention's value kernel gets orthonormal columns, and its output kernel
-  is the transpose.
+  Every attention's value kernel gets orthonormal columns, and its output kernel is the transpose.
 
   Args:
     reader: unboxed.

@@ -106,9 +106,8 @@ def encoder_name(config: EncoderConfig) -> str:
 class DualEncoder(nn.Module):
   """Embeds queries and passages for inner-product search.
 
-  Tied towers share one parameter tree, that of the encoder itself, so that a
-  loaded BERT is a DualEncoder; untied ones live under `query_encoder` and
-  `passage_encoder`.
+  Tied towers share one parameter tree, that of the encoder itself, so that a loaded BERT is a
+  DualEncoder; untied ones live under `query_encoder` and `passage_encoder`.
 
   Attributes:
     config: of both towers.

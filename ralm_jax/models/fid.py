@@ -87,9 +87,8 @@ class PassageReader(EncoderDecoder):
   ) -> Float[Array, 'b n t v']:
     """Teacher-forced logits of n decodings, each without one passage.
 
-    Encoder states and the projections of keys and values are those of all
-    passages, computed once; only what each decoding attends to differs, for
-    `chunk` left-out passages at a time.
+    Encoder states and the projections of keys and values are those of all passages, computed once;
+    only what each decoding attends to differs, for `chunk` left-out passages at a time.
     """
     batch, n_passages, length, embed = encoded.shape
     others = ~jnp.eye(n_passages, dtype=bool)

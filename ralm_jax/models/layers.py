@@ -1,10 +1,9 @@
 """Layers shared by the T5 and BERT stacks, with logical axis names.
 
-Every parameter carries logical axis names (`embed`, `joined_kv`, `mlp`,
-`vocab`, ...) that `training/partitioning.py` maps to mesh axes; activations are
-constrained by the same mechanism. Parameters are float32 (`param_dtype`),
-computation happens in the configured dtype, and softmax, norms and logits are
-float32 whatever that dtype is.
+Every parameter carries logical axis names (`embed`, `joined_kv`, `mlp`, `vocab`, ...) that
+`training/partitioning.py` maps to mesh axes; activations are constrained by the same mechanism.
+Parameters are float32 (`param_dtype`), computation happens in the configured dtype, and softmax,
+norms and logits are float32 whatever that dtype is.
 """
 
 from __future__ import annotations

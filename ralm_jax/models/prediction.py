@@ -72,11 +72,10 @@ def decode(stepper: CachedReader, options: DecodingOptions, rng: Array | None) -
 def decode_by_sequence(each: CachedReader, generation: Generation, rng: Array | None) -> Decoded:
   """RAG-Sequence's decoding (Lewis et al. 2020, section 2.5).
 
-  A search under each passage gives the candidates. Thorough decoding scores
-  every candidate under every passage; fast decoding counts it as impossible
-  under the passages whose own search did not find it. Drawing takes the draws
-  of a passage that is itself drawn from the prior, which is exact. Both
-  `scores` and `log_probs` are the marginal log-likelihoods that rank answers.
+  A search under each passage gives the candidates. Thorough decoding scores every candidate under
+  every passage; fast decoding counts it as impossible under the passages whose own search did not
+  find it. Drawing takes the draws of a passage that is itself drawn from the prior, which is exact.
+  Both `scores` and `log_probs` are the marginal log-likelihoods that rank answers.
   """
   options = generation.options
   prior: Any = each.log_prior

@@ -66,10 +66,9 @@ class ReaderAndRetriever(RetrieverObjective):
         )
     if self.query_side in ('stored', 'frozen') and self.tied_retriever:
       raise ValueError(
-        f'RetrievalLM.query_side {self.query_side!r} keeps the passage '
-        'encoder as it is, which takes two towers; set tied_retriever = '
-        "False, or query_side = 'released' for the released code's "
-        'behaviour.'
+        f'RetrievalLM.query_side {self.query_side!r} keeps the passage encoder as it is, which '
+        "takes two towers; set tied_retriever = False, or query_side = 'released' for the released "
+        "code's behaviour."
       )
     if self.query_side == 'released' and not self.tied_retriever:
       raise ValueError(

@@ -24,8 +24,7 @@ class ReaderBatch:
     retriever_tokens: the passages for the retriever.
     passage_embeddings: float16, as the index stores them, in place of
       `retriever_tokens` and `retriever_mask`.
-    passage_scores: inner products of the search, from which RAG answers; not
-      read in training.
+    passage_scores: inner products of the search, from which RAG answers; not read in training.
     prefix_tokens: padded on the left, what answers begin with.
     prefix_lengths: tokens of each prefix.
   """

@@ -1,9 +1,8 @@
 """RetrievalLM: reader and retriever behind loss, prediction and scoring.
 
-The model is stateless: parameters are `{'reader': ..., 'retriever': ...}` and
-every method is a pure function of them and of arrays. No gradient flows from
-the retriever's loss to the reader, from the reader's loss to the retriever, or
-through the search.
+The model is stateless: parameters are `{'reader': ..., 'retriever': ...}` and every method is a
+pure function of them and of arrays. No gradient flows from the retriever's loss to the reader, from
+the reader's loss to the retriever, or through the search.
 """
 
 from __future__ import annotations
@@ -88,9 +87,8 @@ class RetrievalLM(ReaderAndRetriever):
       params: `{'reader': ..., 'retriever': ...}`.
       batch: the arrays.
       dropout_rng: None for no dropout.
-      retriever_learns: false leaves the retriever's loss out, and what it costs
-        but for the attention norms of the reader's own pass; of RAG the
-        retriever's gradient. None is true.
+      retriever_learns: false leaves the retriever's loss out, and what it costs but for the
+        attention norms of the reader's own pass; of RAG the retriever's gradient. None is true.
     """
     return self.reading_object.loss(
       self, params, batch, Randomness.split(dropout_rng), retriever_learns

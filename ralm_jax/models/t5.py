@@ -1,8 +1,7 @@
 """T5 1.0 and 1.1 (Raffel et al. 2020): configuration, encoder and decoder.
 
-The parameter tree is named as T5X names it
-(`encoder/layers_0/attention/query/kernel`, `token_embedder/embedding`, ...), so
-that T5X checkpoints map one to one.
+The parameter tree is named as T5X names it (`encoder/layers_0/attention/query/kernel`,
+`token_embedder/embedding`, ...), so that T5X checkpoints map one to one.
 """
 
 from __future__ import annotations

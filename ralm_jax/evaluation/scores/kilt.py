@@ -1,17 +1,14 @@
 """KILT's scores of one prediction, as its official scorer computes them.
 
-Petroni et al. (2021, https://arxiv.org/abs/2009.02252, section 5) score an
-answer (accuracy, exact match, F1, ROUGE-L), the pages it was given
-(R-precision, recall@k), and both at once: a KILT score is that of the answer
-where R-precision is 1 and 0 elsewhere. The rules are those of
-`eval_downstream.py` and `eval_retrieval.py` of facebookresearch/KILT, whose
-means over a file equal the means of these over its questions. Every score is a
-fraction between 0 and 1.
+Petroni et al. (2021, https://arxiv.org/abs/2009.02252, section 5) score an answer (accuracy, exact
+match, F1, ROUGE-L), the pages it was given (R-precision, recall@k), and both at once: a KILT score
+is that of the answer where R-precision is 1 and 0 elsewhere. The rules are those of
+`eval_downstream.py` and `eval_retrieval.py` of facebookresearch/KILT, whose means over a file equal
+the means of these over its questions. Every score is a fraction between 0 and 1.
 
-ROUGE-L is not `metrics.rouge_l`. The official scorer uses the `rouge` package
-(1.0.1), which cuts at full stops, keeps case and punctuation, counts each word
-once and joins the subsequences of all sentences; `rouge-score` gives other
-numbers for the same text, often by several points.
+ROUGE-L is not `metrics.rouge_l`. The official scorer uses the `rouge` package (1.0.1), which cuts
+at full stops, keeps case and punctuation, counts each word once and joins the subsequences of all
+sentences; `rouge-score` gives other numbers for the same text, often by several points.
 
 TypeError is raised for a text in place of a list of them, and ValueError for no
 answers or a k below 1.
@@ -33,9 +30,8 @@ _ANSWER_METRICS = ('accuracy', 'exact_match', 'f1', 'rouge_l')
 def kilt_metrics(prediction: str, answers: Sequence[str]) -> dict[str, float]:
   """Scores of the answer, each the best over the references.
 
-  `accuracy` (the very text of a reference, spaces around it aside), `exact_match`
-  and `f1` (SQuAD's), and `rouge_l` of the `rouge` package. A blank prediction
-  scores 0 throughout.
+  `accuracy` (the very text of a reference, spaces around it aside), `exact_match` and `f1`
+  (SQuAD's), and `rouge_l` of the `rouge` package. A blank prediction scores 0 throughout.
   """
   if isinstance(answers, str):
     raise TypeError('answers must be a list of strings; write [answer]')
@@ -61,16 +57,14 @@ def provenance_metrics(
 ) -> dict[str, float]:
   """Scores of the pages retrieved, against alternative sets of evidence.
 
-  A page counts once, at its best rank, however many of its passages were
-  retrieved. R-precision is the share of a set among the first pages, as many as
-  the set has, the best over the sets. In the ranking that recall@k looks at, a
-  set is found where its last page is, and its pages before that take no place;
-  the recall is the share of the sets found in the first k places.
+  A page counts once, at its best rank, however many of its passages were retrieved. R-precision is
+  the share of a set among the first pages, as many as the set has, the best over the sets. In the
+  ranking that recall@k looks at, a set is found where its last page is, and its pages before that
+  take no place; the recall is the share of the sets found in the first k places.
 
-  Without pages, or where the data name no evidence, all scores are 0, as in the
-  official scorer. Fewer than k pages give what they give: nothing is found
-  below them. `ks` are the cut-offs of `recall@k_page`, `precision@k_page` and
-  `success_rate@k_page`.
+  Without pages, or where the data name no evidence, all scores are 0, as in the official scorer.
+  Fewer than k pages give what they give: nothing is found below them. `ks` are the cut-offs of
+  `recall@k_page`, `precision@k_page` and `success_rate@k_page`.
   """
   if isinstance(page_ids, str) or any(isinstance(s, str) for s in provenance):
     raise TypeError('page_ids is a list of ids and provenance a list of such lists')

@@ -86,8 +86,7 @@ def _by_subject(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Scores]]
 def unique(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
   """Of equal questions of one subject, with equal options, the last alone.
 
-  Atlas's scorer counts them so. MMLU holds a few; its authors, and `summary`,
-  count them all.
+  Atlas's scorer counts them so. MMLU holds a few; its authors, and `summary`, count them all.
   """
   last = {json.dumps([row.get('group'), row['query'], row.get('options')]): row for row in records}
   return list(last.values())

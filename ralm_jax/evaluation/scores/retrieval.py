@@ -1,9 +1,8 @@
 """How well a ranking of passages serves a question.
 
-All scores start from a *rank*: the 1-based position of the first passage that
-counts as a hit. Two kinds of hit are known: the passage contains an answer
-string (the measure of DPR, Karpukhin et al., 2020, section 5.1,
-https://arxiv.org/abs/2004.04906), or it is a gold passage that the data name.
+All scores start from a *rank*: the 1-based position of the first passage that counts as a hit. Two
+kinds of hit are known: the passage contains an answer string (the measure of DPR, Karpukhin et al.,
+2020, section 5.1, https://arxiv.org/abs/2004.04906), or it is a gold passage that the data name.
 
 A rank is
   1, 2, 3, ...  the position of the first hit,
@@ -52,9 +51,8 @@ def _token_pattern() -> re.Pattern[str]:
 def answer_tokens(text: str) -> list[str]:
   """Splits text as DPR's SimpleTokenizer does, lower-cased, in unicode NFD.
 
-  A token is a run of letters, digits and combining marks, or a single other
-  character (punctuation or symbol); separators and control characters split
-  and vanish.
+  A token is a run of letters, digits and combining marks, or a single other character (punctuation
+  or symbol); separators and control characters split and vanish.
   """
   return [
     token.lower()
@@ -73,10 +71,9 @@ def _joined(text: str) -> str:
 def has_answer(text: str, answers: Sequence[str]) -> bool:
   """Whether an answer's tokens occur in the text, in order and adjacent.
 
-  'art' does not occur in 'party', nor '19' in '1945', while 'Newton D. Baker'
-  occurs in 'NEWTON D . BAKER'. Articles and punctuation count, as in DPR.
-  Unlike there, an answer without any token occurs nowhere (DPR finds it in
-  every passage).
+  'art' does not occur in 'party', nor '19' in '1945', while 'Newton D. Baker' occurs in 'NEWTON D .
+  BAKER'. Articles and punctuation count, as in DPR. Unlike there, an answer without any token
+  occurs nowhere (DPR finds it in every passage).
   """
   return any(answer_hits([text], answers))
 

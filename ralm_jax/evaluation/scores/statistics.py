@@ -1,11 +1,10 @@
 """How sure a difference is: intervals, paired tests, spread over seeds.
 
-Bootstrap intervals are Efron's percentile intervals; the paired tests are the
-bootstrap test of Koehn (2004, https://aclanthology.org/W04-3250) and Fisher's
-randomisation test, which flips the signs of differences (Smucker et al. 2007,
-https://doi.org/10.1145/1321440.1321528). All resample questions: they say
-nothing of another training seed, which `spread` is for. ValueError is raised for no
-values, or one that is not finite, and for systems with different numbers of them.
+Bootstrap intervals are Efron's percentile intervals; the paired tests are the bootstrap test of
+Koehn (2004, https://aclanthology.org/W04-3250) and Fisher's randomisation test, which flips the
+signs of differences (Smucker et al. 2007, https://doi.org/10.1145/1321440.1321528). All resample
+questions: they say nothing of another training seed, which `spread` is for. ValueError is raised
+for no values, or one that is not finite, and for systems with different numbers of them.
 """
 
 from __future__ import annotations

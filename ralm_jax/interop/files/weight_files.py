@@ -23,10 +23,9 @@ _REMAP_BYTES = 1 << 27
 class WeightFiles(TensorSource):
   """Tensors by name, read one at a time from one file or several shards.
 
-  Reads `model.safetensors`, `pytorch_model.bin` or their sharded forms with an
-  `.index.json`. Torch files are read with `weights_only`, which builds tensors
-  and plain containers only. Norms named `gamma` and `beta` by old checkpoints
-  appear as `weight` and `bias`.
+  Reads `model.safetensors`, `pytorch_model.bin` or their sharded forms with an `.index.json`. Torch
+  files are read with `weights_only`, which builds tensors and plain containers only. Norms named
+  `gamma` and `beta` by old checkpoints appear as `weight` and `bias`.
   """
 
   def __init__(self, directory: str | os.PathLike[str]):

@@ -24,8 +24,7 @@ from ralm_jax.models.readings.reading import Randomness, Reading
 class Marginal(Reading):
   """The marginal likelihood trains the generator and the query encoder.
 
-  A subclass says how likelihoods under each passage become one, and how answers
-  are decoded.
+  A subclass says how likelihoods under each passage become one, and how answers are decoded.
   """
 
   marginalizes = True
