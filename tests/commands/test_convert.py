@@ -124,6 +124,7 @@ def test_there_and_back_again(sources, tmp_path, scan=True):
     assert torch.equal(ours, theirs), name
 
 
+@pytest.mark.slow
 def test_a_run_with_other_layers(sources, tmp_path):
   """A run is a source like any other: scanned layers can be taken apart."""
   convert(tmp_path / 'one', f'reader={sources}/t5', sources / 'bert', scan_layers=True)
@@ -280,6 +281,7 @@ def test_vocabularies(sources, tmp_path):
   assert sorted(os.listdir(tmp_path)) == ['run', 't5']
 
 
+@pytest.mark.slow
 def test_checksums(sources, tmp_path):
   import hashlib
 

@@ -107,6 +107,7 @@ def test_a_missing_tower_is_initialised(sources, tmp_path):
   assert 0.01 < spread['passage_encoder'] < 0.03  # BertConfig's initialisation.
 
 
+@pytest.mark.slow
 def test_one_part_of_a_run(sources, tmp_path):
   """It brings its vocabulary along."""
   convert(tmp_path / 'one', sources / 't5', sources / 'bert')

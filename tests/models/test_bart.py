@@ -138,6 +138,7 @@ def test_a_padded_prefix_is_the_unpadded_one(kind, loaded, tmp_path):
   np.testing.assert_allclose(logits[1, 0], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_final_logits_bias_gets_no_gradient(loaded):
   config, params = loaded
   tokens, mask = (array[:, 0] for array in world.passages())

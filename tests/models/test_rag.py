@@ -296,6 +296,7 @@ def test_what_does_not_go_together_is_refused(changes, message, bart_model):
     dataclasses.replace(bart_model[0], **changes)
 
 
+@pytest.mark.slow
 def test_a_frozen_step_gives_the_retriever_no_gradient(bart_model):
   model, params, batch = bart_model
 

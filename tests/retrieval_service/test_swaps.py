@@ -44,6 +44,7 @@ def flaw(result, queries):
   return None
 
 
+@pytest.mark.slow
 def test_an_answer_is_of_one_generation_through_100_swaps(tmp_path):
   flaws, stop = [], threading.Event()
   seen = collections.defaultdict(set)

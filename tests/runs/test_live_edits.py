@@ -330,6 +330,7 @@ def test_what_cannot_be_deleted(index, ids, message):
   assert index.held() == held
 
 
+@pytest.mark.slow
 def test_a_deleted_passage_comes_back_when_it_is_added(index):
   texts = _texts(index, 'p3')
   index.delete('p3')

@@ -37,7 +37,13 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize(
+  'layout',
+  [
+    name if name.startswith('both') else pytest.param(name, marks=pytest.mark.slow)
+    for name in LAYOUTS
+  ],
+)
 def test_three_steps_equal_one_device(layout, one_device_losses):
   options, expected_spec = LAYOUTS[layout]
   partitioner = Partitioner(**options)
@@ -62,6 +68,7 @@ def test_batch_smaller_than_the_data_axis(capfd):
   assert 'rematerialization' not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_heads_that_the_model_axis_does_not_divide(capfd):
   model = tiny_run.make_model(**SIX_HEADS)
   partitioner = Partitioner(num_partitions=4)
