@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import shutil
+import tarfile
 
 from ralm_jax import cli
 from tests import tiny
@@ -22,6 +23,8 @@ SHORT = {
 
 def shortened(words: list[str], gin_files: list[str]) -> list[str]:
   """The arguments of `ralm`, with fewer steps, or parsed alone."""
+  # The tiny retriever has 64 positions.
+  words = ['query_length=64' if word == 'query_length=512' else word for word in words]
   if words[0] not in SHORT or not gin_files:
     return words
   if words[0] == 'train' and any(part in file for file in gin_files for part in _LARGE):
@@ -86,32 +89,6 @@ def swapped(world: pathlib.Path) -> None:
     (world / f'index_{year}' / 'INDEX_ID').unlink(missing_ok=True)
 
 
-def released(world: pathlib.Path) -> None:
-  """Folders as they are published, tiny, by the names the page gives them."""
-  from tests.commands import converting
-  from tests.interop import test_foreign_indexes
-
-  trained(world)
-  shutil.rmtree(world / 'START')
-  made = converting.make(world)
-  for name, source in {
-    't5-base-lm-adapt': 't5',
-    'contriever': 'bert',
-    'bart-large': 'bart',
-    'dpr-question_encoder': 'question',
-    'dpr-ctx_encoder': 'context',
-    'rag-token-nq': 'rag',
-  }.items():
-    (world / name).symlink_to(made / source)
-  rows = test_foreign_indexes.passages()
-  vectors = test_foreign_indexes.vectors(len(rows))
-  test_foreign_indexes.write_atlas(world / 'atlas' / 'wiki', rows, vectors)
-  (world / 'wikipedia_embeddings').mkdir()
-  ids = [row['id'] for row in tiny.passages()]
-  test_foreign_indexes.write_contriever(world / 'wikipedia_embeddings', ids, vectors)
-  test_foreign_indexes.write_dpr(world, ids, vectors)
-
-
 def published(world: pathlib.Path) -> None:
   """Files as benchmarks publish them."""
   trained(world)
@@ -124,6 +101,10 @@ def published(world: pathlib.Path) -> None:
     )
   (world / 'MMLU' / 'test').mkdir(parents=True)
   (world / 'MMLU' / 'test' / 'anatomy_test.csv').write_text('Which?,a,b,c,d,B\nWho?,e,f,g,h,A\n')
+  from tests.preparation import test_benchmarks
+
+  with tarfile.open(world / 'data.tar', 'w') as archive:
+    archive.add(test_benchmarks._mmlu(world / 'data'), 'data')
   (world / 'kilt').mkdir()
   row = {'id': '1', 'input': 'Almar [SEP] colour', 'output': [{'answer': 'red'}]}
   for split in ('train', 'dev'):
