@@ -11,7 +11,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Builds a corpus from command-line flags."""
   parser = flags.Parser(prog, __doc__)
   add = parser.add_argument
-  text = 'jsonl (id, title, section?, text) or DPR tsv; globs and .gz allowed'
+  text = 'jsonl (id, title, section?, text) or DPR tsv; globs and compressed files allowed'
   add('--input', required=True, nargs='+', metavar='FILE', help=text)
   add('--output', required=True, metavar='CORPUS', help='the folder to make')
   flags.shared(parser, 'reader_vocabulary', 'retriever_vocabulary', required=True)
@@ -32,3 +32,5 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     resume=not arguments.restart,
   )
   print(f'{arguments.output}: {len(store):,} passages')
+  if empty := store.count_empty():
+    print(f'{empty:,} of them with neither text nor title, which are kept but say nothing')

@@ -2,18 +2,16 @@
 
 import codecs
 from collections.abc import Callable, Iterator
-import contextlib
-import gzip
 import json
 import os
 from typing import Any, BinaryIO, TypeVar
-import zlib
+
+from ralm_jax.files import byte_streams
 
 T = TypeVar('T')
 # Called with the error of what cannot be read, which is left out; None raises it.
 OnError = Callable[[ValueError], None] | None
 
-_GZIP_MAGIC = b'\x1f\x8b'
 _CHUNK = 1 << 20
 _SPACE = ' \t\r\n'
 # Of one value in characters: what is larger is no record, but a quotation mark
@@ -53,15 +51,20 @@ def attempt(on_error: OnError, convert: Callable[..., T], *arguments: Any) -> T 
 class LineReader:
   """The lines of a file with their 1-based numbers, read once.
 
-  The file is plain or gzipped, told by content, with or without a byte order
-  mark. Lines are bytes with their ends.
+  The file is plain or compressed, told by content; byte order marks are no part of it. Lines are
+  bytes with their ends.
   """
 
   def __init__(self, path: str):
+    """Opens the file; ValueError for what is no text."""
     self.path = path
     self._raw = open(path, 'rb')
-    # Bytes are split at \n only; text mode would also split inside strings.
-    self._lines = _unzipped(self._raw)
+    try:
+      # Bytes are split at \n only; text mode would also split inside strings.
+      self._lines = byte_streams.decompressed(self._raw, path)
+    except BaseException:
+      self._raw.close()
+      raise
 
   @property
   def position(self) -> int:
@@ -71,15 +74,10 @@ class LineReader:
   def __iter__(self) -> Iterator[tuple[int, bytes]]:
     """Raises ValueError, with file:line, if compressed data are damaged."""
     line = 0
-    with self._raw:
-      try:
-        for line, content in enumerate(self._lines, 1):
-          yield line, content.removeprefix(codecs.BOM_UTF8) if line == 1 else content
-      except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(
-          f'{self.path}:{line + 1}: the gzipped file is damaged or cut short '
-          f'({error}); fetch or compress it again'
-        ) from error
+    with self._raw, byte_streams.naming_damage(self.path, lambda: line + 1):
+      for line, content in enumerate(self._lines, 1):
+        # In the middle, too, where files were put together.
+        yield line, content.removeprefix(codecs.BOM_UTF8)
 
 
 def text_of(content: bytes, where: str) -> str:
@@ -110,19 +108,6 @@ def object_of(content: bytes, where: str) -> dict[str, Any]:
   if not isinstance(row, dict):
     raise ValueError(f'{where}: expected a JSON object, found {kind(row)}')
   return row
-
-
-@contextlib.contextmanager
-def open_bytes(path: str) -> Iterator[BinaryIO]:
-  """Opens a file, plain or gzipped (told by content)."""
-  with open(path, 'rb') as raw:
-    yield _unzipped(raw)
-
-
-def _unzipped(raw: BinaryIO) -> Any:
-  zipped = raw.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-  raw.seek(0)
-  return gzip.GzipFile(fileobj=raw) if zipped else raw
 
 
 class JsonReader:
@@ -243,17 +228,13 @@ class JsonReader:
     """Reads on; False at the end of the file."""
     if self._ended:
       return False
-    try:
+    with byte_streams.naming_damage(self._path):
       content = self._file.read(size)
+    try:
       text = self._utf8.decode(content, final=not content)
     except UnicodeDecodeError as error:
       raise ValueError(
         f'{self._path}: not UTF-8 ({error.reason}); convert the file to UTF-8'
-      ) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-      raise ValueError(
-        f'{self._path}: the gzipped file is damaged or cut short ({error}); '
-        'fetch or compress it again'
       ) from error
     self._ended = not content
     lines = self._buffer.count('\n', 0, self._position)

@@ -24,7 +24,7 @@ import numpy as np
 from ralm_jax.data.corpus import corpus_manifest, identifiers, passages, shards
 from ralm_jax.data.corpus.corpus_manifest import Manifest, Settings
 from ralm_jax.data.corpus.identifiers import HashSet
-from ralm_jax.data.corpus.passages import Line, LineReader, Passage
+from ralm_jax.data.corpus.passages import Line, LineReader, ParseTable, Passage
 from ralm_jax.data.corpus.shard_set import ShardSet
 from ralm_jax.data.corpus.shards import Shard, ShardEntry
 from ralm_jax.data.text import vocabularies
@@ -44,11 +44,20 @@ class Segment:
   @property
   def layout(self) -> str:
     """As checksums of a corpus's lines have it."""
-    return 'parse_tsv' if self.parse is passages.parse_tsv else 'parse_jsonl'
+    if not isinstance(self.parse, ParseTable):
+      return 'parse_jsonl'
+    return 'parse_tsv' if self.parse == ParseTable() else f'parse_tsv {self.parse!r}'
 
   def lines(self) -> Iterator[Line]:
-    for number, content in enumerate(self.contents, start=self.first_number):
+    number = self.first_number
+    for content in self.contents:
       yield Line(self.path, number, content, self.parse)
+      number += self.lines_of(content)
+
+  @staticmethod
+  def lines_of(content: bytes) -> int:
+    """How many lines a record takes: those of a table may hold line breaks."""
+    return max(content.count(b'\n'), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +97,13 @@ def read_chunks(paths: Sequence[str], shard_size: int) -> Iterator[Chunk]:
   stream = lines()
   for index in itertools.count():
     segments: list[Segment] = []
+    following = 0
     for line in itertools.islice(stream, shard_size):
-      if not segments or segments[-1].path != line.path:
+      # A header that is there once more is left out.
+      if not segments or segments[-1].path != line.path or line.number != following:
         segments.append(Segment(line.path, line.number, [], line.parse))
       segments[-1].contents.append(line.content)
+      following = line.number + Segment.lines_of(line.content)
     if not segments:
       return
     digest = hashlib.sha256()

@@ -152,6 +152,14 @@ class PassageStore:
     """The last day that a passage's date allows, since 1970-01-01, or `dates.NO_DATE`."""
     return self._shards.keys(rows, 'date')
 
+  def count_empty(self) -> int:
+    """Passages with neither text nor title."""
+    count = 0
+    for index in range(len(self._shards.entries)):
+      columns = [self._shards.shard(index).token_column(f'reader_{n}') for n in ('title', 'text')]
+      count += int(np.sum(np.diff(columns[0][1]) + np.diff(columns[1][1]) == 0))
+    return count
+
   def has_dates(self) -> bool:
     if not self._has_dates:  # Passages may have been added since.
       self._has_dates = any(

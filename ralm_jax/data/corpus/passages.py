@@ -1,26 +1,37 @@
-"""Passages in the files users bring: Atlas jsonl and DPR tsv.
+"""Passages in the files users bring: jsonl and tables (tsv, csv).
 
-Atlas: one JSON object a line with `id`, `text`, and optionally `title` and `section`; and, for what
-an example must not see, `document` (the name of the source document, by default the title) and
-`date` (`dates.py`). DPR (`psgs_w100.tsv`): tab-separated `id`, `text`, `title` under a header,
-quoted as by Python's csv module. Plain or gzipped; contents decide, not names. Every complaint
-names file and line.
+A record has `id`, `text`, and optionally `title` and `section`; and, for what an example must not
+see, `document` (the name of the source document, by default the title) and `date` (`dates.py`).
+Other names of these fields are known as well (`_NAMES`); `contents` (FlashRAG, Pyserini) is a title
+and a text where it has two lines. Numbers become texts. Tables (DPR's `psgs_w100.tsv`) name their
+columns in a header; `files/tables.py` says what is quoted. Plain or compressed; contents decide,
+not names. Every complaint names file and line.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-import csv
 import dataclasses
+import difflib
 import math
 import os
 import re
+from typing import Any
 
 from ralm_jax.data import dates
-from ralm_jax.files import input_files, json_records
+from ralm_jax.files import byte_streams, input_files, json_records, tables
 from ralm_jax.files.input_files import Path
 
 _WORD = re.compile(r'\S+')
 _PART_NUMBER = re.compile(r'#[1-9][0-9]*$')
 _TSV_COLUMNS = ('id', 'text', 'title')
+# Our names of fields, and what BEIR, DPR, FlashRAG, Pyserini, ir_datasets and others call them.
+_NAMES = {
+  'id': ('id', '_id', 'docid', 'doc_id', 'passage_id', 'psg_id', 'pid'),
+  'text': ('text', 'contents', 'content', 'passage', 'passage_text'),
+  'title': ('title', 'passage_title', 'doc_title'),
+  'section': ('section', 'section_title'),
+  'document': ('document',),
+  'date': ('date',),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,27 +103,50 @@ class Line:
 
 
 def parse_jsonl(line: Line) -> Passage:
-  """Makes a passage of a line in Atlas's layout; ValueError where it is at fault."""
-  fields = json_records.object_of(line.content, line.where)
-  for name in ('id', 'text'):
-    if name not in fields:
-      raise line.error(f'no {name!r}; found: {", ".join(map(repr, fields)) or "nothing"}')
-  values = {'id': fields['id'], 'text': fields['text']}
-  for name in ('title', 'section', 'document', 'date'):
-    value = fields.get(name)
-    values[name] = '' if value is None else value
-  for name in ('id', 'document', 'date'):  # Numbers, for some.
-    if isinstance(values[name], int) and not isinstance(values[name], bool):
-      values[name] = str(values[name])
-  for name, value in values.items():
-    if not isinstance(value, str):
-      raise line.error(f'{name!r} must be a string, found {json_records.kind(value)}')
-    if not value.isascii():
-      # JSON can spell halves of surrogate pairs, which no file can hold.
-      try:
-        value.encode('utf-8')
-      except UnicodeEncodeError as error:
-        raise line.error(f'{name!r} is not valid Unicode: {error}') from error
+  """Makes a passage of a JSON object; ValueError where it is at fault."""
+  return _passage(json_records.object_of(line.content, line.where), line)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParseTable:
+  """Makes a passage of a record of a table; ValueError unless it has the header's columns."""
+
+  header: tuple[str, ...] = _TSV_COLUMNS
+  delimiter: str = '\t'
+
+  def __call__(self, line: Line) -> Passage:
+    text, width = line.text(), len(self.header)
+    separated = 'tab-separated' if self.delimiter == '\t' else 'comma-separated'
+    names = ', '.join(self.header)
+    if not text:
+      raise line.error(f'blank line; expected {names}, {separated}')
+    row = tables.columns(text, self.delimiter)
+    if len(row) != width:
+      raise line.error(
+        f'expected {width} {separated} columns ({names}), found {len(row)}; '
+        'tabs, line breaks and quotes in a text must be quoted as csv does'
+      )
+    # A table has a cell for every date, known or not.
+    fields = {n: v for n, v in zip(self.header, row) if v or n != 'date'}
+    return _passage(fields, line)
+
+
+def _passage(fields: dict[str, Any], line: Line) -> Passage:
+  """A passage of the fields of a record, whatever they are called."""
+  values: dict[str, Any] = {}
+  for name, known in _NAMES.items():
+    found = next((other for other in known if fields.get(other) is not None), None)
+    if found is None and name in ('id', 'text'):
+      absent = next((other for other in known if other in fields), None)
+      if absent is not None:
+        raise line.error(f'{absent!r} must be a string, found null')
+      raise line.error(f'no {name!r}; {_found(fields, name)}')
+    values[name] = '' if found is None else _text(fields[found], found, line)
+    if found == 'contents' and fields.get('title') is None and '\n' in values['text']:
+      # FlashRAG's, whose first line is the title, in quotation marks in its copy of Wikipedia.
+      title, _, values['text'] = values['text'].partition('\n')
+      quoted = len(title) > 1 and title[0] == title[-1] == '"'
+      fields = {**fields, 'title': title[1:-1] if quoted else title}
   if not values['id']:
     raise line.error("'id' is empty")
   if fields.get('date') is not None:
@@ -123,27 +157,27 @@ def parse_jsonl(line: Line) -> Passage:
   return Passage(**values)
 
 
-def parse_tsv(line: Line) -> Passage:
-  """Makes a passage of a line in DPR's layout; ValueError unless it has three columns."""
-  row = _tsv_row(line)
-  if not row:
-    raise line.error('blank line; expected id, text and title, tab-separated')
-  if len(row) != len(_TSV_COLUMNS):
-    raise line.error(
-      f'expected 3 tab-separated columns (id, text, title), found {len(row)}; '
-      'tabs, line breaks and quotes in a text must be quoted as csv does'
-    )
-  identifier, text, title = row
-  if not identifier:
-    raise line.error("'id' is empty")
-  return Passage(identifier, title, '', text)
+def _text(value: Any, name: str, line: Line) -> str:
+  """A text, or a number as one: 1984 as JSON writes it."""
+  if isinstance(value, int) and not isinstance(value, bool):
+    value = str(value)
+  if isinstance(value, float) and math.isfinite(value) and name != 'id':
+    value = repr(value)
+  if not isinstance(value, str):
+    raise line.error(f'{name!r} must be a string, found {json_records.kind(value)}')
+  if not value.isascii():
+    # JSON can spell halves of surrogate pairs, which no file can hold.
+    try:
+      value.encode('utf-8')
+    except UnicodeEncodeError as error:
+      raise line.error(f'{name!r} is not valid Unicode: {error}') from error
+  return value
 
 
-def _tsv_row(line: Line) -> list[str]:
-  try:
-    return next(csv.reader([line.text()], delimiter='\t'), [])
-  except csv.Error as error:
-    raise line.error(f'malformed tsv: {error}') from error
+def _found(fields: dict[str, Any], name: str) -> str:
+  near = [n for n in fields if difflib.get_close_matches(n.lower(), _NAMES[name], 1, 0.7)]
+  hint = f'. Did you mean {name!r} by {near[0]!r}?' if near else ''
+  return f'found: {", ".join(map(repr, list(fields)[:12])) or "nothing"}{hint}'
 
 
 class LineReader:
@@ -159,32 +193,44 @@ class LineReader:
     return self._lines.position
 
   def __iter__(self) -> Iterator[Line]:
-    """Yields the lines that hold passages; ValueError for another layout or a damaged gzip."""
-    parse = None
-    for number, content in self._lines:
-      if parse is None:
-        parse = self._parser(content)
-        if parse is parse_tsv:
-          continue  # The header.
+    """Yields what holds passages; ValueError for another layout or damaged compression."""
+    first = next(iter(json_records.LineReader(self.path)), None)
+    parse = parse_jsonl if first is None else self._parser(first[1])
+    if isinstance(parse, ParseTable):
+      records = tables.records(self._lines, parse.delimiter, len(parse.header))
+    else:
+      records = iter(self._lines)
+    header = None
+    for number, content in records:
+      if isinstance(parse, ParseTable):
+        header = header or content.rstrip(b'\r\n')
+        if content.startswith(header) and content.rstrip(b'\r\n') == header:
+          continue  # Once more where files were put together with `cat`.
       yield Line(self.path, number, content, parse)
 
   def _parser(self, first: bytes) -> Callable[[Line], Passage]:
     """Which format a file is in, by its first line and then by its name."""
-    line = Line(self.path, 1, first, parse_tsv)
+    line = Line(self.path, 1, first, parse_jsonl)
     if first.lstrip().startswith(b'{'):
       return parse_jsonl
-    if tuple(_tsv_row(line)) == _TSV_COLUMNS:
-      return parse_tsv
-    name = self.path.removesuffix('.gz')
+    for delimiter in '\t,':
+      header = tuple(column.strip() for column in tables.columns(line.text(), delimiter))
+      if all(set(_NAMES[name]) & set(header) for name in ('id', 'text')):
+        return ParseTable(header, delimiter)
+    name = self.path.removesuffix(os.path.splitext(self.path)[1] if _is_packed(self.path) else '')
     if name.endswith(('.jsonl', '.json')):
       return parse_jsonl
-    header = f'the header {chr(9).join(_TSV_COLUMNS)!r}'
+    expected_header = f'the header {chr(9).join(_TSV_COLUMNS)!r}'
     expected = (
-      f'expected {header},'
+      f'expected {expected_header},'
       if name.endswith('.tsv')
-      else f'neither JSON lines nor a tsv file with {header};'
+      else f'neither JSON lines nor a tsv file with {expected_header};'
     )
     raise line.error(f'{expected} found {line.text():.60}')
+
+
+def _is_packed(path: str) -> bool:
+  return path.endswith(byte_streams.ENDINGS)
 
 
 def iterate_passages(

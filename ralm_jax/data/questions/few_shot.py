@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from ralm_jax.data.questions.reading import Question
-from ralm_jax.files import json_records
+from ralm_jax.files import byte_streams, json_records
 
 
 def choose(questions: Sequence[Question], shots: int, seed: int = 0) -> list[Question]:
@@ -96,7 +96,7 @@ def listed(questions: Sequence[Question], file: str | os.PathLike[str]) -> list[
 
 
 def _entries(path: str) -> list[_Entry]:
-  with json_records.open_bytes(path) as file:
+  with byte_streams.open_bytes(path) as file:
     content = file.read()
   try:
     text = content.decode('utf-8-sig')

@@ -449,7 +449,7 @@ def test_parallel_equals_serial_and_survives_a_kill(
 def test_a_worker_error_reaches_the_caller(tmp_path, build, small_passages, write_jsonl):
   source = write_jsonl(tmp_path / 'p.jsonl', small_passages)
   with open(source, 'a', encoding='utf-8') as file:
-    file.write(json.dumps({'id': 1, 'text': 2}) + '\n')
+    file.write(json.dumps({'id': 1, 'text': [2]}) + '\n')
   with pytest.raises(ValueError, match="p.jsonl:41: 'text' must be a string"):
     build(source, tmp_path / 'corpus', shard_size=10, n_workers=2)
   assert not multiprocessing.active_children()
@@ -487,3 +487,18 @@ def test_real_corpus(shared_data, tmp_path):
       texts = [p.merged_title if field == 'title' else p.text for p in passages]
       assert store.tokens(rows, f'{model}_{field}').to_lists() == (vocabulary.encode_batch(texts))
   assert store.rows_of([p.id for p in passages]).tolist() == rows.tolist()
+
+
+def test_records_of_several_lines_and_empty_passages(tmp_path, build):
+  """Numbers of lines, chunks and checksums follow records; empty passages are counted."""
+  header = 'id\ttext\ttitle\n'
+  first = header + '1\t"a\nb"\tT\n2\t\t\n' + header + '3\tc\tU\n4\t" "\t\n'
+  source = tmp_path / 'p.tsv'
+  source.write_text(first)
+  for shard_size in (1, 2, 100):
+    store = build(source, tmp_path / f'corpus{shard_size}', shard_size=shard_size)
+    assert [p.text for p in store.passages(range(4))] == ['a\nb', '', 'c', ' ']
+    assert store.count_empty() == 2
+  source.write_text(first + '5\tonly\n')
+  with pytest.raises(ValueError, match='p.tsv:8: expected 3 tab-separated columns'):
+    build(source, tmp_path / 'other')

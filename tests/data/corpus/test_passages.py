@@ -49,6 +49,40 @@ def test_content_decides_the_format(tmp_path):
   assert [p.id for p in read(tmp_path / '*')] == ['1', 'a', 'c']
 
 
+DPR = 'id\ttext\ttitle\n'
+
+
+@pytest.mark.parametrize(
+  'content, expected',
+  [
+    ('{"id": "1", "text": "alpha", "title": 1984}', [('1', '1984', 'alpha')]),
+    ('{"id": 1, "text": 2.5, "title": 1e20}', [('1', '1e+20', '2.5')]),
+    ('{"_id": "1", "title": "T", "text": "a", "metadata": {}}', [('1', 'T', 'a')]),
+    ('{"id": "1", "contents": "\\"T\\"\\na\\nb"}', [('1', 'T', 'a\nb')]),
+    ('{"id": "1", "contents": "T\\na"}', [('1', 'T', 'a')]),
+    ('{"id": "1", "contents": "\\na"}', [('1', '', 'a')]),
+    ('{"id": "1", "contents": "just a text"}', [('1', '', 'just a text')]),
+    ('{"id": "1", "title": "T", "contents": "a\\nb"}', [('1', 'T', 'a\nb')]),
+    ('{"docid": "1", "passage": "a", "title": null}', [('1', '', 'a')]),
+    ('{"id": "1", "text": "", "title": ""}', [('1', '', '')]),
+    (
+      DPR + '1\t"first line\nsecond line"\tT\n2\tb\tU\n',
+      [('1', 'T', 'first line\nsecond line'), ('2', 'U', 'b')],
+    ),
+    (DPR + '1\t' + 'word ' * 30000 + '\tT\n', [('1', 'T', 'word ' * 30000)]),
+    (DPR + '1\ta\tT\n' + DPR + '2\tb\tU\n' + DPR, [('1', 'T', 'a'), ('2', 'U', 'b')]),
+    (DPR + '1\t"Hello" he said\t"T"" x\n', [('1', '"T"" x', '"Hello" he said')]),
+    (DPR + '2\t"never closed\tb', [('2', 'b', '"never closed')]),
+    ('\ufeff' + DPR.replace('\n', '\r\n') + '1\ta\tT\r\n', [('1', 'T', 'a')]),
+    ('title,_id,text,url\n"a, b",1,"x ""y""",z\n', [('1', 'a, b', 'x "y"')]),
+  ],
+)
+def test_files_of_others(tmp_path, content, expected):
+  path = tmp_path / 'passages'
+  path.write_text(content, 'utf-8', newline='')
+  assert [(p.id, p.title, p.text) for p in read(path)] == expected
+
+
 def test_gzip_and_globs(tmp_path):
   with gzip.open(tmp_path / 'b.jsonl.gz', 'wt') as file:
     file.write(GOOD.replace('"a"', '"b"') + '\n')
@@ -82,7 +116,9 @@ def test_a_file_whose_name_looks_like_a_glob(tmp_path):
     ('{"id": 1.5, "text": "x"}', "'id' must be a string, found a number"),
     ('{"id": "b", "text": null}', "'text' must be a string, found null"),
     ('{"id": "b", "text": ["x"]}', "'text' must be a string, found a list"),
-    ('{"id": "b", "text": "x", "title": 3}', "'title' must be a string, found a number"),
+    ('{"id": "b", "text": "x", "title": [3]}', "'title' must be a string, found a list"),
+    ('{"id": "b", "text": "x", "title": NaN}', "'title' must be a string, found a number"),
+    ('{"id": "b", "txt": "x"}', "no 'text'; found: 'id', 'txt'. Did you mean 'text' by 'txt'?"),
     ('{"id": "b", "text": "\\ud800"}', "'text' is not valid Unicode"),
   ],
 )
@@ -99,7 +135,7 @@ def test_bad_jsonl_lines(tmp_path, line, message):
   [
     ('2\ttext only', 'expected 3 tab-separated columns (id, text, title), found 2'),
     ('2\ta\tb\tc', 'expected 3 tab-separated columns (id, text, title), found 4'),
-    ('2\t"never closed\tb', 'expected 3 tab-separated columns'),
+    ('2\t"never closed', 'expected 3 tab-separated columns'),
     ('', 'blank line'),
     ('\tx\ty', "'id' is empty"),
   ],

@@ -15,7 +15,7 @@ from typing import Any
 
 from ralm_jax.data.questions.formats import records
 from ralm_jax.data.questions.formats.records import Fields, OnError, Record, RecordFormat
-from ralm_jax.files import json_records
+from ralm_jax.files import byte_streams
 from ralm_jax.files.json_records import JsonReader
 
 _MS_MARCO_COLUMNS = ('query', 'query_id', 'answers', 'wellFormedAnswers')
@@ -75,7 +75,7 @@ def _columns_or_lines(path: str, on_error: OnError = None) -> Iterator[Record]:
 def _may_be_columns(path: str) -> bool:
   """Whether the file begins with an object whose first value is an object."""
   try:
-    with json_records.open_bytes(path) as file:
+    with byte_streams.open_bytes(path) as file:
       reader = JsonReader(file, path)
       for _ in reader.members():
         return reader.peek() == '{'
@@ -87,7 +87,7 @@ def _may_be_columns(path: str) -> bool:
 def _columns(path: str) -> dict[str, dict[str, Any]] | None:
   """The columns we use, past the passages; None if the object is a record, not a table."""
   columns: dict[str, dict[str, Any]] = {}
-  with json_records.open_bytes(path) as file:
+  with byte_streams.open_bytes(path) as file:
     reader = JsonReader(file, path)
     for name in reader.members():
       if reader.peek() != '{':

@@ -21,7 +21,7 @@ from typing import Any
 from ralm_jax.data.questions import answer_patterns
 from ralm_jax.data.questions.formats import records
 from ralm_jax.data.questions.formats.records import Fields, OnError, Record, RecordFormat
-from ralm_jax.files import json_records
+from ralm_jax.files import byte_streams
 from ralm_jax.files.json_records import JsonReader
 
 _ANSWERS = ('answer', 'answers', 'golden_answers')
@@ -40,7 +40,7 @@ def _dataset(path: str, on_error: OnError = None) -> Iterator[Record]:
 def _is_one_object(path: str) -> bool:
   """Whether the first object of a file is TriviaQA's, around all questions."""
   try:
-    with json_records.open_bytes(path) as file:
+    with byte_streams.open_bytes(path) as file:
       reader = JsonReader(file, path)
       for place, key in enumerate(reader.members()):
         if (place == 0 and key in _TRIVIAQA_KEYS) or (key == 'Data' and reader.peek() == '['):

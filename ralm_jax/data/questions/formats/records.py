@@ -10,7 +10,7 @@ import dataclasses
 import json
 from typing import Any
 
-from ralm_jax.files import json_records
+from ralm_jax.files import byte_streams, json_records
 from ralm_jax.files.json_records import JsonReader, OnError
 
 _TABLE_ENDINGS = ('.tsv', '.csv')
@@ -174,7 +174,7 @@ def array_or_lines(path: str, on_error: OnError = None) -> Iterator[Record]:
   if first_character(path) != '[':
     yield from lines(path, on_error)
     return
-  with json_records.open_bytes(path) as file:
+  with byte_streams.open_bytes(path) as file:
     reader = JsonReader(file, path)
     yield from _elements(reader, path, on_error)
     reader.end()
@@ -182,7 +182,7 @@ def array_or_lines(path: str, on_error: OnError = None) -> Iterator[Record]:
 
 def array_in_object(path: str, name: str, on_error: OnError = None) -> Iterator[Record]:
   """JSON objects in the array `name` of one object; the rest is read past."""
-  with json_records.open_bytes(path) as file:
+  with byte_streams.open_bytes(path) as file:
     reader = JsonReader(file, path)
     found = False
     for key in reader.members():
@@ -214,7 +214,7 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 def first_character(path: str) -> str:
   """The first one that is no space; '' of an empty file."""
-  with json_records.open_bytes(path) as file:
+  with byte_streams.open_bytes(path) as file:
     # A wrong byte further on may be that of a line, which can be left out.
     return JsonReader(file, path, errors='replace').peek()
 

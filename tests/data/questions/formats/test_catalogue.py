@@ -9,7 +9,7 @@ import pytest
 from ralm_jax.data.questions import reading
 from ralm_jax.data.questions.formats import catalogue
 from ralm_jax.data.questions.formats.records import RecordFormat
-from ralm_jax.files import json_records
+from ralm_jax.files import byte_streams, json_records
 from ralm_jax.files.json_records import JsonReader
 
 FEVER = {
@@ -304,7 +304,7 @@ def test_reading_part_by_part_equals_reading_whole(tmp_path, monkeypatch):
         ),
         'utf-8',
       )
-      with json_records.open_bytes(str(path)) as file:
+      with byte_streams.open_bytes(str(path)) as file:
         reader = JsonReader(file, str(path))
         found = {key: [reader.value() for _ in reader.elements()] for key in reader.members()}
         reader.end()
