@@ -11,6 +11,7 @@ line, and each is answered before the next is read.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Sequence
 import sys
 import textwrap
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   if len(questions) == 1:
     print(format_answer(asking.ask(questions[0], **session)))
   else:
-    ask_lines(questions or sys.stdin, **session)
+    ask_lines(questions or _typed_lines(), **session)
 
 
 def questions_of(words: Sequence[str]) -> list[str]:
@@ -56,7 +57,7 @@ def questions_of(words: Sequence[str]) -> list[str]:
   return list(words)
 
 
-def ask_lines(lines: Iterable[str], **session: Any) -> int:
+def ask_lines(lines: Iterable[str | bytes], **session: Any) -> int:
   """Answers one question a line and prints each answer at once.
 
   A question that cannot be answered is complained of on stderr, and the next one is
@@ -65,15 +66,15 @@ def ask_lines(lines: Iterable[str], **session: Any) -> int:
   """
   from ralm_jax.runs import asking
 
-  typed = sys.stdin.isatty() and lines is sys.stdin
+  typed = sys.stdin.isatty() and not isinstance(lines, list)
   asked = failed = 0
   with asking.open_session(**session) as answer:
     _prompt(typed)
-    for line in lines:
-      question = line.strip()
-      if question:
+    for number, line in enumerate(lines, 1):
+      if line.strip():
         asked += 1
         try:
+          question = _text(line, number).strip()
           print(format_answer(answer(question)), flush=True)
         except (ValueError, OSError, LookupError, RuntimeError) as e:
           failed += 1
@@ -82,6 +83,19 @@ def ask_lines(lines: Iterable[str], **session: Any) -> int:
   if failed:
     raise RuntimeError(f'{failed} of {asked} questions were not answered.')
   return asked
+
+
+def _typed_lines() -> Iterable[str | bytes]:
+  """Lines of standard input, in bytes where they are not a test's: some may be no UTF-8."""
+  return getattr(sys.stdin, 'buffer', sys.stdin)
+
+
+def _text(line: str | bytes, number: int) -> str:
+  from ralm_jax.files import json_records
+
+  if isinstance(line, bytes):
+    return json_records.text_of(line.removeprefix(codecs.BOM_UTF8), f'standard input:{number}')
+  return line
 
 
 def _prompt(typed: bool) -> None:

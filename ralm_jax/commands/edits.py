@@ -106,11 +106,9 @@ def _read_passages(parser: Parser, arguments: argparse.Namespace) -> list[Passag
 
 def read_ids(path: str) -> list[str]:
   """Ids of a file, one a line; ValueError where it holds none, or is not UTF-8."""
-  try:
-    with open(path, encoding='utf-8-sig') as file:
-      ids = [line.rstrip('\r\n') for line in file if line.strip()]
-  except UnicodeDecodeError as error:
-    raise ValueError(f'{path}: not UTF-8: {error}') from error
+  from ralm_jax.files import json_records
+
+  ids = [text for _, text in json_records.read_lines(path) if text.strip()]
   if not ids:
     raise ValueError(f'{path}: holds no ids; expected one a line')
   return ids

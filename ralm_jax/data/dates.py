@@ -1,10 +1,10 @@
 """Calendar dates as days, where a year or a month alone may be known.
 
-A date is 'YYYY', 'YYYY-MM' or 'YYYY-MM-DD'. What it leaves open is read so that nothing of the
-future leaks into an answer: a *passage* of 2019 may have been written in December and counts as of
-its last day, a *question* of 2019 may be asked in January and sees what was known on its first. So
-a question dated '2019' sees passages dated '2018' and '2019-01-01', but none that is dated '2019';
-whoever means the whole year writes '2019-12-31'.
+A date is 'YYYY', 'YYYY-MM' or 'YYYY-MM-DD', perhaps with a time behind it. What it leaves open is
+read so that nothing of the future leaks into an answer: a *passage* of 2019 may have been written
+in December and counts as of its last day, a *question* of 2019 may be asked in January and sees
+what was known on its first. So a question dated '2019' sees passages dated '2018' and '2019-01-01',
+but none that is dated '2019'; whoever means the whole year writes '2019-12-31'.
 """
 
 import calendar
@@ -19,7 +19,9 @@ NO_DATE = int(np.iinfo(np.int32).max)
 NO_DATE_BOUND = NO_DATE
 
 _EPOCH = datetime.date(1970, 1, 1).toordinal()
-_LAYOUT = re.compile(r'([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?')
+# A time of day is read past: days are compared as they are written.
+_TIME = r'(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]+)?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?'
+_LAYOUT = re.compile(rf'([0-9]{{4}})(?:-([0-9]{{2}})(?:-([0-9]{{2}}){_TIME})?)?')
 
 
 def first_day(text: str) -> int:

@@ -7,10 +7,12 @@ section, with more signs for what is inside it; every other line is a paragraph,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 import os
 import pathlib
 import re
+
+from ralm_jax.files import json_records
 
 _HEADING = re.compile(r'((?:= )+)(.+?)((?: =)+)')
 # WikiText writes `5 @,@ 000` and `one @-@ time`.
@@ -52,7 +54,7 @@ def read_articles(path: str | pathlib.Path, *, join: bool = True) -> Iterator[di
       count += 1
       paragraphs.clear()
 
-  for number, line in _lines(path):
+  for number, line in json_records.read_lines(os.fspath(path)):
     text = _JOINED.sub(r'\1', line.strip()) if join else line.strip()
     if not text:
       continue
@@ -103,12 +105,3 @@ def _heading(text: str) -> tuple[int, str]:
   if before.count('=') != after.count('='):
     return 0, ''
   return before.count('='), heading
-
-
-def _lines(path: pathlib.Path) -> Iterable[tuple[int, str]]:
-  with open(os.fspath(path), 'rb') as file:
-    for number, line in enumerate(file, start=1):
-      try:
-        yield number, line.decode('utf-8-sig' if number == 1 else 'utf-8')
-      except UnicodeDecodeError as error:
-        raise ValueError(f'{path}:{number}: not UTF-8: {error}') from error

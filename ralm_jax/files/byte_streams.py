@@ -73,15 +73,19 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
 
 def decompressed(raw: BinaryIO, path: str) -> Any:
   """The content of a file that is open at its beginning; see `open_bytes`."""
-  name, stream = compression(raw), raw
-  if name:
-    stream = next(opened for known, opened in COMPRESSIONS.values() if known == name)(raw)
+  stream = opened(raw)
   with naming_damage(path, lambda: 1):
     beginning = stream.peek(_BEGINNING)  # type: ignore[attr-defined]
   problem = _other(beginning[:_BEGINNING])
   if problem:
     raise ValueError(f'{path}: {problem}')
   return stream
+
+
+def opened(raw: BinaryIO) -> Any:
+  """The content, decompressed, of whatever file is open at its beginning."""
+  name = compression(raw)
+  return next((opens(raw) for known, opens in COMPRESSIONS.values() if known == name), raw)
 
 
 def compression(raw: BinaryIO) -> str:

@@ -1,7 +1,8 @@
 """JSON files record by record: lines, or one value too large to load whole."""
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import difflib
 import json
 import os
 from typing import Any, BinaryIO, TypeVar
@@ -88,6 +89,12 @@ def text_of(content: bytes, where: str) -> str:
     raise ValueError(
       f'{where}: not UTF-8 at byte {error.start} of the line; convert the file to UTF-8'
     ) from error
+
+
+def read_lines(path: str) -> Iterator[tuple[int, str]]:
+  """The lines of a text file without their ends; ValueError, with file:line, for what is none."""
+  for line, content in LineReader(path):
+    yield line, text_of(content, f'{path}:{line}')
 
 
 def object_of(content: bytes, where: str) -> dict[str, Any]:
@@ -228,7 +235,7 @@ class JsonReader:
     """Reads on; False at the end of the file."""
     if self._ended:
       return False
-    with byte_streams.naming_damage(self._path):
+    with byte_streams.naming_damage(self._path, lambda: self._lines + self._buffer.count('\n') + 1):
       content = self._file.read(size)
     try:
       text = self._utf8.decode(content, final=not content)
@@ -269,3 +276,11 @@ def kind(value: Any) -> str:
     type(None): 'null',
   }
   return kinds.get(type(value), 'a number')
+
+
+def did_you_mean(name: str, found: Iterable[str], others: Sequence[str] = ()) -> str:
+  """A question with the field that is nearest to a missing one; '' where none is near."""
+  for field in found:
+    if difflib.get_close_matches(field.lower(), (name, *others), 1, 0.7):
+      return f' Field {field!r}: did you mean {name!r}?'
+  return ''

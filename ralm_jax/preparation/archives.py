@@ -1,4 +1,4 @@
-"""Takes files out of tar, zip, gzip and bzip2 archives.
+"""Takes files out of tar and zip archives.
 
 An archive is read to its very end: one that is damaged or cut short is an error, however much of it
 could be read. Only the bytes of plain files are taken: links, devices, permissions and owners of an
@@ -7,31 +7,22 @@ archive mean nothing here, and nothing is written outside of the folder.
 
 from __future__ import annotations
 
-import bz2
 from collections.abc import Callable, Iterator
 import contextlib
-import gzip
 import lzma
 import os
 import pathlib
 import stat
 import tarfile
-from typing import IO, Any, Self
+from typing import IO, Self
 import zipfile
 import zlib
 
-from ralm_jax.files import progress as progress_lib
+from ralm_jax.files import byte_streams, progress as progress_lib
 
 # Far above any benchmark's, far below what an archive can be made to claim.
 MAX_BYTES = 64 << 30
 _TAR = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz')
-_SINGLE: dict[str, Callable[..., Any]] = {'.gz': gzip.open, '.bz2': bz2.open}
-# By content: how a compressed file begins.
-_BEGINNINGS: dict[bytes, Callable[..., Any]] = {
-  b'\x1f\x8b': gzip.open,
-  b'BZh': bz2.open,
-  b'\xfd7zXZ\0': lzma.open,
-}
 _CHUNK = 1 << 20
 # What its reader raises there; without a name in the stubs.
 _END: type[Exception] = vars(tarfile)['EOFHeaderError']
@@ -73,16 +64,6 @@ def extract(
   return list(written)
 
 
-def decompress(path: str, folder: str, *, max_bytes: int = MAX_BYTES) -> str:
-  """Writes the one file of a .gz or .bz2; ValueError if damaged or of more than `max_bytes`."""
-  name, suffix = os.path.splitext(os.path.basename(path))
-  target = _inside(folder, name, path)
-  os.makedirs(folder, exist_ok=True)
-  with _naming_damage(path), _SINGLE[suffix.lower()](path, 'rb') as content:
-    _copy(content, target, max_bytes, path, max_bytes)
-  return target
-
-
 @contextlib.contextmanager
 def _naming_damage(path: str) -> Iterator[None]:
   """Makes a ValueError that names the file of whatever says it is damaged."""
@@ -108,14 +89,10 @@ class _Header(tarfile.TarInfo):
 
 
 def _tar_members(path: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, IO[bytes]]]:
-  with open(path, 'rb') as raw:
-    beginning = raw.read(max(map(len, _BEGINNINGS)))
-  opened = next(
-    (opened for magic, opened in _BEGINNINGS.items() if beginning.startswith(magic)), open
-  )
   # A stream: the members that nobody wants are read past once.
   with (
-    opened(path, 'rb') as stream,
+    open(path, 'rb') as raw,
+    byte_streams.opened(raw) as stream,
     tarfile.open(fileobj=stream, mode='r:', tarinfo=_Header) as archive,
   ):
     for member in archive:

@@ -7,11 +7,10 @@ import dataclasses
 import fnmatch
 import os
 
-from ralm_jax.files import atomic_files, input_files
+from ralm_jax.files import atomic_files, byte_streams, input_files
 from ralm_jax.preparation import archives, download, writing
 from ralm_jax.preparation.catalogue import Benchmark, Part
 
-_COMPRESSED = ('.gz', '.bz2')
 _ENDINGS = ('.json', '.jsonl', '.tsv', '.csv', '.txt')
 
 
@@ -135,14 +134,6 @@ def unpack(
   for role, paths in sort(benchmark, loose, {}).items():
     if role not in found.named:
       result[role] = _merged(parts[role], found.files.get(role, []), paths)
-  for role, paths in result.items():
-    # The readers know gzip, not bzip2.
-    result[role] = [
-      archives.decompress(path, os.path.join(folder, f'{role}-{i}'))
-      if path.lower().endswith('.bz2')
-      else path
-      for i, path in enumerate(paths)
-    ]
   order = [part.role for part in benchmark.parts]
   return dict(sorted(result.items(), key=lambda item: order.index(item[0])))
 
@@ -234,7 +225,7 @@ def _exact(benchmark: Benchmark, path: str) -> tuple[Part, int] | None:
 def _plain(path: str) -> list[str]:
   """Folders and name in lower case, without the suffix of a compression."""
   path = path.lower().replace(os.sep, '/')
-  for suffix in _COMPRESSED:
+  for suffix in byte_streams.ENDINGS:
     path = path.removesuffix(suffix)
   return path.split('/')
 

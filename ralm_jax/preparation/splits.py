@@ -8,6 +8,7 @@ import json
 import random
 
 from ralm_jax.data.questions import reading
+from ralm_jax.files import byte_streams
 
 Question = reading.Question
 # Of the combined auxiliary training questions of MMLU, as Atlas.
@@ -60,7 +61,7 @@ def read_indexes(path: str) -> list[int]:
   Raises ValueError where the file is no JSON list of integers from 0, or has one twice.
   """
   try:
-    with open(path, encoding='utf-8') as file:
+    with byte_streams.open_bytes(path) as file:
       indexes = json.load(file)
   except ValueError as error:
     raise ValueError(f'{path}: malformed JSON: {error}') from error

@@ -48,7 +48,8 @@ def test_first_and_last_day(text, first, last):
     '2019-02-29',
     '2019-04-31',
     '17.5.2019',
-    '2019-05-17T12:00:00',
+    '2019-05-17T12',
+    '2019-05T12:00:00',
     ' 2019',
     '2019\n',
     '٢٠١٩',
@@ -72,3 +73,10 @@ def test_nothing_leaks_in_or_out_of_a_year():
   assert not dates.NO_DATE > dates.NO_DATE_BOUND
   assert dates.NO_DATE == np.int32(dates.NO_DATE)
   assert dates.text_of(dates.NO_DATE) == ''
+
+
+@pytest.mark.parametrize(
+  'text', ['2019-05-17T12:00:00Z', '2019-05-17 23:59', '2019-05-17T12:00:00.25+02:00']
+)
+def test_times_of_day_are_read_past(text):
+  assert dates.first_day(text) == dates.last_day(text) == dates.first_day('2019-05-17')

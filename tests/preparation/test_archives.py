@@ -162,25 +162,3 @@ def test_damaged_compression_names_the_file(tmp_path, suffix, pack):
   ):
     with pytest.raises(ValueError, match=f'a.tar.{suffix} is damaged or cut short'):
       _extract(_rewrite(path, damaged), tmp_path / str(i))
-
-
-def test_a_damaged_single_file_is_named(tmp_path):
-  path = tmp_path / 'x.json.bz2'
-  content = bz2.compress(os.urandom(5000))
-  path.write_bytes(content[:2000] + b'damage!' + content[2007:])
-  with pytest.raises(ValueError, match='x.json.bz2 is damaged or cut short'):
-    archives.decompress(str(path), str(tmp_path / 'out'))
-  with pytest.raises(FileNotFoundError):  # That is no damage.
-    archives.decompress(str(tmp_path / 'none.bz2'), str(tmp_path / 'out'))
-
-
-def test_single_files(tmp_path):
-  for suffix, pack in (('.gz', gzip.compress), ('.bz2', bz2.compress)):
-    path = tmp_path / f'x.json{suffix}'
-    path.write_bytes(pack(b'[1]' * 1000))
-    assert not archives.is_archive(str(path))
-    out = archives.decompress(str(path), str(tmp_path / suffix[1:]))
-    assert out.endswith('x.json') and open(out, 'rb').read() == b'[1]' * 1000
-    path.write_bytes(pack(os.urandom(5000))[:2000])
-    with pytest.raises(ValueError, match='damaged or cut short'):
-      archives.decompress(str(path), str(tmp_path / f'{suffix[1:]}2'))

@@ -10,7 +10,6 @@ not names. Every complaint names file and line.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
-import difflib
 import math
 import os
 import re
@@ -175,9 +174,8 @@ def _text(value: Any, name: str, line: Line) -> str:
 
 
 def _found(fields: dict[str, Any], name: str) -> str:
-  near = [n for n in fields if difflib.get_close_matches(n.lower(), _NAMES[name], 1, 0.7)]
-  hint = f'. Did you mean {name!r} by {near[0]!r}?' if near else ''
-  return f'found: {", ".join(map(repr, list(fields)[:12])) or "nothing"}{hint}'
+  hint = json_records.did_you_mean(name, fields, _NAMES[name])
+  return f'found: {", ".join(map(repr, list(fields)[:12])) or "nothing"}{hint and "." + hint}'
 
 
 class LineReader:

@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from ralm_jax.data.questions.reading import Question
-from ralm_jax.files import byte_streams, json_records
+from ralm_jax.files import json_records
 
 
 def choose(questions: Sequence[Question], shots: int, seed: int = 0) -> list[Question]:
@@ -96,19 +96,13 @@ def listed(questions: Sequence[Question], file: str | os.PathLike[str]) -> list[
 
 
 def _entries(path: str) -> list[_Entry]:
-  with byte_streams.open_bytes(path) as file:
-    content = file.read()
-  try:
-    text = content.decode('utf-8-sig')
-  except UnicodeDecodeError as error:
-    raise ValueError(
-      f'{path}:{content[: error.start].count(10) + 1}: not UTF-8; convert the file to UTF-8'
-    ) from error
+  lines = list(json_records.read_lines(path))
+  text = '\n'.join(line for _, line in lines)
   if text.lstrip().startswith('['):
     return _array(path, text)
   return [
     _Entry(int(entry) if entry.isascii() and entry.isdigit() else entry, f'{path}:{line}')
-    for line, entry in enumerate(map(str.strip, text.split('\n')), start=1)
+    for line, entry in ((line, entry.strip()) for line, entry in lines)
     if entry
   ]
 

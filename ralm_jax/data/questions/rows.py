@@ -43,7 +43,8 @@ class _Row:
   def question(self, position_id: str, require_answers: bool, metrics: str) -> dict[str, Any]:
     question = self._field('question', self._string)
     if question is None:
-      raise self._wrong(f"missing field 'question'; found {_names(self._row)}")
+      hint = json_records.did_you_mean('question', self._row)
+      raise self._wrong(f"missing field 'question'; found {_names(self._row)}{hint and '.' + hint}")
     if not question.strip():
       raise self._error('question', 'is blank; write the question')
     target = self._field('target', self._string)

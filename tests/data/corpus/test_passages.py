@@ -118,7 +118,7 @@ def test_a_file_whose_name_looks_like_a_glob(tmp_path):
     ('{"id": "b", "text": ["x"]}', "'text' must be a string, found a list"),
     ('{"id": "b", "text": "x", "title": [3]}', "'title' must be a string, found a list"),
     ('{"id": "b", "text": "x", "title": NaN}', "'title' must be a string, found a number"),
-    ('{"id": "b", "txt": "x"}', "no 'text'; found: 'id', 'txt'. Did you mean 'text' by 'txt'?"),
+    ('{"id": "b", "txt": "x"}', "no 'text'; found: 'id', 'txt'. Field 'txt': did you mean 'text'?"),
     ('{"id": "b", "text": "\\ud800"}', "'text' is not valid Unicode"),
   ],
 )

@@ -170,7 +170,7 @@ def test_line_ends_mark_and_separators(tmp_path):
     ('1' * 5000, 'malformed JSON'),
     ('[' * 200000, 'malformed JSON'),
     ({'answers': ['a']}, "missing field 'question'; found 'answers'"),
-    ({'query': 'q', 'answers': ['a']}, "found 'query', 'answers'"),
+    ({'quesiton': 'q', 'answers': ['a']}, "found .*'quesiton': did you mean 'question'"),
     ({'question': 5, 'answers': ['a']}, "'question' must be a string, found a n"),
     ({'question': ' ', 'answers': ['a']}, "'question' is blank"),
     ({'question': '\ud800', 'answers': ['a']}, "'question' holds half a surro"),

@@ -4,13 +4,15 @@ A new one is a file beside this one, which ends with its `FORMATS`, and its name
 in `_MODULES`; whoever uses the library registers one with `register`.
 """
 
-from ralm_jax.data.questions.formats import facts, generation, kilt, mmlu, qa, temporal
-from ralm_jax.data.questions.formats.records import Fields, RecordFormat
+from ralm_jax.data.questions.formats import facts, generation, kilt, mmlu, others, qa, temporal
+from ralm_jax.data.questions.formats.records import RecordFormat
 
 _MODULES = (qa, facts, kilt, mmlu, generation, temporal)
 
-# Our own layout, as `questions/reading.py` describes it, and published ones.
-FORMATS: dict[str, RecordFormat] = {'qa': RecordFormat('qa', 'one JSON object a line', Fields.row)}
+# Our own layout, as `questions/reading.py` describes it, with what others have of the same kind;
+# and published ones.
+QA = RecordFormat('qa', 'one JSON object a line', others.row, others.layout)
+FORMATS: dict[str, RecordFormat] = {QA.name: QA}
 
 
 def register(record_format: RecordFormat) -> RecordFormat:

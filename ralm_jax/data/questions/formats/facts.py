@@ -22,9 +22,14 @@ def _fever(fields: Fields) -> dict[str, Any]:
   if name is None:
     raise fields.missing('label')
   label = fields.get(name)
-  if not isinstance(label, str) or label not in _ANSWERS:
+  plain = (
+    ' '.join(label.upper().replace('_', ' ').replace('-', ' ').split())
+    if (isinstance(label, str))
+    else ''
+  )
+  if plain not in _ANSWERS:
     raise fields.error(name, f'is {label!r:.40}; expected {", ".join(_ANSWERS)}')
-  return {**row, 'answers': [_ANSWERS[label]]}
+  return {**row, 'answers': [_ANSWERS[plain]]}
 
 
 def _fever_2way(fields: Fields) -> dict[str, Any] | None:

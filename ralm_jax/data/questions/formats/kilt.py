@@ -127,11 +127,11 @@ def _row(fields: Fields, record_format: str, questions: Mapping[str, str]) -> di
     raise fields.error('output', 'holds no answer')
   if record_format == 'kilt_fever':
     for label in answers:
-      if label not in _LABELS:
+      if label.upper() not in _LABELS:
         raise fields.error(
           'output', f'has the answer {label!r:.40}; expected {" or ".join(_LABELS)}'
         )
-    answers = [_LABELS[label] for label in answers]
+    answers = [_LABELS[label.upper()] for label in answers]
   provenance = [pages for output in outputs if (pages := _pages(output))]
   return {
     **row,

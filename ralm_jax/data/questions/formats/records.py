@@ -8,9 +8,11 @@ import ast
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import json
+import logging
+import os
 from typing import Any
 
-from ralm_jax.files import byte_streams, json_records
+from ralm_jax.files import byte_streams, json_records, tables
 from ralm_jax.files.json_records import JsonReader, OnError
 
 _TABLE_ENDINGS = ('.tsv', '.csv')
@@ -48,7 +50,7 @@ class Fields:
     """Texts without blank ones, of a list or one text (a list written as text, too); or None."""
     value = self._row.get(name)
     if isinstance(value, str):
-      value = self._list(value)
+      value = listed(value)
       if not value:
         return None
     if value is None:
@@ -64,16 +66,6 @@ class Fields:
       return None
     value = self._row[name]
     return [value] if isinstance(value, str) else self.texts(name)
-
-  def _list(self, text: str) -> list[Any]:
-    if not text.lstrip().startswith('['):
-      return [text]
-    # An answer may begin with a bracket of its own: '[sic] ...'.
-    try:
-      value = json.loads(text)
-    except (ValueError, RecursionError):
-      value = _literal(text)
-    return value if isinstance(value, list) else [text]
 
   def objects(self, name: str) -> list['Fields'] | None:
     """The fields of each object in a list; None if there is no such field."""
@@ -131,8 +123,9 @@ class Fields:
 
   def missing(self, name: str) -> ValueError:
     found = ', '.join(map(repr, list(self._row)[:8])) or 'no field'
+    hint = json_records.did_you_mean(name, self._row)
     return self.wrong(
-      f'missing field {name!r}; found {found}. Is record_format the one of this file?'
+      f'missing field {name!r}; found {found}.{hint} Is record_format the one of this file?'
     )
 
 
@@ -163,10 +156,19 @@ class RecordFormat:
     Raises:
       ValueError: a damaged file (in any case) or malformed record; names file and line or record.
     """
+    left_out = 0
+
+    def convert(fields: Fields) -> tuple[dict[str, Any] | None]:
+      return (self.convert(fields),)
+
     for record in self.layout(path, on_error):
-      row = json_records.attempt(on_error, self.convert, Fields(record, require_answers))
+      converted = json_records.attempt(on_error, convert, Fields(record, require_answers))
+      row = converted[0] if converted else None
+      left_out += bool(converted) and row is None
       if row is not None:
         yield dataclasses.replace(record, row=row)
+    if left_out:
+      logging.info('%s: the record format %s leaves out %d records', path, self.name, left_out)
 
 
 def array_or_lines(path: str, on_error: OnError = None) -> Iterator[Record]:
@@ -224,7 +226,8 @@ def array_lines_or_table(path: str, on_error: OnError = None) -> Iterator[Record
 
   A table's name ends in .tsv or .csv (of tabs as well), or it begins with neither bracket.
   """
-  name = path.removesuffix('.gz')
+  name, ending = os.path.splitext(path)
+  name = name if ending in byte_streams.ENDINGS else path
   if name.endswith(_TABLE_ENDINGS) or (first_character(path) not in ('[', '{', '')):
     yield from table(path, on_error)
   else:
@@ -232,21 +235,43 @@ def array_lines_or_table(path: str, on_error: OnError = None) -> Iterator[Record
 
 
 def table(path: str, on_error: OnError = None) -> Iterator[Record]:
-  """Lines of tab-separated columns.
+  """Records of tab-separated columns, or of any columns that a header names.
 
-  Two of them are DPR's: question, list of answers as Python writes it. Four are
+  Without a header two of them are DPR's: question, list of answers as Python writes it. Four are
   those of the curated TREC questions: id, type, question, pattern.
   """
-  for line, content in json_records.LineReader(path):
+  first = next(iter(json_records.LineReader(path)), (1, b''))[1]
+  beginning, header, delimiter = json_records.text_of(first, f'{path}:1'), None, '\t'
+  for separator in '\t,':
+    names = [column.strip() for column in tables.columns(beginning, separator)]
+    if len(names) > 1 and {'question', 'query'} & set(names):
+      header, delimiter = names, separator
+      break
+  width = len(tables.columns(beginning, delimiter))
+  lines = json_records.LineReader(path)
+  for line, content in tables.records(lines, delimiter, width):
+    if header and content.rstrip(b'\r\n') == first.rstrip(b'\r\n'):
+      continue  # The header, which is there again where files were put together.
     where = f'{path}:{line}'
-    row = json_records.attempt(on_error, _columns, content, where)
+    row = json_records.attempt(on_error, _columns, content, where, header, delimiter)
     if row is not None:
       yield Record(line, where, row)
 
 
-def _columns(content: bytes, where: str) -> dict[str, Any]:
-  text = json_records.text_of(content, where)
-  columns = text.split('\t')
+def _columns(
+  content: bytes, where: str, header: list[str] | None, delimiter: str
+) -> dict[str, Any]:
+  columns = tables.columns(json_records.text_of(content, where), delimiter)
+  if header:
+    if len(columns) != len(header):
+      raise ValueError(
+        f'{where}: expected {len(header)} columns ({", ".join(header)}), found {len(columns)}'
+      )
+    row: dict[str, Any] = {name: value for name, value in zip(header, columns) if value.strip()}
+    for name in ('answers', 'golden_answers', 'answer'):
+      if name in row:
+        row[name] = listed(row[name])
+    return row
   if len(columns) == 4:
     return dict(zip(('id', 'type', 'question', 'answer'), columns))
   if len(columns) != 2:
@@ -254,7 +279,7 @@ def _columns(content: bytes, where: str) -> dict[str, Any]:
       f'{where}: expected 2 columns (question, list of answers) or 4 (id, type, '
       f'question, pattern) with tabs between them, found {len(columns)}'
     )
-  question, answers = map(_unquoted, columns)
+  question, answers = columns
   value = _literal(answers)
   if not isinstance(value, list):
     raise ValueError(
@@ -263,19 +288,21 @@ def _columns(content: bytes, where: str) -> dict[str, Any]:
   return {'question': question, 'answers': value}
 
 
+def listed(text: str) -> list[Any]:
+  """The list that a text writes, as JSON or Python does, or the text alone."""
+  if not text.lstrip().startswith('['):
+    return [text]
+  # An answer may begin with a bracket of its own: '[sic] ...'.
+  try:
+    value = json.loads(text)
+  except (ValueError, RecursionError):
+    value = _literal(text)
+  return value if isinstance(value, list) else [text]
+
+
 def _literal(text: str) -> Any:
   """What a text is as Python writes it; None if it is nothing."""
   try:
     return ast.literal_eval(text)
   except (ValueError, SyntaxError, RecursionError, MemoryError):
     return None
-
-
-def _unquoted(column: str) -> str:
-  """Without the quotation marks that csv puts around a column."""
-  inner = column[1:-1]
-  quoted = len(column) > 1 and column[0] == column[-1] == '"'
-  # A question may begin and end with a quotation of its own.
-  if quoted and '"' not in inner.replace('""', ''):
-    return inner.replace('""', '"')
-  return column

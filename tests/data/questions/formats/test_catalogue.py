@@ -95,6 +95,21 @@ def test_real_fever_symmetric(shared_data):
     assert {row[2] for row in found} == {('true',), ('false',)}
 
 
+@pytest.mark.parametrize(
+  'label, answer',
+  [
+    ('supports', 'true'),
+    ('Refutes ', 'false'),
+    ('not_enough_info', 'maybe'),
+    ('NOT-ENOUGH-INFO', 'maybe'),
+    ('Not Enough Info', 'maybe'),
+  ],
+)
+def test_labels_of_fever_however_they_are_written(tmp_path, label, answer):
+  path = write_lines(tmp_path / 'f.jsonl', {'id': 1, 'claim': 'x is y', 'label': label})
+  assert read(path, 'fever') == [('1', 'x is y', (answer,))]
+
+
 def test_fever_without_labels(tmp_path):
   path = write_lines(tmp_path / 'test.jsonl', {'id': 3, 'claim': 'It is so.'})
   for record_format in ('fever', 'fever_2way'):
@@ -209,7 +224,7 @@ def test_jeopardy_entities_without_clues(tmp_path):
 @pytest.mark.parametrize(
   'record_format, row, message',
   [
-    ('fever', {**FEVER, 'label': 'supports'}, "field 'label' is 'supports'; expected SUP"),
+    ('fever', {**FEVER, 'label': 'support'}, "field 'label' is 'support'; expected SUP"),
     ('fever', {**FEVER, 'label': 1}, "field 'label' is 1"),
     ('fever', {**FEVER, 'claim': ' '}, "field 'claim' must be a text, found a blank one"),
     ('fever', {**FEVER, 'claim': [1]}, "field 'claim' must be a text, found a list"),
