@@ -106,7 +106,13 @@ def _log_to_stderr() -> None:
 
 
 def _message(error: Exception) -> str:
+  if isinstance(error, OSError) and error.errno and error.filename and error.strerror:
+    return f'{os.fsdecode(error.filename)}: {error.strerror[0].lower()}{error.strerror[1:]}'
+  if isinstance(error, UnicodeDecodeError):
+    return f'a file is not UTF-8 ({error}); convert it to UTF-8'
   # A KeyError's text is the repr of its argument.
+  if isinstance(error, KeyError) and len(error.args) == 1 and ' ' not in str(error.args[0]):
+    return f'missing field or name {error.args[0]!r}'
   text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
   # gin appends where the error passed through it.
   lines = text.split('\n')

@@ -1,8 +1,11 @@
 """Bad input: one clear error that names the place and the remedy."""
 
+import gzip
+import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import threading
@@ -154,6 +157,74 @@ def test_question_file_that_is_not_there(trained, fails, tmp_path):
 def test_empty_question(trained, fails):
   error = fails('ask', ' ', '--checkpoint', trained.run, '--index', trained.index)
   assert 'question is empty' in error
+
+
+def test_bytes_of_standard_input_that_are_no_text(trained, capsys, monkeypatch):
+  content = b'good question\n\xff\xfe bad bytes\nlast'
+  monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(content)))
+  assert cli.main(['ask', '--checkpoint', str(trained.run), '--index', str(trained.index)]) == 1
+  shown = capsys.readouterr()
+  assert 'error: standard input:2: not UTF-8 at byte 0' in shown.err
+  assert shown.out.count('answer: ') == 2 and '1 of 3 questions were not answered' in shown.err
+
+
+# Whatever is given as a file of texts, to every command that reads one.
+
+NO_FILES = {
+  'absent': (None, 'no such file'),
+  'folder': (..., 'folder|directory'),
+  'empty': (b'', 'empty|holds no|no question'),
+  'binary': (b'\xf3\xa2\n' * 9, 'not UTF-8'),
+  'web page': (b'<html><body>', 'a web page'),
+  'pointer': (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'git lfs pull'),
+  'parquet': (b'PAR1\x15', 'a parquet file'),
+  'cut short': (gzip.compress(os.urandom(9000))[:4000], 'not UTF-8|damaged or cut short'),
+}
+
+
+@pytest.mark.parametrize('case', NO_FILES)
+def test_no_such_text_file(case, trained, fails, tmp_path):
+  content, said = NO_FILES[case]
+  path = tmp_path / 'given.jsonl'
+  if content is ...:
+    path.mkdir()
+  elif content is not None:
+    path.write_bytes(content)
+  data = trained.data
+  vocabularies = [
+    *('--reader_vocabulary', data.reader_vocabulary),
+    *('--retriever_vocabulary', data.retriever_vocabulary),
+  ]
+  served = ('--index', trained.index)
+  run = ('--checkpoint', trained.run, *served)
+  training = ('--training', data.questions)
+  for n, command in enumerate(
+    (
+      ('corpus', '--input', path, *vocabularies),
+      ('add', *run, '--input', path),
+      ('delete', *served, '--input', path),
+      ('eval', *run, '--questions', path),
+      ('infer', *run, '--questions', path, '--record_format', 'triviaqa'),
+      ('leakage', '--questions', path, *training),
+      ('leakage', '--questions', data.questions, *training, '--predictions', path),
+      ('kilt', '--predictions', path, '--record_format', 'kilt_nq'),
+      ('prepare', 'nq_open', '--from', f'train={path}/*')
+      if content is ...
+      else ('prepare', 'nq_open', '--from', f'train={path}'),
+    )
+  ):
+    error = fails(
+      *command, *(() if command[0] in ('add', 'delete') else ('--output', tmp_path / f'out{n}'))
+    )
+    assert re.search(said, error) or content is ... and 'no file matches' in error, error
+    assert str(path) in error and 'Errno' not in error
+
+
+@pytest.mark.parametrize('flag', ['--max_words', '--workers'])
+def test_counts_are_positive(flag, trained, capsys):
+  with pytest.raises(SystemExit):
+    cli.main(['corpus', '--input', 'x', '--output', 'y', flag, '0'])
+  assert f'argument {flag}: must be a whole number of at least 1' in capsys.readouterr().err
 
 
 # The index and where it is served.

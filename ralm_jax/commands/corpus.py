@@ -16,8 +16,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   add('--output', required=True, metavar='CORPUS', help='the folder to make')
   flags.shared(parser, 'reader_vocabulary', 'retriever_vocabulary', required=True)
   text = 'cut longer passages into equal parts of at most so many words (default: as they are)'
-  add('--max_words', type=int, help=text)
-  add('--workers', type=int, help='processes (default: one a core)')
+  add('--max_words', type=flags.positive, help=text)
+  add('--workers', type=flags.positive, help='processes (default: one a core)')
   add('--restart', action='store_true', help='discard what the folder holds')
   arguments = parser.parse_args(argv)
   from ralm_jax.data.corpus import passage_store

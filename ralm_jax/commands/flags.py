@@ -37,6 +37,13 @@ def record_format(name: str) -> str:
   return name
 
 
+def positive(text: str) -> int:
+  """A whole number from 1 on."""
+  if not text.strip().isdecimal() or not int(text):
+    raise argparse.ArgumentTypeError(f'must be a whole number of at least 1, found {text!r}')
+  return int(text)
+
+
 def _early_stopping(text: str) -> bool | str:
   return {'true': True, 'false': False}.get(text, text)
 

@@ -73,6 +73,12 @@ def call(function: Callable[..., Any], arguments: argparse.Namespace, **fixed: A
     return
   try:
     gin.get_configurable(function)(**fixed)
+  except ValueError as error:
+    if 'in the Gin registry' in str(error):
+      raise ValueError(
+        f'{", ".join(arguments.gin_file)}: configures nothing; see gin_configs'
+      ) from error
+    raise
   except TypeError as error:
     # gin's own words for a parameter that nothing binds.
     if 'missing' in str(error) and 'required' in str(error):

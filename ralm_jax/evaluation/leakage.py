@@ -97,6 +97,7 @@ def _refuse_replacing(written: Sequence[pathlib.Path], read: Sequence[str]) -> N
 
 def _predictions(path: str) -> Iterator[Mapping[str, Any]]:
   """The records of a predictions.jsonl, with id and metrics checked."""
+  line = 0
   for line, row in json_records.read_json_lines(path):
     where = f'{path}:{line}'
     if not isinstance(row.get('id'), str):
@@ -116,6 +117,8 @@ def _predictions(path: str) -> Iterator[Mapping[str, Any]]:
           f'{json_records.kind(value)}'
         )
     yield row
+  if not line:
+    raise ValueError(f'{path}: holds no predictions')
 
 
 def _scan(

@@ -141,7 +141,9 @@ class _Row:
         if present
         else f"missing field 'answers'; found {_names(self._row)}"
       )
-      raise self._wrong(f'{problem}; add one, or read with require_answers=False')
+      raise self._wrong(
+        f'{problem}; add one, or ask without scoring: ralm infer (require_answers=False)'
+      )
     return () if target is None else (target,)
 
   def _passage_ids(self, single: str) -> tuple[str, ...]:

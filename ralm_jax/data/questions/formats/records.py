@@ -16,6 +16,7 @@ from ralm_jax.files import byte_streams, json_records, tables
 from ralm_jax.files.json_records import JsonReader, OnError
 
 _TABLE_ENDINGS = ('.tsv', '.csv')
+_JSON_ENDINGS = ('.json', '.jsonl')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,11 +225,14 @@ def first_character(path: str) -> str:
 def array_lines_or_table(path: str, on_error: OnError = None) -> Iterator[Record]:
   """JSON objects in one array or one a line, or a table of answers.
 
-  A table's name ends in .tsv or .csv (of tabs as well), or it begins with neither bracket.
+  A table's name ends in .tsv or .csv (of tabs as well), or it begins with neither bracket, where
+  its name is not that of JSON.
   """
   name, ending = os.path.splitext(path)
   name = name if ending in byte_streams.ENDINGS else path
-  if name.endswith(_TABLE_ENDINGS) or (first_character(path) not in ('[', '{', '')):
+  if name.endswith(_TABLE_ENDINGS) or (
+    not name.endswith(_JSON_ENDINGS) and first_character(path) not in ('[', '{', '')
+  ):
     yield from table(path, on_error)
   else:
     yield from array_or_lines(path, on_error)
