@@ -103,10 +103,8 @@ def decode_by_sequence(each: CachedReader, generation: Generation, rng: Array | 
     scores = _fast(prior, tokens, found_log_probs, candidates)
   else:
     scores = _marginal(each, candidates, candidate_chunk)
-  # What the query alone suggests, in a slot without passage, is no answer.
-  absent = prior < rag.ABSENT
-  absent &= ~jnp.all(absent, axis=-1, keepdims=True)
-  absent = jnp.repeat(absent, count, axis=1)
+  # What a slot without passage suggests is no answer.
+  absent = jnp.repeat(prior < rag.ABSENT, count, axis=1)
   # Of equal candidates the first one counts, else they would fill the answers.
   same = jnp.all(candidates[:, :, None] == candidates[:, None], axis=-1)
   same &= ~absent[:, None]

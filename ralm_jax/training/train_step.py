@@ -90,7 +90,9 @@ def make_train_step(
       'loss': loss,
       'skipped_steps': skipped.astype(jnp.float32),
       'target_tokens': weights[0],
-      'reader_tokens': jnp.sum(batch.reader_mask, dtype=jnp.float32),
+      'reader_tokens': jnp.sum(
+        batch.without_empty_slots(model.n_read(batch)).reader_mask, dtype=jnp.float32
+      ),
     }
     params = train_state.with_trained(state.params, trained)
     return TrainState(state.step + 1, params, opt_state, state.rng, skipped), metrics
