@@ -7,9 +7,9 @@ and a function that makes a row of our own of each record's `Fields`.
 import ast
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
-import json
 from typing import Any
 
+from ralm_jax.data.questions import answer_texts
 from ralm_jax.files import json_records
 from ralm_jax.files.json_records import JsonReader, OnError
 
@@ -63,16 +63,16 @@ class Fields:
         raise self.missing(names[0])
       return None
     value = self._row[name]
-    return [value] if isinstance(value, str) else self.texts(name)
+    if isinstance(value, str):
+      listed = answer_texts.listed(value)
+      return [value] if listed is None else listed
+    return self.texts(name)
 
   def _list(self, text: str) -> list[Any]:
-    if not text.lstrip().startswith('['):
-      return [text]
-    # An answer may begin with a bracket of its own: '[sic] ...'.
-    try:
-      value = json.loads(text)
-    except (ValueError, RecursionError):
-      value = _literal(text)
+    listed = answer_texts.listed(text)
+    if listed is not None or not text.lstrip().startswith('['):
+      return [text] if listed is None else listed
+    value = _literal(text)  # A list of what are no texts is a fault.
     return value if isinstance(value, list) else [text]
 
   def objects(self, name: str) -> list['Fields'] | None:
@@ -255,7 +255,9 @@ def _columns(content: bytes, where: str) -> dict[str, Any]:
       f'question, pattern) with tabs between them, found {len(columns)}'
     )
   question, answers = map(_unquoted, columns)
-  value = _literal(answers)
+  value = answer_texts.listed(answers)
+  if value is None:
+    value = _literal(answers)
   if not isinstance(value, list):
     raise ValueError(
       f"{where}: the second column must be a list such as ['a', 'b'], found {answers!r:.60}"
