@@ -54,9 +54,11 @@ def _run(
     return
   metrics = _evaluate(arguments, values)
   if require_answers:
-    for name, value in metrics.items():
-      if isinstance(value, (int, float)):
-        print(f'{name:<18} ' + (str(value) if name == 'count' else f'{value:.4f}'))
+    from ralm_jax.evaluation import summary
+
+    for name, value, over in summary.numbers(metrics):
+      print(f'{name:<18} {value:.4f}{over}')
+    print(f'{"count":<18} {metrics["count"]}')
     print(f'written to {arguments.output}/predictions.jsonl and metrics.json')
   else:
     print(f'{metrics["count"]} answers in {arguments.output}/predictions.jsonl')
@@ -120,6 +122,7 @@ def _parser(prog: str | None, description: str | None) -> Parser:
   flags.shared(parser, 'questions', 'record_format')
   text = 'what answers are scored by (default: that of the record format)'
   add('--metrics', choices=option_values.METRICS_FAMILIES, help=text)
+  flags.shared(parser, 'page_field', 'page_separators')
   flags.shared(parser, 'on_error')
   add('--num_examples', type=int, help='only the first so many questions (default: all)')
   add('--shots', type=int, help='only so many questions, chosen by hash (default: all)')

@@ -11,6 +11,8 @@ import difflib
 import sys
 from typing import Any
 
+from ralm_jax.data.option_values import PAGE_FIELDS
+
 # Tables of the library, whose modules take long to import; a test compares them.
 BACKENDS = ('process', 'device')
 DEVICE_DTYPES = ('bfloat16', 'float16', 'float32')
@@ -149,15 +151,32 @@ _OTHERS = {
   ),
   'retriever_vocabulary': _flag("the retriever's vocab.txt or SentencePiece model", metavar='FILE'),
   'batch_size': _flag('encoded at a time', int),
+  'page_field': _choice(
+    PAGE_FIELDS,
+    "where passages name the pages of KILT's provenance; auto: their document (or wikipedia_id) "
+    'where they have one, else their id',
+  ),
+  'page_separators': _flag(
+    "characters of which the first ends the page's id within a passage's: with _ the passage 290_3 "
+    'is of page 290 (default: the whole id is the page)',
+    default='',
+    metavar='CHARACTERS',
+  ),
 }
 _SHARED = {**_SEARCH, **_BUILD, **_DECODING, **_OTHERS}
 INDEX, SEARCH, BUILD, DECODING = map(tuple, (_INDEX, _SEARCH, _BUILD, _DECODING))
 
 
-def shared(to: argparse._ActionsContainer, *names: str, **changes: Any) -> None:
-  """Adds flags that several commands have; `changes` are what this one says differently."""
+def shared(
+  to: argparse._ActionsContainer, *names: str, also: str | None = None, **changes: Any
+) -> None:
+  """Adds flags that several commands have; `changes` are what this one says differently.
+
+  `also` is another name of the one flag.
+  """
   for name in names:
-    to.add_argument(f'--{name}', **{**_SHARED[name], **changes})
+    aliases = [f'--{also}'] if also else []
+    to.add_argument(f'--{name}', *aliases, **{**_SHARED[name], **changes})
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -116,7 +116,7 @@ class Evaluator(Predictor):
     else:
       raise ValueError('The model reads passages; give an index (--index or --retrieval_address).')
     self._answering = answering
-    self._scoring = scoring
+    self.scoring = scoring
     self._predict = partitioner.partition_rows(self._decode)
     self._score = partitioner.partition_rows(spec.model.score)
     self._effects = partitioner.partition_rows(spec.model.passage_effects)
@@ -152,7 +152,7 @@ class Evaluator(Predictor):
   def answer(self, params: PyTree, questions: Sequence[Question | str]) -> list[Answer]:
     """Answers at most `size` questions; every process calls it as often, with its own."""
     retrieved, found = self.find(params, questions)
-    if self._scoring.retrieve_only:
+    if self.scoring.retrieve_only:
       return found
     tokenizer = self.spec.tokenizer
     batch = self.reader_batch(questions, retrieved)
@@ -178,11 +178,19 @@ class Evaluator(Predictor):
     passages: list[tuple[AnsweredPassage, ...]] = [()] * len(questions)
     n_passages = 0
     if not self._closed_book:
-      passages = self._passages(retrieved, len(questions))
+      passages = self._passages(retrieved, questions)
       n_passages = retrieved.rows.shape[1]
-    return retrieved, [
+    answers = [
       Answer(None, None, shown, n_passages, retrieved.index_id, retrieved.generation)
       for shown in passages
+    ]
+    return retrieved, [
+      dataclasses.replace(
+        answer,
+        cut=self.spec.tokenizer.cut(passage_sources.question_text(question)),
+        unknown_gold_ids=self._source.unknown_gold(question),
+      )
+      for question, answer in zip(questions, answers)
     ]
 
   def reader_batch(
@@ -214,9 +222,9 @@ class Evaluator(Predictor):
     answers: list[Answer],
   ) -> list[Answer]:
     """Adds losses of targets, and effects of passages on `tokens`, where asked for."""
-    if self._scoring.with_loss:
+    if self.scoring.with_loss:
       answers = self._with_losses(params, batch, questions, answers)
-    if self._scoring.passage_effects:
+    if self.scoring.passage_effects:
       answers = self._with_effects(params, batch, tokens, answers)
     return answers
 
@@ -248,8 +256,14 @@ class Evaluator(Predictor):
     mask[len(targets) :] = False
     log_probs = self._of_targets(self._score, params, batch, tokens, mask)
     return [
-      dataclasses.replace(answer, loss=float(-log_prob / n)) if n else answer
-      for answer, log_prob, n in zip(answers, log_probs, mask.sum(-1))
+      dataclasses.replace(
+        answer,
+        loss=float(-log_prob / n),
+        cut=(*answer.cut, *['target'] * self.spec.tokenizer.cuts_target(target)),
+      )
+      if n
+      else answer
+      for answer, target, log_prob, n in zip(answers, targets, log_probs, mask.sum(-1))
     ]
 
   def _with_effects(
@@ -270,14 +284,24 @@ class Evaluator(Predictor):
       for answer, own in zip(answers, effects)
     ]
 
-  def _passages(self, retrieved: Retrieved, count: int) -> list[tuple[AnsweredPassage, ...]]:
+  def _passages(
+    self, retrieved: Retrieved, questions: Sequence[Question | str]
+  ) -> list[tuple[AnsweredPassage, ...]]:
     probabilities = retrieved.probabilities(self.spec.model.score_divisor)
+    count, k = len(questions), retrieved.rows.shape[1]
     stored = self._source.store.passages(retrieved.rows[:count].ravel())
-    k = retrieved.rows.shape[1]
+    queries = self.spec.tokenizer.batch(
+      list(map(passage_sources.question_text, questions)), size=count
+    )
+    read = self._source.assembler.characters_read(queries, retrieved.rows[:count], stored)
     return [
       tuple(
         AnsweredPassage(
-          stored[i * k + j], float(retrieved.scores[i, j]), float(probabilities[i, j])
+          stored[i * k + j],
+          float(retrieved.scores[i, j]),
+          float(probabilities[i, j]),
+          None,
+          *read[i * k + j],
         )
         for j in range(k)
         if retrieved.rows[i, j] >= 0
@@ -293,7 +317,7 @@ class Evaluator(Predictor):
     mine = list(gathering.parts(questions, self.batch_size, process=jax.process_index(), done=done))
     for part in progress_lib.bar(mine, desc='answering', unit=' batches', show=progress):
       for question, answer in zip(part, self.answer(params, part)):
-        yield records.prediction_record(question, answer, self.metrics)
+        yield records.prediction_record(question, answer, self.metrics, self.scoring)
 
   def retrieval_recall(self, params: PyTree, questions: Sequence[Question], *, k: int) -> float:
     """Share of questions with a gold passage in the first k; ValueError if none has any."""

@@ -35,8 +35,7 @@ def write(
   over; None begins anew. Returns `summary.summarize` of the records of all processes.
   """
   if output is None:
-    records = [summary.counted(record) for record in predict()]
-    return summary.summarize(gathering.gather(records), metrics)
+    return _summarized([summary.counted(record) for record in predict()], metrics)
   os.makedirs(output, exist_ok=True)
   name = 'predictions.jsonl'
   if jax.process_count() > 1:
@@ -68,12 +67,21 @@ def write(
       'from all: %s.',
       ', '.join(f'{count} from index {index}' for index, count in indexes.items()),
     )
-  means = summary.summarize(gathering.gather(records), metrics)
+  means = _summarized(records, metrics)
   if jax.process_index() == 0:
-    atomic_files.write_json(os.path.join(output, METRICS), means, indent=2)
+    atomic_files.write_json(os.path.join(output, METRICS), json_records.finite(means), indent=2)
   # Last: what was killed before goes on from the partial file.
   atomic_files.move(path + '.partial', path)
   pathlib.Path(path + '.partial.name').unlink(missing_ok=True)
+  return means
+
+
+def _summarized(records: list[Record], metrics: str) -> dict[str, Any]:
+  """Over all processes; the log says what is to be known of the numbers."""
+  means = summary.summarize(gathering.gather(records), metrics)
+  if jax.process_index() == 0:
+    for note in summary.notes(means):
+      logging.warning('%s.', note.removesuffix('.'))
   return means
 
 
@@ -109,4 +117,4 @@ def _write_lines(path: str, records: list[Record], name: str | None) -> None:
 
 
 def _line(record: Record) -> str:
-  return json.dumps(record, ensure_ascii=False) + '\n'
+  return json.dumps(json_records.finite(record), ensure_ascii=False) + '\n'

@@ -16,6 +16,7 @@ from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.text_config import TextConfig
 from ralm_jax.evaluation import option_fields
 from ralm_jax.evaluation.answering import AnswerOptions
+from ralm_jax.evaluation.kilt_predictions import PageOptions
 from ralm_jax.retrieval.index_source import IndexSource
 
 
@@ -98,7 +99,7 @@ class PassageOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoringOptions:
+class ScoringOptions(PageOptions):
   """What is measured."""
 
   metrics: str | None = None  #: a family of `scores/by_task.py`; None for that of the questions

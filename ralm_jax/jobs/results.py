@@ -19,7 +19,7 @@ from typing import Any
 
 from ralm_jax.evaluation import prediction_files
 from ralm_jax.evaluation.scores import statistics
-from ralm_jax.files import atomic_files
+from ralm_jax.files import atomic_files, json_records
 from ralm_jax.jobs import cells, markdown
 from ralm_jax.jobs.cells import Cell
 
@@ -169,7 +169,7 @@ def _read_cell(
     return None
   inputs = manifest['inputs']
   index = inputs.get('index') or {}
-  metrics = _finite(metrics)
+  metrics = json_records.finite(metrics)
   asked = json.dumps([inputs.get('questions'), inputs.get('task')], sort_keys=True)
   return {
     **manifest['names'],
@@ -206,12 +206,3 @@ def write_results(
   os.makedirs(output, exist_ok=True)
   atomic_files.write(os.path.join(output, RESULTS), text)
   return rows
-
-
-def _finite(value: Any) -> Any:
-  """JSON values with None in place of what is no number."""
-  if isinstance(value, dict):
-    return {name: _finite(one) for name, one in value.items()}
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value

@@ -11,10 +11,11 @@ from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.data.questions import reading
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.text.tokenization import QueryTokenizer
-from ralm_jax.evaluation import choice_evaluator, gathering, prediction_files
+from ralm_jax.evaluation import choice_evaluator, gathering, prediction_files, summary
 from ralm_jax.evaluation.answering import AnswerOptions
 from ralm_jax.evaluation.choice_evaluator import ChoiceEvaluator
 from ralm_jax.evaluation.evaluator import Evaluator
+from ralm_jax.evaluation.kilt_predictions import PageOptions
 from ralm_jax.evaluation.scores import by_task
 from ralm_jax.evaluation.task import ScoringOptions
 from ralm_jax.runs.index import NoIndex, RunIndex
@@ -24,7 +25,7 @@ from ralm_jax.training.train_state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingEvaluation:
+class TrainingEvaluation(PageOptions):
   """What to answer during training."""
 
   questions: str | Sequence[str] | None = None  #: jsonl files or globs; None answers none
@@ -73,7 +74,9 @@ class RunEvaluator:
       batch_size=options.batch_size,
       passages=index.passages,
       answering=options.answering,
-      scoring=ScoringOptions(metrics=metrics),
+      scoring=ScoringOptions(
+        metrics=metrics, page_field=options.page_field, page_separators=options.page_separators
+      ),
     )
     self._evaluator: Evaluator | ChoiceEvaluator = evaluator
     if by_task.family(metrics).chooses:
@@ -92,8 +95,8 @@ class RunEvaluator:
     means = self._evaluator.evaluate(state.params, self._questions, output=self._folder(step))
     scalars = {f'eval/{k}': v for k, v in means.items() if isinstance(v, (int, float))}
     self._reporter.write(step, scalars)
-    shown = '  '.join(f'{name} {value:.4g}' for name, value in scalars.items())
-    logging.info('evaluation at step %d: %s', step, shown)
+    shown = [f'{name} {value:.4g}{over}' for name, value, over in summary.numbers(means)]
+    logging.info('evaluation at step %d: %s  count %d', step, '  '.join(shown), means['count'])
 
   def catch_up(self, state: TrainState, total_steps: int) -> None:
     """Does what a run missed that was stopped between saving and evaluating."""

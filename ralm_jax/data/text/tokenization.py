@@ -86,6 +86,23 @@ class QueryTokenizer:
     before = format.removesuffix(after).replace('{question}', question)
     return self.reader_query(before, length - len(end)) + end
 
+  def cut(self, question: str) -> tuple[str, ...]:
+    """Which of a question's texts are too long: 'query' of the retriever, 'question'."""
+    text = self.text
+    query, length = text.query(question), text.reader_query_length
+    of_retriever = self.retriever_vocabulary.encode_start(query)
+    too_long = {
+      'query': not text.closed_book and len(of_retriever) > self.query_space,
+      'question': len(self.reader_query(query, length + 1)) > length,
+    }
+    return tuple(name for name, is_cut in too_long.items() if is_cut)
+
+  def cuts_target(self, answer: str) -> bool:
+    """Whether a target loses its end, the end of sequence aside."""
+    vocabulary, length = self.reader_vocabulary, self.text.target_length
+    ids = vocabulary.encode_start(self.text.target(answer))
+    return len(vocabulary.reader_prefix) + len(ids) + 1 > length
+
   def target(self, answer: str) -> list[int]:
     return self.framed_target(self.reader_vocabulary.encode_start(self.text.target(answer)))
 
