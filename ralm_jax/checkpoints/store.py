@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 import dataclasses
 import errno
+import hashlib
 import io
 import os
+import pathlib
 import re
 from typing import Any
 
@@ -265,3 +267,17 @@ def find(path: str | os.PathLike[str]) -> tuple[str, int]:
       f'{path} holds no {_PREFIX}_<step> folder; found {sorted(os.listdir(path))[:8]}.'
     )
   return path, max(steps)
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+  """Tells a checkpoint from another of the same path; its data is not read.
+
+  Orbax names data files at random, so that the names are of this very write;
+  a copy has the same ones.
+  """
+  digest = hashlib.sha256()
+  state = pathlib.Path(path, 'state')
+  for file in sorted(state.rglob('*')):
+    if file.is_file():
+      digest.update(f'{file.relative_to(state)} {file.stat().st_size}\n'.encode())
+  return digest.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import json
 import logging
 import os
@@ -26,13 +26,15 @@ def write(
   metrics: str = 'qa',
   resume_as: str | None = None,
   batch_size: int = 1,
+  about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Writes predictions and their metrics into a folder; None writes none.
 
   `predict` gives the records of this process in order, without those of the first
   `done` batches; a whole batch has `batch_size` of them. `resume_as` names all that
   decides the records: what an interrupted call of the same name has written is taken
-  over; None begins anew. Returns `summary.summarize` of the records of all processes.
+  over; None begins anew. `about` says whose
+  predictions they are, `of` in metrics.json. Returns `summary.summarize` of all processes' records.
   """
   if output is None:
     return _summarized([summary.counted(record) for record in predict()], metrics)
@@ -67,7 +69,7 @@ def write(
       'from all: %s.',
       ', '.join(f'{count} from index {index}' for index, count in indexes.items()),
     )
-  means = _summarized(records, metrics)
+  means = {**_summarized(records, metrics), **({'of': dict(about)} if about else {})}
   if jax.process_index() == 0:
     atomic_files.write_json(os.path.join(output, METRICS), json_records.finite(means), indent=2)
   # Last: what was killed before goes on from the partial file.

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import os
-import pathlib
 from typing import Any
 
-from ralm_jax.checkpoints import specification
+from ralm_jax.checkpoints import specification, store
 from ralm_jax.evaluation import option_fields
 from ralm_jax.files import checksums, input_files
 from ralm_jax.jobs.config import FoundCheckpoint, Index, Task
@@ -67,20 +65,6 @@ class IndexState:
     return record.bytes if record else None
 
 
-def checkpoint_fingerprint(path: str | os.PathLike[str]) -> str:
-  """Tells a checkpoint from another of the same path; its data is not read.
-
-  Orbax names data files at random, so that the names are of this very write;
-  a copy has the same ones.
-  """
-  digest = hashlib.sha256()
-  state = pathlib.Path(path, 'state')
-  for file in sorted(state.rglob('*')):
-    if file.is_file():
-      digest.update(f'{file.relative_to(state)} {file.stat().st_size}\n'.encode())
-  return digest.hexdigest()
-
-
 class Fingerprints:
   """SHA-256 of files, of each once as long as it stays as it is."""
 
@@ -105,7 +89,7 @@ def checkpoint_inputs(checkpoint: FoundCheckpoint, fingerprints: Fingerprints) -
   with contextlib.suppress(FileNotFoundError):
     # Layers, text formats, and the vocabularies' own fingerprints.
     model = fingerprints.of_file(os.path.join(checkpoint.directory, specification.FILE))
-  fingerprint = checkpoint_fingerprint(checkpoint.path)
+  fingerprint = store.fingerprint(checkpoint.path)
   if not os.path.isdir(checkpoint.path):
     raise FileNotFoundError(f'{checkpoint.path} does not exist any more.')
   return {'step': checkpoint.step, 'model': model, 'fingerprint': fingerprint}

@@ -182,9 +182,10 @@ def _read_cell(
     },
     'intervals': ends,
     'of_intervals': made_with,
-    **{name: value for name, value in metrics.items() if isinstance(value, dict)},
+    **{n: value for n, value in metrics.items() if isinstance(value, dict) and n != 'of'},
     'run': manifest['run'],
     'step': inputs['checkpoint']['step'],
+    'checkpoint_fingerprint': inputs['checkpoint'].get('fingerprint'),
     # Cells of the same have the same questions in the same order.
     'asked': hashlib.sha256(asked.encode()).hexdigest()[:16],
     'outdated': wanted and wanted.why_outdated(manifest),

@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from ralm_jax.jobs import config, inputs, runner as jobs, worker
+from ralm_jax.checkpoints import store
+from ralm_jax.jobs import config, runner as jobs, worker
 from ralm_jax.jobs.inputs import Fingerprints
 from tests import tiny
 
@@ -30,7 +31,7 @@ def test_checkpoints_of_one_name(trained, tmp_path):
 def test_another_checkpoint_at_the_same_path(trained, tmp_path):
   path = tmp_path / 'checkpoint_4'
   shutil.copytree(trained.run / 'checkpoint_4', path)
-  fingerprint = inputs.checkpoint_fingerprint
+  fingerprint = store.fingerprint
   assert fingerprint(path) == fingerprint(trained.run / 'checkpoint_4')
   assert fingerprint(path) != fingerprint(trained.run / 'checkpoint_2')
 
