@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   if arguments.training:
     record_format = arguments.training_format or arguments.record_format
     training = QuestionOptions(arguments.training, record_format, on_error=arguments.on_error)
-  summary = leakage.report(
+  found = leakage.report(
     QuestionOptions(arguments.questions, arguments.record_format, on_error=arguments.on_error),
     arguments.output,
     training=training,
@@ -46,17 +46,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     predictions=arguments.predictions,
     settings=Settings(arguments.word_overlap, arguments.span_share, arguments.min_words),
   )
-  _print(summary)
+  _print(found)
   print(f'written to {arguments.output}, and its summary and clean_ids beside it')
 
 
-def _print(summary: dict[str, Any]) -> None:
-  count = summary['count']
-  for name, value in summary.items():
+def _print(found: dict[str, Any]) -> None:
+  from ralm_jax.evaluation import summary
+
+  count = found['count']
+  for name, value in found.items():
     if isinstance(value, int):
       share = '' if name == 'count' else f'{value / count:8.1%}'
       print(f'{name:<22}{value:>9,}{share}')
-  for part, scores in summary.get('scores', {}).items():
-    means = [(name, value) for name, value in scores.items() if isinstance(value, float)]
-    shown = '  '.join(f'{name} {value:.4f}' for name, value in means)
+  for part, scores in found.get('scores', {}).items():
+    shown = '  '.join(f'{name} {value:.4f}{over}' for name, value, over in summary.numbers(scores))
     print(f'{part:<22}{scores["count"]:>9,}  {shown}')

@@ -347,3 +347,13 @@ def test_what_is_missing_is_said(data, tmp_path):
       progress=False,
     )
   assert not (tmp_path / 'x.jsonl').exists()
+
+
+def test_gold_ids_that_the_corpus_lacks_are_said(data, tmp_path, caplog):
+  rows = [{**q, 'gold_passage_id': f'wiki:{i}'} for i, q in enumerate(tiny.questions()[:3])]
+  rows.append(tiny.questions()[3])
+  questions = tiny.write_jsonl(tmp_path / 'q.jsonl', rows)
+  leakage.report(
+    QuestionOptions(str(questions)), tmp_path / 'l.jsonl', corpus=str(data.corpus), progress=False
+  )
+  assert '3 of 4 questions name gold passages' in caplog.text and "'wiki:0'" in caplog.text

@@ -97,6 +97,22 @@ class QueryTokenizer:
     }
     return tuple(name for name, is_cut in too_long.items() if is_cut)
 
+  def count_cut(self, questions: Sequence[str], targets: Sequence[str]) -> dict[str, int]:
+    """How many texts are too long, by what they are and the length that cuts them."""
+    text, reader = self.text, self.reader_vocabulary
+    queries = list(map(text.query, questions))
+    read = reader.encode_start_batch if self.query_leads else reader.encode_batch
+    room = text.target_length - len(reader.reader_prefix) - 1
+    asked = [] if text.closed_book else self.retriever_vocabulary.encode_start_batch(queries)
+    answered = reader.encode_start_batch(list(map(text.target, targets)))
+    return {
+      'queries (query_length)': sum(len(ids) > self.query_space for ids in asked),
+      'questions (reader_query_length)': sum(
+        len(ids) > text.reader_query_length for ids in read(queries)
+      ),
+      'targets (target_length)': sum(len(ids) > room for ids in answered),
+    }
+
   def cuts_target(self, answer: str) -> bool:
     """Whether a target loses its end, the end of sequence aside."""
     vocabulary, length = self.reader_vocabulary, self.text.target_length

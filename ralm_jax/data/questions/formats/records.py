@@ -7,6 +7,7 @@ and a function that makes a row of our own of each record's `Fields`.
 import ast
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
+import logging
 from typing import Any
 
 from ralm_jax.data.questions import answer_texts
@@ -160,13 +161,32 @@ class RecordFormat:
   ) -> Iterator[Record]:
     """Rows of our own layout; `on_error` is called with the error of a record, which is left out.
 
+    The log says how many records the format leaves out, as no questions of its kind.
+
     Raises:
       ValueError: a damaged file (in any case) or malformed record; names file and line or record.
     """
+    n_records = n_left_out = 0
+
+    def convert(fields: Fields) -> dict[str, Any] | None:
+      nonlocal n_left_out
+      row = self.convert(fields)
+      n_left_out += row is None
+      return row
+
     for record in self.layout(path, on_error):
-      row = json_records.attempt(on_error, self.convert, Fields(record, require_answers))
+      n_records += 1
+      row = json_records.attempt(on_error, convert, Fields(record, require_answers))
       if row is not None:
         yield dataclasses.replace(record, row=row)
+    if n_left_out:
+      logging.warning(
+        '%s: left out %d of %d records, which are no questions of %s',
+        path,
+        n_left_out,
+        n_records,
+        self.name,
+      )
 
 
 def array_or_lines(path: str, on_error: OnError = None) -> Iterator[Record]:
