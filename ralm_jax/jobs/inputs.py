@@ -11,6 +11,7 @@ from typing import Any
 
 from ralm_jax.checkpoints import specification, store
 from ralm_jax.evaluation import option_fields
+from ralm_jax.evaluation.kilt_predictions import PageOptions
 from ralm_jax.files import checksums, input_files
 from ralm_jax.jobs.config import FoundCheckpoint, Index, Task
 from ralm_jax.retrieval import connect
@@ -105,6 +106,11 @@ def task_inputs(
   """All but the checkpoint that decides results, as JSON values."""
   choices = option_fields.flatten(task.evaluation())
   del choices['questions']  # by content, wherever they lie
+  if PageOptions(choices['page_field'], choices['page_separators']) == PageOptions() and (
+    'kilt' not in (choices['metrics'], choices['record_format'].partition('_')[0])
+  ):
+    # Cells without pages that were finished before these could be named stay finished.
+    del choices['page_field'], choices['page_separators']
   search: dict[str, Any] | None = None
   if index is not None:
     search = {'backend': index.backend, 'nprobe': index.nprobe, 'rerank': index.rerank}

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from ralm_jax.checkpoints import store
-from ralm_jax.jobs import config, runner as jobs, worker
+from ralm_jax.jobs import config, inputs, runner as jobs, worker
 from ralm_jax.jobs.inputs import Fingerprints
 from tests import tiny
 
@@ -56,3 +56,18 @@ def test_shards_of_what_comes_one_by_one():
   assert all(len(part) > 5 for part in parts)
   assert sorted(sum(parts, [])) == sorted(sum(jobs_of, []))
   assert parts[1] == worker._part(sum(jobs_of, []), '1/3', by_name=True)
+
+
+def test_pages_decide_cells_of_kilt_alone(tmp_path):
+  """Others that were finished before pages could be named stay finished."""
+  path = tmp_path / 'q.jsonl'
+  path.write_text('{}')
+
+  def choices(**options):
+    task = jobs.Task('t', str(path), **options)
+    return inputs.task_inputs(task, None, None, Fingerprints(), 8)['task']
+
+  assert 'page_field' not in choices() and 'page_separators' not in choices(metrics='label')
+  assert choices(record_format='kilt_nq')['page_separators'] == ''
+  assert choices(metrics='kilt')['page_field'] == 'auto'
+  assert choices(page_separators='_')['page_separators'] == '_'
