@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import json
+import logging
 import os
 from typing import Any
 
 from ralm_jax.data.corpus import passages as passages_lib
 from ralm_jax.data.option_values import PAGE_FIELDS
 from ralm_jax.data.questions.formats import kilt
+from ralm_jax.evaluation import summary
 from ralm_jax.files import atomic_files, json_records
 
 
@@ -89,6 +91,7 @@ def write(
       'name another file'
     )
   seen: dict[str, int] = {}
+  known: list[dict[str, Any]] = []  # of questions whose pages are known
   with atomic_files.replacing(os.fspath(output)) as aside:
     with open(aside, 'w', encoding='utf-8') as file:
       for line, record in json_records.read_json_lines(path):
@@ -101,6 +104,9 @@ def write(
           )
         seen[record['id']] = line
         shown = record.get('passages') or []
+        if record.get('provenance'):
+          found = list(map(pages.page_of, shown))
+          known.append({'pages': found, 'provenance': record['provenance']})
         entry = {
           'answer': kilt.published_answer(record['prediction'].strip(), record_format),
           'provenance': list(_provenance(shown, where, pages, with_text)),
@@ -109,6 +115,8 @@ def write(
         file.write(json.dumps(row, ensure_ascii=False) + '\n')
     if not seen:
       raise ValueError(f'{path}: holds no predictions')
+  for note in summary.notes({'count': len(seen), 'noted': summary.unknown_pages(known)}):
+    logging.warning('%s: %s.', path, note)
   return len(seen)
 
 

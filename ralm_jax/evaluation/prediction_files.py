@@ -83,7 +83,7 @@ def _summarized(records: list[Record], metrics: str) -> dict[str, Any]:
   means = summary.summarize(gathering.gather(records), metrics)
   if jax.process_index() == 0:
     for note in summary.notes(means):
-      logging.warning('%s.', note.removesuffix('.'))
+      logging.warning('%s.', note)
   return means
 
 

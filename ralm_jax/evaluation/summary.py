@@ -19,7 +19,8 @@ _SENTENCES = {
   'miss',
   'unknown_pages': 'no passage that was found is of a page that the provenance of the {n:,} '
   'questions names (found: {page_example!r}, named: {gold_page_example!r}): recall by page and '
-  'KILT scores are 0. Do passages name their pages elsewhere (--page_field, --page_separators)?',
+  'KILT scores are 0; if passages name their pages elsewhere, say so with --page_field or '
+  '--page_separators',
   'passages_cut': '{n:,} of {passages:,} passages were cut before the reader read them; answers '
   'beyond count for nothing (remedies: ralm corpus --max_words, --text passage_length=…)',
   'queries_cut': '{n:,} of {count:,} queries were cut to query_length for the retriever '
@@ -104,7 +105,7 @@ def _noted(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   found: dict[str, Any] = {
     'without_answers': sum(not record.get('answers') for record in records),
     'unknown_gold': len(unknown),
-    **_unknown_pages([record for record in records if record.get('pages')]),
+    **unknown_pages([record for record in records if record.get('pages')]),
     'passages_cut': sum(record.get('passages_cut', 0) for record in records),
     **{
       f'{one[:-1]}ies_cut' if one == 'query' else f'{one}s_cut': cut.count(one) for one in set(cut)
@@ -121,8 +122,11 @@ def _noted(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   return found
 
 
-def _unknown_pages(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Where not one passage found is of any page that any question names."""
+def unknown_pages(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """What is to be noted where no passage found is of any page that a question names.
+
+  Records have the `pages` of their passages and their question's `provenance`.
+  """
   found = {page: None for record in records for page in record['pages'] if page}
   named = {page: None for record in records for one in record['provenance'] for page in one}
   if not found or not named or not found.keys().isdisjoint(named):

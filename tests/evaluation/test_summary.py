@@ -9,7 +9,7 @@ from ralm_jax.data.corpus import passage_store
 from ralm_jax.data.corpus.passage_store import StoredPassage
 from ralm_jax.data.questions import reading
 from ralm_jax.data.questions.reading import Question
-from ralm_jax.evaluation import prediction_files, records, summary
+from ralm_jax.evaluation import kilt_predictions, prediction_files, records, summary
 from ralm_jax.evaluation.evaluator import Evaluator
 from ralm_jax.evaluation.kilt_predictions import PageOptions
 from ralm_jax.evaluation.records import Answer, AnsweredPassage
@@ -109,6 +109,14 @@ def test_pages_that_no_passage_has(caplog, tmp_path):
   assert means['r_precision'] == 0 and means['noted']['unknown_pages'] == 3
   assert "provenance of the 3 questions names (found: 'wiki:0_3', named: '290')" in caplog.text
   assert '--page_separators' in caplog.text
+  caplog.clear()
+  for separators, said in (('', True), ('_', True), (':', False)):
+    pages = PageOptions(page_separators=separators)
+    path = tmp_path / 'predictions.jsonl'
+    path.write_text(path.read_text().replace('"290"', '"wiki"'))
+    kilt_predictions.write(path, tmp_path / 'k.jsonl', record_format='kilt_nq', pages=pages)
+    assert bool(caplog.messages) is said
+    caplog.clear()
   # One page that is found is enough: the rest are misses.
   rows.append(_record(_question(9, provenance=(('8',),)), [_passage('290')], metrics='kilt'))
   assert 'noted' not in _summarized(rows, 'kilt')
