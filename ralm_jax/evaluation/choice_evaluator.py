@@ -178,6 +178,13 @@ class ChoiceEvaluator(Predictor):
       for question, order in batch
     ]
     retrieved, found = self._evaluator.find(params, shown)
+    # Of a prompt that is too long the question lost its beginning.
+    found = [
+      answer
+      if one.question.startswith(question.question.strip())
+      else dataclasses.replace(answer, cut=tuple(dict.fromkeys((*answer.cut, 'question'))))
+      for (question, _), one, answer in zip(batch, shown, found)
+    ]
     arrays = self._evaluator.reader_batch(shown, retrieved)
     logits = partitioning.local_rows(letters.score(params, self._partitioner.put_batch(arrays)))
     # Tokens of the letter with the largest logit.

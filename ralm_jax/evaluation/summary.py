@@ -25,8 +25,8 @@ _SENTENCES = {
   'beyond count for nothing (remedies: ralm corpus --max_words, --text passage_length=…)',
   'queries_cut': '{n:,} of {count:,} queries were cut to query_length for the retriever '
   '(--text query_length=…)',
-  'questions_cut': '{n:,} of {count:,} questions were cut to reader_query_length for the reader '
-  '(--text reader_query_length=…)',
+  'questions_cut': '{n:,} of {count:,} questions were cut for the reader (--text '
+  'reader_query_length=…; of a multiple choice also choice_prompt_length)',
   'targets_cut': 'the loss of {n:,} of {count:,} questions is of a target cut to target_length '
   '(--text target_length=…)',
   'not_finite': '{n:,} metrics are not finite and are left out of the averages, such as '

@@ -1,5 +1,6 @@
 """Passages that are longer than what is read of them."""
 
+import numpy as np
 import pytest
 
 from ralm_jax.data.corpus import cut_text, passage_store, passages as passages_lib
@@ -34,6 +35,8 @@ def test_counts_and_remedy(data, tmp_path):
   assert cut_text.cut_passages(store, text) == {'retriever': 1, 'reader': 1}
   note = cut_text.note(store, text)
   assert note and '1 of 3 passages' in note and '--max_words' in note
+  assert cut_text.note(store, text, rows=np.array([0, 1])) is None
+  assert '1 of 2 passages' in cut_text.note(store, text, rows=np.array([0, 2]))
   cut = _corpus(data, tmp_path, rows, max_words=5)
   assert cut_text.note(cut, text) is None and len(cut) == 2 + 2401
 
