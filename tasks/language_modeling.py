@@ -39,6 +39,7 @@ from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text.vocabularies import SentencePieceVocabulary, Vocabulary
 from ralm_jax.data.text_config import TextConfig
 from ralm_jax.files import atomic_files
+from ralm_jax.losses.option_types import Count
 from ralm_jax.tasks import pretext_pipeline, registration, tfds_tasks
 from ralm_jax.tasks.pretext_pipeline import ExampleMaker, PassageRows, Passages
 
@@ -55,7 +56,7 @@ def passage_task(
   objective: Objective = MaskedSpans(),
   text: TextConfig | None = None,
   min_words: int = 10,
-  shots: int | None = None,
+  shots: Count | None = None,
   shots_list: str | None = None,
 ) -> str:
   """Registers a pretext task on the passages of a corpus; returns its name.

@@ -149,7 +149,7 @@ def register_questions(
     warn_of_cut_texts(split, questions, tokenizer)
   queries = functools.partial(tokenize_queries, tokenizer=tokenizer)
   steps = [queries, *drawn_answers(tokenizer)]
-  return register(name, in_memory(_dataset, splits), steps, tokenizer)
+  return register(name, in_memory(_dataset, splits, splits), steps, tokenizer)
 
 
 def warn_of_cut_texts(split: str, questions: Sequence[Question], tokenizer: QueryTokenizer) -> None:
@@ -165,16 +165,21 @@ def warn_of_cut_texts(split: str, questions: Sequence[Question], tokenizer: Quer
 
 
 def in_memory(
-  dataset_of: Callable[[Any], tf.data.Dataset], splits: Mapping[str, Sized]
+  dataset_of: Callable[[Any], tf.data.Dataset],
+  splits: Mapping[str, Sized],
+  questions: Mapping[str, Sequence[Question]],
 ) -> seqio.DataSource:
-  """A source of what each split holds."""
+  """A source of what each split holds, which was made of these questions."""
 
   def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
     del shuffle_files, seed
     return dataset_of(splits[split])
 
   sizes = {split: len(rows) for split, rows in splits.items()}
-  return seqio.FunctionDataSource(dataset, splits=list(splits), num_input_examples=sizes)
+  source = seqio.FunctionDataSource(dataset, splits=list(splits), num_input_examples=sizes)
+  # What a run that goes on must have the same (`pipeline.described`).
+  source.fingerprints = {split: reading.fingerprint(rows) for split, rows in questions.items()}
+  return source
 
 
 def drawn_answers(tokenizer: QueryTokenizer) -> list[Any]:

@@ -19,8 +19,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     'cut longer passages into equal parts of at most so many words, in Chinese, Japanese, Thai and '
     'their like characters (default: as they are)'
   )
-  add('--max_words', type=int, help=text)
-  add('--workers', type=int, help='processes (default: one a core)')
+  add('--max_words', type=flags.COUNT, help=text)
+  add('--workers', type=flags.COUNT, help='processes (default: one a core)')
   add('--restart', action='store_true', help='discard what the folder holds')
   arguments = parser.parse_args(argv)
   from ralm_jax.data.corpus import cut_text, passage_store

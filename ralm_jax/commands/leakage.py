@@ -24,10 +24,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   add('--predictions', metavar='predictions.jsonl', help=text)
   add('--output', required=True, metavar='NAME.jsonl', help='file that gets a line a question')
   text = 'a passage holds a question if one run of its words is so much of it'
-  add('--span_share', type=float, default=0.75, help=text)
+  add('--span_share', type=flags.SHARE, default=0.75, help=text)
   text = 'two questions are near copies from this Jaccard similarity on'
-  add('--word_overlap', type=float, default=0.8, help=text)
-  add('--min_words', type=int, default=5, help='shorter questions are not looked for in the corpus')
+  add('--word_overlap', type=flags.SHARE, default=0.8, help=text)
+  add(
+    '--min_words',
+    type=flags.NUMBER,
+    default=5,
+    help='shorter questions are not looked for in the corpus',
+  )
   flags.shared(parser, 'on_error')
   arguments = parser.parse_args(argv)
   from ralm_jax.evaluation import leakage

@@ -73,8 +73,10 @@ class _Configuration:
     """Lines that tell one configuration from another, wherever the run lies."""
     import gin
 
-    neutral = [f"{_DIRECTORY} = ''", *([f'{_STEPS} = 0'] if without_steps else [])]
-    self.with_bindings(*neutral).parse()
+    self.parse()
+    gin.bind_parameter(f'%{_DIRECTORY}', '')
+    if without_steps:
+      gin.bind_parameter(f'%{_STEPS}', 0)
     return gin.config_str().splitlines()
 
 

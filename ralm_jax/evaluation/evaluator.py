@@ -120,7 +120,6 @@ class Evaluator(Predictor):
     self._predict = partitioner.partition_rows(self._decode)
     self._score = partitioner.partition_rows(spec.model.score)
     self._effects = partitioner.partition_rows(spec.model.passage_effects)
-    self._batches = 0
 
   @property
   def store(self) -> Any:
@@ -132,7 +131,7 @@ class Evaluator(Predictor):
     """Names what passages are taken from, as it is now."""
     return self._source.name
 
-  def _decode(self, params: PyTree, batch: ReaderBatch, key: jax.Array) -> Decoded:
+  def _decode(self, params: PyTree, batch: ReaderBatch) -> Decoded:
     chosen, model = self._answering, self.spec.model
     return model.predict(
       params,
@@ -142,7 +141,7 @@ class Evaluator(Predictor):
       rag_decoding=chosen.rag_decoding,
       candidate_chunk=chosen.candidate_chunk,
       prefill_chunk=chosen.prefill_chunk,
-      rng=jax.random.wrap_key_data(key) if chosen.decoding.sample else None,
+      rng=None if batch.draw_keys is None else jax.random.wrap_key_data(batch.draw_keys),
     )
 
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:
@@ -156,10 +155,9 @@ class Evaluator(Predictor):
       return found
     tokenizer = self.spec.tokenizer
     batch = self.reader_batch(questions, retrieved)
-    # Another draw for each batch, the same for the same list of questions.
-    key = np.asarray([self._answering.seed, self._batches], np.uint32)
-    self._batches += 1
-    output = self._predict(params, self.partitioner.put_batch(batch), key)
+    keys = self._answering.draw_keys(list(map(passage_sources.question_text, questions)), self.size)
+    keyed = _with_arrays(batch, draw_keys=keys)
+    output = self._predict(params, self.partitioner.put_batch(keyed))
     tokens, log_probs = map(partitioning.local_rows, (output.tokens, output.log_probs))
     answers = []
     for rows, own, one in zip(tokens, log_probs, found):
@@ -313,7 +311,6 @@ class Evaluator(Predictor):
     self, params: PyTree, questions: Sequence[Question], *, done: int = 0, progress: bool = False
   ) -> Iterator[dict[str, Any]]:
     """See `Predictor.predictions`."""
-    self._batches = done
     mine = list(gathering.parts(questions, self.batch_size, process=jax.process_index(), done=done))
     for part in progress_lib.bar(mine, desc='answering', unit=' batches', show=progress):
       for question, answer in zip(part, self.answer(params, part)):

@@ -97,11 +97,7 @@ def checkpoint_inputs(checkpoint: FoundCheckpoint, fingerprints: Fingerprints) -
 
 
 def task_inputs(
-  task: Task,
-  index: Index | None,
-  state: IndexState | None,
-  fingerprints: Fingerprints,
-  batch_size: int,
+  task: Task, index: Index | None, state: IndexState | None, fingerprints: Fingerprints
 ) -> dict[str, Any]:
   """All but the checkpoint that decides results, as JSON values."""
   choices = option_fields.flatten(task.evaluation())
@@ -118,7 +114,7 @@ def task_inputs(
       search['device_dtype'] = index.device_dtype
       search |= {'approximate': True} if index.approximate else {}
   if choices['sample']:
-    choices['batch_size'] = batch_size  # answers are drawn by the batch
+    choices['drawn_by'] = 'question'  # those of before were drawn by the batch
   return {
     'questions': fingerprints.of_files(task.questions),
     'index': state and {name: getattr(state, name) for name in ('id', 'generation', 'edits')},

@@ -8,7 +8,7 @@ from typing import Any
 import flax.struct
 import jax.numpy as jnp
 
-from ralm_jax.losses.array_types import Array, Bool, Float, Int
+from ralm_jax.losses.array_types import Array, Bool, Float, Int, Shaped
 from ralm_jax.losses.sequence import WeightedSum
 
 
@@ -40,6 +40,7 @@ class ReaderBatch:
     passage_scores: inner products of the search, from which RAG answers; not read in training.
     prefix_tokens: padded on the left, what answers begin with.
     prefix_lengths: tokens of each prefix.
+    draw_keys: key data of each example's draws.
   """
 
   reader_tokens: Int[Array, 'b k s']
@@ -55,6 +56,7 @@ class ReaderBatch:
   passage_scores: Float[Array, 'b k'] | None = None
   prefix_tokens: Int[Array, 'b prefix'] | None = None
   prefix_lengths: Int[Array, ' b'] | None = None
+  draw_keys: Shaped[Array, 'b words'] | None = None
 
   def without_empty_slots(self, n_read: int) -> ReaderBatch:
     """`reader_mask` is false in slots that the reader, which reads the first n, does not read."""

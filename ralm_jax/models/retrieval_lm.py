@@ -114,8 +114,8 @@ class RetrievalLM(ReaderAndRetriever):
     """Answers; only the reader's fields of `batch` are read.
 
     Those are its passages, for RAG `passage_mask` and what `log_prior` needs, and
-    `prefix_tokens` and `prefix_lengths` where answers have a prefix. `rng` is the
-    key of the draws, `generation` are further fields of `Generation`.
+    `prefix_tokens` and `prefix_lengths` where answers have a prefix. `rng` is the key of the
+    draws, or one an example; `generation` are further fields of `Generation`.
     """
     n_read, batch = self.n_read(batch), self._read(batch)
     prefix = None

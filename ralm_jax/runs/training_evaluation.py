@@ -18,6 +18,8 @@ from ralm_jax.evaluation.evaluator import Evaluator
 from ralm_jax.evaluation.kilt_predictions import PageOptions
 from ralm_jax.evaluation.scores import by_task
 from ralm_jax.evaluation.task import ScoringOptions
+from ralm_jax.losses import option_types
+from ralm_jax.losses.option_types import Count
 from ralm_jax.runs.index import NoIndex, RunIndex
 from ralm_jax.training.partitioning import Partitioner
 from ralm_jax.training.reporting import Reporter
@@ -29,14 +31,17 @@ class TrainingEvaluation(PageOptions):
   """What to answer during training."""
 
   questions: str | Sequence[str] | None = None  #: jsonl files or globs; None answers none
-  period: int | None = None  #: steps between evaluations; None for none
+  period: Count | None = None  #: steps between evaluations; None for none
   record_format: str = 'qa'  #: of the files, see `data/questions/formats/catalogue.py`
   on_error: str = 'raise'  #: or 'skip' to leave malformed records out
   metrics: str | None = None  #: one of METRICS_FAMILIES; None for that of the format
   permutations: str = 'single'  #: orders of a multiple choice's options that are averaged
-  num_examples: int | None = None  #: how many of the questions; None for all
-  batch_size: int = 32  #: questions at a time
+  num_examples: Count | None = None  #: how many of the questions; None for all
+  batch_size: Count = 32  #: questions at a time
   answering: AnswerOptions = AnswerOptions()  #: how answers are decoded
+
+  def __post_init__(self):
+    option_types.check_fields(self)
 
   def read(self, tokenizer: QueryTokenizer) -> tuple[list[Question], str] | None:
     """The questions and the name of their metrics; None without. ValueError for any at fault."""

@@ -185,7 +185,11 @@ class TrainingRun:
       saving=Saving(
         self.checkpoints,
         self.saving.period,
-        {'seed': self.random_seed, 'batch_size': self.batch_size},
+        {
+          'seed': self.random_seed,
+          'batch_size': self.batch_size,
+          'examples': self.iterator.examples,
+        },
         index.on_checkpoint,
       ),
       rerank_fn=rerank_fn,
@@ -201,6 +205,8 @@ class TrainingRun:
       with self.agreement.together():
         self.spec.check_same_vocabularies(self.model_dir)
     progress = trainer.resume(self.iterator)
+    if progress is not None:
+      gin_config.tell_changes(self.model_dir)
     if jax.process_index() == 0:
       self.spec.save(self.model_dir)
       gin_config.save_config(self.model_dir)

@@ -145,14 +145,14 @@ def test_the_nearest_name(argv, hint, capsys):
     (['--no-verify'], {'verify': False}),
     (['--text', 'a-b=c-d'], {'text': ['a-b=c-d']}),
     (['--text=--n-passages 3'], {'text': ['--n-passages 3']}),
-    (['--n-passages', '-3', '--', '--n-passages'], {'n_passages': -3, 'words': ['--n-passages']}),
+    (['--length-penalty', '-3', '--', '--nprobe'], {'length_penalty': -3, 'words': ['--nprobe']}),
     (['--what is this'], {'words': ['--what is this']}),
   ],
 )
 def test_dashes_are_underscores(argv, expected):
   """In names of flags, wholly written or not; never in what is given to them."""
   parser = flags.Parser('ralm', '')
-  flags.shared(parser, 'n_passages', 'text', 'nprobe')
+  flags.shared(parser, 'n_passages', 'text', 'nprobe', 'length_penalty')
   parser.add_argument('--verify', action=argparse.BooleanOptionalAction, default=True)
   parser.add_argument('words', nargs='*')
   found = vars(parser.parse_args(argv))
