@@ -347,6 +347,19 @@ def _train(trained, run, **options):
   return tiny.train(trained.data, run, retrieval={'index': str(trained.index)}, steps=6, **options)
 
 
+@pytest.mark.parametrize(
+  'options, said',
+  [
+    ({'index_type': 'pq'}, r"INDEX_TYPE is 'pq', but .*index holds .* index_type is 'flat'"),
+    ({'rerank': 7}, r'IndexOptions.rerank is 7, but .*Leave it out, or name another INDEX'),
+  ],
+)
+def test_an_index_that_there_is_stays_as_it_is(options, said, trained, tmp_path):
+  index = {'index': str(trained.index), 'options': IndexOptions(**options)}
+  with pytest.raises(ValueError, match=said):
+    tiny.train(trained.data, tmp_path / 'run', retrieval=index)
+
+
 def test_resumed_with_another_model(trained, run_copy):
   before = (run_copy / 'model.json').read_bytes()
   with pytest.raises(ValueError, match='checkpoint_4 is of another model: reader'):
