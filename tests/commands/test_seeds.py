@@ -208,6 +208,25 @@ def test_each_seed_once(configuration, tmp_path, monkeypatch, capsys):
   assert len(trained) == 5
 
 
+def test_questions_are_compared_by_content(configuration, tmp_path, monkeypatch):
+  questions = tmp_path / 'questions.jsonl'
+  content = tiny.trained().data.questions.read_text()
+  questions.write_text(content)
+  files, bindings = configuration
+  bindings = [*bindings, f"TRAIN_QUESTIONS = '{questions}'", 'EVAL_QUESTIONS = None']
+  trained = []
+  monkeypatch.setattr(seeds, '_train', lambda flags, folder: trained.append(folder))
+  monkeypatch.setattr(seeds, '_check_evaluated', lambda folder, evaluates: None)
+  (tmp_path / 'run/seed_0').mkdir(parents=True)
+  for _ in range(2):
+    questions.write_text(content)  # again
+    seeds.train_seeds(files, bindings, seeds=1)
+  assert len(trained) == 1
+  questions.write_text(content.replace('colour', 'color'))
+  with pytest.raises(ValueError, match='the files of TRAIN_QUESTIONS hold something else'):
+    seeds.train_seeds(files, bindings, seeds=1)
+
+
 def test_a_run_without_its_last_evaluation_is_not_finished(configuration, tmp_path, monkeypatch):
   """It was stopped between its last checkpoint and the evaluation of that."""
   folder = tmp_path / 'run/seed_0'
