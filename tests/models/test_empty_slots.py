@@ -24,6 +24,11 @@ from ralm_jax.models.t5 import T5Config
 VOCAB, TARGET, QUERY, DIM = 40, 4, 5, 16
 CHOICES = ChoiceTokens.make([[39, 7, 1], [39, 3, 9, 1]])
 GOLD = tuple(name for name, kind in distillation.GOLD_SCORES.items() if kind.teaches)
+DECODINGS = {
+  'greedy': DecodingOptions(),
+  'beams': DecodingOptions(num_beams=2),
+  'draws': DecodingOptions(sample=True, num_return=2),
+}
 READERS = {
   't5': T5Config(
     vocab_size=VOCAB,
@@ -67,7 +72,10 @@ def _question(rng, n_passages):
   """Arrays of one example with n passages, or with its bare query."""
   slots = max(1, n_passages)
   text = lambda *shape: (rng.integers(2, VOCAB, shape).astype(np.int32), np.ones(shape, bool))
-  arrays = {'passage_mask': np.arange(slots) < n_passages}
+  arrays = {
+    'passage_mask': np.arange(slots) < n_passages,
+    'draw_keys': rng.integers(0, 2**32, 2, dtype=np.uint32),
+  }
   for name, shape in (
     ('reader', (slots, 7)),
     ('retriever', (slots, 6)),
@@ -104,10 +112,10 @@ def _everything(model, params, batch):
     'score': model.score(params, batch),
     'choices': model.choice_logits(params, batch, CHOICES),
   }
-  for beams in (1, 2):
-    options = DecodingOptions(num_beams=beams)
-    answer = model.predict(params, batch, max_length=5, options=options)
-    found |= {f'tokens {beams}': answer.tokens, f'log_probs {beams}': answer.log_probs}
+  for name, options in DECODINGS.items():
+    keys = jax.random.wrap_key_data(batch.draw_keys)
+    answer = model.predict(params, batch, max_length=5, options=options, rng=keys)
+    found |= {f'{name}: tokens': answer.tokens, f'{name}: log_probs': answer.log_probs}
   by_passage = {'effects': model.passage_effects(params, batch)}
   if model.distils:
     read = batch.without_empty_slots(model.n_read(batch))
