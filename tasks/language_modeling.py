@@ -35,8 +35,8 @@ from ralm_jax.data.pretext.objectives import (
   Source,
   TitleSection,
 )
+from ralm_jax.data.text.base_vocabulary import SentinelVocabulary, Vocabulary
 from ralm_jax.data.text.tokenization import QueryTokenizer
-from ralm_jax.data.text.vocabularies import SentencePieceVocabulary, Vocabulary
 from ralm_jax.data.text_config import TextConfig
 from ralm_jax.files import atomic_files
 from ralm_jax.losses.option_types import Count
@@ -232,7 +232,7 @@ def write_questions(
   _, queries, targets = maker.make(columns, seeds)
   vocabulary = store.reader_vocabulary
   with_sentinels = vocabulary.decode
-  if isinstance(vocabulary, SentencePieceVocabulary):
+  if isinstance(vocabulary, SentinelVocabulary):
     with_sentinels = functools.partial(vocabulary.decode, keep_sentinels=True)
   lines = []
   for excluded, query, target in zip(columns[0], queries.to_lists(), targets.to_lists()):

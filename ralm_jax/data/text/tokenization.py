@@ -11,7 +11,7 @@ import numpy as np
 from ralm_jax.data.batches import QueryBatch
 from ralm_jax.data.ragged import RaggedTokens
 from ralm_jax.data.text import templates
-from ralm_jax.data.text.byte_pair_vocabulary import BytePairVocabulary
+from ralm_jax.data.text.base_vocabulary import SentinelVocabulary
 from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.data.text_config import TextConfig
 
@@ -25,7 +25,7 @@ class QueryTokenizer:
   retriever_vocabulary: Vocabulary
 
   def __post_init__(self):
-    if not isinstance(self.reader_vocabulary, BytePairVocabulary):
+    if isinstance(self.reader_vocabulary, SentinelVocabulary):
       return
     for field in ('question_format', 'target_format'):
       format = getattr(self.text, field)
