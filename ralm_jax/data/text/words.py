@@ -37,6 +37,16 @@ def _word_pattern() -> re.Pattern[str]:
   return re.compile(rf'[{unspaced}][{marks}]*|[^\s{unspaced}]+')
 
 
+@functools.cache
+def _unspaced_pattern() -> re.Pattern[str]:
+  return re.compile(rf'[{"".join(f"{chr(first)}-{chr(last)}" for first, last in _UNSPACED)}]')
+
+
+def apart(text: str) -> str:
+  """A text with spaces around each character of a script that has none between words."""
+  return text if text.isascii() else _unspaced_pattern().sub(r' \g<0> ', text)
+
+
 def spans(text: str) -> list[tuple[int, int]]:
   """Where each word begins and ends.
 
