@@ -63,3 +63,18 @@ def test_max_words_in_scripts_without_spaces(text, max_words, parts):
   """An article in Chinese is not one word."""
   found = passages_lib.split_long(Passage('a', '', '', text), max_words)
   assert [part.text for part in found] == parts
+
+
+@pytest.mark.parametrize(
+  'fields, document',
+  [
+    ({'wikipedia_id': 290}, '290'),
+    ({'wikipedia_id': '290', 'document': 'own'}, 'own'),
+    ({'document': None, 'wikipedia_id': '290'}, '290'),
+    ({}, ''),
+  ],
+)
+def test_kilts_page_of_a_passage_is_its_document(tmp_path, fields, document):
+  path = tiny.write_jsonl(tmp_path / 'p.jsonl', [{'id': 'wiki:0', 'text': 'x', **fields}])
+  (passage,) = passages_lib.iterate_passages(path)
+  assert passage.document == document
