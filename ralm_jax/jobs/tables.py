@@ -122,7 +122,7 @@ def _denominators(rows: Sequence[Row], options: TableOptions) -> str:
       if name in over
     )
     where = ', '.join(row[name] for name in ('checkpoint', 'task', 'index'))
-    lines |= dict.fromkeys(f'{where}: {note}' for note in summary.notes(row))
+    lines |= dict.fromkeys(f'{note} ({where})' for note in summary.notes(row))
   return ''.join(f'\n- {line}' for line in lines) + '\n' * bool(lines)
 
 

@@ -65,7 +65,7 @@ def test_pages_decide_cells_of_kilt_alone(tmp_path):
 
   def choices(**options):
     task = jobs.Task('t', str(path), **options)
-    return inputs.task_inputs(task, None, None, Fingerprints(), 8)['task']
+    return inputs.task_inputs(task, None, None, Fingerprints())['task']
 
   assert 'page_field' not in choices() and 'page_separators' not in choices(metrics='label')
   assert choices(record_format='kilt_nq')['page_separators'] == ''
