@@ -79,6 +79,7 @@ def passage_task(
     )
   store, tokenizer, maker = _opened(corpus, objective, text, min_words)
   source = PassageRows(store)
+  source.fingerprints = {'train': f'passages of the corpus {store.fingerprint[:16]}'}
   if not any(len(maker.prepare(_of_store(store, rows))[0]) for rows in source.chunks()):
     raise ValueError(
       f'{store.directory}: no passage has {min_words} words and what {type(objective).__name__} '

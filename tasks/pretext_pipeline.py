@@ -47,7 +47,6 @@ class PassageRows(seqio.DataSource):
     """Reads which passages were replaced; `rows_per_shard` is for one worker of Beam."""
     self._size, self._rows = len(store), None
     self._directory = store.directory
-    self.fingerprints = {'train': f'passages of the corpus {store.fingerprint[:16]}'}
     superseded = store.superseded()
     if len(superseded):
       self._rows = np.setdiff1d(np.arange(self._size), superseded)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ralm_jax.losses import option_types
-from ralm_jax.losses.option_types import Positive, Share
+from ralm_jax.losses.option_types import Positive
 
 if TYPE_CHECKING:  # Which would load jax.
   from ralm_jax.losses.array_types import Int
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # Which would load jax.
 class NoiseConfig:
   """How much is masked."""
 
-  density: Share = 0.15  #: share of the tokens that are masked
+  density: float = 0.15  #: share of the tokens that are masked
   mean_span_length: Positive = 3.0  #: mean tokens of a masked span
   #: end targets with one more sentinel, as the figures of T5's paper do; neither its code nor Atlas
   #: does
