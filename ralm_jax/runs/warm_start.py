@@ -60,7 +60,7 @@ def warm_start(
   if reader_init == 'copying':
     reader = copying_init.copying_init(params['reader'], jax.random.key(random_seed))
     params = {**params, 'reader': reader}
-  about = {'corpus': f'of fingerprint {store.fingerprint[:16]}'}
+  about = {'corpus': store.fingerprint[:16]}
   with contextlib.closing(Checkpoints(model_dir)) as checkpoints:
     newest = checkpoints.latest_step()
     if newest is not None:

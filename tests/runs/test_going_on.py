@@ -4,11 +4,15 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import pytest
 
 from ralm_jax.checkpoints.store import Checkpoints
 from ralm_jax.runs import gin_values
+from ralm_jax.training import crop_training, optimizers
+from ralm_jax.training.partitioning import Partitioner
 from tests import tiny
+from tests.runs import test_warm_start
 
 
 @pytest.fixture(scope='module')
@@ -79,6 +83,47 @@ def test_kinds_of_runs_are_told_apart(begun):
   with pytest.raises(ValueError, match='is of a training run.*another MODEL_DIR'):
     store.check_metadata(2, {'warm_start_steps': 2})
   store.check_metadata(2, {'seed': 0, 'batch_size': 4})
+
+
+@pytest.mark.parametrize(
+  'other, corpus, said',
+  [
+    ({'seed': 1}, 'a', 'seed 0, this run has 1'),
+    ({'batch_size': 8}, 'a', 'batch_size 16, this run has 8'),
+    ({}, 'b', 'corpus a, this run has b'),
+    ({'steps': 3, 'temperature': 0.2}, 'a', None),
+  ],
+)
+def test_a_warm_start(other, corpus, said, warm):
+  store, config = warm
+  config = dataclasses.replace(config, **other)
+  if said is None:
+    return crop_training.check_same(store, 1, config, {'corpus': corpus})
+  with pytest.raises(ValueError, match=f'checkpoint_1 was trained with {said}'):
+    crop_training.check_same(store, 1, config, {'corpus': corpus})
+
+
+@pytest.fixture(scope='module')
+def warm(tmp_path_factory):
+  """Checkpoints of a warm start of one step, and its configuration."""
+  model, params, config = test_warm_start.setup()
+  config = dataclasses.replace(config, steps=1)
+  store = Checkpoints(tmp_path_factory.mktemp('warm'))
+  crop_training.warm_start(
+    model,
+    params,
+    test_warm_start.sampler,
+    optimizers.adamw(),
+    config,
+    partitioner=Partitioner(devices=jax.devices()[:1]),
+    checkpoints=store,
+    metadata={'corpus': 'a'},
+    progress=False,
+  )
+  with pytest.raises(ValueError, match='is of a warm start.*another MODEL_DIR'):
+    store.check_metadata(1, {'seed': 0})
+  yield store, config
+  store.close()
 
 
 BEFORE = """
