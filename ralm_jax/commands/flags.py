@@ -157,7 +157,9 @@ _OTHERS = {
   'reader_vocabulary': _flag(
     "the reader's spiece.model, tokenizer.json, or vocab.json beside merges.txt", metavar='FILE'
   ),
-  'retriever_vocabulary': _flag("the retriever's vocab.txt or SentencePiece model", metavar='FILE'),
+  'retriever_vocabulary': _flag(
+    "the retriever's vocab.txt, tokenizer.json or SentencePiece model", metavar='FILE'
+  ),
   'batch_size': _flag('encoded at a time', COUNT),
   'page_field': _choice(
     PAGE_FIELDS,
