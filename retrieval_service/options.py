@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -70,6 +71,22 @@ def _flag(default: Any, meaning: str) -> Any:
   return dataclasses.field(default=default, metadata={'help': meaning})
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+  def parse(text: str) -> int:
+    try:
+      value = int(text)
+    except ValueError:
+      value = least - 1
+    if value < least:
+      raise argparse.ArgumentTypeError(f'must be a whole number, at least {least}, not {text}')
+    return value
+
+  return parse
+
+
+_count, _number = _at_least(1), _at_least(0)
+
+
 @dataclasses.dataclass(frozen=True)
 class ServingOptions:
   """How a process serves an index; `add_flags` makes a flag of each.
@@ -96,7 +113,9 @@ class ServingOptions:
   def add_flags(cls, parser: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(cls):
       switch = isinstance(field.default, bool)
-      how: Any = {'action': argparse.BooleanOptionalAction} if switch else {'type': int}
+      how: Any = {'action': argparse.BooleanOptionalAction} if switch else {'type': _count}
+      if field.name == 'rerank':
+        how['type'] = _number
       parser.add_argument(
         f'--{field.name}', default=field.default, help=field.metadata['help'], **how
       )

@@ -35,10 +35,11 @@ from ralm_jax.data.pretext.objectives import (
   Source,
   TitleSection,
 )
+from ralm_jax.data.text.base_vocabulary import SentinelVocabulary, Vocabulary
 from ralm_jax.data.text.tokenization import QueryTokenizer
-from ralm_jax.data.text.vocabularies import SentencePieceVocabulary, Vocabulary
 from ralm_jax.data.text_config import TextConfig
 from ralm_jax.files import atomic_files
+from ralm_jax.losses.option_types import Count
 from ralm_jax.tasks import pretext_pipeline, registration, tfds_tasks
 from ralm_jax.tasks.pretext_pipeline import ExampleMaker, PassageRows, Passages
 
@@ -55,7 +56,7 @@ def passage_task(
   objective: Objective = MaskedSpans(),
   text: TextConfig | None = None,
   min_words: int = 10,
-  shots: int | None = None,
+  shots: Count | None = None,
   shots_list: str | None = None,
 ) -> str:
   """Registers a pretext task on the passages of a corpus; returns its name.
@@ -78,6 +79,7 @@ def passage_task(
     )
   store, tokenizer, maker = _opened(corpus, objective, text, min_words)
   source = PassageRows(store)
+  source.fingerprints = {'train': f'passages of the corpus {store.fingerprint[:16]}'}
   if not any(len(maker.prepare(_of_store(store, rows))[0]) for rows in source.chunks()):
     raise ValueError(
       f'{store.directory}: no passage has {min_words} words and what {type(objective).__name__} '
@@ -231,7 +233,7 @@ def write_questions(
   _, queries, targets = maker.make(columns, seeds)
   vocabulary = store.reader_vocabulary
   with_sentinels = vocabulary.decode
-  if isinstance(vocabulary, SentencePieceVocabulary):
+  if isinstance(vocabulary, SentinelVocabulary):
     with_sentinels = functools.partial(vocabulary.decode, keep_sentinels=True)
   lines = []
   for excluded, query, target in zip(columns[0], queries.to_lists(), targets.to_lists()):

@@ -17,6 +17,7 @@ from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.data.text_config import TextConfig
+from ralm_jax.losses.option_types import Count, Seed
 from ralm_jax.tasks import registration
 
 # Of an example, beside its prompt and answers; see `registration`.
@@ -35,8 +36,8 @@ def mmlu_task(
   permutations: str = 'all',
   validation_permutations: str = 'single',
   subjects: Sequence[str] | None = None,
-  shots: int | None = None,
-  shots_seed: int = 0,
+  shots: Count | None = None,
+  shots_seed: Seed = 0,
   shots_list: str | None = None,
   record_format: str = 'mmlu',
   require_answers: bool = True,
@@ -78,7 +79,7 @@ def mmlu_task(
     )
   tokenizer = registration.make_tokenizer(text, reader_vocabulary, retriever_vocabulary)
   length = tokenizer.text.choice_prompt_length
-  examples = {}
+  examples, asked = {}, {}
   for split, questions in loaded.items():
     multiple_choice.check(questions)
     questions = _of_subjects(questions, subjects, split)
@@ -86,8 +87,9 @@ def mmlu_task(
     if split == 'train' and shots is not None:
       questions = shots_of_each_subject(questions, shots, shots_seed)
     multiple_choice.check_lengths(questions, tokenizer, length)
+    asked[split] = questions
     examples[split] = _Permuted(questions, kind, tokenizer, length, mixed=split == 'train')
-  source = registration.in_memory(_dataset, examples)
+  source = registration.in_memory(_dataset, examples, asked)
   return registration.register(name, source, registration.drawn_answers(tokenizer), tokenizer)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.data.text_config import TextConfig
+from ralm_jax.losses.option_types import Count, Seed
 from ralm_jax.tasks import registration
 
 
@@ -22,8 +23,8 @@ def jsonl_task(
   duplicate_ids: str = 'number',
   record_format: str = 'qa',
   on_error: str = 'raise',
-  shots: int | None = None,
-  shots_seed: int = 0,
+  shots: Count | None = None,
+  shots_seed: Seed = 0,
   shots_list: str | None = None,
 ) -> str:
   """Registers a question-answering task and returns its name.

@@ -64,7 +64,7 @@ def read_splits(
   loaded = {
     split: [
       question
-      for question in _with_targets(reading.read_questions(paths, **options))
+      for question in _with_targets(_noted(split, reading.read_questions(paths, **options)))
       # The numbers of a list are positions in the file.
       if _is_answered(question) or (split == 'train' and shots_list)
     ]
@@ -76,6 +76,17 @@ def read_splits(
     if not any(map(_is_answered, rows)):
       raise ValueError(f'{splits[split]} has no question with an answer to train on.')
   return {split: [row for row in rows if _is_answered(row)] for split, rows in loaded.items()}
+
+
+def _noted(split: str, questions: list[Question]) -> list[Question]:
+  """The same questions; the log says how many have no answer to train on."""
+  lacking = [question for question in questions if not question.answers]
+  if lacking:
+    logging.warning(
+      f'{split}: left out {len(lacking):,} of {len(questions):,} questions, which have no answer, '
+      f'such as {lacking[0].id!r}'
+    )
+  return questions
 
 
 def _is_answered(question: Question) -> bool:
@@ -134,22 +145,41 @@ def register_questions(
   name: str, splits: Mapping[str, Sequence[Question]], tokenizer: QueryTokenizer
 ) -> str:
   """Registers a task of questions in memory and returns its name."""
+  for split, questions in splits.items():
+    warn_of_cut_texts(split, questions, tokenizer)
   queries = functools.partial(tokenize_queries, tokenizer=tokenizer)
   steps = [queries, *drawn_answers(tokenizer)]
-  return register(name, in_memory(_dataset, splits), steps, tokenizer)
+  return register(name, in_memory(_dataset, splits, splits), steps, tokenizer)
+
+
+def warn_of_cut_texts(split: str, questions: Sequence[Question], tokenizer: QueryTokenizer) -> None:
+  """Says how many texts are longer than what is trained on; of several answers the first counts."""
+  targets = [question.target or question.answers[0] for question in questions]
+  cut = tokenizer.count_cut([question.question for question in questions], targets)
+  found = [f'{n:,} {what}' for what, n in cut.items() if n]
+  if found:
+    logging.warning(
+      f'{split}: of {len(questions):,} questions are cut: {", ".join(found)}; raise these fields '
+      'of TextConfig to train on all of them'
+    )
 
 
 def in_memory(
-  dataset_of: Callable[[Any], tf.data.Dataset], splits: Mapping[str, Sized]
+  dataset_of: Callable[[Any], tf.data.Dataset],
+  splits: Mapping[str, Sized],
+  questions: Mapping[str, Sequence[Question]],
 ) -> seqio.DataSource:
-  """A source of what each split holds."""
+  """A source of what each split holds, which was made of these questions."""
 
   def dataset(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
     del shuffle_files, seed
     return dataset_of(splits[split])
 
   sizes = {split: len(rows) for split, rows in splits.items()}
-  return seqio.FunctionDataSource(dataset, splits=list(splits), num_input_examples=sizes)
+  source = seqio.FunctionDataSource(dataset, splits=list(splits), num_input_examples=sizes)
+  # What a run that goes on must have the same (`pipeline.described`).
+  source.fingerprints = {split: reading.fingerprint(rows) for split, rows in questions.items()}
+  return source
 
 
 def drawn_answers(tokenizer: QueryTokenizer) -> list[Any]:

@@ -224,7 +224,7 @@ def test_no_such_text_file(case, trained, fails, tmp_path):
 def test_counts_are_positive(flag, trained, capsys):
   with pytest.raises(SystemExit):
     cli.main(['corpus', '--input', 'x', '--output', 'y', flag, '0'])
-  assert f'argument {flag}: must be a whole number of at least 1' in capsys.readouterr().err
+  assert f'argument {flag}: must be at least 1, not 0' in capsys.readouterr().err
 
 
 # The index and where it is served.
@@ -416,6 +416,19 @@ def test_truncated_checkpoint(trained, run_copy, fails):
 
 def _train(trained, run, **options):
   return tiny.train(trained.data, run, retrieval={'index': str(trained.index)}, steps=6, **options)
+
+
+@pytest.mark.parametrize(
+  'options, said',
+  [
+    ({'index_type': 'pq'}, r"INDEX_TYPE is 'pq', but .*index holds .* index_type is 'flat'"),
+    ({'rerank': 7}, r'IndexOptions.rerank is 7, but .*Leave it out, or name another INDEX'),
+  ],
+)
+def test_an_index_that_there_is_stays_as_it_is(options, said, trained, tmp_path):
+  index = {'index': str(trained.index), 'options': IndexOptions(**options)}
+  with pytest.raises(ValueError, match=said):
+    tiny.train(trained.data, tmp_path / 'run', retrieval=index)
 
 
 def test_resumed_with_another_model(trained, run_copy):

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 import dataclasses
 import errno
+import hashlib
 import io
 import os
+import pathlib
 import re
 from typing import Any
 
@@ -20,6 +22,7 @@ import orbax.checkpoint as ocp
 
 PyTree = Any
 _PREFIX = 'checkpoint'
+WARM_START = 'warm_start_steps'  #: in the metadata of its checkpoints
 
 
 class HostArraysHandler(ocp.CheckpointHandler):
@@ -160,6 +163,24 @@ class Checkpoints:
     args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
     return self._manager.restore(step, args=args)['metadata']
 
+  def check_metadata(self, step: int, wanted: Mapping[str, Any]) -> None:
+    """Raises ValueError where a run's settings differ from those that a checkpoint says."""
+    saved = self.metadata(step)
+    path = f'{self.directory}/checkpoint_{step}'
+    if (WARM_START in saved) != (WARM_START in wanted):
+      kind = 'a warm start' if WARM_START in saved else 'a training run'
+      raise ValueError(
+        f'{path} is of {kind}, which this is not; give another MODEL_DIR, and that checkpoint as '
+        'INITIAL_CHECKPOINT_PATH to begin with its parameters.'
+      )
+    for name, value in wanted.items():
+      if name != WARM_START and saved.get(name, value) != value:
+        raise ValueError(
+          f'{path} was trained with {name} {saved[name]}, this run has {value}: its position in '
+          'the data would mean other examples. Go on with the same, or start another MODEL_DIR '
+          'from its parameters (INITIAL_CHECKPOINT_PATH).'
+        )
+
   def restore_params(self, step: int, abstract_params: PyTree) -> PyTree:
     """The parameters alone; as `restore`."""
     self._check_shapes(step, abstract_params)
@@ -265,3 +286,17 @@ def find(path: str | os.PathLike[str]) -> tuple[str, int]:
       f'{path} holds no {_PREFIX}_<step> folder; found {sorted(os.listdir(path))[:8]}.'
     )
   return path, max(steps)
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+  """Tells a checkpoint from another of the same path; its data is not read.
+
+  Orbax names data files at random, so that the names are of this very write;
+  a copy has the same ones.
+  """
+  digest = hashlib.sha256()
+  state = pathlib.Path(path, 'state')
+  for file in sorted(state.rglob('*')):
+    if file.is_file():
+      digest.update(f'{file.relative_to(state)} {file.stat().st_size}\n'.encode())
+  return digest.hexdigest()

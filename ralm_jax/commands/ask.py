@@ -107,6 +107,9 @@ def format_answer(answer: Answer) -> str:
   """The answer and its passages, best first, for a terminal."""
   lines = [f'answer: {answer.prediction}']
   lines += [f'    or: {text}' for text, _ in answer.alternatives]
+  readers = {'query': 'the retriever', 'question': 'the reader'}
+  if cut := [readers[one] for one in answer.cut if one in readers]:
+    lines.append(f'  the question is longer than what {" and ".join(cut)} read of it')
   for rank, shown in enumerate(answer.passages, 1):
     passage = shown.passage
     scores = f'score {shown.score:.3f}  probability {shown.probability:.3f}'

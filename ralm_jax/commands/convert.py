@@ -122,14 +122,16 @@ def _parser(prog: str | None) -> Parser:
   add('--reading', choices=READINGS, help='how the reader reads (default: as the checkpoint says)')
   flags.shared(parser, 'text')
   text = 'attention heads of an Atlas retriever (default: as many as are of size 64)'
-  add('--retriever_heads', type=int, help=text)
+  add('--retriever_heads', type=flags.COUNT, help=text)
   text = 'list what maps where and what is left over; write nothing'
   add('--dry_run', action='store_true', help=text)
   add('--allow_missing', action='store_true', help='initialise missing tensors at random')
   add('--allow_unused', action='store_true', help='leave tensors out that have no place')
   text = 'compare files with the checksums that lie beside them'
   add('--verify', action=switch, default=True, help=text)
-  add('--max_shard_bytes', type=int, default=MAX_SHARD_BYTES, help='of one Hugging Face file')
+  add(
+    '--max_shard_bytes', type=flags.COUNT, default=MAX_SHARD_BYTES, help='of one Hugging Face file'
+  )
   flags.shared(parser, 'seed', help='of missing tensors')
   index = parser.add_argument_group('indexes (atlas_index=, embeddings=)')
   flags.shared(index, 'corpus', help='that was embedded (default: none)')

@@ -15,12 +15,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   add('--input', required=True, nargs='+', metavar='FILE', help=text)
   add('--output', required=True, metavar='CORPUS', help='the folder to make')
   flags.shared(parser, 'reader_vocabulary', 'retriever_vocabulary', required=True)
-  text = 'cut longer passages into equal parts of at most so many words (default: as they are)'
-  add('--max_words', type=flags.positive, help=text)
-  add('--workers', type=flags.positive, help='processes (default: one a core)')
+  text = (
+    'cut longer passages into equal parts of at most so many words, in Chinese, Japanese, Thai and '
+    'their like characters (default: as they are)'
+  )
+  add('--max_words', type=flags.COUNT, help=text)
+  add('--workers', type=flags.COUNT, help='processes (default: one a core)')
   add('--restart', action='store_true', help='discard what the folder holds')
   arguments = parser.parse_args(argv)
-  from ralm_jax.data.corpus import passage_store
+  from ralm_jax.data.corpus import cut_text, passage_store
+  from ralm_jax.data.text_config import TextConfig
 
   store = passage_store.build_corpus(
     arguments.input,
@@ -34,3 +38,5 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   print(f'{arguments.output}: {len(store):,} passages')
   if empty := store.count_empty():
     print(f'{empty:,} of them with neither text nor title, which are kept but say nothing')
+  if note := cut_text.note(store, TextConfig(), 'default lengths'):
+    print(f'note: {note}')

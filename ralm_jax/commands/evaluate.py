@@ -54,9 +54,11 @@ def _run(
     return
   metrics = _evaluate(arguments, values)
   if require_answers:
-    for name, value in metrics.items():
-      if isinstance(value, (int, float)):
-        print(f'{name:<18} ' + (str(value) if name == 'count' else f'{value:.4f}'))
+    from ralm_jax.evaluation import summary
+
+    for name, value, over in summary.numbers(metrics):
+      print(f'{name:<18} {value:.4f}{over}')
+    print(f'{"count":<18} {metrics["count"]}')
     print(f'written to {arguments.output}/predictions.jsonl and metrics.json')
   else:
     print(f'{metrics["count"]} answers in {arguments.output}/predictions.jsonl')
@@ -114,20 +116,25 @@ def _parser(prog: str | None, description: str | None) -> Parser:
   )
   text = 'MODEL_DIR of a run that is training: its checkpoints are evaluated as they come'
   add('--watch', metavar='RUN', help=f'{text} (default: --checkpoint alone)')
-  add('--until_step', type=int, help="of --watch: the step to end at (default: the run's last)")
+  add(
+    '--until_step',
+    type=flags.COUNT,
+    help="of --watch: the step to end at (default: the run's last)",
+  )
   text = 'of --watch: end when nothing new has come for so long (default: never)'
-  add('--idle_s', type=float, metavar='SECONDS', help=text)
+  add('--idle_s', type=flags.AMOUNT, metavar='SECONDS', help=text)
   flags.shared(parser, 'questions', 'record_format')
   text = 'what answers are scored by (default: that of the record format)'
   add('--metrics', choices=option_values.METRICS_FAMILIES, help=text)
+  flags.shared(parser, 'page_field', 'page_separators')
   flags.shared(parser, 'on_error')
-  add('--num_examples', type=int, help='only the first so many questions (default: all)')
-  add('--shots', type=int, help='only so many questions, chosen by hash (default: all)')
+  add('--num_examples', type=flags.COUNT, help='only the first so many questions (default: all)')
+  add('--shots', type=flags.COUNT, help='only so many questions, chosen by hash (default: all)')
   flags.shared(parser, 'shots_seed', 'text')
   text = "orders of a multiple choice's options that are averaged"
   add('--permutations', choices=option_values.PERMUTATIONS, default='cyclic', help=text)
   flags.shared(parser, *flags.SEARCH)
-  add('--generation', type=int, help='of the index (default: the current one)')
+  add('--generation', type=flags.COUNT, help='of the index (default: the current one)')
   text = 'an index; the file of questions itself; or none, closed-book'
   add('--passages_from', choices=option_values.PASSAGES_FROM, default='index', help=text)
   add('--retrieve_only', action='store_true', help='find passages and leave the reader out')
@@ -141,8 +148,8 @@ def _parser(prog: str | None, description: str | None) -> Parser:
     "fetch so many from a stale index and keep the --n_passages that the checkpoint's own encoders "
     'find best (default: no such re-ranking)'
   )
-  add('--n_candidates', type=int, help=text)
-  add('--rerank_chunk', type=int, help='candidates encoded at a time (default: all)')
+  add('--n_candidates', type=flags.COUNT, help=text)
+  add('--rerank_chunk', type=flags.COUNT, help='candidates encoded at a time (default: all)')
   add('--output', required=True, metavar='DIR', help='folder of the results')
   flags.shared(parser, 'batch_size', default=32, help='questions answered at a time')
   text = 'begin anew instead of behind the predictions of an interrupted call'

@@ -8,8 +8,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 import difflib
+import os
 import sys
 from typing import Any
+
+from ralm_jax.data.option_values import PAGE_FIELDS
+from ralm_jax.losses.option_types import Amount, Count, Number, Positive, Seed, Share, parsed
+
+# Numbers that a flag can mean, checked as it is parsed.
+COUNT, NUMBER, SEED = map(parsed, (Count, Number, Seed))
+AMOUNT, POSITIVE, SHARE, REAL = map(parsed, (Amount, Positive, Share, float))
 
 # Tables of the library, whose modules take long to import; a test compares them.
 BACKENDS = ('process', 'device')
@@ -37,13 +45,6 @@ def record_format(name: str) -> str:
   return name
 
 
-def positive(text: str) -> int:
-  """A whole number from 1 on."""
-  if not text.strip().isdecimal() or not int(text):
-    raise argparse.ArgumentTypeError(f'must be a whole number of at least 1, found {text!r}')
-  return int(text)
-
-
 def _early_stopping(text: str) -> bool | str:
   return {'true': True, 'false': False}.get(text, text)
 
@@ -68,11 +69,11 @@ _INDEX = {
     'of a running retrieval process, in place of --index (default: none)', metavar='HOST:PORT'
   ),
   'corpus': _flag("where the index's corpus is now (default: where it says)", metavar='CORPUS'),
-  'retry_for_s': _flag('how long to wait for an absent process', float, 30.0, metavar='SECONDS'),
+  'retry_for_s': _flag('how long to wait for an absent process', AMOUNT, 30.0, metavar='SECONDS'),
 }
 _SEARCH = {
   **_INDEX,
-  'n_passages': _flag('passages retrieved for a question (default: as in training)', int),
+  'n_passages': _flag('passages retrieved for a question (default: as in training)', COUNT),
   'backend': _choice(
     BACKENDS, "what searches: a process with the index (FAISS), or this program's devices, exactly"
   ),
@@ -84,25 +85,27 @@ _BUILD = {
   'index_type': _flag(
     'flat, pq, ivf_flat, ivf_pq, or a FAISS factory string such as OPQ64_256,PQ64np', default='flat'
   ),
-  'bytes_per_vector': _flag('of pq and ivf_pq', int, 64),
-  'nlist': _flag('inverted lists of ivf_* (default: about 4 times the root of the passages)', int),
+  'bytes_per_vector': _flag('of pq and ivf_pq', COUNT, 64),
+  'nlist': _flag(
+    'inverted lists of ivf_* (default: about 4 times the root of the passages)', COUNT
+  ),
   'nprobe': _flag(
-    'inverted lists that a query visits (default: twice the root of --nlist, at least 16)', int
+    'inverted lists that a query visits (default: twice the root of --nlist, at least 16)', COUNT
   ),
   'opq': _switch('rotate before quantising'),
   'rerank': _flag(
     'candidates scored exactly; 0 for none (default: 4 times the passages asked for, at least 100)',
-    int,
+    NUMBER,
   ),
 }
 _DECODING = {
-  'num_beams': _flag('sequences that a beam search keeps; 1 is no search', int, 1),
+  'num_beams': _flag('sequences that a beam search keeps; 1 is no search', COUNT, 1),
   'sample': _switch('draw tokens in place of the likeliest'),
-  'temperature': _flag('divides the logits before tokens are drawn', float, 1.0),
-  'top_k': _flag('draw among so many; 0 for all', int, 0),
-  'top_p': _flag('draw among the likeliest with so much probability together', float, 1.0),
-  'seed': _flag('of the draws', int, 0),
-  'length_penalty': _flag('above 0 favours long answers of a beam search', float, 1.0),
+  'temperature': _flag('divides the logits before tokens are drawn', POSITIVE, 1.0),
+  'top_k': _flag('draw among so many; 0 for all', NUMBER, 0),
+  'top_p': _flag('draw among the likeliest with so much probability together', SHARE, 1.0),
+  'seed': _flag('of the draws', SEED, 0),
+  'length_penalty': _flag('above 0 favours long answers of a beam search', REAL, 1.0),
   'early_stopping': _flag(
     'when a beam search ends, as in Hugging Face (default: false)',
     _early_stopping,
@@ -110,18 +113,18 @@ _DECODING = {
     choices=(True, False, 'never'),
     metavar='{true,false,never}',
   ),
-  'min_length': _flag('tokens of an answer at least', int, 0),
-  'max_length': _flag('tokens of an answer at most (default: as in training)', int),
-  'num_return': _flag('answers of each question', int, 1),
+  'min_length': _flag('tokens of an answer at least', NUMBER, 0),
+  'max_length': _flag('tokens of an answer at most (default: as in training)', COUNT),
+  'num_return': _flag('answers of each question', COUNT, 1),
   'rag_decoding': _choice(RAG_DECODINGS, 'of RAG-Sequence'),
   'candidate_chunk': _flag(
-    'answers scored at a time by thorough decoding (default: as many as there are beams)', int
+    'answers scored at a time by thorough decoding (default: as many as there are beams)', COUNT
   ),
   'decoder_prefix': _flag(
     'begins every answer; {question} is the question (default: nothing)', None, '', metavar='TEXT'
   ),
-  'decoder_prefix_length': _flag('tokens that a prefix has at most', int, 64),
-  'prefill_chunk': _flag('tokens of the prefix computed at a time', int, 128),
+  'decoder_prefix_length': _flag('tokens that a prefix has at most', COUNT, 64),
+  'prefill_chunk': _flag('tokens of the prefix computed at a time', COUNT, 128),
 }
 _OTHERS = {
   'checkpoint': _flag('MODEL_DIR (its newest), or a checkpoint_STEP in it', metavar='CKPT'),
@@ -142,7 +145,7 @@ _OTHERS = {
   'on_error': _choice(
     ('raise', 'skip'), 'what to do about a malformed record: stop, or leave it out and count it'
   ),
-  'shots_seed': _flag('of the choice of --shots', int, 0),
+  'shots_seed': _flag('of the choice of --shots', SEED, 0),
   'text': _flag(
     "fields of TextConfig, such as n_passages=40 and question_format='{question}' (default: as in "
     'the checkpoint)',
@@ -154,17 +157,36 @@ _OTHERS = {
   'reader_vocabulary': _flag(
     "the reader's spiece.model, tokenizer.json, or vocab.json beside merges.txt", metavar='FILE'
   ),
-  'retriever_vocabulary': _flag("the retriever's vocab.txt or SentencePiece model", metavar='FILE'),
-  'batch_size': _flag('encoded at a time', int),
+  'retriever_vocabulary': _flag(
+    "the retriever's vocab.txt, tokenizer.json or SentencePiece model", metavar='FILE'
+  ),
+  'batch_size': _flag('encoded at a time', COUNT),
+  'page_field': _choice(
+    PAGE_FIELDS,
+    "where passages name the pages of KILT's provenance; auto: their document (or wikipedia_id) "
+    'where they have one, else their id',
+  ),
+  'page_separators': _flag(
+    "characters of which the first ends the page's id within a passage's: with _ the passage 290_3 "
+    'is of page 290 (default: the whole id is the page)',
+    default='',
+    metavar='CHARACTERS',
+  ),
 }
 _SHARED = {**_SEARCH, **_BUILD, **_DECODING, **_OTHERS}
 INDEX, SEARCH, BUILD, DECODING = map(tuple, (_INDEX, _SEARCH, _BUILD, _DECODING))
 
 
-def shared(to: argparse._ActionsContainer, *names: str, **changes: Any) -> None:
-  """Adds flags that several commands have; `changes` are what this one says differently."""
+def shared(
+  to: argparse._ActionsContainer, *names: str, also: str | None = None, **changes: Any
+) -> None:
+  """Adds flags that several commands have; `changes` are what this one says differently.
+
+  `also` is another name of the one flag.
+  """
   for name in names:
-    to.add_argument(f'--{name}', **{**_SHARED[name], **changes})
+    aliases = [f'--{also}'] if also else []
+    to.add_argument(f'--{name}', *aliases, **{**_SHARED[name], **changes})
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -190,7 +212,12 @@ class Parser(argparse.ArgumentParser):
   def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
     argv = list(sys.argv[1:] if args is None else args)
     end = argv.index('--') if '--' in argv else len(argv)
-    return super().parse_known_args([*map(self._spelt, argv[:end]), *argv[end:]], namespace)
+    argv = [*map(self._spelt, argv[:end]), *argv[end:]]
+    found, rest = super().parse_known_args(argv, namespace)
+    for action in self._actions:
+      if action.option_strings and action.metavar != 'TEXT' and hasattr(found, action.dest):
+        setattr(found, action.dest, _from_home(getattr(found, action.dest)))
+    return found, rest
 
   def _spelt(self, argument: str) -> str:
     """A flag as it was defined; anything else as it is."""
@@ -205,6 +232,13 @@ class Parser(argparse.ArgumentParser):
     if not found:
       self.error(f'unknown flag {name}.{did_you_mean(wanted, flags)}')
     return f'{found[0]}{equals}{value}' if len(found) == 1 else argument
+
+
+def _from_home(value: Any) -> Any:
+  """A path that a shell leaves as it is in `--flag=~/path`."""
+  if isinstance(value, list):
+    return list(map(_from_home, value))
+  return os.path.expanduser(value) if isinstance(value, str) and value[:2] == '~/' else value
 
 
 def _underscored(flag: str) -> str:

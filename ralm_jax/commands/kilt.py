@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ralm_jax.commands import flags
-from ralm_jax.data.option_values import PAGE_FIELDS
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -17,13 +16,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   text = "of the questions; FEVER's true and false become SUPPORTS and REFUTES again"
   add('--record_format', required=True, choices=flags.KILT_FORMATS, help=text)
   add('--output', required=True, metavar='FILE', help='the file to write')
-  text = 'where a passage names its page; auto: its document, else its id up to a separator'
-  add('--page_field', choices=PAGE_FIELDS, default='auto', help=text)
-  text = "what ends a page's id within a passage's"
-  add('--separators', default='_#-:', metavar='CHARACTERS', help=text)
+  flags.shared(parser, 'page_field')
+  flags.shared(parser, 'page_separators', also='separators')
   add('--with_text', action='store_true', help='write every passage with its text')
   arguments = parser.parse_args(argv)
   from ralm_jax.evaluation import kilt_predictions
+  from ralm_jax.evaluation.kilt_predictions import PageOptions
 
-  count = kilt_predictions.write(**vars(arguments))
+  values = vars(arguments)
+  pages = PageOptions(values.pop('page_field'), values.pop('page_separators'))
+  count = kilt_predictions.write(**values, pages=pages)
   print(f'{arguments.output}: {count:,} predictions')

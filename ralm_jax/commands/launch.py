@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+import os
 import sys
 from typing import Any
 
+from ralm_jax.commands import flags
 from ralm_jax.commands.flags import Parser
 
 _GIN = '--gin.'
@@ -31,8 +33,16 @@ def parser(prog: str | None, description: str | None) -> Parser:
   text = 'initialise jax.distributed from the environment (TPU pod, Slurm)'
   add('--multihost', action='store_true', help=text)
   add('--coordinator_address', help='host:port of process 0 (default: one process, or --multihost)')
-  add('--process_count', type=int, help='of --coordinator_address (default: from the environment)')
-  add('--process_index', type=int, help="this process's number (default: from the environment)")
+  add(
+    '--process_count',
+    type=flags.COUNT,
+    help='of --coordinator_address (default: from the environment)',
+  )
+  add(
+    '--process_index',
+    type=flags.NUMBER,
+    help="this process's number (default: from the environment)",
+  )
   return made
 
 
@@ -43,7 +53,8 @@ def parse(own: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
   from ralm_jax.runs import gin_config
 
   arguments.gin_bindings += gin_config.split_gin_arguments(argv)[1]
-  arguments.gin_search_paths = arguments.gin_search_paths.split(',')
+  paths = arguments.gin_search_paths.split(',')
+  arguments.gin_search_paths = [os.path.expanduser(path) for path in paths]
   if not arguments.gin_file:
     own.error('give a configuration, e.g. --gin_file=gin_configs/recipes/qed_tiny.gin')
   return arguments

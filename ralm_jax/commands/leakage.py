@@ -24,10 +24,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   add('--predictions', metavar='predictions.jsonl', help=text)
   add('--output', required=True, metavar='NAME.jsonl', help='file that gets a line a question')
   text = 'a passage holds a question if one run of its words is so much of it'
-  add('--span_share', type=float, default=0.75, help=text)
+  add('--span_share', type=flags.SHARE, default=0.75, help=text)
   text = 'two questions are near copies from this Jaccard similarity on'
-  add('--word_overlap', type=float, default=0.8, help=text)
-  add('--min_words', type=int, default=5, help='shorter questions are not looked for in the corpus')
+  add('--word_overlap', type=flags.SHARE, default=0.8, help=text)
+  add(
+    '--min_words',
+    type=flags.NUMBER,
+    default=5,
+    help='shorter questions are not looked for in the corpus',
+  )
   flags.shared(parser, 'on_error')
   arguments = parser.parse_args(argv)
   from ralm_jax.evaluation import leakage
@@ -38,7 +43,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   if arguments.training:
     record_format = arguments.training_format or arguments.record_format
     training = QuestionOptions(arguments.training, record_format, on_error=arguments.on_error)
-  summary = leakage.report(
+  found = leakage.report(
     QuestionOptions(arguments.questions, arguments.record_format, on_error=arguments.on_error),
     arguments.output,
     training=training,
@@ -46,17 +51,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     predictions=arguments.predictions,
     settings=Settings(arguments.word_overlap, arguments.span_share, arguments.min_words),
   )
-  _print(summary)
+  _print(found)
   print(f'written to {arguments.output}, and its summary and clean_ids beside it')
 
 
-def _print(summary: dict[str, Any]) -> None:
-  count = summary['count']
-  for name, value in summary.items():
+def _print(found: dict[str, Any]) -> None:
+  from ralm_jax.evaluation import summary
+
+  count = found['count']
+  for name, value in found.items():
     if isinstance(value, int):
       share = '' if name == 'count' else f'{value / count:8.1%}'
       print(f'{name:<22}{value:>9,}{share}')
-  for part, scores in summary.get('scores', {}).items():
-    means = [(name, value) for name, value in scores.items() if isinstance(value, float)]
-    shown = '  '.join(f'{name} {value:.4f}' for name, value in means)
+  for part, scores in found.get('scores', {}).items():
+    shown = '  '.join(f'{name} {value:.4f}{over}' for name, value, over in summary.numbers(scores))
     print(f'{part:<22}{scores["count"]:>9,}  {shown}')

@@ -51,7 +51,7 @@ def _parser(prog: str | None) -> Parser:
   add('--from', dest='sources', metavar='[PART=]PATH', help=text, **several)
   add('--output', required=True, metavar='DIR', help='the folder to make')
   text = 'also write train.N-shot.jsonl, chosen by hash (default: no such file)'
-  add('--shots', type=int, metavar='N', help=text)
+  add('--shots', type=flags.COUNT, metavar='N', help=text)
   flags.shared(parser, 'shots_seed')
   text = (
     'the shots as somebody else has chosen them: a JSON list, or one a line, of places in the '
@@ -60,12 +60,12 @@ def _parser(prog: str | None) -> Parser:
   add('--shots_list', metavar='FILE', help=text)
   flags.shared(parser, 'on_error')
   text = 'of train that becomes dev where no file says what does (default: 0.1)'
-  add('--dev_fraction', type=float, help=text)
-  add('--test_fraction', type=float, help='likewise, for jeopardy (default: 0.2)')
+  add('--dev_fraction', type=flags.SHARE, help=text)
+  add('--test_fraction', type=flags.SHARE, help='likewise, for jeopardy (default: 0.2)')
   text = 'whose answers differ; none for all questions of templama (default: 2017 2020)'
   add('--years', nargs='*', help=text)
   text = "questions of MMLU's auxiliary ones for validation (default: 5000)"
-  add('--auxiliary_valid', type=int, help=text)
+  add('--auxiliary_valid', type=flags.NUMBER, help=text)
   add('--overwrite', action='store_true', help='take the place of an earlier output')
   add = parser.add_argument_group('download').add_argument
   add('--download', action='store_true', help='fetch from the publisher')

@@ -18,15 +18,15 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   add('--model_dir', required=True, metavar='RUN', help='MODEL_DIR of the run that is followed')
   flags.shared(parser, 'index', 'retrieval_address', 'corpus')
   text = 'publish when the run is so many steps further (default: every checkpoint)'
-  add('--every_steps', type=int, default=1, metavar='N', help=text)
+  add('--every_steps', type=flags.COUNT, default=1, metavar='N', help=text)
   text = 'how often a new checkpoint is looked for'
-  add('--poll_s', type=float, default=10.0, metavar='SECONDS', help=text)
+  add('--poll_s', type=flags.POSITIVE, default=10.0, metavar='SECONDS', help=text)
   add('--once', action='store_true', help='publish the newest checkpoint and stop')
   text = 'stop when a checkpoint of this step is published (default: run until interrupted)'
-  add('--stop_after_steps', type=int, metavar='TOTAL', help=text)
+  add('--stop_after_steps', type=flags.COUNT, metavar='TOTAL', help=text)
   flags.shared(parser, 'batch_size', default=256, help='passages encoded at a time')
   text = 'newest generations kept in INDEX, besides pinned ones'
-  add('--keep_generations', type=int, default=2, help=text)
+  add('--keep_generations', type=flags.COUNT, default=2, help=text)
   flags.shared(parser, 'retry_for_s', default=300.0)
   arguments = parser.parse_args(argv)
   from ralm_jax.runs import following

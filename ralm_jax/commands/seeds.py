@@ -17,6 +17,7 @@ from typing import Any
 
 from ralm_jax.files import atomic_files
 from ralm_jax.jobs import report
+from ralm_jax.jobs.inputs import Fingerprints
 from ralm_jax.jobs.report import Result
 from ralm_jax.runs import gin_config
 
@@ -25,6 +26,7 @@ _SEED, _DIRECTORY, _STEPS = 'RANDOM_SEED', 'MODEL_DIR', 'TRAIN_STEPS'
 _INDEX, _ADDRESS = 'INDEX', 'RETRIEVAL_ADDRESS'
 _REFRESH, _FOLLOW = 'REFRESH_INDEX', 'FOLLOW_CURRENT'
 _EVALUATES = ('EVAL_QUESTIONS', 'EVAL_PERIOD')
+_QUESTIONS = ('TRAIN_QUESTIONS', 'EVAL_QUESTIONS')
 _CHECKPOINT = re.compile(r'checkpoint_(\d+)')
 _CHANGES_SHOWN = 3
 
@@ -57,7 +59,17 @@ class _Configuration:
 
     self.parse()
     values: dict[str, Any] = {}
-    for name in (_SEED, _DIRECTORY, _STEPS, _INDEX, _ADDRESS, _REFRESH, _FOLLOW, *_EVALUATES):
+    for name in (
+      _SEED,
+      _DIRECTORY,
+      _STEPS,
+      _INDEX,
+      _ADDRESS,
+      _REFRESH,
+      _FOLLOW,
+      *_EVALUATES,
+      *_QUESTIONS,
+    ):
       try:
         values[name] = gin.query_parameter(f'%{name}')
       except ValueError:
@@ -73,8 +85,10 @@ class _Configuration:
     """Lines that tell one configuration from another, wherever the run lies."""
     import gin
 
-    neutral = [f"{_DIRECTORY} = ''", *([f'{_STEPS} = 0'] if without_steps else [])]
-    self.with_bindings(*neutral).parse()
+    self.parse()
+    gin.bind_parameter(f'%{_DIRECTORY}', '')
+    if without_steps:
+      gin.bind_parameter(f'%{_STEPS}', 0)
     return gin.config_str().splitlines()
 
 
@@ -112,6 +126,8 @@ def train_seeds(
   directory = str(macros[_DIRECTORY])
   index = _own_index(macros)
   steps = macros[_STEPS] if isinstance(macros[_STEPS], int) else None
+  files = Fingerprints()
+  questions = {name: files.of_files(macros[name]) for name in _QUESTIONS if macros[name]}
   unfinished = []
   for seed in chosen:
     folder = os.path.join(directory, f'seed_{seed}')
@@ -122,6 +138,7 @@ def train_seeds(
       'seed': seed,
       'steps': steps,
       'configuration': own.lines(without_steps=steps is not None),
+      'questions': questions,
     }
     if _is_finished(folder, description):
       logging.info('%s is finished already.', folder)
@@ -242,6 +259,11 @@ def _is_finished(folder: str, description: dict[str, Any]) -> bool:
     line
     for line in difflib.unified_diff(configuration, description['configuration'], n=0, lineterm='')
     if re.match(r'[-+](?![-+]{2} ).', line)
+  ]
+  changes += [
+    f'the files of {name} hold something else'
+    for name, files in found.get('questions', {}).items()
+    if files != description['questions'].get(name)
   ]
   if steps != description['steps']:
     if None not in (steps, description['steps']) and steps < description['steps']:

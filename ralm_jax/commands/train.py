@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ralm_jax.commands import launch
+from ralm_jax.commands import flags, launch
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     'train with the seeds 0 to N - 1, one after another, into MODEL_DIR/seed_0, ..., and print '
     'mean and standard deviation (default: one run, with RANDOM_SEED)'
   )
-  parser.add_argument('--seeds', type=int, metavar='N', help=text)
+  parser.add_argument('--seeds', type=flags.COUNT, metavar='N', help=text)
   arguments = launch.parse(parser, argv)
   if arguments.seeds is None:
     from ralm_jax.runs import training

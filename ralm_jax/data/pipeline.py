@@ -24,6 +24,8 @@ from ralm_jax.data.corpus import passage_ids
 from ralm_jax.data.corpus.passage_ids import RowsOfIds
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.features import RetrievalFeatureConverter
+from ralm_jax.losses import option_types
+from ralm_jax.losses.option_types import Count, Seed
 
 # The accelerators belong to JAX.
 tf.config.set_visible_devices([], 'GPU')
@@ -35,16 +37,19 @@ class DatasetConfig:
 
   mixture_or_task_name: Any  #: registered with seqio, or a Mixture or Task
   #: tokens of `query`, `reader_query` and `targets`; None takes them from the model's TextConfig
-  task_feature_lengths: Mapping[str, int] | None = None
+  task_feature_lengths: Mapping[str, Count] | None = None
   split: str = 'train'
-  batch_size: int = 8  #: over all processes
+  batch_size: Count = 8  #: over all processes
   shuffle: bool = True
-  seed: int = 0  #: of shuffling and of random preprocessors
+  seed: Seed = 0  #: of shuffling and of random preprocessors
   use_cached: bool = False  #: read seqio's cache of the task
   module: str | None = None  #: imported first, to register tasks
   #: what makes a task of ours of its files where only its name is given, such as `qa.jsonl_task`
   #: with its arguments bound.
   make_task: Callable[..., str] | None = None
+
+  def __post_init__(self):
+    option_types.check_fields(self)
 
 
 class UnboundTask(seqio.Task):
@@ -108,7 +113,9 @@ class DatasetIterator:
   The position is TensorFlow's iterator checkpoint, shuffle buffer included: cheap at any step.
   """
 
-  def __init__(self, dataset: tf.data.Dataset):
+  def __init__(self, dataset: tf.data.Dataset, examples: str = ''):
+    """`examples` says of what content they are, see `described`."""
+    self.examples = examples
     self._iterator = iter(dataset)
     self._rows_of: RowsOfIds | None = None
     self._closed_book = False
@@ -235,7 +242,16 @@ def get_dataset_iterator(
   )
   options = tf.data.Options()
   options.deterministic = True
-  return DatasetIterator(dataset.with_options(options))
+  return DatasetIterator(dataset.with_options(options), described(task, config.split))
+
+
+def described(task: seqio.Task | seqio.Mixture, split: str) -> str:
+  """Tells tasks apart: ours by what they hold, others by name."""
+  if isinstance(task, seqio.Mixture):
+    parts = (f'{task.get_rate(one):g} × {described(one, split)}' for one in task.tasks)
+    return ', '.join(sorted(parts))
+  known = getattr(task.source, 'fingerprints', {})
+  return known.get(split) or f'task {task.name}'
 
 
 def _completed(task: seqio.Task | seqio.Mixture) -> seqio.Task | seqio.Mixture:

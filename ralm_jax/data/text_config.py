@@ -7,6 +7,8 @@ import dataclasses
 from typing import Any
 
 from ralm_jax.data.text import templates
+from ralm_jax.losses import option_types
+from ralm_jax.losses.option_types import Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,26 +24,23 @@ class TextConfig:
   #: one passage for the retriever, from `{title}`, `{text}`; DPR's is
   #: `templates.DPR_RETRIEVER_FORMAT`.
   retriever_format: str = templates.RETRIEVER_FORMAT
-  query_length: int = 64  #: retriever tokens of a query, special tokens included
-  reader_query_length: int = 64  #: reader tokens of a query
-  passage_length: int = 200  #: reader tokens of query and passage together
-  retriever_passage_length: int = 200  #: retriever tokens of a passage
-  target_length: int = 32  #: reader tokens of a target, the end of sequence included
-  n_passages: int = 20  #: passages retrieved for a question
+  query_length: Count = 64  #: retriever tokens of a query, special tokens included
+  reader_query_length: Count = 64  #: reader tokens of a query
+  passage_length: Count = 200  #: reader tokens of query and passage together
+  retriever_passage_length: Count = 200  #: retriever tokens of a passage
+  target_length: Count = 32  #: reader tokens of a target, the end of sequence included
+  n_passages: Count = 20  #: passages retrieved for a question
   #: reader tokens of a multiple-choice prompt, of which longer questions keep their end (Atlas)
-  choice_prompt_length: int = 356
+  choice_prompt_length: Count = 356
 
   def __post_init__(self):
+    option_types.check_fields(self)
     for name, format, field in (
       ('question_format', self.question_format, '{question}'),
       ('target_format', self.target_format, '{answer}'),
     ):
       if field not in format:
         raise ValueError(f'TextConfig.{name} {format!r} must contain {field}.')
-    for length in dataclasses.fields(self):
-      value = getattr(self, length.name)
-      if length.type == 'int' and value < 1:
-        raise ValueError(f'TextConfig.{length.name} must be at least 1, not {value}.')
 
   @property
   def closed_book(self) -> bool:
@@ -65,7 +64,7 @@ def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
         f'--text {argument}: expected FIELD=VALUE, the field one of {", ".join(types)}.'
       )
     try:
-      fields[name] = int(value) if types[name] == 'int' else value
+      fields[name] = int(value) if types[name] == 'Count' else value
     except ValueError:
       raise ValueError(f'--text {argument}: {value!r} is no number.') from None
   return fields

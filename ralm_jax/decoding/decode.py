@@ -26,7 +26,7 @@ def decode(
 
   Every example of the batch is decoded as if it were alone, and the loop ends
   with the last of them. Lengths and forced tokens are those of `Constraints`;
-  `rng` is needed with `options.sample`, and not read without.
+  `rng`, a key or one an example, is needed with `options.sample`, and not read without.
 
   Raises:
     ValueError: `min_length` above `max_length`, an id outside the vocabulary,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ralm_jax.decoding.options import DecodingOptions
 from ralm_jax.decoding.rows import Choose
-from ralm_jax.losses.array_types import Array, Bool, Float, Int
+from ralm_jax.losses.array_types import Array, Bool, Float, Int, Shaped
 
 Scores = Float[Array, '*b v']
 
@@ -77,10 +77,27 @@ def warp(scores: Scores, options: DecodingOptions) -> Scores:
   return scores
 
 
-def draw(options: DecodingOptions, rng: Array) -> Choose:
-  """Draws every token by a key of its step, rows independently of each other."""
+def draw(options: DecodingOptions, rng: Shaped[Array, '*b']) -> Choose:
+  """Draws every token by a key of its own: of its example, row and step.
+
+  `rng` are the keys of the examples, or one that they are split from. With keys of their own, what
+  an example draws depends neither on its batch nor on how many rows are drawn.
+  """
 
   def choose(scores: Float[Array, 'b rows v'], step: Int[Array, '']) -> Int[Array, 'b rows']:
-    return jax.random.categorical(jax.random.fold_in(rng, step), warp(scores, options), axis=-1)
+    batch, rows, _ = scores.shape
+    of_examples = rng if rng.ndim else jax.random.split(rng, batch)
+    keys = fold_in(fold_in(of_examples, jnp.arange(rows)), step)
+    return jax.vmap(jax.vmap(jax.random.categorical))(keys, warp(scores, options))
 
   return choose
+
+
+def fold_in(keys: Shaped[Array, '*b'], numbers: Int[Array, '*n']) -> Shaped[Array, '*b *n']:
+  """Every key with every number folded in."""
+  fold = jax.random.fold_in
+  for _ in range(numbers.ndim):
+    fold = jax.vmap(fold, (None, 0))
+  for _ in range(keys.ndim):
+    fold = jax.vmap(fold, (0, None))
+  return fold(keys, numbers)

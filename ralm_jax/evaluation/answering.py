@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import hashlib
 
 import numpy as np
 
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.decoding.options import DecodingOptions
-from ralm_jax.evaluation import option_fields
-from ralm_jax.losses.array_types import Int
+from ralm_jax.losses import option_types
+from ralm_jax.losses.array_types import Int, Shaped
+from ralm_jax.losses.option_types import Count, Seed
 from ralm_jax.models import generation
 from ralm_jax.models.readings import READINGS
 
@@ -22,24 +24,20 @@ class AnswerOptions:
   decoding: DecodingOptions = DecodingOptions()
   rag_decoding: str = 'thorough'  #: of RAG-Sequence; or 'fast'
   #: Of thorough decoding: candidates scored at a time; None for as many as beams.
-  candidate_chunk: int | None = None
-  max_length: int | None = None  #: tokens of an answer at most; None for those of a target
+  candidate_chunk: Count | None = None
+  max_length: Count | None = None  #: tokens of an answer at most; None for those of a target
   #: Text that every answer begins with, not part of it; `{question}` stands for the question.
   decoder_prefix: str = ''
-  decoder_prefix_length: int = 64  #: tokens a prefix has at most
-  prefill_chunk: int = 128  #: tokens of the prefix computed at a time
-  seed: int = 0  #: of the draws
+  decoder_prefix_length: Count = 64  #: tokens a prefix has at most
+  prefill_chunk: Count = 128  #: tokens of the prefix computed at a time
+  seed: Seed = 0  #: of the draws
 
   def __post_init__(self):
     if self.rag_decoding not in generation.RAG_DECODINGS:
       raise ValueError(
         f'rag_decoding {self.rag_decoding!r} is unknown; choose one of {generation.RAG_DECODINGS}.'
       )
-    option_fields.check_at_least_1(
-      self, 'decoder_prefix_length', 'prefill_chunk', 'max_length', 'candidate_chunk'
-    )
-    if not 0 <= self.seed < 2**32:
-      raise ValueError(f'seed must be from 0 to 2**32 - 1, got {self.seed}.')
+    option_types.check_fields(self)
 
   def check_reading(self, reading: str) -> None:
     """Raises ValueError for a choice that has no effect on such a reader."""
@@ -52,6 +50,19 @@ class AnswerOptions:
         + (' and answers are drawn' if self.decoding.sample else '')
         + ', where it has no effect.'
       )
+
+  def draw_keys(self, questions: Sequence[str], size: int) -> Shaped[np.ndarray, '{size} 2'] | None:
+    """Key data of the draws of at most `size` questions, or None where nothing is drawn.
+
+    They are of the seed and of what is asked, wherever and beside whatever it is.
+    """
+    if not self.decoding.sample:
+      return None
+    keys = np.zeros((size, 2), np.uint32)
+    for i, question in enumerate(questions):
+      digest = hashlib.sha256(f'{self.seed} {question}'.encode()).digest()
+      keys[i] = np.frombuffer(digest[:8], '<u4')
+    return keys
 
   def prefixes(
     self, questions: Sequence[str], size: int, tokenizer: QueryTokenizer

@@ -19,6 +19,7 @@ from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.evaluation import gathering, records
 from ralm_jax.evaluation.evaluator import Evaluator, Predictor
+from ralm_jax.evaluation.kilt_predictions import PageOptions
 from ralm_jax.evaluation.records import Answer
 from ralm_jax.evaluation.scores import by_task
 from ralm_jax.files import progress as progress_lib
@@ -151,7 +152,7 @@ class ChoiceEvaluator(Predictor):
       batch = [item for _, item in zip(range(size), waiting)]
       answered += self._answers(params, letters, batch)
       while question and len(answered) >= (n := len(self._orders(question))):
-        yield _record(question, answered[:n])
+        yield _record(question, answered[:n], self._evaluator.scoring)
         del answered[:n]
         question = next(unfinished, None)
 
@@ -177,6 +178,13 @@ class ChoiceEvaluator(Predictor):
       for question, order in batch
     ]
     retrieved, found = self._evaluator.find(params, shown)
+    # Of a prompt that is too long the question lost its beginning.
+    found = [
+      answer
+      if one.question.startswith(question.question.strip())
+      else dataclasses.replace(answer, cut=tuple(dict.fromkeys((*answer.cut, 'question'))))
+      for (question, _), one, answer in zip(batch, shown, found)
+    ]
     arrays = self._evaluator.reader_batch(shown, retrieved)
     logits = partitioning.local_rows(letters.score(params, self._partitioner.put_batch(arrays)))
     # Tokens of the letter with the largest logit.
@@ -212,7 +220,9 @@ def check(
     multiple_choice.check_lengths(questions, tokenizer, tokenizer.text.choice_prompt_length)
 
 
-def _record(question: Question, answers: Sequence[_OrderAnswer]) -> dict[str, Any]:
+def _record(
+  question: Question, answers: Sequence[_OrderAnswer], pages: PageOptions
+) -> dict[str, Any]:
   """The object of one line of `predictions.jsonl`."""
   letters = multiple_choice.LETTERS
   result = combine(
@@ -220,7 +230,7 @@ def _record(question: Question, answers: Sequence[_OrderAnswer]) -> dict[str, An
     [answer.order for answer in answers],
     np.stack([answer.logits for answer in answers]),
   )
-  record = records.prediction_record(question, answers[0].found, METRICS)
+  record = records.prediction_record(question, answers[0].found, METRICS, pages)
   metrics = record.pop('metrics')  # Of the passages alone.
   return {
     **record,

@@ -116,11 +116,10 @@ class Evaluator(Predictor):
     else:
       raise ValueError('The model reads passages; give an index (--index or --retrieval_address).')
     self._answering = answering
-    self._scoring = scoring
+    self.scoring = scoring
     self._predict = partitioner.partition_rows(self._decode)
     self._score = partitioner.partition_rows(spec.model.score)
     self._effects = partitioner.partition_rows(spec.model.passage_effects)
-    self._batches = 0
 
   @property
   def store(self) -> Any:
@@ -132,7 +131,7 @@ class Evaluator(Predictor):
     """Names what passages are taken from, as it is now."""
     return self._source.name
 
-  def _decode(self, params: PyTree, batch: ReaderBatch, key: jax.Array) -> Decoded:
+  def _decode(self, params: PyTree, batch: ReaderBatch) -> Decoded:
     chosen, model = self._answering, self.spec.model
     return model.predict(
       params,
@@ -142,7 +141,7 @@ class Evaluator(Predictor):
       rag_decoding=chosen.rag_decoding,
       candidate_chunk=chosen.candidate_chunk,
       prefill_chunk=chosen.prefill_chunk,
-      rng=jax.random.wrap_key_data(key) if chosen.decoding.sample else None,
+      rng=None if batch.draw_keys is None else jax.random.wrap_key_data(batch.draw_keys),
     )
 
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:
@@ -152,14 +151,13 @@ class Evaluator(Predictor):
   def answer(self, params: PyTree, questions: Sequence[Question | str]) -> list[Answer]:
     """Answers at most `size` questions; every process calls it as often, with its own."""
     retrieved, found = self.find(params, questions)
-    if self._scoring.retrieve_only:
+    if self.scoring.retrieve_only:
       return found
     tokenizer = self.spec.tokenizer
     batch = self.reader_batch(questions, retrieved)
-    # Another draw for each batch, the same for the same list of questions.
-    key = np.asarray([self._answering.seed, self._batches], np.uint32)
-    self._batches += 1
-    output = self._predict(params, self.partitioner.put_batch(batch), key)
+    keys = self._answering.draw_keys(list(map(passage_sources.question_text, questions)), self.size)
+    keyed = _with_arrays(batch, draw_keys=keys)
+    output = self._predict(params, self.partitioner.put_batch(keyed))
     tokens, log_probs = map(partitioning.local_rows, (output.tokens, output.log_probs))
     answers = []
     for rows, own, one in zip(tokens, log_probs, found):
@@ -178,11 +176,19 @@ class Evaluator(Predictor):
     passages: list[tuple[AnsweredPassage, ...]] = [()] * len(questions)
     n_passages = 0
     if not self._closed_book:
-      passages = self._passages(retrieved, len(questions))
+      passages = self._passages(retrieved, questions)
       n_passages = retrieved.rows.shape[1]
-    return retrieved, [
+    answers = [
       Answer(None, None, shown, n_passages, retrieved.index_id, retrieved.generation)
       for shown in passages
+    ]
+    return retrieved, [
+      dataclasses.replace(
+        answer,
+        cut=self.spec.tokenizer.cut(passage_sources.question_text(question)),
+        unknown_gold_ids=self._source.unknown_gold(question),
+      )
+      for question, answer in zip(questions, answers)
     ]
 
   def reader_batch(
@@ -214,9 +220,9 @@ class Evaluator(Predictor):
     answers: list[Answer],
   ) -> list[Answer]:
     """Adds losses of targets, and effects of passages on `tokens`, where asked for."""
-    if self._scoring.with_loss:
+    if self.scoring.with_loss:
       answers = self._with_losses(params, batch, questions, answers)
-    if self._scoring.passage_effects:
+    if self.scoring.passage_effects:
       answers = self._with_effects(params, batch, tokens, answers)
     return answers
 
@@ -248,8 +254,14 @@ class Evaluator(Predictor):
     mask[len(targets) :] = False
     log_probs = self._of_targets(self._score, params, batch, tokens, mask)
     return [
-      dataclasses.replace(answer, loss=float(-log_prob / n)) if n else answer
-      for answer, log_prob, n in zip(answers, log_probs, mask.sum(-1))
+      dataclasses.replace(
+        answer,
+        loss=float(-log_prob / n),
+        cut=(*answer.cut, *['target'] * self.spec.tokenizer.cuts_target(target)),
+      )
+      if n
+      else answer
+      for answer, target, log_prob, n in zip(answers, targets, log_probs, mask.sum(-1))
     ]
 
   def _with_effects(
@@ -270,14 +282,24 @@ class Evaluator(Predictor):
       for answer, own in zip(answers, effects)
     ]
 
-  def _passages(self, retrieved: Retrieved, count: int) -> list[tuple[AnsweredPassage, ...]]:
+  def _passages(
+    self, retrieved: Retrieved, questions: Sequence[Question | str]
+  ) -> list[tuple[AnsweredPassage, ...]]:
     probabilities = retrieved.probabilities(self.spec.model.score_divisor)
+    count, k = len(questions), retrieved.rows.shape[1]
     stored = self._source.store.passages(retrieved.rows[:count].ravel())
-    k = retrieved.rows.shape[1]
+    queries = self.spec.tokenizer.batch(
+      list(map(passage_sources.question_text, questions)), size=count
+    )
+    read = self._source.assembler.characters_read(queries, retrieved.rows[:count], stored)
     return [
       tuple(
         AnsweredPassage(
-          stored[i * k + j], float(retrieved.scores[i, j]), float(probabilities[i, j])
+          stored[i * k + j],
+          float(retrieved.scores[i, j]),
+          float(probabilities[i, j]),
+          None,
+          *read[i * k + j],
         )
         for j in range(k)
         if retrieved.rows[i, j] >= 0
@@ -289,11 +311,10 @@ class Evaluator(Predictor):
     self, params: PyTree, questions: Sequence[Question], *, done: int = 0, progress: bool = False
   ) -> Iterator[dict[str, Any]]:
     """See `Predictor.predictions`."""
-    self._batches = done
     mine = list(gathering.parts(questions, self.batch_size, process=jax.process_index(), done=done))
     for part in progress_lib.bar(mine, desc='answering', unit=' batches', show=progress):
       for question, answer in zip(part, self.answer(params, part)):
-        yield records.prediction_record(question, answer, self.metrics)
+        yield records.prediction_record(question, answer, self.metrics, self.scoring)
 
   def retrieval_recall(self, params: PyTree, questions: Sequence[Question], *, k: int) -> float:
     """Share of questions with a gold passage in the first k; ValueError if none has any."""

@@ -10,34 +10,55 @@ Wikipedia pages it was given, best first:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
 import json
+import logging
 import os
 from typing import Any
 
 from ralm_jax.data.corpus import passages as passages_lib
 from ralm_jax.data.option_values import PAGE_FIELDS
 from ralm_jax.data.questions.formats import kilt
+from ralm_jax.evaluation import summary
 from ralm_jax.files import atomic_files, json_records
 
-SEPARATORS = '_#-:'
+
+@dataclasses.dataclass(frozen=True)
+class PageOptions:
+  """How passages name the pages that KILT's provenance means."""
+
+  #: Where a passage names its page: 'document', 'id' or 'title'; 'auto' is its document where it
+  #: has one, else its id.
+  page_field: str = 'auto'
+  #: Characters of which the first ends the page's id within a passage's: with '_' the passage
+  #: '290_3' is of page 290. Without any the whole id is the page's.
+  page_separators: str = ''
+
+  def __post_init__(self):
+    if self.page_field not in PAGE_FIELDS:
+      raise ValueError(
+        f'the page field is {self.page_field!r}; it must be one of {", ".join(PAGE_FIELDS)}'
+      )
+
+  def page_of(self, passage: Mapping[str, Any]) -> str:
+    """The page of a passage of a prediction record."""
+    return page_of(passage, self.page_field, self.page_separators)
 
 
-def page_of(passage: Mapping[str, Any], field: str = 'auto', separators: str = SEPARATORS) -> str:
-  """The page a passage of a prediction is of, as provenance names it.
+def page_of(passage: Mapping[str, Any], field: str = 'auto', separators: str = '') -> str:
+  """The page a passage of a prediction is of, see `PageOptions`.
 
-  The field says where the page's id is: in `document`; in `id`, up to the first of the `separators`
-  ('290_3', '290#1' and '290-0' are of page 290); or in `title`, for data whose provenance names
-  titles. 'auto' takes `document` where there is one, and else `id`. Without separators the whole id
-  counts, but for the number of a part that `max_words` cut ('#1').
+  The number of a part that `max_words` cut ('#1') belongs to no page's id. A separator that an id
+  begins with ends nothing.
   """
-  if field not in PAGE_FIELDS:
-    raise ValueError(f'the page field is {field!r}; it must be one of {", ".join(PAGE_FIELDS)}')
   document = str(passage.get('document') or '').strip()
   if field == 'document' or (field == 'auto' and document):
     return document
   if field == 'title':
     return str(passage.get('title') or '').strip()
-  identifier = passages_lib.source_id(str(passage.get('id') or '').strip())
+  # Predictions say of what an id ending in a number is a part, but older ones.
+  whole = passage.get('part_of') or passages_lib.source_id(str(passage.get('id') or '').strip())
+  identifier = str(whole).strip()
   # What begins with a separator has no page before it: the whole id it is.
   ends = [end for character in separators if (end := identifier.find(character)) > 0]
   return identifier[: min(ends)] if ends else identifier
@@ -48,16 +69,14 @@ def write(
   output: str | os.PathLike,
   *,
   record_format: str,
-  page_field: str = 'auto',
-  separators: str = SEPARATORS,
+  pages: PageOptions = PageOptions(),
   with_text: bool = False,
 ) -> int:
   """Turns a predictions.jsonl into a file of KILT's; returns how many there are.
 
   An existing output is replaced, atomically. Of 'kilt_fever' true and false go back to
-  SUPPORTS and REFUTES; any other text stays as it is. For `page_field` and `separators`
-  see `page_of`. `with_text` writes every passage with its text, which the scorer's
-  answer-in-context needs; else each page stands once.
+  SUPPORTS and REFUTES; any other text stays as it is. `with_text` writes every passage with its
+  text, which the scorer's answer-in-context needs; else each page stands once.
 
   Raises:
     ValueError: an unknown format or field, the output is the predictions, no prediction at all, a
@@ -72,6 +91,7 @@ def write(
       'name another file'
     )
   seen: dict[str, int] = {}
+  known: list[dict[str, Any]] = []  # of questions whose pages are known
   with atomic_files.replacing(os.fspath(output)) as aside:
     with open(aside, 'w', encoding='utf-8') as file:
       for line, record in json_records.read_json_lines(path):
@@ -84,14 +104,19 @@ def write(
           )
         seen[record['id']] = line
         shown = record.get('passages') or []
+        if record.get('provenance'):
+          found = list(map(pages.page_of, shown))
+          known.append({'pages': found, 'provenance': record['provenance']})
         entry = {
           'answer': kilt.published_answer(record['prediction'].strip(), record_format),
-          'provenance': list(_provenance(shown, where, page_field, separators, with_text)),
+          'provenance': list(_provenance(shown, where, pages, with_text)),
         }
         row = {'id': record['id'], 'output': [entry]}
         file.write(json.dumps(row, ensure_ascii=False) + '\n')
     if not seen:
       raise ValueError(f'{path}: holds no predictions')
+  for note in summary.notes({'count': len(seen), 'noted': summary.unknown_pages(known)}):
+    logging.warning('%s: %s.', path, note)
   return len(seen)
 
 
@@ -124,11 +149,11 @@ def _check_passage(passage: Any, where: str) -> None:
 
 
 def _provenance(
-  passages: Sequence[Mapping[str, Any]], where: str, field: str, separators: str, with_text: bool
+  passages: Sequence[Mapping[str, Any]], where: str, pages: PageOptions, with_text: bool
 ) -> Iterator[dict[str, str]]:
   shown: set[str] = set()
   for passage in passages:
-    page = page_of(passage, field, separators)
+    page = pages.page_of(passage)
     if not page or (page in shown and not with_text):
       continue
     shown.add(page)
@@ -140,5 +165,5 @@ def _provenance(
   if passages and not shown:
     raise ValueError(
       f'{where}: none of the {len(passages)} passages names a page in '
-      f'{field!r}; choose another page field'
+      f'{pages.page_field!r}; choose another page field'
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ralm_jax.data.corpus.passage_ids import RowsOfIds
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.evaluation import overlap
@@ -133,6 +135,14 @@ def _scan(
   if chunk_size < 1:
     raise ValueError(f'chunk_size is {chunk_size}; it must be at least 1')
   store = PassageStore.open(corpus)
+  rows_of = RowsOfIds(store)
+  unknown = [ids for q in questions if (ids := rows_of.unknown(q.gold_passage_ids))]
+  if unknown:
+    logging.warning(
+      f'{len(unknown):,} of {len(questions):,} questions name gold passages that {corpus} does not '
+      f'have, such as {unknown[0][0]!r}: is it the corpus that they are of?'
+    )
+  rows_of([question.exclude_passage_ids for question in questions])  # says which are unknown
   scan = CorpusScan(questions, settings)
   identity = {'corpus': store.fingerprint, 'questions': overlap.digest(questions, settings)}
   start = _resume(scan, partial, identity)

@@ -117,7 +117,11 @@ def mean_metrics(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float 
 
 
 def means_and_count(rows: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
-  return {**mean_metrics(rows), 'count': len(rows)}
+  """Means, `count`, and how many rows those are `averaged_over` that fewer of them have."""
+  means = mean_metrics(rows)
+  having = {name: sum(row.get(name) is not None for row in rows) for name in means}
+  fewer = {name: n for name, n in having.items() if 0 < n < len(rows)}
+  return {**means, 'count': len(rows), **({'averaged_over': fewer} if fewer else {})}
 
 
 def _check(prediction: str, answers: Sequence[str]) -> None:

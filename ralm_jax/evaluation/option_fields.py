@@ -53,14 +53,6 @@ def flatten(options: Any) -> dict[str, Any]:
   return found
 
 
-def check_at_least_1(options: Any, *names: str) -> None:
-  """Raises ValueError for a field below 1; None is none."""
-  for name in names:
-    value = getattr(options, name)
-    if value is not None and value < 1:
-      raise ValueError(f'{name} must be at least 1, not {value}.')
-
-
 def _fields(kind: Any) -> dict[str, Any]:
   """Names of the fields, with the dataclass that each is, if it is one."""
   types = typing.get_type_hints(kind)

@@ -46,6 +46,9 @@ class PassageSource(Protocol):
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:
     """Passages of a batch; rows beyond the questions are those of padding."""
 
+  def unknown_gold(self, question: Question | str) -> tuple[str, ...]:
+    """Ids of gold passages that are not among the passages there are."""
+
 
 class NoPassages:
   """Closed-book."""
@@ -61,6 +64,10 @@ class NoPassages:
     """One empty slot a question."""
     del params, questions
     return Retrieved.none(self._size)
+
+  def unknown_gold(self, question: Question | str) -> tuple[str, ...]:
+    del question
+    return ()
 
 
 class PassagesOfFile:
@@ -106,6 +113,12 @@ class PassagesOfFile:
     model = self._spec.model
     scores = scores * (model.score_divisor / model.temperature_score)
     return Retrieved(rows, np.where(rows >= 0, scores, -np.inf).astype(np.float32), 0)
+
+  def unknown_gold(self, question: Question | str) -> tuple[str, ...]:
+    if isinstance(question, str):
+      return ()
+    brought = {one.id for one in question.passages}
+    return tuple(one for one in question.gold_passage_ids if one not in brought)
 
 
 class PassagesOfIndex:
@@ -186,6 +199,9 @@ class PassagesOfIndex:
       if not isinstance(question, str):
         exclude_ids[i], max_dates[i] = question.exclude_passage_ids, question.max_date
     return self._rows_of(exclude_ids), max_dates
+
+  def unknown_gold(self, question: Question | str) -> tuple[str, ...]:
+    return () if isinstance(question, str) else self._rows_of.unknown(question.gold_passage_ids)
 
 
 def question_text(question: Question | str) -> str:

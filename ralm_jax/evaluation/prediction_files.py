@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import json
 import logging
 import os
@@ -26,17 +26,18 @@ def write(
   metrics: str = 'qa',
   resume_as: str | None = None,
   batch_size: int = 1,
+  about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Writes predictions and their metrics into a folder; None writes none.
 
   `predict` gives the records of this process in order, without those of the first
   `done` batches; a whole batch has `batch_size` of them. `resume_as` names all that
   decides the records: what an interrupted call of the same name has written is taken
-  over; None begins anew. Returns `summary.summarize` of the records of all processes.
+  over; None begins anew. `about` says whose
+  predictions they are, `of` in metrics.json. Returns `summary.summarize` of all processes' records.
   """
   if output is None:
-    records = [summary.counted(record) for record in predict()]
-    return summary.summarize(gathering.gather(records), metrics)
+    return _summarized([summary.counted(record) for record in predict()], metrics)
   os.makedirs(output, exist_ok=True)
   name = 'predictions.jsonl'
   if jax.process_count() > 1:
@@ -68,12 +69,21 @@ def write(
       'from all: %s.',
       ', '.join(f'{count} from index {index}' for index, count in indexes.items()),
     )
-  means = summary.summarize(gathering.gather(records), metrics)
+  means = {**_summarized(records, metrics), **({'of': dict(about)} if about else {})}
   if jax.process_index() == 0:
-    atomic_files.write_json(os.path.join(output, METRICS), means, indent=2)
+    atomic_files.write_json(os.path.join(output, METRICS), json_records.finite(means), indent=2)
   # Last: what was killed before goes on from the partial file.
   atomic_files.move(path + '.partial', path)
   pathlib.Path(path + '.partial.name').unlink(missing_ok=True)
+  return means
+
+
+def _summarized(records: list[Record], metrics: str) -> dict[str, Any]:
+  """Over all processes; the log says what is to be known of the numbers."""
+  means = summary.summarize(gathering.gather(records), metrics)
+  if jax.process_index() == 0:
+    for note in summary.notes(means):
+      logging.warning('%s.', note)
   return means
 
 
@@ -109,4 +119,4 @@ def _write_lines(path: str, records: list[Record], name: str | None) -> None:
 
 
 def _line(record: Record) -> str:
-  return json.dumps(record, ensure_ascii=False) + '\n'
+  return json.dumps(json_records.finite(record), ensure_ascii=False) + '\n'

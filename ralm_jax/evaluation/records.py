@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import math
 from typing import Any
 
+from ralm_jax.data.corpus import passages as passages_lib
 from ralm_jax.data.corpus.passage_store import StoredPassage
 from ralm_jax.data.questions.reading import Question
+from ralm_jax.evaluation.kilt_predictions import PageOptions
 from ralm_jax.evaluation.scores import by_task, retrieval
 
 RECALL_AT = (1, 5, 20)
@@ -22,6 +25,17 @@ class AnsweredPassage:
   probability: float  #: of the retriever among the passages retrieved
   # log p(answer | all passages) - log p(answer | all but this one), where asked for.
   effect: float | None = None
+  #: Characters of the merged title, and of the text, that the reader read; None for all.
+  title_read: int | None = None
+  text_read: int | None = None
+
+  @property
+  def read(self) -> str:
+    """What the reader read of it, which is all that helps it."""
+    title, text = self.passage.title, self.passage.text
+    if self.title_read is not None:
+      title = self.passage.merged_title[: self.title_read]
+    return f'{title} {text[: self.text_read]}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +50,19 @@ class Answer:
   generation: int = 0  #: of that index; 0 closed-book
   alternatives: tuple[tuple[str, float], ...] = ()  #: with log-probabilities, best first
   loss: float | None = None  #: mean negative log-likelihood of the target's tokens, if asked for
+  #: Which texts of the question were too long: 'query' (of the retriever), 'question' (of the
+  #: reader), 'target' (of the loss).
+  cut: tuple[str, ...] = ()
+  unknown_gold_ids: tuple[str, ...] = ()  #: that are not among the passages that are searched
 
 
-def prediction_record(question: Question, answer: Answer, metrics: str = 'qa') -> dict[str, Any]:
-  """The object of one line of `predictions.jsonl`."""
+def prediction_record(
+  question: Question, answer: Answer, metrics: str = 'qa', pages: PageOptions = PageOptions()
+) -> dict[str, Any]:
+  """The object of one line of `predictions.jsonl`.
+
+  Metrics that are not finite are null, and named in `not_finite`.
+  """
   record: dict[str, Any] = {
     'id': question.id,
     'query': question.question,
@@ -53,14 +76,26 @@ def prediction_record(question: Question, answer: Answer, metrics: str = 'qa') -
       {'prediction': text, 'log_probability': log_probability}
       for text, log_probability in answer.alternatives
     ]
+  passages = list(map(_passage_record, answer.passages))
+  if question.provenance:
+    for passage in passages:
+      passage['page'] = pages.page_of(passage)
+  scores = answer_metrics(question, answer, metrics, [p['page'] for p in passages if 'page' in p])
+  strange = [n for n, score in scores.items() if score is not None and not math.isfinite(score)]
+  noted = {
+    'cut': list(answer.cut),
+    'unknown_gold_ids': list(answer.unknown_gold_ids),
+    'not_finite': strange,
+  }
   return {
     **record,
-    'passages': list(map(_passage_record, answer.passages)),
+    'passages': passages,
     # A generation's number means something only within its index.
     'index': answer.index_id or None,
     'generation': answer.generation or None,
     **about(question),
-    'metrics': answer_metrics(question, answer, metrics),
+    **{name: value for name, value in noted.items() if value},
+    'metrics': {**scores, **dict.fromkeys(strange)},
   }
 
 
@@ -81,7 +116,10 @@ def _passage_record(shown: AnsweredPassage) -> dict[str, Any]:
     'id': passage.id,
     'title': passage.title,
     'text': passage.text,
+    # An id that looks like a part's may be a whole one.
+    **({'part_of': passage.source_id} if passages_lib.source_id(passage.id) != passage.id else {}),
     **({'document': passage.document} if passage.document else {}),
+    **({} if shown.text_read is None else {'characters_read': shown.text_read}),
     'score': shown.score,
     'probability': shown.probability,
     **({} if shown.effect is None else {'effect': shown.effect}),
@@ -89,9 +127,13 @@ def _passage_record(shown: AnsweredPassage) -> dict[str, Any]:
 
 
 def answer_metrics(
-  question: Question, answer: Answer, metrics: str = 'qa'
+  question: Question, answer: Answer, metrics: str = 'qa', pages: Sequence[str] = ()
 ) -> dict[str, float | None]:
-  """Metrics of one answer; retrieval by answer string and by gold passage."""
+  """Metrics of one answer; retrieval by answer string, by gold passage, and by page.
+
+  An answer string counts where the reader read it (or would have, where it was not asked), and not
+  in what was cut from a passage. A gold passage counts whole.
+  """
   result: dict[str, float | None] = {}
   if question.answers and answer.prediction is not None:
     result |= by_task.question_metrics(metrics, question, answer.prediction)
@@ -101,7 +143,7 @@ def answer_metrics(
     return result
   shown = [item.passage for item in answer.passages]
   ranks = retrieval.rank_passages(
-    [f'{p.title} {p.text}' for p in shown],
+    [item.read for item in answer.passages],
     known_as(shown, question),
     by_task.family(metrics).answer_strings(question),
     question.gold_passage_ids,
@@ -109,7 +151,7 @@ def answer_metrics(
   for kind, rank in (('answer', ranks.answer), ('gold', ranks.gold)):
     result |= retrieval.rank_metrics(rank, answer.n_passages, RECALL_AT, kind)
   if question.provenance:
-    result |= by_task.evidence_metrics(question, shown, result)
+    result |= by_task.evidence_metrics(question, pages, result)
   return result
 
 

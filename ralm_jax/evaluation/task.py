@@ -16,6 +16,9 @@ from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.text_config import TextConfig
 from ralm_jax.evaluation import option_fields
 from ralm_jax.evaluation.answering import AnswerOptions
+from ralm_jax.evaluation.kilt_predictions import PageOptions
+from ralm_jax.losses import option_types
+from ralm_jax.losses.option_types import Count, Seed
 from ralm_jax.retrieval.index_source import IndexSource
 
 
@@ -28,14 +31,14 @@ class QuestionOptions:
   #: Fields of TextConfig to use instead of the checkpoint's own, such as
   #: `question_format` and `reader_query_length`.
   text: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-  num_examples: int | None = None  #: only the first so many questions
-  shots: int | None = None  #: only so many questions, chosen by hash
-  shots_seed: int = 0  #: of that choice
+  num_examples: Count | None = None  #: only the first so many questions
+  shots: Count | None = None  #: only so many questions, chosen by hash
+  shots_seed: Seed = 0  #: of that choice
   require_answers: bool = True  #: whether a question without answers is an error
   on_error: str = 'raise'  #: or 'skip' to leave malformed records out
 
   def __post_init__(self):
-    option_fields.check_at_least_1(self, 'num_examples', 'shots')
+    option_types.check_fields(self)
 
   def read(self) -> list[Question]:
     """Raises ValueError for what cannot be read, with file and line."""
@@ -58,15 +61,15 @@ class PassageOptions:
   #: 'index'; 'file' for those that questions bring along, in their order; 'none' for
   #: closed-book answers of any model.
   passages_from: str = 'index'
-  n_passages: int | None = None  #: for a question; None takes the model's own number
+  n_passages: Count | None = None  #: for a question; None takes the model's own number
   #: Fetched from a stale index, of which the checkpoint's own encoders keep `n_passages`.
-  n_candidates: int | None = None
-  rerank_chunk: int | None = None  #: candidates encoded at a time; None encodes all
+  n_candidates: Count | None = None
+  rerank_chunk: Count | None = None  #: candidates encoded at a time; None encodes all
   #: What a question's exclusions drop: 'passage', 'document' or 'none', which ignores dates too.
   search_filter: str = 'passage'
 
   def __post_init__(self):
-    option_fields.check_at_least_1(self, 'n_passages', 'n_candidates', 'rerank_chunk')
+    option_types.check_fields(self)
     if self.passages_from not in PASSAGES_FROM:
       raise ValueError(
         f'passages_from {self.passages_from!r} must be one of {", ".join(PASSAGES_FROM)}.'
@@ -98,7 +101,7 @@ class PassageOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoringOptions:
+class ScoringOptions(PageOptions):
   """What is measured."""
 
   metrics: str | None = None  #: a family of `scores/by_task.py`; None for that of the questions

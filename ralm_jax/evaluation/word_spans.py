@@ -15,6 +15,7 @@ import unicodedata
 
 import numpy as np
 
+from ralm_jax.data.text import words as words_lib
 from ralm_jax.losses.array_types import Int, Shaped
 
 _NOT_WORD = re.compile(r'[\W_]+')
@@ -38,9 +39,9 @@ def words_of(text: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-  """The words with one space between them."""
+  """The words with one space between them, each character of Chinese and its like one."""
   # A combining mark is no letter: an accented one must be a single character.
-  return _NOT_WORD.sub(' ', unicodedata.normalize('NFC', text).lower()).strip()
+  return _NOT_WORD.sub(' ', words_lib.apart(unicodedata.normalize('NFC', text).lower())).strip()
 
 
 def _joined(texts: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ import codecs
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import difflib
 import json
+import math
 import os
 from typing import Any, BinaryIO, TypeVar
 
@@ -264,6 +265,17 @@ class JsonReader:
     found = f'before {near!r} {column}' if near else f'at its end {column}: is it cut short?'
     name = self._name and f'{self._name}: '
     return ValueError(f'{self._path}:{line}: {name}malformed JSON: {problem}, {found}')
+
+
+def finite(value: Any) -> Any:
+  """JSON values with None in place of NaN and infinity, which are no JSON."""
+  if isinstance(value, dict):
+    return {name: finite(one) for name, one in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [finite(one) for one in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
 
 
 def kind(value: Any) -> str:

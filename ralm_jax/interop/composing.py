@@ -20,9 +20,9 @@ from ralm_jax.models.readings import READINGS
 from ralm_jax.models.retrieval_lm import RetrievalLM
 
 _VOCABULARY_FILES = {
-  't5': ('spiece.model',),
+  't5': ('spiece.model', 'tokenizer.json'),
   'bart': ('tokenizer.json', 'vocab.json'),
-  'bert': ('vocab.txt',),
+  'bert': ('tokenizer.json', 'vocab.txt'),
 }
 
 
@@ -247,9 +247,11 @@ def find_vocabulary(gathered: Gathered, module: str, path: str | None = None) ->
     if part.vocabulary is not None:
       return part.vocabulary
     for folder in part.vocabulary_directories:
-      for name in _VOCABULARY_FILES[part.kind]:
-        if os.path.isfile(candidate := os.path.join(folder, name)):
-          return vocabularies.load_vocabulary(candidate)
+      paths = [os.path.join(folder, name) for name in _VOCABULARY_FILES[part.kind]]
+      paths = [path for path in paths if os.path.isfile(path)][: 2 if part.kind == 't5' else 1]
+      if found := list(map(vocabularies.load_vocabulary, paths)):
+        # T5's own file, with which corpora may have been built, but for tokens added since.
+        return max(found, key=lambda vocabulary: vocabulary.vocab_size)
   return None
 
 

@@ -15,7 +15,13 @@ import numpy as np
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.files import new_folder, progress as progress_lib
-from ralm_jax.interop import huggingface_export, streaming, targets as targets_lib, tensor_maps
+from ralm_jax.interop import (
+  huggingface_export,
+  huggingface_tokenizers,
+  streaming,
+  targets as targets_lib,
+  tensor_maps,
+)
 from ralm_jax.interop.composing import Gathered
 from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
 from ralm_jax.interop.huggingface_configs import Json
@@ -23,9 +29,6 @@ from ralm_jax.interop.part import Part
 from ralm_jax.interop.streaming import LazyParameter
 from ralm_jax.interop.targets import Target
 from ralm_jax.interop.tensor_maps import Entry
-
-# What transformers calls the files.
-_VOCABULARY_STEMS = {'.model': 'spiece', '.txt': 'vocab', '.json': 'tokenizer'}
 
 
 def write_run(
@@ -183,7 +186,12 @@ def write_huggingface(
         huggingface_export.write_modules(folder, part.config, part.pooling or 'mean')
       vocabulary = found_vocabularies.get('reader' if side == 'reader' else 'retriever')
       if vocabulary is not None:
-        vocabulary.save(folder, _VOCABULARY_STEMS.get(vocabulary.suffix, side))
+        if vocabulary.vocab_size > part.config.vocab_size:
+          raise ValueError(
+            f'The vocabulary {vocabulary.path} has {vocabulary.vocab_size} ids, the {side} '
+            f'{part.config.vocab_size}; name its own with --{side}_vocabulary.'
+          )
+        huggingface_tokenizers.write(folder, vocabulary, part.kind)
   return list(parts)
 
 

@@ -24,7 +24,7 @@ Params = dict[str, Any]
 
 
 def from_huggingface(
-  reader: str,
+  reader: str | None,
   retriever: str | None = None,
   scan_layers: bool = False,
   tied_retriever: bool = True,

@@ -15,6 +15,8 @@ from ralm_jax.evaluation import option_fields
 from ralm_jax.evaluation.answering import AnswerOptions
 from ralm_jax.evaluation.task import EvaluationTask, PassageOptions, QuestionOptions, ScoringOptions
 from ralm_jax.jobs import cells
+from ralm_jax.losses import option_types
+from ralm_jax.losses.option_types import Amount, Count, Number, Positive
 from ralm_jax.retrieval.index_source import IndexSource
 
 
@@ -79,13 +81,16 @@ class Index(IndexSource):
 class JobOptions:
   """How cells are worked on."""
 
-  batch_size: int = 32  #: questions at a time
-  retry_for_s: float = 30.0  #: how long an unreachable retrieval process is waited for
+  batch_size: Count = 32  #: questions at a time
+  retry_for_s: Amount = 30.0  #: how long an unreachable retrieval process is waited for
   #: A worker of another host that gives no sign of life for so long counts as dead.
-  claim_timeout_s: float = 600.0
+  claim_timeout_s: Positive = 600.0
   follow_index: bool = False  #: whether a cell stays finished when its index is refreshed
-  search_queries: int = 64  #: questions that the search is timed with; 0 times none
+  search_queries: Number = 64  #: questions that the search is timed with; 0 times none
   progress: bool = True  #: show progress bars
+
+  def __post_init__(self):
+    option_types.check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)

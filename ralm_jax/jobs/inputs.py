@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import os
-import pathlib
 from typing import Any
 
-from ralm_jax.checkpoints import specification
+from ralm_jax.checkpoints import specification, store
 from ralm_jax.evaluation import option_fields
+from ralm_jax.evaluation.kilt_predictions import PageOptions
 from ralm_jax.files import checksums, input_files
 from ralm_jax.jobs.config import FoundCheckpoint, Index, Task
 from ralm_jax.retrieval import connect
@@ -67,20 +66,6 @@ class IndexState:
     return record.bytes if record else None
 
 
-def checkpoint_fingerprint(path: str | os.PathLike[str]) -> str:
-  """Tells a checkpoint from another of the same path; its data is not read.
-
-  Orbax names data files at random, so that the names are of this very write;
-  a copy has the same ones.
-  """
-  digest = hashlib.sha256()
-  state = pathlib.Path(path, 'state')
-  for file in sorted(state.rglob('*')):
-    if file.is_file():
-      digest.update(f'{file.relative_to(state)} {file.stat().st_size}\n'.encode())
-  return digest.hexdigest()
-
-
 class Fingerprints:
   """SHA-256 of files, of each once as long as it stays as it is."""
 
@@ -105,22 +90,23 @@ def checkpoint_inputs(checkpoint: FoundCheckpoint, fingerprints: Fingerprints) -
   with contextlib.suppress(FileNotFoundError):
     # Layers, text formats, and the vocabularies' own fingerprints.
     model = fingerprints.of_file(os.path.join(checkpoint.directory, specification.FILE))
-  fingerprint = checkpoint_fingerprint(checkpoint.path)
+  fingerprint = store.fingerprint(checkpoint.path)
   if not os.path.isdir(checkpoint.path):
     raise FileNotFoundError(f'{checkpoint.path} does not exist any more.')
   return {'step': checkpoint.step, 'model': model, 'fingerprint': fingerprint}
 
 
 def task_inputs(
-  task: Task,
-  index: Index | None,
-  state: IndexState | None,
-  fingerprints: Fingerprints,
-  batch_size: int,
+  task: Task, index: Index | None, state: IndexState | None, fingerprints: Fingerprints
 ) -> dict[str, Any]:
   """All but the checkpoint that decides results, as JSON values."""
   choices = option_fields.flatten(task.evaluation())
   del choices['questions']  # by content, wherever they lie
+  if PageOptions(choices['page_field'], choices['page_separators']) == PageOptions() and (
+    'kilt' not in (choices['metrics'], choices['record_format'].partition('_')[0])
+  ):
+    # Cells without pages that were finished before these could be named stay finished.
+    del choices['page_field'], choices['page_separators']
   search: dict[str, Any] | None = None
   if index is not None:
     search = {'backend': index.backend, 'nprobe': index.nprobe, 'rerank': index.rerank}
@@ -128,7 +114,7 @@ def task_inputs(
       search['device_dtype'] = index.device_dtype
       search |= {'approximate': True} if index.approximate else {}
   if choices['sample']:
-    choices['batch_size'] = batch_size  # answers are drawn by the batch
+    choices['drawn_by'] = 'question'  # those of before were drawn by the batch
   return {
     'questions': fingerprints.of_files(task.questions),
     'index': state and {name: getattr(state, name) for name in ('id', 'generation', 'edits')},

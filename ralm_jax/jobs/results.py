@@ -19,7 +19,7 @@ from typing import Any
 
 from ralm_jax.evaluation import prediction_files
 from ralm_jax.evaluation.scores import statistics
-from ralm_jax.files import atomic_files
+from ralm_jax.files import atomic_files, json_records
 from ralm_jax.jobs import cells, markdown
 from ralm_jax.jobs.cells import Cell
 
@@ -169,7 +169,7 @@ def _read_cell(
     return None
   inputs = manifest['inputs']
   index = inputs.get('index') or {}
-  metrics = _finite(metrics)
+  metrics = json_records.finite(metrics)
   asked = json.dumps([inputs.get('questions'), inputs.get('task')], sort_keys=True)
   return {
     **manifest['names'],
@@ -182,9 +182,10 @@ def _read_cell(
     },
     'intervals': ends,
     'of_intervals': made_with,
-    **{name: value for name, value in metrics.items() if isinstance(value, dict)},
+    **{n: value for n, value in metrics.items() if isinstance(value, dict) and n != 'of'},
     'run': manifest['run'],
     'step': inputs['checkpoint']['step'],
+    'checkpoint_fingerprint': inputs['checkpoint'].get('fingerprint'),
     # Cells of the same have the same questions in the same order.
     'asked': hashlib.sha256(asked.encode()).hexdigest()[:16],
     'outdated': wanted and wanted.why_outdated(manifest),
@@ -206,12 +207,3 @@ def write_results(
   os.makedirs(output, exist_ok=True)
   atomic_files.write(os.path.join(output, RESULTS), text)
   return rows
-
-
-def _finite(value: Any) -> Any:
-  """JSON values with None in place of what is no number."""
-  if isinstance(value, dict):
-    return {name: _finite(one) for name, one in value.items()}
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value

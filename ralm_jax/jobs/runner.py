@@ -16,6 +16,7 @@ from ralm_jax.jobs import config, results, tables, watch as watch_lib
 from ralm_jax.jobs.config import Checkpoint, Index, JobOptions, Task
 from ralm_jax.jobs.results import TableOptions
 from ralm_jax.jobs.worker import Worker
+from ralm_jax.losses.option_types import Amount, Count, Positive
 
 
 def run(
@@ -26,9 +27,9 @@ def run(
   indexes: str | Index | Sequence[str | Index] = (),
   shard: str = '0/1',
   watch: str | None = None,
-  until_step: int | None = None,
-  idle_s: float | None = None,
-  poll_s: float = 10.0,
+  until_step: Count | None = None,
+  idle_s: Amount | None = None,
+  poll_s: Positive = 10.0,
   require_answers: bool | None = None,
   options: JobOptions = JobOptions(),
   table: TableOptions = TableOptions(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import os
 
+from ralm_jax.evaluation import summary
 from ralm_jax.files import atomic_files
 from ralm_jax.jobs import comparisons, markdown, results
 from ralm_jax.jobs.results import Row, TableOptions
@@ -105,8 +106,24 @@ def _scores(rows: Sequence[Row], options: TableOptions) -> str:
   )
   return text + (
     f'In brackets: {options.confidence:.0%} bootstrap intervals over questions '
-    f'({options.resamples:,} resamples).\n\n{counts}'
+    f'({options.resamples:,} resamples).\n\n{counts}{_denominators(rows, options)}'
   )
+
+
+def _denominators(rows: Sequence[Row], options: TableOptions) -> str:
+  """Which averages are over a part of the questions, and what else the numbers are not of."""
+  shown = comparisons.metrics(rows, options)
+  lines: dict[str, None] = {}
+  for row in rows:
+    over = row.get('averaged_over', {})
+    lines |= dict.fromkeys(
+      f'{name} of {row["task"]} is averaged over {over[name]:,} of {row["count"]:,} questions'
+      for name in shown
+      if name in over
+    )
+    where = ', '.join(row[name] for name in ('checkpoint', 'task', 'index'))
+    lines |= dict.fromkeys(f'{note} ({where})' for note in summary.notes(row))
+  return ''.join(f'\n- {line}' for line in lines) + '\n' * bool(lines)
 
 
 def _matrices(rows: Sequence[Row], options: TableOptions) -> str:
@@ -142,6 +159,12 @@ def _groups(rows: Sequence[Row], options: TableOptions) -> str:
         (group, column, _of_group(row, group, name))
         for row, column in zip(of_task, columns)
         for group in row['groups']
+      ]
+      cells += [
+        (group, 'questions', f'{of_group["count"]:,}')
+        for row in of_task[:1]
+        for group, of_group in row['groups'].items()
+        if 'count' in of_group
       ]
       text += _section(f'{task}: {name} by group', markdown.pivot(cells, 'group'))
   return text

@@ -186,7 +186,7 @@ class Worker:
   def _task_inputs(
     self, task: Task, index: Index | None, state: IndexState | None
   ) -> dict[str, Any]:
-    return job_inputs.task_inputs(task, index, state, self._fingerprints, self._options.batch_size)
+    return job_inputs.task_inputs(task, index, state, self._fingerprints)
 
   def _write_results(self) -> None:
     """After each cell, so that what is finished can be looked at."""

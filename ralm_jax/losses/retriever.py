@@ -76,8 +76,8 @@ def kl_weighted_sum(
   Args:
     retriever_scores: query . passage / sqrt(dim).
     passage_mask: an example without a single passage has no weight.
-    reduction: 'batch' averages over examples; 'element' also divides by the number of passages, as
-      the released code does (its gradient then depends on that number).
+    reduction: 'batch' averages over examples; 'element' also divides by the number of an example's
+      passages, as the released code does (its gradient then depends on that number).
 
   Raises:
     ValueError: for an unknown reduction.
@@ -98,7 +98,8 @@ def kl_weighted_sum(
   if example_mask is not None:
     weights *= example_mask
   if reduction == 'element':
-    divergence = divergence / retriever_scores.shape[-1]
+    counted = jnp.ones_like(retriever_scores) if passage_mask is None else passage_mask
+    divergence = divergence / jnp.maximum(jnp.sum(counted, axis=-1), 1)
   return WeightedSum(jnp.sum(divergence * weights), jnp.sum(weights))
 
 

@@ -126,6 +126,8 @@ def attend_in_groups(
   attended = layers.map_passages(
     attend_chunk, (query, layers.mask_to_bias(mask)), group_chunk, 'gold_chunk'
   )
+  # Without a single key a group takes in nothing, not the mean of what it must not see.
+  attended = jnp.where(jnp.any(mask, axis=-1)[:, :, None, None, None], attended, 0)
   return attended.reshape(batch * groups, length, heads, head_dim)
 
 

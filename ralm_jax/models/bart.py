@@ -7,13 +7,15 @@ methods are those of `t5.T5`, so that either can be a reader.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from ralm_jax.losses import option_types
 from ralm_jax.losses.array_types import Array, Float, Int, Shaped
+from ralm_jax.losses.option_types import Amount, Count, Dropout, Dtype, Number, Positive
 from ralm_jax.models import decoder_stack, layers
 from ralm_jax.models.attention import CrossAttentionOptions, MultiHeadAttention
 from ralm_jax.models.decoder_stack import DecoderCache, EncoderDecoder
@@ -27,35 +29,36 @@ POSITION_OFFSET = 2
 class BartConfig:
   """Sizes and choices of a BART model; the defaults are BART-large's."""
 
-  vocab_size: int = 50265
-  emb_dim: int = 1024
-  num_heads: int = 16
-  num_encoder_layers: int = 12
-  num_decoder_layers: int = 12
-  encoder_mlp_dim: int = 4096
-  decoder_mlp_dim: int = 4096
+  vocab_size: Count = 50265
+  emb_dim: Count = 1024
+  num_heads: Count = 16
+  num_encoder_layers: Number = 12
+  num_decoder_layers: Number = 12
+  encoder_mlp_dim: Count = 4096
+  decoder_mlp_dim: Count = 4096
   mlp_activation: str = 'gelu_exact'
-  max_positions: int = 1024
+  max_positions: Count = 1024
   # Multiplies token embeddings by sqrt(emb_dim).
   scale_embedding: bool = False
   # Of embeddings and residual branches.
-  dropout_rate: float = 0.0
-  attention_dropout_rate: float = 0.0
-  layer_norm_epsilon: float = 1e-5
-  pad_id: int = 1
-  bos_id: int = 0
-  eos_id: int = 2
-  decoder_start_id: int = 2
+  dropout_rate: Dropout = 0.0
+  attention_dropout_rate: Dropout = 0.0
+  layer_norm_epsilon: Positive = 1e-5
+  pad_id: Number = 1
+  bos_id: Number = 0
+  eos_id: Number = 2
+  decoder_start_id: Number = 2
   # Produced first and, where nothing has ended the sequence, last.
   forced_first_id: int | None = None
   forced_last_id: int | None = None
-  embedding_init_stddev: float = 0.02
-  dtype: Any = 'float32'
-  param_dtype: Any = 'float32'
+  embedding_init_stddev: Amount = 0.02
+  dtype: Dtype = 'float32'
+  param_dtype: Dtype = 'float32'
   scan_layers: bool = False
-  remat_policy: str = 'none'
+  remat_policy: Literal['none', 'dots', 'full'] = 'none'
 
   def __post_init__(self):
+    option_types.check_fields(self)
     if self.emb_dim % self.num_heads:
       raise ValueError(
         f'BartConfig.emb_dim {self.emb_dim} is not divisible by num_heads {self.num_heads}.'

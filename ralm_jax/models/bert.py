@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Literal
 
 from flax import linen as nn
 import jax.numpy as jnp
 
+from ralm_jax.losses import option_types
 from ralm_jax.losses.array_types import Array, Float, Int, Shaped
+from ralm_jax.losses.option_types import Amount, Count, Dropout, Dtype, Number, Positive
 from ralm_jax.models import layers
 from ralm_jax.models.attention import MultiHeadAttention
 from ralm_jax.models.layers import Embed, LayerNorm, MlpBlock
@@ -18,28 +20,29 @@ from ralm_jax.models.layers import Embed, LayerNorm, MlpBlock
 class BertConfig:
   """Sizes and choices of a BERT encoder."""
 
-  vocab_size: int = 30522
-  emb_dim: int = 768
-  num_heads: int = 12
-  num_layers: int = 12
-  mlp_dim: int = 3072
+  vocab_size: Count = 30522
+  emb_dim: Count = 768
+  num_heads: Count = 12
+  num_layers: Number = 12
+  mlp_dim: Count = 3072
   mlp_activation: str = 'gelu_exact'
-  max_positions: int = 512
-  type_vocab_size: int = 2
-  dropout_rate: float = 0.0
-  layer_norm_epsilon: float = 1e-12
+  max_positions: Count = 512
+  type_vocab_size: Count = 2
+  dropout_rate: Dropout = 0.0
+  layer_norm_epsilon: Positive = 1e-12
   # True is the uncentred second moment of the released Atlas code.
   second_moment_layer_norm: bool = False
   # A linear map after pooling (DPR's optional projection); 0 means none.
-  projection_dim: int = 0
-  embedding_init_stddev: float = 0.02
-  pad_id: int = 0
-  dtype: Any = 'float32'
-  param_dtype: Any = 'float32'
+  projection_dim: Number = 0
+  embedding_init_stddev: Amount = 0.02
+  pad_id: Number = 0
+  dtype: Dtype = 'float32'
+  param_dtype: Dtype = 'float32'
   scan_layers: bool = False
-  remat_policy: str = 'none'
+  remat_policy: Literal['none', 'dots', 'full'] = 'none'
 
   def __post_init__(self):
+    option_types.check_fields(self)
     if self.emb_dim % self.num_heads:
       raise ValueError(
         f'BertConfig.emb_dim {self.emb_dim} is not divisible by num_heads {self.num_heads}.'

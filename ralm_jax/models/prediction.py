@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ralm_jax.decoding import decode as decoding, top_k
+from ralm_jax.decoding import decode as decoding, sampling, top_k
 from ralm_jax.decoding.options import DecodingOptions
 from ralm_jax.decoding.stepper import Decoded
 from ralm_jax.losses.array_types import Array, Bool, Float, Int, PyTree, Shaped
@@ -86,14 +86,18 @@ def decode_by_sequence(each: CachedReader, generation: Generation, rng: Array | 
     each, log_prior=None, prefix=each.prefix and each.prefix.repeat(n_passages)
   )
   search = options if options.sample else dataclasses.replace(options, num_return=count)
-  draw_rng: Any = None
-  passage_rng: Any = None
+  of_draws: Any = None
+  of_choice: Any = None
   if rng is not None:
-    draw_rng, passage_rng = jax.random.split(rng)
-  found = decode(alone, search, draw_rng)
+    keys = rng if rng.ndim else jax.random.split(rng, batch)
+    of_draws = sampling.fold_in(keys, jnp.arange(1, n_passages + 1)).reshape(-1)
+    of_choice = sampling.fold_in(sampling.fold_in(keys, jnp.zeros((), int)), jnp.arange(count))
+  found = decode(alone, search, of_draws)
   tokens = found.tokens.reshape(batch, n_passages, count, -1)
   if options.sample:
-    chosen = jax.random.categorical(passage_rng, prior[:, None], axis=-1, shape=(batch, count))
+    # Each with a key of its own, so that neither slots nor further draws change it.
+    choose = jax.vmap(jax.vmap(jax.random.categorical, (0, None)))
+    chosen = choose(of_choice, prior)
     tokens = jnp.take_along_axis(tokens, chosen[:, None, :, None], axis=1)[:, 0]
     log_probs = _marginal(each, tokens, candidate_chunk)
     return Decoded(tokens, log_probs, log_probs)
@@ -103,10 +107,8 @@ def decode_by_sequence(each: CachedReader, generation: Generation, rng: Array | 
     scores = _fast(prior, tokens, found_log_probs, candidates)
   else:
     scores = _marginal(each, candidates, candidate_chunk)
-  # What the query alone suggests, in a slot without passage, is no answer.
-  absent = prior < rag.ABSENT
-  absent &= ~jnp.all(absent, axis=-1, keepdims=True)
-  absent = jnp.repeat(absent, count, axis=1)
+  # What a slot without passage suggests is no answer.
+  absent = jnp.repeat(prior < rag.ABSENT, count, axis=1)
   # Of equal candidates the first one counts, else they would fill the answers.
   same = jnp.all(candidates[:, :, None] == candidates[:, None], axis=-1)
   same &= ~absent[:, None]

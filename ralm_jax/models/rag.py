@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ralm_jax.losses.array_types import Array, Bool, Float, Shaped
+from ralm_jax.models.reader_batch import slots_read
 
 # Log-probabilities below it are those of missing passages.
 ABSENT = -1e9
@@ -21,12 +22,12 @@ def log_prior(
   """log p(z | x) over the passages retrieved; about -1e10 for missing ones.
 
   The scores are the retriever's, over its temperature. An example without any
-  passage gives all its slots the same probability.
+  passage is sure of its first slot, where the bare query is read.
   """
   scores = scores.astype(jnp.float32)
   if passage_mask is not None:
     # A missing passage's own score may be -inf, whose gradient is NaN.
-    scores = jnp.where(passage_mask, scores, 10 * ABSENT)
+    scores = jnp.where(passage_mask, scores, jnp.where(slots_read(passage_mask), 0, 10 * ABSENT))
   return jax.nn.log_softmax(scores, axis=-1)
 
 

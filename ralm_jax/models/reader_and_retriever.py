@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ralm_jax.losses import diagnostics, retriever as retriever_losses
 from ralm_jax.losses.array_types import Array, Float, Int, PyTree, Shaped
+from ralm_jax.losses.option_types import Amount, Count, Dropout
 from ralm_jax.losses.sequence import WeightedSum
 from ralm_jax.models import decoder_stack, dual_encoder, fid, layers, rag, reranking
 from ralm_jax.models.bert import BertConfig
@@ -49,10 +50,10 @@ class ReaderAndRetriever(RetrieverObjective):
   tied_retriever: bool = True
   normalize_embeddings: bool = False
   scale_scores: bool = True
-  n_context: int | None = None
-  retriever_loss_weight: float = 1.0
-  label_smoothing: float = 0.0
-  z_loss: float = 0.0
+  n_context: Count | None = None
+  retriever_loss_weight: Amount = 1.0
+  label_smoothing: Dropout = 0.0
+  z_loss: Amount = 0.0
 
   def __post_init__(self):
     super().__post_init__()

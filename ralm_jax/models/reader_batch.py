@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
+import jax.numpy as jnp
 
-from ralm_jax.losses.array_types import Array, Bool, Float, Int
+from ralm_jax.losses.array_types import Array, Bool, Float, Int, Shaped
 from ralm_jax.losses.sequence import WeightedSum
+
+
+def slots_read(passage_mask: Bool[Array, 'b k']) -> Bool[Array, 'b k']:
+  """Slots whose tokens are read: those of passages.
+
+  An example without any reads its first slot, which holds the bare query.
+  """
+  mask = passage_mask.astype(bool)
+  bare = ~jnp.any(mask, axis=-1, keepdims=True)
+  return mask | (bare & (jnp.arange(mask.shape[1]) == 0))
 
 
 @flax.struct.dataclass
@@ -16,7 +28,8 @@ class ReaderBatch:
 
   Attributes:
     reader_tokens: query and passage in the reader vocabulary.
-    passage_mask: false where a slot holds no passage.
+    passage_mask: false where a slot holds no passage; whatever its other arrays
+      hold, such a slot is not read (`slots_read`).
     target_tokens: ended by the end of sequence unless truncated.
     target_mask: a padding example has none.
     query_tokens: in the retriever vocabulary; None where the retriever is not
@@ -27,6 +40,7 @@ class ReaderBatch:
     passage_scores: inner products of the search, from which RAG answers; not read in training.
     prefix_tokens: padded on the left, what answers begin with.
     prefix_lengths: tokens of each prefix.
+    draw_keys: key data of each example's draws.
   """
 
   reader_tokens: Int[Array, 'b k s']
@@ -42,6 +56,13 @@ class ReaderBatch:
   passage_scores: Float[Array, 'b k'] | None = None
   prefix_tokens: Int[Array, 'b prefix'] | None = None
   prefix_lengths: Int[Array, ' b'] | None = None
+  draw_keys: Shaped[Array, 'b words'] | None = None
+
+  def without_empty_slots(self, n_read: int) -> ReaderBatch:
+    """`reader_mask` is false in slots that the reader, which reads the first n, does not read."""
+    there = self.passage_mask[:, : self.reader_mask.shape[1]].astype(bool)
+    read = jnp.concatenate([slots_read(there[:, :n_read]), there[:, n_read:]], axis=1)
+    return dataclasses.replace(self, reader_mask=self.reader_mask.astype(bool) & read[..., None])
 
   def given(self, name: str) -> Any:
     """A field that not every batch has; raises ValueError where this one has not."""

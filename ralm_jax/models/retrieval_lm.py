@@ -91,12 +91,15 @@ class RetrievalLM(ReaderAndRetriever):
         attention norms of the reader's own pass; of RAG the retriever's gradient. None is true.
     """
     return self.reading_object.loss(
-      self, params, batch, Randomness.split(dropout_rng), retriever_learns
+      self, params, self._read(batch), Randomness.split(dropout_rng), retriever_learns
     )
 
   def score(self, params: PyTree, batch: ReaderBatch) -> Float[Array, ' b']:
     """log p(target | query, passages together or marginal)."""
-    return self.reading_object.score(self, params, batch)
+    return self.reading_object.score(self, params, self._read(batch))
+
+  def _read(self, batch: ReaderBatch) -> ReaderBatch:
+    return batch.without_empty_slots(self.n_read(batch))
 
   def predict(
     self,
@@ -111,10 +114,10 @@ class RetrievalLM(ReaderAndRetriever):
     """Answers; only the reader's fields of `batch` are read.
 
     Those are its passages, for RAG `passage_mask` and what `log_prior` needs, and
-    `prefix_tokens` and `prefix_lengths` where answers have a prefix. `rng` is the
-    key of the draws, `generation` are further fields of `Generation`.
+    `prefix_tokens` and `prefix_lengths` where answers have a prefix. `rng` is the key of the
+    draws, or one an example; `generation` are further fields of `Generation`.
     """
-    n_read = self.n_read(batch)
+    n_read, batch = self.n_read(batch), self._read(batch)
     prefix = None
     if batch.prefix_tokens is not None:
       prefix = Prefix(batch.prefix_tokens, batch.given('prefix_lengths'))
@@ -133,7 +136,7 @@ class RetrievalLM(ReaderAndRetriever):
     self, params: PyTree, batch: ReaderBatch, choices: ChoiceTokens
   ) -> Float[Array, 'b options']:
     """Unnormalised log-probabilities of the options of a multiple choice."""
-    return self.reading_object.choice_logits(self, params, batch, choices)
+    return self.reading_object.choice_logits(self, params, self._read(batch), choices)
 
   def passage_effects(self, params: PyTree, batch: ReaderBatch) -> Float[Array, 'b k']:
     """log p(target | all passages) - log p(target | all but this one).
@@ -141,7 +144,7 @@ class RetrievalLM(ReaderAndRetriever):
     Positive where the passage makes the target likelier. A passage that the
     reader does not read (`n_context`), or the only one there is, has no effect.
     """
-    effects = self.reading_object.passage_effects(self, params, batch)
+    effects = self.reading_object.passage_effects(self, params, self._read(batch))
     n_passages, n_read = batch.passage_mask.shape[1], effects.shape[1]
     there = batch.passage_mask[:, :n_read]
     # Without its last passage a reader attends to nothing at all.

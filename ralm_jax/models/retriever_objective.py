@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 import dataclasses
 
-from ralm_jax.losses import gold_scores, retriever
+from ralm_jax.losses import gold_scores, option_types, retriever
+from ralm_jax.losses.option_types import Count, Positive
 
 GOLD_ENCODERS = ('separate', 'shared')
 QUERY_SIDES = (None, 'stored', 'frozen', 'released')
@@ -49,17 +50,18 @@ class RetrieverObjective:
   gold_score: str = 'perplexity'
   gold_reduction: str = 'sum'
   gold_normalization: str = 'average'
-  gold_attention_layers: int | None = None
+  gold_attention_layers: Count | None = None
   emdr2_level: str = 'sequence'
   gold_encoder: str = 'separate'
-  gold_chunk: int | None = None
+  gold_chunk: Count | None = None
   compared_gold_scores: tuple[str, ...] = ()
   query_side: str | None = None
-  temperature_score: float = 0.1
-  temperature_gold: float = 0.1
+  temperature_score: Positive = 0.1
+  temperature_gold: Positive = 0.1
   kl_reduction: str = 'batch'
 
   def __post_init__(self):
+    option_types.check_fields(self)
     # gin and JSON hand over lists; a model must stay hashable for jit.
     object.__setattr__(self, 'compared_gold_scores', tuple(self.compared_gold_scores))
     for name, known in (

@@ -7,12 +7,14 @@ The parameter tree is named as T5X names it (`encoder/layers_0/attention/query/k
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from flax import linen as nn
 import jax.numpy as jnp
 
+from ralm_jax.losses import option_types
 from ralm_jax.losses.array_types import Array, Float, Int, Shaped
+from ralm_jax.losses.option_types import Amount, Count, Dropout, Dtype, Number, Positive
 from ralm_jax.models import decoder_stack, layers
 from ralm_jax.models.attention import (
   CrossAttentionOptions,
@@ -27,37 +29,38 @@ from ralm_jax.models.layers import Dense, Embed, MlpBlock, RMSNorm
 class T5Config:
   """Sizes and choices of a T5 stack; names are T5X's."""
 
-  vocab_size: int = 32128
-  emb_dim: int = 512
-  num_heads: int = 6
-  num_encoder_layers: int = 8
-  num_decoder_layers: int = 8
-  head_dim: int = 64
-  mlp_dim: int = 1024
+  vocab_size: Count = 32128
+  emb_dim: Count = 512
+  num_heads: Count = 6
+  num_encoder_layers: Number = 8
+  num_decoder_layers: Number = 8
+  head_dim: Count = 64
+  mlp_dim: Count = 1024
   # ('relu',) is T5 1.0; ('gelu', 'linear') is T5 1.1 and lm-adapt.
   mlp_activations: tuple[str, ...] = ('gelu', 'linear')
   # Applied to every dropout site, attention probabilities included.
-  dropout_rate: float = 0.0
+  dropout_rate: Dropout = 0.0
   # True ties the output head to the embedding (T5 1.0).
   logits_via_embedding: bool = False
   # Scales decoder outputs by emb_dim**-0.5; None: where the head is tied.
   scale_decoder_outputs: bool | None = None
-  relative_attention_num_buckets: int = 32
-  relative_attention_max_distance: int = 128
-  layer_norm_epsilon: float = 1e-6
-  pad_id: int = 0
-  eos_id: int = 1
-  decoder_start_id: int = 0
+  relative_attention_num_buckets: Count = 32
+  relative_attention_max_distance: Count = 128
+  layer_norm_epsilon: Positive = 1e-6
+  pad_id: Number = 0
+  eos_id: Number = 1
+  decoder_start_id: Number = 0
   # Standard deviation of the embedding at initialisation.
-  embedding_init_stddev: float = 1.0
-  dtype: Any = 'float32'
-  param_dtype: Any = 'float32'
+  embedding_init_stddev: Amount = 1.0
+  dtype: Dtype = 'float32'
+  param_dtype: Dtype = 'float32'
   # One compiled layer for the whole stack; faster to compile when deep.
   scan_layers: bool = False
   # 'none', 'dots' (save matrix products without batch axes) or 'full'.
-  remat_policy: str = 'none'
+  remat_policy: Literal['none', 'dots', 'full'] = 'none'
 
   def __post_init__(self):
+    option_types.check_fields(self)
     # gin and JSON hand over lists; a config must stay hashable for jit.
     object.__setattr__(self, 'mlp_activations', tuple(self.mlp_activations))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -9,9 +10,9 @@ import numpy as np
 
 from ralm_jax.data import batches
 from ralm_jax.data.batches import PassageInputs, QueryBatch
-from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.corpus.passage_store import Passage, PassageStore
 from ralm_jax.data.ragged import RaggedTokens
-from ralm_jax.data.text import templates
+from ralm_jax.data.text import templates, words
 from ralm_jax.data.text.templates import TokenTemplate
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.models.retrieval_lm import ReaderBatch
@@ -90,6 +91,37 @@ class Assembler:
         passages = self._passages(rows)
         arrays |= {'retriever_tokens': passages.tokens, 'retriever_mask': passages.mask}
     return ReaderBatch(**arrays)
+
+  def characters_read(
+    self, queries: QueryBatch, rows: np.ndarray, passages: Sequence[Passage]
+  ) -> list[tuple[int | None, int | None]]:
+    """Characters of merged title and text that the reader reads of each passage; None for all.
+
+    Rows are int64 [b, k] of the corpus, passages the b * k that lie there.
+    """
+    text, vocabulary = self.tokenizer.text, self.tokenizer.reader_vocabulary
+    template, flat = self._reader_template, rows.ravel()
+    if self.store is None:
+      raise ValueError('There is no corpus: the model is closed-book.')
+    asked = np.sum(queries.reader_query_tokens != vocabulary.pad_id, axis=-1)
+    lengths = {'query': np.repeat(asked, rows.shape[1])}
+    for field in ('title', 'text'):
+      # More than all of `passage_length` changes nothing.
+      stored = self.store.tokens(flat, f'reader_{field}', max_length=text.passage_length)
+      lengths[field] = stored.lengths
+    kept = template.shown({**lengths, templates.TITLE_START: lengths['title']}, text.passage_length)
+    title = kept.get('title', kept.get(templates.TITLE_START, 0 * flat))
+    body = kept.get('text', 0 * flat)
+
+    def characters(content: str, whole: int, read: int) -> int | None:
+      return None if read >= whole else words.characters_of(content, vocabulary, int(read))
+
+    return [
+      (characters(one.merged_title, *of_title), characters(one.text, *of_text))
+      for one, of_title, of_text in zip(
+        passages, zip(lengths['title'], title), zip(lengths['text'], body)
+      )
+    ]
 
   def answer_recall(self, batch: ReaderBatch, skip: int = 0) -> float:
     """`answer_recall` of a batch, whatever a target begins with.

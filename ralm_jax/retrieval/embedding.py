@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 import time
 from typing import Any
@@ -17,7 +18,9 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from ralm_jax.data.corpus import cut_text
 from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.text_config import TextConfig
 from ralm_jax.files import atomic_files, progress as progress_bars
 from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.retrieval.assembler import Assembler
@@ -63,6 +66,10 @@ class PassageEmbedder:
     while lengths[0] > 32:
       lengths.insert(0, (lengths[0] + 1) // 2)
     self._lengths = np.asarray(lengths)
+
+  @property
+  def text(self) -> TextConfig:
+    return self._assembler.tokenizer.text
 
   def embed(self, params: PyTree, rows: np.ndarray) -> np.ndarray:
     """Rows of the corpus, int64 [n] -> float32 [n, d]."""
@@ -131,6 +138,8 @@ def build_generation(
   edits = EditBounds(applied=folder.edit_log().last)
   store.reload()
   _check_same_corpus(folder, store)
+  if note := cut_text.note(store, embedder.text):
+    logging.warning('%s', note)
   fingerprint = retriever_fingerprint(params)
   key = {'corpus_fingerprint': store.fingerprint, 'encoder': fingerprint}
   rows = live_rows(store)

@@ -7,6 +7,9 @@ import dataclasses
 import os
 from typing import Any, Self
 
+from ralm_jax.losses import option_types
+from ralm_jax.losses.option_types import Amount, Count, Number
+
 BACKENDS = ('process', 'device')
 # Fields whose flags have other names.
 _FLAGS = {'path': 'index', 'address': 'retrieval_address'}
@@ -19,18 +22,17 @@ class IndexSource:
   path: str | os.PathLike[str] | None = None  #: INDEX folder, for a process of our own; or
   address: str | None = None  #: 'host:port' of a running process
   corpus: str | os.PathLike[str] | None = None  #: CORPUS; None takes the one the index names
-  generation: int | None = None  #: the only one searched; None for whichever is current
+  generation: Count | None = None  #: the only one searched; None for whichever is current
   backend: str = 'process'  #: or 'device' for exact search on this program's devices
   device_dtype: str = 'bfloat16'  #: of the embeddings there; or 'float16', 'float32'
   approximate: bool = False  #: approximate top-k there, which a TPU is faster at
-  nprobe: int | None = None  #: inverted lists visited, of our own process
-  rerank: int | None = None  #: candidates re-ranked exactly, of our own process
-  threads: int | None = None  #: of FAISS, of our own process
-  retry_for_s: float = 30.0  #: how long an unreachable process is waited for
+  nprobe: Count | None = None  #: inverted lists visited, of our own process
+  rerank: Number | None = None  #: candidates re-ranked exactly, of our own process
+  threads: Count | None = None  #: of FAISS, of our own process
+  retry_for_s: Amount = 30.0  #: how long an unreachable process is waited for
 
   def __post_init__(self):
-    if self.generation is not None and self.generation < 1:
-      raise ValueError(f'generation must be at least 1, not {self.generation}.')
+    option_types.check_fields(self)
 
   @classmethod
   def from_flags(cls, values: Mapping[str, Any]) -> Self:

@@ -10,7 +10,7 @@ import json
 import os
 from typing import Any
 
-from ralm_jax.checkpoints import specification
+from ralm_jax.checkpoints import specification, store
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.evaluation import choice_evaluator, prediction_files
 from ralm_jax.evaluation.answering import AnswerOptions
@@ -73,14 +73,22 @@ def evaluate(
     predictor: Predictor = evaluator
     if chooses and not scoring.retrieve_only:
       predictor = ChoiceEvaluator(evaluator, permutations=scoring.permutations)
+    inputs = _inputs(checkpoint, rows)
+    asked = {'questions': inputs['questions'], 'task': dataclasses.asdict(task)}
     return prediction_files.write(
       functools.partial(predictor.predictions, checkpoint.params, rows, progress=progress),
       output,
       metrics=metrics,
       batch_size=evaluator.size,
+      about={
+        'run': os.path.realpath(checkpoint.directory),
+        'step': checkpoint.step,
+        'checkpoint': store.fingerprint(checkpoint.name),
+        'asked': hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:16],
+      },
       resume_as=json.dumps(
         {
-          **_inputs(checkpoint, rows),
+          **inputs,
           'index': evaluator.source_id,
           'source': source.choices,
           'task': dataclasses.asdict(task),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import difflib
 import importlib.resources
 import inspect
+import logging
 import os
 import re
 from typing import Any
@@ -19,7 +20,7 @@ from gin import config as gin_config, config_parser
 
 from ralm_jax.checkpoints import registering
 from ralm_jax.files import atomic_files
-from ralm_jax.runs import former_names
+from ralm_jax.runs import former_names, gin_values
 
 _PREFIX = '--gin.'
 
@@ -84,6 +85,8 @@ def parse(
     remedy = former_names.hint(str(e)) or _nearest_in(str(e))
     raise ValueError(f'{_first_lines(e)}{remedy}') from e
   _check_macros()
+  gin_values.expand_home()
+  gin_values.check()
 
 
 def _check_order(gin_files: Sequence[str]) -> None:
@@ -204,6 +207,18 @@ def import_tensorflow() -> None:
 def operative() -> str:
   """What of the configuration has been used so far; '' without one."""
   return gin.operative_config_str()
+
+
+def tell_changes(directory: str) -> None:
+  """One line of what a run goes on with otherwise than its `config.gin` says."""
+  try:
+    with open(os.path.join(directory, 'config.gin'), encoding='utf-8') as file:
+      before = file.read()
+  except FileNotFoundError:
+    return
+  changes = gin_values.changes(before, gin.config_str())
+  if before.strip() and gin.config_str().strip() and changes:
+    logging.warning('%s goes on otherwise than it began: %s.', directory, '; '.join(changes))
 
 
 def save_config(directory: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 import functools
 import logging
 
@@ -29,6 +30,7 @@ from ralm_jax.training import train_state
 from ralm_jax.training.multihost import Agreement
 from ralm_jax.training.partitioning import Partitioner
 from ralm_jax.training.train_state import Optimizers, TrainState
+from retrieval_service.options import IndexOptions
 from retrieval_service.results import ServerStatus
 
 
@@ -77,6 +79,7 @@ class RunIndex:
   ):
     """Checks that index, corpus and model belong together."""
     client, store = connected.client, connected.store
+    _check_options(cfg, client.status())
     self._client = client
     self._spec = spec
     self._partitioner = partitioner
@@ -195,6 +198,21 @@ class RunIndex:
     """The last checkpoint is on disk."""
     if self._pins is not None:
       self._pins.end()
+
+
+def _check_options(cfg: RetrievalConfig, status: ServerStatus) -> None:
+  """Raises ValueError where an index is asked for otherwise than the one that there is."""
+  if status.options is None:
+    return
+  for field in dataclasses.fields(IndexOptions):
+    asked, found = getattr(cfg.options, field.name), getattr(status.options, field.name)
+    if asked not in (field.default, found):
+      macro = 'INDEX_TYPE' if field.name == 'index_type' else f'IndexOptions.{field.name}'
+      raise ValueError(
+        f'{macro} is {asked!r}, but {cfg.index or cfg.address} holds an index already, whose '
+        f'{field.name} is {found!r}: only a missing index is built by it. Leave it out, or name '
+        'another INDEX to be built.'
+      )
 
 
 def build_missing_index(

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
+import logging
 from typing import Any
 
 import numpy as np
 
-from ralm_jax.data.corpus import passage_store, passages as passages_lib
+from ralm_jax.data.corpus import cut_text, passage_store, passages as passages_lib
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.corpus.passages import Passage
 from ralm_jax.data.corpus.shard_set import FoundRows
@@ -81,6 +82,8 @@ def put(
       store.reload()
     found = store.find(ids)
     rows = np.sort(found.rows[found.is_newest])
+    if note := cut_text.note(store, opened.spec.tokenizer.text, rows=rows):
+      logging.warning('%s', note)
     embedder = PassageEmbedder(
       opened.spec.model,
       opened.partitioner,

@@ -6,6 +6,8 @@ import dataclasses
 import os
 
 from ralm_jax.data.text_config import TextConfig
+from ralm_jax.losses import option_types
+from ralm_jax.losses.option_types import Amount, Count, Number
 from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.retrieval.publisher import RefreshSchedule
@@ -17,10 +19,13 @@ from retrieval_service.options import IndexOptions
 class CheckpointConfig:
   """When to save and what to keep."""
 
-  period: int = 1000  #: steps between checkpoints
-  keep: int | None = 3  #: newest ones to keep; None keeps all
-  keep_period: int | None = None  #: also keep every multiple of it
+  period: Number = 1000  #: steps between checkpoints
+  keep: Count | None = 3  #: newest ones to keep; None keeps all
+  keep_period: Count | None = None  #: also keep every multiple of it
   asynchronous: bool = True  #: write while training goes on
+
+  def __post_init__(self):
+    option_types.check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,19 +39,22 @@ class RetrievalConfig:
   device_dtype: str = 'bfloat16'  #: of the embeddings on the devices
   approximate: bool = False  #: approximate top-k on the devices, which a TPU is faster at
   options: IndexOptions = IndexOptions()  #: how a missing index is built
-  retry_for_s: float = 300.0  #: how long a search waits for a dead process
-  embed_batch_size: int = 256  #: passages at a time when building or refreshing
+  retry_for_s: Amount = 300.0  #: how long a search waits for a dead process
+  embed_batch_size: Count = 256  #: passages at a time when building or refreshing
   search_filter: SearchFilter = SearchFilter()  #: what an example must not see
   #: Passages to fetch from the index, of which the passage encoder of now keeps
   #: TextConfig.n_passages; None does not re-rank.
-  n_candidates: int | None = None
-  rerank_chunk: int | None = None  #: candidates a query encoded at a time; None encodes all
+  n_candidates: Count | None = None
+  rerank_chunk: Count | None = None  #: candidates a query encoded at a time; None encodes all
   #: When training stops for the index to be refreshed: 'START-END:RATE,…', a number of
   #: steps, or None for never.
-  refresh_index: str | int | None = None
+  refresh_index: str | Count | None = None
   #: Search whatever generation is current, which a second job publishes (`ralm refresh`);
   #: else the run keeps to its own.
   follow_current: bool = False
+
+  def __post_init__(self):
+    option_types.check_fields(self)
 
   @property
   def schedule(self) -> RefreshSchedule:

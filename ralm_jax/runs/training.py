@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from ralm_jax.data.text_config import TextConfig
+from ralm_jax.losses.option_types import Count, Number, Seed
 from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.retrieval.augmenter import Augmentation
 from ralm_jax.runs.settings import CheckpointConfig, RetrievalConfig
@@ -38,7 +39,7 @@ def train(
   text: TextConfig,
   vocabularies: Vocabularies,
   model_dir: str,
-  total_steps: int,
+  total_steps: Count,
   data: DatasetConfig,
   optimizers: Mapping[str, Optimizer | None],
   retrieval: RetrievalConfig | None = None,
@@ -47,10 +48,10 @@ def train(
   checkpoints: CheckpointConfig = CheckpointConfig(),
   evaluation: TrainingEvaluation | None = None,
   augmentation: Augmentation | None = None,
-  recall_skip: int = 1,
-  stats_period: int = 10,
+  recall_skip: Number = 1,
+  stats_period: Count = 10,
   partitioner: Partitioner | None = None,
-  random_seed: int = 0,
+  random_seed: Seed = 0,
 ) -> TrainState:
   """Trains reader and retriever together; resumes where it was stopped.
 

@@ -11,12 +11,15 @@ from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.data.questions import reading
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.text.tokenization import QueryTokenizer
-from ralm_jax.evaluation import choice_evaluator, gathering, prediction_files
+from ralm_jax.evaluation import choice_evaluator, gathering, prediction_files, summary
 from ralm_jax.evaluation.answering import AnswerOptions
 from ralm_jax.evaluation.choice_evaluator import ChoiceEvaluator
 from ralm_jax.evaluation.evaluator import Evaluator
+from ralm_jax.evaluation.kilt_predictions import PageOptions
 from ralm_jax.evaluation.scores import by_task
 from ralm_jax.evaluation.task import ScoringOptions
+from ralm_jax.losses import option_types
+from ralm_jax.losses.option_types import Count
 from ralm_jax.runs.index import NoIndex, RunIndex
 from ralm_jax.training.partitioning import Partitioner
 from ralm_jax.training.reporting import Reporter
@@ -24,18 +27,21 @@ from ralm_jax.training.train_state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingEvaluation:
+class TrainingEvaluation(PageOptions):
   """What to answer during training."""
 
   questions: str | Sequence[str] | None = None  #: jsonl files or globs; None answers none
-  period: int | None = None  #: steps between evaluations; None for none
+  period: Count | None = None  #: steps between evaluations; None for none
   record_format: str = 'qa'  #: of the files, see `data/questions/formats/catalogue.py`
   on_error: str = 'raise'  #: or 'skip' to leave malformed records out
   metrics: str | None = None  #: one of METRICS_FAMILIES; None for that of the format
   permutations: str = 'single'  #: orders of a multiple choice's options that are averaged
-  num_examples: int | None = None  #: how many of the questions; None for all
-  batch_size: int = 32  #: questions at a time
+  num_examples: Count | None = None  #: how many of the questions; None for all
+  batch_size: Count = 32  #: questions at a time
   answering: AnswerOptions = AnswerOptions()  #: how answers are decoded
+
+  def __post_init__(self):
+    option_types.check_fields(self)
 
   def read(self, tokenizer: QueryTokenizer) -> tuple[list[Question], str] | None:
     """The questions and the name of their metrics; None without. ValueError for any at fault."""
@@ -73,7 +79,9 @@ class RunEvaluator:
       batch_size=options.batch_size,
       passages=index.passages,
       answering=options.answering,
-      scoring=ScoringOptions(metrics=metrics),
+      scoring=ScoringOptions(
+        metrics=metrics, page_field=options.page_field, page_separators=options.page_separators
+      ),
     )
     self._evaluator: Evaluator | ChoiceEvaluator = evaluator
     if by_task.family(metrics).chooses:
@@ -92,8 +100,8 @@ class RunEvaluator:
     means = self._evaluator.evaluate(state.params, self._questions, output=self._folder(step))
     scalars = {f'eval/{k}': v for k, v in means.items() if isinstance(v, (int, float))}
     self._reporter.write(step, scalars)
-    shown = '  '.join(f'{name} {value:.4g}' for name, value in scalars.items())
-    logging.info('evaluation at step %d: %s', step, shown)
+    shown = [f'{name} {value:.4g}{over}' for name, value, over in summary.numbers(means)]
+    logging.info('evaluation at step %d: %s  count %d', step, '  '.join(shown), means['count'])
 
   def catch_up(self, state: TrainState, total_steps: int) -> None:
     """Does what a run missed that was stopped between saving and evaluating."""

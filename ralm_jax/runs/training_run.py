@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -134,11 +134,29 @@ class TrainingRun:
       asynchronous=self.saving.asynchronous,
     )
 
+  @property
+  def _metadata(self) -> dict[str, Any]:
+    """What a run that goes on has the same."""
+    return {
+      'seed': self.random_seed,
+      'batch_size': self.batch_size,
+      'examples': self.iterator.examples,
+    }
+
+  def _check_goes_on(self) -> None:
+    """Raises ValueError for checkpoints of another run, before an index is built."""
+    step = self.checkpoints.latest_step()
+    if step is not None:
+      with self.agreement.together():
+        self.checkpoints.check_metadata(step, self._metadata)
+        self.spec.check_same_vocabularies(self.model_dir)
+
   @contextlib.contextmanager
   def open_index(self) -> Iterator[RunIndex | NoIndex]:
     """The index, built with the starting parameters where it is missing."""
     with contextlib.ExitStack() as stack:
       stack.callback(self.checkpoints.close)
+      self._check_goes_on()
       index: RunIndex | NoIndex = NoIndex(self.spec, self.partitioner)
       if self.retrieval is not None:
         built_with = None
@@ -182,12 +200,7 @@ class TrainingRun:
       self.partitioner,
       batches,
       self.step,
-      saving=Saving(
-        self.checkpoints,
-        self.saving.period,
-        {'seed': self.random_seed, 'batch_size': self.batch_size},
-        index.on_checkpoint,
-      ),
+      saving=Saving(self.checkpoints, self.saving.period, self._metadata, index.on_checkpoint),
       rerank_fn=rerank_fn,
       index_refresh=index.index_refresh,
     )
@@ -195,12 +208,11 @@ class TrainingRun:
   def resume(self, trainer: Trainer, index: RunIndex | NoIndex) -> Progress | None:
     """Where the run was stopped; None for one that begins.
 
-    Describes the run in its folder, once it is known to be the same; ValueError where it is not.
+    Describes the run in its folder, once it is known to be the same.
     """
-    if self.checkpoints.latest_step() is not None:
-      with self.agreement.together():
-        self.spec.check_same_vocabularies(self.model_dir)
     progress = trainer.resume(self.iterator)
+    if progress is not None:
+      gin_config.tell_changes(self.model_dir)
     if jax.process_index() == 0:
       self.spec.save(self.model_dir)
       gin_config.save_config(self.model_dir)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import contextlib
-import os
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from ralm_jax.checkpoints.store import Checkpoints
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text_config import TextConfig
+from ralm_jax.losses.option_types import Count, Seed
 from ralm_jax.models import copying_init
 from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.runs import gin_config
@@ -38,8 +38,8 @@ def warm_start(
   partitioner: Partitioner | None = None,
   initial_params: Callable[[], Any] | None = None,
   reader_init: str = 'random',
-  checkpoint_period: int = 1000,
-  random_seed: int = 0,
+  checkpoint_period: Count = 1000,
+  random_seed: Seed = 0,
 ) -> Any:
   """Trains the retriever on crops; resumes where it was stopped.
 
@@ -54,16 +54,21 @@ def warm_start(
   spec = Specification(model, tokenizer)
   spec.check()
   partitioner = partitioner or Partitioner()
-  os.makedirs(model_dir, exist_ok=True)
-  spec.save(model_dir)
-  gin_config.save_config(model_dir)
   params = train_state.initialize(
     model, {}, partitioner, random_seed, initial_params() if initial_params is not None else None
   ).params
   if reader_init == 'copying':
     reader = copying_init.copying_init(params['reader'], jax.random.key(random_seed))
     params = {**params, 'reader': reader}
+  about = {'corpus': store.fingerprint[:16]}
   with contextlib.closing(Checkpoints(model_dir)) as checkpoints:
+    newest = checkpoints.latest_step()
+    if newest is not None:
+      crop_training.check_same(checkpoints, newest, config, about)
+      spec.check_same_vocabularies(model_dir)
+      gin_config.tell_changes(model_dir)
+    spec.save(model_dir)
+    gin_config.save_config(model_dir)
     return crop_training.warm_start(
       model,
       params,
@@ -73,5 +78,6 @@ def warm_start(
       partitioner=partitioner,
       checkpoints=checkpoints,
       checkpoint_period=checkpoint_period,
+      metadata=about,
       progress=jax.process_index() == 0,
     )

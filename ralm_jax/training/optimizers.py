@@ -6,6 +6,8 @@ import dataclasses
 
 import optax
 
+from ralm_jax.losses.array_types import PyTree
+from ralm_jax.losses.option_types import Amount, Count, Dropout, Positive, Share
 from ralm_jax.training.schedules import Schedule
 
 
@@ -15,22 +17,27 @@ class Optimizer:
 
   transformation: optax.GradientTransformation  #: the learning rate included
   learning_rate_fn: Schedule  #: for the logs
-  clip_norm: float | None = 1.0  #: gradients are scaled down to it, per module; None never
+  clip_norm: Positive | None = 1.0  #: gradients are scaled down to it, per module; None never
+
+  def propose(self, grads: PyTree, opt_state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+    """What a step would make of parameters and state."""
+    updates, opt_state = self.transformation.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
 
 
-def _schedule(learning_rate: float | Schedule) -> Schedule:
+def _schedule(learning_rate: Amount | Schedule) -> Schedule:
   if callable(learning_rate):
     return learning_rate
   return optax.constant_schedule(learning_rate)
 
 
 def adamw(
-  learning_rate: float | Schedule = 1e-4,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-6,
-  weight_decay: float = 0.01,
-  clip_norm: float | None = 1.0,
+  learning_rate: Amount | Schedule = 1e-4,
+  b1: Dropout = 0.9,
+  b2: Dropout = 0.999,
+  eps: Positive = 1e-6,
+  weight_decay: Amount = 0.01,
+  clip_norm: Positive | None = 1.0,
 ) -> Optimizer:
   """AdamW with decoupled weight decay on all parameters, as Atlas has it."""
   schedule = _schedule(learning_rate)
@@ -40,13 +47,13 @@ def adamw(
 
 
 def adafactor(
-  learning_rate: float | Schedule = 1e-3,
-  decay_rate: float = 0.8,
+  learning_rate: Amount | Schedule = 1e-3,
+  decay_rate: Share = 0.8,
   multiply_by_parameter_scale: bool = True,
-  clipping_threshold: float | None = 1.0,
-  min_dim_size_to_factor: int = 128,
-  weight_decay_rate: float | None = None,
-  clip_norm: float | None = None,
+  clipping_threshold: Positive | None = 1.0,
+  min_dim_size_to_factor: Count = 128,
+  weight_decay_rate: Amount | None = None,
+  clip_norm: Positive | None = None,
 ) -> Optimizer:
   """Adafactor (Shazeer & Stern 2018): T5's optimiser, sublinear in memory."""
   schedule = _schedule(learning_rate)

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import logging
 import threading
-from typing import Any
+from typing import Any, Literal
 
 from flax import linen as nn
 import jax
@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from ralm_jax.losses.array_types import Array, PyTree, Shaped
+from ralm_jax.losses.option_types import Count
 
 LogicalAxisRules = Sequence[tuple[str, str | None]]
 
@@ -26,8 +27,8 @@ DATA, MODEL = 'data', 'model'
 
 
 def standard_logical_axis_rules(
-  activation_partitioning_dims: int = 1,
-  parameter_partitioning_dims: int = 1,
+  activation_partitioning_dims: Literal[1, 2] = 1,
+  parameter_partitioning_dims: Literal[1, 2] = 1,
   additional_rules: LogicalAxisRules | None = None,
 ) -> list[tuple[str, str | None]]:
   """The rules a T5X user knows; additional ones take precedence.
@@ -57,7 +58,7 @@ def standard_logical_axis_rules(
 class Partitioner:
   """Shards a computation over a mesh of `data` and `model`."""
 
-  num_partitions: int = 1  #: size of the `model` axis; `data` takes the other devices
+  num_partitions: Count = 1  #: size of the `model` axis; `data` takes the other devices
   model_parallel_submesh: tuple[int, ...] | None = None  #: T5X's TPU tuple; not supported
   logical_axis_rules: LogicalAxisRules | None = None  #: None for the standard ones
   devices: Sequence[jax.Device] | None = None  #: None for all devices of all processes

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax.numpy as jnp
 
 from ralm_jax.losses.array_types import Array, Float, Int
+from ralm_jax.losses.option_types import Amount, Count, Number, Positive
 
 # step -> learning rate
 Schedule = Callable[[Int[Array, '']], Float[Array, '']]
@@ -14,13 +16,13 @@ Schedule = Callable[[Int[Array, '']], Float[Array, '']]
 
 def create_learning_rate_scheduler(
   factors: str = 'constant * linear_warmup * rsqrt_decay',
-  base_learning_rate: float = 0.5,
-  warmup_steps: int = 1000,
-  decay_factor: float = 0.5,
-  steps_per_decay: int = 20000,
-  total_steps: int = 100000,
-  step_offset: int = 0,
-  min_learning_rate: float = 1e-8,
+  base_learning_rate: Amount = 0.5,
+  warmup_steps: Number = 1000,
+  decay_factor: Positive = 0.5,
+  steps_per_decay: Count = 20000,
+  total_steps: Count = 100000,
+  step_offset: Number = 0,
+  min_learning_rate: Amount = 1e-8,
 ) -> Schedule:
   """A product of factors, named as in T5X.
 
@@ -65,11 +67,11 @@ def create_learning_rate_scheduler(
 
 
 def atlas_schedule(
-  learning_rate: float,
-  total_steps: int,
-  warmup_steps: int,
-  shape: str = 'linear',
-  form: str = 'paper',
+  learning_rate: Amount,
+  total_steps: Count,
+  warmup_steps: Number,
+  shape: Literal['linear', 'cosine', 'fixed'] = 'linear',
+  form: Literal['paper', 'released'] = 'paper',
 ) -> Schedule:
   """The schedules of Atlas's released recipes.
 

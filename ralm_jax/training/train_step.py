@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ralm_jax.losses import option_types
 from ralm_jax.losses.array_types import Array, Bool, Float, Int, PyTree
+from ralm_jax.losses.option_types import Count, Number, Positive
 from ralm_jax.losses.sequence import WeightedSum
 from ralm_jax.models import layers
 from ralm_jax.models.retrieval_lm import ReaderBatch, RetrievalLM
@@ -28,16 +30,20 @@ GradFn = Callable[[PyTree, ReaderBatch, Array], tuple[PyTree, dict[str, Weighted
 class StepOptions:
   """How a step is taken, and its batch retrieved."""
 
-  num_microbatches: int = 1  #: parts the batch is processed in, to save memory
+  num_microbatches: Count = 1  #: parts the batch is processed in, to save memory
   #: The first so many steps leave the retriever as it is, and its loss out; its
   #: learning-rate schedule goes on.
-  freeze_retriever_steps: int = 0
+  freeze_retriever_steps: Number = 0
   #: Gradients of all modules are scaled down together to this norm, in place of each optimiser's
   #: own clipping (as the released code does on one device); None clips each module by itself.
-  global_clip_norm: float | None = None
+  global_clip_norm: Positive | None = None
   retrieval_lookahead: int = 1  #: 1 retrieves the next batch during a step, 0 after it
+  #: The run stops when so many steps in a row have been skipped, since they were not finite; None
+  #: never does.
+  max_skipped_steps: Count | None = 20
 
   def __post_init__(self):
+    option_types.check_fields(self)
     if self.retrieval_lookahead not in (0, 1):
       raise ValueError(f'retrieval_lookahead must be 0 or 1, not {self.retrieval_lookahead}.')
 
@@ -48,8 +54,9 @@ def make_train_step(
   """Builds the pure function `train_step(state, batch) -> (state, metrics)`.
 
   The gradient is that of reader loss per target token of the whole batch plus retriever loss per
-  example of the whole batch, whatever the number of microbatches or devices. A step whose gradient
-  is not finite changes nothing but the counters. A module without an optimiser is frozen.
+  example of the whole batch, whatever the number of microbatches or devices. A step whose gradient,
+  or what it would make of a parameter, is not finite changes nothing but the counters. A module
+  without an optimiser is frozen.
 
   Raises:
     ValueError: (when traced) if the microbatches do not divide the batch.
@@ -76,12 +83,16 @@ def make_train_step(
       finite &= jnp.isfinite(norm)
     grads = _clip(grads, norms, optimizers, options.global_clip_norm)
 
-    opt_state = {}
+    opt_state, proposed = {}, {}
+    for name, optimizer in optimizers.items():
+      proposed[name] = optimizer.propose(grads[name], state.opt_state[name], trained[name])
+    for leaf in jax.tree.leaves([params for params, _ in proposed.values()]):
+      finite &= jnp.all(jnp.isfinite(leaf))
     for name, optimizer in optimizers.items():
       moves = finite if learns is None or name != 'retriever' else finite & learns
-      trained[name], opt_state[name] = _update(
-        optimizer, grads[name], state.opt_state[name], trained[name], finite, moves
-      )
+      new_params, new_opt_state = proposed[name]
+      trained[name] = _where(moves, new_params, trained[name])
+      opt_state[name] = _moved(state.opt_state[name], new_opt_state, finite, moves)
       metrics[f'learning_rate/{name}'] = _learning_rate(optimizer, state)
       metrics[f'gradient_norm/{name}'] = norms[name]
 
@@ -90,7 +101,9 @@ def make_train_step(
       'loss': loss,
       'skipped_steps': skipped.astype(jnp.float32),
       'target_tokens': weights[0],
-      'reader_tokens': jnp.sum(batch.reader_mask, dtype=jnp.float32),
+      'reader_tokens': jnp.sum(
+        batch.without_empty_slots(model.n_read(batch)).reader_mask, dtype=jnp.float32
+      ),
     }
     params = train_state.with_trained(state.params, trained)
     return TrainState(state.step + 1, params, opt_state, state.rng, skipped), metrics
@@ -184,26 +197,14 @@ def _clip(
   return clipped
 
 
-def _update(
-  optimizer: Optimizer,
-  grads: PyTree,
-  opt_state: PyTree,
-  params: PyTree,
-  finite: Bool[Array, ''],
-  moves: Bool[Array, ''],
-) -> tuple[PyTree, PyTree]:
-  """New parameters and state where it `moves`; where `finite`, schedules count frozen steps too."""
-  updates, updated = optimizer.transformation.update(grads, opt_state, params)
+def _moved(old: PyTree, new: PyTree, finite: Bool[Array, ''], moves: Bool[Array, '']) -> PyTree:
+  """An optimiser's new state where it `moves`; where `finite`, schedules count frozen steps too."""
+  is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)
 
   def choose(old: PyTree, new: PyTree) -> PyTree:
-    counts = isinstance(old, optax.ScaleByScheduleState)
-    return _where(finite if counts else moves, new, old)
+    return _where(finite if is_schedule(old) else moves, new, old)
 
-  is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)
-  return (
-    _where(moves, optax.apply_updates(params, updates), params),
-    jax.tree.map(choose, opt_state, updated, is_leaf=is_schedule),
-  )
+  return jax.tree.map(choose, old, new, is_leaf=is_schedule)
 
 
 def _learning_rate(optimizer: Optimizer, state: TrainState) -> Float[Array, '']:

@@ -26,6 +26,7 @@ from ralm_jax.training.batch_source import BatchIterator, BatchSource, PendingBa
 from ralm_jax.training.multihost import Agreement
 from ralm_jax.training.partitioning import PartitionedFunction, Partitioner
 from ralm_jax.training.reporting import Reporter
+from ralm_jax.training.skipping import SkippedSteps
 from ralm_jax.training.train_state import Optimizers, TrainState
 from ralm_jax.training.train_step import StepOptions
 
@@ -53,17 +54,6 @@ class Saving:
 
   def is_due(self, step: int) -> bool:
     return bool(self.period) and step % self.period == 0
-
-  def check_metadata(self, step: int) -> None:
-    """Raises ValueError where the run's settings differ from a checkpoint's."""
-    saved = self.checkpoints.metadata(step)
-    for name, value in self.metadata.items():
-      if saved.get(name, value) != value:
-        raise ValueError(
-          f'{self.checkpoints.directory}/checkpoint_{step} was trained with {name} {saved[name]}, '
-          f'this run has {value}: its position in the data would mean other examples. Go on with '
-          'the same, or start another MODEL_DIR from its parameters (INITIAL_CHECKPOINT_PATH).'
-        )
 
 
 @dataclasses.dataclass
@@ -102,6 +92,7 @@ class Trainer:
     self._partitioner = partitioner
     self._source = source
     self._lookahead = step.retrieval_lookahead
+    self._max_skipped_steps = step.max_skipped_steps
     self._saving = saving
     self._index_refresh = index_refresh
     self._agreement = Agreement()
@@ -126,7 +117,7 @@ class Trainer:
     if self._saving is None or step is None:
       return None
     abstract = train_state.abstract(self._model, self._optimizers, self._partitioner)
-    self._saving.check_metadata(step)
+    self._saving.checkpoints.check_metadata(step, self._saving.metadata)
     restored = self._saving.checkpoints.restore(step, abstract)
     iterator.restore(_take(restored.host, 'iterator/'))
     pending = self._source.resume(_take(restored.host, 'pending/'), step)
@@ -145,8 +136,9 @@ class Trainer:
   ) -> TrainState:
     """Trains until `total_steps` of the run in all, and saves; every process calls `evaluate`."""
     state, pending = progress.state, progress.pending
-    step = progress.step
+    first = step = progress.step
     finished: _Finished | None = None
+    skipped = SkippedSteps(self._max_skipped_steps, int(state.skipped_steps))
     if pending is None:
       self._refresh_if_due(state, step, reporter)
     while step < total_steps:
@@ -161,13 +153,15 @@ class Trainer:
       state, metrics = self._step(state, prepared)
       finished = _Finished(metrics['loss'])
       step += 1
+      skipped.add(step, metrics['skipped_steps'])
       if reporter is not None:
         examples = float(len(prepared.queries) * jax.process_count())
         host = {**prepared.metrics, 'retrieval/wait_seconds': waited, 'examples': examples}
         reporter.add(step, metrics, host)
       if self._refresh_if_due(state, step, reporter):
         finished = None
-      if self._saving is not None and (self._saving.is_due(step) or step == total_steps):
+      saves = self._saving is not None and (self._saving.is_due(step) or step == total_steps)
+      if self._saving is not None and saves and self._is_sound(skipped, step, total_steps):
         if pending is None:
           pending = self._source.submit(state.params, next(iterator), step)
         self._save(self._saving, step, state, pending, iterator)
@@ -180,6 +174,7 @@ class Trainer:
           reporter.leave_out(time.monotonic() - evaluating)
     if self._saving is not None:
       self._saving.checkpoints.wait()
+    skipped.report(step - first)
     return state
 
   def _step(self, state: TrainState, prepared: PreparedBatch) -> tuple[TrainState, dict[str, Any]]:
@@ -191,6 +186,14 @@ class Trainer:
       batch = reranked.batch
     state, metrics = self.step_fn(state, batch)
     return state, {**metrics, **reranking}
+
+  @staticmethod
+  def _is_sound(skipped: SkippedSteps, step: int, total_steps: int) -> bool:
+    """Whether to save: amid skipped steps, only what the run ends with.
+
+    They may follow from parameters that are finite and useless; good checkpoints are kept instead.
+    """
+    return not skipped.settle() or step == total_steps
 
   def _is_due(self, step: int) -> bool:
     return self._index_refresh is not None and self._index_refresh.due(step)

@@ -145,14 +145,14 @@ def test_the_nearest_name(argv, hint, capsys):
     (['--no-verify'], {'verify': False}),
     (['--text', 'a-b=c-d'], {'text': ['a-b=c-d']}),
     (['--text=--n-passages 3'], {'text': ['--n-passages 3']}),
-    (['--n-passages', '-3', '--', '--n-passages'], {'n_passages': -3, 'words': ['--n-passages']}),
+    (['--length-penalty', '-3', '--', '--nprobe'], {'length_penalty': -3, 'words': ['--nprobe']}),
     (['--what is this'], {'words': ['--what is this']}),
   ],
 )
 def test_dashes_are_underscores(argv, expected):
   """In names of flags, wholly written or not; never in what is given to them."""
   parser = flags.Parser('ralm', '')
-  flags.shared(parser, 'n_passages', 'text', 'nprobe')
+  flags.shared(parser, 'n_passages', 'text', 'nprobe', 'length_penalty')
   parser.add_argument('--verify', action=argparse.BooleanOptionalAction, default=True)
   parser.add_argument('words', nargs='*')
   found = vars(parser.parse_args(argv))
@@ -196,3 +196,26 @@ def test_questions_of_a_command_line(argv, questions, monkeypatch):
   )
   ask.main(argv, prog='ralm ask')
   assert asked == (questions if isinstance(questions, list) else [questions])
+
+
+@pytest.mark.parametrize(
+  'argv, error',
+  [
+    (['eval', '--batch_size', '-1'], '--batch_size: must be at least 1, not -1'),
+    (['eval', '--n_passages', '0'], '--n_passages: must be at least 1, not 0'),
+    (['eval', '--temperature', 'nan'], '--temperature: must be a number, above 0, not nan'),
+    (['ask', '--top_p', '1.5'], '--top_p: must be from 0 to 1, not 1.5'),
+    (['ask', '--seed', '-3'], '--seed: must be from 0 to 4294967295, not -3'),
+    (['embed', '--nlist', '2.5'], '--nlist: must be a whole number, at least 1, not 2.5'),
+    (['refresh', '--every_steps', '0'], '--every_steps: must be at least 1, not 0'),
+    (['corpus', '--max_words', 'x'], '--max_words: must be a whole number, at least 1, not x'),
+    (['train', '--seeds', '0'], '--seeds: must be at least 1, not 0'),
+    (['serve', '--threads', '-1'], '--threads: must be a whole number, at least 1, not -1'),
+    (['serve', '--rerank', '-1'], '--rerank: must be a whole number, at least 0, not -1'),
+  ],
+)
+def test_numbers_that_cannot_be_meant(argv, error, capsys):
+  with pytest.raises(SystemExit) as raised:
+    cli.main(argv)
+  assert raised.value.code == 2
+  assert error in capsys.readouterr().err

@@ -73,6 +73,38 @@ def test_report_of_folders_that_are_seeds(tmp_path, capsys):
     report.main([*paths, '--metrics', 'f2'])
 
 
+def test_a_checkpoint_that_was_evaluated_twice_is_one_seed(tmp_path, capsys):
+  """By what it holds, by run and step, or by where its metrics are."""
+  of = {'run': '/r', 'step': 4, 'checkpoint': 'abc', 'asked': 'x'}
+  first = metrics(tmp_path / 'a', f1=0.2, of=of)
+  copy = metrics(tmp_path / 'b', f1=0.4, of={**of, 'run': '/copy', 'asked': 'y'})
+  other = metrics(tmp_path / 'c', f1=0.6, of={**of, 'checkpoint': 'def'}, averaged_over={'f1': 3})
+  report.main([*map(str, (first, copy, other, first)), '--together', 'all'])
+  shown = capsys.readouterr().out
+  assert '| all     |     2 | 0.4000 ± 0.2828 |' in shown  # of 0.2 and 0.6
+  assert (
+    f'{copy}/metrics.json is of the same checkpoint as {first}/metrics.json in another' in shown
+  )
+  assert 'all: f1 is averaged over 3 of 10 questions.' in shown
+  report.main([*map(str, (first, copy, other)), '--together', 'all', '--json'])
+  (row,) = json.loads(capsys.readouterr().out)
+  assert list(row['seeds']) == ['a', 'c'] and row['f1']['count'] == 2
+  assert row['questions'] == {'a': 10, 'c': 10} and 'another way' in row['notes'][0]
+  for output in ('one', 'two'):
+    finished_cells.cell(tmp_path / output, 'run-4', 'nq', 'i', [1.0], run='/r')
+  report.main([str(tmp_path / 'one'), str(tmp_path / 'two')])
+  assert '| run-4, nq @ i |     1 |' in capsys.readouterr().out
+
+
+def test_seeds_without_results_and_metrics_that_some_lack(tmp_path, capsys, caplog):
+  metrics(tmp_path / 'seed_0', f1=0.2, exact_match=0.5)
+  metrics(tmp_path / 'seed_1', f1=0.4)
+  (tmp_path / 'seed_2').mkdir()
+  report.main([str(tmp_path)])
+  assert '0.5000 (of 1) |' in capsys.readouterr().out
+  assert 'no results yet, or none whole, in seed_2' in caplog.text
+
+
 def test_report_of_evaluation_jobs(tmp_path):
   for i, score in enumerate((0.0, 1.0)):
     finished_cells.cell(tmp_path, f'seed_{i}-4', 'nq', 'i', [score], run=f'/runs/nq/seed_{i}')
@@ -174,6 +206,25 @@ def test_each_seed_once(configuration, tmp_path, monkeypatch, capsys):
   with pytest.raises(ValueError, match='TRAIN_STEPSS'):
     seeds.train_seeds(files, [*bindings, 'TRAIN_STEPSS = 3'], seeds=2)
   assert len(trained) == 5
+
+
+def test_questions_are_compared_by_content(configuration, tmp_path, monkeypatch):
+  questions = tmp_path / 'questions.jsonl'
+  content = tiny.trained().data.questions.read_text()
+  questions.write_text(content)
+  files, bindings = configuration
+  bindings = [*bindings, f"TRAIN_QUESTIONS = '{questions}'", 'EVAL_QUESTIONS = None']
+  trained = []
+  monkeypatch.setattr(seeds, '_train', lambda flags, folder: trained.append(folder))
+  monkeypatch.setattr(seeds, '_check_evaluated', lambda folder, evaluates: None)
+  (tmp_path / 'run/seed_0').mkdir(parents=True)
+  for _ in range(2):
+    questions.write_text(content)  # again
+    seeds.train_seeds(files, bindings, seeds=1)
+  assert len(trained) == 1
+  questions.write_text(content.replace('colour', 'color'))
+  with pytest.raises(ValueError, match='the files of TRAIN_QUESTIONS hold something else'):
+    seeds.train_seeds(files, bindings, seeds=1)
 
 
 def test_a_run_without_its_last_evaluation_is_not_finished(configuration, tmp_path, monkeypatch):

@@ -163,3 +163,25 @@ def test_the_single_likeliest_token_is_greedy():
   greedy = _draws(table, DecodingOptions(), 6)
   np.testing.assert_array_equal(drawn.tokens, np.repeat(greedy.tokens, 3, axis=0))
   np.testing.assert_allclose(drawn.log_probs, greedy.log_probs[0], rtol=1e-5)
+
+
+def test_keys_of_examples():
+  """What an example draws is its own: alone, or as any row of a batch, few draws or many."""
+  tables = np.stack([_table(i) for i in range(4)])
+  keys = jax.random.split(jax.random.key(7), 4)
+
+  def draw(rows, count):
+    return np.asarray(
+      decode.decode(
+        steppers.Chain(tables[rows], 5),
+        DecodingOptions(sample=True, num_return=count),
+        max_length=5,
+        eos_id=EOS,
+        pad_id=PAD,
+        rng=keys[np.asarray(rows)],
+      ).tokens
+    )
+
+  together = draw([0, 1, 2, 3], 6)
+  np.testing.assert_array_equal(draw([3, 1], 6), together[[3, 1]])
+  np.testing.assert_array_equal(draw([2], 3), together[[2], :3])

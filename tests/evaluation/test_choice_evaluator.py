@@ -219,6 +219,7 @@ class KnownReader:
     self._score_letters = score
     self._shown = None
     self.batch_size = self.size = size
+    self.scoring = ScoringOptions()
     tokenizer = type(
       'Tokenizer',
       (),

@@ -10,12 +10,15 @@ import pytest
 from ralm_jax.data.corpus import passage_store
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.questions import reading
+from ralm_jax.decoding.options import DecodingOptions
+from ralm_jax.evaluation.answering import AnswerOptions
 from ralm_jax.evaluation.evaluator import Evaluator
 from ralm_jax.evaluation.task import PassageOptions
 from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.retrieval.retriever import PassageRetriever
 from ralm_jax.runs import opening
+from ralm_jax.training.partitioning import Partitioner
 from retrieval_service.generations import GenerationStore
 from tests import tiny
 
@@ -83,6 +86,42 @@ def test_batches_change_nothing(trained, opened, questions, tmp_path):
     assert one['prediction'] == other['prediction']
     assert [p['id'] for p in one['passages']] == [p['id'] for p in other['passages']]
     assert one['log_probability'] == pytest.approx(other['log_probability'], abs=1e-4)
+
+
+@pytest.mark.parametrize('reading', ['fusion', 'rag_token', 'rag_sequence'])
+def test_draws_are_of_the_question(reading, trained, opened, questions):
+  """Whatever is beside it, before it, or on how many devices, and however many are drawn."""
+  model = dataclasses.replace(opened.spec.model, reading=reading, gold_score='none')
+  asked = questions[:8]
+
+  def drawn(questions, size, count=3, seed=5, devices=1):
+    partitioner = Partitioner(devices=jax.devices()[:devices])
+    here = opening.open_checkpoint(trained.run, partitioner)
+    here = dataclasses.replace(here, spec=dataclasses.replace(here.spec, model=model))
+    answering = AnswerOptions(DecodingOptions(sample=True, num_return=count), seed=seed)
+    found = {}
+    with opening.open_evaluator(
+      here, IndexSource(trained.index), batch_size=size, answering=answering
+    ) as evaluator:
+      for first in range(0, len(questions), size):
+        part = questions[first : first + size]
+        for question, answer in zip(part, evaluator.answer(here.params, part)):
+          others = [text for text, _ in answer.alternatives]
+          found[getattr(question, 'question', question)] = [answer.prediction, *others]
+    return found
+
+  expected = drawn(asked, 8)
+  assert len({tuple(answers) for answers in expected.values()}) > 4
+  assert any(len(set(answers)) > 1 for answers in expected.values())
+  assert drawn(asked, 3) == expected
+  assert drawn(asked[::-1], 1) == expected
+  assert drawn([question.question for question in asked[2:4]], 4) == {
+    question.question: expected[question.question] for question in asked[2:4]
+  }  # as `ralm ask` does
+  assert drawn(asked, 8, devices=4) == expected
+  fewer = {question: answers[:2] for question, answers in expected.items()}
+  assert drawn(asked, 8, count=2) == fewer
+  assert drawn(asked, 8, seed=6) != expected
 
 
 def test_files(trained, opened, questions, tmp_path):

@@ -347,3 +347,22 @@ def test_what_is_missing_is_said(data, tmp_path):
       progress=False,
     )
   assert not (tmp_path / 'x.jsonl').exists()
+
+
+def test_gold_ids_that_the_corpus_lacks_are_said(data, tmp_path, caplog):
+  rows = [{**q, 'gold_passage_id': f'wiki:{i}'} for i, q in enumerate(tiny.questions()[:3])]
+  rows.append(tiny.questions()[3])
+  questions = tiny.write_jsonl(tmp_path / 'q.jsonl', rows)
+  leakage.report(
+    QuestionOptions(str(questions)), tmp_path / 'l.jsonl', corpus=str(data.corpus), progress=False
+  )
+  assert '3 of 4 questions name gold passages' in caplog.text and "'wiki:0'" in caplog.text
+
+
+def test_questions_in_scripts_without_spaces():
+  """Each character is a word, so that a passage is found that holds most of them."""
+  scan = CorpusScan([_question(0, '中国的首都是哪里？'), _question(1, '日本の首都')], Settings())
+  assert scan.is_searched(0) and scan.is_searched(1)
+  scan.add([_passage('a', '我知道，中国的首都是哪座城市'), _passage('b', '東京は日本の首都です')])
+  assert scan.matches[0].passage_id == 'a' and scan.matches[0].share == 7 / 8
+  assert scan.matches[1].passage_id == 'b' and scan.matches[1].share == 1

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from ralm_jax.checkpoints import store
 from ralm_jax.jobs import config, inputs, runner as jobs, worker
 from ralm_jax.jobs.inputs import Fingerprints
 from tests import tiny
@@ -30,7 +31,7 @@ def test_checkpoints_of_one_name(trained, tmp_path):
 def test_another_checkpoint_at_the_same_path(trained, tmp_path):
   path = tmp_path / 'checkpoint_4'
   shutil.copytree(trained.run / 'checkpoint_4', path)
-  fingerprint = inputs.checkpoint_fingerprint
+  fingerprint = store.fingerprint
   assert fingerprint(path) == fingerprint(trained.run / 'checkpoint_4')
   assert fingerprint(path) != fingerprint(trained.run / 'checkpoint_2')
 
@@ -55,3 +56,18 @@ def test_shards_of_what_comes_one_by_one():
   assert all(len(part) > 5 for part in parts)
   assert sorted(sum(parts, [])) == sorted(sum(jobs_of, []))
   assert parts[1] == worker._part(sum(jobs_of, []), '1/3', by_name=True)
+
+
+def test_pages_decide_cells_of_kilt_alone(tmp_path):
+  """Others that were finished before pages could be named stay finished."""
+  path = tmp_path / 'q.jsonl'
+  path.write_text('{}')
+
+  def choices(**options):
+    task = jobs.Task('t', str(path), **options)
+    return inputs.task_inputs(task, None, None, Fingerprints())['task']
+
+  assert 'page_field' not in choices() and 'page_separators' not in choices(metrics='label')
+  assert choices(record_format='kilt_nq')['page_separators'] == ''
+  assert choices(metrics='kilt')['page_field'] == 'auto'
+  assert choices(page_separators='_')['page_separators'] == '_'

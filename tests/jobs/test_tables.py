@@ -190,6 +190,17 @@ def test_outdated_cells_are_marked(tmp_path):
   assert all(row['outdated'] for row in results.read_cells(tmp_path, without))
 
 
+def test_averages_over_a_part_of_the_questions(tmp_path):
+  cell(tmp_path, 'a', 'nq', 'i', [1.0, None, 0.0])
+  (row,) = results.read_cells(tmp_path)
+  row |= {'averaged_over': {'exact_match': 2}, 'noted': {'passages_cut': 3, 'passages': 6}}
+  row['groups'] = {'2017': {'exact_match': 0.5, 'count': 3}}
+  text = job_tables.render(tmp_path, [row], TableOptions(resamples=500, by_group=True))
+  assert '\n- exact_match of nq is averaged over 2 of 3 questions\n' in text
+  assert '\n- 3 of 6 passages were cut' in text and '(a, nq, i)\n' in text
+  assert section(text, 'nq: exact_match by group')[2] == ['2017', '0.5000', '3']
+
+
 def test_misspelt_names(tmp_path):
   cell(tmp_path, 'run-2', 'nq', 'i', [1.0])
   rows = results.read_cells(tmp_path)

@@ -93,8 +93,9 @@ def test_fusion_gives_raw_logits_behind_the_sentinel(params):
   assert found.shape == (BATCH, 3) and found.dtype == jnp.float32
   # As Atlas: the logits of a teacher-forced target at decoder position 1.
   inputs = np.tile([0, 39, 12], (BATCH, 1))
+  read = (batch.reader_mask & batch.passage_mask[..., None])[:, :3]
   logits = quick_jit(model.reader.apply)(
-    {'params': params['reader']}, batch.reader_tokens[:, :3], batch.reader_mask[:, :3], inputs
+    {'params': params['reader']}, batch.reader_tokens[:, :3], read, inputs
   )
   np.testing.assert_allclose(found, logits[:, 1, jnp.asarray([7, 9, 12])], atol=1e-5)
 

@@ -84,6 +84,12 @@ def test_questions_with_fewer_passages(opened, tmp_path):
   assert [len(r['passages']) for r in records] == [1, 3, 0]
   assert records[0]['passages'][0]['title'] == 'Almar: Colour'
   assert records[0]['passages'][0]['probability'] == pytest.approx(1)
+  # However many slots stay empty, what is read is the same.
+  _evaluate(opened, questions, tmp_path / 'wide', passages_from='file', n_passages=5)
+  wide = _records(tmp_path / 'wide')
+  for i in (0, 2):
+    assert wide[i]['prediction'] == records[i]['prediction']
+    assert wide[i]['log_probability'] == pytest.approx(records[i]['log_probability'], abs=1e-4)
 
 
 def test_closed_book_answers_of_a_model_that_reads(trained, opened, tmp_path):

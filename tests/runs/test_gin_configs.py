@@ -17,7 +17,7 @@ BERT_BASE = 108.89  # without the pooler, in millions
 # Names that a run file leaves to the user.
 REQUIRED = {
   'MODEL_DIR': '/tmp/run',
-  'TRAIN_STEPS': '10',
+  'TRAIN_STEPS': 10,
   'TRAIN_QUESTIONS': 'q.jsonl',
   'READER_VOCABULARY': 'spiece.model',
   'RETRIEVER_VOCABULARY': 'vocab.txt',
@@ -119,7 +119,7 @@ def _check_evaluation(file, capsys):
     [
       'eval',
       f'--gin_file={file}',
-      *(f'--gin.{name}=x' for name in sorted(required)),
+      *(f'--gin.{name}={"[]" if name == "TASKS" else "x"}' for name in sorted(required)),
       f'--gin_search_paths={ROOT}',
       '--dry_run',
     ]

@@ -119,6 +119,7 @@ def test_shuffling_draws_from_the_whole_corpus():
   @dataclasses.dataclass
   class Rows:
     directory: str = 'many'
+    fingerprint: str = 'its content'
 
     def __len__(self):
       return 5000

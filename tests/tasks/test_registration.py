@@ -102,3 +102,29 @@ def test_long_questions_keep_the_sentinel(data, tmp_path):
   [row] = examples(name)
   assert len(row['reader_query']) == 24
   assert row['reader_query'][-1] == vocabulary.sentinel_id(0)
+
+
+def test_what_is_cut_or_left_out_of_training_is_counted(data, tmp_path, caplog):
+  rows = [
+    {'id': 'a', 'question': 'red', 'answers': ['red']},
+    {'id': 'b', 'question': 'red', 'answers': ['red ' * 40]},
+    {'id': 'c', 'question': 'blue ' * 60, 'answers': ['red', 'red ' * 40]},
+    {'id': 'd', 'question': 'red', 'answers': ['<unk>']},
+  ]
+  path = tiny.write_jsonl(tmp_path / 'q.jsonl', rows)
+  text = {'target_length': 16, 'query_length': 40, 'reader_query_length': 300}
+  make(data, 'counted', path, text=text, require_answers=False)
+  assert "train: left out 1 of 4 questions, which have no answer, such as 'd'" in caplog.text
+  assert (
+    'train: of 3 questions are cut: 1 queries (query_length), 1 targets (target_length);'
+    in caplog.text
+  )
+  assert [len(row['targets']) for row in examples('counted')][1] == 16
+
+
+def test_records_that_a_format_leaves_out_are_counted(data, tmp_path, caplog):
+  labels = ('SUPPORTS', 'NOT ENOUGH INFO', 'REFUTES', 'NOT ENOUGH INFO')
+  rows = [{'id': i, 'claim': 'red', 'label': label} for i, label in enumerate(labels)]
+  path = tiny.write_jsonl(tmp_path / 'q.jsonl', rows)
+  make(data, 'two_way', path, record_format='fever_2way')
+  assert f'{path}: left out 2 of 4 records, which are no questions of fever_2way' in caplog.text

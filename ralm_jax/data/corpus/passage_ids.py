@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import logging
 from typing import TYPE_CHECKING
 
@@ -44,29 +44,38 @@ class RowsOfIds:
     """Rows of all parts of what each example names, filled with -1; None where none names any."""
     if not any(len(some) for some in ids):
       return None
-    if self._fingerprint != self._store.fingerprint:
-      self._known, self._fingerprint = {}, self._store.fingerprint
-    if len(self._known) > _REMEMBERED:
-      self._known = {}
-    new = dict.fromkeys(one for some in ids for one in some if one not in self._known)
-    self._look_up(list(new))
+    self._remember(one for some in ids for one in some)
     rows = [[row for one in some for row in self._known[one]] for some in ids]
+    lacking = sum(any(not self._known[one] for one in some) for some in ids)
+    if lacking and not self._warned:
+      self._warned = True
+      first = next(one for some in ids for one in some if not self._known[one])
+      logging.warning(
+        f'The examples name passages that the corpus {self._store.directory} does not have, such '
+        f'as {first!r} ({lacking} of the {len(ids)} examples at hand); nothing is excluded or gold '
+        'for these.'
+      )
     result = np.full((len(ids), max(map(len, rows))), NO_PASSAGE, np.int64)
     for i, some in enumerate(rows):
       result[i, : len(some)] = some
     return result
 
-  def _look_up(self, ids: list[str]) -> None:
-    found = self._store.find(ids)
-    rows: list[list[int]] = [[] for _ in ids]
+  def unknown(self, ids: Sequence[str]) -> tuple[str, ...]:
+    """Those of which the corpus has no passage."""
+    self._remember(ids)
+    return tuple(one for one in ids if not self._known[one])
+
+  def _remember(self, ids: Iterable[str]) -> None:
+    if self._fingerprint != self._store.fingerprint:
+      self._known, self._fingerprint = {}, self._store.fingerprint
+    if len(self._known) > _REMEMBERED:
+      self._known = {}
+    new = [one for one in dict.fromkeys(ids) if one not in self._known]
+    if not new:
+      return
+    found = self._store.find(new)
+    rows: list[list[int]] = [[] for _ in new]
     newest = found.is_newest
     for position, row in zip(found.positions[newest].tolist(), found.rows[newest].tolist()):
       rows[position].append(row)
-    self._known.update(zip(ids, map(tuple, rows)))
-    unknown = [one for one, some in zip(ids, rows) if not some]
-    if unknown and not self._warned:
-      self._warned = True
-      logging.warning(
-        f'The examples name passages that the corpus {self._store.directory} does not have, such '
-        f'as {unknown[0]!r}; nothing is excluded or gold for these.'
-      )
+    self._known.update(zip(new, map(tuple, rows)))

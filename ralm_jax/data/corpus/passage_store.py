@@ -186,6 +186,16 @@ class PassageStore:
       raise ValueError(f'no token column {column!r}; there are: {", ".join(shards.TOKEN_COLUMNS)}')
     return self._shards.tokens(self._shards.checked(rows), column, max_length)
 
+  def token_counts(
+    self, column: str, rows: Int[np.ndarray, ' n'] | None = None
+  ) -> Int[np.ndarray, ' n']:
+    """How many tokens rows have in a column of `tokens`; of all rows nothing but that is read."""
+    if rows is not None:
+      return self.tokens(rows, column).lengths
+    shards_of = map(self._shards.shard, range(len(self._shards.entries)))
+    offsets = [shard.token_column(column)[1].astype(np.int64) for shard in shards_of]
+    return np.concatenate([np.diff(one) for one in offsets])
+
 
 def build_corpus(
   inputs: Path | Iterable[Path],

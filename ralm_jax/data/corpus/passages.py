@@ -16,10 +16,10 @@ import re
 from typing import Any
 
 from ralm_jax.data import dates
+from ralm_jax.data.text import words
 from ralm_jax.files import byte_streams, input_files, json_records, tables
 from ralm_jax.files.input_files import Path
 
-_WORD = re.compile(r'\S+')
 _PART_NUMBER = re.compile(r'#[1-9][0-9]*$')
 _TSV_COLUMNS = ('id', 'text', 'title')
 # Our names of fields, and what BEIR, DPR, FlashRAG, Pyserini, ir_datasets and others call them.
@@ -28,7 +28,7 @@ _NAMES = {
   'text': ('text', 'contents', 'content', 'passage', 'passage_text'),
   'title': ('title', 'passage_title', 'doc_title'),
   'section': ('section', 'section_title'),
-  'document': ('document',),
+  'document': ('document', 'wikipedia_id'),  # KILT names the page of a passage so.
   'date': ('date',),
 }
 
@@ -281,7 +281,8 @@ def empty_error(paths: Sequence[str]) -> ValueError:
 def split_long(passage: Passage, max_words: int | None) -> list[Passage]:
   """Cuts a long text into equal parts, as Atlas cut Wikipedia's sections.
 
-  A text of n > `max_words` words (runs without whitespace) becomes ceil(n / max_words) parts, in
+  A text of n > `max_words` words (`words.spans`: in Chinese, Japanese, Thai and their like each
+  character is one) becomes ceil(n / max_words) parts, in
   order, whose sizes differ by at most one word and which keep the whitespace inside them. The first
   part keeps the id, the others are `id#1`, `id#2`, …; all keep the other fields. Shorter passages
   come back as they are. `Passage.source_id` leads back to the id.
@@ -293,20 +294,20 @@ def split_long(passage: Passage, max_words: int | None) -> list[Passage]:
     return [passage]
   if max_words < 1:
     raise ValueError(f'max_words must be at least 1, found {max_words}')
-  words = [match.span() for match in _WORD.finditer(passage.text)]
-  n_parts = math.ceil(len(words) / max_words)
+  spans = words.spans(passage.text)
+  n_parts = math.ceil(len(spans) / max_words)
   if n_parts <= 1:
     return [passage]
   parts = []
   for index in range(n_parts):
-    first = len(words) * index // n_parts
-    last = len(words) * (index + 1) // n_parts - 1
+    first = len(spans) * index // n_parts
+    last = len(spans) * (index + 1) // n_parts - 1
     parts.append(
       dataclasses.replace(
         passage,
         id=f'{passage.id}#{index}' if index else passage.id,
         part_of=passage.source_id if index else passage.part_of,
-        text=passage.text[words[first][0] : words[last][1]],
+        text=passage.text[spans[first][0] : spans[last][1]],
       )
     )
   return parts

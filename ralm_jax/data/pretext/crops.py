@@ -8,19 +8,22 @@ import numpy as np
 
 from ralm_jax.data import ragged
 from ralm_jax.data.ragged import RaggedTokens
+from ralm_jax.losses import option_types
+from ralm_jax.losses.option_types import Count, Dropout, Share
 
 
 @dataclasses.dataclass(frozen=True)
 class CropConfig:
   """How crops are drawn (Contriever, section 3.1)."""
 
-  min_ratio: float = 0.1  #: shortest crop, as a share of the passage
-  max_ratio: float = 0.5  #: longest crop
-  deletion_rate: float = 0.1  #: share of tokens dropped from each crop
-  min_tokens: int = 4  #: shortest crop in tokens, where the passage has as many
-  max_tokens: int | None = None  #: longest crop in tokens; None for no limit
+  min_ratio: Share = 0.1  #: shortest crop, as a share of the passage
+  max_ratio: Share = 0.5  #: longest crop
+  deletion_rate: Dropout = 0.1  #: share of tokens dropped from each crop
+  min_tokens: Count = 4  #: shortest crop in tokens, where the passage has as many
+  max_tokens: Count | None = None  #: longest crop in tokens; None for no limit
 
   def __post_init__(self):
+    option_types.check_fields(self)
     if not 0 < self.min_ratio <= self.max_ratio <= 1:
       raise ValueError(
         f'CropConfig: 0 < min_ratio ({self.min_ratio}) <= max_ratio '

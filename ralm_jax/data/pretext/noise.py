@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ralm_jax.losses import option_types
+from ralm_jax.losses.option_types import Positive
+
 if TYPE_CHECKING:  # Which would load jax.
   from ralm_jax.losses.array_types import Int
 
@@ -22,12 +25,13 @@ class NoiseConfig:
   """How much is masked."""
 
   density: float = 0.15  #: share of the tokens that are masked
-  mean_span_length: float = 3.0  #: mean tokens of a masked span
+  mean_span_length: Positive = 3.0  #: mean tokens of a masked span
   #: end targets with one more sentinel, as the figures of T5's paper do; neither its code nor Atlas
   #: does
   closing_sentinel: bool = False
 
   def __post_init__(self):
+    option_types.check_fields(self)
     if not 0 < self.density < 1:
       raise ValueError(f'NoiseConfig.density must be between 0 and 1, not {self.density}.')
     if self.mean_span_length < 1:

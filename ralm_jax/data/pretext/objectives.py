@@ -23,7 +23,7 @@ import numpy as np
 from ralm_jax.data.pretext import noise, salient_spans
 from ralm_jax.data.pretext.salient_spans import Annotator
 from ralm_jax.data.pretext.tokens import PretextTokenizer, WordEncoder
-from ralm_jax.data.text.vocabularies import SentencePieceVocabulary
+from ralm_jax.data.text.base_vocabulary import SentinelVocabulary
 
 if TYPE_CHECKING:  # Which would load jax.
   from ralm_jax.losses.array_types import Int
@@ -222,7 +222,7 @@ _longest_fitting = functools.lru_cache(64)(noise.longest_fitting)
 
 
 @functools.lru_cache(8)
-def _sentinels(vocabulary: SentencePieceVocabulary) -> np.ndarray:
+def _sentinels(vocabulary: SentinelVocabulary) -> np.ndarray:
   return np.array([vocabulary.sentinel_id(i) for i in range(vocabulary.extra_ids)], np.int32)
 
 

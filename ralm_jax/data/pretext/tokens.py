@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ralm_jax.data.text.base_vocabulary import SentinelVocabulary, Vocabulary
 from ralm_jax.data.text.tokenization import QueryTokenizer
-from ralm_jax.data.text.vocabularies import SentencePieceVocabulary, Vocabulary
 
 if TYPE_CHECKING:  # Which would load jax.
   from ralm_jax.losses.array_types import Int
@@ -72,9 +72,7 @@ class WordEncoder:
 class Translator:
   """The reader's ids to those that the retriever has for the same text."""
 
-  def __init__(
-    self, vocabulary: SentencePieceVocabulary, encoder: WordEncoder, capacity: int = 2**18
-  ):
+  def __init__(self, vocabulary: SentinelVocabulary, encoder: WordEncoder, capacity: int = 2**18):
     self._vocabulary = vocabulary
     self._encoder = encoder
     self._capacity = capacity
@@ -146,10 +144,10 @@ class PretextTokenizer:
     """Ids of a target from its words."""
     return self.framed_target(self.reader.encode_start(words, self.text.target_length))
 
-  def sentinel_vocabulary(self, objective: str) -> SentencePieceVocabulary:
+  def sentinel_vocabulary(self, objective: str) -> SentinelVocabulary:
     """The reader's vocabulary; ValueError unless it has T5's sentinels."""
     vocabulary = self.reader.vocabulary
-    if not isinstance(vocabulary, SentencePieceVocabulary):
+    if not isinstance(vocabulary, SentinelVocabulary):
       raise ValueError(
         f'{objective} puts sentinels such as <extra_id_0> in the text, which the reader vocabulary '
         f'{vocabulary.path} does not have; use one of T5, or PrefixLM or TitleSection.'

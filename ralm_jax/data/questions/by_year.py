@@ -1,6 +1,7 @@
 """Questions whose answers changed between years."""
 
 from collections.abc import Iterable, Sequence
+import logging
 
 from ralm_jax.data.questions.reading import Question
 
@@ -35,12 +36,16 @@ def disjoint_years(
         f'no question is of the year {year}; read the files with a '
         "record_format of dated questions ('templama', 'dated')"
       )
+  kept = 0
   for by_year in by_text.values():
     first, *later = [name for name in names if name in by_year]
     known = _answers(by_year[first])
     changed = [year for year in later if not known & _answers(by_year[year])]
+    kept += bool(changed)
     for year in [first, *changed] if changed else []:
       chosen[year].extend(by_year[year])
+  left_out = len(by_text) - kept
+  logging.info('left out %d of %d texts, whose answers did not change', left_out, len(by_text))
   return chosen
 
 

@@ -23,8 +23,9 @@ Published data sets of other layouts are read by naming their `record_format`
 (`formats/catalogue.py`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import hashlib
 import logging
 import os
 from typing import Any
@@ -71,6 +72,16 @@ class Question:
   def max_date(self) -> int:
     """The latest day a passage may be of; `dates.NO_DATE_BOUND` for any."""
     return dates.NO_DATE_BOUND if self.date is None else dates.first_day(self.date)
+
+
+def fingerprint(questions: Sequence[Question]) -> str:
+  """Tells what is trained on apart by content, wherever the files lie and whatever their names."""
+  digest = hashlib.sha256()
+  for one in questions:
+    asked = (one.question, one.answers, one.target, one.options, one.patterns)
+    shown = (one.exclude_passage_ids, one.gold_passage_ids, one.date)
+    digest.update(repr((asked, shown)).encode('utf-8', 'surrogatepass'))
+  return f'{len(questions)} questions of SHA-256 {digest.hexdigest()[:16]}'
 
 
 def question_of(

@@ -10,7 +10,7 @@ from typing import Any
 
 from ralm_jax.data import dates
 from ralm_jax.data.option_values import METRICS_FAMILIES
-from ralm_jax.data.questions import answer_patterns
+from ralm_jax.data.questions import answer_patterns, answer_texts
 from ralm_jax.files import json_records
 
 _ANSWER_FIELDS = ('answers', 'golden_answers', 'answer')
@@ -49,7 +49,10 @@ class _Row:
       raise self._error('question', 'is blank; write the question')
     target = self._field('target', self._string)
     # A blank target is as no target, as a blank answer is no answer.
-    target = target if target and target.strip() else None
+    listed = answer_texts.listed(target or '')
+    if listed is not None:
+      target, *_ = [*filter(answer_texts.is_answer, listed), '']
+    target = target if target and answer_texts.is_answer(target) else None
     answers = self._answers(target, require_answers)
     options = self._field('options', self._options, ())
     patterns = self._row.get('patterns', False)
@@ -126,23 +129,31 @@ class _Row:
     return self._string(field, value)
 
   def _answers(self, target: str | None, required: bool) -> tuple[str, ...]:
+    hidden = ''
     for field in _ANSWER_FIELDS:
-      if field == 'answer' and isinstance(self._row.get(field), str):
-        found = [self._string(field, self._row[field])]
+      value = self._row.get(field)
+      listed = answer_texts.listed(value) if isinstance(value, str) else None
+      if listed is not None:
+        found = [self._string(field, answer) for answer in listed]
+      elif field == 'answer' and isinstance(value, str):
+        found = [self._string(field, value)]
       else:
         items = self._items(field, 'strings', '; write ["..."]')
         found = [self._string(*item) for item in items]
-      if found := [answer for answer in found if answer.strip()]:
-        return tuple(found)
+      if answers := tuple(filter(answer_texts.is_answer, found)):
+        return answers
+      hidden = hidden or next((answer for answer in found if answer.strip()), '')
     if target is None and required:
       present = [field for field in (*_ANSWER_FIELDS, 'target') if field in self._row]
       problem = (
-        f'field {present[0]!r} holds no answer (blank ones do not count)'
+        f'field {present[0]!r} holds no answer'
+        + (f': {hidden!r} marks a hidden one' if hidden else ' (blank ones do not count)')
         if present
         else f"missing field 'answers'; found {_names(self._row)}"
       )
       raise self._wrong(
-        f'{problem}; add one, or ask without scoring: ralm infer (require_answers=False)'
+        f'{problem}; add one, leave such questions out (--on_error skip, gin: ON_ERROR), or have '
+        'them answered without scores (ralm infer, require_answers=False)'
       )
     return () if target is None else (target,)
 

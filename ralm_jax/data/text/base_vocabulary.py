@@ -1,8 +1,11 @@
 """What every vocabulary does, whatever its kind."""
 
 import abc
+import codecs
 from collections.abc import Iterable, Sequence
+import json
 import pathlib
+from typing import Any
 
 from ralm_jax.files import atomic_files
 
@@ -41,6 +44,10 @@ class Vocabulary(abc.ABC):
   def decode(self, ids: Iterable[int]) -> str:
     """Text of `ids`, without special tokens."""
 
+  @abc.abstractmethod
+  def name_of(self, token: int) -> str:
+    """How the vocabulary writes one id."""
+
   @property
   def reader_prefix(self) -> list[int]:
     """Ids that a reader's inputs and targets begin with: `<s>` or nothing."""
@@ -55,8 +62,27 @@ class Vocabulary(abc.ABC):
     """Writes one file that `load_vocabulary` reads, unless it is there; returns its name."""
     return write_copy(read_file(self.path), directory, stem + self.suffix)
 
+  def huggingface_config(self) -> dict[str, Any] | None:
+    """The `tokenizer_config.json` without which `transformers` reads the file otherwise."""
+    return None
+
   def __repr__(self) -> str:
     return f'{type(self).__name__}({str(self.path)!r})'
+
+
+class SentinelVocabulary(Vocabulary):
+  """One that may have T5's sentinels, `<extra_id_0>` being the last of all ids."""
+
+  extra_ids: int
+
+  def sentinel_id(self, index: int) -> int:
+    if not 0 <= index < self.extra_ids:
+      raise ValueError(f'sentinel {index} is not one of the {self.extra_ids} of {self.path}')
+    return self.vocab_size - 1 - index
+
+  @abc.abstractmethod
+  def decode(self, ids: Iterable[int], keep_sentinels: bool = False) -> str:
+    """Text of `ids`, with sentinels or without; other special tokens are left out."""
 
 
 def read_file(path: Path) -> bytes:
@@ -70,6 +96,15 @@ def read_file(path: Path) -> bytes:
   if not path.exists():
     raise FileNotFoundError(f'{path}: no such vocabulary file')
   return path.read_bytes()
+
+
+def read_json(path: Path) -> Any:
+  """The content of a JSON file; ValueError where it is none."""
+  content = read_file(path)
+  try:
+    return json.loads(content.removeprefix(codecs.BOM_UTF8))
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{path}: damaged, not whole JSON ({error}); fetch the file again') from error
 
 
 def write_copy(content: bytes, directory: Path, name: str) -> str:

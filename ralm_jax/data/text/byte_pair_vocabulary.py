@@ -5,7 +5,6 @@ with its space, `encode_start` the first one without, as `BartTokenizer` does. E
 first word is the same, which is why passages can still be tokenised once (`templates.py`).
 """
 
-import codecs
 from collections.abc import Iterable, Mapping, Sequence
 import hashlib
 import json
@@ -41,7 +40,7 @@ class BytePairVocabulary(Vocabulary):
       ValueError: it is damaged or no byte-level BPE with BART's special tokens.
     """
     self.path = pathlib.Path(path)
-    content = read_json(self.path)
+    content = base_vocabulary.read_json(self.path)
     if not isinstance(content, dict):
       raise ValueError(f'{self.path}: expected a JSON object')
     # In a vocab.json `model` may be a piece, as it is in GPT-2's: it has an id.
@@ -86,18 +85,12 @@ class BytePairVocabulary(Vocabulary):
     known = [int(i) for i in ids if int(i) in self._known]
     return self._tokenizer.decode(known, skip_special_tokens=True).strip()
 
+  def name_of(self, token: int) -> str:
+    return self._tokenizer.id_to_token(token) or ''
+
   def save(self, directory: Path, stem: str) -> str:
     """Writes one `tokenizer.json`, which `transformers` reads as well."""
     return base_vocabulary.write_copy(self._bytes, directory, stem + self.suffix)
-
-
-def read_json(path: pathlib.Path) -> Any:
-  """The content of a JSON file; ValueError where it is none."""
-  content = base_vocabulary.read_file(path)
-  try:
-    return json.loads(content.removeprefix(codecs.BOM_UTF8))
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path}: damaged, not whole JSON ({error}); fetch the file again') from error
 
 
 def _collapsed(text: str) -> str:
@@ -182,10 +175,7 @@ def _parts_of_tokenizer(
     ) from error
   if model_type != 'BPE':
     odd += f' {model_type}'
-  raise ValueError(
-    f'{path}: not a byte-level BPE as GPT-2 and BART have it ({odd}); for '
-    'WordPiece name vocab.txt, for SentencePiece spiece.model'
-  )
+  raise ValueError(f'{path}: not a byte-level BPE as GPT-2 and BART have it ({odd})')
 
 
 def _checked_ids(

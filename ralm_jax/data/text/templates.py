@@ -24,7 +24,7 @@ from ralm_jax.data.ragged import RaggedTokens
 from ralm_jax.data.text.base_vocabulary import Vocabulary
 
 if TYPE_CHECKING:  # Which would load jax.
-  from ralm_jax.losses.array_types import Bool
+  from ralm_jax.losses.array_types import Bool, Int
 
 # Atlas's `encoder_format` and `retriever_format`.
 READER_FORMAT = '{query} title: {title} context: {text}'
@@ -171,6 +171,23 @@ class TokenTemplate:
 
     runs = ragged.gather(np.concatenate(pool), starts.ravel(), lengths.ravel())
     return RaggedTokens(runs.values, runs.offsets[:: starts.shape[1]].copy())
+
+  def shown(
+    self, lengths: Mapping[str, Int[np.ndarray, ' n']], length: int
+  ) -> dict[str, Int[np.ndarray, ' n']]:
+    """How many tokens of each field a text keeps, by the numbers that the fields of N texts have.
+
+    Of a field that is there twice, those of its first place.
+    """
+    space = length - len(self._prefix) - len(self._suffix)
+    start: Int[np.ndarray, ' n'] | int = 0
+    kept: dict[str, Int[np.ndarray, ' n']] = {}
+    for part in self._parts:
+      size = lengths[part] if isinstance(part, str) else len(part)
+      if isinstance(part, str) and part not in kept:
+        kept[part] = np.clip(space - start, 0, size)
+      start = start + size
+    return kept
 
   def __repr__(self) -> str:
     return f'TokenTemplate({self.format!r})'

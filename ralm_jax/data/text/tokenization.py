@@ -11,7 +11,7 @@ import numpy as np
 from ralm_jax.data.batches import QueryBatch
 from ralm_jax.data.ragged import RaggedTokens
 from ralm_jax.data.text import templates
-from ralm_jax.data.text.byte_pair_vocabulary import BytePairVocabulary
+from ralm_jax.data.text.base_vocabulary import SentinelVocabulary
 from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.data.text_config import TextConfig
 
@@ -25,7 +25,7 @@ class QueryTokenizer:
   retriever_vocabulary: Vocabulary
 
   def __post_init__(self):
-    if not isinstance(self.reader_vocabulary, BytePairVocabulary):
+    if isinstance(self.reader_vocabulary, SentinelVocabulary):
       return
     for field in ('question_format', 'target_format'):
       format = getattr(self.text, field)
@@ -85,6 +85,39 @@ class QueryTokenizer:
       return whole[:length]
     before = format.removesuffix(after).replace('{question}', question)
     return self.reader_query(before, length - len(end)) + end
+
+  def cut(self, question: str) -> tuple[str, ...]:
+    """Which of a question's texts are too long: 'query' of the retriever, 'question'."""
+    text = self.text
+    query, length = text.query(question), text.reader_query_length
+    of_retriever = self.retriever_vocabulary.encode_start(query)
+    too_long = {
+      'query': not text.closed_book and len(of_retriever) > self.query_space,
+      'question': len(self.reader_query(query, length + 1)) > length,
+    }
+    return tuple(name for name, is_cut in too_long.items() if is_cut)
+
+  def count_cut(self, questions: Sequence[str], targets: Sequence[str]) -> dict[str, int]:
+    """How many texts are too long, by what they are and the length that cuts them."""
+    text, reader = self.text, self.reader_vocabulary
+    queries = list(map(text.query, questions))
+    read = reader.encode_start_batch if self.query_leads else reader.encode_batch
+    room = text.target_length - len(reader.reader_prefix) - 1
+    asked = [] if text.closed_book else self.retriever_vocabulary.encode_start_batch(queries)
+    answered = reader.encode_start_batch(list(map(text.target, targets)))
+    return {
+      'queries (query_length)': sum(len(ids) > self.query_space for ids in asked),
+      'questions (reader_query_length)': sum(
+        len(ids) > text.reader_query_length for ids in read(queries)
+      ),
+      'targets (target_length)': sum(len(ids) > room for ids in answered),
+    }
+
+  def cuts_target(self, answer: str) -> bool:
+    """Whether a target loses its end, the end of sequence aside."""
+    vocabulary, length = self.reader_vocabulary, self.text.target_length
+    ids = vocabulary.encode_start(self.text.target(answer))
+    return len(vocabulary.reader_prefix) + len(ids) + 1 > length
 
   def target(self, answer: str) -> list[int]:
     return self.framed_target(self.reader_vocabulary.encode_start(self.text.target(answer)))

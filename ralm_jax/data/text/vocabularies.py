@@ -17,17 +17,18 @@ import pathlib
 import re
 
 import sentencepiece
-import tokenizers
 
 from ralm_jax.data.text import base_vocabulary
-from ralm_jax.data.text.base_vocabulary import Path, Vocabulary
+from ralm_jax.data.text.base_vocabulary import Path, SentinelVocabulary, Vocabulary
 from ralm_jax.data.text.byte_pair_vocabulary import BytePairVocabulary
+from ralm_jax.data.text.unigram_vocabulary import UnigramVocabulary
+from ralm_jax.data.text.word_piece_vocabulary import WordPieceVocabulary
 
 _SENTINEL = re.compile(r'\s*<extra_id_(0|[1-9][0-9]*)>\s*')
 _WORD_BOUNDARY = '\u2581'  # SentencePiece writes a space as this character.
 
 
-class SentencePieceVocabulary(Vocabulary):
+class SentencePieceVocabulary(SentinelVocabulary):
   """A SentencePiece model with T5's sentinels on top.
 
   Sentinel `<extra_id_i>` has id `vocab_size - 1 - i`: 32099 downwards for the
@@ -48,11 +49,13 @@ class SentencePieceVocabulary(Vocabulary):
       self._processor.LoadFromSerializedProto(content)
     except RuntimeError as error:
       raise ValueError(f'{self.path}: not a SentencePiece model: {error}') from error
-    if not {2, 3} <= _message_fields(content):
+    fields = _fields(content)
+    if not {2, 3} <= fields.keys():
       raise ValueError(
         f'{self.path}: damaged: the end of the model, with the settings of its '
         'trainer and normalizer, is missing; fetch the file again'
       )
+    self._normalizer = fields[3]
     self.vocab_size = self._processor.vocab_size() + extra_ids
     self.pad_id = self._special_id('pad_id')
     self.eos_id = self._special_id('eos_id')
@@ -83,10 +86,17 @@ class SentencePieceVocabulary(Vocabulary):
         'remove_extra_whitespaces, and without treat_whitespace_as_suffix'
       )
 
-  def sentinel_id(self, index: int) -> int:
-    if not 0 <= index < self.extra_ids:
-      raise ValueError(f'sentinel {index} is not one of the {self.extra_ids} of {self.path}')
-    return self.vocab_size - 1 - index
+  def name_of(self, token: int) -> str:
+    return self._processor.id_to_piece(token)
+
+  def scored_pieces(self) -> list[tuple[str, float]]:
+    """All pieces with their log-probabilities."""
+    ids = list(range(self._processor.vocab_size()))
+    return [*zip(self._processor.id_to_piece(ids), self._processor.get_score(ids))]
+
+  def character_map(self) -> bytes:
+    """How characters are normalised, as SentencePiece has it compiled."""
+    return _fields(self._normalizer).get(2, b'')
 
   def encode(self, text: str) -> list[int]:
     if '<extra_id_' not in text:
@@ -122,60 +132,15 @@ class SentencePieceVocabulary(Vocabulary):
     return ' '.join(text for text in (*texts, self._processor.decode(run)) if text)
 
 
-class WordPieceVocabulary(Vocabulary):
-  """BERT's uncased WordPiece, as Contriever and DPR use it, names of special tokens included."""
-
-  suffix = '.txt'
-
-  def __init__(self, path: Path):
-    """Reads a BERT `vocab.txt`, a piece a line; ValueError where it is none."""
-    self.path = pathlib.Path(path)
-    content = base_vocabulary.read_file(self.path)
-    try:
-      # Not splitlines(): vocabularies hold pieces such as U+2028.
-      pieces = content.decode('utf-8').split('\n')
-    except UnicodeDecodeError as error:
-      raise ValueError(f'{self.path}: not a WordPiece vocabulary: {error}') from error
-    pieces = [piece.removesuffix('\r') for piece in pieces]
-    if not pieces[-1]:
-      pieces.pop()
-    ids: dict[str, int] = {}
-    for line, piece in enumerate(pieces, start=1):
-      if piece in ids:
-        raise ValueError(f'{self.path}:{line}: piece {piece!r} is already on line {ids[piece] + 1}')
-      ids[piece] = line - 1
-    missing = [name for name in ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]') if name not in ids]
-    if missing:
-      raise ValueError(f'{self.path}: not a WordPiece vocabulary: no line {", ".join(missing)}')
-    self._tokenizer = tokenizers.BertWordPieceTokenizer(ids, lowercase=True)
-    self.vocab_size = len(ids)
-    self.pad_id, self.unk_id = ids['[PAD]'], ids['[UNK]']
-    self.cls_id, self.sep_id = ids['[CLS]'], ids['[SEP]']
-    self.eos_id = self.sep_id
-    self.fingerprint = hashlib.sha256(b'wordpiece uncased\n' + content).hexdigest()
-
-  def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-    """Token ids of `text`, with or without `[CLS]` before and `[SEP]` behind."""
-    return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-
-  def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[list[int]]:
-    encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
-    return [encoding.ids for encoding in encodings]
-
-  def decode(self, ids: Iterable[int]) -> str:
-    known = [int(i) for i in ids if 0 <= int(i) < self.vocab_size]
-    return self._tokenizer.decode(known, skip_special_tokens=True)
-
-  @property
-  def retriever_prefix(self) -> list[int]:
-    return [self.cls_id]
+_OF_JSON = {'WordPiece': WordPieceVocabulary, 'Unigram': UnigramVocabulary}
 
 
 def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary:
   """Reads a vocabulary file, told by content; what is a vocabulary already is returned.
 
-  It is a SentencePiece model (`*.model`), which gets `extra_ids` sentinels, a BERT `vocab.txt`, a
-  byte-level BPE's `tokenizer.json`, or its `vocab.json` with `merges.txt` beside it.
+  It is a SentencePiece model (`*.model`), which gets `extra_ids` sentinels, a BERT `vocab.txt`
+  (with `tokenizer_config.json` beside it), a `tokenizer.json` of WordPiece, Unigram or byte-level
+  BPE, or that BPE's `vocab.json` with `merges.txt` beside it.
 
   Raises:
     ValueError: the file is no vocabulary of these kinds.
@@ -188,8 +153,12 @@ def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary
   if content[:1] == b'\x0a':
     return SentencePieceVocabulary(path, extra_ids)
   if content.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b'{':
-    # Only GPT-2's kind of BPE is written as JSON here.
-    if b'"model"' in content or b'"<s>"' in content:
+    parts = base_vocabulary.read_json(path)
+    model = parts.get('model')
+    kind = model.get('type') if isinstance(model, dict) else None
+    if kind in _OF_JSON:
+      return _OF_JSON[kind](path)
+    if model is not None or '<s>' in parts:
       return BytePairVocabulary(path)
   elif b'[UNK]' in content:
     return WordPieceVocabulary(path)
@@ -200,26 +169,29 @@ def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary
   )
 
 
-def _message_fields(content: bytes) -> set[int]:
-  """Numbers of a protocol buffer's fields: a model's pieces (1), trainer (2) and normalizer (3)."""
-  at, found = 0, set()
+def _fields(message: bytes) -> dict[int, bytes]:
+  """A protocol buffer's fields of bytes, the last of each number, up to one of another type.
+
+  A model's are its pieces (1), trainer (2) and normalizer (3).
+  """
+  at, found = 0, dict[int, bytes]()
 
   def varint() -> int:
     nonlocal at
     value = shift = 0
     while True:
-      byte = content[at]
+      byte = message[at]
       at += 1
       value |= (byte & 127) << shift
       shift += 7
       if byte < 128:
         return value
 
-  while at < len(content):
+  while at < len(message):
     key = varint()
-    if key & 7 != 2:  # No message: nothing that a model of today has.
+    if key & 7 != 2:  # Nothing that is needed of a model of today follows.
       break
-    found.add(key >> 3)
     size = varint()
+    found[key >> 3] = message[at : at + size]
     at += size
   return found

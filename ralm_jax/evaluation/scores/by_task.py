@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
-from ralm_jax.data.corpus.passage_store import StoredPassage
 from ralm_jax.data.option_values import METRICS_FAMILIES
 from ralm_jax.data.questions.reading import Question
-from ralm_jax.evaluation import kilt_predictions, metrics as answer_metrics
+from ralm_jax.evaluation import metrics as answer_metrics
 from ralm_jax.evaluation.scores import generation, kilt, mmlu
 
 Scores = dict[str, float]
@@ -134,13 +133,12 @@ def corpus_metrics(name: str, records: Records) -> Scores:
 
 
 def evidence_metrics(
-  question: Question, passages: Sequence[StoredPassage], metrics: Mapping[str, float | None]
+  question: Question, pages: Sequence[str], metrics: Mapping[str, float | None]
 ) -> Scores:
-  """R-precision and recall by page, and KILT scores, of one answer with these metrics."""
-  pages = [
-    kilt_predictions.page_of({'id': p.source_id, 'document': p.document, 'title': p.title})
-    for p in passages
-  ]
+  """R-precision and recall by page, and KILT scores, of one answer with these metrics.
+
+  `pages` are those of the passages, best first.
+  """
   found = kilt.provenance_metrics(pages, question.provenance)
   if 'rouge_l' not in metrics or 'accuracy' not in metrics:
     return found  # Of another family, or the reader was not asked.

@@ -257,7 +257,7 @@ def test_options_of_the_file_that_change_ids_are_put_right(byte_pair_folder, tmp
 @pytest.mark.parametrize(
   'edit, message',
   [
-    (lambda c: c['model'].update(type='WordPiece'), 'model WordPiece'),
+    (lambda c: c['model'].update(type='WordLevel'), 'model WordLevel'),
     (lambda c: c.update(pre_tokenizer=None), r'\(pre_tokenizer\)'),
     (lambda c: c['pre_tokenizer'].update(use_regex=False), 'use_regex'),
     (lambda c: c['pre_tokenizer'].update(add_prefix_space=True), 'add_prefix_space'),

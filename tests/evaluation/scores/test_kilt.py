@@ -154,6 +154,7 @@ def _official(gold_items, guess_items, ks):
 # Ours, from the files that users have.
 
 _KS = (1, 2, 5, 20)
+_PAGES = kilt_predictions.PageOptions(page_separators='_')
 
 
 def _ours(tmp_path, gold_items, predictions, record_format):
@@ -164,12 +165,14 @@ def _ours(tmp_path, gold_items, predictions, record_format):
   scores = []
   for row, prediction in zip(rows, predictions, strict=True):
     answer = kilt_metrics.kilt_metrics(prediction['prediction'], row['answers'])
-    found = [page for p in prediction['passages'] if (page := kilt_predictions.page_of(p))]
+    found = [page for p in prediction['passages'] if (page := _PAGES.page_of(p))]
     pages = kilt_metrics.provenance_metrics(found, row.get('provenance', ()), _KS)
     scores.append(answer | pages | kilt_metrics.combined(answer, pages))
   path = tmp_path / 'predictions.jsonl'
   path.write_text(''.join(json.dumps(p) + '\n' for p in predictions))
-  count = kilt_predictions.write(path, tmp_path / 'guess.jsonl', record_format=record_format)
+  count = kilt_predictions.write(
+    path, tmp_path / 'guess.jsonl', record_format=record_format, pages=_PAGES
+  )
   guess = [json.loads(line) for line in (tmp_path / 'guess.jsonl').read_text().splitlines()]
   assert count == len(guess) == len(gold_items)
   assert [str(g['id']) for g in guess] == [str(g['id']) for g in gold_items]
@@ -328,10 +331,13 @@ def test_rouge_l_is_that_of_the_rouge_package():
 @pytest.mark.parametrize(
   'passage, field, page',
   [
-    ({'id': '290_3', 'title': 'A'}, 'auto', '290'),
+    ({'id': '290_3', 'title': 'A'}, 'auto', '290_3'),
+    ({'id': 'wiki:0', 'title': 'A'}, 'auto', 'wiki:0'),
+    ({'id': 'doc#1', 'title': 'A', 'part_of': 'doc#1'}, 'auto', 'doc#1'),
+    ({'id': 'doc#1#2', 'title': 'A', 'part_of': 'doc#1'}, 'auto', 'doc#1'),
     ({'id': '290#2', 'title': 'A'}, 'auto', '290'),
     ({'id': '290-0', 'title': 'A', 'document': '7_1'}, 'auto', '7_1'),
-    ({'id': '290-0', 'title': 'A', 'document': '7_1'}, 'id', '290'),
+    ({'id': '290-0', 'title': 'A', 'document': '7_1'}, 'id', '290-0'),
     ({'id': '290', 'title': 'A'}, 'title', 'A'),
     ({'id': '290', 'title': 'A'}, 'document', ''),
     ({'id': '_x', 'title': 'A'}, 'auto', '_x'),
@@ -345,7 +351,7 @@ def test_separators_are_a_choice():
   assert kilt_predictions.page_of({'id': 'a-b_1#2'}, separators='_') == 'a-b'
   assert kilt_predictions.page_of({'id': 'a-b_1#2'}, separators='') == 'a-b_1'
   with pytest.raises(ValueError, match='page field'):
-    kilt_predictions.page_of({'id': 'a'}, 'page')
+    kilt_predictions.PageOptions('page')
 
 
 def test_fever_gets_its_labels_back(tmp_path):
@@ -358,6 +364,7 @@ def test_fever_gets_its_labels_back(tmp_path):
   )
   output = tmp_path / 'kilt.jsonl'
   flags = ['--predictions', str(path), '--record_format', 'kilt_fever', '--output', str(output)]
+  flags += ['--separators', '_']
   assert cli.main(['kilt', *flags]) == 0
   rows = [json.loads(line) for line in output.read_text().splitlines()]
   assert rows[0] == {
@@ -370,7 +377,7 @@ def test_fever_gets_its_labels_back(tmp_path):
     ],
   }
   assert [row['output'][0]['answer'] for row in rows] == ['SUPPORTS', 'REFUTES', 'perhaps']
-  kilt_predictions.write(path, output, record_format='kilt_fever', with_text=True)
+  kilt_predictions.write(path, output, record_format='kilt_fever', pages=_PAGES, with_text=True)
   first = json.loads(output.read_text().splitlines()[0])['output'][0]['provenance']
   assert [p['wikipedia_id'] for p in first] == ['5', '5', '6'] and first[0]['text'] == 'x'
 

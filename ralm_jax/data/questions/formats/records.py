@@ -7,11 +7,11 @@ and a function that makes a row of our own of each record's `Fields`.
 import ast
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
-import json
 import logging
 import os
 from typing import Any
 
+from ralm_jax.data.questions import answer_texts
 from ralm_jax.files import byte_streams, json_records, tables
 from ralm_jax.files.json_records import JsonReader, OnError
 
@@ -66,7 +66,10 @@ class Fields:
         raise self.missing(names[0])
       return None
     value = self._row[name]
-    return [value] if isinstance(value, str) else self.texts(name)
+    if isinstance(value, str):
+      listed = answer_texts.listed(value)
+      return [value] if listed is None else listed
+    return self.texts(name)
 
   def objects(self, name: str) -> list['Fields'] | None:
     """The fields of each object in a list; None if there is no such field."""
@@ -154,22 +157,32 @@ class RecordFormat:
   ) -> Iterator[Record]:
     """Rows of our own layout; `on_error` is called with the error of a record, which is left out.
 
+    The log says how many records the format leaves out, as no questions of its kind.
+
     Raises:
       ValueError: a damaged file (in any case) or malformed record; names file and line or record.
     """
-    left_out = 0
+    n_records = n_left_out = 0
 
-    def convert(fields: Fields) -> tuple[dict[str, Any] | None]:
-      return (self.convert(fields),)
+    def convert(fields: Fields) -> dict[str, Any] | None:
+      nonlocal n_left_out
+      row = self.convert(fields)
+      n_left_out += row is None
+      return row
 
     for record in self.layout(path, on_error):
-      converted = json_records.attempt(on_error, convert, Fields(record, require_answers))
-      row = converted[0] if converted else None
-      left_out += bool(converted) and row is None
+      n_records += 1
+      row = json_records.attempt(on_error, convert, Fields(record, require_answers))
       if row is not None:
         yield dataclasses.replace(record, row=row)
-    if left_out:
-      logging.info('%s: the record format %s leaves out %d records', path, self.name, left_out)
+    if n_left_out:
+      logging.warning(
+        '%s: left out %d of %d records, which are no questions of %s',
+        path,
+        n_left_out,
+        n_records,
+        self.name,
+      )
 
 
 def array_or_lines(path: str, on_error: OnError = None) -> Iterator[Record]:
@@ -284,7 +297,9 @@ def _columns(
       f'question, pattern) with tabs between them, found {len(columns)}'
     )
   question, answers = columns
-  value = _literal(answers)
+  value = answer_texts.listed(answers)
+  if value is None:
+    value = _literal(answers)
   if not isinstance(value, list):
     raise ValueError(
       f"{where}: the second column must be a list such as ['a', 'b'], found {answers!r:.60}"
@@ -293,14 +308,11 @@ def _columns(
 
 
 def listed(text: str) -> list[Any]:
-  """The list that a text writes, as JSON or Python does, or the text alone."""
-  if not text.lstrip().startswith('['):
-    return [text]
-  # An answer may begin with a bracket of its own: '[sic] ...'.
-  try:
-    value = json.loads(text)
-  except (ValueError, RecursionError):
-    value = _literal(text)
+  """The list that a text writes, or the text alone."""
+  found = answer_texts.listed(text)
+  if found is not None or not text.lstrip().startswith('['):
+    return [text] if found is None else found
+  value = _literal(text)  # A list of what are no texts is a fault.
   return value if isinstance(value, list) else [text]
 
 

@@ -79,5 +79,5 @@ def test_squad(tmp_path, caplog):
     ('3', 's', ('a',)),
   ]
   assert found[0].passages == (FilePassage('', 'T', 'c'),)
-  assert 'the record format qa leaves out 1 records' in caplog.text
+  assert 'left out 1 of 3 records, which are no questions of qa' in caplog.text
   assert [q.answers for q in reading.read_questions(path, require_answers=False)][1] == ()
