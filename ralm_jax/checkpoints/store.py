@@ -17,6 +17,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -113,9 +114,15 @@ class Checkpoints:
   def save(
     self, step: int, state: PyTree, host: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
   ) -> None:
-    """Saves; arrays are copied when it returns. An OSError leaves earlier ones usable."""
+    """Saves; arrays are copied when it returns. An OSError leaves earlier ones usable.
+
+    Raises ValueError, and saves nothing, where a parameter is not finite.
+    """
     if step in self._manager.all_steps():
       return
+    check_finite(
+      _params(state), f'Step {step} of {self.directory}', f'It is not saved; {self._newest()}.'
+    )
     try:
       self._manager.save(
         step,
@@ -137,20 +144,23 @@ class Checkpoints:
       raise self._save_error(None, e) from e
 
   def _save_error(self, step: int | None, cause: Exception) -> OSError:
-    steps = self.steps()
-    usable = f'checkpoint_{steps[-1]}' if steps else 'none yet'
     which = 'a checkpoint' if step is None else f'checkpoint_{step}'
     return OSError(
       f'Saving {which} in {self.directory} failed: {_root_cause(cause)}. '
-      f'The newest usable checkpoint is {usable}. Free space (or lower '
+      f'T{self._newest()[1:]}. Free space (or lower '
       'CheckpointConfig.keep) and start the same command again to resume.'
     )
+
+  def _newest(self) -> str:
+    steps = self.steps()
+    return f'the newest usable checkpoint is {f"checkpoint_{steps[-1]}" if steps else "none yet"}'
 
   def restore(self, step: int, abstract_state: PyTree) -> Restored:
     """Restores onto the shardings of `abstract_state`; ValueError where it does not fit."""
     self._check_shapes(step, _params(abstract_state))
     state, metadata = restore_args(abstract_state), ocp.args.JsonRestore()
     restored = self._restore(step, state=state, host=HostArraysRestore(), metadata=metadata)
+    check_finite(_params(restored['state']), self._name(step), self._remedy(step))
     return Restored(restored['state'], restored['host'], restored['metadata'])
 
   def _restore(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
@@ -185,7 +195,9 @@ class Checkpoints:
     """The parameters alone; as `restore`."""
     self._check_shapes(step, abstract_params)
     state = restore_args({'params': abstract_params}, partial=True)
-    return self._restore(step, state=state)['state']['params']
+    params = self._restore(step, state=state)['state']['params']
+    check_finite(params, self._name(step), self._remedy(step))
+    return params
 
   def param_shapes(self, step: int) -> dict[str, tuple[int, ...]] | None:
     """Shape of every parameter by its path, read without its data."""
@@ -212,26 +224,51 @@ class Checkpoints:
       ]
       if problems:
         raise ValueError(
-          f'{self.directory}/checkpoint_{step} is of another model: '
+          f'{self._name(step)} is of another model: '
           + '; '.join(problems[:3])
           + (f' (and {len(problems) - 3} more)' if len(problems) > 3 else '')
           + '.'
         )
 
   def _restore_error(self, step: int, cause: Exception) -> ValueError:
-    others = [s for s in self.steps() if s != step]
-    remedy = (
-      f'Remove the folder to fall back to checkpoint_{others[-1]}.'
-      if others
-      else 'There is no other checkpoint in the folder.'
-    )
     return ValueError(
-      f'{self.directory}/checkpoint_{step} cannot be restored: '
-      f'{_root_cause(cause)}. It is damaged, or of another model. {remedy}'
+      f'{self._name(step)} cannot be restored: {_root_cause(cause)}. It is damaged, or of another '
+      f'model. {self._remedy(step)}'
     )
+
+  def _name(self, step: int) -> str:
+    return f'{self.directory}/checkpoint_{step}'
+
+  def _remedy(self, step: int) -> str:
+    others = [s for s in self.steps() if s != step]
+    if not others:
+      return 'There is no other checkpoint in the folder.'
+    return f'Remove the folder to fall back to checkpoint_{others[-1]}.'
 
   def close(self) -> None:
     self._manager.close()
+
+
+def check_finite(params: PyTree, name: str, remedy: str = '') -> None:
+  """Raises ValueError where parameters hold NaN or infinity; every process calls it."""
+  flat = jax.tree_util.tree_leaves_with_path(params)
+  counts = jax.device_get([_not_finite(leaf) for _, leaf in flat])
+  bad = [
+    f'{"/".join(str(getattr(key, "key", key)) for key in path)} ({count} of {leaf.size} values)'
+    for (path, leaf), count in zip(flat, counts)
+    if count
+  ]
+  if bad:
+    more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
+    raise ValueError(
+      f'{name} has parameters that are not finite (NaN or infinite): {", ".join(bad[:3])}{more}. '
+      f'Its training diverged, or what it was made from was damaged. {remedy}'.rstrip()
+    )
+
+
+@jax.jit
+def _not_finite(array: Any) -> Any:
+  return jnp.sum(~jnp.isfinite(array))
 
 
 def restore_args(abstract: PyTree, *, partial: bool = False) -> ocp.args.PyTreeRestore:

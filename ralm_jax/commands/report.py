@@ -30,6 +30,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   if arguments.together:
     results = [dataclasses.replace(result, group=arguments.together) for result in results]
   if arguments.json:
-    print(json.dumps(report.as_json(results), indent=2))
+    print(json.dumps(report.as_json(results), indent=2, allow_nan=False))
   else:
     print(report.render(results, arguments.metrics), end='')

@@ -187,6 +187,8 @@ class ChoiceEvaluator(Predictor):
     ]
     arrays = self._evaluator.reader_batch(shown, retrieved)
     logits = partitioning.local_rows(letters.score(params, self._partitioner.put_batch(arrays)))
+    for question, own in zip(shown, logits):
+      records.check_finite(own[: len(question.options)], question.question)
     # Tokens of the letter with the largest logit.
     best = np.zeros(self._evaluator.size, int)
     best[: len(shown)] = [

@@ -159,9 +159,10 @@ class Evaluator(Predictor):
     keyed = _with_arrays(batch, draw_keys=keys)
     output = self._predict(params, self.partitioner.put_batch(keyed))
     tokens, log_probs = map(partitioning.local_rows, (output.tokens, output.log_probs))
-    answers = []
+    answers: list[Answer] = []
     for rows, own, one in zip(tokens, log_probs, found):
       (text, log_prob), *others = zip(map(tokenizer.answer, rows), map(float, own))
+      records.check_finite(log_prob, passage_sources.question_text(questions[len(answers)]))
       # Fewer answers than asked for may exist.
       more = tuple(other for other in others if np.isfinite(other[1]))
       answer = dataclasses.replace(one, prediction=text, log_probability=log_prob)
@@ -253,6 +254,8 @@ class Evaluator(Predictor):
     mask[[i for i, target in enumerate(targets) if not target]] = False
     mask[len(targets) :] = False
     log_probs = self._of_targets(self._score, params, batch, tokens, mask)
+    for question, log_prob in zip(questions, log_probs):
+      records.check_finite(log_prob, passage_sources.question_text(question))
     return [
       dataclasses.replace(
         answer,

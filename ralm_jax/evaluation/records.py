@@ -7,6 +7,8 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
+
 from ralm_jax.data.corpus import passages as passages_lib
 from ralm_jax.data.corpus.passage_store import StoredPassage
 from ralm_jax.data.questions.reading import Question
@@ -54,6 +56,16 @@ class Answer:
   #: reader), 'target' (of the loss).
   cut: tuple[str, ...] = ()
   unknown_gold_ids: tuple[str, ...] = ()  #: that are not among the passages that are searched
+
+
+def check_finite(values: Any, question: str) -> None:
+  """Raises ValueError where the reader's numbers for a question are not finite."""
+  if not np.all(np.isfinite(values)):
+    raise ValueError(
+      f'The reader finds no probability of an answer to {question!r} ({values}): its activations '
+      'overflow the dtype that it computes in (`ralm convert --dtype float32` makes it another), '
+      'or its training diverged.'
+    )
 
 
 def prediction_record(

@@ -34,8 +34,11 @@ def write(path: PathLike, content: bytes | str) -> None:
 
 
 def write_json(path: PathLike, value: Any, **options: Any) -> None:
-  """Writes one JSON value and a line end; `options` are those of `json.dumps`."""
-  write(path, json.dumps(value, **options) + '\n')
+  """Writes one JSON value and a line end; `options` are those of `json.dumps`.
+
+  Raises ValueError for NaN and infinity, which are no JSON.
+  """
+  write(path, json.dumps(value, allow_nan=False, **options) + '\n')
 
 
 def move(source: PathLike, path: PathLike) -> None:

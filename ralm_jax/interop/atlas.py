@@ -20,7 +20,7 @@ import re
 
 import numpy as np
 
-from ralm_jax.interop import tensor_maps
+from ralm_jax.interop import part as part_lib, tensor_maps
 from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
 from ralm_jax.interop.files.torch_archive import StoredTensor, TorchArchive
 from ralm_jax.interop.tensor_maps import Entry
@@ -188,12 +188,8 @@ def _t5_config(source: TensorSource, prefix: str) -> T5Config:
   dense = f'{block}.1.DenseReluDense'
   gated = f'{dense}.wi_0.weight' in source
   head, embedding = f'{prefix}lm_head.weight', f'{prefix}shared.weight'
-  # Only T5 1.0 ties its head; the others' is not read to find out.
-  tied = head not in source or (
-    not gated
-    and source.info(head) == source.info(embedding)
-    and np.array_equal(source[head], source[embedding])
-  )
+  # Only T5 1.0 ties its head; the others' is not read to find out, and missing if it is not there.
+  tied = not gated and (head not in source or part_lib.equal(source, head, embedding))
   return T5Config(
     vocab_size=vocab_size,
     emb_dim=emb_dim,

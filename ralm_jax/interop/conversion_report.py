@@ -17,6 +17,9 @@ def report(gathered: Gathered, to_format: str, *, every_tensor: bool) -> Iterato
   for path, found in gathered.sources:
     yield f'{path}: {found.format} ({", ".join(found.parts)})'
   theirs = _foreign(gathered) if to_format == 'huggingface' else {}
+  for side, part in gathered.parts.items():
+    for note in part.notes:
+      yield f'  {side}: {note}'
   count = missing = 0
   for target in targets.of(gathered):
     count += 1

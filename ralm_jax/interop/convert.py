@@ -11,7 +11,7 @@ from typing import Any
 
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.files import checksums, new_folder
-from ralm_jax.interop import composing, conversion_report, conversion_writers, targets
+from ralm_jax.interop import composing, conversion_report, conversion_writers, targets, tensor_maps
 from ralm_jax.interop.composing import Gathered
 from ralm_jax.interop.huggingface_export import MAX_SHARD_BYTES
 
@@ -148,6 +148,9 @@ def _rehearse(
 ) -> list[str]:
   """Does all of a conversion but its writing; returns lines on what is open."""
   _check_tensors(gathered, to_format, checks)
+  for target in targets.of(gathered):
+    if not target.missing:
+      tensor_maps.read(target.part.source, target.entry, copy=False)  # Whether it is finite.
   if to_format == 'huggingface':
     conversion_writers.export_maps(gathered)
     composing.find_vocabularies(gathered, overrides.vocabularies)

@@ -95,13 +95,15 @@ def open_t5(directory: PathLike, **overrides: Any) -> Part:
 def _t5_part(model: _Model, overrides: Mapping[str, Any]) -> Part:
   raw, source, prefix = model.raw, model.source, model.prefix
   head, embedding = f'{prefix}lm_head.weight', f'{prefix}shared.weight'
-  # The weights tell what tie_word_embeddings, true in every T5 that
-  # transformers 5 has written, does not.
-  tied = head not in source or bool(
-    raw.get('tie_word_embeddings', True)
-    and embedding in source
-    and np.array_equal(source[head], source[embedding])
-  )
+  says_tied = bool(raw.get('tie_word_embeddings', True))
+  # The weights tell what tie_word_embeddings, true in every T5 that transformers 5 has written,
+  # does not. Where it is false the head is the model's own, and missing where it is not there.
+  tied = says_tied and (head not in source or part_lib.equal(source, head, embedding))
+  notes: list[str] = []
+  if tied and head not in source:
+    notes = [f'{head} is not there: the head is {embedding}, as tie_word_embeddings says']
+  elif says_tied and not tied and raw.get('scale_decoder_outputs', True):
+    notes = [f'{head} is another than {embedding} and read as the head, though tied by config']
   config = huggingface_configs.t5_config(raw, model.where, tied=tied, **overrides)
   wi = f'{prefix}encoder.block.0.layer.1.DenseReluDense.wi'
   for gated, weight in ((True, f'{wi}_0.weight'), (False, f'{wi}.weight')):
@@ -112,7 +114,7 @@ def _t5_part(model: _Model, overrides: Mapping[str, Any]) -> Part:
         f'{model.where} says feed_forward_proj {said!r}, the tensors are {found} ({weight}); '
         f'set it to {remedy}.'
       )
-  return model.part('t5', config, tensor_maps.t5_entries(config, prefix))
+  return model.part('t5', config, tensor_maps.t5_entries(config, prefix), notes=notes)
 
 
 def open_bart(directory: PathLike, **overrides: Any) -> Part:
@@ -129,10 +131,13 @@ def _bart_part(model: _Model, overrides: Mapping[str, Any], generation: Json | N
   # The bare BartModel has neither prefix nor bias.
   bare = f'{prefix}shared.weight' in source
   bias = f'{prefix}final_logits_bias'
+  notes = []
   if bias not in source:
+    notes = [f'{bias} is not there: zeros, as transformers takes it']
     source = SupplementedSource(source, {bias: np.zeros((1, config.vocab_size), np.float32)})
   entries = tensor_maps.bart_entries(config, prefix, '' if bare else 'model.')
-  return model.part('bart', config, entries, source=source, text=part_lib.BART_TEXT)
+  how = {'source': source, 'text': part_lib.BART_TEXT, 'notes': notes}
+  return model.part('bart', config, entries, **how)
 
 
 def open_bert(directory: PathLike, **overrides: Any) -> Part:

@@ -13,12 +13,13 @@ of them once, of which hosts read their shards (INITIAL_CHECKPOINT_PATH).
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import jax
 import numpy as np
 
-from ralm_jax.interop import recognition
+from ralm_jax.interop import composing, targets
 
 Params = dict[str, Any]
 
@@ -56,9 +57,12 @@ def from_huggingface(
         'RETRIEVER_WEIGHTS), or INITIAL_PARAMS = None to start from random weights.'
       )
     folders[name] = folder
-  params: Params = {
-    side: recognition.recognise(folder, side).parts[side].read() for side, folder in folders.items()
-  }
+  gathered = composing.gather(list(folders.items()))
+  targets.check(gathered, allow_missing=False, allow_unused=False)
+  for side, part in gathered.parts.items():
+    for note in part.notes:
+      logging.warning('%s of %s: %s', side, folders[side], note)
+  params: Params = {side: part.read() for side, part in gathered.parts.items()}
   if scan_layers:
     for stack in ('encoder', 'decoder'):
       params['reader'][stack] = stack_layers(params['reader'][stack])

@@ -43,6 +43,8 @@ class Part:
   side: str | None = None  # Of a DPR tower: 'query_encoder' or 'passage_encoder'; else None.
   # Fields of `TextConfig` that it was trained with, where known.
   text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  # What a person should know of how it was read: what is derived, and what is not obeyed.
+  notes: Sequence[str] = ()
 
   def read(self) -> Params:
     """All parameters, float32; ValueError where one is missing or misshapen."""
@@ -102,13 +104,14 @@ def _reason(source: TensorSource, name: str, embeddings: Sequence[str]) -> str |
       # BART's head lies beside `model.`, not in it.
       originals = {f'{prefix}shared.weight', f'{prefix}model.shared.weight'}
       for original in embeddings:
-        if original in originals and _equal(source, name, original):
+        if original in originals and equal(source, name, original):
           return f'a copy of {original}'
   return None
 
 
-def _equal(source: TensorSource, first: str, second: str) -> bool:
-  if source.info(first) != source.info(second):
+def equal(source: TensorSource, first: str, second: str) -> bool:
+  """Whether two tensors are there with the same bytes."""
+  if first not in source or second not in source or source.info(first) != source.info(second):
     return False
   return np.array_equal(
     np.asarray(source[first]).view(np.uint8), np.asarray(source[second]).view(np.uint8)

@@ -54,6 +54,7 @@ class LazyParameterHandler(ocp.type_handlers.NumpyHandler):
   def __init__(self):
     super().__init__(deepcopy_host_arrays=False)
     self._turn = asyncio.Lock()
+    self.failure: Exception | None = None  # Of the first write that failed.
 
   async def serialize(
     self,
@@ -72,10 +73,16 @@ class LazyParameterHandler(ocp.type_handlers.NumpyHandler):
   ) -> None:
     # The parent starts all writes at once.
     async with self._turn:
-      spec = tensorstore.Spec(tspec)
-      store = await tensorstore.open(spec, create=True, open=True, context=ts_context)
-      for index, piece in value.pieces():
-        await (store[index] if index else store).write(piece)
+      if self.failure is not None:
+        return
+      try:
+        spec = tensorstore.Spec(tspec)
+        store = await tensorstore.open(spec, create=True, open=True, context=ts_context)
+        for index, piece in value.pieces():
+          await (store[index] if index else store).write(piece)
+      except Exception as e:
+        # `save` raises it when all have had their turn: none may wait in a loop that is closed.
+        self.failure = e
 
 
 def _is_stack(name: str) -> bool:
@@ -87,8 +94,9 @@ def save(
 ) -> None:
   """Writes MODEL_DIR/checkpoint_<step>; raises OSError, or what reading a parameter raised."""
   # The registry of all types already has a handler that writes this typestr.
+  lazy = LazyParameterHandler()
   registry = ocp.type_handlers.create_type_handler_registry(
-    (LazyParameter, LazyParameterHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
+    (LazyParameter, lazy), (jax.Array, ocp.type_handlers.ArrayHandler())
   )
   manager = ocp.CheckpointManager(
     os.path.abspath(os.fspath(model_dir)),
@@ -109,12 +117,13 @@ def save(
   try:
     manager.save(step, args=content, force=True)
   except Exception as e:
+    cause = lazy.failure or e
     # TensorStore reports the system's errors inside pages of its own.
     full = os.strerror(errno.ENOSPC)
-    if full not in str(e):
-      raise
+    if full not in str(cause):
+      raise cause from None
     raise OSError(
       errno.ENOSPC, f'{full}; free some and start the same command again', os.fspath(model_dir)
-    ) from e
+    ) from cause
   finally:
     manager.close()

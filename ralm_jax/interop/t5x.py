@@ -176,7 +176,7 @@ def t5_config(source: TensorSource) -> T5Config:
   """The configuration that the tensors tell.
 
   T5X keeps it in gin files, so some of it is assumed: one activation means T5 1.0 (relu), a gated
-  one T5 1.1 and its successors (gelu); the largest relative distance is 128.
+  one T5 1.1 and its successors (gelu, a head of its own); the largest relative distance is 128.
 
   Raises:
     ValueError: the tensors are not those of a T5.
@@ -212,7 +212,8 @@ def t5_config(source: TensorSource) -> T5Config:
     num_encoder_layers=encoder.depth,
     num_decoder_layers=stacks['decoder'].depth,
     mlp_activations=('gelu', 'linear') if gated else ('relu',),
-    logits_via_embedding='decoder/logits_dense/kernel' not in source,
+    # T5 1.1 and its successors have a head of their own.
+    logits_via_embedding=not gated and 'decoder/logits_dense/kernel' not in source,
     relative_attention_num_buckets=buckets,
   )
 

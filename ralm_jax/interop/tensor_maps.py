@@ -70,7 +70,8 @@ def problem(source: TensorSource, entry: Entry) -> str | None:
 def read(
   source: TensorSource, entry: Entry, dtype: Any = np.float32, *, copy: bool = True
 ) -> np.ndarray:
-  """The parameter of one entry, in our layout; ValueError where it is missing or misshapen.
+  """The parameter of one entry, in our layout; ValueError where it is missing, misshapen or
+  not finite.
 
   `copy` never gives back what the source may still hold (a mapped file).
   """
@@ -85,6 +86,11 @@ def read(
   if entry.transpose:
     tensor = tensor.T
   array = np.ascontiguousarray(tensor, dtype=dtype)
+  if bad := array.size - np.count_nonzero(np.isfinite(array)):
+    raise ValueError(
+      f'{source.description}: tensor {entry.name!r} holds {bad} of {array.size} values that are '
+      f'not finite (NaN or infinite; {entry.path}); the file is damaged, or its training diverged.'
+    )
   if copy and np.may_share_memory(array, tensor):
     array = array.copy()
   return array.reshape(entry.shape)

@@ -217,7 +217,7 @@ def as_stored(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
     stored = embeddings.astype(np.float16)
   if not np.all(np.isfinite(stored)):
     raise ValueError(
-      f'The passage encoder gives values beyond float16 for rows {rows[0]} '
+      f'The passage encoder gives NaN or values beyond float16 for rows {rows[0]} '
       f'to {rows[-1]}; is the checkpoint a retriever?'
     )
   return stored

@@ -307,6 +307,7 @@ def load_retriever(directory: str, step: int, model: Any, partitioner: Partition
   # Whether all was there while it was read.
   if not files or _count_files(path) != files:
     raise FileNotFoundError(f'{path} is being removed.')
+  store.check_finite(restored['params'], os.path.dirname(path))
   return restored['params']
 
 

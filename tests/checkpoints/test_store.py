@@ -55,6 +55,30 @@ def test_everything_comes_back(run):
   np.testing.assert_array_equal(restored.host['iterator/position'], HOST['iterator/position'])
 
 
+def test_parameters_that_are_not_finite(run, monkeypatch):
+  """Neither saved nor restored, from before there was a check."""
+  bad = _state()
+  bad['params']['reader']['kernel'] = bad['params']['reader']['kernel'].at[1].set(jnp.nan)
+  store = Checkpoints(run)
+  with pytest.raises(
+    ValueError, match=r'Step 3 .*reader/kernel \(3 of 12.*checkpoint is checkpoint_2'
+  ):
+    store.save(3, bad, HOST, {})
+  assert store.steps() == [1, 2]
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints_lib, 'check_finite', lambda *unused: None)
+    store.save(3, bad, HOST, {})
+    store.wait()
+  store.close()
+  named = r'checkpoint_3 has parameters that are not finite .*reader/kernel \(3 of 12 values\)'
+  with pytest.raises(ValueError, match=f'{named}.*fall back to checkpoint_2'):
+    _restore(run, 3)
+  store = Checkpoints(run, read_only=True)
+  with pytest.raises(ValueError, match=named):
+    store.restore_params(3, _abstract(bad['params']))
+  store.close()
+
+
 def test_keeps_the_newest_and_every_multiple(tmp_path):
   store = Checkpoints(tmp_path, keep=2, keep_period=4)
   for step in range(1, 8):

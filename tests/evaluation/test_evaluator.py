@@ -139,6 +139,16 @@ def test_files(trained, opened, questions, tmp_path):
     assert means[name] == pytest.approx(np.mean([row['metrics'][name] for row in rows]))
 
 
+def test_a_reader_without_probabilities(trained, opened, questions):
+  """As of activations that overflow; it answered "" and wrote null."""
+  reader = jax.tree.map(lambda leaf: leaf * np.nan, opened.params['reader'])
+  with opening.open_evaluator(opened, IndexSource(trained.index), batch_size=8) as evaluator:
+    with pytest.raises(
+      ValueError, match=f'no probability of an answer to .*{questions[0].question}'
+    ):
+      next(evaluator.predictions({**opened.params, 'reader': reader}, questions[:1]))
+
+
 def test_number_of_passages(trained, opened, questions):
   with opening.open_evaluator(
     opened, IndexSource(trained.index), batch_size=8, passages=PassageOptions(n_passages=5)
