@@ -24,6 +24,7 @@ class TextConfig:
   #: one passage for the retriever, from `{title}`, `{text}`; DPR's is
   #: `templates.DPR_RETRIEVER_FORMAT`.
   retriever_format: str = templates.RETRIEVER_FORMAT
+  query_prompt: str = ''  #: what the retriever's queries begin with, such as E5's 'query: '
   query_length: Count = 64  #: retriever tokens of a query, special tokens included
   reader_query_length: Count = 64  #: reader tokens of a query
   passage_length: Count = 200  #: reader tokens of query and passage together
@@ -41,6 +42,11 @@ class TextConfig:
     ):
       if field not in format:
         raise ValueError(f'TextConfig.{name} {format!r} must contain {field}.')
+    if self.query_prompt and not self.query_prompt[-1].isspace():
+      raise ValueError(
+        f'TextConfig.query_prompt {self.query_prompt!r} must end with a space, since '
+        'queries are tokenised apart from it.'
+      )
 
   @property
   def closed_book(self) -> bool:

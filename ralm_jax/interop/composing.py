@@ -274,6 +274,11 @@ def make_specification(
         f'file with --{module}_vocabulary.'
       )
     found[module] = vocabulary
+  if files['retriever'] is None and gathered.foreign.issuperset(gathered.encoders):
+    # The tokenizer pads, as in transformers, whatever config.json says (multilingual E5).
+    config: Any = model.retriever_config
+    config = dataclasses.replace(config, pad_id=found['retriever'].pad_id)
+    model = dataclasses.replace(model, retriever_config=config)
   spec = Specification(model, QueryTokenizer(text, found['reader'], found['retriever']))
   spec.check()
   return spec

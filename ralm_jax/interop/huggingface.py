@@ -15,7 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from ralm_jax.interop import config_fields, huggingface_configs, part as part_lib, tensor_maps
+from ralm_jax.interop import (
+  config_fields,
+  huggingface_configs,
+  part as part_lib,
+  sentence_transformers,
+  tensor_maps,
+)
 from ralm_jax.interop.files import weight_files
 from ralm_jax.interop.files.tensor_source import SupplementedSource, TensorSource
 from ralm_jax.interop.files.weight_files import WeightFiles
@@ -83,7 +89,8 @@ class _Model:
     return _Model(raw, where, self.source, folders, prefix)
 
   def part(self, kind: str, config: Any, entries: Sequence[Entry], **fields: Any) -> Part:
-    fields = {'source': self.source, **fields}
+    notes = [*fields.pop('notes', ()), *huggingface_configs.not_obeyed(self.raw, self.folders[-1])]
+    fields = {'source': self.source, 'notes': notes, **fields}
     return Part(kind, config, entries=entries, vocabulary_directories=self.folders, **fields)
 
 
@@ -201,8 +208,15 @@ def open_sentence_transformer(directory: PathLike, **overrides: Any) -> Part:
       f'{[module.get("type") for module in modules]}.'
     )
   part, folders = open_bert(encoder, **overrides), (encoder, os.fspath(directory))
+  text, notes = sentence_transformers.text(directory, encoder, part.config.max_positions)
+  notes += sentence_transformers.scores(directory, normalize)
   return dataclasses.replace(
-    part, pooling=pooling, normalize=normalize, vocabulary_directories=folders
+    part,
+    pooling=pooling,
+    normalize=normalize,
+    vocabulary_directories=folders,
+    text=text,
+    notes=(*part.notes, *notes),
   )
 
 

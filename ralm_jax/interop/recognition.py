@@ -28,7 +28,7 @@ _READER_TEXT = tuple(
   'question_format target_format reader_format reader_query_length passage_length target_length '
   'n_passages'.split()
 )
-_ENCODER_TEXT = ('retriever_format', 'query_length', 'retriever_passage_length')
+_ENCODER_TEXT = tuple('retriever_format query_prompt query_length retriever_passage_length'.split())
 # A file of a Hugging Face folder.
 _INNER_FILE = re.compile(r'.*\.(safetensors|json)|pytorch_model.*\.bin|spiece\.model|vocab\.txt')
 ATLAS = 'Atlas checkpoint'

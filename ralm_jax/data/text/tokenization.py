@@ -42,14 +42,19 @@ class QueryTokenizer:
     return templates.leading_field(self.text.reader_format) == 'query'
 
   @functools.cached_property
+  def query_start(self) -> list[int]:
+    """What a retriever's query begins with: special tokens and the prompt."""
+    vocabulary = self.retriever_vocabulary
+    return [*vocabulary.retriever_prefix, *vocabulary.encode_start(self.text.query_prompt)]
+
+  @functools.cached_property
   def query_space(self) -> int:
-    """Ids of a retriever's query without special tokens."""
-    return max(0, self.text.query_length - len(self.retriever_vocabulary.retriever_prefix) - 1)
+    """Ids of a retriever's query without special tokens and prompt."""
+    return max(0, self.text.query_length - len(self.query_start) - 1)
 
   def framed_query(self, ids: Sequence[int]) -> list[int]:
     """A retriever's query, cut on the right, with its special tokens."""
-    vocabulary = self.retriever_vocabulary
-    return [*vocabulary.retriever_prefix, *ids[: self.query_space], vocabulary.eos_id]
+    return [*self.query_start, *ids[: self.query_space], self.retriever_vocabulary.eos_id]
 
   def framed_target(self, ids: Sequence[int]) -> list[int]:
     """A target with special tokens; a cut one has no end (Atlas), unless there is a start (RAG)."""
@@ -61,7 +66,9 @@ class QueryTokenizer:
 
   def retriever_query(self, query: str) -> list[int]:
     """Ids for the query encoder; [CLS], [SEP] or eos survive truncation."""
-    return self.framed_query(self.retriever_vocabulary.encode_start(query))
+    vocabulary = self.retriever_vocabulary
+    encode = vocabulary.encode if self.text.query_prompt else vocabulary.encode_start
+    return self.framed_query(encode(query))
 
   def reader_query(self, query: str, length: int | None = None) -> list[int]:
     """What the reader's format puts in place of {query}, without eos, cut to `length`."""

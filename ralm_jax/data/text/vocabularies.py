@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 import hashlib
 import pathlib
 import re
+from typing import Any
 
 import sentencepiece
 
@@ -151,7 +152,7 @@ def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary
   content = base_vocabulary.read_file(path)
   # A SentencePiece model is a protocol buffer whose first field is a piece.
   if content[:1] == b'\x0a':
-    return SentencePieceVocabulary(path, extra_ids)
+    return _with_sentinels(path, extra_ids)
   if content.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b'{':
     parts = base_vocabulary.read_json(path)
     model = parts.get('model')
@@ -167,6 +168,23 @@ def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary
     'WordPiece vocabulary (vocab.txt, one piece a line, with [UNK]) nor a '
     'byte-level BPE (tokenizer.json, or vocab.json beside merges.txt)'
   )
+
+
+def _with_sentinels(path: pathlib.Path, extra_ids: int) -> SentencePieceVocabulary:
+  """With as many as a T5's own files say; ValueError for tokens that have been added besides."""
+  said: dict[str, dict[str, Any]] = {
+    name: base_vocabulary.read_json(beside) if (beside := path.with_name(name)).is_file() else {}
+    for name in ('tokenizer_config.json', 'added_tokens.json')
+  }
+  found = said['tokenizer_config.json'].get('extra_ids')
+  vocabulary = SentencePieceVocabulary(path, extra_ids if found is None else found)
+  beyond = [name for name, i in said['added_tokens.json'].items() if i >= vocabulary.vocab_size]
+  if beyond and not path.with_name('tokenizer.json').is_file():
+    raise ValueError(
+      f'{path} has no {", ".join(beyond[:3])}, which added_tokens.json beside it adds; save the '
+      'tokenizer with transformers 5, which writes tokenizer.json'
+    )
+  return vocabulary
 
 
 def _fields(message: bytes) -> dict[int, bytes]:

@@ -1,0 +1,73 @@
+"""What a sentence-transformers folder says of texts: prompts, lengths and how they are compared."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ralm_jax.data.text import templates
+from ralm_jax.data.text_config import TextConfig
+from ralm_jax.interop import config_fields
+from ralm_jax.interop.files import weight_files
+
+PathLike = str | os.PathLike[str]
+_CONFIG, _LENGTHS = 'config_sentence_transformers.json', 'sentence_bert_config.json'
+# What its encode_query and encode_document look for, in turn.
+_QUERY, _PASSAGE = ('query',), ('document', 'passage', 'corpus')
+
+
+def text(
+  directory: PathLike, encoder: PathLike, positions: int
+) -> tuple[dict[str, Any], list[str]]:
+  """Fields of `TextConfig`, and lines on what is not obeyed."""
+  fields: dict[str, Any] = {}
+  lines: list[str] = []
+  where, raw = _read(directory, _CONFIG)
+  prompts = config_fields.nested({'prompts': {}, **raw}, 'prompts', where)
+  default = prompts.get(raw.get('default_prompt_name') or '')
+  query, passage = (
+    next((prompts[name] for name in names if prompts.get(name)), default)
+    for names in (_QUERY, _PASSAGE)
+  )
+  for prompt in filter(None, (query, passage)):
+    if not isinstance(prompt, str) or not prompt[-1].isspace():
+      raise ValueError(
+        f'{where}: prompt {prompt!r} is not supported: it must end with a space, since what '
+        'follows is tokenised apart.'
+      )
+  if query:
+    fields['query_prompt'] = query
+  if passage:
+    prompt = passage.replace('{', '{{').replace('}', '}}')
+    fields['retriever_format'] = prompt + templates.RETRIEVER_FORMAT
+  others = prompts.keys() - {*_QUERY, *_PASSAGE, raw.get('default_prompt_name')}
+  if any(prompts[name] for name in others):
+    lines.append(f'not obeyed: {_CONFIG}: prompts {", ".join(sorted(others))}')
+  where, raw = _read(encoder, _LENGTHS)
+  if raw.get('do_lower_case'):
+    lines.append(f'{_LENGTHS}: do_lower_case is left to the tokenizer')
+  limit = min(config_fields.whole_number(raw, 'max_seq_length', where, positions), positions)
+  if raw.get('max_seq_length') is not None:
+    fields['retriever_passage_length'] = limit
+    fields['query_length'] = min(limit, TextConfig.query_length)
+    if limit > TextConfig.query_length:
+      lines.append(
+        f'not obeyed: {_LENGTHS}: max_seq_length {limit} for queries, read to query_length '
+        f'{TextConfig.query_length} (--text query_length={limit})'
+      )
+  return fields, lines
+
+
+def scores(directory: PathLike, normalize: bool) -> list[str]:
+  """A line where embeddings are to be compared otherwise than by inner products."""
+  name = _read(directory, _CONFIG)[1].get('similarity_fn_name')
+  if name in (None, 'dot', 'dot_product') or (normalize and name == 'cosine'):
+    return []
+  return [
+    f'not obeyed: {_CONFIG}: similarity_fn_name {name!r}; embeddings are compared by inner product'
+  ]
+
+
+def _read(directory: PathLike, name: str) -> tuple[str, dict[str, Any]]:
+  path = os.path.join(directory, name)
+  return path, weight_files.read_json(path) if os.path.isfile(path) else {}
