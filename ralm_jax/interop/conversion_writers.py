@@ -18,6 +18,7 @@ from ralm_jax.files import new_folder, progress as progress_lib
 from ralm_jax.interop import (
   huggingface_export,
   huggingface_tokenizers,
+  sentence_transformers,
   streaming,
   targets as targets_lib,
   tensor_maps,
@@ -182,8 +183,9 @@ def write_huggingface(
       folder = os.path.join(aside, side)
       options: Any = {'max_shard_bytes': max_shard_bytes, 'on_tensor': bar.update}
       huggingface_export.write(folder, *maps[side], PartSource(part), **options)
-      if part.normalize:
-        huggingface_export.write_modules(folder, part.config, part.pooling or 'mean')
+      prompts = sentence_transformers.prompts(part.text)
+      if part.normalize or (prompts and maps[side][0]['model_type'] == 'bert'):
+        huggingface_export.write_modules(folder, part, prompts)
       vocabulary = found_vocabularies.get('reader' if side == 'reader' else 'retriever')
       if vocabulary is not None:
         if vocabulary.vocab_size > part.config.vocab_size:

@@ -78,19 +78,21 @@ def _check_layer_norm(config: BertConfig) -> None:
     )
 
 
-def write_modules(directory: PathLike, config: BertConfig, pooling: str) -> None:
-  """Adds to a BERT folder what makes it sentence-transformers' normalised one.
-
-  `pooling` is 'mean' or 'cls'.
-  """
-  kinds = {'': 'Transformer', '1_Pooling': 'Pooling', '2_Normalize': 'Normalize'}
+def write_modules(directory: PathLike, part: Part, prompts: Mapping[str, str]) -> None:
+  """Adds to a BERT folder what makes it sentence-transformers': pooling, scale and prompts."""
+  config, pooling = part.config, part.pooling or 'mean'
+  kinds = {'': 'Transformer', '1_Pooling': 'Pooling'}
+  if part.normalize:
+    kinds['2_Normalize'] = 'Normalize'
+  length = part.text.get('retriever_passage_length', config.max_positions)
   modules = [
     {'idx': i, 'name': str(i), 'path': path, 'type': f'sentence_transformers.models.{kind}'}
     for i, (path, kind) in enumerate(kinds.items())
   ]
   files = {
     'modules.json': modules,
-    'sentence_bert_config.json': {'max_seq_length': config.max_positions, 'do_lower_case': False},
+    'sentence_bert_config.json': {'max_seq_length': length, 'do_lower_case': False},
+    'config_sentence_transformers.json': {'prompts': dict(prompts)},
     '1_Pooling/config.json': {
       'word_embedding_dimension': config.emb_dim,
       'pooling_mode_cls_token': pooling == 'cls',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import os
 from typing import Any
 
@@ -56,6 +57,14 @@ def text(
         f'{TextConfig.query_length} (--text query_length={limit})'
       )
   return fields, lines
+
+
+def prompts(fields: Mapping[str, Any]) -> dict[str, str]:
+  """The prompts of fields of `TextConfig`, as `text` reads them."""
+  passage, _, rest = fields.get('retriever_format', '').partition(templates.RETRIEVER_FORMAT)
+  found = {'query': fields.get('query_prompt', ''), 'document': '' if rest else passage}
+  found['document'] = found['document'].replace('{{', '{').replace('}}', '}')
+  return {name: prompt for name, prompt in found.items() if prompt}
 
 
 def scores(directory: PathLike, normalize: bool) -> list[str]:

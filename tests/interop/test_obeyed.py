@@ -61,6 +61,15 @@ def test_e5_prompts_lengths_and_scores(sources, tmp_path):
   for text in ("similarity_fn_name 'euclidean'", 'prompts summary'):
     assert any('not obeyed: ' in line and text in line for line in lines), lines
   opened = converting.Opened(tmp_path / 'run')
+  # They survive the way out and in again.
+  convert(tmp_path / 'out', tmp_path / 'run', to_format='huggingface')
+  convert(
+    tmp_path / 'again',
+    sources / 't5',
+    tmp_path / 'out/retriever',
+    text={'question_format': '{question}', 'n_passages': 2},
+  )
+  assert Specification.load(tmp_path / 'again').text == opened.spec.text
   tokenizer, text = opened.spec.tokenizer, opened.spec.text
   assert (text.query_length, text.retriever_passage_length) == (12, 12)
   peer = transformers.BertTokenizer.from_pretrained(e5)
