@@ -4,7 +4,7 @@ What a file is, its first bytes say, not its name.
 """
 
 import bz2
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import gzip
 import io
@@ -76,7 +76,7 @@ def decompressed(raw: BinaryIO, path: str) -> Any:
   stream = opened(raw)
   with naming_damage(path, lambda: 1):
     beginning = stream.peek(_BEGINNING)  # type: ignore[attr-defined]
-  problem = _other(beginning[:_BEGINNING])
+  problem = problem_of(beginning[:_BEGINNING])
   if problem:
     raise ValueError(f'{path}: {problem}')
   return stream
@@ -112,12 +112,22 @@ def naming_damage(path: str, line: Callable[[], int] | None = None) -> Iterator[
     ) from error
 
 
-def _other(beginning: bytes) -> str:
+def check_fetched(path: str) -> None:
+  """Raises ValueError where a pointer or a web page lies in place of a file, of whatever kind."""
+  with open(path, 'rb') as file:
+    problem = problem_of(file.read(_BEGINNING), _OTHERS[:2])
+  if problem:
+    raise ValueError(f'{path}: {problem}')
+
+
+def problem_of(beginning: bytes, others: Sequence[tuple[Any, str, str]] = _OTHERS) -> str:
   """What is wrong with a file that begins so; '' for text."""
   shown = beginning.lstrip().lower() if beginning.lstrip()[:1] == b'<' else beginning
-  for magics, what, remedy in _OTHERS:
+  for magics, what, remedy in others:
     if shown.startswith(magics):
       return f'this is {what}; {remedy}'
+  if others is not _OTHERS:
+    return ''
   at, magic = _TAR
   if beginning[at : at + len(magic)] == magic:
     return f'this is a tar archive; {_UNPACK}'

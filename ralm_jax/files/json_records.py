@@ -1,9 +1,10 @@
 """JSON files record by record: lines, or one value too large to load whole."""
 
 import codecs
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import difflib
 import json
+import logging
 import math
 import os
 from typing import Any, BinaryIO, TypeVar
@@ -288,6 +289,15 @@ def kind(value: Any) -> str:
     type(None): 'null',
   }
   return kinds.get(type(value), 'a number')
+
+
+def warn_of_misspelt(found: Iterable[str], known: Collection[str], where: str) -> None:
+  """Says which unknown fields are very near to known ones that are not there, and so not read."""
+  found = set(found)
+  for field in sorted(found.difference(known)):
+    near = difflib.get_close_matches(field.lower(), sorted(set(known) - found), 1, 0.85)
+    if near:
+      logging.warning('%s: field %r is not read; did you mean %r?', where, field, near[0])
 
 
 def did_you_mean(name: str, found: Iterable[str], others: Sequence[str] = ()) -> str:

@@ -20,6 +20,7 @@ import re
 
 import numpy as np
 
+from ralm_jax.files import byte_streams
 from ralm_jax.interop import part as part_lib, tensor_maps
 from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
 from ralm_jax.interop.files.torch_archive import StoredTensor, TorchArchive
@@ -52,6 +53,7 @@ class AtlasSource(TensorSource):
 
   def __init__(self, path: str):
     self.description = path
+    byte_streams.check_fetched(path)
     self._archive = TorchArchive(path)
     value = self._archive.value
     model = value.get('model') if isinstance(value, dict) else None

@@ -248,7 +248,7 @@ def build_corpus(
       settings = dataclasses.replace(settings, provenance=before.settings.provenance)
     other = FileExistsError(
       f'{directory}: holds a finished corpus of other passages, vocabularies '
-      'or options; name another folder, or start over with --restart (resume=False)'
+      'or options; name another folder, or start over with --restart (in Python: resume=False)'
     )
     if before and before.settings != settings:
       raise other

@@ -31,6 +31,7 @@ _NAMES = {
   'document': ('document', 'wikipedia_id'),  # KILT names the page of a passage so.
   'date': ('date',),
 }
+_FIELDS = frozenset(name for names in _NAMES.values() for name in names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +199,11 @@ class LineReader:
       records = tables.records(self._lines, parse.delimiter, len(parse.header))
     else:
       records = iter(self._lines)
+    if isinstance(parse, ParseTable):
+      fields: Iterable[str] = parse.header
+    else:
+      fields = () if first is None else json_records.object_of(first[1], f'{self.path}:1')
+    json_records.warn_of_misspelt(fields, _FIELDS, self.path)
     header = None
     for number, content in records:
       if isinstance(parse, ParseTable):

@@ -35,7 +35,7 @@ from ralm_jax.data.questions import rows
 from ralm_jax.data.questions.formats import catalogue
 from ralm_jax.data.questions.formats.records import Record
 from ralm_jax.data.questions.rows import FilePassage
-from ralm_jax.files import input_files
+from ralm_jax.files import input_files, json_records
 from ralm_jax.files.input_files import Path
 
 _ERRORS_SHOWN = 3
@@ -133,14 +133,18 @@ def read_questions(
     before = len(questions)
     skipped: list[ValueError] = []
     skip = skipped.append if on_error == 'skip' else None
+    seen: set[str] = set()
     for record in found_format.records(path, require_answers, skip):
       try:
         question = question_of(record, path, name, require_answers, found_format.metrics)
+        if new := record.row.keys() - seen:
+          json_records.warn_of_misspelt(record.row, rows.FIELDS, f'{record.where} (and on)')
+          seen |= new
         if question.id in places and duplicate_ids == 'error':
           raise ValueError(
             f"{record.where}: field 'id': {question.id!r} is already the id of "
-            f'{places[question.id]}; make ids unique, leave them out, or '
-            "read with duplicate_ids='number'"
+            f'{places[question.id]}; make ids unique or leave them out '
+            "(in Python: duplicate_ids='number')"
           )
       except ValueError as error:
         if skip is None:

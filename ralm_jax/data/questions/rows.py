@@ -14,6 +14,10 @@ from ralm_jax.data.questions import answer_patterns, answer_texts
 from ralm_jax.files import json_records
 
 _ANSWER_FIELDS = ('answers', 'golden_answers', 'answer')
+FIELDS = frozenset(
+  'question id target date options passages provenance group patterns metadata metrics '
+  'gold_passage_id gold_passage_ids exclude_passage_id exclude_passage_ids'.split()
+).union(_ANSWER_FIELDS)
 _LETTERS = string.ascii_uppercase
 
 

@@ -24,6 +24,7 @@ from ralm_jax.data.text.base_vocabulary import Path, SentinelVocabulary, Vocabul
 from ralm_jax.data.text.byte_pair_vocabulary import BytePairVocabulary
 from ralm_jax.data.text.unigram_vocabulary import UnigramVocabulary
 from ralm_jax.data.text.word_piece_vocabulary import WordPieceVocabulary
+from ralm_jax.files import byte_streams
 
 _SENTINEL = re.compile(r'\s*<extra_id_(0|[1-9][0-9]*)>\s*')
 _WORD_BOUNDARY = '\u2581'  # SentencePiece writes a space as this character.
@@ -163,6 +164,8 @@ def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary
       return BytePairVocabulary(path)
   elif b'[UNK]' in content:
     return WordPieceVocabulary(path)
+  if problem := byte_streams.problem_of(content[:512]):
+    raise ValueError(f'{path}: {problem}')
   raise ValueError(
     f'{path}: neither a SentencePiece model (spiece.model) nor a BERT '
     'WordPiece vocabulary (vocab.txt, one piece a line, with [UNK]) nor a '

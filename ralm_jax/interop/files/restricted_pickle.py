@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ralm_jax.files import byte_streams
+
 PathLike = str | os.PathLike[str]
 
 # Numbers and strings of fixed width. Objects, records and dates are none.
@@ -76,6 +78,7 @@ class Refused(ValueError):
 
 def _load(path: PathLike, known: dict[tuple[str, str], Any]) -> Any:
   path = os.fspath(path)
+  byte_streams.check_fetched(path)
   with open(path, 'rb') as file:
     if file.read(4) == b'PK\x03\x04':
       raise ValueError(f'{path} is a zip file, as torch.save and numpy.savez write, not a pickle.')

@@ -11,6 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ralm_jax.files import byte_streams
 from ralm_jax.interop.files.safetensors_file import SafetensorsFile
 from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
 
@@ -84,6 +85,7 @@ class WeightFiles(TensorSource):
 
   def _open(self, path: str) -> SafetensorsFile | TorchFile:
     if path not in self._opened:
+      byte_streams.check_fetched(path)
       kind = SafetensorsFile if path.endswith('.safetensors') else TorchFile
       self._opened[path] = kind(path)
     return self._opened[path]
@@ -189,6 +191,7 @@ def read_json_list(path: str) -> list[dict[str, Any]]:
 
 def _read_json_value(path: str) -> Any:
   try:
+    byte_streams.check_fetched(path)
     with open(path, encoding='utf-8') as file:
       return json.load(file)
   except FileNotFoundError:

@@ -310,3 +310,23 @@ def test_real_files(shared_data, name, count, options):
       assert question.question == row['question']
       answers = row.get('answers', row.get('golden_answers'))
       assert list(question.answers) == [a for a in answers if a]
+
+
+@pytest.mark.parametrize(
+  'field,near',
+  [
+    ('gold_pasage_id', 'gold_passage_id'),
+    ('Gold_passage_ids', 'gold_passage_ids'),
+    ('exclude_pasage_ids', 'exclude_passage_ids'),
+    ('anwers', None),  # no warning but an error: they are missing
+    ('source', None),
+    ('url', None),
+  ],
+)
+def test_misspelt_fields_are_named(field, near, tmp_path, caplog):
+  row = {'question': 'who', 'answers': ['a'], field: 'x'}
+  path = tmp_path / 'q.jsonl'
+  path.write_text(f'{json.dumps({"question": "w", "answers": ["b"]})}\n{json.dumps(row)}\n' * 2)
+  reading.read_questions(path)
+  expected = [f"{path}:2 (and on): field '{field}' is not read; did you mean '{near}'?"]
+  assert [one.getMessage() for one in caplog.records] == (expected if near else [])
