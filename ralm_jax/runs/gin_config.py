@@ -81,6 +81,11 @@ def parse(
   _check_order(gin_files)
   try:
     gin.parse_config_files_and_bindings(list(gin_files), list(bindings), finalize_config=False)
+  except UnicodeDecodeError as e:
+    line = e.object.count(b'\n', 0, e.start) + 1
+    raise ValueError(
+      f'One of {", ".join(gin_files)} is not UTF-8 text: byte {e.object[e.start]:#x} on line {line}.'
+    ) from e
   except Exception as e:
     remedy = former_names.hint(str(e)) or _nearest_in(str(e))
     raise ValueError(f'{_first_lines(e)}{remedy}') from e

@@ -205,6 +205,13 @@ def _tokens_beside(
   if path.name == 'vocab.txt' and beside.exists():
     for name, i in base_vocabulary.read_json(beside).items():
       tokens.setdefault(name, {'content': name, 'id': i})
+  more = config.get('additional_special_tokens') or config.get('extra_special_tokens') or ()
+  for name in map(_content, more if isinstance(more, list) else ()):
+    if name not in ids and name not in tokens:
+      raise ValueError(
+        f'{path}: tokenizer_config.json beside it names the special token {name!r}, which has no '
+        'id; save the tokenizer with transformers 5, whose tokenizer.json says it'
+      )
   specials = {_content(config.get(f'{role}_token')) for role in _ROLES}
   return _added(tokens.values(), {*WordPieceOptions.specials, *specials}, ids, path)
 

@@ -120,6 +120,7 @@ def test_lower_casing_by_sentence_transformers(tmp_path):
     ({'tokenizer_class': 'BertJapaneseTokenizer'}, 'BertJapaneseTokenizer cuts texts otherwise'),
     ({'tokenizer_class': 'XLMRobertaTokenizer'}, 'XLMRobertaTokenizer cuts texts otherwise'),
     ({'do_basic_tokenize': False}, 'do_basic_tokenize false is not computed'),
+    ({'additional_special_tokens': ['[ENT]']}, r"special token '\[ENT\]', which has no id"),
   ],
 )
 def test_folders_that_cut_texts_otherwise_are_refused(config, message, tmp_path):
