@@ -84,7 +84,7 @@ def parse(
   except UnicodeDecodeError as e:
     line = e.object.count(b'\n', 0, e.start) + 1
     raise ValueError(
-      f'One of {", ".join(gin_files)} is not UTF-8 text: byte {e.object[e.start]:#x} on line {line}.'
+      f'One of {", ".join(gin_files)} is not UTF-8 text (byte {e.object[e.start]:#x}, line {line}).'
     ) from e
   except Exception as e:
     remedy = former_names.hint(str(e)) or _nearest_in(str(e))

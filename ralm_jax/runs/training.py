@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
 from typing import TYPE_CHECKING
+
+import jax
 
 from ralm_jax.data.text_config import TextConfig
 from ralm_jax.losses.option_types import Count, Number, Seed
@@ -78,6 +80,7 @@ def train(
       random_seed=random_seed,
     )
   with (
+    _settled(),
     run.open_index() as index,
     contextlib.closing(index.batches(augmentation, recall_skip)) as batches,
   ):
@@ -97,3 +100,18 @@ def train(
     )
     index.end()
   return state
+
+
+@contextlib.contextmanager
+def _settled() -> Iterator[None]:
+  """Ends when the devices do: an interpreter that ends before them aborts.
+
+  Not beside other processes, which may have gone, and then a step never ends.
+  """
+  try:
+    yield
+  except BaseException:
+    if jax.process_count() == 1:
+      with contextlib.suppress(Exception):  # The first error is the one to tell.
+        jax.block_until_ready(jax.live_arrays())
+    raise

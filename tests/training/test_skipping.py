@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ralm_jax.checkpoints.store import Checkpoints
+from ralm_jax.runs import training
 from ralm_jax.training import crop_training, optimizers
 from ralm_jax.training.partitioning import Partitioner
 from ralm_jax.training.skipping import SkippedSteps
@@ -104,6 +105,16 @@ def test_a_learning_rate_that_breaks_the_run(data, tmp_path, learning_rate):
   for step in Checkpoints(tmp_path / 'run', read_only=True).steps():
     params = tiny.load_checkpoint(tmp_path / 'run', step)['params']
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_devices_are_done_when_a_run_fails():
+  """An interpreter that ends while they compute aborts, and the status says another thing."""
+  slow = jax.jit(lambda x: jax.lax.fori_loop(0, 100, lambda _, x: x @ x, x))
+  slow(np.zeros((400, 400), np.float32)).block_until_ready()
+  with pytest.raises(ValueError, match='told'), training._settled():
+    state = slow(np.zeros((400, 400), np.float32))
+    raise ValueError('told')
+  assert state.is_ready()
 
 
 def test_a_warm_start(tmp_path, caplog):
