@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ralm_jax.interop import (
+  config_audit,
   config_fields,
   huggingface_configs,
   part as part_lib,
@@ -89,9 +90,15 @@ class _Model:
     return _Model(raw, where, self.source, folders, prefix)
 
   def part(self, kind: str, config: Any, entries: Sequence[Entry], **fields: Any) -> Part:
-    notes = [*fields.pop('notes', ()), *huggingface_configs.not_obeyed(self.raw, self.folders[-1])]
-    fields = {'source': self.source, 'notes': notes, **fields}
+    said = config_audit.check(self.raw, self.where, kind, self.generation)
+    fields = {'source': self.source, **fields, 'notes': (*fields.get('notes', ()), *said)}
     return Part(kind, config, entries=entries, vocabulary_directories=self.folders, **fields)
+
+  @property
+  def generation(self) -> Json | None:
+    """generation_config.json, where there is one."""
+    path = os.path.join(self.folders[-1], 'generation_config.json')
+    return weight_files.read_json(path) if os.path.exists(path) else None
 
 
 def open_t5(directory: PathLike, **overrides: Any) -> Part:
@@ -127,9 +134,7 @@ def _t5_part(model: _Model, overrides: Mapping[str, Any]) -> Part:
 def open_bart(directory: PathLike, **overrides: Any) -> Part:
   """As `load_bart`, without reading the weights."""
   model = _Model.read(directory, ('bart',))
-  generation = os.path.join(directory, 'generation_config.json')
-  raw = weight_files.read_json(generation) if os.path.exists(generation) else None
-  return _bart_part(model, overrides, raw)
+  return _bart_part(model, overrides, model.generation)
 
 
 def _bart_part(model: _Model, overrides: Mapping[str, Any], generation: Json | None = None) -> Part:
@@ -193,14 +198,14 @@ def open_sentence_transformer(directory: PathLike, **overrides: Any) -> Part:
     folder = os.path.join(directory, config_fields.text(module, 'path', modules_path, ''))
     if kind == 'Transformer' and encoder is None:
       encoder = folder
-    elif kind == 'Pooling' and pooling is None:
+    elif kind == 'Pooling' and encoder is not None and pooling is None:
       pooling = _pooling(os.path.join(folder, 'config.json'))
-    elif kind == 'Normalize':
+    elif kind == 'Normalize' and pooling is not None:
       normalize = True
     else:
       raise ValueError(
         f'{modules_path}: module {module.get("type")!r} is not supported; '
-        'supported: one Transformer (BERT), one Pooling, Normalize.'
+        'supported: one Transformer (BERT), one Pooling, Normalize, in this order.'
       )
   if encoder is None or pooling is None:
     raise ValueError(
@@ -209,14 +214,14 @@ def open_sentence_transformer(directory: PathLike, **overrides: Any) -> Part:
     )
   part, folders = open_bert(encoder, **overrides), (encoder, os.fspath(directory))
   text, notes = sentence_transformers.text(directory, encoder, part.config.max_positions)
-  notes += sentence_transformers.scores(directory, normalize)
+  similarity, more = sentence_transformers.similarity(directory)
   return dataclasses.replace(
     part,
     pooling=pooling,
-    normalize=normalize,
+    normalize=normalize or similarity == 'cosine',
     vocabulary_directories=folders,
     text=text,
-    notes=(*part.notes, *notes),
+    notes=(*part.notes, *notes, *more),
   )
 
 
@@ -227,13 +232,15 @@ def _pooling(path: str) -> str:
     for name, value in raw.items()
     if name.startswith('pooling_mode_') and value is True
   ]
-  if isinstance(raw.get('pooling_mode'), str):
-    modes.append(raw['pooling_mode'])
+  said = raw.get('pooling_mode') or []
+  modes += [said] if isinstance(said, str) else said
   known = {'mean_tokens': 'mean', 'mean': 'mean', 'cls_token': 'cls', 'cls': 'cls'}
   if len(modes) != 1 or modes[0] not in known:
     raise ValueError(
       f'{path}: pooling {modes} is not supported; supported: mean_tokens or cls_token alone.'
     )
+  if raw.get('include_prompt') is False:
+    raise ValueError(f'{path}: include_prompt is false, which is not supported: prompts count.')
   return known[modes[0]]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -53,21 +52,6 @@ _T5_ACTIVATIONS = {
 _ACTIVATIONS = {'gelu': 'gelu_exact', 'gelu_new': 'gelu', 'relu': 'relu'}
 
 
-# How answers are made, which a command says here, and what transformers does of itself.
-_GENERATION: Json = {
-  **dict.fromkeys(('no_repeat_ngram_size', 'encoder_no_repeat_ngram_size', 'min_length'), 0),
-  **dict.fromkeys(('num_beams', 'num_beam_groups', 'num_return_sequences'), 1),
-  **dict.fromkeys(('length_penalty', 'repetition_penalty', 'temperature', 'top_p'), 1.0),
-  **dict.fromkeys(('early_stopping', 'do_sample', 'bad_words_ids', 'task_specific_params')),
-  **dict.fromkeys(('suppress_tokens', 'begin_suppress_tokens', 'prefix', 'max_new_tokens')),
-  **{'diversity_penalty': 0.0, 'top_k': 50, 'max_length': 20},
-}
-_GENERATION_READ = set(
-  'transformers_version _from_model_config use_cache bos_token_id eos_token_id pad_token_id '
-  'decoder_start_token_id'.split()
-)
-
-
 def read_config(directory: PathLike, model_types: tuple[str, ...]) -> Json:
   """config.json of a folder; ValueError where it is of another model_type."""
   path = os.path.join(directory, 'config.json')
@@ -80,32 +64,6 @@ def check_type(config: Json, model_types: tuple[str, ...], where: str) -> None:
   found = config.get('model_type')
   if found not in model_types:
     raise ValueError(f'{where} is of model_type {found!r}, expected {" or ".join(model_types)}.')
-
-
-def not_obeyed(raw: Json, directory: PathLike) -> tuple[str, ...]:
-  """Lines on what config.json and generation_config.json say of answering, which is asked for."""
-  is_bart = raw.get('model_type') == 'bart'
-  path = os.path.join(directory, 'generation_config.json')
-  generation = weight_files.read_json(path) if os.path.isfile(path) else {}
-  found = {
-    'generation_config.json': {
-      k: v
-      for k, v in generation.items()
-      if k not in _GENERATION_READ and not (is_bart and k.startswith('forced_'))
-    },
-    'config.json': {k: v for k, v in raw.items() if k in _GENERATION},
-  }
-  lines = []
-  for file, fields in found.items():
-    said = [
-      f'{name} = {json.dumps(value):.40}'
-      for name, value in fields.items()
-      if not any(value is nothing for nothing in (None, False))
-      and _GENERATION.get(name, object()) != value
-    ]
-    if said:
-      lines.append(f'not obeyed: {file}: {", ".join(said)}; answers are made as the command says')
-  return tuple(lines)
 
 
 def _numbers(raw: Json, where: str, table: _Table, least: int = 1) -> dict[str, int]:
@@ -172,9 +130,6 @@ def bert_config(raw: Json, where: str, **overrides: Any) -> BertConfig:
       f'{where}: position_embedding_type {raw["position_embedding_type"]!r} '
       "is not supported; only 'absolute' is."
     )
-  for field in ('is_decoder', 'add_cross_attention'):
-    if raw.get(field):
-      raise ValueError(f'{where}: {field} is true; a retriever is an encoder alone.')
   fields: dict[str, Any] = _numbers(raw, where, _BERT_NUMBERS)
   fields |= dict(
     mlp_activation=_known(raw, 'hidden_act', 'gelu', _ACTIVATIONS, where),

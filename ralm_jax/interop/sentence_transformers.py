@@ -25,9 +25,11 @@ def text(
   lines: list[str] = []
   where, raw = _read(directory, _CONFIG)
   prompts = config_fields.nested({'prompts': {}, **raw}, 'prompts', where)
-  default = prompts.get(raw.get('default_prompt_name') or '')
+  named = raw.get('default_prompt_name')
+  if named is not None and named not in prompts:
+    raise ValueError(f'{where}: default_prompt_name is {named!r}, which is none of its prompts.')
   query, passage = (
-    next((prompts[name] for name in names if prompts.get(name)), default)
+    next((prompts[name] for name in names if name in prompts), prompts.get(named or ''))
     for names in (_QUERY, _PASSAGE)
   )
   for prompt in filter(None, (query, passage)):
@@ -67,14 +69,16 @@ def prompts(fields: Mapping[str, Any]) -> dict[str, str]:
   return {name: prompt for name, prompt in found.items() if prompt}
 
 
-def scores(directory: PathLike, normalize: bool) -> list[str]:
-  """A line where embeddings are to be compared otherwise than by inner products."""
+def similarity(directory: PathLike) -> tuple[str | None, list[str]]:
+  """How embeddings are to be compared, and a line where that is not how it is done.
+
+  Cosines are inner products of embeddings of unit length.
+  """
   name = _read(directory, _CONFIG)[1].get('similarity_fn_name')
-  if name in (None, 'dot', 'dot_product') or (normalize and name == 'cosine'):
-    return []
-  return [
-    f'not obeyed: {_CONFIG}: similarity_fn_name {name!r}; embeddings are compared by inner product'
-  ]
+  if name in (None, 'dot', 'dot_product', 'cosine'):
+    return name, []
+  done = 'embeddings are compared by inner product'
+  return name, [f'not obeyed: {_CONFIG}: similarity_fn_name {name!r}; {done}']
 
 
 def _read(directory: PathLike, name: str) -> tuple[str, dict[str, Any]]:
