@@ -24,12 +24,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   add('--together', metavar='NAME', help=text)
   add('--json', action='store_true', help='JSON in place of a table')
   arguments = parser.parse_args(argv)
+  from ralm_jax.files import json_records
   from ralm_jax.jobs import report
 
   results = [result for directory in arguments.directories for result in report.collect(directory)]
   if arguments.together:
     results = [dataclasses.replace(result, group=arguments.together) for result in results]
   if arguments.json:
-    print(json.dumps(report.as_json(results), indent=2, allow_nan=False))
+    print(json.dumps(json_records.finite(report.as_json(results)), indent=2))
   else:
     print(report.render(results, arguments.metrics), end='')

@@ -214,6 +214,9 @@ def open_sentence_transformer(directory: PathLike, **overrides: Any) -> Part:
     )
   part, folders = open_bert(encoder, **overrides), (encoder, os.fspath(directory))
   text, notes = sentence_transformers.text(directory, encoder, part.config.max_positions)
+  if text:
+    said = ', '.join(f'{name} = {value!r}' for name, value in text.items())
+    notes.append(f'its folder says {said}')
   similarity, more = sentence_transformers.similarity(directory)
   return dataclasses.replace(
     part,

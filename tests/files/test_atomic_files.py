@@ -69,6 +69,15 @@ def test_an_error_leaves_nothing(tmp_path):
   assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), float('-inf')])
+def test_json_holds_no_numbers_that_are_none(tmp_path, value):
+  path = tmp_path / 'file'
+  atomic_files.write_json(path, {'x': 1.0})
+  with pytest.raises(ValueError, match='not JSON compliant'):
+    atomic_files.write_json(path, {'x': [value]})
+  assert path.read_text() == '{"x": 1.0}\n'
+
+
 def test_move(tmp_path):
   (tmp_path / 'part').write_text('x')
   (tmp_path / 'file').write_text('y')

@@ -145,6 +145,8 @@ def test_similarity(similarity, scaled, sources, tmp_path):
   'said, note',
   [
     ({'similarity_fn_name': 'manhattan'}, "not obeyed: .*similarity_fn_name 'manhattan'"),
+    ({'longest': 16}, 'says retriever_passage_length = 16, query_length = 16'),
+    ({'prompts': E5}, "its folder says query_prompt = 'query: ', retriever_format = 'passage: "),
     ({'prompts': E5 | {'cluster': 'topic: '}}, 'not obeyed: .*: prompts cluster'),
   ],
 )
