@@ -24,7 +24,7 @@ def _fever(fields: Fields) -> dict[str, Any]:
   label = fields.get(name)
   plain = (
     ' '.join(label.upper().replace('_', ' ').replace('-', ' ').split())
-    if (isinstance(label, str))
+    if isinstance(label, str)
     else ''
   )
   if plain not in _ANSWERS:
