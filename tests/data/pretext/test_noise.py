@@ -131,7 +131,7 @@ def test_t5_s_own_lengths():
 
 
 def test_bad_shares():
-  with pytest.raises(ValueError, match='density must be from 0 to 1, not 15'):
+  with pytest.raises(ValueError, match='density must be between 0 and 1'):
     NoiseConfig(density=15)
   with pytest.raises(ValueError, match='mean_span_length must be at least 1'):
     NoiseConfig(mean_span_length=0.5)
