@@ -76,7 +76,7 @@ def decompressed(raw: BinaryIO, path: str) -> Any:
   stream = opened(raw)
   with naming_damage(path, lambda: 1):
     beginning = stream.peek(_BEGINNING)  # type: ignore[attr-defined]
-  problem = problem_of(beginning[:_BEGINNING])
+  problem = _problem(beginning[:_BEGINNING])
   if problem:
     raise ValueError(f'{path}: {problem}')
   return stream
@@ -115,12 +115,12 @@ def naming_damage(path: str, line: Callable[[], int] | None = None) -> Iterator[
 def check_fetched(path: str) -> None:
   """Raises ValueError where a pointer or a web page lies in place of a file, of whatever kind."""
   with open(path, 'rb') as file:
-    problem = problem_of(file.read(_BEGINNING), _OTHERS[:2])
+    problem = _problem(file.read(_BEGINNING), _OTHERS[:2])
   if problem:
     raise ValueError(f'{path}: {problem}')
 
 
-def problem_of(beginning: bytes, others: Sequence[tuple[Any, str, str]] = _OTHERS) -> str:
+def _problem(beginning: bytes, others: Sequence[tuple[Any, str, str]] = _OTHERS) -> str:
   """What is wrong with a file that begins so; '' for text."""
   shown = beginning.lstrip().lower() if beginning.lstrip()[:1] == b'<' else beginning
   for magics, what, remedy in others:

@@ -272,7 +272,7 @@ def damage_atlas(source: pathlib.Path, kind: str) -> str:
     'no_list': {'id': '1'},
     'no_dicts': ['text'] * 10,
     'no_text': [{'id': str(i)} for i in range(10)],
-    'number': [{'id': str(i), 'text': 3} for i in range(10)],
+    'number': [{'id': str(i), 'text': [3]} for i in range(10)],
   }[kind]
   (source / 'passages.1.pt').write_bytes(pickle.dumps(value))
   return {

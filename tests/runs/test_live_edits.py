@@ -412,7 +412,7 @@ def test_files_of_ids(tmp_path):
   with pytest.raises(ValueError, match='ids.txt: holds no ids'):
     commands.read_ids(str(path))
   path.write_bytes(b'caf\xe9\n')
-  with pytest.raises(ValueError, match='ids.txt: not UTF-8'):
+  with pytest.raises(ValueError, match='ids.txt:1: not UTF-8'):
     commands.read_ids(str(path))
   path.write_bytes('\ufeffé 7\r\np#1'.encode())
   assert commands.read_ids(str(path)) == ['é 7', 'p#1']

@@ -112,7 +112,7 @@ include 'gin_configs/runs/train.gin'
 include 'gin_configs/runs/closed_book.gin'
 MIXTURE_OR_TASK_NAME = {task}
 MIXTURE_OR_TASK_MODULE = {module}
-TRAIN_STEPS = 0
+TRAIN_STEPS = 1
 {more}
 """
 

@@ -164,8 +164,7 @@ def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary
       return BytePairVocabulary(path)
   elif b'[UNK]' in content:
     return WordPieceVocabulary(path)
-  if problem := byte_streams.problem_of(content[:512]):
-    raise ValueError(f'{path}: {problem}')
+  byte_streams.check_fetched(str(path))
   raise ValueError(
     f'{path}: neither a SentencePiece model (spiece.model) nor a BERT '
     'WordPiece vocabulary (vocab.txt, one piece a line, with [UNK]) nor a '
