@@ -44,8 +44,9 @@ class SkippedSteps:
         f'{self._in_row} steps in a row were skipped, since their loss, gradients or parameters '
         f'were not finite; {f"step {last} was the last that counted" if last else "none counted"}. '
         'Lower the learning rate (LEARNING_RATE, RETRIEVER_LEARNING_RATE; of a warm start '
-        'WARM_START_LEARNING_RATE), warm up longer (WARMUP_STEPS) or compute in float32 (DTYPE), and start again: it goes on from the last '
-        'checkpoint, or from an earlier one with INITIAL_CHECKPOINT_PATH and another MODEL_DIR.'
+        'WARM_START_LEARNING_RATE), warm up longer (WARMUP_STEPS) or compute in float32 (DTYPE), '
+        'and start again: it goes on from the last checkpoint, or from an earlier one with '
+        'INITIAL_CHECKPOINT_PATH and another MODEL_DIR.'
       )
     return self._in_row > 0
 
