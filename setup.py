@@ -35,12 +35,16 @@ REQUIRES = [
   'rouge-score>=0.1.2',
   'sacrebleu>=2.4',
   'tqdm>=4.66',
+  'huggingface_hub>=1.0',
+  'jinja2>=3.1',  # chat templates, in its sandbox
+  'gguf>=0.17',
 ]
 TEST = [
   'pytest>=8.0',
   # Independent peers of the parity tests; the CPU build of torch.
   'torch==2.13.0',
   'transformers>=5.0',
+  'accelerate>=1.10',  # with it transformers reads GGUF
   'bm25s>=0.2',
   'beartype>=0.20',  # checks the shapes of signatures
 ]

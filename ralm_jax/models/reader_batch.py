@@ -41,6 +41,10 @@ class ReaderBatch:
     prefix_tokens: padded on the left, what answers begin with.
     prefix_lengths: tokens of each prefix.
     draw_keys: key data of each example's draws.
+    head_tokens: of a decoder-only reader, whose `reader_tokens` are passages alone: what prompts
+      begin with (demonstrations); right-padded, as is the following.
+    tail_tokens: what stands between passages and answer, the question.
+    head_is_shared: whether all examples have the same head, which is then read once.
   """
 
   reader_tokens: Int[Array, 'b k s']
@@ -57,6 +61,11 @@ class ReaderBatch:
   prefix_tokens: Int[Array, 'b prefix'] | None = None
   prefix_lengths: Int[Array, ' b'] | None = None
   draw_keys: Shaped[Array, 'b words'] | None = None
+  head_tokens: Int[Array, 'b head'] | None = None
+  head_mask: Bool[Array, 'b head'] | None = None
+  tail_tokens: Int[Array, 'b tail'] | None = None
+  tail_mask: Bool[Array, 'b tail'] | None = None
+  head_is_shared: bool = flax.struct.field(pytree_node=False, default=False)
 
   def without_empty_slots(self, n_read: int) -> ReaderBatch:
     """`reader_mask` is false in slots that the reader, which reads the first n, does not read."""

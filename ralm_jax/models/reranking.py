@@ -76,10 +76,11 @@ def rerank(
     'retriever_mask',
   )
   stored = batch.passage_embeddings
+  arrays: dict[str, Any] = {name: keep(getattr(batch, name)) for name in per_passage}
   kept = dataclasses.replace(
     batch,
     passage_scores=None if batch.passage_scores is None else scores,
     passage_embeddings=None if stored is None else keep(stored),
-    **{name: keep(getattr(batch, name)) for name in per_passage},
+    **arrays,
   )
   return Reranked(kept, chosen, scores)
