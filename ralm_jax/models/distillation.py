@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from ralm_jax.losses import gold_scores, retriever
 from ralm_jax.losses.array_types import Array, Float
 from ralm_jax.losses.sequence import WeightedSum
-from ralm_jax.models.gold_passes import GoldPasses
+from ralm_jax.models.gold_passes import Passes
 from ralm_jax.models.reader_batch import ReaderBatch
 from ralm_jax.models.retriever_objective import RetrieverObjective
 
@@ -37,7 +37,7 @@ class GoldScore:
 
   # Whether there is anything to learn from.
   teaches: ClassVar[bool] = True
-  # Whether `GoldPasses.attention_norms` is called.
+  # Whether `Passes.attention_norms` is called.
   reads_attention: ClassVar[bool] = False
   # The subclass's own fields, and the fields of RetrievalLM that hold them.
   settings: ClassVar[Mapping[str, str]] = {}
@@ -48,7 +48,7 @@ class GoldScore:
     names = {field.name: field.name for field in dataclasses.fields(GoldScore)}
     return cls(**{own: getattr(objective, name) for own, name in {**names, **cls.settings}.items()})
 
-  def scores(self, passes: GoldPasses, batch: ReaderBatch) -> Float[Array, 'b k *t']:
+  def scores(self, passes: Passes, batch: ReaderBatch) -> Float[Array, 'b k *t']:
     """A number a passage, larger for a more helpful one; or what `by_passage` reduces."""
     raise NotImplementedError
 
@@ -103,7 +103,7 @@ class Perplexity(GoldScore):
 
   settings: ClassVar[Mapping[str, str]] = {'reduction': 'gold_reduction'}
 
-  def scores(self, passes: GoldPasses, batch: ReaderBatch) -> Float[Array, 'b k']:
+  def scores(self, passes: Passes, batch: ReaderBatch) -> Float[Array, 'b k']:
     return gold_scores.perplexity(
       passes.log_probs_of_each(), batch.target_mask, reduction=self.reduction
     )
@@ -113,7 +113,7 @@ class Perplexity(GoldScore):
 class LeaveOneOut(Perplexity):
   """Leave-one-out perplexity (Atlas, eq. 6)."""
 
-  def scores(self, passes: GoldPasses, batch: ReaderBatch) -> Float[Array, 'b k']:
+  def scores(self, passes: Passes, batch: ReaderBatch) -> Float[Array, 'b k']:
     return gold_scores.leave_one_out(
       passes.log_probs_leaving_out(), batch.target_mask, reduction=self.reduction
     )
@@ -132,12 +132,12 @@ class Attention(GoldScore):
     'layers': 'gold_attention_layers',
   }
 
-  def scores(self, passes: GoldPasses, batch: ReaderBatch) -> Float[Array, 'b k']:
+  def scores(self, passes: Passes, batch: ReaderBatch) -> Float[Array, 'b k']:
     return gold_scores.attention(
       passes.attention_norms(batch.target_mask, self.layers),
       batch.reader_mask,
       batch.target_mask,
-      n_layers=self.layers or passes.reader.config.num_decoder_layers,
+      n_layers=self.layers or passes.config.num_decoder_layers,
       normalization=self.normalization,
     )
 
@@ -150,7 +150,7 @@ class Emdr2(GoldScore):
 
   settings: ClassVar[Mapping[str, str]] = {'level': 'emdr2_level'}
 
-  def scores(self, passes: GoldPasses, batch: ReaderBatch) -> Float[Array, 'b k t']:
+  def scores(self, passes: Passes, batch: ReaderBatch) -> Float[Array, 'b k t']:
     # The released EMDR² alone divides the reader's logits.
     return passes.log_probs_of_each(self.temperature_gold if self.level == 'token' else 1.0)
 

@@ -8,6 +8,7 @@ from ralm_jax.losses.array_types import Array, Float, Int, PyTree, Shaped
 from ralm_jax.models import attention, decoder_stack, layers
 from ralm_jax.models.attention import CrossAttentionOptions
 from ralm_jax.models.bart import Bart, BartConfig
+from ralm_jax.models.decoder_config import DecoderConfig
 from ralm_jax.models.decoder_stack import EncoderDecoder
 from ralm_jax.models.t5 import T5, T5Config
 
@@ -140,7 +141,7 @@ def make_reader(config: ReaderConfig) -> FusionInDecoder | BartFusionInDecoder:
   return FusionInDecoder(config)
 
 
-def has_dropout(config: ReaderConfig) -> bool:
+def has_dropout(config: ReaderConfig | DecoderConfig) -> bool:
   """Whether training draws anything at random."""
   return max(config.dropout_rate, getattr(config, 'attention_dropout_rate', 0.0)) > 0
 

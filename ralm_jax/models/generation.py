@@ -34,7 +34,8 @@ class Generation:
     rag_decoding: of RAG-Sequence, see `prediction.decode_by_sequence`.
     candidate_chunk: of thorough decoding: candidates scored at a time; None
       takes as many as there are beams.
-    prefill_chunk: positions of a prefix that are computed at a time.
+    prefill_chunk: positions of a prompt or a prefix that are computed at a time.
+    stop_ids: tokens that end an answer as the end of sequence does; of decoder-only readers.
 
   Raises:
     ValueError: an unknown `rag_decoding`.
@@ -45,6 +46,7 @@ class Generation:
   rag_decoding: str = 'thorough'
   candidate_chunk: int | None = None
   prefill_chunk: int = 128
+  stop_ids: tuple[int, ...] = ()
 
   def __post_init__(self):
     if self.rag_decoding not in RAG_DECODINGS:

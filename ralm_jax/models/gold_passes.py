@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,22 @@ import jax.numpy as jnp
 from ralm_jax.losses import sequence
 from ralm_jax.losses.array_types import Array, Float, Int, PyTree, Shaped
 from ralm_jax.models import attention, decoder_stack, fid, layers
-from ralm_jax.models.fid import PassageReader
+from ralm_jax.models.fid import PassageReader, ReaderConfig
+
+
+class Passes(Protocol):
+  """What gold scores ask of a reader; `GoldPasses` has the words for it."""
+
+  @property
+  def config(self) -> Any: ...
+
+  def log_probs_of_each(self, temperature: float = 1.0) -> Float[Array, 'b k t']: ...
+
+  def log_probs_leaving_out(self) -> Float[Array, 'b k t']: ...
+
+  def attention_norms(
+    self, target_mask: Shaped[Array, 'b t'], last_layers: int | None = None
+  ) -> Float[Array, 'b k s']: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +57,10 @@ class GoldPasses:
   context_variables: PyTree = None
   chunk: int | None = None
   _log_probs: dict[float, Array] = dataclasses.field(default_factory=dict, init=False)
+
+  @property
+  def config(self) -> ReaderConfig:
+    return self.reader.config
 
   @property
   def _params(self) -> PyTree:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,20 @@ from ralm_jax.losses.array_types import Array, Bool, Float, Int, PyTree, Shaped
 from ralm_jax.models import layers, rag
 from ralm_jax.models.fid import PassageReader
 from ralm_jax.models.generation import CachedReader, Generation, Prefix
+
+# A stepper of one reader or another, all with a `reader`, `max_length`, `prefix` and `log_prior`.
+ReaderStepper = Any
+
+
+class Passages(Protocol):
+  """What answers are decoded from."""
+
+  @property
+  def generation(self) -> Generation: ...
+
+  def together(self) -> ReaderStepper: ...
+
+  def each(self, log_prior: Float[Array, 'b k'] | None) -> ReaderStepper: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +66,7 @@ class ReadPassages:
     )
 
 
-def decode(stepper: CachedReader, options: DecodingOptions, rng: Array | None) -> Decoded:
+def decode(stepper: ReaderStepper, options: DecodingOptions, rng: Array | None) -> Decoded:
   """Raises ValueError as `decoding.decode.decode` does."""
   config = stepper.reader.config
   # As in Hugging Face, what is forced first is what follows the bare start.
@@ -69,7 +83,7 @@ def decode(stepper: CachedReader, options: DecodingOptions, rng: Array | None) -
   )
 
 
-def decode_by_sequence(each: CachedReader, generation: Generation, rng: Array | None) -> Decoded:
+def decode_by_sequence(each: ReaderStepper, generation: Generation, rng: Array | None) -> Decoded:
   """RAG-Sequence's decoding (Lewis et al. 2020, section 2.5).
 
   A search under each passage gives the candidates. Thorough decoding scores every candidate under
@@ -120,7 +134,7 @@ def decode_by_sequence(each: CachedReader, generation: Generation, rng: Array | 
 
 
 def _marginal(
-  each: CachedReader, candidates: Int[Array, 'b c t'], chunk: int
+  each: ReaderStepper, candidates: Int[Array, 'b c t'], chunk: int
 ) -> Float[Array, 'b c']:
   """log p(candidate | x) of RAG-Sequence."""
   batch, n, length = candidates.shape

@@ -13,12 +13,15 @@ from ralm_jax.losses import diagnostics, retriever as retriever_losses
 from ralm_jax.losses.array_types import Array, Float, Int, PyTree, Shaped
 from ralm_jax.losses.option_types import Amount, Count, Dropout
 from ralm_jax.losses.sequence import WeightedSum
-from ralm_jax.models import decoder_stack, dual_encoder, fid, layers, rag, reranking
+from ralm_jax.models import decoder_stack, dual_encoder, fid, layers, packing, rag, reranking
 from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.decoder_config import DecoderConfig
+from ralm_jax.models.decoder_lm import DecoderLM
 from ralm_jax.models.distillation import GOLD_SCORES, GoldScore
 from ralm_jax.models.dual_encoder import DualEncoder, EncoderConfig
 from ralm_jax.models.fid import PassageReader, ReaderConfig
-from ralm_jax.models.gold_passes import GoldPasses
+from ralm_jax.models.gold_passes import GoldPasses, Passes
+from ralm_jax.models.prompt_passes import PromptPasses
 from ralm_jax.models.reader_batch import ReaderBatch
 from ralm_jax.models.reranking import Reranked
 from ralm_jax.models.retriever_objective import RetrieverObjective
@@ -30,7 +33,7 @@ class ReaderAndRetriever(RetrieverObjective):
   """A reader with a dual-encoder retriever.
 
   Attributes, beside those of `RetrieverObjective`:
-    reader_config: of the T5 or BART reader.
+    reader_config: of the T5, BART or decoder-only reader.
     retriever_config: of both towers of the retriever.
     pooling: 'mean' (Contriever) or 'cls' (DPR).
     tied_retriever: one tower for queries and passages.
@@ -39,18 +42,20 @@ class ReaderAndRetriever(RetrieverObjective):
       they are plain inner products (RAG).
     n_context: passages the reader reads, in retrieval order; None reads all.
       All passages are scored for distillation.
+    passage_order: of a decoder-only reader's prompt, see `packing.PASSAGE_ORDERS`.
     retriever_loss_weight: factor of the retriever's loss.
     label_smoothing: of the reader's loss.
     z_loss: of the reader's loss.
   """
 
-  reader_config: ReaderConfig = T5Config()
+  reader_config: ReaderConfig | DecoderConfig = T5Config()
   retriever_config: EncoderConfig = BertConfig()
   pooling: str = 'mean'
   tied_retriever: bool = True
   normalize_embeddings: bool = False
   scale_scores: bool = True
   n_context: Count | None = None
+  passage_order: str = 'best_last'
   retriever_loss_weight: Amount = 1.0
   label_smoothing: Dropout = 0.0
   z_loss: Amount = 0.0
@@ -59,6 +64,7 @@ class ReaderAndRetriever(RetrieverObjective):
     super().__post_init__()
     self.check_choice('gold_score', GOLD_SCORES)
     self.check_choice('pooling', dual_encoder.POOLINGS)
+    self.check_choice('passage_order', packing.PASSAGE_ORDERS)
     teachers = tuple(name for name, kind in GOLD_SCORES.items() if kind.teaches)
     for name in self.compared_gold_scores:
       if name not in teachers:
@@ -84,7 +90,20 @@ class ReaderAndRetriever(RetrieverObjective):
       )
 
   @property
-  def reader(self) -> PassageReader:
+  def reader(self) -> PassageReader | DecoderLM:
+    return self.decoder_reader or self.passage_reader
+
+  @property
+  def decoder_reader(self) -> DecoderLM | None:
+    """The reader where it is decoder-only."""
+    config = self.reader_config
+    return DecoderLM(config) if isinstance(config, DecoderConfig) else None
+
+  @property
+  def passage_reader(self) -> PassageReader:
+    """The reader with an encoder; ValueError where it has none."""
+    if isinstance(self.reader_config, DecoderConfig):
+      raise ValueError('A decoder-only reader has no encoder of passages.')
     return fid.make_reader(self.reader_config)
 
   @property
@@ -129,7 +148,8 @@ class ReaderAndRetriever(RetrieverObjective):
     reader_rng, retriever_rng = jax.random.split(rng)
     # Parameter shapes do not depend on these lengths.
     tokens = jnp.zeros((1, 1, 8), jnp.int32)
-    reader = self.reader.init(reader_rng, tokens, tokens, tokens[:, 0])
+    inputs = (tokens[0], tokens[0]) if self.decoder_reader else (tokens, tokens, tokens[:, 0])
+    reader = self.reader.init(reader_rng, *inputs)
     retriever = self.retriever.init(retriever_rng, tokens[0], tokens[0], tokens, tokens)
     return {'reader': reader['params'], 'retriever': retriever['params']}
 
@@ -147,7 +167,7 @@ class ReaderAndRetriever(RetrieverObjective):
 
   def decoder_inputs(self, target: Int[Array, ' t'], *, batch_size: int) -> Int[Array, 'b t']:
     """Of one target for all examples."""
-    inputs = decoder_stack.shift_right(target[None], self.reader_config.decoder_start_id)
+    inputs = decoder_stack.shift_right(target[None], self.passage_reader.config.decoder_start_id)
     return jnp.broadcast_to(inputs, (batch_size, len(target)))
 
   def retriever_scores(
@@ -196,16 +216,35 @@ class ReaderAndRetriever(RetrieverObjective):
       self.encode_queries, self.encode_passages, params, batch, n_passages, chunk=chunk
     )
 
+  def prompt_passes(
+    self, params: PyTree, batch: ReaderBatch, dropout_rng: Array | None = None
+  ) -> PromptPasses:
+    """A decoder-only reader's passes over the prompts of a batch; ValueError for another one."""
+    if self.decoder_reader is None:
+      raise ValueError('A reader with an encoder reads no prompts.')
+    return PromptPasses(
+      self.decoder_reader,
+      params['reader'],
+      batch,
+      self.passage_order,
+      joined=self.reading == 'parallel',
+      n_read=self.n_read(batch),
+      chunk=self.gold_chunk,
+      dropout_rng=dropout_rng,
+    )
+
   def make_gold_passes(
     self,
     params: PyTree,
     batch: ReaderBatch,
     encoded_context: Float[Array, 'b n s d'] | None = None,
     context_variables: PyTree = None,
-  ) -> GoldPasses:
+  ) -> Passes:
     """The passes behind the gold scores, with what is known already."""
+    if self.decoder_reader:
+      return self.prompt_passes(params, batch).frozen()
     return GoldPasses(
-      self.reader,
+      self.passage_reader,
       params['reader'],
       batch.reader_tokens,
       batch.reader_mask,
@@ -215,7 +254,7 @@ class ReaderAndRetriever(RetrieverObjective):
       self.gold_chunk,
     )
 
-  def gold_scores(self, passes: GoldPasses, batch: ReaderBatch) -> dict[str, Array]:
+  def gold_scores(self, passes: Passes, batch: ReaderBatch) -> dict[str, Array]:
     """What the reader says of the passages, by the names of the gold scores."""
     return {name: teacher.scores(passes, batch) for name, teacher in self.teachers.items()}
 

@@ -8,7 +8,7 @@ from typing import Any
 import flax.struct
 import jax.numpy as jnp
 
-from ralm_jax.losses.array_types import Array, Bool, Float, Int, Shaped
+from ralm_jax.losses.array_types import Array, Bool, Float, Int, PyTree, Shaped
 from ralm_jax.losses.sequence import WeightedSum
 
 
@@ -45,6 +45,9 @@ class ReaderBatch:
       begin with (demonstrations); right-padded, as is the following.
     tail_tokens: what stands between passages and answer, the question.
     head_is_shared: whether all examples have the same head, which is then read once.
+    head_context: the head as it has been read (`decoder_lm.Context`), in place of its tokens.
+    passages_context: the passages, each read by itself behind the head, side by side.
+    prompt_length: tokens that passages and tail have at most; None for all of their slots.
   """
 
   reader_tokens: Int[Array, 'b k s']
@@ -66,6 +69,9 @@ class ReaderBatch:
   tail_tokens: Int[Array, 'b tail'] | None = None
   tail_mask: Bool[Array, 'b tail'] | None = None
   head_is_shared: bool = flax.struct.field(pytree_node=False, default=False)
+  head_context: PyTree = None
+  passages_context: PyTree = None
+  prompt_length: int | None = flax.struct.field(pytree_node=False, default=None)
 
   def without_empty_slots(self, n_read: int) -> ReaderBatch:
     """`reader_mask` is false in slots that the reader, which reads the first n, does not read."""

@@ -17,10 +17,9 @@ from ralm_jax.decoding.stepper import Decoded
 from ralm_jax.losses.array_types import Array, Bool, Float, PyTree
 from ralm_jax.models.choices import ChoiceTokens
 from ralm_jax.models.generation import Generation, Prefix
-from ralm_jax.models.prediction import ReadPassages
 from ralm_jax.models.reader_and_retriever import ReaderAndRetriever
 from ralm_jax.models.reader_batch import LossOutput, ReaderBatch
-from ralm_jax.models.readings import READINGS, Fusion, Reading
+from ralm_jax.models.readings import READINGS, Reading
 from ralm_jax.models.readings.reading import Randomness
 
 __all__ = ['LossOutput', 'ReaderBatch', 'RetrievalLM']
@@ -33,11 +32,21 @@ class RetrievalLM(ReaderAndRetriever):
   def __post_init__(self):
     self.check_choice('reading', READINGS)
     super().__post_init__()
+    if not isinstance(self.reader_config, self.reading_object.readers):
+      kind = type(self.reader_config).__name__.removesuffix('Config')
+      raise ValueError(
+        f'RetrievalLM.reading {self.reading!r} is not of readers such as {kind}; choose '
+        f'{" or ".join(map(repr, self._possible_readings))} (gin: READING).'
+      )
     self.reading_object.check(self)
 
   @property
   def reading_object(self) -> Reading:
     return READINGS[self.reading]()
+
+  @property
+  def _possible_readings(self) -> list[str]:
+    return [n for n, kind in READINGS.items() if isinstance(self.reader_config, kind.readers)]
 
   @property
   def marginalizes(self) -> bool:
@@ -66,8 +75,8 @@ class RetrievalLM(ReaderAndRetriever):
 
   def closed_book(self) -> RetrievalLM:
     """The same reader without a prior over passages, and without a retriever's loss."""
-    fusion = next(name for name, kind in READINGS.items() if kind is Fusion)
-    return dataclasses.replace(self, reading=fusion, train_retriever=False)
+    together = next(name for name in self._possible_readings if not READINGS[name].marginalizes)
+    return dataclasses.replace(self, reading=together, train_retriever=False)
 
   def loss_weights(self, batch: ReaderBatch) -> tuple[Float[Array, ''], Float[Array, '']]:
     """Weights of the reader's and the retriever's loss over a whole batch."""
@@ -117,17 +126,12 @@ class RetrievalLM(ReaderAndRetriever):
     `prefix_tokens` and `prefix_lengths` where answers have a prefix. `rng` is the key of the
     draws, or one an example; `generation` are further fields of `Generation`.
     """
-    n_read, batch = self.n_read(batch), self._read(batch)
+    batch = self._read(batch)
     prefix = None
     if batch.prefix_tokens is not None:
       prefix = Prefix(batch.prefix_tokens, batch.given('prefix_lengths'))
-    passages = ReadPassages(
-      self.reader,
-      params['reader'],
-      batch.reader_tokens[:, :n_read],
-      batch.reader_mask[:, :n_read],
-      Generation(max_length, options, **generation),
-      prefix,
+    passages = self.reading_object.passages(
+      self, params, batch, Generation(max_length, options, **generation), prefix
     )
     prior = self.log_prior(params, batch) if self.marginalizes else None
     return self.reading_object.predict(passages, log_prior=prior, rng=rng)

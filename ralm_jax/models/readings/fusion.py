@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -9,39 +10,23 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from ralm_jax.decoding.stepper import Decoded
 from ralm_jax.losses import sequence
 from ralm_jax.losses.array_types import Array, Bool, Float, Int, PyTree
-from ralm_jax.losses.sequence import WeightedSum
-from ralm_jax.models import attention, decoder_stack, fid, layers, prediction
+from ralm_jax.models import attention, decoder_stack, fid, layers
 from ralm_jax.models.choices import ChoiceTokens
-from ralm_jax.models.gold_passes import GoldPasses
-from ralm_jax.models.prediction import ReadPassages
+from ralm_jax.models.gold_passes import GoldPasses, Passes
 from ralm_jax.models.reader_and_retriever import ReaderAndRetriever
-from ralm_jax.models.reader_batch import LossOutput, ReaderBatch
-from ralm_jax.models.readings.reading import Randomness, Reading
+from ralm_jax.models.reader_batch import ReaderBatch
+from ralm_jax.models.readings.together import Together
 
 
-class Fusion(Reading):
+class Fusion(Together):
   """The decoder attends to the first `n_context` passages at once."""
 
-  def loss_weights(
-    self, model: ReaderAndRetriever, batch: ReaderBatch
-  ) -> tuple[Float[Array, ''], Float[Array, '']]:
-    """Target tokens, and what the gold score's loss counts."""
-    tokens = jnp.sum(batch.target_mask.astype(jnp.float32))
-    return tokens, model.teacher.loss_weight(batch)
-
-  def loss(
-    self,
-    model: ReaderAndRetriever,
-    params: PyTree,
-    batch: ReaderBatch,
-    randomness: Randomness,
-    retriever_learns: Bool[Array, ''] | None,
-  ) -> LossOutput:
-    drops = randomness.reader is not None and fid.has_dropout(model.reader_config)
-    shares = not drops or model.gold_encoder == 'shared'
+  def forward(
+    self, model: ReaderAndRetriever, params: PyTree, batch: ReaderBatch, rng: Array | None
+  ) -> tuple[Float[Array, 'b t v'], Callable[[], Passes]]:
+    shares = rng is None or model.gold_encoder == 'shared'
     n_read = model.n_read(batch)
     # Passages that are scored but not read would be missing from the norms.
     keeps_norms = (
@@ -57,38 +42,13 @@ class Fusion(Reading):
       batch.reader_tokens[:, :n_read],
       batch.reader_mask[:, :n_read],
       batch.target_tokens,
-      deterministic=not drops,
+      deterministic=rng is None,
       norm_weights=batch.target_mask,
-      rngs={'dropout': randomness.reader} if drops else {},
+      rngs={} if rng is None else {'dropout': rng},
     )
-    reader_loss = sequence.cross_entropy(
-      logits,
-      batch.target_tokens,
-      batch.target_mask,
-      label_smoothing=model.label_smoothing,
-      z_loss=model.z_loss,
+    return logits, lambda: model.make_gold_passes(
+      params, batch, encoded if shares else None, variables if keeps_norms else None
     )
-    metrics = {'accuracy': sequence.correct_tokens(logits, batch.target_tokens, batch.target_mask)}
-    zero = jnp.zeros((), jnp.float32)
-    if not model.distils:
-      return LossOutput(reader_loss, WeightedSum(zero, zero), metrics)
-
-    def distil() -> tuple[WeightedSum, dict[str, WeightedSum]]:
-      passes = model.make_gold_passes(
-        params, batch, encoded if shares else None, variables if keeps_norms else None
-      )
-      return model.retriever_loss(
-        batch,
-        model.retriever_scores(params, batch, randomness.retriever),
-        model.gold_scores(passes, batch),
-      )
-
-    if retriever_learns is None:
-      retriever_loss, retriever_metrics = distil()
-    else:
-      nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(distil))
-      retriever_loss, retriever_metrics = jax.lax.cond(retriever_learns, distil, lambda: nothing)
-    return LossOutput(reader_loss, retriever_loss, metrics | retriever_metrics)
 
   def score(
     self, model: ReaderAndRetriever, params: PyTree, batch: ReaderBatch
@@ -99,15 +59,10 @@ class Fusion(Reading):
       params['reader'],
       tokens,
       mask,
-      decoder_stack.shift_right(batch.target_tokens, model.reader_config.decoder_start_id),
+      decoder_stack.shift_right(batch.target_tokens, model.passage_reader.config.decoder_start_id),
     )
     log_probs = sequence.token_log_probs(logits, batch.target_tokens)
     return jnp.sum(log_probs * batch.target_mask, axis=-1)
-
-  def predict(
-    self, passages: ReadPassages, *, log_prior: Array | None = None, rng: Array | None = None
-  ) -> Decoded:
-    return prediction.decode(passages.together(), passages.generation.options, rng)
 
   def choice_logits(
     self, model: ReaderAndRetriever, params: PyTree, batch: ReaderBatch, choices: ChoiceTokens
@@ -142,7 +97,12 @@ class Fusion(Reading):
     """A passage is masked in cross-attention, as LOOP does (Atlas, section 2.2)."""
     tokens, mask = _read(model, batch)
     passes = GoldPasses(
-      model.reader, params['reader'], tokens, mask, batch.target_tokens, chunk=model.gold_chunk
+      model.passage_reader,
+      params['reader'],
+      tokens,
+      mask,
+      batch.target_tokens,
+      chunk=model.gold_chunk,
     )
     without = jnp.sum(passes.log_probs_leaving_out() * batch.target_mask[:, None], axis=-1)
     return self.score(model, params, batch)[:, None] - without

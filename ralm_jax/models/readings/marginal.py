@@ -13,12 +13,15 @@ from ralm_jax.losses import retriever, sequence
 from ralm_jax.losses.array_types import Array, Bool, Float, Int, PyTree, Shaped
 from ralm_jax.losses.sequence import WeightedSum
 from ralm_jax.models import decoder_stack, fid, layers, prediction, rag
+from ralm_jax.models.bart import BartConfig
 from ralm_jax.models.choices import ChoiceTokens
+from ralm_jax.models.decoder_config import DecoderConfig
 from ralm_jax.models.fid import PassageReader
-from ralm_jax.models.prediction import ReadPassages
+from ralm_jax.models.prediction import Passages
 from ralm_jax.models.reader_and_retriever import ReaderAndRetriever
 from ralm_jax.models.reader_batch import LossOutput, ReaderBatch
 from ralm_jax.models.readings.reading import Randomness, Reading
+from ralm_jax.models.t5 import T5Config
 
 
 class Marginal(Reading):
@@ -28,6 +31,7 @@ class Marginal(Reading):
   """
 
   marginalizes = True
+  readers = (T5Config, BartConfig, DecoderConfig)
 
   @staticmethod
   def log_likelihood(
@@ -67,13 +71,7 @@ class Marginal(Reading):
     retriever_learns: Bool[Array, ''] | None,
   ) -> LossOutput:
     drops = randomness.reader is not None and fid.has_dropout(model.reader_config)
-    log_probs = token_log_probs(
-      model.reader,
-      params['reader'],
-      batch,
-      dropout_rng=randomness.reader if drops else None,
-      chunk=model.gold_chunk,
-    )
+    log_probs = _token_log_probs(model, params, batch, randomness.reader if drops else None)
     scores = model.retriever_scores(params, batch, randomness.retriever)
     if not model.train_retriever:
       scores = jax.lax.stop_gradient(scores)
@@ -125,13 +123,27 @@ class Marginal(Reading):
   def score(
     self, model: ReaderAndRetriever, params: PyTree, batch: ReaderBatch
   ) -> Float[Array, ' b']:
-    log_probs = token_log_probs(model.reader, params['reader'], batch, chunk=model.gold_chunk)
+    log_probs = _token_log_probs(model, params, batch)
     return self.log_likelihood(model.log_prior(params, batch), log_probs, batch.target_mask)
 
   def choice_logits(
     self, model: ReaderAndRetriever, params: PyTree, batch: ReaderBatch, choices: ChoiceTokens
   ) -> Float[Array, 'b options']:
     """Log-likelihoods of each option's target; passages are encoded once."""
+    prior = model.log_prior(params, batch)
+    if model.decoder_reader:
+      passes = model.prompt_passes(params, batch)
+      log_probs = passes.choice_log_probs(choices, of_each=True)
+    else:
+      log_probs = self._choice_log_probs(model, params, batch, choices)
+    targets = choices.tokens
+    masks = jnp.broadcast_to(choices.mask[:, None], (len(targets), len(prior), targets.shape[1]))
+    return jax.vmap(self.log_likelihood, in_axes=(None, 2, 0), out_axes=1)(prior, log_probs, masks)
+
+  @staticmethod
+  def _choice_log_probs(
+    model: ReaderAndRetriever, params: PyTree, batch: ReaderBatch, choices: ChoiceTokens
+  ) -> Float[Array, 'b k options t']:
     apply = functools.partial(layers.call, model.reader, params['reader'])
     targets = jnp.asarray(choices.tokens)
 
@@ -147,19 +159,16 @@ class Marginal(Reading):
 
       return jnp.moveaxis(jax.lax.map(of, targets), 0, 2)
 
-    log_probs = layers.map_passages(
+    return layers.map_passages(
       score, (batch.reader_tokens, batch.reader_mask), model.gold_chunk, 'gold_chunk'
     )
-    prior = model.log_prior(params, batch)
-    masks = jnp.broadcast_to(choices.mask[:, None], (len(targets), len(prior), targets.shape[1]))
-    return jax.vmap(self.log_likelihood, in_axes=(None, 2, 0), out_axes=1)(prior, log_probs, masks)
 
   def passage_effects(
     self, model: ReaderAndRetriever, params: PyTree, batch: ReaderBatch
   ) -> Float[Array, 'b n']:
     """The prior of a passage is shared out among the others."""
     mask = batch.target_mask
-    log_probs = token_log_probs(model.reader, params['reader'], batch, chunk=model.gold_chunk)
+    log_probs = _token_log_probs(model, params, batch)
     prior = model.log_prior(params, batch)
     without = jax.vmap(
       lambda left_out: self.log_likelihood(
@@ -177,7 +186,7 @@ class RagSequence(Marginal):
   log_likelihood = staticmethod(rag.sequence_log_likelihood)
 
   def predict(
-    self, passages: ReadPassages, *, log_prior: Array | None = None, rng: Array | None = None
+    self, passages: Passages, *, log_prior: Array | None = None, rng: Array | None = None
   ) -> Decoded:
     return prediction.decode_by_sequence(passages.each(log_prior), passages.generation, rng)
 
@@ -188,9 +197,19 @@ class RagToken(Marginal):
   log_likelihood = staticmethod(rag.token_log_likelihood)
 
   def predict(
-    self, passages: ReadPassages, *, log_prior: Array | None = None, rng: Array | None = None
+    self, passages: Passages, *, log_prior: Array | None = None, rng: Array | None = None
   ) -> Decoded:
     return prediction.decode(passages.each(log_prior), passages.generation.options, rng)
+
+
+def _token_log_probs(
+  model: ReaderAndRetriever, params: PyTree, batch: ReaderBatch, rng: Array | None = None
+) -> Float[Array, 'b k t']:
+  """log p(y_i | x, z, y_<i) for every passage z; `rng` is dropout's, None for none."""
+  if model.decoder_reader:
+    return model.prompt_passes(params, batch, rng).log_probs_of_each()
+  reader = model.passage_reader
+  return token_log_probs(reader, params['reader'], batch, dropout_rng=rng, chunk=model.gold_chunk)
 
 
 def token_log_probs(

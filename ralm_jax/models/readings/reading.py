@@ -9,10 +9,14 @@ import jax
 
 from ralm_jax.decoding.stepper import Decoded
 from ralm_jax.losses.array_types import Array, Bool, Float, PyTree
+from ralm_jax.models.bart import BartConfig
 from ralm_jax.models.choices import ChoiceTokens
-from ralm_jax.models.prediction import ReadPassages
+from ralm_jax.models.generation import Generation, Prefix
+from ralm_jax.models.prediction import Passages, ReadPassages
+from ralm_jax.models.prompt_passes import PromptedPassages
 from ralm_jax.models.reader_and_retriever import ReaderAndRetriever
 from ralm_jax.models.reader_batch import LossOutput, ReaderBatch
+from ralm_jax.models.t5 import T5Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Reading:
   marginalizes: ClassVar[bool] = False
   # Whether answers are searched under each passage, see `Generation.rag_decoding`.
   ranks_candidates: ClassVar[bool] = False
+  # The kinds of readers that can read so: with an encoder (T5, BART), or decoder-only.
+  readers: ClassVar[tuple[type, ...]] = (T5Config, BartConfig)
 
   def check(self, model: ReaderAndRetriever) -> None:
     """Raises ValueError for fields of the model that do not go with it."""
@@ -65,9 +71,24 @@ class Reading:
     """log p(target | query, passages together or marginal)."""
     raise NotImplementedError
 
+  def passages(
+    self,
+    model: ReaderAndRetriever,
+    params: PyTree,
+    batch: ReaderBatch,
+    generation: Generation,
+    prefix: Prefix | None,
+  ) -> Passages:
+    """What `predict` decodes from."""
+    if model.decoder_reader:
+      return PromptedPassages(model.prompt_passes(params, batch), generation, prefix)
+    n_read = model.n_read(batch)
+    tokens, mask = batch.reader_tokens[:, :n_read], batch.reader_mask[:, :n_read]
+    return ReadPassages(model.passage_reader, params['reader'], tokens, mask, generation, prefix)
+
   def predict(
     self,
-    passages: ReadPassages,
+    passages: Passages,
     *,
     log_prior: Float[Array, 'b k'] | None = None,
     rng: Array | None = None,
