@@ -54,10 +54,15 @@ class Context:
     slots = jax.tree.map(lambda array: join(array, 0), (self.mask, self.positions, self.local))
     return Context(keys, *slots)
 
-  def end(self) -> Int[Array, ' masks']:
-    """The first position behind the tokens that are seen."""
-    positions = jnp.repeat(self.positions, len(self.mask) // len(self.positions), axis=0)
-    return jnp.max(jnp.where(self.mask, positions, -1), axis=1) + 1
+
+def first_positions(contexts: Sequence[Context], rows: int) -> Int[Array, ' rows']:
+  """Where rows begin: behind the furthest token that each sees."""
+  first = jnp.zeros((rows,), jnp.int32)
+  for context in contexts:
+    positions = jnp.repeat(context.positions, len(context.mask) // len(context.positions), axis=0)
+    end = jnp.max(jnp.where(context.mask, positions, -1), axis=1) + 1
+    first = jnp.maximum(first, jnp.repeat(end, rows // len(end)))
+  return first
 
 
 @flax.struct.dataclass
@@ -242,10 +247,8 @@ class DecoderLM(nn.Module):
       lengths: positions that each row has in the end, see `rope.rotation`.
     """
     config, mask, rows = self.config, mask.astype(bool), len(tokens)
-    start = jnp.zeros((rows,), jnp.int32)
-    for context in contexts:
-      start = jnp.maximum(start, jnp.repeat(context.end(), rows // len(context.mask)))
-    positions = start[:, None] + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    start = first_positions(contexts, rows)[:, None]
+    positions = start + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     kinds = (False, True)
     text = _Text(
       Slots(mask, positions),
