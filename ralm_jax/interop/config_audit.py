@@ -10,7 +10,7 @@ import json
 import os
 from typing import Any
 
-from ralm_jax.interop import config_fields
+from ralm_jax.interop import config_fields, huggingface_decoder
 from ralm_jax.interop.huggingface_configs import Json
 
 # The values that we compute, by family and by field; absent and null are fine.
@@ -27,7 +27,20 @@ _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
   't5': {'is_encoder_decoder': (True,)},
   'bart': {'is_encoder_decoder': (True,), 'extra_pos_embeddings': (2,)},
   'bert': {'is_encoder_decoder': (False,)},
+  'gemma3': {'is_encoder_decoder': (False,)},
 }
+_DECODER_FIXED: dict[str, tuple[Any, ...]] = {
+  'is_encoder_decoder': (False,),
+  'attention_bias': (False,),
+  'mlp_bias': (False,),
+  'rope_interleaved': (False,),
+  'attn_logit_softcapping': (),
+  'final_logit_softcapping': (),
+  'use_bidirectional_attention': (False,),
+}
+_FIXED |= dict.fromkeys(('llama', 'mistral', 'qwen3', 'gemma3_text'), _DECODER_FIXED)
+# Qwen 2 has biases, whatever it says.
+_FIXED['qwen2'] = _DECODER_FIXED | {'attention_bias': (True, False)}
 _OBEYED = {
   't5': (
     'vocab_size d_model num_heads d_kv d_ff num_layers num_decoder_layers feed_forward_proj '
@@ -46,6 +59,21 @@ _OBEYED = {
     'max_position_embeddings type_vocab_size hidden_act layer_norm_eps projection_dim '
     'position_embedding_type'
   ),
+  # The text part has a configuration of its own; images are not read.
+  'gemma3': 'text_config vision_config mm_tokens_per_image',
+}
+_DECODER = (
+  'vocab_size hidden_size num_attention_heads num_key_value_heads head_dim num_hidden_layers '
+  'intermediate_size max_position_embeddings rms_norm_eps tie_word_embeddings rope_theta '
+  'rope_scaling rope_parameters partial_rotary_factor bos_token_id '
+)
+_QWEN = f'{_DECODER} hidden_act use_sliding_window sliding_window max_window_layers layer_types'
+_OBEYED |= {
+  'llama': f'{_DECODER} hidden_act',
+  'mistral': f'{_DECODER} hidden_act sliding_window',
+  **{'qwen2': _QWEN, 'qwen3': _QWEN},
+  'gemma3_text': f'{_DECODER} hidden_activation sliding_window sliding_window_pattern layer_types '
+  'query_pre_attn_scalar rope_local_base_freq',
 }
 _IDS = 'pad_token_id eos_token_id bos_token_id decoder_start_token_id'
 # Of training, of the file, of other heads, and what other fields say again.
@@ -58,7 +86,8 @@ _WITHOUT_EFFECT = frozenset(
   attention_probs_dropout_prob hidden_dropout_prob dropout_rate encoder_layerdrop
   decoder_layerdrop n_positions num_hidden_layers is_gated_act dense_act_fn directionality
   pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head
-  pooler_type""".split()
+  pooler_type pretraining_tp is_llama_config transformers.js_config image_token_index
+  boi_token_index eoi_token_index""".split()
 )
 # How answers are made, which a command says here, and what transformers does of itself.
 _DECODING: Json = {
@@ -76,6 +105,13 @@ _ARCHITECTURES = {
   'bart': ('BartForConditionalGeneration', 'BartModel'),
   'bert': ('BertModel', 'BertForMaskedLM', 'BertForPreTraining', 'Contriever')
   + ('DPRQuestionEncoder', 'DPRContextEncoder'),
+  'gemma3_text': ('Gemma3ForCausalLM', 'Gemma3TextModel'),
+  'gemma3': ('Gemma3ForConditionalGeneration', 'Gemma3Model'),
+}
+_ARCHITECTURES |= {
+  family: (f'{name}ForCausalLM', f'{name}Model')
+  for family, name in huggingface_decoder.CLASSES.items()
+  if family != 'gemma3_text'
 }
 
 

@@ -33,7 +33,7 @@ def optional_number(raw: Json, name: str, where: str) -> int | None:
   return whole_number(raw, name, where, least=0)
 
 
-def positive(raw: Json, name: str, where: str, default: float) -> float:
+def positive(raw: Json, name: str, where: str, default: float | None = None) -> float:
   """A number above 0; arguments and errors as `whole_number`."""
   value = _given(raw, name, where, default)
   # Infinity and NaN are JSON to Python.

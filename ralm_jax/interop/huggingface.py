@@ -1,4 +1,4 @@
-"""Hugging Face folders in: T5, BART, BERT, Contriever, DPR and RAG.
+"""Hugging Face folders in: T5, BART, decoder-only models, BERT, Contriever, DPR and RAG.
 
 `open_*` finds a model in a folder without reading its weights (`ralm convert`
 streams them), `load_*` reads it. All of them raise FileNotFoundError where a file is missing, and
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import dataclasses
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ import numpy as np
 from ralm_jax.interop import (
   config_audit,
   config_fields,
+  decoder_maps,
+  gguf_decoder,
   huggingface_configs,
+  huggingface_decoder,
   part as part_lib,
   sentence_transformers,
   tensor_maps,
@@ -31,6 +35,7 @@ from ralm_jax.interop.part import Part
 from ralm_jax.interop.tensor_maps import Entry
 from ralm_jax.models.bart import BartConfig
 from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.decoder_config import DecoderConfig
 from ralm_jax.models.t5 import T5Config
 
 Params = dict[str, Any]
@@ -46,6 +51,12 @@ def load_t5(directory: PathLike, **overrides: Any) -> tuple[T5Config, Params]:
 def load_bart(directory: PathLike, **overrides: Any) -> tuple[BartConfig, Params]:
   """BART; see `load_t5`."""
   part = open_bart(directory, **overrides)
+  return part.config, part.read()
+
+
+def load_decoder(path: PathLike, **overrides: Any) -> tuple[DecoderConfig, Params]:
+  """Llama, Mistral, Qwen 2 and 3, Gemma 3 (text), of a folder or a GGUF file; see `load_t5`."""
+  part = open_decoder(path, **overrides)
   return part.config, part.read()
 
 
@@ -77,9 +88,14 @@ class _Model:
 
   @classmethod
   def read(cls, directory: PathLike, model_types: tuple[str, ...]) -> _Model:
-    raw = huggingface_configs.read_config(directory, model_types)
-    where = os.path.join(directory, 'config.json')
-    return cls(raw, where, WeightFiles(directory), (os.fspath(directory),))
+    path = folder = os.fspath(directory)
+    if path.endswith('.safetensors'):
+      folder = os.path.dirname(path) or '.'
+      if re.search(r'-\d{5}-of-\d{5}\.safetensors$', path):
+        path = folder  # A shard is of a whole.
+    raw = huggingface_configs.read_config(folder, model_types)
+    where = os.path.join(folder, 'config.json')
+    return cls(raw, where, WeightFiles(path), (folder,))
 
   def nested(self, name: str, model_types: tuple[str, ...], prefix: str) -> _Model:
     """The model of a field, whose vocabulary has a folder of its own."""
@@ -90,7 +106,8 @@ class _Model:
     return _Model(raw, where, self.source, folders, prefix)
 
   def part(self, kind: str, config: Any, entries: Sequence[Entry], **fields: Any) -> Part:
-    said = config_audit.check(self.raw, self.where, kind, self.generation)
+    family = self.raw['model_type'] if kind == 'decoder' else kind
+    said = config_audit.check(self.raw, self.where, family, self.generation)
     fields = {'source': self.source, **fields, 'notes': (*fields.get('notes', ()), *said)}
     return Part(kind, config, entries=entries, vocabulary_directories=self.folders, **fields)
 
@@ -109,15 +126,9 @@ def open_t5(directory: PathLike, **overrides: Any) -> Part:
 def _t5_part(model: _Model, overrides: Mapping[str, Any]) -> Part:
   raw, source, prefix = model.raw, model.source, model.prefix
   head, embedding = f'{prefix}lm_head.weight', f'{prefix}shared.weight'
-  says_tied = bool(raw.get('tie_word_embeddings', True))
-  # The weights tell what tie_word_embeddings, true in every T5 that transformers 5 has written,
-  # does not. Where it is false the head is the model's own, and missing where it is not there.
-  tied = says_tied and (head not in source or part_lib.equal(source, head, embedding))
-  notes: list[str] = []
-  if tied and head not in source:
-    notes = [f'{head} is not there: the head is {embedding}, as tie_word_embeddings says']
-  elif says_tied and not tied and raw.get('scale_decoder_outputs', True):
-    notes = [f'{head} is another than {embedding} and read as the head, though tied by config']
+  tied, notes = _tied(source, head, embedding, bool(raw.get('tie_word_embeddings', True)))
+  if not raw.get('scale_decoder_outputs', True):
+    notes = [note for note in notes if 'another' not in note]
   config = huggingface_configs.t5_config(raw, model.where, tied=tied, **overrides)
   wi = f'{prefix}encoder.block.0.layer.1.DenseReluDense.wi'
   for gated, weight in ((True, f'{wi}_0.weight'), (False, f'{wi}.weight')):
@@ -129,6 +140,50 @@ def _t5_part(model: _Model, overrides: Mapping[str, Any]) -> Part:
         f'set it to {remedy}.'
       )
   return model.part('t5', config, tensor_maps.t5_entries(config, prefix), notes=notes)
+
+
+def _tied(source: TensorSource, head: str, embedding: str, said: bool) -> tuple[bool, list[str]]:
+  """Whether the head is the embedding, with what is to be said of it.
+
+  The weights tell what tie_word_embeddings, true in every T5 that transformers 5 has written, does
+  not. Where it is false the head is the model's own, and missing where it is not there.
+  """
+  if not said:
+    return False, []
+  if head not in source:
+    return True, [f'{head} is not there: the head is {embedding}, as tie_word_embeddings says']
+  if part_lib.equal(source, head, embedding):
+    return True, []
+  note = f'{head} is another than {embedding} and read as the head, though tied by config'
+  return False, [note]
+
+
+def open_decoder(path: PathLike, **overrides: Any) -> Part:
+  """As `load_decoder`, without reading the weights."""
+  if (file := gguf_decoder.find(path)) is not None:
+    return gguf_decoder.open_gguf(file, **overrides)
+  model = _Model.read(path, (*huggingface_decoder.MODEL_TYPES, 'gemma3'))
+  raw, source, notes = model.raw, model.source, []
+  if raw['model_type'] == 'gemma3':
+    notes = config_audit.check(raw, model.where, 'gemma3')
+    notes.append('its text part alone is read, not what reads images')
+    whole = ('tie_word_embeddings', 'pad_token_id', 'bos_token_id', 'eos_token_id')
+    model = model.nested('text_config', ('gemma3_text',), '')
+    said = {name: raw[name] for name in whole if raw.get(name) is not None}
+    model = dataclasses.replace(model, raw=model.raw | said)
+  # The names differ by class and version: where the embedding is, the others are, too.
+  end = 'embed_tokens.weight'
+  prefix = min((name for name in source if name.endswith(end)), key=len, default='model.' + end)
+  prefix = prefix.removesuffix(end)
+  heads = [f'{before}lm_head' for before in (prefix, prefix.removesuffix('model.'), '')]
+  head = next((name for name in heads if f'{name}.weight' in source), 'lm_head')
+  default = model.raw['model_type'] == 'gemma3_text'
+  says_tied = bool(model.raw.get('tie_word_embeddings', default))
+  tied, more = _tied(source, f'{head}.weight', f'{prefix}{end}', says_tied)
+  config = huggingface_decoder.decoder_config(model.raw, model.where, tied=tied, **overrides)
+  entries = decoder_maps.entries(config, decoder_maps.huggingface_names(config, prefix, head))
+  how = {'text': part_lib.DECODER_TEXT, 'notes': (*notes, *more)}
+  return model.part('decoder', config, entries, **how)
 
 
 def open_bart(directory: PathLike, **overrides: Any) -> Part:

@@ -187,7 +187,9 @@ def _foreign(source: TensorSource, group: Sequence[Entry], info: TensorInfo) -> 
   pieces = [source[e.path].T if e.transpose else source[e.path] for e in group]
   if group[0].part is not None:
     return np.stack(pieces, axis=group[0].part[0])
-  return np.ascontiguousarray(pieces[0]).reshape(info.shape)
+  offset = group[0].offset
+  piece = pieces[0] - np.asarray(offset, info.dtype) if offset else pieces[0]
+  return np.ascontiguousarray(piece).reshape(info.shape)
 
 
 def _shards(tensors: Mapping[str, TensorInfo], max_bytes: int) -> list[dict[str, TensorInfo]]:

@@ -26,6 +26,15 @@ DPR_TEXT = dict(
   retriever_format=templates.DPR_RETRIEVER_FORMAT, query_length=128, retriever_passage_length=256
 )
 ATLAS_TEXT = dict(passage_length=384, n_passages=40)
+# One prompt of a few passages; what a language model has seen most of is plain text.
+DECODER_TEXT = dict(
+  question_format='Question: {question}\nAnswer:',
+  target_format=' {answer}',
+  passage_length=256,
+  reader_query_length=128,
+  target_length=32,
+  n_passages=3,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +71,8 @@ class Leftover:
 # End of a name, or a piece of it, and why nothing is lost.
 _UNUSED_SUFFIXES = {
   'position_ids': 'a buffer that counts positions',
+  'rotary_emb.inv_freq': 'a buffer of the configuration',
+  'rope_freqs.weight': 'how positions are scaled, which the configuration has from it',
   # The first BARTs, by a counter of their code.
   'encoder.version': 'the version of the code that wrote it',
   'decoder.version': 'the version of the code that wrote it',
@@ -72,7 +83,10 @@ _UNUSED_PIECES = {
   'pooler.': 'the pooler, which retrievers do not use',
   'cls.predictions.': 'the head of masked language modelling',
   'cls.seq_relationship.': 'the head of next sentence prediction',
+  'vision_tower.': 'of images, which are not read',
+  'multi_modal_projector.': 'of images, which are not read',
 }
+_EMBEDDINGS = ('shared.weight', 'embed_tokens.weight')
 _COPIES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight', 'lm_head.weight')
 
 
@@ -83,7 +97,7 @@ def leftovers(parts: Iterable[Part]) -> list[Leftover]:
   found: dict[str, Leftover] = {}
   for part in parts:
     names = {entry.name for entry in part.entries}
-    embeddings = sorted(name for name in names if name.endswith('shared.weight'))
+    embeddings = sorted(name for name in names if name.endswith(_EMBEDDINGS))
     for name in part.source:
       # A copy is one of the embedding of its own part.
       if name not in used and (name not in found or found[name].reason is None):
@@ -101,8 +115,8 @@ def _reason(source: TensorSource, name: str, embeddings: Sequence[str]) -> str |
   for suffix in _COPIES:
     if name.endswith(suffix):
       prefix = name.removesuffix(suffix)
-      # BART's head lies beside `model.`, not in it.
-      originals = {f'{prefix}shared.weight', f'{prefix}model.shared.weight'}
+      # Heads of BART and decoder-only models lie beside `model.`, not in it.
+      originals = {f'{prefix}{model}{end}' for model in ('', 'model.') for end in _EMBEDDINGS}
       for original in embeddings:
         if original in originals and equal(source, name, original):
           return f'a copy of {original}'

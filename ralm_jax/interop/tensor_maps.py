@@ -1,8 +1,9 @@
 """Which foreign tensor is which parameter of ours, for every architecture.
 
 A map is a list of `Entry`. Loading reads its entries, exporting writes them
-back; the names here are those of Hugging Face's T5, BERT and BART. Paths are
-ours with unscanned layers (`encoder/layers_0/attention/query/kernel`).
+back; the names here are those of Hugging Face's T5, BERT and BART (`decoder_maps`
+has decoder-only models). Paths are ours with unscanned layers
+(`encoder/layers_0/attention/query/kernel`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ class Entry:
   transpose: bool = False  # The foreign tensor (or its part) is the transpose of ours.
   # (axis, index) of a foreign tensor that stacks several, taken before the transposition.
   part: tuple[int, int] | None = None
+  offset: float = 0.0  # Ours is the foreign tensor plus this.
+  # Of so many heads, in each of which the rows of the two features that are rotated together follow
+  # one another; ours are half a head apart. 0 is of none.
+  pairs_of: int = 0
 
   @property
   def foreign_shape(self) -> tuple[int, ...]:
@@ -83,8 +88,13 @@ def read(
   if wrong := problem(source, entry):
     raise ValueError(f'{source.description}: not as its configuration says: {wrong}')
   tensor = source[entry.name] if entry.part is None else source.part(entry.name, *entry.part)
+  if entry.pairs_of:
+    pairs = tensor.reshape(entry.pairs_of, -1, 2, *tensor.shape[1:])
+    tensor = pairs.swapaxes(1, 2).reshape(tensor.shape)
   if entry.transpose:
     tensor = tensor.T
+  if entry.offset:
+    tensor = tensor.astype(np.float32) + np.float32(entry.offset)
   array = np.ascontiguousarray(tensor, dtype=dtype)
   if bad := array.size - np.count_nonzero(np.isfinite(array)):
     raise ValueError(

@@ -99,6 +99,51 @@ def dpr(kind: str = 'Question', seed: int = 0, **changes: Any) -> Any:
   )
 
 
+_DECODER = dict(
+  vocab_size=VOCABULARY,
+  hidden_size=24,
+  num_hidden_layers=3,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  intermediate_size=32,
+  max_position_embeddings=96,
+  bos_token_id=1,
+  eos_token_id=2,
+  pad_token_id=0,
+)
+# Classes of transformers with what is special about each.
+DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+  'llama': ('Llama', {'rms_norm_eps': 1e-5}),
+  'llama3': (
+    'Llama',
+    {
+      'head_dim': 16,
+      'rope_parameters': {
+        **{'rope_type': 'llama3', 'rope_theta': 1000.0, 'factor': 8.0, 'low_freq_factor': 1.0},
+        **{'high_freq_factor': 4.0, 'original_max_position_embeddings': 32},
+      },
+    },
+  ),
+  'smollm': ('Llama', {'tie_word_embeddings': True, 'rope_parameters': {'rope_theta': 5000.0}}),
+  'mistral': ('Mistral', {'sliding_window': 5, 'head_dim': 8}),
+  'qwen2': ('Qwen2', {'use_sliding_window': True, 'sliding_window': 4, 'max_window_layers': 1}),
+  'qwen3': ('Qwen3', {'head_dim': 8, 'tie_word_embeddings': True}),
+  'gemma3': (
+    'Gemma3',
+    {'head_dim': 8, 'sliding_window': 4, 'sliding_window_pattern': 2, 'query_pre_attn_scalar': 6},
+  ),
+}
+
+
+def decoder(family: str, **changes: Any) -> Any:
+  """A decoder-only model of one of `DECODERS`, with changes to its configuration."""
+  torch.manual_seed(0)
+  name, fields = DECODERS[family]
+  config_class = getattr(transformers, f'{name}TextConfig' if name == 'Gemma3' else f'{name}Config')
+  config = config_class(**{**_DECODER, **fields, **changes})
+  return randomize(getattr(transformers, f'{name}ForCausalLM')(config))
+
+
 def rag(kind: str = 'Token', generator: Any = None, **changes: Any) -> Any:
   """RagTokenForGeneration or RagSequenceForGeneration without a retriever."""
   generator = bart() if generator is None else generator

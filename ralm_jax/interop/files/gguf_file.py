@@ -29,7 +29,7 @@ _SCALARS: dict[int, np.dtype] = {
   **{10: np.dtype('<u8'), 11: np.dtype('<i8'), 12: np.dtype('<f8')},
 }
 # Types that are arrays as they stand; all others are dequantised to float32.
-_PLAIN = {'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), 'BF16': np.dtype(ml_dtypes.bfloat16)}
+PLAIN = {'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), 'BF16': np.dtype(ml_dtypes.bfloat16)}
 _PART = re.compile(r'(.*)-(\d{5})-of-(\d{5})\.gguf')
 _ROWS_AT_ONCE = 1 << 22  # Values that are dequantised together.
 
@@ -102,7 +102,7 @@ class GgufFile(TensorSource):
     if data.size != tensor.nbytes:
       raise ValueError(f'{tensor.path} is cut short in tensor {name!r}; fetch it again.')
     shape = tensor.info.shape
-    if tensor.type.name in _PLAIN:
+    if tensor.type.name in PLAIN:
       return data.view(tensor.info.dtype).reshape(shape)
     rows = data.reshape(-1, tensor.nbytes // (int(np.prod(shape[:-1])) or 1))
     out = np.empty((len(rows), shape[-1]), np.float32)
@@ -174,7 +174,7 @@ class _Header:
         f'{self._path} is cut short: tensor {name!r} ends at byte {start + offset + nbytes:,}, the '
         f'file at {self._size:,}; fetch it again.'
       )
-    info = TensorInfo(shape, _PLAIN.get(of_type.name, np.dtype(np.float32)))
+    info = TensorInfo(shape, PLAIN.get(of_type.name, np.dtype(np.float32)))
     return _Tensor(self._path, start + offset, nbytes, of_type, info)
 
   def _type(self, name: str, kind: int) -> tuple[Any, int, int]:
@@ -188,7 +188,7 @@ class _Header:
       of_type = constants.GGMLQuantizationType(kind)
       problem = of_type.name
       block, size = constants.GGML_QUANT_SIZES[of_type]
-      if of_type.name not in _PLAIN:
+      if of_type.name not in PLAIN:
         quants.dequantize(np.zeros((1, size), np.uint8), of_type)
     except (ValueError, KeyError, NotImplementedError) as e:
       raise ValueError(

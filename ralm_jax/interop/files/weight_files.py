@@ -30,16 +30,23 @@ class WeightFiles(TensorSource):
   """
 
   def __init__(self, directory: str | os.PathLike[str]):
+    """Of a folder, or of one safetensors file that is no shard of several.
+
+    Raises FileNotFoundError where there is none, ValueError where a file is damaged.
+    """
     self.directory = self.description = os.fspath(directory)
+    # Our name to (file, name in it).
+    self._index: dict[str, tuple[str, str]] = {}
+    self._opened: dict[str, SafetensorsFile | TorchFile] = {}
+    self._latest: str | None = None
+    if self.directory.endswith('.safetensors') and os.path.isfile(self.directory):
+      self._add(self.directory, self._open(self.directory).tensors)
+      return
     if not os.path.isdir(self.directory):
       raise FileNotFoundError(
         f'{self.directory} is not a folder; give a Hugging Face checkpoint '
         f'folder with config.json and {SAFETENSORS} or {TORCH}.'
       )
-    # Our name to (file, name in it).
-    self._index: dict[str, tuple[str, str]] = {}
-    self._opened: dict[str, SafetensorsFile | TorchFile] = {}
-    self._latest: str | None = None
     for name in (SAFETENSORS, TORCH):
       path = os.path.join(self.directory, name)
       if os.path.exists(path):
