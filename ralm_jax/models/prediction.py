@@ -13,11 +13,12 @@ from ralm_jax.decoding.options import DecodingOptions
 from ralm_jax.decoding.stepper import Decoded
 from ralm_jax.losses.array_types import Array, Bool, Float, Int, PyTree, Shaped
 from ralm_jax.models import layers, rag
+from ralm_jax.models.decoder_stepper import DecoderStepper
 from ralm_jax.models.fid import PassageReader
 from ralm_jax.models.generation import CachedReader, Generation, Prefix
 
 # A stepper of one reader or another, all with a `reader`, `max_length`, `prefix` and `log_prior`.
-ReaderStepper = Any
+ReaderStepper = CachedReader | DecoderStepper
 
 
 class Passages(Protocol):

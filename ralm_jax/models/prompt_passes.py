@@ -21,6 +21,7 @@ from ralm_jax.models import attention, decoder_lm, layers, packing
 from ralm_jax.models.choices import ChoiceTokens
 from ralm_jax.models.decoder_config import DecoderConfig
 from ralm_jax.models.decoder_lm import Context, DecoderLM
+from ralm_jax.models.decoder_stepper import DecoderStepper
 from ralm_jax.models.generation import Generation, Prefix
 from ralm_jax.models.packing import Prompt
 from ralm_jax.models.reader_batch import ReaderBatch
@@ -260,17 +261,17 @@ class PromptedPassages:
   generation: Generation
   prefix: Prefix | None = None
 
-  def together(self) -> Any:
+  def together(self) -> DecoderStepper:
     """Decodes from all passages of an example."""
     return self._stepper(*self.passes.together(), None)
 
-  def each(self, log_prior: Float[Array, 'b k'] | None) -> Any:
+  def each(self, log_prior: Float[Array, 'b k'] | None) -> DecoderStepper:
     """Decodes from every passage, and by the marginal over them."""
     return self._stepper(*self.passes.each(), log_prior)
 
-  def _stepper(self, contexts: tuple[Context, ...], prompt: Prompt, log_prior: Array | None) -> Any:
-    from ralm_jax.models.decoder_stepper import DecoderStepper
-
+  def _stepper(
+    self, contexts: tuple[Context, ...], prompt: Prompt, log_prior: Array | None
+  ) -> DecoderStepper:
     return DecoderStepper(
       self.passes.reader,
       self.passes.params,
