@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
+import json
+import re
+from typing import Any, Literal
 
 from ralm_jax.data.text import templates
 from ralm_jax.losses import option_types
@@ -33,9 +35,31 @@ class TextConfig:
   n_passages: Count = 20  #: passages retrieved for a question
   #: reader tokens of a multiple-choice prompt, of which longer questions keep their end (Atlas)
   choice_prompt_length: Count = 356
+  # Of decoder-only readers alone (`text/prompts.py`), whose prompts are demonstrations, passages
+  # (`passage_length` is then that of one by itself) and the question in `question_format`.
+  #: one passage from `{title}` and `{text}`, in place of `reader_format`; ends its line. Without a
+  #: title, what stands between it and the text goes, too.
+  passage_format: str = 'Context: {title}. {text}\n'
+  prompt_style: Literal['plain', 'chat'] = 'plain'  #: chat: by the reader's own chat template
+  system_prompt: str = ''  #: an instruction that prompts begin with
+  demonstration_separator: str = '\n'  #: behind each demonstration of the plain style
+  stop_strings: tuple[str, ...] = ('\n',)  #: end answers, as the end of sequence does
+  #: reader tokens of a whole prompt, for which passages are cut, then left out, worst first; None:
+  #: the reader's positions less `target_length`
+  prompt_length: Count | None = None
 
   def __post_init__(self):
+    stops = self.stop_strings
+    # JSON and gin have lists.
+    object.__setattr__(self, 'stop_strings', (stops,) if isinstance(stops, str) else tuple(stops))
     option_types.check_fields(self)
+    if '' in self.stop_strings:
+      raise ValueError("TextConfig.stop_strings holds '', at which every answer would end.")
+    if '{text}' not in self.passage_format or not self.passage_format.endswith('\n'):
+      raise ValueError(
+        f'TextConfig.passage_format {self.passage_format!r} must contain {{text}} and end with a '
+        'newline, behind which the next segment of a prompt is tokenised.'
+      )
     for name, format, field in (
       ('question_format', self.question_format, '{question}'),
       ('target_format', self.target_format, '{answer}'),
@@ -60,7 +84,10 @@ class TextConfig:
 
 
 def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
-  """`FIELD=VALUE`s to fields of TextConfig; ValueError for no such field or no number."""
+  """`FIELD=VALUE`s to fields of TextConfig; ValueError for no such field or no number.
+
+  A value's \\n is a newline. Several texts are a JSON list.
+  """
   types = {f.name: f.type for f in dataclasses.fields(TextConfig)}
   fields: dict[str, Any] = {}
   for argument in arguments:
@@ -70,7 +97,17 @@ def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
         f'--text {argument}: expected FIELD=VALUE, the field one of {", ".join(types)}.'
       )
     try:
-      fields[name] = int(value) if types[name] == 'Count' else value
+      fields[name] = _parsed(value, str(types[name]))
     except ValueError:
-      raise ValueError(f'--text {argument}: {value!r} is no number.') from None
+      expected = 'no number' if 'Count' in str(types[name]) else 'neither a text nor a JSON list'
+      raise ValueError(f'--text {argument}: {value!r} is {expected}.') from None
   return fields
+
+
+def _parsed(value: str, type_name: str) -> Any:
+  if type_name.startswith('Count'):
+    return None if value == 'None' and 'None' in type_name else int(value)
+  if type_name.startswith('tuple') and value[:1] == '[':
+    return tuple(json.loads(value))
+  text = re.sub(r'\\[nt]', lambda match: {'n': '\n', 't': '\t'}[match[0][1]], value)
+  return ((text,) if text else ()) if type_name.startswith('tuple') else text

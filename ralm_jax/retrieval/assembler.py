@@ -19,7 +19,7 @@ from ralm_jax.models.retrieval_lm import ReaderBatch
 
 
 class Assembler:
-  """Builds static ReaderBatches of host arrays."""
+  """Builds static ReaderBatches of host arrays; of decoder-only readers `PromptAssembler` does."""
 
   def __init__(self, tokenizer: QueryTokenizer, store: PassageStore | None):
     """Prepares the templates; no store is closed-book.
@@ -29,7 +29,6 @@ class Assembler:
     """
     self.tokenizer = tokenizer
     self.store = store
-    text = tokenizer.text
     if store is not None:
       for side in ('reader', 'retriever'):
         ours = getattr(tokenizer, f'{side}_vocabulary')
@@ -40,16 +39,21 @@ class Assembler:
             f'vocabulary ({theirs.path}) than the model uses ({ours.path}); '
             "build it again with `ralm corpus` and the model's vocabularies."
           )
-    self._reader_template = TokenTemplate.for_reader(
-      tokenizer.reader_vocabulary, text.reader_format
-    )
     self._retriever_template = TokenTemplate.for_retriever(
-      tokenizer.retriever_vocabulary, text.retriever_format
+      tokenizer.retriever_vocabulary, tokenizer.text.retriever_format
     )
-    templates_of = {'reader': self._reader_template, 'retriever': self._retriever_template}
-    for side, template in templates_of.items():
-      if store is not None and templates.TITLE_START in template.fields:
-        store.tokens(np.zeros(1, np.int64), f'{side}_{templates.TITLE_START}')
+    self._check_titles('retriever', self._retriever_template)
+    self._prepare_reader()
+
+  def _check_titles(self, side: str, template: TokenTemplate) -> None:
+    """Raises ValueError where the corpus lacks the titles that a format begins with."""
+    if self.store is not None and templates.TITLE_START in template.fields:
+      self.store.tokens(np.zeros(1, np.int64), f'{side}_{templates.TITLE_START}')
+
+  def _prepare_reader(self) -> None:
+    text, vocabulary = self.tokenizer.text, self.tokenizer.reader_vocabulary
+    self._reader_template = TokenTemplate.for_reader(vocabulary, text.reader_format)
+    self._check_titles('reader', self._reader_template)
 
   def reader_batch(
     self,
@@ -59,6 +63,7 @@ class Assembler:
     with_retriever: bool = True,
     passage_embeddings: np.ndarray | None = None,
     titles: RaggedTokens | None = None,
+    heads: Sequence[Sequence[int]] | None = None,
   ) -> ReaderBatch:
     """Host arrays of one batch.
 
@@ -68,17 +73,14 @@ class Assembler:
       with_retriever: also the arrays that train the retriever.
       passage_embeddings: of the index, [b, k, d]; stand in for the passages' tokens.
       titles: b * k titles the reader (the retriever does not) sees instead of the passages' own.
+      heads: what the prompts of a decoder-only reader begin with; one for all, or one each. None
+        is what they begin with without demonstrations.
     """
-    text, tokenizer = self.tokenizer.text, self.tokenizer
-    template, length = self._reader_template, text.passage_length
-    reader_inputs = batches.assemble_reader_inputs(
-      queries.reader_query_tokens, rows, self.store, template, length, titles=titles
-    )
+    tokenizer = self.tokenizer
     real = queries.is_example[:, None]
-    arrays: dict[str, Any] = {
-      'reader_tokens': reader_inputs.tokens,
-      'reader_mask': reader_inputs.mask,
-      'passage_mask': reader_inputs.passage_mask & real,
+    arrays = self._reader_arrays(queries, rows, titles, heads)
+    arrays['passage_mask'] = arrays['passage_mask'] & real
+    arrays |= {
       'target_tokens': queries.target_tokens,
       'target_mask': (queries.target_tokens != tokenizer.reader_vocabulary.pad_id) & real,
     }
@@ -92,12 +94,37 @@ class Assembler:
         arrays |= {'retriever_tokens': passages.tokens, 'retriever_mask': passages.mask}
     return ReaderBatch(**arrays)
 
+  def _reader_arrays(
+    self,
+    queries: QueryBatch,
+    rows: np.ndarray,
+    titles: RaggedTokens | None,
+    heads: Sequence[Sequence[int]] | None,
+  ) -> dict[str, Any]:
+    """`reader_tokens`, `reader_mask`, `passage_mask` and whatever else the reader reads."""
+    if heads is not None:
+      raise ValueError('Demonstrations are of decoder-only readers; this one reads none.')
+    template, length = self._reader_template, self.tokenizer.text.passage_length
+    inputs = batches.assemble_reader_inputs(
+      queries.reader_query_tokens, rows, self.store, template, length, titles=titles
+    )
+    return {
+      'reader_tokens': inputs.tokens,
+      'reader_mask': inputs.mask,
+      'passage_mask': inputs.passage_mask,
+    }
+
   def characters_read(
-    self, queries: QueryBatch, rows: np.ndarray, passages: Sequence[Passage]
+    self,
+    queries: QueryBatch,
+    rows: np.ndarray,
+    passages: Sequence[Passage],
+    heads: Sequence[Sequence[int]] | None = None,
   ) -> list[tuple[int | None, int | None]]:
     """Characters of merged title and text that the reader reads of each passage; None for all.
 
-    Rows are int64 [b, k] of the corpus, passages the b * k that lie there.
+    Rows are int64 [b, k] of the corpus, passages the b * k that lie there; heads as for
+    `reader_batch`.
     """
     text, vocabulary = self.tokenizer.text, self.tokenizer.reader_vocabulary
     template, flat = self._reader_template, rows.ravel()
@@ -131,7 +158,7 @@ class Assembler:
     """
     tokenizer = self.tokenizer
     vocabulary = tokenizer.reader_vocabulary
-    if not vocabulary.first_word_differs:
+    if tokenizer.prompts is None and not vocabulary.first_word_differs:
       return answer_recall(batch, skip)
     # Inside a passage the answer's first word has the ids of any other word.
     # These targets hold the answer alone.

@@ -5,41 +5,43 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
 from ralm_jax.data.batches import QueryBatch
 from ralm_jax.data.ragged import RaggedTokens
-from ralm_jax.data.text import templates
-from ralm_jax.data.text.base_vocabulary import SentinelVocabulary
+from ralm_jax.data.text.prompts import PromptFormat, PromptVocabulary
+from ralm_jax.data.text.reader_texts import ReaderSide, ReaderTexts
 from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.data.text_config import TextConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class QueryTokenizer:
-  """Tokenises queries and targets; ValueError for a sentinel that the vocabulary lacks."""
+  """Tokenises queries and targets; ValueError for a format that the vocabulary cannot write."""
 
   text: TextConfig
   reader_vocabulary: Vocabulary
   retriever_vocabulary: Vocabulary
 
-  def __post_init__(self):
-    if isinstance(self.reader_vocabulary, SentinelVocabulary):
-      return
-    for field in ('question_format', 'target_format'):
-      format = getattr(self.text, field)
-      if '<extra_id_' in format:
-        raise ValueError(
-          f'TextConfig.{field} {format!r} has a sentinel of T5, which the reader vocabulary '
-          f'{self.reader_vocabulary.path} does not know; for BART use question_format = '
-          "'{question}' and target_format = '{answer}' (<mask> is its mask)."
-        )
+  #: of the reader: inputs of encoder-decoders, or prompts, told by its vocabulary
+  reader: ReaderSide = dataclasses.field(init=False, repr=False, compare=False)
 
-  @functools.cached_property
+  def __post_init__(self):
+    vocabulary: Any = self.reader_vocabulary
+    kind = PromptFormat if isinstance(vocabulary, PromptVocabulary) else ReaderTexts
+    object.__setattr__(self, 'reader', kind(self.text, vocabulary))
+
+  @property
+  def prompts(self) -> PromptFormat | None:
+    """Of decoder-only readers; None for others."""
+    return self.reader if isinstance(self.reader, PromptFormat) else None
+
+  @property
   def query_leads(self) -> bool:
     """Whether the reader's inputs begin with the query."""
-    return templates.leading_field(self.text.reader_format) == 'query'
+    return isinstance(self.reader, ReaderTexts) and self.reader.query_leads
 
   @functools.cached_property
   def query_start(self) -> list[int]:
@@ -57,12 +59,7 @@ class QueryTokenizer:
     return [*self.query_start, *ids[: self.query_space], self.retriever_vocabulary.eos_id]
 
   def framed_target(self, ids: Sequence[int]) -> list[int]:
-    """A target with special tokens; a cut one has no end (Atlas), unless there is a start (RAG)."""
-    vocabulary, length = self.reader_vocabulary, self.text.target_length
-    prefix = vocabulary.reader_prefix
-    if prefix:
-      ids = [*prefix, *ids[: max(0, length - len(prefix) - 1)]]
-    return [*ids[:length], vocabulary.eos_id][:length]
+    return self.reader.framed_target(ids)
 
   def retriever_query(self, query: str) -> list[int]:
     """Ids for the query encoder; [CLS], [SEP] or eos survive truncation."""
@@ -71,71 +68,43 @@ class QueryTokenizer:
     return self.framed_query(encode(query))
 
   def reader_query(self, query: str, length: int | None = None) -> list[int]:
-    """What the reader's format puts in place of {query}, without eos, cut to `length`."""
-    vocabulary = self.reader_vocabulary
-    encode = vocabulary.encode_start if self.query_leads else vocabulary.encode
-    length = self.text.reader_query_length if length is None else length
-    return encode(query)[:length]
+    return self.reader.query(query, length)
 
   def reader_question(self, question: str) -> list[int]:
-    """`reader_query` of a question in its format, the question cut to fit.
-
-    Cut at its end, as Atlas does and as `reader_query` is, the format would lose what follows the
-    question: the sentinel in whose place the reader writes. It is kept wherever it leaves space for
-    the question. (A retriever has no use for it: there the end of the format goes first.)
-    """
-    format, length = self.text.question_format, self.text.reader_query_length
-    whole = self.reader_query(self.text.query(question), length + 1)
-    after = format.rpartition('{question}')[2]
-    end = self.reader_vocabulary.encode(after) if after.strip() else []
-    if len(whole) <= length or not 0 < len(end) < length:
-      return whole[:length]
-    before = format.removesuffix(after).replace('{question}', question)
-    return self.reader_query(before, length - len(end)) + end
+    return self.reader.question(question)
 
   def cut(self, question: str) -> tuple[str, ...]:
     """Which of a question's texts are too long: 'query' of the retriever, 'question'."""
     text = self.text
-    query, length = text.query(question), text.reader_query_length
-    of_retriever = self.retriever_vocabulary.encode_start(query)
+    of_retriever = self.retriever_vocabulary.encode_start(text.query(question))
     too_long = {
       'query': not text.closed_book and len(of_retriever) > self.query_space,
-      'question': len(self.reader_query(query, length + 1)) > length,
+      'question': self.reader.question_lengths([question])[0] > text.reader_query_length,
     }
     return tuple(name for name, is_cut in too_long.items() if is_cut)
 
   def count_cut(self, questions: Sequence[str], targets: Sequence[str]) -> dict[str, int]:
     """How many texts are too long, by what they are and the length that cuts them."""
-    text, reader = self.text, self.reader_vocabulary
-    queries = list(map(text.query, questions))
-    read = reader.encode_start_batch if self.query_leads else reader.encode_batch
-    room = text.target_length - len(reader.reader_prefix) - 1
-    asked = [] if text.closed_book else self.retriever_vocabulary.encode_start_batch(queries)
-    answered = reader.encode_start_batch(list(map(text.target, targets)))
+    text, encode = self.text, self.retriever_vocabulary.encode_start_batch
+    asked = [] if text.closed_book else encode(list(map(text.query, questions)))
+    longer = lambda lengths, length: sum(one > length for one in lengths)
     return {
-      'queries (query_length)': sum(len(ids) > self.query_space for ids in asked),
-      'questions (reader_query_length)': sum(
-        len(ids) > text.reader_query_length for ids in read(queries)
+      'queries (query_length)': longer(map(len, asked), self.query_space),
+      'questions (reader_query_length)': longer(
+        self.reader.question_lengths(questions), text.reader_query_length
       ),
-      'targets (target_length)': sum(len(ids) > room for ids in answered),
+      'targets (target_length)': longer(self.reader.target_lengths(targets), text.target_length),
     }
 
   def cuts_target(self, answer: str) -> bool:
     """Whether a target loses its end, the end of sequence aside."""
-    vocabulary, length = self.reader_vocabulary, self.text.target_length
-    ids = vocabulary.encode_start(self.text.target(answer))
-    return len(vocabulary.reader_prefix) + len(ids) + 1 > length
+    return self.reader.target_lengths([answer])[0] > self.text.target_length
 
   def target(self, answer: str) -> list[int]:
-    return self.framed_target(self.reader_vocabulary.encode_start(self.text.target(answer)))
+    return self.reader.target(answer)
 
   def answer(self, tokens: Sequence[int]) -> str:
-    """The text of tokens up to an end of sequence, without sentinels and special tokens."""
-    vocabulary = self.reader_vocabulary
-    ids = [int(token) for token in tokens]
-    if vocabulary.eos_id in ids:
-      ids = ids[: ids.index(vocabulary.eos_id)]
-    return vocabulary.decode(ids).strip()
+    return self.reader.answer(tokens)
 
   def batch(
     self,

@@ -44,6 +44,8 @@ class Reading:
   ranks_candidates: ClassVar[bool] = False
   # The kinds of readers that can read so: with an encoder (T5, BART), or decoder-only.
   readers: ClassVar[tuple[type, ...]] = (T5Config, BartConfig)
+  # Whether a decoder-only reader reads all passages in one prompt.
+  reads_together: ClassVar[bool] = False
 
   def check(self, model: ReaderAndRetriever) -> None:
     """Raises ValueError for fields of the model that do not go with it."""
