@@ -18,13 +18,15 @@ from ralm_jax.data.text_config import TextConfig
 from ralm_jax.files import atomic_files
 from ralm_jax.models import dual_encoder
 from ralm_jax.models.bart import BartConfig
+from ralm_jax.models.decoder_config import DecoderConfig
+from ralm_jax.models.readings import READINGS
 from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.models.t5 import T5Config
 
 FILE = 'model.json'
 _FORMAT = 1
 # What model.json calls the reader's architecture; absent means T5.
-_READERS = {'t5': T5Config, 'bart': BartConfig}
+_READERS: dict[str, Any] = {'t5': T5Config, 'bart': BartConfig, 'decoder': DecoderConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +66,9 @@ class Specification:
       raise ValueError(
         f'RetrievalLM.reading {self.model.reading!r} is marginal over '
         "passages, but reader_format = '{query}' shows none; use reading = "
-        "'fusion' (gin: READING), or a reader_format with {text}."
+        f'{self.model.closed_book().reading!r} (gin: READING), or a reader_format with {{text}}.'
       )
+    self._check_prompts()
     for side, config, lengths in (
       ('reader', reader, ('passage_length', 'target_length')),
       ('retriever', self.model.retriever_config, ('query_length', 'retriever_passage_length')),
@@ -77,6 +80,28 @@ class Specification:
           f'TextConfig asks for {longest} {side} tokens, the {side} has {positions} positions; '
           f'shorten {" or ".join(lengths)}.'
         )
+
+  def _check_prompts(self) -> None:
+    """Raises ValueError where reader, vocabulary and the lengths of prompts do not fit."""
+    config: Any = self.model.reader_config
+    vocabulary, text = self.tokenizer.reader_vocabulary, self.text
+    if isinstance(config, DecoderConfig) != (self.tokenizer.prompts is not None):
+      ours, theirs = 'a decoder-only reader', 'a reader with an encoder (T5, BART)'
+      if self.tokenizer.prompts is not None:
+        ours, theirs = theirs, ours
+      raise ValueError(
+        f"The reader vocabulary {vocabulary.path} is that of {theirs}, the model's is {ours}; use "
+        "the model's own vocabulary."
+      )
+    if not isinstance(config, DecoderConfig):
+      return
+    asked = text.prompt_length or text.reader_query_length
+    if asked + text.target_length > config.max_positions:
+      name = 'prompt_length' if text.prompt_length else 'reader_query_length'
+      raise ValueError(
+        f'TextConfig.{name} {asked} and target_length {text.target_length} together are more than '
+        f'the {config.max_positions} positions of the reader; lower {name}.'
+      )
 
   def check_same_vocabularies(self, directory: str | os.PathLike[str]) -> None:
     """Raises ValueError where a run folder was saved with other vocabularies."""
@@ -173,6 +198,30 @@ def with_text(spec: Specification, **changes: Any) -> Specification:
   )
   changed.check()
   return changed
+
+
+def with_reading(
+  spec: Specification, reading: str | None = None, passage_order: str | None = None
+) -> Specification:
+  """The same model for answering in another way; None keeps its own.
+
+  Raises:
+    ValueError: the reader cannot read so.
+  """
+  changes: dict[str, Any] = {}
+  if passage_order is not None:
+    if spec.tokenizer.prompts is None:
+      raise ValueError(
+        'An order of passages is of decoder-only readers; this one reads each passage by itself: '
+        'leave --passage_order out.'
+      )
+    changes['passage_order'] = passage_order
+  if reading is not None and reading != spec.model.reading:
+    # What teaches the retriever may not go with the other reading, and nothing is taught here.
+    changes |= {'reading': reading, 'gold_score': 'none', 'compared_gold_scores': ()}
+    if reading in READINGS and READINGS[reading].marginalizes:
+      changes['n_context'] = None
+  return dataclasses.replace(spec, model=dataclasses.replace(spec.model, **changes))
 
 
 def without_passages(spec: Specification) -> Specification:

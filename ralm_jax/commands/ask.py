@@ -30,11 +30,14 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   parser.add_argument('question', nargs='*', help=text)
   flags.shared(parser, 'checkpoint', required=True)
   flags.shared(parser, *flags.SEARCH)
+  flags.shared(parser.add_argument_group('reading'), *flags.READING, 'text')
   flags.shared(parser.add_argument_group('decoding'), *flags.DECODING)
   arguments = parser.parse_intermixed_args(argv)
   questions = questions_of(arguments.question)
+  from ralm_jax.data import text_config
   from ralm_jax.evaluation import option_fields
   from ralm_jax.evaluation.answering import AnswerOptions
+  from ralm_jax.evaluation.task import ReadingOptions
   from ralm_jax.retrieval.index_source import IndexSource
   from ralm_jax.runs import asking
 
@@ -43,6 +46,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     'source': IndexSource.from_flags(vars(arguments)),
     'n_passages': arguments.n_passages,
     'answering': option_fields.fill(AnswerOptions, vars(arguments)),
+    'how_read': option_fields.fill(ReadingOptions, vars(arguments)),
+    'text': text_config.parse_fields(arguments.text),
   }
   if len(questions) == 1:
     print(format_answer(asking.ask(questions[0], **session)))

@@ -24,7 +24,7 @@ from retrieval_service.options import IndexOptions
 
 FORMATS = ('run', 'huggingface')
 LAYER_NORMS = ('standard', 'atlas')
-READINGS = ('fusion', 'rag_sequence', 'rag_token')
+READINGS = flags.READINGS
 SIDES = ('reader', 'retriever', 'query_encoder', 'passage_encoder')
 MAX_SHARD_BYTES = 5_000_000_000
 _OVERRIDES = (

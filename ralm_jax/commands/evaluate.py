@@ -154,5 +154,6 @@ def _parser(prog: str | None, description: str | None) -> Parser:
   flags.shared(parser, 'batch_size', default=32, help='questions answered at a time')
   text = 'begin anew instead of behind the predictions of an interrupted call'
   add('--no_resume', dest='resume', action='store_false', help=text)
+  flags.shared(parser.add_argument_group('reading'), *flags.READING)
   flags.shared(parser.add_argument_group('decoding'), *flags.DECODING)
   return parser

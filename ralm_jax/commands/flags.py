@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Any
 
-from ralm_jax.data.option_values import PAGE_FIELDS
+from ralm_jax.data.option_values import DEMONSTRATION_CHOICES, PAGE_FIELDS, PASSAGE_ORDERS
 from ralm_jax.losses.option_types import Amount, Count, Number, Positive, Seed, Share, parsed
 
 # Numbers that a flag can mean, checked as it is parsed.
@@ -23,6 +23,7 @@ AMOUNT, POSITIVE, SHARE, REAL = map(parsed, (Amount, Positive, Share, float))
 BACKENDS = ('process', 'device')
 DEVICE_DTYPES = ('bfloat16', 'float16', 'float32')
 RAG_DECODINGS = ('thorough', 'fast')
+READINGS = ('fusion', 'rag_sequence', 'rag_token')
 KILT_FORMATS = tuple(
   f'kilt_{name}' for name in 'fever aida wned cweb trex zsre nq hotpotqa triviaqa eli5 wow'.split()
 )
@@ -124,7 +125,34 @@ _DECODING = {
     'begins every answer; {question} is the question (default: nothing)', None, '', metavar='TEXT'
   ),
   'decoder_prefix_length': _flag('tokens that a prefix has at most', COUNT, 64),
-  'prefill_chunk': _flag('tokens of the prefix computed at a time', COUNT, 128),
+  'prefill_chunk': _flag('tokens of a prompt or prefix computed at a time', COUNT, 128),
+}
+_READING = {
+  'reading': _flag('how the reader reads (default: as the checkpoint says)', choices=READINGS),
+  'passage_order': _flag(
+    'of passages in the prompt of a decoder-only reader (default: as the checkpoint says)',
+    choices=PASSAGE_ORDERS,
+  ),
+  'demonstrations': _flag(
+    'answered questions, of which a decoder-only reader is shown some before the one it is asked '
+    '(default: none)',
+    nargs='+',
+    metavar='FILE',
+  ),
+  'demonstrations_format': _flag(
+    'layout of these files (default: that of the questions)', record_format, metavar='FORMAT'
+  ),
+  'num_demonstrations': _flag('how many', COUNT, 4),
+  'demonstration_choice': _choice(
+    DEMONSTRATION_CHOICES, 'the same for all, by hash; or the nearest by the retriever'
+  ),
+  'demonstrations_seed': _flag('of the choice by hash', SEED, 0),
+  'demonstration_passages': _flag(
+    "passages that each is shown with: its record's, its gold one in the corpus, or what is "
+    'retrieved for it',
+    NUMBER,
+    1,
+  ),
 }
 _OTHERS = {
   'checkpoint': _flag('MODEL_DIR (its newest), or a checkpoint_STEP in it', metavar='CKPT'),
@@ -147,8 +175,8 @@ _OTHERS = {
   ),
   'shots_seed': _flag('of the choice of --shots', SEED, 0),
   'text': _flag(
-    "fields of TextConfig, such as n_passages=40 and question_format='{question}' (default: as in "
-    'the checkpoint)',
+    "fields of TextConfig, such as n_passages=40 and question_format='{question}', in which \\n is "
+    'a newline (default: as in the checkpoint)',
     default=[],
     nargs='+',
     action='extend',
@@ -173,8 +201,9 @@ _OTHERS = {
     metavar='CHARACTERS',
   ),
 }
-_SHARED = {**_SEARCH, **_BUILD, **_DECODING, **_OTHERS}
-INDEX, SEARCH, BUILD, DECODING = map(tuple, (_INDEX, _SEARCH, _BUILD, _DECODING))
+_SHARED = {**_SEARCH, **_BUILD, **_READING, **_DECODING, **_OTHERS}
+INDEX, SEARCH, BUILD = map(tuple, (_INDEX, _SEARCH, _BUILD))
+READING, DECODING = map(tuple, (_READING, _DECODING))
 
 
 def shared(

@@ -9,6 +9,10 @@ METRICS_FAMILIES = (
 PERMUTATIONS = ('single', 'cyclic', 'all')
 # Where passages come from; with 'none' any model answers closed-book.
 PASSAGES_FROM = ('index', 'file', 'none')
+# How passages stand in a decoder-only reader's prompt; models/packing has the same.
+PASSAGE_ORDERS = ('best_last', 'best_first')
+# How demonstrations are chosen.
+DEMONSTRATION_CHOICES = ('seed', 'nearest')
 # What a question's exclusions drop.
 SEARCH_FILTERS = ('passage', 'document', 'none')
 # Where a passage names its page, for KILT's files.

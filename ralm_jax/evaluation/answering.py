@@ -8,6 +8,8 @@ import hashlib
 
 import numpy as np
 
+from ralm_jax.checkpoints import specification
+from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.decoding.options import DecodingOptions
 from ralm_jax.losses import option_types
@@ -51,6 +53,12 @@ class AnswerOptions:
         + ', where it has no effect.'
       )
 
+  def with_room(self, spec: Specification) -> Specification:
+    """With prompts that leave a decoder-only reader positions for answers of `max_length`."""
+    if spec.tokenizer.prompts is None or (self.max_length or 0) <= spec.text.target_length:
+      return spec
+    return specification.with_text(spec, target_length=self.max_length)
+
   def draw_keys(self, questions: Sequence[str], size: int) -> Shaped[np.ndarray, '{size} 2'] | None:
     """Key data of the draws of at most `size` questions, or None where nothing is drawn.
 
@@ -78,7 +86,7 @@ class AnswerOptions:
     lengths = np.zeros(size, np.int32)
     for i, question in enumerate(questions):
       text = self.decoder_prefix.replace('{question}', question)
-      ids = [*vocabulary.reader_prefix, *vocabulary.encode_start(text)]
+      ids = tokenizer.reader.prefix(text)
       if len(ids) > self.decoder_prefix_length:
         raise ValueError(
           f'The decoder prefix {text!r} has {len(ids)} tokens, more than decoder_prefix_length, '

@@ -177,7 +177,8 @@ class ChoiceEvaluator(Predictor):
       )
       for question, order in batch
     ]
-    retrieved, found = self._evaluator.find(params, shown)
+    heads = self._evaluator.heads(params, shown)
+    retrieved, found = self._evaluator.find(params, shown, heads)
     # Of a prompt that is too long the question lost its beginning.
     found = [
       answer
@@ -185,7 +186,7 @@ class ChoiceEvaluator(Predictor):
       else dataclasses.replace(answer, cut=tuple(dict.fromkeys((*answer.cut, 'question'))))
       for (question, _), one, answer in zip(batch, shown, found)
     ]
-    arrays = self._evaluator.reader_batch(shown, retrieved)
+    arrays = self._evaluator.reader_batch(shown, retrieved, heads=heads)
     logits = partitioning.local_rows(letters.score(params, self._partitioner.put_batch(arrays)))
     for question, own in zip(shown, logits):
       records.check_finite(own[: len(question.options)], question.question)

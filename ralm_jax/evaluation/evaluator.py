@@ -14,14 +14,17 @@ import numpy as np
 
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.data.questions.reading import Question
+from ralm_jax.data.ragged import RaggedTokens
+from ralm_jax.data.text.prompts import PromptFormat
 from ralm_jax.evaluation import gathering, passage_sources, prediction_files, records
 from ralm_jax.evaluation.answering import AnswerOptions
+from ralm_jax.evaluation.demonstrations import Demonstrations, Pool
 from ralm_jax.evaluation.passage_sources import PassageSource
 from ralm_jax.evaluation.records import Answer, AnsweredPassage
 from ralm_jax.evaluation.scores import retrieval
 from ralm_jax.evaluation.task import PassageOptions, ScoringOptions
 from ralm_jax.files import progress as progress_lib
-from ralm_jax.losses.array_types import Bool, Int
+from ralm_jax.losses.array_types import Bool, Float, Int
 from ralm_jax.models.prediction import Decoded
 from ralm_jax.models.reader_batch import ReaderBatch
 from ralm_jax.retrieval.retriever import PassageRetriever, Retrieved
@@ -80,11 +83,13 @@ class Evaluator(Predictor):
     passages: PassageOptions = PassageOptions(),
     answering: AnswerOptions = AnswerOptions(),
     scoring: ScoringOptions = ScoringOptions(),
+    shown: Pool | None = None,
   ):
     """The retriever finds `passages.depth` passages.
 
     There is none where they come from the questions' file, or the model is closed-book.
     `batch_size` is that of all processes together. Without metrics, scoring is of the family 'qa'.
+    Of `shown` demonstrations are chosen; there are none without.
     """
     closed_book = spec.text.closed_book
     if scoring.retrieve_only and (closed_book or scoring.passage_effects or scoring.with_loss):
@@ -98,6 +103,7 @@ class Evaluator(Predictor):
         'a decoder prefix.'
       )
     answering.check_reading(spec.model.reading)
+    spec = answering.with_room(spec)
     self.spec = spec
     self.partitioner = partitioner
     self.batch_size = batch_size
@@ -115,6 +121,7 @@ class Evaluator(Predictor):
       )
     else:
       raise ValueError('The model reads passages; give an index (--index or --retrieval_address).')
+    self.demonstrations = Demonstrations(shown, spec, partitioner, self.size) if shown else None
     self._answering = answering
     self.scoring = scoring
     self._predict = partitioner.partition_rows(self._decode)
@@ -132,7 +139,7 @@ class Evaluator(Predictor):
     return self._source.name
 
   def _decode(self, params: PyTree, batch: ReaderBatch) -> Decoded:
-    chosen, model = self._answering, self.spec.model
+    chosen, model, prompts = self._answering, self.spec.model, self.spec.tokenizer.prompts
     return model.predict(
       params,
       batch,
@@ -141,6 +148,7 @@ class Evaluator(Predictor):
       rag_decoding=chosen.rag_decoding,
       candidate_chunk=chosen.candidate_chunk,
       prefill_chunk=chosen.prefill_chunk,
+      stop_ids=prompts.stop_ids if prompts else (),
       rng=None if batch.draw_keys is None else jax.random.wrap_key_data(batch.draw_keys),
     )
 
@@ -148,17 +156,33 @@ class Evaluator(Predictor):
     """Passages of at most `size` questions, then of padding, without what is excluded."""
     return self._source.retrieve(params, questions)
 
+  def heads(
+    self, params: PyTree, questions: Sequence[Question | str]
+  ) -> Sequence[Sequence[int]] | None:
+    """What the prompts of a batch begin with; None without demonstrations.
+
+    ValueError where a question is among these.
+    """
+    if self.demonstrations is None or self.scoring.retrieve_only:
+      return None
+    return self.demonstrations.heads(params, questions, self._source)
+
   def answer(self, params: PyTree, questions: Sequence[Question | str]) -> list[Answer]:
     """Answers at most `size` questions; every process calls it as often, with its own."""
-    retrieved, found = self.find(params, questions)
+    heads = self.heads(params, questions)
+    retrieved, found = self.find(params, questions, heads)
     if self.scoring.retrieve_only:
       return found
-    tokenizer = self.spec.tokenizer
-    batch = self.reader_batch(questions, retrieved)
+    tokenizer, prompts = self.spec.tokenizer, self.spec.tokenizer.prompts
+    batch = self.reader_batch(questions, retrieved, heads=heads)
     keys = self._answering.draw_keys(list(map(passage_sources.question_text, questions)), self.size)
     keyed = _with_arrays(batch, draw_keys=keys)
     output = self._predict(params, self.partitioner.put_batch(keyed))
     tokens, log_probs = map(partitioning.local_rows, (output.tokens, output.log_probs))
+    first = tokens[:, 0]
+    if prompts:
+      first, of_first = self._shown(params, batch, prompts, first, log_probs[:, 0])
+      log_probs = np.concatenate([of_first[:, None], log_probs[:, 1:]], axis=1)
     answers: list[Answer] = []
     for rows, own, one in zip(tokens, log_probs, found):
       (text, log_prob), *others = zip(map(tokenizer.answer, rows), map(float, own))
@@ -166,18 +190,43 @@ class Evaluator(Predictor):
       # Fewer answers than asked for may exist.
       more = tuple(other for other in others if np.isfinite(other[1]))
       answer = dataclasses.replace(one, prediction=text, log_probability=log_prob)
-      answers.append(dataclasses.replace(answer, alternatives=more))
-    return self.with_likelihoods(params, batch, questions, tokens[:, 0], answers)
+      ended = prompts is None or prompts.ends(rows[0])
+      answers.append(dataclasses.replace(answer, alternatives=more, ended=ended))
+    return self.with_likelihoods(params, batch, questions, first, answers)
+
+  def _shown(
+    self,
+    params: PyTree,
+    batch: ReaderBatch,
+    prompts: PromptFormat,
+    tokens: Int[np.ndarray, 'b t'],
+    log_probs: Float[np.ndarray, ' b'],
+  ) -> tuple[Int[np.ndarray, 'b t'], Float[np.ndarray, ' b']]:
+    """Answers as targets, without what was decoded behind a stop string, and their likelihoods."""
+    pad_id = self.spec.tokenizer.reader_vocabulary.pad_id
+    ragged = RaggedTokens.from_lists(map(prompts.shown, tokens))
+    shown = ragged.pad(tokens.shape[1], pad_id)
+    if not prompts.has_long_stops:
+      return shown, log_probs
+    mask = np.arange(tokens.shape[1]) < ragged.lengths[:, None]
+    of_shown = self._of_targets(self._score, params, batch, shown, mask)
+    return shown, np.where(list(map(prompts.stops_within, tokens)), of_shown, log_probs)
 
   def find(
-    self, params: PyTree, questions: Sequence[Question | str]
+    self,
+    params: PyTree,
+    questions: Sequence[Question | str],
+    heads: Sequence[Sequence[int]] | None = None,
   ) -> tuple[Retrieved, list[Answer]]:
-    """Passages of a batch, also as answers that have no prediction yet."""
+    """Passages of a batch, also as answers that have no prediction yet.
+
+    `heads` stand before them in the prompts.
+    """
     retrieved = self.retrieve(params, questions)
     passages: list[tuple[AnsweredPassage, ...]] = [()] * len(questions)
     n_passages = 0
     if not self._closed_book:
-      passages = self._passages(retrieved, questions)
+      passages = self._passages(retrieved, questions, heads)
       n_passages = retrieved.rows.shape[1]
     answers = [
       Answer(None, None, shown, n_passages, retrieved.index_id, retrieved.generation)
@@ -197,14 +246,17 @@ class Evaluator(Predictor):
     questions: Sequence[Question | str],
     retrieved: Retrieved,
     targets: Sequence[str] | None = None,
+    heads: Sequence[Sequence[int]] | None = None,
   ) -> ReaderBatch:
     """Host arrays for the reader, of at most `size` questions with their passages.
 
-    `targets` are scored, one a question; None where answers are decoded.
+    `targets` are scored, one a question; None where answers are decoded. `heads` as for `find`.
     """
     texts = list(map(passage_sources.question_text, questions))
     queries = self.spec.tokenizer.batch(texts, targets, size=self.size)
-    batch = self._source.assembler.reader_batch(queries, retrieved.rows, with_retriever=False)
+    batch = self._source.assembler.reader_batch(
+      queries, retrieved.rows, with_retriever=False, heads=heads
+    )
     if self.spec.model.marginalizes:
       batch = _with_arrays(batch, passage_scores=retrieved.scores)
     prefixes = self._answering.prefixes(texts, self.size, self.spec.tokenizer)
@@ -286,7 +338,10 @@ class Evaluator(Predictor):
     ]
 
   def _passages(
-    self, retrieved: Retrieved, questions: Sequence[Question | str]
+    self,
+    retrieved: Retrieved,
+    questions: Sequence[Question | str],
+    heads: Sequence[Sequence[int]] | None,
   ) -> list[tuple[AnsweredPassage, ...]]:
     probabilities = retrieved.probabilities(self.spec.model.score_divisor)
     count, k = len(questions), retrieved.rows.shape[1]
@@ -294,7 +349,9 @@ class Evaluator(Predictor):
     queries = self.spec.tokenizer.batch(
       list(map(passage_sources.question_text, questions)), size=count
     )
-    read = self._source.assembler.characters_read(queries, retrieved.rows[:count], stored)
+    read = self._source.assembler.characters_read(
+      queries, retrieved.rows[:count], stored, heads and heads[:count]
+    )
     return [
       tuple(
         AnsweredPassage(

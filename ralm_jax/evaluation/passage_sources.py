@@ -12,12 +12,13 @@ import numpy as np
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.data import dates
 from ralm_jax.data.corpus.passage_ids import RowsOfIds
-from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.corpus.passage_store import PassageStore, StoredPassage
 from ralm_jax.data.questions.file_passages import FilePassages
 from ralm_jax.data.questions.reading import FilePassage, Question
 from ralm_jax.evaluation.task import PassageOptions
 from ralm_jax.losses.array_types import Int
 from ralm_jax.models.reader_batch import ReaderBatch
+from ralm_jax.retrieval import prompt_assembler
 from ralm_jax.retrieval.assembler import Assembler
 from ralm_jax.retrieval.retriever import PassageRetriever, Retrieved
 from ralm_jax.training import partitioning
@@ -49,6 +50,14 @@ class PassageSource(Protocol):
   def unknown_gold(self, question: Question | str) -> tuple[str, ...]:
     """Ids of gold passages that are not among the passages there are."""
 
+  def gold_passages(self, questions: Sequence[Question]) -> list[list[StoredPassage]]:
+    """Those of each that a corpus has, of a long one's parts those that hold an answer first."""
+
+
+def _assembler_of(spec: Specification, store: PassageStore | None) -> Assembler:
+  # Several processes compile one program for all.
+  return prompt_assembler.assembler_of(spec, store, compact=jax.process_count() == 1)
+
 
 class NoPassages:
   """Closed-book."""
@@ -57,7 +66,7 @@ class NoPassages:
   store = None
 
   def __init__(self, spec: Specification, size: int):
-    self.assembler = Assembler(spec.tokenizer, None)
+    self.assembler = _assembler_of(spec, None)
     self._size = size
 
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:
@@ -68,6 +77,9 @@ class NoPassages:
   def unknown_gold(self, question: Question | str) -> tuple[str, ...]:
     del question
     return ()
+
+  def gold_passages(self, questions: Sequence[Question]) -> list[list[StoredPassage]]:
+    return [[] for _ in questions]
 
 
 class PassagesOfFile:
@@ -92,7 +104,7 @@ class PassagesOfFile:
     tokenizer = self._spec.tokenizer
     store = FilePassages(passages, tokenizer.reader_vocabulary, tokenizer.retriever_vocabulary)
     self.store = cast(Any, store)  # It stands in for a PassageStore.
-    self.assembler = Assembler(tokenizer, self.store)
+    self.assembler = _assembler_of(self._spec, self.store)
 
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:
     """The first passages of each question."""
@@ -119,6 +131,10 @@ class PassagesOfFile:
       return ()
     brought = {one.id for one in question.passages}
     return tuple(one for one in question.gold_passage_ids if one not in brought)
+
+  def gold_passages(self, questions: Sequence[Question]) -> list[list[StoredPassage]]:
+    """There is no corpus."""
+    return [[] for _ in questions]
 
 
 class PassagesOfIndex:
@@ -152,7 +168,7 @@ class PassagesOfIndex:
 
   def _use(self, store: PassageStore) -> None:
     """Has rows mean this corpus; ValueError if it was tokenised with other vocabularies."""
-    self.assembler, self.store = Assembler(self._spec.tokenizer, store), store
+    self.assembler, self.store = _assembler_of(self._spec, store), store
     self._rows_of = RowsOfIds(store)
 
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:
@@ -202,6 +218,19 @@ class PassagesOfIndex:
 
   def unknown_gold(self, question: Question | str) -> tuple[str, ...]:
     return () if isinstance(question, str) else self._rows_of.unknown(question.gold_passage_ids)
+
+  def gold_passages(self, questions: Sequence[Question]) -> list[list[StoredPassage]]:
+    rows = self._rows_of([one.gold_passage_ids for one in questions])
+    if rows is None:
+      return [[] for _ in questions]
+    found = []
+    for question, own in zip(questions, rows):
+      shown = self.store.passages(own[own >= 0])
+      holds = [any(answer in one.text for answer in question.answers) for one in shown]
+      found.append(
+        [one for is_first in (True, False) for one, h in zip(shown, holds) if h == is_first]
+      )
+    return found
 
 
 def question_text(question: Question | str) -> str:

@@ -56,6 +56,7 @@ class Answer:
   #: reader), 'target' (of the loss).
   cut: tuple[str, ...] = ()
   unknown_gold_ids: tuple[str, ...] = ()  #: that are not among the passages that are searched
+  ended: bool = True  #: false for a decoder-only reader's answer that its longest length cut
 
 
 def check_finite(values: Any, question: str) -> None:
@@ -97,6 +98,7 @@ def prediction_record(
   noted = {
     'cut': list(answer.cut),
     'unknown_gold_ids': list(answer.unknown_gold_ids),
+    'unended': not answer.ended,
     'not_finite': strange,
   }
   return {

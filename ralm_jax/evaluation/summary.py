@@ -9,7 +9,7 @@ from ralm_jax.evaluation import metrics as metrics_lib
 from ralm_jax.evaluation.scores import by_task
 
 _COUNTED = ('id', 'prediction', 'answers', 'group', 'metrics')
-_NOTED = ('cut', 'unknown_gold_ids', 'not_finite', 'provenance')
+_NOTED = ('cut', 'unknown_gold_ids', 'unended', 'not_finite', 'provenance')
 _CUT = {'query': 'queries_cut', 'question': 'questions_cut', 'target': 'targets_cut'}
 # What is said of `noted`: of so many questions, or passages.
 _SENTENCES = {
@@ -29,6 +29,8 @@ _SENTENCES = {
   'reader_query_length=…; of a multiple choice also choice_prompt_length)',
   'targets_cut': 'the loss of {n:,} of {count:,} questions is of a target cut to target_length '
   '(--text target_length=…)',
+  'unended': '{n:,} of {count:,} answers reached max_length without a stop string or the end of '
+  'sequence, and are cut there (--max_length; --text stop_strings=…)',
   'not_finite': '{n:,} metrics are not finite and are left out of the averages, such as '
   '{not_finite_example}',
 }
@@ -110,6 +112,7 @@ def _noted(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     **{
       f'{one[:-1]}ies_cut' if one == 'query' else f'{one}s_cut': cut.count(one) for one in set(cut)
     },
+    'unended': sum(record.get('unended', False) for record in records),
     'not_finite': len(strange),
   }
   found = {name: value for name, value in found.items() if value}

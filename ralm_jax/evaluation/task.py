@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
-from ralm_jax.data.option_values import PASSAGES_FROM
+from ralm_jax.data.option_values import DEMONSTRATION_CHOICES, PASSAGE_ORDERS, PASSAGES_FROM
 from ralm_jax.data.questions import few_shot, reading
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.text_config import TextConfig
@@ -18,7 +18,7 @@ from ralm_jax.evaluation import option_fields
 from ralm_jax.evaluation.answering import AnswerOptions
 from ralm_jax.evaluation.kilt_predictions import PageOptions
 from ralm_jax.losses import option_types
-from ralm_jax.losses.option_types import Count, Seed
+from ralm_jax.losses.option_types import Count, Number, Seed
 from ralm_jax.retrieval.index_source import IndexSource
 
 
@@ -101,6 +101,40 @@ class PassageOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReadingOptions:
+  """How the reader reads its passages, and what it is shown beside them."""
+
+  reading: str | None = None  #: of `readings.READINGS`; None for the checkpoint's own
+  #: Of a decoder-only reader's prompt: 'best_last' or 'best_first'; None for the checkpoint's own.
+  passage_order: str | None = None
+  #: Files or globs of answered questions, of which a decoder-only reader is shown some.
+  demonstrations: str | Sequence[str] | None = None
+  demonstrations_format: str | None = None  #: of these files; None for that of the questions
+  num_demonstrations: Count = 4  #: shown before each question
+  #: 'seed': the same for all, by hash; 'nearest': those nearest to each question by the retriever.
+  demonstration_choice: str = 'seed'
+  demonstrations_seed: Seed = 0  #: of the choice by hash
+  #: Passages that each is shown with: its record's, its gold one, or what is retrieved for it.
+  demonstration_passages: Number = 1
+
+  def __post_init__(self):
+    option_types.check_fields(self)
+    for name, known in (
+      ('passage_order', (None, *PASSAGE_ORDERS)),
+      ('demonstration_choice', DEMONSTRATION_CHOICES),
+    ):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f'{name} {getattr(self, name)!r} must be one of {", ".join(filter(None, known))}.'
+        )
+    if self.demonstrations:
+      return
+    for field in dataclasses.fields(self):
+      if 'demonstration' in field.name and getattr(self, field.name) != field.default:
+        raise ValueError(f'--{field.name} is of demonstrations: name a file of --demonstrations.')
+
+
+@dataclasses.dataclass(frozen=True)
 class ScoringOptions(PageOptions):
   """What is measured."""
 
@@ -122,6 +156,7 @@ class EvaluationTask:
   answering: AnswerOptions = AnswerOptions()
   scoring: ScoringOptions = ScoringOptions()
   passages: PassageOptions = PassageOptions()
+  how_read: ReadingOptions = ReadingOptions()
 
   def __post_init__(self):
     if self.scoring.retrieve_only and self.answering != AnswerOptions():

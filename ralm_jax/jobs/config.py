@@ -13,7 +13,13 @@ from typing import Any
 from ralm_jax.checkpoints import store
 from ralm_jax.evaluation import option_fields
 from ralm_jax.evaluation.answering import AnswerOptions
-from ralm_jax.evaluation.task import EvaluationTask, PassageOptions, QuestionOptions, ScoringOptions
+from ralm_jax.evaluation.task import (
+  EvaluationTask,
+  PassageOptions,
+  QuestionOptions,
+  ReadingOptions,
+  ScoringOptions,
+)
 from ralm_jax.jobs import cells
 from ralm_jax.losses import option_types
 from ralm_jax.losses.option_types import Amount, Count, Number, Positive
@@ -37,7 +43,7 @@ class _Named:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task(ScoringOptions, PassageOptions, QuestionOptions, _Named):
+class Task(ScoringOptions, ReadingOptions, PassageOptions, QuestionOptions, _Named):
   """A named EvaluationTask, with its options beside each other as gin files bind them."""
 
   answering: AnswerOptions = AnswerOptions()

@@ -19,8 +19,10 @@ from ralm_jax.retrieval.assembler import Assembler
 
 # A passage of which no more would be read is left out.
 _LEAST_TOKENS = 16
-# Widths of heads, so that few shapes are compiled where they differ between batches.
+# Lengths are multiples of these, so that few shapes are compiled where batches differ.
 _HEAD_STEP = 16
+_PASSAGE_STEP = 64
+_PROMPT_STEP = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +32,25 @@ class PromptLayout:
   positions: int  #: of the reader
   together: bool  #: all passages in one prompt; else one prompt each, or at the same positions
   n_read: int | None = None  #: passages of a prompt; None for all
+  #: Whether batches are as long as their own prompts; else all are of one length, as training and
+  #: several processes need them.
+  compact: bool = False
 
 
-def assembler_of(spec: Specification, store: PassageStore | None) -> Assembler:
-  """Builds batches for a model; no store is closed-book. ValueError as `Assembler`."""
+def assembler_of(
+  spec: Specification, store: PassageStore | None, *, compact: bool = False
+) -> Assembler:
+  """Builds batches for a model; no store is closed-book. ValueError as `Assembler`.
+
+  See `PromptLayout.compact`.
+  """
   if spec.tokenizer.prompts is None:
     return Assembler(spec.tokenizer, store)
   config: Any = spec.model.reader_config
   together = spec.model.reading_object.reads_together
-  return PromptAssembler(
-    spec.tokenizer, store, PromptLayout(config.max_positions, together, spec.model.n_context)
-  )
+  n_read = spec.model.n_context
+  layout = PromptLayout(config.max_positions, together, n_read, compact)
+  return PromptAssembler(spec.tokenizer, store, layout)
 
 
 class PromptAssembler(Assembler):
@@ -78,19 +88,32 @@ class PromptAssembler(Assembler):
       self._prompts.cut_passage(segment, length)
       for segment, length in zip(segments.to_lists(), shown.ravel().tolist())
     ]
-    width = -(-max(map(len, heads)) // _HEAD_STEP) * _HEAD_STEP
     head = RaggedTokens.from_lists(heads if len(heads) > 1 else heads * count)
-    arrays: dict[str, Any] = {'head_is_shared': len(heads) == 1}
-    for name, tokens, length in (
-      ('head', head, width),
-      ('tail', tails, queries.reader_query_tokens.shape[1]),
-      ('reader', RaggedTokens.from_lists(cut), self.tokenizer.text.passage_length),
-    ):
+    reader = RaggedTokens.from_lists(cut)
+    lengths, prompt_length = self._lengths(head, reader.lengths.reshape(rows.shape), tails)
+    arrays: dict[str, Any] = {'head_is_shared': len(heads) == 1, 'prompt_length': prompt_length}
+    for (name, length), tokens in zip(lengths.items(), (head, tails, reader)):
       arrays[f'{name}_tokens'] = tokens.pad(length, vocabulary.pad_id)
       arrays[f'{name}_mask'] = np.arange(length) < tokens.lengths[:, None]
     for name in ('reader_tokens', 'reader_mask'):
       arrays[name] = arrays[name].reshape(*rows.shape, -1)
     return {**arrays, 'passage_mask': np.any(arrays['reader_mask'], axis=-1)}
+
+  def _lengths(
+    self, head: RaggedTokens, passages: Int[np.ndarray, 'b k'], tails: RaggedTokens
+  ) -> tuple[dict[str, int], int]:
+    """Of the segments' arrays, and of prompts without heads."""
+    text, layout = self.tokenizer.text, self._layout
+    of_head = _rounded(int(head.lengths.max()), _HEAD_STEP)
+    lengths = {'head': of_head, 'tail': text.reader_query_length, 'reader': text.passage_length}
+    if not layout.compact:
+      return lengths, self._space - len(self._bare_head)
+    longest = int(passages.max())
+    if layout.together:
+      longest = int(passages[:, : layout.n_read].sum(-1).max())
+    else:
+      lengths['reader'] = min(text.passage_length, _rounded(max(longest, 1), _PASSAGE_STEP))
+    return lengths, _rounded(longest + int(tails.lengths.max()), _PROMPT_STEP)
 
   def _segments(self, rows: np.ndarray, titles: RaggedTokens | None = None) -> RaggedTokens:
     """A passage's segment for each row; none at -1, and closed-book."""
@@ -151,3 +174,7 @@ class PromptAssembler(Assembler):
       for passage, length in zip(passages, whole.ravel().tolist())
     ]
     return [(one['title'], one['text']) for one in read]
+
+
+def _rounded(length: int, step: int) -> int:
+  return -(-length // step) * step

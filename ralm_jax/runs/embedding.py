@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ralm_jax.data.corpus.passage_store import PassageStore
-from ralm_jax.retrieval import embedding
-from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval import embedding, prompt_assembler
 from ralm_jax.retrieval.embedding import Origin, PassageEmbedder
 from ralm_jax.runs import opening
 from retrieval_service.options import IndexOptions
@@ -23,7 +22,7 @@ def embed(
   store = PassageStore.open(corpus)
   opened = opening.open_checkpoint(checkpoint)
   spec, params = opened.spec, opened.params
-  assembler = Assembler(spec.tokenizer, store)
+  assembler = prompt_assembler.assembler_of(spec, store)
   embedder = PassageEmbedder(spec.model, opened.partitioner, assembler, batch_size=batch_size)
   origin = Origin(opened.name, opened.directory, opened.step)
   return embedding.build_generation(

@@ -64,7 +64,11 @@ def evaluate(
     passages=task.passages,
     answering=task.answering,
     scoring=scoring,
+    how_read=task.how_read,
+    record_format=task.questions.record_format,
   ) as evaluator:
+    if evaluator.demonstrations is not None:
+      evaluator.demonstrations.check(rows)
     if task.passages.passages_from == 'file' and not any(q.passages for q in rows):
       raise ValueError(
         f'No question of {task.questions.questions} brings passages along (field '

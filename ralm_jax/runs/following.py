@@ -19,8 +19,7 @@ from ralm_jax.checkpoints import store
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.losses.array_types import PyTree
-from ralm_jax.retrieval import connect, embedding, retriever
-from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval import connect, embedding, prompt_assembler, retriever
 from ralm_jax.retrieval.embedding import Origin, PassageEmbedder
 from ralm_jax.retrieval.publisher import IndexPublisher, Refreshed
 from ralm_jax.runs import opening
@@ -132,7 +131,7 @@ class _ServedIndex:
         self._client,
         spec.model,
         partitioner,
-        Assembler(spec.tokenizer, self._store),
+        prompt_assembler.assembler_of(spec, self._store),
         batch_size=self._batch_size,
         progress=self._progress,
       )
@@ -170,7 +169,10 @@ class _IndexFolder:
     if self._embedder is None:
       opening.check_dimension(spec, current.dim)
       self._embedder = PassageEmbedder(
-        spec.model, partitioner, Assembler(spec.tokenizer, self._store), batch_size=self._batch_size
+        spec.model,
+        partitioner,
+        prompt_assembler.assembler_of(spec, self._store),
+        batch_size=self._batch_size,
       )
     start = time.monotonic()
     passages = 0

@@ -14,8 +14,7 @@ from ralm_jax.checkpoints.store import Checkpoints
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.evaluation.task import PassageOptions
 from ralm_jax.losses.array_types import PyTree
-from ralm_jax.retrieval import embedding, retriever as retriever_lib
-from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval import embedding, prompt_assembler, retriever as retriever_lib
 from ralm_jax.retrieval.augmenter import Augmentation, BatchOptions, RetrievalAugmenter
 from ralm_jax.retrieval.connect import Connection
 from ralm_jax.retrieval.embedding import Origin, PassageEmbedder
@@ -46,7 +45,7 @@ class NoIndex:
   def __init__(self, spec: Specification, partitioner: Partitioner):
     self._spec = spec
     self._partitioner = partitioner
-    self.assembler = Assembler(spec.tokenizer, None)
+    self.assembler = prompt_assembler.assembler_of(spec, None)
 
   def batches(self, augmentation: Augmentation | None, recall_skip: int) -> RetrievalAugmenter:
     """Makes examples into batches; there is no recall to report."""
@@ -98,7 +97,7 @@ class RunIndex:
     self.retriever = make_retriever(return_embeddings=spec.model.uses_stored_embeddings)
     self.evaluation_retriever = make_retriever()
     opening.check_dimension(spec, self.retriever.embedding_dim)
-    self.assembler = Assembler(spec.tokenizer, store)
+    self.assembler = prompt_assembler.assembler_of(spec, store)
     self._owner = checkpoints.directory
 
     def check(status: ServerStatus) -> None:
@@ -237,7 +236,10 @@ def build_missing_index(
   store = PassageStore.open(cfg.corpus)
   state = train_state.initialize(spec.model, optimizers, partitioner, seed, params)
   embedder = PassageEmbedder(
-    spec.model, partitioner, Assembler(spec.tokenizer, store), batch_size=cfg.embed_batch_size
+    spec.model,
+    partitioner,
+    prompt_assembler.assembler_of(spec, store),
+    batch_size=cfg.embed_batch_size,
   )
   logging.info('Building %s of %d passages.', cfg.index, len(store))
   origin = Origin('the start of training', run, step=0)

@@ -21,8 +21,7 @@ from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.corpus.passages import Passage
 from ralm_jax.data.corpus.shard_set import FoundRows
 from ralm_jax.losses.array_types import Float, Int, PyTree
-from ralm_jax.retrieval import connect, embedding, retriever
-from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.retrieval import connect, embedding, prompt_assembler, retriever
 from ralm_jax.retrieval.connect import Connection
 from ralm_jax.retrieval.embedding import PassageEmbedder
 from ralm_jax.retrieval.index_source import IndexSource
@@ -87,7 +86,7 @@ def put(
     embedder = PassageEmbedder(
       opened.spec.model,
       opened.partitioner,
-      Assembler(opened.spec.tokenizer, store),
+      prompt_assembler.assembler_of(opened.spec, store),
       batch_size=max(8, opened.partitioner.mesh.size),
     )
     return _edit(

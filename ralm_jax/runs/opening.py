@@ -16,10 +16,10 @@ from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.checkpoints.store import Checkpoints
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.evaluation.answering import AnswerOptions
+from ralm_jax.evaluation.demonstrations import Pool
 from ralm_jax.evaluation.evaluator import Evaluator
-from ralm_jax.evaluation.task import PassageOptions, ScoringOptions
-from ralm_jax.retrieval import connect, embedding
-from ralm_jax.retrieval.assembler import Assembler
+from ralm_jax.evaluation.task import PassageOptions, ReadingOptions, ScoringOptions
+from ralm_jax.retrieval import connect, embedding, prompt_assembler
 from ralm_jax.retrieval.index_source import IndexSource
 from ralm_jax.retrieval.retriever import PassageRetriever, SearchFilter
 from ralm_jax.training.partitioning import Partitioner
@@ -65,17 +65,22 @@ def open_evaluator(
   passages: PassageOptions = PassageOptions(),
   answering: AnswerOptions = AnswerOptions(),
   scoring: ScoringOptions = ScoringOptions(),
+  how_read: ReadingOptions = ReadingOptions(),
+  record_format: str = 'qa',
 ) -> Iterator[Evaluator]:
   """An evaluator of a checkpoint with its index.
 
   It follows a process that is told to serve another index, unless one generation is asked for.
+  `record_format` is of demonstrations whose own is not given.
 
   Raises:
-    ValueError: passages that the model cannot read, or an index for none.
+    ValueError: a reading that the reader does not have, demonstrations at fault, passages that the
+      model cannot read, or an index for none.
   """
   source = source or IndexSource()
   passages.check_source(source)
-  spec = opened.spec
+  shown = Pool.read(how_read, record_format)
+  spec = specification.with_reading(opened.spec, how_read.reading, how_read.passage_order)
   if spec.text.closed_book and (source.path or source.address):
     raise ValueError(
       f'{opened.name} was trained closed-book: leave --index and --retrieval_address out.'
@@ -99,6 +104,7 @@ def open_evaluator(
       passages=passages,
       answering=answering,
       scoring=scoring,
+      shown=shown,
     )
 
 
@@ -112,7 +118,7 @@ def _retriever(
 
     def open_corpus(status: ServerStatus, former: PassageStore) -> PassageStore:
       store = connected.open_corpus(status, former)
-      Assembler(spec.tokenizer, store)  # has the same vocabularies
+      prompt_assembler.assembler_of(spec, store)  # has the same vocabularies
       warn_if_stale(opened, status.metadata)
       return store
 

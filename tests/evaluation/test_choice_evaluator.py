@@ -249,14 +249,17 @@ class KnownReader:
   def put_batch(self, batch):
     return batch
 
-  def find(self, params, questions):
+  def heads(self, params, questions):
+    return None
+
+  def find(self, params, questions, heads):
     self._shown = questions
     return None, [Answer(None, None, ())] * len(questions)
 
   def with_likelihoods(self, params, batch, questions, tokens, answers):
     return answers
 
-  def reader_batch(self, questions, retrieved):
+  def reader_batch(self, questions, retrieved, heads):
     return None
 
 

@@ -204,6 +204,11 @@ class PromptFormat:
     """An answer as it stands behind the tail, ended by `end_id` unless it is cut."""
     return self.framed_target(self.vocabulary.encode_segment(self._target(answer)))
 
+  def prefix(self, text: str) -> list[int]:
+    """What an answer begins with, behind the space that stands before one."""
+    before = self.text.target_format.partition('{answer}')[0]
+    return self.vocabulary.encode_segment(text if self._chats else before + text)
+
   def framed_target(self, ids: Sequence[int]) -> list[int]:
     return [*ids, self.end_id][: self.text.target_length]
 
@@ -226,25 +231,31 @@ class PromptFormat:
       ids.update(self.vocabulary.stop_ids(stop))
     return tuple(sorted(ids - {self.vocabulary.eos_id}))
 
+  @functools.cached_property
+  def has_long_stops(self) -> bool:
+    """Whether a stop string may be of several tokens."""
+    return any(len(self.vocabulary.encode_segment(stop)) > 1 for stop in self.text.stop_strings)
+
   def ends(self, tokens: Sequence[int]) -> bool:
     """Whether what was decoded ended, by a token or a stop string, and was not cut."""
-    return self._kept(tokens) < len(tokens) or self._stop_in(self._decode(tokens)) is not None
+    return self._kept(tokens) < len(tokens) or self.stops_within(tokens)
 
   def answer(self, tokens: Sequence[int]) -> str:
     """The text up to the first end of sequence or stop string."""
     text = self._decode(tokens)
     return text[: self._stop_in(text)].strip()
 
-  def until_stop(self, tokens: Sequence[int]) -> list[int] | None:
-    """The tokens up to the end of the first stop string, where that is longer than a token.
-
-    None where they end by a token, or do not end.
-    """
+  def shown(self, tokens: Sequence[int]) -> list[int]:
+    """What was decoded up to what ends the answer, as a target has it."""
     ids = list(map(int, tokens[: self._kept(tokens)]))
-    if self._stop_in(self._decode(ids)) is None:
-      return None
-    stopped = lambda n: self._stop_in(self._decode(ids[:n])) is not None
-    return ids[: next(n for n in range(1, len(ids) + 1) if stopped(n))]
+    if self.stops_within(ids):
+      ends = lambda n: self._stop_in(self._decode(ids[:n])) is not None
+      return ids[: next(n for n in range(1, len(ids) + 1) if ends(n))]
+    return [*ids, self.end_id] if len(ids) < len(tokens) else ids
+
+  def stops_within(self, tokens: Sequence[int]) -> bool:
+    """Whether a stop string of several tokens ends the answer, behind which more was decoded."""
+    return self._stop_in(self._decode(tokens)) is not None
 
   def _decode(self, tokens: Sequence[int]) -> str:
     return self.vocabulary.decode(list(map(int, tokens[: self._kept(tokens)])))

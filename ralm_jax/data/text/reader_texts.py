@@ -33,6 +33,9 @@ class ReaderSide(Protocol):
   def target(self, answer: str) -> list[int]:
     """A framed target of an answer."""
 
+  def prefix(self, text: str) -> list[int]:
+    """What an answer begins with, with what stands before it in a target."""
+
   def answer(self, tokens: Sequence[int]) -> str:
     """The text of what was decoded, up to its end."""
 
@@ -102,6 +105,9 @@ class ReaderTexts:
 
   def target(self, answer: str) -> list[int]:
     return self.framed_target(self.vocabulary.encode_start(self.text.target(answer)))
+
+  def prefix(self, text: str) -> list[int]:
+    return [*self.vocabulary.reader_prefix, *self.vocabulary.encode_start(text)]
 
   def answer(self, tokens: Sequence[int]) -> str:
     """Without sentinels and special tokens."""

@@ -179,10 +179,11 @@ def test_answers_end_at_stop_strings(vocabulary):
     (encode(' Paris the e'), 'Paris the e', False),
   ):
     assert prompts.answer(said) == answer and prompts.ends(said) == ends
-  until = prompts.until_stop(encode(' Paris the end of it'))
-  assert vocabulary.decode(until) == ' Paris the end'
-  assert prompts.until_stop(encode(' Paris\n')) is None  # ended by a token
-  assert prompts.until_stop(encode(' Paris')) is None
+  shown = prompts.shown(encode(' Paris the end of it'))
+  assert vocabulary.decode(shown) == ' Paris the end'
+  # As a target has it, whichever token ended it; what is cut has no end.
+  assert prompts.shown([*encode(' Paris'), vocabulary.eos_id, 0]) == prompts.target('Paris')
+  assert prompts.shown(encode(' Paris')) == encode(' Paris')
   bare = make(vocabulary, stop_strings=())
   assert bare.end_id == vocabulary.eos_id and bare.stop_ids == ()
 
