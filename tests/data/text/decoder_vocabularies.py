@@ -44,3 +44,37 @@ def write(folder: pathlib.Path, chat_template: str | None = CHATML) -> pathlib.P
   }
   (folder / 'tokenizer_config.json').write_text(json.dumps(config))
   return folder / 'tokenizer.json'
+
+
+class Vocabulary:
+  """By tokenizers and jinja2 alone."""
+
+  def __init__(self, folder, chat_template=CHATML):
+    self.path = write(folder)
+    self._tokenizers = {
+      special: tokenizers.Tokenizer.from_file(str(self.path)) for special in (False, True)
+    }
+    self._tokenizers[False].encode_special_tokens = True
+    self.pad_id, self.bos_id, self.eos_id = 0, None, 2
+    self.end_ids = (2,)
+    self._template = chat_template
+
+  def encode_segment(self, text, special=False):
+    return self._tokenizers[special].encode(text, add_special_tokens=False).ids
+
+  def encode_segment_batch(self, texts):
+    return list(map(self.encode_segment, texts))
+
+  def stop_ids(self, stop_string):
+    size = self._tokenizers[True].get_vocab_size()
+    return [i for i in range(size) if stop_string in self.decode([i])]
+
+  def decode(self, ids):
+    return self._tokenizers[True].decode(list(ids), skip_special_tokens=True)
+
+  def chat(self, messages, add_generation_prompt=False):
+    import jinja2
+
+    return jinja2.Template(self._template, trim_blocks=True, lstrip_blocks=True).render(
+      messages=messages, add_generation_prompt=add_generation_prompt
+    )

@@ -3,51 +3,16 @@
 import json
 
 import pytest
-import tokenizers
 
 from ralm_jax.data.text.prompts import Demonstration, PromptFormat
 from ralm_jax.data.text_config import TextConfig
-from tests.data.text import decoder_vocabularies
+from tests.data.text.decoder_vocabularies import Vocabulary
 
 PLAIN = {'question_format': 'Question: {question}\nAnswer:', 'target_format': ' {answer}'}
 SHOWN = (
   Demonstration('who wrote Hamlet?', 'William Shakespeare', (('Hamlet', 'It is a play.'),)),
   Demonstration('capital of  France', 'Paris.', (('', 'Paris is'), ('U.S.', '"The city" \n of 7'))),
 )
-
-
-class Vocabulary:
-  """By tokenizers and jinja2 alone."""
-
-  def __init__(self, folder, chat_template=decoder_vocabularies.CHATML):
-    self.path = decoder_vocabularies.write(folder)
-    self._tokenizers = {
-      special: tokenizers.Tokenizer.from_file(str(self.path)) for special in (False, True)
-    }
-    self._tokenizers[False].encode_special_tokens = True
-    self.pad_id, self.bos_id, self.eos_id = 0, None, 2
-    self.end_ids = (2,)
-    self._template = chat_template
-
-  def encode_segment(self, text, special=False):
-    return self._tokenizers[special].encode(text, add_special_tokens=False).ids
-
-  def encode_segment_batch(self, texts):
-    return list(map(self.encode_segment, texts))
-
-  def stop_ids(self, stop_string):
-    size = self._tokenizers[True].get_vocab_size()
-    return [i for i in range(size) if stop_string in self.decode([i])]
-
-  def decode(self, ids):
-    return self._tokenizers[True].decode(list(ids), skip_special_tokens=True)
-
-  def chat(self, messages, add_generation_prompt=False):
-    import jinja2
-
-    return jinja2.Template(self._template, trim_blocks=True, lstrip_blocks=True).render(
-      messages=messages, add_generation_prompt=add_generation_prompt
-    )
 
 
 @pytest.fixture(scope='module')
