@@ -21,6 +21,7 @@ class InContext(Together):
   """The first `n_context` passages stand in one prompt (Ram et al. 2023)."""
 
   readers: ClassVar[tuple[type, ...]] = (DecoderConfig,)
+  reads_together: ClassVar[bool] = True
 
   def forward(
     self, model: ReaderAndRetriever, params: PyTree, batch: ReaderBatch, rng: Array | None
@@ -53,6 +54,8 @@ class Parallel(InContext):
 
   What Fusion-in-Decoder is for readers with an encoder (Ratner et al. 2023).
   """
+
+  reads_together: ClassVar[bool] = False
 
 
 def _sum(log_probs: Float[Array, ' b *n t'], batch: ReaderBatch) -> Float[Array, ' b *n']:
