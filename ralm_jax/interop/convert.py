@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from ralm_jax.checkpoints.specification import Specification
-from ralm_jax.files import checksums, new_folder
+from ralm_jax.files import checksums, named_source, new_folder
 from ralm_jax.interop import composing, conversion_report, conversion_writers, targets, tensor_maps
 from ralm_jax.interop.composing import Gathered
 from ralm_jax.interop.huggingface_export import MAX_SHARD_BYTES
@@ -75,7 +75,7 @@ def convert(
   """Converts weights.
 
   Args:
-    sources: (side or None, path), see `recognition.SIDES`.
+    sources: (side or None, path or name), see `recognition.SIDES` and `files/named_source.py`.
     to: folder to make; must not exist or be empty. None with `dry_run` only.
     dry_run: write nothing; the report lists every tensor and says whether it would fail.
 
@@ -87,6 +87,10 @@ def convert(
     raise ValueError(f'to_format {to_format!r} is unknown; choose one of {FORMATS}.')
   if to is None and not dry_run:
     raise ValueError('Name the folder to make with --to, or use --dry_run.')
+  if to is not None and not dry_run:
+    new_folder.check(to)  # Before anything is fetched.
+  located = [(side, name, named_source.locate(name, side)) for side, name in sources]
+  sources = [(side, found.path) for side, _, found in located]
   if not dry_run:
     _check_files(sources, to, checks, progress)
   second_moment = None if overrides.layer_norm is None else overrides.layer_norm == 'atlas'
@@ -96,7 +100,8 @@ def convert(
     dtype=overrides.dtype,
     second_moment_layer_norm=second_moment,
   )
-  lines = list(conversion_report.report(gathered, to_format, every_tensor=dry_run))
+  lines = [f'{name}: {found.note}' for _, name, found in located if found.note]
+  lines += conversion_report.report(gathered, to_format, every_tensor=dry_run)
   if to is None or dry_run:
     try:
       _check_files(sources, to, checks, progress)

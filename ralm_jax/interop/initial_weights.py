@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ralm_jax.files import named_source
 from ralm_jax.interop import composing, targets
 
 Params = dict[str, Any]
@@ -56,7 +57,7 @@ def from_huggingface(
         f'initial_weights.from_huggingface.{name} names no folder; set it (gin: READER_WEIGHTS, '
         'RETRIEVER_WEIGHTS), or INITIAL_PARAMS = None to start from random weights.'
       )
-    folders[name] = folder
+    folders[name] = named_source.resolve(folder, name)
   gathered = composing.gather(list(folders.items()))
   targets.check(gathered, allow_missing=False, allow_unused=False)
   for side, part in gathered.parts.items():

@@ -13,6 +13,7 @@ a text has ids of its own (BPE), `encode_start` gives those; the property is tha
 import codecs
 from collections.abc import Iterable, Sequence
 import hashlib
+import os
 import pathlib
 import re
 from typing import Any
@@ -24,7 +25,7 @@ from ralm_jax.data.text.base_vocabulary import Path, SentinelVocabulary, Vocabul
 from ralm_jax.data.text.byte_pair_vocabulary import BytePairVocabulary
 from ralm_jax.data.text.unigram_vocabulary import UnigramVocabulary
 from ralm_jax.data.text.word_piece_vocabulary import WordPieceVocabulary
-from ralm_jax.files import byte_streams
+from ralm_jax.files import byte_streams, named_source
 
 _SENTINEL = re.compile(r'\s*<extra_id_(0|[1-9][0-9]*)>\s*')
 _WORD_BOUNDARY = '\u2581'  # SentencePiece writes a space as this character.
@@ -138,18 +139,22 @@ _OF_JSON = {'WordPiece': WordPieceVocabulary, 'Unigram': UnigramVocabulary}
 
 
 def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary:
-  """Reads a vocabulary file, told by content; what is a vocabulary already is returned.
+  """Reads a vocabulary, told by content; what is a vocabulary already is returned.
 
-  It is a SentencePiece model (`*.model`), which gets `extra_ids` sentinels, a BERT `vocab.txt`
-  (with `tokenizer_config.json` beside it), a `tokenizer.json` of WordPiece, Unigram or byte-level
-  BPE, or that BPE's `vocab.json` with `merges.txt` beside it.
+  It may be named in all ways of `files/named_source.py`. A file is a SentencePiece model
+  (`*.model`), which gets `extra_ids` sentinels, a BERT `vocab.txt` (with `tokenizer_config.json`
+  beside it), a `tokenizer.json` of WordPiece, Unigram or byte-level BPE, or that BPE's `vocab.json`
+  with `merges.txt` beside it.
 
   Raises:
-    ValueError: the file is no vocabulary of these kinds.
+    FileNotFoundError: as `named_source.locate`.
+    ValueError: the file is no vocabulary of these kinds, or the folder holds none.
   """
   if isinstance(path, Vocabulary):
     return path
-  path = pathlib.Path(path)
+  path = pathlib.Path(named_source.resolve(os.fspath(path), vocabulary=True))
+  if path.is_dir() and (found := in_folder(path, extra_ids)):
+    return found
   content = base_vocabulary.read_file(path)
   # A SentencePiece model is a protocol buffer whose first field is a piece.
   if content[:1] == b'\x0a':
@@ -170,6 +175,16 @@ def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary
     'WordPiece vocabulary (vocab.txt, one piece a line, with [UNK]) nor a '
     'byte-level BPE (tokenizer.json, or vocab.json beside merges.txt)'
   )
+
+
+def in_folder(folder: Path, extra_ids: int = 100) -> Vocabulary | None:
+  """The vocabulary of a model's folder; None where it holds none."""
+  files = [os.path.join(folder, name) for name in named_source.VOCABULARY]
+  files = [file for file in files if os.path.isfile(file)]
+  # T5's own file, with which corpora may have been built, but for tokens added since.
+  count = 2 if files and files[0].endswith('.model') else 1
+  found = [load_vocabulary(file, extra_ids) for file in files[:count]]
+  return max(found, key=lambda vocabulary: vocabulary.vocab_size, default=None)
 
 
 def _with_sentinels(path: pathlib.Path, extra_ids: int) -> SentencePieceVocabulary:

@@ -313,5 +313,12 @@ def test_missing_and_damaged_files(byte_pair_folder, tmp_path):
     vocabularies.load_vocabulary(tmp_path / 'vocab.json')
   with pytest.raises(ValueError, match='neither a SentencePiece.*tokenizer.json'):
     vocabularies.load_vocabulary(byte_pair_folder / 'merges.txt')
+  shutil.rmtree(tmp_path)
+  tmp_path.mkdir()
   with pytest.raises(ValueError, match='a folder; name .*tokenizer.json'):
-    vocabularies.load_vocabulary(byte_pair_folder)
+    vocabularies.load_vocabulary(tmp_path)
+
+
+def test_a_folder_stands_for_its_vocabulary(byte_pair_folder):
+  of_file = vocabularies.load_vocabulary(byte_pair_folder / 'tokenizer.json')
+  assert vocabularies.load_vocabulary(byte_pair_folder).fingerprint == of_file.fingerprint
