@@ -17,6 +17,7 @@ from ralm_jax.models import distillation
 from ralm_jax.models.bart import BartConfig
 from ralm_jax.models.bert import BertConfig
 from ralm_jax.models.choices import ChoiceTokens
+from ralm_jax.models.decoder_config import DecoderConfig
 from ralm_jax.models.reader_batch import ReaderBatch, slots_read
 from ralm_jax.models.retrieval_lm import RetrievalLM
 from ralm_jax.models.t5 import T5Config
@@ -49,12 +50,26 @@ READERS = {
     num_decoder_layers=1,
     max_positions=32,
   ),
+  'decoder': DecoderConfig(
+    vocab_size=VOCAB,
+    emb_dim=DIM,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    num_decoder_layers=2,
+    mlp_dim=24,
+    max_positions=96,
+    eos_id=1,
+  ),
 }
 CASES = [
   ('t5', {'gold_score': 'perplexity', 'kl_reduction': 'element'}),
   ('t5', {'reading': 'rag_sequence', 'gold_score': 'none'}),
   pytest.param('t5', {'reading': 'rag_token', 'gold_score': 'none'}, marks=pytest.mark.slow),
   pytest.param('bart', {'gold_score': 'emdr2', 'n_context': 2}, marks=pytest.mark.slow),
+  ('decoder', {'reading': 'in_context', 'n_context': 4}),
+  pytest.param('decoder', {'reading': 'parallel'}, marks=pytest.mark.slow),
+  pytest.param('decoder', {'reading': 'rag_token', 'gold_score': 'none'}, marks=pytest.mark.slow),
 ]
 
 
@@ -81,6 +96,8 @@ def _question(rng, n_passages):
     ('retriever', (slots, 6)),
     ('query', (QUERY,)),
     ('target', (TARGET,)),
+    ('head', (4,)),
+    ('tail', (5,)),
   ):
     tokens, mask = text(*shape)
     mask = mask & (np.arange(shape[-1]) < rng.integers(3, shape[-1] + 1, (*shape[:-1], 1)))
@@ -99,8 +116,8 @@ def _batch(questions, slots, longer, rng):
         shape = (slots - len(row), *row.shape[1:])
         filling = rng.integers(2, VOCAB, shape) if row.dtype != bool else np.ones(shape, bool)
         row = np.concatenate([row, filling & (name != 'passage_mask')])
-      if name.startswith(('reader', 'retriever')):
-        row = np.pad(row, [(0, 0), (0, longer)])
+      if name.startswith(('reader', 'retriever', 'head', 'tail')):
+        row = np.pad(row, [*[(0, 0)] * (row.ndim - 1), (0, longer)])
       rows.append(row)
     arrays[name] = np.stack(rows)
   return ReaderBatch(**arrays)

@@ -23,6 +23,7 @@ import sentencepiece
 from ralm_jax.data.text import base_vocabulary
 from ralm_jax.data.text.base_vocabulary import Path, SentinelVocabulary, Vocabulary
 from ralm_jax.data.text.byte_pair_vocabulary import BytePairVocabulary
+from ralm_jax.data.text.decoder_vocabulary import DecoderVocabulary
 from ralm_jax.data.text.unigram_vocabulary import UnigramVocabulary
 from ralm_jax.data.text.word_piece_vocabulary import WordPieceVocabulary
 from ralm_jax.files import byte_streams, named_source
@@ -165,6 +166,8 @@ def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary
     kind = model.get('type') if isinstance(model, dict) else None
     if kind in _OF_JSON:
       return _OF_JSON[kind](path)
+    if kind in ('BPE', None) and _is_decoder(parts):
+      return DecoderVocabulary(path)
     if model is not None or '<s>' in parts:
       return BytePairVocabulary(path)
   elif b'[UNK]' in content:
@@ -185,6 +188,13 @@ def in_folder(folder: Path, extra_ids: int = 100) -> Vocabulary | None:
   count = 2 if files and files[0].endswith('.model') else 1
   found = [load_vocabulary(file, extra_ids) for file in files[:count]]
   return max(found, key=lambda vocabulary: vocabulary.vocab_size, default=None)
+
+
+def _is_decoder(content: dict[str, Any]) -> bool:
+  """Whether a BPE's special tokens are not those of BART, which frames and masks its texts."""
+  added = content.get('added_tokens')
+  names = {t.get('content') for t in added} if isinstance(added, list) else set()
+  return bool(names) and not {'<s>', '<mask>'} <= names
 
 
 def _with_sentinels(path: pathlib.Path, extra_ids: int) -> SentencePieceVocabulary:
