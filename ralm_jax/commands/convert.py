@@ -1,6 +1,7 @@
 """Convert released weights and indexes to ours, or ours to Hugging Face.
 
   ralm convert --from reader=T5_FOLDER retriever=CONTRIEVER_FOLDER --to MODEL_DIR
+  ralm convert --from reader=SmolLM2.gguf retriever=MINILM_FOLDER --to MODEL_DIR
   ralm convert --from RAG_FOLDER passage_encoder=DPR_FOLDER --to MODEL_DIR
   ralm convert --from model.pth.tar --to MODEL_DIR \\
       --reader_vocabulary spiece.model --retriever_vocabulary vocab.txt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.data.text import templates, vocabularies
@@ -14,7 +14,7 @@ from ralm_jax.data.text_config import TextConfig
 from ralm_jax.interop import part as part_lib, recognition
 from ralm_jax.interop.part import Leftover, Part
 from ralm_jax.interop.recognition import Recognised
-from ralm_jax.models.bart import BartConfig
+from ralm_jax.models.decoder_config import DecoderConfig
 from ralm_jax.models.readings import READINGS
 from ralm_jax.models.retrieval_lm import RetrievalLM
 
@@ -221,7 +221,7 @@ def make_text(gathered: Gathered, overrides: Mapping[str, Any]) -> TextConfig:
 
 def _drop_formats(gathered: Gathered, spec: Specification, fields: dict[str, Any]) -> None:
   """Leaves out formats of a run that belong to what has been replaced."""
-  before = 'bart' if isinstance(spec.model.reader_config, BartConfig) else 't5'
+  before = recognition.reader_kind(spec.model.reader_config)
   if gathered.parts['reader'].kind != before:
     for name in ('question_format', 'target_format', 'reader_format'):
       del fields[name]
@@ -264,6 +264,12 @@ def make_specification(
         f'file with --{module}_vocabulary.'
       )
     found[module] = vocabulary
+  if files['reader'] is None and gathered.parts['reader'].kind == 'decoder':
+    # Padding is never an end, and a base model becomes an instructed one by its tokenizer alone.
+    vocabulary = found['reader']
+    ids = {name: getattr(vocabulary, name) for name in ('pad_id', 'eos_id', 'bos_id')}
+    reader: Any = dataclasses.replace(cast(DecoderConfig, model.reader_config), **ids)
+    model = dataclasses.replace(model, reader_config=reader)
   if files['retriever'] is None and gathered.foreign.issuperset(gathered.encoders):
     # The tokenizer pads, as in transformers, whatever config.json says (multilingual E5).
     config: Any = model.retriever_config

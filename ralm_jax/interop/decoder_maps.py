@@ -9,7 +9,10 @@ from collections.abc import Mapping
 import dataclasses
 import re
 
-from ralm_jax.interop.tensor_maps import Entry
+import flax.traverse_util
+import numpy as np
+
+from ralm_jax.interop.tensor_maps import Entry, Params
 from ralm_jax.models.decoder_config import DecoderConfig
 
 
@@ -155,3 +158,20 @@ def unscanned(config: DecoderConfig, path: str, row: int | None) -> str:
   pattern = len(config.layer_pattern) or 1
   repetition = config.num_decoder_layers // pattern if row is None else row
   return _SCANNED.sub(f'decoder/layers_{repetition * pattern + int(match[1])}', path)
+
+
+def scan(config: DecoderConfig, params: Params) -> Params:
+  """The scanned tree of an unscanned one."""
+  rows: dict[str, list[np.ndarray]] = {}
+  found: dict[str, np.ndarray] = {}
+  # Layers in turn, so that rows come in order.
+  flat = flax.traverse_util.flatten_dict(params, sep='/')
+  for entry in entries(config, huggingface_names(config)):
+    path, row = scanned(config, entry.path)
+    if row is None:
+      found[path] = flat[entry.path]
+    else:
+      rows.setdefault(path, []).append(flat[entry.path])
+  found |= {path: np.stack(arrays) for path, arrays in rows.items()}
+  tree: Params = flax.traverse_util.unflatten_dict(found, sep='/')
+  return tree

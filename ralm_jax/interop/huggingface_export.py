@@ -12,7 +12,7 @@ import os
 import numpy as np
 
 from ralm_jax.files import atomic_files, new_folder
-from ralm_jax.interop import huggingface_configs, tensor_maps
+from ralm_jax.interop import decoder_maps, huggingface_configs, huggingface_decoder, tensor_maps
 from ralm_jax.interop.files import safetensors_file
 from ralm_jax.interop.files.tensor_source import TensorInfo, TensorSource
 from ralm_jax.interop.files.weight_files import SAFETENSORS
@@ -39,6 +39,9 @@ def export_map(side: str, part: Part) -> tuple[Json, list[Entry]]:
     return huggingface_configs.t5_json(part.config), tensor_maps.t5_entries(part.config)
   if part.kind == 'bart':
     return huggingface_configs.bart_json(part.config), tensor_maps.bart_entries(part.config)
+  if part.kind == 'decoder':
+    names = decoder_maps.huggingface_names(part.config)
+    return huggingface_decoder.decoder_json(part.config), decoder_maps.entries(part.config, names)
   if not part.normalize and (part.pooling == 'cls' or part.config.projection_dim):
     return dpr_map(part.config, 'query_encoder' if side == 'retriever' else side)
   return bert_map(part.config)

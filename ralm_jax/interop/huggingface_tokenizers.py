@@ -20,7 +20,7 @@ _OWN = {'t5': SentencePieceVocabulary, 'bart': BytePairVocabulary, 'bert': WordP
 
 
 def write(folder: str, vocabulary: Vocabulary, kind: str) -> None:
-  """Writes a vocabulary beside the weights of a model of a kind ('t5', 'bart' or 'bert').
+  """Writes a vocabulary beside the weights of a model of a kind (`Part.kind`).
 
   One of another kind than the model's becomes a `tokenizer.json`, which says what it is: a BERT
   tokenizer would find none of its own files and go on with five tokens.
@@ -28,6 +28,11 @@ def write(folder: str, vocabulary: Vocabulary, kind: str) -> None:
   Raises:
     ValueError: `transformers` has no tokenizer with these ids.
   """
+  if kind == 'decoder':
+    decoder: Any = vocabulary  # What else reads a decoder's ids?
+    for name, content in decoder.huggingface_files().items():
+      atomic_files.write_json(os.path.join(folder, name), content, indent=2)
+    return
   config = vocabulary.huggingface_config()
   if not isinstance(vocabulary, _OWN[kind]):
     config = _general_config(vocabulary)

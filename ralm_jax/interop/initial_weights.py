@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from ralm_jax.files import named_source
-from ralm_jax.interop import composing, targets
+from ralm_jax.interop import composing, decoder_maps, targets
 
 Params = dict[str, Any]
 
@@ -65,8 +65,12 @@ def from_huggingface(
       logging.warning('%s of %s: %s', side, folders[side], note)
   params: Params = {side: part.read() for side, part in gathered.parts.items()}
   if scan_layers:
-    for stack in ('encoder', 'decoder'):
-      params['reader'][stack] = stack_layers(params['reader'][stack])
+    read = gathered.parts['reader']
+    if read.kind == 'decoder':
+      params['reader'] = decoder_maps.scan(read.config, params['reader'])
+    else:
+      for stack in ('encoder', 'decoder'):
+        params['reader'][stack] = stack_layers(params['reader'][stack])
     for side in needed.keys() - {'reader'}:
       params[side] = stack_layers(params[side])
   if 'retriever' not in params:

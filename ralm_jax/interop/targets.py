@@ -9,7 +9,7 @@ import re
 from flax import linen as nn
 import jax
 
-from ralm_jax.interop import tensor_maps
+from ralm_jax.interop import decoder_maps, tensor_maps
 from ralm_jax.interop.composing import Gathered
 from ralm_jax.interop.part import Part
 from ralm_jax.interop.tensor_maps import Entry
@@ -40,7 +40,9 @@ def of(gathered: Gathered) -> Iterator[Target]:
     prefix = side if side in ('reader', 'retriever') else f'retriever/{side}'
     for entry in part.entries:
       path, row = entry.path, None
-      if part.config.scan_layers and (match := _LAYER.search(path)):
+      if part.kind == 'decoder' and part.config.scan_layers:
+        path, row = decoder_maps.scanned(part.config, path)
+      elif part.config.scan_layers and (match := _LAYER.search(path)):
         path, row = _LAYER.sub(r'\1layers', path, count=1), int(match[2])
       yield Target(side, part, entry, f'{prefix}/{path}', row)
 
