@@ -23,7 +23,7 @@ AMOUNT, POSITIVE, SHARE, REAL = map(parsed, (Amount, Positive, Share, float))
 BACKENDS = ('process', 'device')
 DEVICE_DTYPES = ('bfloat16', 'float16', 'float32')
 RAG_DECODINGS = ('thorough', 'fast')
-READINGS = ('fusion', 'rag_sequence', 'rag_token')
+READINGS = ('fusion', 'rag_sequence', 'rag_token', 'in_context', 'parallel')
 KILT_FORMATS = tuple(
   f'kilt_{name}' for name in 'fever aida wned cweb trex zsre nq hotpotqa triviaqa eli5 wow'.split()
 )

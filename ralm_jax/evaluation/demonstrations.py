@@ -136,7 +136,7 @@ class Demonstrations:
     return np.concatenate(found)
 
   def _made(self, question: Question, passages: Passages) -> Demonstration:
-    if getattr(self._spec.model, 'passage_order', 'best_last') == 'best_last':
+    if self._spec.model.passage_order == 'best_last':
       passages = passages[::-1]
     answer = question.target or question.answers[0]
     if question.patterns and not question.target:
