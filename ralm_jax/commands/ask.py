@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Asks from command-line flags."""
-  parser = flags.Parser(prog, __doc__)
+  parser = flags.Parser(prog, __doc__, compiles=True)
   text = 'words of one question, or quoted questions (default: lines of standard input)'
   parser.add_argument('question', nargs='*', help=text)
   flags.shared(parser, 'checkpoint', required=True)

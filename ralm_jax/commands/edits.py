@@ -57,7 +57,7 @@ def delete(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
 def _put_parser(prog: str | None, description: str | None) -> Parser:
   """Flags of adding and replacing."""
-  parser = Parser(prog, description)
+  parser = Parser(prog, description, compiles=True)
   add = parser.add_argument
   flags.shared(parser, 'checkpoint', required=True)
   flags.shared(parser, *flags.INDEX)

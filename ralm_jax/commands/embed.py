@@ -10,7 +10,7 @@ from retrieval_service.options import IndexOptions
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Embeds from command-line flags."""
-  parser = flags.Parser(prog, __doc__)
+  parser = flags.Parser(prog, __doc__, compiles=True)
   flags.shared(parser, 'checkpoint', required=True)
   flags.shared(parser, 'corpus', required=True, help='the folder to embed')
   parser.add_argument(

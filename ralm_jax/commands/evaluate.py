@@ -105,6 +105,7 @@ def _parser(prog: str | None, description: str | None) -> Parser:
   parser = Parser(
     prog,
     description,
+    compiles=True,
     epilog='--gin_file FILE in place of all these evaluates many checkpoints on many tasks\n'
     'with many indexes; see gin_configs/runs/evaluation.gin.',
   )

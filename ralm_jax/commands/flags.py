@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from ralm_jax.data.option_values import DEMONSTRATION_CHOICES, PAGE_FIELDS, PASSAGE_ORDERS
+from ralm_jax.files import user_cache
 from ralm_jax.losses.option_types import Amount, Count, Number, Positive, Seed, Share, parsed
 
 # Numbers that a flag can mean, checked as it is parsed.
@@ -236,10 +237,19 @@ class Parser(argparse.ArgumentParser):
   """Takes - for _ in names of flags, and names the nearest to a misspelt one.
 
   As argparse does, it takes the beginning of a name for the whole, where only one name begins so.
+  A command that `compiles` keeps its programs for the next one.
   """
 
-  def __init__(self, prog: str | None, description: str | None, **options: Any):
+  def __init__(
+    self, prog: str | None, description: str | None, *, compiles: bool = False, **options: Any
+  ):
     super().__init__(prog=prog, description=description, formatter_class=_HelpFormatter, **options)
+    if compiles:
+      text = (
+        'folder of compiled programs, which later commands start with; off for none (default: '
+        "the user's cache, or JAX_COMPILATION_CACHE_DIR)"
+      )
+      self.add_argument('--compilation_cache', metavar='DIR', help=text)
 
   def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
     argv = list(sys.argv[1:] if args is None else args)
@@ -249,6 +259,8 @@ class Parser(argparse.ArgumentParser):
     for action in self._actions:
       if action.option_strings and action.metavar != 'TEXT' and hasattr(found, action.dest):
         setattr(found, action.dest, _from_home(getattr(found, action.dest)))
+    if hasattr(found, 'compilation_cache'):
+      user_cache.keep_compiled_programs(found.compilation_cache)
     return found, rest
 
   def _spelt(self, argument: str) -> str:

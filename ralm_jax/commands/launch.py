@@ -21,6 +21,7 @@ def parser(prog: str | None, description: str | None) -> Parser:
     description,
     epilog='--gin.NAME=VALUE sets a macro or parameter, e.g. '
     '--gin.MODEL_DIR=/tmp/run --gin.TRAIN_STEPS=100',
+    compiles=True,
   )
   add = made.add_argument
   text = 'gin file; may be repeated, later ones override (default: none, but one is needed)'

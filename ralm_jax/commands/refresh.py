@@ -13,7 +13,7 @@ from ralm_jax.commands import flags
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Refreshes from command-line flags."""
-  parser = flags.Parser(prog, __doc__)
+  parser = flags.Parser(prog, __doc__, compiles=True)
   add = parser.add_argument
   add('--model_dir', required=True, metavar='RUN', help='MODEL_DIR of the run that is followed')
   flags.shared(parser, 'index', 'retrieval_address', 'corpus')

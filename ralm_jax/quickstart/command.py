@@ -15,7 +15,7 @@ from ralm_jax.commands import flags
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   """Runs the quickstart from command-line flags."""
-  parser = flags.Parser(prog, __doc__)
+  parser = flags.Parser(prog, __doc__, compiles=True)
   add = parser.add_argument
   add('--output', required=True, metavar='DIR', help='folder for all that is made')
   add(
