@@ -8,17 +8,21 @@ in the cache (`blobs/<sha256>`) or beside a local folder
 from __future__ import annotations
 
 from collections.abc import Callable
+import contextlib
 import hashlib
+import json
 import os
 import re
+import time
 from typing import Any
 
-from ralm_jax.files import progress as bars
+from ralm_jax.files import atomic_files, progress as bars
 from ralm_jax.files.atomic_files import PathLike
 
 _SHA256 = re.compile(r'[0-9a-f]{64}')
 _LISTS = ('SHA256SUMS', 'SHA256SUMS.txt', 'sha256sums.txt')
 _CHUNK = 1 << 20
+_TICK_NS = 2_000_000_000
 
 
 def sha256_of(path: PathLike, read: Callable[[int], Any] | None = None) -> str:
@@ -112,3 +116,41 @@ def _text(path: str) -> str:
       return file.read()
   except (FileNotFoundError, NotADirectoryError):
     return ''
+
+
+class Remembered:
+  """SHA-256 of files, read again where their status has changed, as git does it.
+
+  A file that was written just before it was read could be written again within one tick of the
+  clock, and is not remembered.
+  """
+
+  def __init__(self, path: PathLike):
+    """What the file `path` remembers; nothing where it cannot be read."""
+    self._path = path
+    self._before: dict[str, list[Any]] = {}
+    with contextlib.suppress(OSError, ValueError), open(path, encoding='utf-8') as file:
+      content = json.load(file)
+      self._before = content if isinstance(content, dict) else {}
+    self._known: dict[str, list[Any]] = {}
+
+  def sha256_of(self, path: PathLike) -> str:
+    name = os.path.realpath(path)
+    status = os.stat(name)
+    own = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    before = self._before.get(name)
+    if isinstance(before, list) and before[:-1] == own:
+      found = before[-1]
+    else:
+      started_ns = time.time_ns()
+      found = sha256_of(name)
+      if started_ns - max(own[2:]) < _TICK_NS:
+        return found
+    self._known[name] = [*own, found]
+    return found
+
+  def save(self) -> None:
+    """Keeps what was asked for, and what is known of other files that are still there."""
+    rest = {n: v for n, v in self._before.items() if n not in self._known and os.path.exists(n)}
+    if (known := rest | self._known) != self._before:
+      atomic_files.write_json(self._path, known)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from ralm_jax.preparation import standard_library
 from ralm_jax.quickstart import docstring_corpus, docstrings
 from ralm_jax.quickstart.docstrings import Docstring
 
@@ -78,7 +79,7 @@ def test_collecting_is_silent_imports_no_sources_and_repeats_itself():
   ],
 )
 def test_signature_lines_go(docstring, expected):
-  assert docstrings.clean_docstring(docstring) == expected
+  assert standard_library.clean_docstring(docstring) == expected
 
 
 @pytest.mark.parametrize(
