@@ -11,7 +11,8 @@ from ralm_jax.data.text import templates, vocabularies
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.data.text_config import TextConfig
-from ralm_jax.interop import part as part_lib, recognition
+from ralm_jax.interop import gguf_tokenizer, part as part_lib, recognition
+from ralm_jax.interop.files.gguf_file import GgufFile
 from ralm_jax.interop.part import Leftover, Part
 from ralm_jax.interop.recognition import Recognised
 from ralm_jax.models.decoder_config import DecoderConfig
@@ -234,15 +235,19 @@ def _drop_formats(gathered: Gathered, spec: Specification, fields: dict[str, Any
 def find_vocabulary(gathered: Gathered, module: str, path: str | None = None) -> Vocabulary | None:
   """The vocabulary of the reader or the retriever; None where none is found."""
   if path is not None:
-    return vocabularies.load_vocabulary(path)
+    return _in_gguf(path) or vocabularies.load_vocabulary(path)
   readers = {'reader': gathered.parts['reader']} if 'reader' in gathered.parts else {}
   for part in (readers if module == 'reader' else gathered.encoders).values():
     if part.vocabulary is not None:
       return part.vocabulary
     for folder in part.vocabulary_directories:
-      if found := vocabularies.in_folder(folder):
+      if found := _in_gguf(folder) or vocabularies.in_folder(folder):
         return found
   return None
+
+
+def _in_gguf(path: str) -> Vocabulary | None:
+  return gguf_tokenizer.vocabulary(GgufFile(path)) if path.endswith('.gguf') else None
 
 
 def find_vocabularies(

@@ -99,7 +99,15 @@ def open_gguf(path: str | os.PathLike[str], **overrides: Any) -> Part:
   if unknown:
     notes.append(f'not obeyed: {os.path.basename(where)}: {unknown}; not known')
   entries = decoder_maps.entries(config, decoder_maps.gguf_names(architecture))
-  return Part('decoder', config, source, entries, text=part_lib.DECODER_TEXT, notes=notes)
+  return Part(
+    'decoder',
+    config,
+    source,
+    entries,
+    vocabulary_directories=(os.fspath(path),),
+    text=part_lib.DECODER_TEXT,
+    notes=notes,
+  )
 
 
 def _config(
