@@ -21,6 +21,9 @@ from ralm_jax.models.decoder_config import DecoderConfig
 from ralm_jax.models.layers import Dense, RMSNorm
 from ralm_jax.models.rope import Rotation
 
+# Longer texts attend in parts, so that no more scores than those of so many queries exist at once.
+QUERIES_AT_ONCE = 1024
+
 
 @flax.struct.dataclass
 class KeyValue:
@@ -41,20 +44,52 @@ class Slots:
   positions: Int[Array, 'contexts n']
 
 
+Attended = tuple[Float[Array, 'rows t h e'], Float[Array, 'rows keys'] | None]
+
+
 def attend(
   query: Float[Array, 'rows t h e'],
   positions: Int[Array, 'rows t'],
   sources: Sequence[tuple[KeyValue, Slots]],
   window: int | None = None,
-) -> tuple[Float[Array, 'rows t h e'], list[Float[Array, 'contexts kv r group t n']]]:
+  norm_weights: Shaped[Array, 'rows t'] | None = None,
+) -> Attended:
   """One softmax, in float32, over the keys of all sources together.
 
   A query sees keys that are there, at its own position or before, and with a window fewer than
   `window` positions before.
 
   Returns:
-    What was attended to, and the probabilities of each source's keys.
+    What was attended to; with the weights of each query also `attention.attention_norms` of all
+    keys, one source after the other.
   """
+  length = query.shape[1]
+  if length <= QUERIES_AT_ONCE:
+    return _attend_at_once(query, positions, sources, window, norm_weights)
+  padding = -length % QUERIES_AT_ONCE
+
+  def split(array: Shaped[Array, 'rows t *rest']) -> Shaped[Array, 'parts rows part *rest']:
+    padded = jnp.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2))
+    return jnp.moveaxis(padded.reshape(len(array), -1, QUERIES_AT_ONCE, *array.shape[2:]), 1, 0)
+
+  @jax.checkpoint
+  def attend_part(part: tuple[Array, Array, Array | None]) -> Attended:
+    query, positions, norm_weights = part
+    return _attend_at_once(query, positions, sources, window, norm_weights)
+
+  parts = jax.tree.map(split, (query, positions, norm_weights))
+  attended, norms = jax.lax.map(attend_part, parts)
+  attended = jnp.moveaxis(attended, 0, 1).reshape(len(query), -1, *query.shape[2:])
+  return attended[:, :length], None if norms is None else jnp.sum(norms, axis=0)
+
+
+def _attend_at_once(
+  query: Float[Array, 'rows t h e'],
+  positions: Int[Array, 'rows t'],
+  sources: Sequence[tuple[KeyValue, Slots]],
+  window: int | None,
+  norm_weights: Shaped[Array, 'rows t'] | None,
+) -> Attended:
   rows, length, heads, _ = query.shape
   scores = []
   for keys, slots in sources:
@@ -91,7 +126,10 @@ def attend(
     )
     mixed = jnp.transpose(mixed, (0, 2, 4, 1, 3, 5))
     attended = attended + mixed.reshape(rows, length, heads, -1)
-  return attended.astype(query.dtype), probabilities
+  norms = None
+  if norm_weights is not None:
+    norms = _norms(probabilities, [keys.value for keys, _ in sources], norm_weights)
+  return attended.astype(query.dtype), norms
 
 
 def _of_contexts(
@@ -115,12 +153,11 @@ def _seen(
   return seen if window is None else seen & (distance < window)
 
 
-def attention_norms(
+def _norms(
   probabilities: Sequence[Float[Array, 'contexts kv r group t n']],
   values: Sequence[Float[Array, 'contexts n kv e']],
   weights: Shaped[Array, 'rows t'],
 ) -> Float[Array, 'rows keys']:
-  """`attention.attention_norms` of all sources' keys, one source after the other."""
   norms = []
   for part, value in zip(probabilities, values):
     contexts, kv_heads, rows, group, length, _ = part.shape
@@ -173,13 +210,14 @@ class GroupedQueryAttention(nn.Module):
     query = rope.rotate(query, rotation, config.query_scale or config.head_dim**-0.5)
     own = KeyValue(rope.rotate(key, rotation), project('value', config.num_kv_heads))
     sources = [*earlier, (own, slots)]
-    attended, probabilities = attend(
-      query, slots.positions, sources, config.window if self.local else None
-    )
-    if self.is_mutable_collection(attention.NORMS) and not self.is_initializing():
-      weights = jnp.ones(hidden.shape[:2]) if norm_weights is None else norm_weights
-      values = [keys.value for keys, _ in sources]
-      self.sow(attention.NORMS, 'by_key', attention_norms(probabilities, values, weights))
+    if not self.is_mutable_collection(attention.NORMS) or self.is_initializing():
+      norm_weights = None
+    elif norm_weights is None:
+      norm_weights = jnp.ones(hidden.shape[:2])
+    window = config.window if self.local else None
+    attended, norms = attend(query, slots.positions, sources, window, norm_weights)
+    if norms is not None:
+      self.sow(attention.NORMS, 'by_key', norms)
     out = Dense(
       hidden.shape[-1],
       kernel_axes=('joined_kv', 'embed'),

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ralm_jax.models import attention, decoder_lm
+from ralm_jax.models import attention, decoder_lm, grouped_attention
+from ralm_jax.models.decoder_config import DecoderConfig
 from ralm_jax.models.decoder_lm import DecoderLM
 from tests.models import decoder_peers
 from tests.models.decoder_peers import FAMILIES
@@ -198,3 +199,47 @@ def test_attention_norms(scan):
   for last in (None, 2):
     actual = decoder_lm.attention_norms(variables, last)
     np.testing.assert_allclose(actual, np.sum(expected[-(last or 3) :], axis=0), atol=1e-4)
+
+
+def test_long_texts_attend_in_parts(monkeypatch):
+  """To the same logits, norms and gradients, with less memory."""
+  model, params = model_and_params('gemma3')
+  tokens, mask = batch('left')
+  _, context = read(model, params, tokens[:, :4], mask[:, :4])
+
+  def everything(params):
+    def loss(params):
+      logits, variables = read(
+        model, params, tokens[:, 4:], mask[:, 4:], (context,), mutable=[attention.NORMS]
+      )
+      return jnp.sum(jax.nn.log_softmax(logits[0])[..., 3]), (logits, variables)
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+  expected = jax.jit(everything)(params)
+  monkeypatch.setattr(grouped_attention, 'QUERIES_AT_ONCE', 4)
+  actual = jax.jit(lambda params: everything(params))(params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected)
+
+
+def test_memory_of_long_texts():
+  """8,192 tokens: no scores of each with each, 268 million a head."""
+  config = DecoderConfig(
+    vocab_size=8,
+    emb_dim=8,
+    mlp_dim=8,
+    num_decoder_layers=1,
+    num_heads=4,
+    num_kv_heads=1,
+    head_dim=4,
+  )
+  model = DecoderLM(config)
+  tokens = jax.ShapeDtypeStruct((1, 8192), jnp.int32)
+  params = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)['params']
+
+  def loss(params, tokens):
+    return jnp.sum(model.apply({'params': params}, tokens, tokens > 0))
+
+  compiled = jax.jit(jax.grad(loss)).lower(flax.core.meta.unbox(params), tokens).compile()
+  scores_of_a_part = 4 * 1024 * 8192 * 4
+  assert compiled.memory_analysis().temp_size_in_bytes < 5 * scores_of_a_part
