@@ -9,6 +9,8 @@ import sys
 import jax
 import pytest
 
+from ralm_jax.models.decoder_lm import DecoderLM
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = ROOT / 'gin_configs'
 # Parameters of T5 1.1 in millions, input and output embeddings apart.
@@ -74,6 +76,37 @@ def test_sizes_of_bart_and_dpr(size, millions):
   reader = _millions(params['reader']) - 0.050265
   assert reader == pytest.approx(millions, rel=1e-3)
   assert _millions(params['retriever']) == pytest.approx(2 * BERT_BASE, rel=2e-3)
+
+
+# Parameters as their authors' files have them; a tied head counts once.
+DECODERS = {
+  'smollm2_135m': 134_515_008,
+  'smollm2_360m': 361_821_120,
+  'smollm2_1_7b': 1_711_376_384,
+  'llama2_7b': 6_738_415_616,
+  'llama3_1b': 1_235_814_400,
+  'llama3_3b': 3_212_749_824,
+  'llama3_8b': 8_030_261_248,
+  'mistral_7b': 7_241_732_096,
+  'qwen2_5_0_5b': 494_032_768,
+  'qwen2_5_1_5b': 1_543_714_304,
+  'qwen2_5_7b': 7_615_616_512,
+  'qwen3_0_6b': 596_049_920,
+  'qwen3_1_7b': 1_720_574_976,
+  'qwen3_4b': 4_022_468_096,
+  'qwen3_8b': 8_190_735_360,
+  'gemma3_270m': 268_098_176,
+  'gemma3_1b': 999_885_952,
+  'gemma3_4b': 3_880_263_168,
+}
+
+
+@pytest.mark.parametrize('size', DECODERS)
+def test_sizes_of_decoder_only_readers(size):
+  config = _model(size).reader_config
+  text = jax.ShapeDtypeStruct((1, 4), 'int32')
+  params = jax.eval_shape(DecoderLM(config).init, jax.random.key(0), text, text)
+  assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == DECODERS[size]
 
 
 def test_tiny_is_tiny():
@@ -157,6 +190,8 @@ def test_every_file_parses(file, capsys):
     files = ['gin_configs/models/bart_base_dpr.gin', 'gin_configs/runs/train.gin', file]
   elif folder == 'runs':
     files.insert(0, 'gin_configs/models/tiny.gin')
+  if file.endswith('models/decoder.gin'):
+    files[0] = 'gin_configs/models/smollm2_135m.gin'  # which includes it
   if file.endswith('bart_dpr.gin'):
     files[0] = 'gin_configs/models/bart_base_dpr.gin'  # which includes it
   if file.endswith('retrieval_lm.gin'):
