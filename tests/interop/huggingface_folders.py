@@ -144,6 +144,39 @@ def decoder(family: str, **changes: Any) -> Any:
   return randomize(getattr(transformers, f'{name}ForCausalLM')(config))
 
 
+def decoder_leaves(peer: Any) -> dict[str, np.ndarray]:
+  """Our tree of a decoder-only model, by hand, its names joined."""
+  state = {name: value.detach().numpy() for name, value in peer.state_dict().items()}
+  gemma = peer.config.model_type == 'gemma3_text'
+  norm = lambda name: state[f'{name}.weight'] + gemma * np.float32(1)
+  tree = {
+    'token_embedder/embedding': state['model.embed_tokens.weight'],
+    'decoder/decoder_norm/scale': norm('model.norm'),
+  }
+  if not peer.config.tie_word_embeddings:
+    tree['logits_dense/kernel'] = state['lm_head.weight'].T
+  for i in range(peer.config.num_hidden_layers):
+    ours, theirs = f'decoder/layers_{i}', f'model.layers.{i}'
+    for name, of in (('query', 'q'), ('key', 'k'), ('value', 'v'), ('out', 'o')):
+      projection = f'{theirs}.self_attn.{of}_proj'
+      tree[f'{ours}/attention/{name}/kernel'] = state[f'{projection}.weight'].T
+      if f'{projection}.bias' in state:
+        tree[f'{ours}/attention/{name}/bias'] = state[f'{projection}.bias']
+    for name, of in (('wi_0', 'gate'), ('wi_1', 'up'), ('wo', 'down')):
+      tree[f'{ours}/mlp/{name}/kernel'] = state[f'{theirs}.mlp.{of}_proj.weight'].T
+    norms = {'pre_attention_norm': 'input_layernorm', 'pre_mlp_norm': 'post_attention_layernorm'}
+    if gemma:
+      norms |= {
+        'post_attention_norm': 'post_attention_layernorm',
+        'pre_mlp_norm': 'pre_feedforward_layernorm',
+        'post_mlp_norm': 'post_feedforward_layernorm',
+      }
+    if f'{theirs}.self_attn.q_norm.weight' in state:
+      norms |= {f'attention/{of}_norm': f'self_attn.{of[0]}_norm' for of in ('query', 'key')}
+    tree |= {f'{ours}/{name}/scale': norm(f'{theirs}.{of}') for name, of in norms.items()}
+  return tree
+
+
 def rag(kind: str = 'Token', generator: Any = None, **changes: Any) -> Any:
   """RagTokenForGeneration or RagSequenceForGeneration without a retriever."""
   generator = bart() if generator is None else generator

@@ -25,39 +25,6 @@ from tests.interop import huggingface_folders as folders
 FAMILIES = list(folders.DECODERS)
 
 
-def _expected(peer):
-  """Our tree of a model of transformers, by hand."""
-  state = {name: value.detach().numpy() for name, value in peer.state_dict().items()}
-  gemma = peer.config.model_type == 'gemma3_text'
-  norm = lambda name: state[f'{name}.weight'] + gemma * np.float32(1)
-  tree = {
-    'token_embedder/embedding': state['model.embed_tokens.weight'],
-    'decoder/decoder_norm/scale': norm('model.norm'),
-  }
-  if not peer.config.tie_word_embeddings:
-    tree['logits_dense/kernel'] = state['lm_head.weight'].T
-  for i in range(peer.config.num_hidden_layers):
-    ours, theirs = f'decoder/layers_{i}', f'model.layers.{i}'
-    for name, of in (('query', 'q'), ('key', 'k'), ('value', 'v'), ('out', 'o')):
-      projection = f'{theirs}.self_attn.{of}_proj'
-      tree[f'{ours}/attention/{name}/kernel'] = state[f'{projection}.weight'].T
-      if f'{projection}.bias' in state:
-        tree[f'{ours}/attention/{name}/bias'] = state[f'{projection}.bias']
-    for name, of in (('wi_0', 'gate'), ('wi_1', 'up'), ('wo', 'down')):
-      tree[f'{ours}/mlp/{name}/kernel'] = state[f'{theirs}.mlp.{of}_proj.weight'].T
-    norms = {'pre_attention_norm': 'input_layernorm', 'pre_mlp_norm': 'post_attention_layernorm'}
-    if gemma:
-      norms |= {
-        'post_attention_norm': 'post_attention_layernorm',
-        'pre_mlp_norm': 'pre_feedforward_layernorm',
-        'post_mlp_norm': 'post_feedforward_layernorm',
-      }
-    if f'{theirs}.self_attn.q_norm.weight' in state:
-      norms |= {f'attention/{of}_norm': f'self_attn.{of[0]}_norm' for of in ('query', 'key')}
-    tree |= {f'{ours}/{name}/scale': norm(f'{theirs}.{of}') for name, of in norms.items()}
-  return tree
-
-
 def _equal(params, expected):
   found = flax.traverse_util.flatten_dict(params, sep='/')
   assert found.keys() == expected.keys()
@@ -71,9 +38,9 @@ def test_every_leaf_is_where_it_belongs(family, tmp_path):
   peer = folders.decoder(family)
   peer.save_pretrained(tmp_path)
   _, params = huggingface.load_decoder(tmp_path)
-  _equal(params, _expected(peer))
+  _equal(params, folders.decoder_leaves(peer))
   # A file of a folder names the same.
-  _equal(huggingface.load_decoder(tmp_path / 'model.safetensors')[1], _expected(peer))
+  _equal(huggingface.load_decoder(tmp_path / 'model.safetensors')[1], folders.decoder_leaves(peer))
 
 
 _BASE = dict(
@@ -180,7 +147,7 @@ def test_a_text_part_of_gemma_3(tmp_path):
   alone = transformers.Gemma3ForCausalLM(text)
   alone.model.load_state_dict(peer.model.language_model.state_dict())
   assert part.config == DecoderConfig(**(_BASE | CONFIGS['gemma3']))
-  _equal(part.read(), _expected(alone))
+  _equal(part.read(), folders.decoder_leaves(alone))
   assert 'its text part alone is read, not what reads images' in part.notes
   unread = part_lib.leftovers([part])
   assert {left.reason for left in unread} == {'of images, which are not read'}
