@@ -269,10 +269,11 @@ def make_specification(
         f'file with --{module}_vocabulary.'
       )
     found[module] = vocabulary
-  if files['reader'] is None and gathered.parts['reader'].kind == 'decoder':
-    # Padding is never an end, and a base model becomes an instructed one by its tokenizer alone.
-    vocabulary = found['reader']
-    ids = {name: getattr(vocabulary, name) for name in ('pad_id', 'eos_id', 'bos_id')}
+  if gathered.parts['reader'].kind == 'decoder':
+    # A decoder's configuration may pad with an end, and have several of them; its own tokenizer
+    # says which one answers end with.
+    names = ['pad_id', 'bos_id', *(['eos_id'] if files['reader'] is None else [])]
+    ids = {name: getattr(found['reader'], name, None) for name in names}
     reader: Any = dataclasses.replace(cast(DecoderConfig, model.reader_config), **ids)
     model = dataclasses.replace(model, reader_config=reader)
   if files['retriever'] is None and gathered.foreign.issuperset(gathered.encoders):
