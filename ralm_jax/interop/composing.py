@@ -273,7 +273,7 @@ def make_specification(
     # A decoder's configuration may pad with an end, and have several of them; its own tokenizer
     # says which one answers end with.
     names = ['pad_id', 'bos_id', *(['eos_id'] if files['reader'] is None else [])]
-    ids = {name: getattr(found['reader'], name, None) for name in names}
+    ids: dict[str, Any] = {name: getattr(found['reader'], name, None) for name in names}
     reader: Any = dataclasses.replace(cast(DecoderConfig, model.reader_config), **ids)
     model = dataclasses.replace(model, reader_config=reader)
   if files['retriever'] is None and gathered.foreign.issuperset(gathered.encoders):
