@@ -79,7 +79,14 @@ class LazyParameterHandler(ocp.type_handlers.NumpyHandler):
         spec = tensorstore.Spec(tspec)
         store = await tensorstore.open(spec, create=True, open=True, context=ts_context)
         for index, piece in value.pieces():
-          await (store[index] if index else store).write(piece)
+          target = store[index] if index else store
+          if not piece.ndim:
+            await target.write(piece)
+            continue
+          # Whole chunks, as the store copies what it is writing.
+          rows = target.chunk_layout.write_chunk.shape[0]
+          for at in range(0, len(piece), rows):
+            await target[at : at + rows].write(piece[at : at + rows])
       except Exception as e:
         # `save` raises it when all have had their turn: none may wait in a loop that is closed.
         self.failure = e

@@ -193,7 +193,9 @@ def in_folder(folder: Path, extra_ids: int = 100) -> Vocabulary | None:
 def _is_decoder(content: dict[str, Any]) -> bool:
   """Whether a BPE's special tokens are not those of BART, which frames and masks its texts."""
   added = content.get('added_tokens')
-  names = {t.get('content') for t in added} if isinstance(added, list) else set()
+  added = added if isinstance(added, list) else []
+  # Gemma has <s> as a tag of HTML.
+  names = {t.get('content') for t in added if t.get('special', True)}
   return bool(names) and not {'<s>', '<mask>'} <= names
 
 
