@@ -277,9 +277,7 @@ def tokenize_queries(dataset: tf.data.Dataset, tokenizer: QueryTokenizer) -> tf.
 
   def encode(question: bytes) -> tuple[np.ndarray, ...]:
     text = question.decode('utf-8')
-    return _int32(
-      tokenizer.retriever_query(tokenizer.text.query(text)), tokenizer.reader_question(text)
-    )
+    return _int32(tokenizer.retriever_question(text), tokenizer.reader_question(text))
 
   return _encoded(dataset, encode, 'question', ('query', 'reader_query'))
 

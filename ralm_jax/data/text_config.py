@@ -17,7 +17,7 @@ from ralm_jax.losses.option_types import Count
 class TextConfig:
   """Formats and lengths; a checkpoint carries them."""
 
-  #: the query from `{question}`. Reader and retriever see the same text, as in Atlas.
+  #: what the reader reads from `{question}`, and the retriever unless it has a `query_format`
   question_format: str = 'question: {question} answer: <extra_id_0>'
   target_format: str = '<extra_id_0> {answer}'  #: the target from `{answer}`
   #: one passage for the reader, from `{query}`, `{title}` and `{text}`; `{query}` alone is closed-
@@ -26,6 +26,8 @@ class TextConfig:
   #: one passage for the retriever, from `{title}`, `{text}`; DPR's is
   #: `templates.DPR_RETRIEVER_FORMAT`.
   retriever_format: str = templates.RETRIEVER_FORMAT
+  #: the retriever's query from `{question}`; None: as question_format, which is Atlas's way
+  query_format: str | None = None
   query_prompt: str = ''  #: what the retriever's queries begin with, such as E5's 'query: '
   query_length: Count = 64  #: retriever tokens of a query, special tokens included
   reader_query_length: Count = 64  #: reader tokens of a query
@@ -62,9 +64,10 @@ class TextConfig:
       )
     for name, format, field in (
       ('question_format', self.question_format, '{question}'),
+      ('query_format', self.query_format, '{question}'),
       ('target_format', self.target_format, '{answer}'),
     ):
-      if field not in format:
+      if format is not None and field not in format:
         raise ValueError(f'TextConfig.{name} {format!r} must contain {field}.')
     if self.query_prompt and not self.query_prompt[-1].isspace():
       raise ValueError(
@@ -77,7 +80,16 @@ class TextConfig:
     return self.reader_format.strip() == templates.CLOSED_BOOK_FORMAT
 
   def query(self, question: str) -> str:
+    """What the reader reads of a question."""
     return self.question_format.replace('{question}', question)
+
+  @property
+  def retriever_question_format(self) -> str:
+    return self.query_format or self.question_format
+
+  def retriever_query(self, question: str) -> str:
+    """What the retriever is asked, without `query_prompt`."""
+    return self.retriever_question_format.replace('{question}', question)
 
   def target(self, answer: str) -> str:
     return self.target_format.replace('{answer}', answer)

@@ -19,6 +19,12 @@ from ralm_jax.models.decoder_config import DecoderConfig
 from ralm_jax.models.readings import READINGS
 from ralm_jax.models.retrieval_lm import RetrievalLM
 
+# How scores that are no cosines become probabilities: RAG's way, and Atlas's.
+INNER_PRODUCTS = dict(scale_scores=False, temperature_score=1.0)
+SCALED_SCORES = dict(
+  scale_scores=RetrievalLM.scale_scores, temperature_score=RetrievalLM.temperature_score
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Gathered:
@@ -162,7 +168,12 @@ def make_model(
   marginalizes = kind is not None and kind.marginalizes
   if marginalizes and not (gathered.spec and gathered.spec.model.marginalizes):
     # RAG: plain inner products, and the reader's likelihood alone teaches.
-    fields |= {'gold_score': 'none', 'scale_scores': False, 'temperature_score': 1.0}
+    fields |= {'gold_score': 'none', **({} if first.normalize else INNER_PRODUCTS)}
+  if gathered.foreign.issuperset(encoders):
+    was_normalized = gathered.spec is not None and gathered.spec.model.normalize_embeddings
+    if was_normalized and not first.scores:  # What the run says is of cosines.
+      fields |= INNER_PRODUCTS if marginalizes else SCALED_SCORES
+    fields |= first.scores
   fields |= dict(
     reader_config=gathered.parts['reader'].config,
     retriever_config=first.config,
@@ -217,6 +228,8 @@ def make_text(gathered: Gathered, overrides: Mapping[str, Any]) -> TextConfig:
   # What the run says of one tower wins over what a new one brings.
   for side in sorted(encoders, key=lambda side: side not in gathered.foreign):
     fields |= encoders[side].text
+    if encoders[side].source is reader.source:  # Reader and retriever learnt together.
+      fields['query_format'] = gathered.spec and gathered.spec.text.query_format
   return TextConfig(**{**fields, **reader.text, **overrides})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.interop import huggingface_export, targets
 from ralm_jax.interop.composing import Gathered
 from ralm_jax.interop.tensor_maps import Entry
@@ -52,6 +53,21 @@ def report(gathered: Gathered, to_format: str, *, every_tensor: bool) -> Iterato
   yield (
     f'{count - missing} parameters mapped, {missing} missing, {len(gathered.leftovers) - harmless} '
     f'tensors left over, {harmless} known to be needless.'
+  )
+
+
+def choices(spec: Specification) -> Iterator[str]:
+  """Lines on how a run's retriever is asked, and what its scores mean."""
+  text, model = spec.text, spec.model
+  asked = text.query_prompt + text.retriever_question_format
+  yield (
+    f'  retriever: is asked {asked!r} and reads {text.retriever_format!r} (--text query_prompt, '
+    'query_format, retriever_format)'
+  )
+  kind = 'cosines' if model.normalize_embeddings else 'inner products'
+  yield (
+    f'  retriever: p(passage | question) is the softmax of {kind} / {model.score_divisor:.4g} '
+    f'(scale_scores = {model.scale_scores}, temperature_score = {model.temperature_score})'
   )
 
 

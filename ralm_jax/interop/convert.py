@@ -112,6 +112,7 @@ def convert(
   _check_tensors(gathered, to_format, checks)
   if to_format == 'run':
     spec = _specification(gathered, overrides, checks)
+    lines[-1:-1] = conversion_report.choices(spec)
     conversion_writers.write_run(to, gathered, spec, seed=checks.seed, progress=progress)
     made = 'checkpoint_0, usable as INITIAL_CHECKPOINT_PATH and by ralm embed, eval and ask'
   else:
@@ -163,5 +164,7 @@ def _rehearse(
     # Parts may be looked at one by one.
     return [f'Not yet a run: give --from {side}=PATH as well.' for side in gathered.needed]
   else:
-    conversion_writers.check_complete(gathered, _specification(gathered, overrides, checks))
+    spec = _specification(gathered, overrides, checks)
+    conversion_writers.check_complete(gathered, spec)
+    return list(conversion_report.choices(spec))
   return []

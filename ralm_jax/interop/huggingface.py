@@ -216,7 +216,8 @@ def open_bert(directory: PathLike, **overrides: Any) -> Part:
   named = [model.raw.get('model_type', ''), *(model.raw.get('architectures') or [])]
   contriever = any('contriever' in str(name).lower() for name in named)
   entries = tensor_maps.bert_entries(config, prefix)
-  return model.part('bert', config, entries, pooling='mean' if contriever else None)
+  text = part_lib.ENCODER_TEXT
+  return model.part('bert', config, entries, pooling='mean' if contriever else None, text=text)
 
 
 def open_dpr(directory: PathLike, **overrides: Any) -> Part:
@@ -278,7 +279,7 @@ def open_sentence_transformer(directory: PathLike, **overrides: Any) -> Part:
     pooling=pooling,
     normalize=normalize or similarity == 'cosine',
     vocabulary_directories=folders,
-    text=text,
+    text={**part.text, **text},
     notes=(*part.notes, *notes, *more),
   )
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ralm_jax.data.text import templates
 from ralm_jax.data.text.vocabularies import Vocabulary
+from ralm_jax.data.text_config import TextConfig
 from ralm_jax.interop import tensor_maps
 from ralm_jax.interop.files.tensor_source import TensorSource
 from ralm_jax.interop.tensor_maps import Entry, Params
@@ -22,7 +23,9 @@ BART_TEXT = dict(
   passage_length=300,
   reader_query_length=128,
 )
-DPR_TEXT = dict(
+# A retriever by itself has learnt from bare questions; Atlas's from the reader's prompt.
+ENCODER_TEXT = dict(query_format='{question}')
+DPR_TEXT = ENCODER_TEXT | dict(
   retriever_format=templates.DPR_RETRIEVER_FORMAT, query_length=128, retriever_passage_length=256
 )
 ATLAS_TEXT = dict(passage_length=384, n_passages=40)
@@ -35,6 +38,10 @@ DECODER_TEXT = dict(
   target_length=32,
   n_passages=3,
 )
+ATLAS_ENCODER_TEXT = dict(query_format=TextConfig.question_format)
+# How cosines become p(passage | question), the likeliest for a released retriever on real questions
+# (benchmarks/retriever_temperature.py).
+COSINE_SCORES = dict(scale_scores=False, temperature_score=0.05)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +59,15 @@ class Part:
   side: str | None = None  # Of a DPR tower: 'query_encoder' or 'passage_encoder'; else None.
   # Fields of `TextConfig` that it was trained with, where known.
   text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  # Of a run's encoder, the fields of `RetrievalLM` by which its scores become probabilities.
+  run_scores: Mapping[str, Any] | None = None
   # What a person should know of how it was read: what is derived, and what is not obeyed.
   notes: Sequence[str] = ()
+
+  @property
+  def scores(self) -> Mapping[str, Any]:
+    """Fields of `RetrievalLM` by which an encoder's scores become probabilities, where known."""
+    return self.run_scores or (COSINE_SCORES if self.normalize else {})
 
   def read(self) -> Params:
     """All parameters, float32; ValueError where one is missing or misshapen."""

@@ -37,6 +37,7 @@ _READER_TEXT = tuple(
   'prompt_length'.split()
 )
 _ENCODER_TEXT = tuple('retriever_format query_prompt query_length retriever_passage_length'.split())
+_SCORES = ('scale_scores', 'temperature_score')
 # A file of a Hugging Face folder.
 _INNER_FILE = re.compile(r'.*\.(safetensors|json)|pytorch_model.*\.bin|spiece\.model|vocab\.txt')
 ATLAS = 'Atlas checkpoint'
@@ -170,7 +171,8 @@ def _run(path: str) -> Recognised:
       pooling=model.pooling,
       normalize=model.normalize_embeddings,
       vocabulary=spec.tokenizer.retriever_vocabulary,
-      text=encoder_text,
+      text=encoder_text | {'query_format': spec.text.retriever_question_format},
+      run_scores={name: getattr(model, name) for name in _SCORES},
     )
   return Recognised('run', parts, whole=True, spec=spec, model_fields={'reading': model.reading})
 
@@ -248,7 +250,14 @@ def _atlas(path: str, retriever_heads: int | None) -> Recognised:
   parts = {
     side: Part('t5', model.reader_config, source, entries, text=part_lib.ATLAS_TEXT)
     if side == 'reader'
-    else Part('bert', model.retriever_config, source, entries, pooling='mean')
+    else Part(
+      'bert',
+      model.retriever_config,
+      source,
+      entries,
+      pooling='mean',
+      text=part_lib.ATLAS_ENCODER_TEXT,
+    )
     for side, entries in atlas.entries(model).items()
   }
   return Recognised(ATLAS, parts, whole=True)

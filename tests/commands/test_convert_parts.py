@@ -1,6 +1,7 @@
 """`ralm convert`: what goes together, what is refused, and what is foretold."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ pytest.importorskip('transformers')
 from ralm_jax import cli
 from ralm_jax.commands import convert as convert_lib
 from ralm_jax.data import text_config
-from ralm_jax.interop import composing, huggingface
+from ralm_jax.interop import composing, huggingface, part
+from ralm_jax.models.readings import READINGS
 from tests.commands import converting
 from tests.commands.converting import TEXT, Opened, convert, converted
+from tests.interop import huggingface_folders as folders
 
 
 @pytest.fixture(scope='module')
@@ -163,6 +166,60 @@ def test_texts_of_what_replaces_parts_of_a_run(sources, tmp_path):
   )
   assert model.reading == 'rag_token' and model.score_divisor == 1
   assert text.reader_format == '{title} / {text} // {query}'
+
+
+def cosine(sources, path):
+  """A sentence-transformers folder of unit vectors around the sources' BERT."""
+  folders.sentence_transformer(path, 'mean_tokens')
+  for name in ('config.json', 'model.safetensors', 'vocab.txt'):
+    shutil.copy(sources / 'bert' / name, path / name)
+  return path
+
+
+ATLAS_QUERY = 'question: the lake answer: <extra_id_0>'
+
+
+def test_how_retrievers_are_asked_and_what_their_scores_mean(sources, rag_run, tmp_path):
+  """Cosines have a temperature of their own, for every reading; a run keeps its own."""
+  unit = cosine(sources, tmp_path / 'unit')
+
+  def found(*paths, reading=None):
+    gathered = composing.gather([convert_lib.parse_source(str(path)) for path in paths])
+    model = composing.make_model(gathered, reading)
+    text = composing.make_text(gathered, {})
+    return round(model.score_divisor, 6), text.retriever_query('the lake')
+
+  own = {name: value for name, value in TEXT.items() if name != 'question_format'}
+  own['query_format'] = 'find {question}'
+  t5, bart, bert = (f'reader={sources}/t5', f'reader={sources}/bart', f'retriever={sources}/bert')
+  temperature = part.COSINE_SCORES['temperature_score']
+  for reader in (t5, bart):
+    for reading in READINGS:
+      assert found(reader, f'retriever={unit}', reading=reading) == (temperature, 'the lake')
+  assert found(t5, bert) == (0.4, 'the lake')  # 0.1 times the root of 16.
+  assert found(bart, bert) == (1, 'the lake')
+  convert(tmp_path / 'run', sources / 't5', unit, text=own)
+  run = tmp_path / 'run'
+  assert found(run) == found(run, bart) == (temperature, 'find the lake')
+  assert found(t5, f'retriever={run}') == (temperature, 'find the lake')
+  assert found(run, bert) == (0.4, 'the lake')
+  assert found(rag_run, f'retriever={unit}') == (temperature, 'the lake')
+  # A run of Atlas's way: reader and retriever see one text, also when the reader is another.
+  convert(tmp_path / 'atlas', sources / 't5', sources / 'bert', text=own | {'query_format': None})
+  assert Opened(tmp_path / 'atlas').spec.text.query_format is None
+  assert plan(tmp_path / 'atlas')[1].query_format is None
+  assert found(tmp_path / 'atlas', bart)[1] == ATLAS_QUERY
+
+
+def test_the_report_says_what_was_chosen(sources, tmp_path):
+  unit = cosine(sources, tmp_path / 'unit')
+  for dry_run in (True, False):
+    text = '\n'.join(convert(tmp_path / 'run', sources / 't5', unit, dry_run=dry_run))
+    assert "retriever: is asked '{question}' and reads '{title} {text}'" in text
+    divisor = part.COSINE_SCORES['temperature_score']
+    assert f'p(passage | question) is the softmax of cosines / {divisor} (scale_sc' in text
+  model = Opened(tmp_path / 'run').spec.model
+  assert model.teacher.temperature_score == model.temperature_score == divisor
 
 
 def test_what_rag_says_is_of_its_reader_alone(sources):

@@ -49,16 +49,25 @@ class PromptTokenizer:
     self._questions = questions
     self._tokenizer = tokenizer
     self._max_question_tokens = max_question_tokens
-    self._before, _, self._after = tokenizer.text.question_format.partition('{question}')
-    both = (tokenizer.retriever_vocabulary, tokenizer.reader_vocabulary)
-    self._joins = (
-      self._before == self._before.rstrip() + ' ' * bool(self._before)
-      and self._after[:1] in ('', ' ')
-      and '{question}' not in self._after
-      and not any(vocabulary.first_word_differs for vocabulary in both)
+    text = tokenizer.text
+    both = (
+      (tokenizer.retriever_vocabulary, text.retriever_question_format),
+      (tokenizer.reader_vocabulary, text.question_format),
     )
-    texts = ('options:', *(f'({x})' for x in multiple_choice.LETTERS), self._after)
-    self._literals = [{text: _ids(vocabulary, text) for text in texts} for vocabulary in both]
+    self._joins = all(
+      before == before.rstrip() + ' ' * bool(before)
+      and after[:1] in ('', ' ')
+      and '{question}' not in after
+      and not vocabulary.first_word_differs
+      for vocabulary, format in both
+      for before, _, after in [format.partition('{question}')]
+    )
+    words = ('options:', *(f'({letter})' for letter in multiple_choice.LETTERS))
+    self._literals = [
+      {word: _ids(vocabulary, word) for word in words}
+      | {'after': _ids(vocabulary, format.partition('{question}')[2])}
+      for vocabulary, format in both
+    ]
     self._parts: dict[int, tuple[_Side, _Side]] = {}
 
   def ids(self, number: int, order: Sequence[int]) -> PromptIds:
@@ -67,10 +76,9 @@ class PromptTokenizer:
     if not self._joins:
       permuted = multiple_choice.permuted(self._questions[number], order)
       prompt = multiple_choice.prompt(permuted, tokenizer, self._max_question_tokens)
-      text = tokenizer.text.query(prompt)
       return PromptIds(
-        np.asarray(tokenizer.retriever_query(text), np.int32),
-        np.asarray(tokenizer.reader_query(text), np.int32),
+        np.asarray(tokenizer.retriever_question(prompt), np.int32),
+        np.asarray(tokenizer.reader_query(tokenizer.text.query(prompt)), np.int32),
       )
     if number not in self._parts:
       self._parts[number] = self._tokenized(self._questions[number])
@@ -87,13 +95,17 @@ class PromptTokenizer:
     # The cut does not depend on the order, in which there are as many tokens.
     prompt = multiple_choice.prompt(question, self._tokenizer, self._max_question_tokens)
     listed = multiple_choice.listed(question.options)
-    before = self._before + prompt.removesuffix(f' options: {listed}')
+    asked = prompt.removesuffix(f' options: {listed}')
 
-    def side(vocabulary: Vocabulary) -> _Side:
+    def side(vocabulary: Vocabulary, format: str) -> _Side:
       options = tuple(_ids(vocabulary, option) for option in question.options)
-      return _Side(_ids(vocabulary, before), options)
+      return _Side(_ids(vocabulary, format.partition('{question}')[0] + asked), options)
 
-    return side(self._tokenizer.retriever_vocabulary), side(self._tokenizer.reader_vocabulary)
+    tokenizer = self._tokenizer
+    return (
+      side(tokenizer.retriever_vocabulary, tokenizer.text.retriever_question_format),
+      side(tokenizer.reader_vocabulary, tokenizer.text.question_format),
+    )
 
   def _joined(
     self, side: _Side, literals: dict[str, np.ndarray], order: Sequence[int]
@@ -101,7 +113,7 @@ class PromptTokenizer:
     parts = [side.before, literals['options:']]
     for letter, option in zip(multiple_choice.LETTERS, order):
       parts += [literals[f'({letter})'], side.options[option]]
-    return np.concatenate([*parts, literals[self._after]])
+    return np.concatenate([*parts, literals['after']])
 
 
 def _ids(vocabulary: Vocabulary, text: str) -> np.ndarray:

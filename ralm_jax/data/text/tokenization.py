@@ -67,6 +67,10 @@ class QueryTokenizer:
     encode = vocabulary.encode if self.text.query_prompt else vocabulary.encode_start
     return self.framed_query(encode(query))
 
+  def retriever_question(self, question: str) -> list[int]:
+    """`retriever_query` of a question in its format."""
+    return self.retriever_query(self.text.retriever_query(question))
+
   def reader_query(self, query: str, length: int | None = None) -> list[int]:
     return self.reader.query(query, length)
 
@@ -76,7 +80,7 @@ class QueryTokenizer:
   def cut(self, question: str) -> tuple[str, ...]:
     """Which of a question's texts are too long: 'query' of the retriever, 'question'."""
     text = self.text
-    of_retriever = self.retriever_vocabulary.encode_start(text.query(question))
+    of_retriever = self.retriever_vocabulary.encode_start(text.retriever_query(question))
     too_long = {
       'query': not text.closed_book and len(of_retriever) > self.query_space,
       'question': self.reader.question_lengths([question])[0] > text.reader_query_length,
@@ -86,7 +90,7 @@ class QueryTokenizer:
   def count_cut(self, questions: Sequence[str], targets: Sequence[str]) -> dict[str, int]:
     """How many texts are too long, by what they are and the length that cuts them."""
     text, encode = self.text, self.retriever_vocabulary.encode_start_batch
-    asked = [] if text.closed_book else encode(list(map(text.query, questions)))
+    asked = [] if text.closed_book else encode(list(map(text.retriever_query, questions)))
     longer = lambda lengths, length: sum(one > length for one in lengths)
     return {
       'queries (query_length)': longer(map(len, asked), self.query_space),
@@ -116,7 +120,6 @@ class QueryTokenizer:
   ) -> QueryBatch:
     """A QueryBatch of `size`, from texts with one target each (or none), numbered on."""
     size = size or len(questions)
-    queries = [self.text.query(question) for question in questions]
     reader, retriever = self.reader_vocabulary, self.retriever_vocabulary
 
     def rows(sequences: Iterable[Sequence[int]], length: int, pad_id: int) -> np.ndarray:
@@ -127,7 +130,7 @@ class QueryTokenizer:
     index[: len(questions)] = first_index + np.arange(len(questions))
     return QueryBatch(
       query_tokens=rows(
-        map(self.retriever_query, queries), self.text.query_length, retriever.pad_id
+        map(self.retriever_question, questions), self.text.query_length, retriever.pad_id
       ),
       reader_query_tokens=rows(
         map(self.reader_question, questions), self.text.reader_query_length, reader.pad_id

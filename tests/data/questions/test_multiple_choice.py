@@ -193,7 +193,7 @@ def same_ids(questions, tokenizer, max_question_tokens=356):
       )
       query = tokenizer.text.query(shown.question)
       found = joined.ids(number, order)
-      assert found.query.tolist() == tokenizer.retriever_query(query)
+      assert found.query.tolist() == tokenizer.retriever_question(shown.question)
       assert found.reader_query.tolist() == tokenizer.reader_query(query)
   return True
 
@@ -216,9 +216,13 @@ def test_joined_ids_of_real_questions(official, shared_data):
   'question_format',
   ['{question}', 'choose: {question}', 'glued:{question}.', '{question} , {question} ?'],
 )
-def test_joined_ids_of_any_format(question_format, small, byte_pair_folder, wordpiece_file):
+@pytest.mark.parametrize('query_format', [None, 'of {question} which?', 'glued:{question}.'])
+def test_joined_ids_of_any_format(
+  question_format, query_format, small, byte_pair_folder, wordpiece_file
+):
   questions = [ask('which passage?'), ask('the title ' * 60, ('a', 'number b'), 'A')]
-  text = dataclasses.replace(small.text, question_format=question_format, target_format='{answer}')
+  formats = {'question_format': question_format, 'query_format': query_format}
+  text = dataclasses.replace(small.text, target_format='{answer}', **formats)
   assert same_ids(questions, dataclasses.replace(small, text=text), 90)
   bart = QueryTokenizer(
     dataclasses.replace(text, reader_format='{query} {title} {text}'),

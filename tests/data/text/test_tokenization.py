@@ -1,5 +1,6 @@
 """Questions that are too long: what is cut of a query, and what is not."""
 
+import numpy as np
 import pytest
 
 from ralm_jax.data.text import vocabularies
@@ -64,6 +65,27 @@ def test_batches_are_cut_so(sentencepiece_file, wordpiece_file):
     assert ids == tokenizer.reader_question(question) and ids[-1] == sentinel
   # The retriever has no use for it, and keeps more of the question.
   assert batch.query_tokens[1].tolist() == tokenizer.retriever_query(tokenizer.text.query(WORDS))
+
+
+@pytest.mark.parametrize('prompt', ['', 'query: '])
+def test_a_retriever_is_asked_in_its_own_form(sentencepiece_file, wordpiece_file, prompt):
+  own = {'query_format': 'find {question} !', 'query_prompt': prompt}
+  tokenizer = make(sentencepiece_file, wordpiece_file, SUFFIXED[0], 60, **own)
+  like = make(sentencepiece_file, wordpiece_file, own['query_format'], 60, query_prompt=prompt)
+  atlas = make(sentencepiece_file, wordpiece_file, SUFFIXED[0], 60)
+  ours, asked, read = (one.batch(['the lake']) for one in (tokenizer, like, atlas))
+  np.testing.assert_array_equal(ours.query_tokens, asked.query_tokens)
+  np.testing.assert_array_equal(ours.reader_query_tokens, read.reader_query_tokens)
+  assert (ours.query_tokens != read.query_tokens).any()
+  # What is cut of it is told of its own form, too.
+  room = tokenizer.query_space - len(tokenizer.retriever_vocabulary.encode(' find !'))
+  word = next(w for w in ('a', 'the') if len(tokenizer.retriever_vocabulary.encode(w)) == 1)
+  for count, is_cut in ((room, False), (room + 1, True)):
+    question = ' '.join([word] * count)
+    assert ('query' in tokenizer.cut(question)) == is_cut
+    assert tokenizer.count_cut([question], [])['queries (query_length)'] == is_cut
+  with pytest.raises(ValueError, match="TextConfig.query_format 'find' must contain {question}"):
+    make(sentencepiece_file, wordpiece_file, SUFFIXED[0], 60, query_format='find')
 
 
 def test_vocabularies_whose_first_word_differs(byte_pair_folder, wordpiece_file):
