@@ -39,9 +39,9 @@ DECODER_TEXT = dict(
   n_passages=3,
 )
 ATLAS_ENCODER_TEXT = dict(query_format=TextConfig.question_format)
-# How cosines become p(passage | question), the likeliest for a released retriever on real questions
-# (benchmarks/retriever_temperature.py).
-COSINE_SCORES = dict(scale_scores=False, temperature_score=0.05)
+# How cosines become p(passage | question): at the likeliest temperature for a released retriever on
+# real questions (benchmarks/retriever_temperature.py).
+COSINE_SCORES = dict(scale_scores=False, temperature_score=0.04)
 
 
 @dataclasses.dataclass(frozen=True)
