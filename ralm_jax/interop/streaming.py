@@ -84,7 +84,8 @@ class LazyParameterHandler(ocp.type_handlers.NumpyHandler):
             await target.write(piece)
             continue
           # Whole chunks, as the store copies what it is writing.
-          rows = target.chunk_layout.write_chunk.shape[0]
+          chunk: Any = target.chunk_layout.write_chunk.shape
+          rows = chunk[0]
           for at in range(0, len(piece), rows):
             await target[at : at + rows].write(piece[at : at + rows])
       except Exception as e:
