@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 from ralm_jax.checkpoints import registering
 from ralm_jax.data.text import templates, vocabularies
+from ralm_jax.data.text.base_vocabulary import Vocabulary
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text_config import TextConfig
 from ralm_jax.files import atomic_files
@@ -188,6 +190,21 @@ def _plain(value: Any) -> Any:
   import numpy as np
 
   return np.dtype(value).name
+
+
+def with_ids_of(
+  model: RetrievalLM, vocabulary: Vocabulary, names: Sequence[str] = ('pad_id', 'eos_id', 'bos_id')
+) -> RetrievalLM:
+  """A decoder-only reader with its vocabulary's special ids; another one as it is.
+
+  A decoder's configuration may pad with an end, and have several of them; its own tokenizer says
+  which one answers end with.
+  """
+  reader = model.reader_config
+  if not isinstance(reader, DecoderConfig):
+    return model
+  ids: dict[str, Any] = {name: getattr(vocabulary, name) for name in names}
+  return dataclasses.replace(model, reader_config=dataclasses.replace(reader, **ids))
 
 
 def with_text(spec: Specification, **changes: Any) -> Specification:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any, cast
+from typing import Any
 
+from ralm_jax.checkpoints import specification
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.data.text import templates, vocabularies
 from ralm_jax.data.text.tokenization import QueryTokenizer
@@ -15,7 +16,6 @@ from ralm_jax.interop import gguf_tokenizer, part as part_lib, recognition
 from ralm_jax.interop.files.gguf_file import GgufFile
 from ralm_jax.interop.part import Leftover, Part
 from ralm_jax.interop.recognition import Recognised
-from ralm_jax.models.decoder_config import DecoderConfig
 from ralm_jax.models.readings import READINGS
 from ralm_jax.models.retrieval_lm import RetrievalLM
 
@@ -282,13 +282,8 @@ def make_specification(
         f'file with --{module}_vocabulary.'
       )
     found[module] = vocabulary
-  if gathered.parts['reader'].kind == 'decoder':
-    # A decoder's configuration may pad with an end, and have several of them; its own tokenizer
-    # says which one answers end with.
-    names = ['pad_id', 'bos_id', *(['eos_id'] if files['reader'] is None else [])]
-    ids: dict[str, Any] = {name: getattr(found['reader'], name, None) for name in names}
-    reader: Any = dataclasses.replace(cast(DecoderConfig, model.reader_config), **ids)
-    model = dataclasses.replace(model, reader_config=reader)
+  names = ['pad_id', 'bos_id', *(['eos_id'] if files['reader'] is None else [])]
+  model = specification.with_ids_of(model, found['reader'], names)
   if files['retriever'] is None and gathered.foreign.issuperset(gathered.encoders):
     # The tokenizer pads, as in transformers, whatever config.json says (multilingual E5).
     config: Any = model.retriever_config

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from ralm_jax.checkpoints import specification
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.checkpoints.store import Checkpoints
 from ralm_jax.data.questions.reading import Question
@@ -108,6 +109,7 @@ class TrainingRun:
   ) -> TrainingRun:
     """Checks whatever can be wrong before anything is compiled; ValueError, FileNotFoundError."""
     tokenizer = vocabularies.tokenizer(text)
+    model = specification.with_ids_of(model, tokenizer.reader_vocabulary)
     Specification(model, tokenizer).check()
     trained = {name: found for name, found in optimizers.items() if found is not None}
     model = _check_retriever(model, text, trained, retrieval)

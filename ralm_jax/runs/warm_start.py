@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from ralm_jax.checkpoints import specification
 from ralm_jax.checkpoints.specification import Specification
 from ralm_jax.checkpoints.store import Checkpoints
 from ralm_jax.data.corpus.passage_store import PassageStore
@@ -51,6 +52,7 @@ def warm_start(
     raise ValueError(f"reader_init {reader_init!r} is unknown; choose 'random' or 'copying'.")
   store = PassageStore.open(corpus)
   tokenizer = QueryTokenizer(text, store.reader_vocabulary, store.retriever_vocabulary)
+  model = specification.with_ids_of(model, tokenizer.reader_vocabulary)
   spec = Specification(model, tokenizer)
   spec.check()
   partitioner = partitioner or Partitioner()
