@@ -44,6 +44,7 @@ class Specification:
 
   def check(self) -> None:
     """Raises ValueError where model and vocabularies do not fit."""
+    self._check_kind()
     for side, config, vocabulary in (
       ('reader', self.model.reader_config, self.tokenizer.reader_vocabulary),
       ('retriever', self.model.retriever_config, self.tokenizer.retriever_vocabulary),
@@ -83,18 +84,20 @@ class Specification:
           f'shorten {" or ".join(lengths)}.'
         )
 
+  def _check_kind(self) -> None:
+    """Raises ValueError where the reader's vocabulary is that of another kind of reader."""
+    decodes = isinstance(self.model.reader_config, DecoderConfig)
+    if decodes == (self.tokenizer.prompts is not None):
+      return
+    kinds = ['a reader with an encoder (T5, BART)', 'a decoder-only reader']
+    raise ValueError(
+      f'The reader vocabulary {self.tokenizer.reader_vocabulary.path} is that of '
+      f"{kinds[not decodes]}, the model's is {kinds[decodes]}; use the model's own vocabulary."
+    )
+
   def _check_prompts(self) -> None:
-    """Raises ValueError where reader, vocabulary and the lengths of prompts do not fit."""
-    config: Any = self.model.reader_config
-    vocabulary, text = self.tokenizer.reader_vocabulary, self.text
-    if isinstance(config, DecoderConfig) != (self.tokenizer.prompts is not None):
-      ours, theirs = 'a decoder-only reader', 'a reader with an encoder (T5, BART)'
-      if self.tokenizer.prompts is not None:
-        ours, theirs = theirs, ours
-      raise ValueError(
-        f"The reader vocabulary {vocabulary.path} is that of {theirs}, the model's is {ours}; use "
-        "the model's own vocabulary."
-      )
+    """Raises ValueError where a decoder-only reader's prompts leave its answers no positions."""
+    text, config = self.text, self.model.reader_config
     if not isinstance(config, DecoderConfig):
       return
     asked = text.prompt_length or text.reader_query_length

@@ -43,12 +43,14 @@ class Pool:
       return None
     found = reading.read_questions(
       options.demonstrations,
+      require_answers=False,  # Those without an answer are no demonstrations.
       duplicate_ids='number',
       record_format=options.demonstrations_format or record_format,
     )
+    found = [one for one in found if one.answers]
     if len(found) < options.num_demonstrations:
       raise ValueError(
-        f'{options.demonstrations} holds {len(found)} questions, fewer than the '
+        f'{options.demonstrations} holds {len(found)} questions with an answer, fewer than the '
         f'{options.num_demonstrations} to show; lower --num_demonstrations.'
       )
     return cls(options, tuple(found))

@@ -15,7 +15,7 @@ from ralm_jax.data.text_config import TextConfig
 from ralm_jax.evaluation.demonstrations import Demonstrations, Pool
 from ralm_jax.evaluation.task import ReadingOptions
 from ralm_jax.training.partitioning import Partitioner
-from tests.data.text.decoder_vocabularies import Vocabulary
+from tests import decoder_folders
 
 SIZE = 8
 LETTERS = 'abcdefgh'
@@ -48,7 +48,7 @@ class Source:
 
 @pytest.fixture
 def make(tmp_path):
-  reader = Vocabulary(tmp_path / 'reader')
+  reader = vocabularies.load_vocabulary(decoder_folders.write(tmp_path / 'reader', 'smollm2'))
   letters = tmp_path / 'vocab.txt'
   pieces = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'what', 'is', '?', *LETTERS]
   letters.write_text('\n'.join(pieces) + '\n')
@@ -156,8 +156,8 @@ def test_patterns_targets_and_too_few(make):
   ]
   (head,) = shown(make, make(rows, num_demonstrations=2))
   assert 'Answer: xy\n' in head and 'Answer: q\n' in head
-  with pytest.raises(ValueError, match='holds 2 questions, fewer than the 4'):
-    make(rows)
+  with pytest.raises(ValueError, match='holds 2 questions with an answer, fewer than the 4'):
+    make([*rows, {'question': 'what is c?', 'answers': ['']}])  # as QED's files have them
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from ralm_jax.data.text.prompts import Demonstration
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text_config import TextConfig
 from ralm_jax.retrieval.prompt_assembler import PromptAssembler, PromptLayout
-from tests.data.text.decoder_vocabularies import Vocabulary
+from tests import decoder_folders
 
 PASSAGES = (
   FilePassage('a', 'Paris', 'The city of Paris is the capital of France and lies on a river'),
@@ -21,19 +21,10 @@ QUESTIONS = ['what is the capital?', 'who wrote Hamlet?']
 ROWS = np.array([[0, 1, 2], [2, -1, 0]])
 
 
-class FakeVocabulary(Vocabulary):
-  fingerprint, vocab_size, first_word_differs = 'x', 400, True
-
-  def encode(self, text):
-    return self.encode_segment(f' {text}')
-
-  def encode_batch(self, texts):
-    return self.encode_segment_batch([f' {text}' for text in texts])
-
-
 @pytest.fixture(scope='module')
 def vocabulary(tmp_path_factory):
-  return FakeVocabulary(tmp_path_factory.mktemp('decoder'))
+  path = decoder_folders.write(tmp_path_factory.mktemp('decoder'), 'smollm2')
+  return vocabularies.load_vocabulary(path)
 
 
 @pytest.fixture

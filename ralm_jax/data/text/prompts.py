@@ -9,42 +9,16 @@ the index and their order with the reading.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-import pathlib
 import re
-from typing import Any, Protocol, runtime_checkable
 
 from ralm_jax.data.text import words
+from ralm_jax.data.text.decoder_vocabulary import DecoderVocabulary
 from ralm_jax.data.text_config import TextConfig
 
 _MARKERS = 'Q7mark{}Q7'  # What no template writes, and none changes.
-
-
-@runtime_checkable
-class PromptVocabulary(Protocol):
-  """What prompts need of a vocabulary; `DecoderVocabulary` is one."""
-
-  path: pathlib.Path
-  bos_id: int | None
-  eos_id: int
-  end_ids: tuple[int, ...]
-
-  def encode_segment(self, text: str, special: bool = False) -> list[int]:
-    """Ids as they stand inside a prompt; names of special tokens become theirs if `special`."""
-
-  def encode_segment_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """`encode_segment` of every text."""
-
-  def stop_ids(self, stop_string: str) -> Iterable[int]:
-    """All ids whose text contains a stop string."""
-
-  def decode(self, ids: Iterable[int]) -> str:
-    """Text of ids, without special tokens."""
-
-  def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False) -> str:
-    """A conversation by the chat template; ValueError where there is none or it fails."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +40,7 @@ class PromptFormat:
   """
 
   text: TextConfig
-  vocabulary: PromptVocabulary
+  vocabulary: DecoderVocabulary
 
   def __post_init__(self):
     for field in ('question_format', 'target_format'):

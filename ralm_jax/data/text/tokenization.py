@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
-from typing import Any
 
 import numpy as np
 
 from ralm_jax.data.batches import QueryBatch
 from ralm_jax.data.ragged import RaggedTokens
-from ralm_jax.data.text.prompts import PromptFormat, PromptVocabulary
+from ralm_jax.data.text.decoder_vocabulary import DecoderVocabulary
+from ralm_jax.data.text.prompts import PromptFormat
 from ralm_jax.data.text.reader_texts import ReaderSide, ReaderTexts
 from ralm_jax.data.text.vocabularies import Vocabulary
 from ralm_jax.data.text_config import TextConfig
@@ -29,9 +29,13 @@ class QueryTokenizer:
   reader: ReaderSide = dataclasses.field(init=False, repr=False, compare=False)
 
   def __post_init__(self):
-    vocabulary: Any = self.reader_vocabulary
-    kind = PromptFormat if isinstance(vocabulary, PromptVocabulary) else ReaderTexts
-    object.__setattr__(self, 'reader', kind(self.text, vocabulary))
+    vocabulary = self.reader_vocabulary
+    reader: ReaderSide
+    if isinstance(vocabulary, DecoderVocabulary):
+      reader = PromptFormat(self.text, vocabulary)
+    else:
+      reader = ReaderTexts(self.text, vocabulary)
+    object.__setattr__(self, 'reader', reader)
 
   @property
   def prompts(self) -> PromptFormat | None:
