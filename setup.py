@@ -36,7 +36,7 @@ REQUIRES = [
   'sacrebleu>=2.4',
   'tqdm>=4.66',
   'huggingface_hub>=1.0',
-  'jinja2>=3.1',  # chat templates, in its sandbox
+  'jinja2>=3.1.6',  # chat templates; older sandboxes have holes
   'gguf>=0.17',
 ]
 TEST = [

@@ -138,7 +138,7 @@ _LAST = {  # Those that end it.
   'gemma3': ['<start_of_turn>', '<end_of_turn>'],
 }
 _LAST['qwen3'] = _LAST['qwen2']
-_CONFIGS = {
+CONFIGS = {
   'llama2': dict(
     tokenizer_class='LlamaTokenizer',
     bos_token='<s>',
@@ -179,7 +179,7 @@ _CONFIGS = {
     add_eos_token=False,
   ),
 }
-_CONFIGS |= {'mistral': _CONFIGS['llama2'] | {'legacy': True}, 'qwen3': _CONFIGS['qwen2']}
+CONFIGS |= {'mistral': CONFIGS['llama2'] | {'legacy': True}, 'qwen3': CONFIGS['qwen2']}
 # Names of ends, in the order of the published generation_config.json.
 _ENDS = {
   'llama3': ['<|end_of_text|>', '<|eom_id|>', '<|eot_id|>'],
@@ -204,7 +204,7 @@ def write(folder: pathlib.Path, family: str, texts: tuple[str, ...] = (), size: 
   ids = tokenizers.Tokenizer.from_str(trained).token_to_id
   ends = _ENDS[family]
   files = {
-    'tokenizer_config.json': _CONFIGS[family] | {'chat_template': TEMPLATES[family]},
+    'tokenizer_config.json': CONFIGS[family] | {'chat_template': TEMPLATES[family]},
     'generation_config.json': {
       'eos_token_id': ids(ends) if isinstance(ends, str) else [ids(name) for name in ends]
     },
@@ -285,7 +285,7 @@ def _byte_level(made: tokenizers.Tokenizer, family: str) -> None:
 
 def _frame(made: tokenizers.Tokenizer, family: str) -> None:
   if family in SENTENCE_PIECE or family == 'llama3':
-    bos = _CONFIGS[family]['bos_token']
+    bos = CONFIGS[family]['bos_token']
     made.post_processor = processors.TemplateProcessing(
       single=f'{bos} $A',
       pair=f'{bos} $A {bos}:1 $B:1',

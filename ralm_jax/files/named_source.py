@@ -36,14 +36,15 @@ _WEIGHTS = (
   re.compile(rf'(.*/)?model{_PART}\.safetensors(\.index\.json)?'),
   re.compile(rf'(.*/)?pytorch_model{_PART}\.bin(\.index\.json)?'),
 )
-VOCABULARY = ('spiece.model', 'tokenizer.json', 'vocab.txt', 'vocab.json')
+VOCABULARY = ('spiece.model', 'tokenizer.json', 'tokenizer.model', 'vocab.txt', 'vocab.json')
 # Beside weights: configurations, vocabularies, chat templates, in any folder but other formats'.
 _SMALL = re.compile(
   r'(?!(onnx|openvino|coreml|original)/)(.*/)?'
-  r'([\w-]+\.json|spiece\.model|vocab\.txt|merges\.txt|[\w-]+\.jinja)'
+  r'([\w-]+\.json|(spiece|tokenizer)\.model|vocab\.txt|merges\.txt|[\w-]+\.jinja)'
 )
 _BESIDE_VOCABULARY = re.compile(
-  r'spiece\.model|vocab\.(txt|json)|merges\.txt|[\w-]*token[\w-]*\.json|config\.json|[\w-]+\.jinja'
+  r'(spiece|tokenizer)\.model|vocab\.(txt|json)|merges\.txt|[\w-]*token[\w-]*\.json|'
+  r'(generation_)?config\.json|[\w-]+\.jinja'
 )
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import pathlib
 from typing import Any
 
+from ralm_jax.data.text import sentence_piece_bpe
 from ralm_jax.data.text.decoder_vocabulary import DecoderVocabulary
+from ralm_jax.data.text.sentence_piece_bpe import Pieces
 from ralm_jax.data.text.tokenizer_parts import TokenizerParts
 from ralm_jax.interop.files.gguf_file import GgufFile
 
 Json = dict[str, Any]
-
-# Values of tokenizer.ggml.token_type.
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
-_METASPACE = '\u2581'
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r'[^\r\n\p{L}\p{N}]?\p{L}+'
@@ -31,7 +29,8 @@ _SPLITS: dict[str, str | None] = {
   'qwen2': rf'{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}',
   'tekken': rf'{_LETTERS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+',
 }
-_WHOLE_WORDS_FIRST = ('llama-bpe', 'llama3', 'tekken')
+# Of these, words that are tokens are not merged, and texts begin with the bos token.
+_LLAMA3 = ('llama-bpe', 'llama3', 'tekken')
 
 
 def vocabulary(file: GgufFile) -> DecoderVocabulary:
@@ -51,13 +50,6 @@ def vocabulary(file: GgufFile) -> DecoderVocabulary:
       'name a tokenizer.json with --reader_vocabulary.'
     )
   content = makers[model](raw, where, tokens, kinds)
-  content['added_tokens'] = [
-    {'id': i, 'content': token, 'special': kind != _USER_DEFINED, 'normalized': model == 'llama'}
-    if kind == _USER_DEFINED
-    else {'id': i, 'content': token, 'special': True}
-    for i, (token, kind) in enumerate(zip(tokens, kinds))
-    if kind in (_CONTROL, _USER_DEFINED, _UNKNOWN)
-  ]
   named: Json = {}
   for role, theirs in (('bos', 'bos'), ('eos', 'eos'), ('unk', 'unknown'), ('pad', 'padding')):
     i = get(f'{theirs}_token_id')
@@ -66,7 +58,7 @@ def vocabulary(file: GgufFile) -> DecoderVocabulary:
   config = {
     **named,
     # llama.cpp's own choice where the file does not say.
-    'add_bos_token': bool(get('add_bos_token', model == 'llama')),
+    'add_bos_token': bool(get('add_bos_token', model == 'llama' or get('pre') in _LLAMA3)),
     'chat_template': raw.get('tokenizer.chat_template'),
   }
   ends = [get(f'{name}_token_id') for name in ('eos', 'eot', 'eom')]
@@ -77,7 +69,6 @@ def vocabulary(file: GgufFile) -> DecoderVocabulary:
 
 def _byte_level(raw: Json, where: str, tokens: Sequence[str], kinds: Sequence[int]) -> Json:
   """GPT-2's kind: texts are split, then bytes are merged."""
-  del kinds
   name = raw.get('tokenizer.ggml.pre', 'default')
   if name not in _SPLITS:
     raise ValueError(
@@ -96,11 +87,12 @@ def _byte_level(raw: Json, where: str, tokens: Sequence[str], kinds: Sequence[in
     'normalizer': {'type': 'NFC'} if name == 'qwen2' else None,
     'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': steps},
     'decoder': {**byte_level, 'use_regex': True},
-    'model': _bpe(
+    'model': sentence_piece_bpe.bpe_json(
       {token: i for i, token in enumerate(tokens)},
       [merge.split(' ') for merge in raw.get('tokenizer.ggml.merges') or ()],
-      ignore_merges=name in _WHOLE_WORDS_FIRST,
+      ignore_merges=name in _LLAMA3,
     ),
+    'added_tokens': sentence_piece_bpe.added_tokens(tokens, kinds, normalized=False),
   }
 
 
@@ -109,57 +101,5 @@ def _sentence_piece(raw: Json, where: str, tokens: Sequence[str], kinds: Sequenc
   scores = raw.get('tokenizer.ggml.scores')
   if not isinstance(scores, list) or len(scores) != len(tokens):
     raise ValueError(f'{where}: tokenizer.ggml.scores are not one for each of the tokens.')
-  special = (_UNKNOWN, _CONTROL, _BYTE)
-  pieces = {
-    token: score for token, score, kind in zip(tokens, scores, kinds) if kind not in special
-  }
-  space = {'type': 'Replace', 'pattern': {'String': ' '}, 'content': _METASPACE}
-  steps: list[Json] = [space]
-  strip: list[Json] = []
-  if raw.get('tokenizer.ggml.add_space_prefix', True):
-    steps.insert(0, {'type': 'Prepend', 'prepend': _METASPACE})
-    strip = [{'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0}]
-  back = {'type': 'Replace', 'pattern': {'String': _METASPACE}, 'content': ' '}
-  unknown = next((token for token, kind in zip(tokens, kinds) if kind == _UNKNOWN), None)
-  return {
-    'normalizer': {'type': 'Sequence', 'normalizers': steps},
-    'pre_tokenizer': None,
-    'decoder': {
-      'type': 'Sequence',
-      'decoders': [back, {'type': 'ByteFallback'}, {'type': 'Fuse'}, *strip],
-    },
-    'model': _bpe(
-      {token: i for i, token in enumerate(tokens)},
-      _merges(pieces, {token: i for i, token in enumerate(tokens)}),
-      unk_token=unknown,
-      fuse_unk=True,
-      byte_fallback=True,
-    ),
-  }
-
-
-def _bpe(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], **changes: Any) -> Json:
-  return {
-    'type': 'BPE',
-    'dropout': None,
-    'unk_token': None,
-    'continuing_subword_prefix': '',
-    'end_of_word_suffix': '',
-    'fuse_unk': False,
-    'byte_fallback': False,
-    'ignore_merges': False,
-    'vocab': dict(vocab),
-    'merges': [list(merge) for merge in merges],
-    **changes,
-  }
-
-
-def _merges(pieces: Mapping[str, float], ids: Mapping[str, int]) -> list[tuple[str, str]]:
-  """Every way to make a piece of two others, likeliest pieces first, as SentencePiece merges."""
-  found = []
-  for piece, score in pieces.items():
-    for at in range(1, len(piece)):
-      first, second = piece[:at], piece[at:]
-      if first in pieces and second in pieces:
-        found.append((-score, ids[piece], ids[first], ids[second], first, second))
-  return [(first, second) for *_, first, second in sorted(found)]
+  dummy_prefix = bool(raw.get('tokenizer.ggml.add_space_prefix', True))
+  return sentence_piece_bpe.tokenizer_json(Pieces(tokens, scores, kinds), dummy_prefix)

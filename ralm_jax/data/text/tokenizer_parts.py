@@ -40,12 +40,15 @@ class TokenizerParts:
     return cls.beside(content, path)
 
   @classmethod
-  def beside(cls, content: dict[str, Any], path: pathlib.Path) -> TokenizerParts:
-    """Of a `tokenizer.json`'s content, with what lies beside `path`."""
+  def beside(
+    cls, content: dict[str, Any], path: pathlib.Path, defaults: Mapping[str, Any] = {}
+  ) -> TokenizerParts:
+    """Of a `tokenizer.json`'s content, with what lies beside `path`, or else `defaults`."""
     if OWN in content:
       own = content.pop(OWN)
       return cls.of(content, own['config'], own['generation'], path)
     config = {
+      **defaults,
       **_read_beside(path, 'special_tokens_map.json'),
       **_read_beside(path, 'tokenizer_config.json'),
     }

@@ -7,7 +7,8 @@ Every vocabulary here *splits at whitespace*: `encode(a + ' ' + b)` equals `enco
 Passages are therefore tokenised once, and reader inputs are put together from ids instead of being
 tokenised again every step. A file for which this does not hold is refused. Where the first word of
 a text has ids of its own (BPE), `encode_start` gives those; the property is that of `encode`, and
-`encode_start(a + ' ' + b)` is `encode_start(a) + encode(b)`.
+`encode_start(a + ' ' + b)` is `encode_start(a) + encode(b)`. A decoder-only reader's keeps all
+whitespace, so that this holds between words alone; its prompts are made of segments.
 """
 
 import codecs
@@ -20,10 +21,11 @@ from typing import Any
 
 import sentencepiece
 
-from ralm_jax.data.text import base_vocabulary
+from ralm_jax.data.text import base_vocabulary, sentence_piece_bpe
 from ralm_jax.data.text.base_vocabulary import Path, SentinelVocabulary, Vocabulary
 from ralm_jax.data.text.byte_pair_vocabulary import BytePairVocabulary
 from ralm_jax.data.text.decoder_vocabulary import DecoderVocabulary
+from ralm_jax.data.text.tokenizer_parts import TokenizerParts
 from ralm_jax.data.text.unigram_vocabulary import UnigramVocabulary
 from ralm_jax.data.text.word_piece_vocabulary import WordPieceVocabulary
 from ralm_jax.files import byte_streams, named_source
@@ -143,9 +145,9 @@ def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary
   """Reads a vocabulary, told by content; what is a vocabulary already is returned.
 
   It may be named in all ways of `files/named_source.py`. A file is a SentencePiece model
-  (`*.model`), which gets `extra_ids` sentinels, a BERT `vocab.txt` (with `tokenizer_config.json`
-  beside it), a `tokenizer.json` of WordPiece, Unigram or byte-level BPE, or that BPE's `vocab.json`
-  with `merges.txt` beside it.
+  (`*.model`), which gets `extra_ids` sentinels or is of a decoder-only reader, a BERT `vocab.txt`
+  (with `tokenizer_config.json` beside it), a `tokenizer.json` of WordPiece, Unigram or BPE (BART's,
+  or a decoder-only reader's), or BART's `vocab.json` with `merges.txt` beside it.
 
   Raises:
     FileNotFoundError: as `named_source.locate`.
@@ -159,7 +161,8 @@ def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary
   content = base_vocabulary.read_file(path)
   # A SentencePiece model is a protocol buffer whose first field is a piece.
   if content[:1] == b'\x0a':
-    return _with_sentinels(path, extra_ids)
+    decoder = sentence_piece_bpe.read_model(path, content)
+    return _with_sentinels(path, extra_ids) if decoder is None else DecoderVocabulary(decoder)
   if content.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b'{':
     parts = base_vocabulary.read_json(path)
     model = parts.get('model')
@@ -167,7 +170,7 @@ def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary
     if kind in _OF_JSON:
       return _OF_JSON[kind](path)
     if kind in ('BPE', None) and _is_decoder(parts):
-      return DecoderVocabulary(path)
+      return DecoderVocabulary(TokenizerParts.beside(parts, path))
     if model is not None or '<s>' in parts:
       return BytePairVocabulary(path)
   elif b'[UNK]' in content:
