@@ -80,6 +80,8 @@ class TokenizerParts:
       if isinstance(kept.get('chat_template'), list):  # Several, by their names.
         named = {entry['name']: entry['template'] for entry in kept.pop('chat_template')}
         kept |= {'chat_template': named['default']} if 'default' in named else {}
+      if not isinstance(kept.get('chat_template', ''), str):
+        raise TypeError(f'chat_template is {kept["chat_template"]!r:.60}')
       return cls(_canonical(content, config), kept, dict(generation), path)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       raise ValueError(
@@ -246,7 +248,10 @@ def _added_tokens(
 
 
 def _name(token: Any) -> str:
-  return token['content'] if isinstance(token, Mapping) else str(token)
+  name = token['content'] if isinstance(token, Mapping) else token
+  if not isinstance(name, str):
+    raise TypeError(f'a special token is {name!r:.60}')
+  return name
 
 
 def _ids(found: Any) -> list[int]:
