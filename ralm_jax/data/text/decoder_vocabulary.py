@@ -82,6 +82,10 @@ class DecoderVocabulary(Vocabulary):
     except Exception as error:  # The library raises nothing more specific.
       raise ValueError(f'{self.path}: not a tokenizer.json: {error}') from error
 
+  def __reduce__(self) -> tuple[Any, ...]:
+    """A pickled tokenizer would forget that names of special tokens are text."""
+    return type(self), (self._parts,)
+
   @functools.cached_property
   def _of_templates(self) -> tokenizers.Tokenizer:
     """A second one, since what is special is a setting that threads would share."""
@@ -207,14 +211,13 @@ class DecoderVocabulary(Vocabulary):
 
   def huggingface_files(self) -> dict[str, Any]:
     """JSON files of a folder from which transformers reads the same ids, roles and template."""
-    names = {
-      f'{role}_token': self.name_of(i) for role, i in (('eos', self.eos_id), ('pad', self.pad_id))
-    }
+    # A chat template may write the end that the folder names, which need not be a turn's.
+    named = {'eos_token': self.name_of(self.eos_id), **self._parts.config}
     return {
       'tokenizer.json': self._parts.content,
       'tokenizer_config.json': {
-        **self._parts.config,
-        **names,
+        **named,
+        'pad_token': self.name_of(self.pad_id),
         'tokenizer_class': 'PreTrainedTokenizerFast',
         'add_bos_token': self.bos_id is not None,
         'clean_up_tokenization_spaces': False,

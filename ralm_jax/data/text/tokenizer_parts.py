@@ -93,17 +93,13 @@ class TokenizerParts:
     """Raises ValueError where nothing says which token ends a text."""
     ids = {role: tokenizer.token_to_id(name) for role, name in self.names().items()}
     end_ids = self._ends(tokenizer, ids.get('eos_token'))
-    adds_bos = self.config.get('add_bos_token')
-    if adds_bos is None:
-      framed = tokenizer.encode('a').ids
-      adds_bos = (
-        framed[:1] == [ids.get('bos_token')]
-        and framed != tokenizer.encode('a', add_special_tokens=False).ids
-      )
+    bos_id = ids.get('bos_token') if self.config.get('add_bos_token') else None
+    if 'add_bos_token' not in self.config:  # Else the tokenizer's own frame tells.
+      framed, bare = (tokenizer.encode('a', add_special_tokens=s).ids for s in (True, False))
+      bos_id = framed[0] if len(framed) > len(bare) and framed[1 : 1 + len(bare)] == bare else None
     return TokenRoles(
-      eos_id=end_ids[0],
       pad_id=self._pad(tokenizer, ids, end_ids),
-      bos_id=ids.get('bos_token') if adds_bos else None,
+      bos_id=bos_id,
       unk_id=ids.get('unk_token'),
       end_ids=end_ids,
     )
@@ -172,11 +168,10 @@ class TokenizerParts:
 class TokenRoles:
   """Which tokens stand for what."""
 
-  eos_id: int
   pad_id: int
   bos_id: int | None  #: None where texts begin without one
   unk_id: int | None
-  end_ids: tuple[int, ...]  #: all that end an answer, `eos_id` first
+  end_ids: tuple[int, ...]  #: all that end an answer, the end of a turn first
 
 
 def special_tokens(tokenizer: tokenizers.Tokenizer) -> dict[int, tokenizers.AddedToken]:

@@ -1,6 +1,8 @@
 """Vocabularies of decoder-only readers: ids of transformers, exact text, special tokens."""
 
+import copy
 import json
+import pickle
 import unicodedata
 
 import numpy as np
@@ -131,6 +133,15 @@ def test_one_saved_file_is_the_whole_folder(vocabulary, tmp_path):
   assert saved.special_names == vocabulary.special_names
 
 
+def test_copies_know_what_is_text(vocabulary):
+  name = vocabulary.name_of(vocabulary.eos_id)
+  for other in (pickle.loads(pickle.dumps(vocabulary)), copy.deepcopy(vocabulary)):
+    assert other.fingerprint == vocabulary.fingerprint
+    assert other.encode_segment(name) == vocabulary.encode_segment(name)
+    assert vocabulary.eos_id not in other.encode_segment(f'a {name} b')
+    assert vocabulary.eos_id in other.encode_segment(f'a {name} b', special=True)
+
+
 def test_stop_ids(vocabulary):
   for stop in ('\n', '.', 'of', '東'):
     expected = [i for i in range(vocabulary.vocab_size) if stop in vocabulary.decode([i])]
@@ -155,7 +166,7 @@ def test_transformers_reads_what_is_exported(vocabulary, family, tmp_path):
     found = theirs(text, split_special_tokens=True).input_ids
     # Nothing else is framed by transformers than a text that is there.
     assert found == [*vocabulary.reader_prefix, *vocabulary.encode_start(text)], text
-  assert theirs.pad_token_id == vocabulary.pad_id and theirs.eos_token_id == vocabulary.eos_id
+  assert theirs.pad_token_id == vocabulary.pad_id and theirs.eos_token_id in vocabulary.end_ids
   assert theirs.chat_template == vocabulary.chat_template
   assert ours.end_ids == vocabulary.end_ids and ours.bos_id == vocabulary.bos_id
   assert ours.encode_start_batch(HARD) == vocabulary.encode_start_batch(HARD)
@@ -196,6 +207,10 @@ def test_nothing_says_what_ends_a_text(tmp_path):
       file.unlink()
   with pytest.raises(ValueError, match='nothing says which token ends a text; put tokenizer_co'):
     vocabularies.load_vocabulary(path)
+  (tmp_path / 'config.json').write_text('{"eos_token_id": 890, "pad_token_id": -1}')
+  vocabulary = vocabularies.load_vocabulary(path)
+  assert vocabulary.end_ids == (890,) and vocabulary.pad_id != 890
+  assert vocabulary.name_of(vocabulary.bos_id) == '<|begin_of_text|>'  # As it frames texts itself.
 
 
 def test_a_special_token_that_text_makes_is_refused(tmp_path):
