@@ -154,8 +154,8 @@ def _seen(
 
 
 def _norms(
-  probabilities: Sequence[Float[Array, 'contexts kv r group t n']],
-  values: Sequence[Float[Array, 'contexts n kv e']],
+  probabilities: Sequence[Float[Array, '_ _ _ _ t _']],
+  values: Sequence[Float[Array, '_ _ _ e']],
   weights: Shaped[Array, 'rows t'],
 ) -> Float[Array, 'rows keys']:
   norms = []
