@@ -94,6 +94,21 @@ def test_gradients(name):
     np.testing.assert_allclose(actual[path], value, atol=1e-4, rtol=1e-3, err_msg=path)
 
 
+@pytest.mark.parametrize('scan', [False, True])
+def test_bfloat16(scan):
+  """Within its rounding of float32, which logits are in."""
+  (exact, params), (model, _) = (
+    model_and_params('gemma3', scan_layers=scan, dtype=dtype) for dtype in ('float32', 'bfloat16')
+  )
+  tokens, mask = batch(lengths=(6, 6))
+  expected, _ = read(exact, params, tokens, mask)
+  actual, context = read(model, params, tokens, mask)
+  assert actual.dtype == jnp.float32
+  assert {leaf.dtype for leaf in jax.tree.leaves(context.layers)} == {jnp.dtype('bfloat16')}
+  error = np.abs(actual - expected)
+  assert 1e-4 < np.mean(error) < 0.05 * np.std(expected)
+
+
 def model_and_params(name, **changes):
   config = FAMILIES[name].config(**changes)
   model = DecoderLM(config)
