@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from ralm_jax.models import attention, decoder_stack, fid, layers
 from ralm_jax.models.fid import PassageReader, ReaderConfig
 
 
+@runtime_checkable
 class Passes(Protocol):
   """What gold scores ask of a reader; `GoldPasses` has the words for it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from ralm_jax.models.generation import CachedReader, Generation, Prefix
 ReaderStepper = CachedReader | DecoderStepper
 
 
+@runtime_checkable
 class Passages(Protocol):
   """What answers are decoded from."""
 

@@ -45,6 +45,8 @@ def check(model, **options):
   arrays = texts('reader', B, K, S) | texts('target', B, T) | texts('query', B, 4)
   arrays |= texts('retriever', B, K, P) | {'passage_mask': of((B, K), jnp.bool_)}
   arrays |= {'prefix_tokens': of((B, 3), jnp.int32), 'prefix_lengths': of((B,), jnp.int32)}
+  if isinstance(model.reader_config, DecoderConfig):
+    arrays |= texts('head', B, 3) | texts('tail', B, 4)
   jax.eval_shape(run, params, arrays, of((), jnp.bool_))
 
 
@@ -84,6 +86,21 @@ def main():
   )
   check(make(t5, reading='rag_sequence', gold_score='none', gold_chunk=2))
   check(make(bart, reading='rag_token', gold_score='none'))
+  decoder = DecoderConfig(
+    **SIZES,
+    num_kv_heads=1,
+    head_dim=8,
+    num_decoder_layers=1,
+    mlp_dim=24,
+    window=4,
+    query_key_norm=True,
+    post_norms=True,
+    scan_layers=True,
+    remat_policy='dots',
+    dropout_rate=0.1,
+  )
+  check(make(decoder, reading='in_context', gold_score='leave_one_out'))
+  check(make(decoder, reading='parallel'))
   rows = jnp.ones((3, 8))
   contrastive.in_batch_contrastive(rows, rows, temperature=1.0, symmetric=True)
   try:
@@ -104,5 +121,6 @@ if __name__ == '__main__':
     from ralm_jax.models.bart import BartConfig
     from ralm_jax.models.bert import BertConfig
     from ralm_jax.models.choices import ChoiceTokens
+    from ralm_jax.models.decoder_config import DecoderConfig
     from ralm_jax.models.t5 import T5Config
   main()
