@@ -7,6 +7,8 @@ __version__ = '0.1.0'
 _NOUNS = {
   'BartConfig': 'models.bart',
   'BertConfig': 'models.bert',
+  'DecoderConfig': 'models.decoder_config',
+  'DecoderLM': 'models.decoder_lm',
   'DualEncoder': 'models.dual_encoder',
   'Evaluator': 'evaluation.evaluator',
   'FusionInDecoder': 'models.fid',

@@ -86,8 +86,8 @@ _WITHOUT_EFFECT = frozenset(
   attention_probs_dropout_prob hidden_dropout_prob dropout_rate encoder_layerdrop
   decoder_layerdrop n_positions num_hidden_layers is_gated_act dense_act_fn directionality
   pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head
-  pooler_type pretraining_tp is_llama_config transformers.js_config image_token_index
-  boi_token_index eoi_token_index""".split()
+  pooler_type cache_implementation pretraining_tp is_llama_config transformers.js_config
+  image_token_index boi_token_index eoi_token_index""".split()
 )
 # How answers are made, which a command says here, and what transformers does of itself.
 _DECODING: Json = {

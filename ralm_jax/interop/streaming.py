@@ -79,7 +79,7 @@ class LazyParameterHandler(ocp.type_handlers.NumpyHandler):
         spec = tensorstore.Spec(tspec)
         store = await tensorstore.open(spec, create=True, open=True, context=ts_context)
         for index, piece in value.pieces():
-          target = store[index] if index else store
+          target: Any = store[index] if index else store
           if not piece.ndim:
             await target.write(piece)
             continue

@@ -39,8 +39,11 @@ def test_every_leaf_is_where_it_belongs(family, tmp_path):
   peer.save_pretrained(tmp_path)
   _, params = huggingface.load_decoder(tmp_path)
   _equal(params, folders.decoder_leaves(peer))
-  # A file of a folder names the same.
+  # A file of a folder names the same, and a shard its whole.
   _equal(huggingface.load_decoder(tmp_path / 'model.safetensors')[1], folders.decoder_leaves(peer))
+  peer.save_pretrained(tmp_path / 'sharded', max_shard_size='9KB')
+  shard = next((tmp_path / 'sharded').glob('*-of-*.safetensors'))
+  _equal(huggingface.load_decoder(shard)[1], folders.decoder_leaves(peer))
 
 
 _BASE = dict(
@@ -129,6 +132,91 @@ def test_what_a_config_leaves_out_is_as_in_its_class():
     whole = getattr(transformers, name)(**raw).to_dict()
     read = lambda raw: huggingface_decoder.decoder_config(raw, 'c', tied=False)
     assert read({'model_type': family} | raw) == read(whole), family
+
+
+def _said(text):
+  return json.loads('{' + text + '}')
+
+
+# As they were released, in what is special about each.
+RELEASED = {
+  'SmolLM2-135M-Instruct': _said(
+    """"architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+    "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 576,
+    "initializer_range": 0.041666, "intermediate_size": 1536, "is_llama_config": true,
+    "max_position_embeddings": 8192, "mlp_bias": false, "model_type": "llama",
+    "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
+    "pad_token_id": 2, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_interleaved": false,
+    "rope_scaling": null, "rope_theta": 100000, "tie_word_embeddings": true,
+    "torch_dtype": "bfloat16", "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    "transformers_version": "4.42.3", "use_cache": true, "vocab_size": 49152"""
+  ),
+  'Llama-3.2-1B-Instruct': _said(
+    """"architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+    "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "head_dim": 64,
+    "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+    "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": false,
+    "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 16,
+    "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+    "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192, "rope_type": "llama3"}, "rope_theta": 500000.0,
+    "tie_word_embeddings": true, "torch_dtype": "bfloat16", "transformers_version": "4.45.0.dev0",
+    "use_cache": true, "vocab_size": 128256"""
+  ),
+  'Mistral-7B-v0.1': _said(
+    """"architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+    "intermediate_size": 14336, "max_position_embeddings": 32768, "model_type": "mistral",
+    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096,
+    "tie_word_embeddings": false, "torch_dtype": "bfloat16", "vocab_size": 32000"""
+  ),
+  'Qwen2.5-0.5B-Instruct': _said(
+    """"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+    "eos_token_id": 151645, "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02,
+    "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 21,
+    "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 24,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+    "sliding_window": 32768, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+    "use_cache": true, "use_sliding_window": false, "vocab_size": 151936"""
+  ),
+  'Qwen3-0.6B': _said(
+    """"architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+    "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
+    "hidden_size": 1024, "initializer_range": 0.02, "intermediate_size": 3072,
+    "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3",
+    "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 1000000, "sliding_window": null,
+    "tie_word_embeddings": true, "torch_dtype": "bfloat16", "use_sliding_window": false,
+    "vocab_size": 151936"""
+  ),
+  'gemma-3-1b-it': _said(
+    """"architectures": ["Gemma3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+    "attn_logit_softcapping": null, "bos_token_id": 2, "cache_implementation": "hybrid",
+    "eos_token_id": [1, 106], "final_logit_softcapping": null, "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "initializer_range": 0.02,
+    "intermediate_size": 6912, "max_position_embeddings": 32768, "model_type": "gemma3_text",
+    "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 1,
+    "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000, "rope_scaling": null, "rope_theta": 1000000,
+    "sliding_window": 512, "sliding_window_pattern": 6, "torch_dtype": "bfloat16",
+    "use_cache": true, "vocab_size": 262144"""
+  ),
+}
+
+
+@pytest.mark.parametrize('name', list(RELEASED))
+def test_released_configurations_are_known_and_read_as_transformers_does(name):
+  raw = RELEASED[name]
+  family = raw['model_type']
+  assert config_audit.check(raw, 'c', family) == []
+  class_name = huggingface_decoder.CLASSES[family] + ('Text' if family == 'gemma3_text' else '')
+  fifth = getattr(transformers, f'{class_name}Config')(**raw).to_dict()
+  assert config_audit.check(fifth, 'c', family) == []
+  read = lambda raw: huggingface_decoder.decoder_config(raw, 'c', tied=True)
+  assert read(raw) == read(fifth)
+  # And written in the words of the fifth.
+  assert read(huggingface_decoder.decoder_json(read(raw))) == read(raw)
 
 
 def test_a_text_part_of_gemma_3(tmp_path):
