@@ -54,9 +54,10 @@ class PassageSource(Protocol):
     """Those of each that a corpus has, of a long one's parts those that hold an answer first."""
 
 
-def _assembler_of(spec: Specification, store: PassageStore | None) -> Assembler:
-  # Several processes compile one program for all.
-  return prompt_assembler.assembler_of(spec, store, compact=jax.process_count() == 1)
+def _assembler_of(spec: Specification, store: PassageStore | None, size: int) -> Assembler:
+  # Several processes compile one program for all, and so do single questions one after another.
+  compact = jax.process_count() == 1 and size > jax.device_count()
+  return prompt_assembler.assembler_of(spec, store, compact=compact)
 
 
 class NoPassages:
@@ -66,7 +67,7 @@ class NoPassages:
   store = None
 
   def __init__(self, spec: Specification, size: int):
-    self.assembler = _assembler_of(spec, None)
+    self.assembler = _assembler_of(spec, None, size)
     self._size = size
 
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:
@@ -104,7 +105,7 @@ class PassagesOfFile:
     tokenizer = self._spec.tokenizer
     store = FilePassages(passages, tokenizer.reader_vocabulary, tokenizer.retriever_vocabulary)
     self.store = cast(Any, store)  # It stands in for a PassageStore.
-    self.assembler = _assembler_of(self._spec, self.store)
+    self.assembler = _assembler_of(self._spec, self.store, self._size)
 
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:
     """The first passages of each question."""
@@ -168,7 +169,7 @@ class PassagesOfIndex:
 
   def _use(self, store: PassageStore) -> None:
     """Has rows mean this corpus; ValueError if it was tokenised with other vocabularies."""
-    self.assembler, self.store = _assembler_of(self._spec, store), store
+    self.assembler, self.store = _assembler_of(self._spec, store, self._size), store
     self._rows_of = RowsOfIds(store)
 
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:

@@ -111,10 +111,17 @@ class DecoderStepper:
     prompt = decoder_cache.make_room(config, prompt, length)
     if first < length:
 
+      def read_on(logits, prompt, offset, tokens, mask):
+        logits, read = self._read(tokens, mask, (prompt,), logits=1, lengths=lengths)
+        return logits, decoder_cache.append(config, prompt, read, offset)
+
       def fill(carry, part):
-        _, prompt, offset = carry
-        logits, read = self._read(part[0], part[1], (prompt,), logits=1, lengths=lengths)
-        return (logits, decoder_cache.append(config, prompt, read, offset), offset + chunk), None
+        # Where all prompts are short, whole chunks are padding, which takes no time.
+        logits, prompt, offset = carry
+        logits, prompt = jax.lax.cond(
+          jnp.any(part[1]), read_on, lambda *held: held[:2], logits, prompt, offset, *part
+        )
+        return (logits, prompt, offset + chunk), None
 
       parts = [
         jnp.swapaxes(array[:, first:].reshape(rows, -1, chunk), 0, 1) for array in (tokens, mask)
