@@ -43,7 +43,14 @@ from retrieval_service.options import IndexOptions
 _FORMAT = 1
 _FILE = 'workspace.json'
 # Raised where conversions or corpora of before would no longer be made so.
-_MADE_BY = 2
+_MADE_BY = 1
+#: Fields of `TextConfig` for readers that were trained to converse: without demonstrations their
+#: answers are better so.
+CHAT: dict[str, Any] = {
+  'prompt_style': 'chat',
+  'system_prompt': 'Answer in one short sentence from the context.',
+  'target_length': 64,
+}
 # Passages up to which an index is searched exactly in this program, and by lists without codes.
 _EXACT, _WITHOUT_CODES = 200_000, 2_000_000
 
@@ -56,7 +63,7 @@ class Ingredients:
   reader: str  #: the name of its weights
   retriever: str
   max_words: Count = 100  #: of a passage; longer ones are cut into equal parts
-  #: changes to the `TextConfig` that the weights come with
+  #: changes to the `TextConfig` that the weights come with, or to `CHAT`
   text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
@@ -94,6 +101,7 @@ class Workspace:
     self._weights = {side: self._checksum(_files_of(path)) for side, path in self._sources.items()}
     self._documents = self._checksum(self._files.named)
     place = os.path.realpath(ingredients.documents)
+    self._spec: Specification | None = None
     self._place = self.directory / 'documents' / f'{_slug(place)}-{_digest(place)}'
 
   def _checksum(self, files: Iterable[tuple[str, str]]) -> str:
@@ -109,9 +117,13 @@ class Workspace:
     return self.directory / 'models' / f'{names}-{_digest([_MADE_BY, self._weights])}'
 
   def _specification(self) -> Specification:
-    spec = Specification.load(self.model)
-    text = self._ingredients.text
-    return specification.with_text(spec, **text) if text else spec
+    """Of a model that is there; its vocabularies are loaded once."""
+    if self._spec is None:
+      spec, text = Specification.load(self.model), self._ingredients.text
+      if 'prompt_style' not in text:
+        text = {**_conversing(spec.tokenizer.reader_vocabulary), **text}
+      self._spec = specification.with_text(spec, **text) if text else spec
+    return self._spec
 
   @property
   def corpora(self) -> pathlib.Path:
@@ -222,6 +234,17 @@ class Workspace:
           shutil.rmtree(index, ignore_errors=True)
     # A lock that could not be had took the former one along.
     fcntl.flock(in_use, fcntl.LOCK_SH)
+
+
+def _conversing(reader: Any) -> dict[str, Any]:
+  """`CHAT` as far as the chat template of a reader's vocabulary has it."""
+  if getattr(reader, 'chat_template', None) is None:
+    return {}
+  try:
+    reader.chat([{'role': role, 'content': 'x'} for role in ('system', 'user')])
+  except ValueError:  # Mistral's has no system.
+    return {name: value for name, value in CHAT.items() if name != 'system_prompt'}
+  return CHAT
 
 
 def _fingerprints(corpus: pathlib.Path) -> list[str]:

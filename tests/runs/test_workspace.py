@@ -1,5 +1,6 @@
 """Answers over a folder of documents: what is built, what is kept, and what is built anew."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -8,14 +9,17 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from ralm_jax import cli
 from ralm_jax.files import checksums
 from ralm_jax.interop import convert
 from ralm_jax.retrieval.embedding import PassageEmbedder
+from ralm_jax.runs import asking
 from ralm_jax.runs.workspace import Ingredients, Workspace
-from tests import tiny
+from tests import decoder_folders, tiny
+from tests.data.text import decoder_vocabularies
 from tests.interop import huggingface_folders
 
 QUESTION = 'what is the colour of Bonel?'
@@ -353,6 +357,52 @@ def test_a_session(weights, documents, tmp_path, monkeypatch, capsys):
   assert cli.main(['ask', '--json', *(f'--{name}={flag}' for name, flag in flags.items())]) == 0
   answers = list(map(json.loads, capsys.readouterr().out.splitlines()))
   assert [answer['question'] for answer in answers] == [QUESTION, 'what is the colour of Almar?']
+
+
+@pytest.mark.parametrize(
+  'template, text, style, system',
+  [
+    (decoder_vocabularies.CHATML, {}, 'chat', 'Answer in one short sentence from the context.'),
+    (decoder_vocabularies.CHATML, {'system_prompt': 'Be brief.'}, 'chat', 'Be brief.'),
+    (decoder_vocabularies.CHATML, {'prompt_style': 'plain'}, 'plain', ''),
+    (decoder_folders.TEMPLATES['mistral'], {}, 'chat', ''),
+    (None, {}, 'plain', ''),
+  ],
+)
+def test_readers_that_converse_are_asked_so(
+  template, text, style, system, weights, documents, tmp_path
+):
+  decoder_vocabularies.write(tmp_path / 'reader', template)
+  fields = {'vocab_size': 400, 'max_position_embeddings': 1100}
+  huggingface_folders.decoder('smollm', **fields).save_pretrained(tmp_path / 'reader')
+  ingredients = Ingredients(
+    str(documents), str(tmp_path / 'reader'), str(weights / 'retriever0'), text=text
+  )
+  with Workspace(tmp_path / 'kept', ingredients).opened() as opened:
+    found = opened.checkpoint.spec.text
+    assert (found.prompt_style, found.system_prompt) == (style, system)
+    if template != decoder_vocabularies.CHATML or text:
+      return
+    with asking.open_session(
+      checkpoint=opened.checkpoint, source=opened.source, n_passages=3
+    ) as answer:
+      with _compiled() as programs:
+        first = answer(QUESTION)
+        assert len(first.passages) == 3 and isinstance(first.prediction, str)
+        programs.clear()
+        answer('where in the north is it, and what else does every visitor remember of it?')
+        assert not programs  # One program for questions and passages of any length.
+
+
+@contextlib.contextmanager
+def _compiled():
+  programs = []
+  listen = lambda name, *_, **__: programs.append(name) if 'backend_compile' in name else None
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield programs
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_ingredients_are_checked():
