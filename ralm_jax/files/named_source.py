@@ -178,6 +178,12 @@ class _Hub:
     )
 
 
+def hub_name(path: str) -> str | None:
+  """The hub's name of a model whose snapshot in a cache a path is; None for other paths."""
+  found = re.search(r'models--([^/]+)--([^/]+)/snapshots/', path.replace(os.sep, '/') + '/')
+  return f'{found[1]}/{found[2]}' if found else None
+
+
 def _reason(error: Exception, revision: str | None) -> str:
   """Why the hub gave nothing, as what a sentence says of it."""
   from huggingface_hub import errors

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import os
+import re
 from typing import Any
 
 from ralm_jax.data.text import templates
 from ralm_jax.data.text_config import TextConfig
+from ralm_jax.files import named_source
 from ralm_jax.interop import config_fields
 from ralm_jax.interop.files import weight_files
 
@@ -15,6 +17,15 @@ PathLike = str | os.PathLike[str]
 _CONFIG, _LENGTHS = 'config_sentence_transformers.json', 'sentence_bert_config.json'
 # What its encode_query and encode_document look for, in turn.
 _QUERY, _PASSAGE = ('query',), ('document', 'passage', 'corpus')
+# Prompts of models whose folders say none, by the name that a model was saved or fetched under, as
+# their cards have them. Those of no prompt stand here, too.
+_PROMPTS: dict[str, dict[str, str]] = {
+  r'(multilingual-)?e5-(small|base|large)(-v2)?': {'query': 'query: ', 'passage': 'passage: '},
+  r'bge-(small|base|large)-en(-v1\.5)?': {
+    'query': 'Represent this sentence for searching relevant passages: '
+  },
+  r'gte-(small|base|large)|contriever(-msmarco)?|(all-)?minilm-l\d+.*|multi-qa-.*': {},
+}
 
 
 def text(
@@ -25,6 +36,9 @@ def text(
   lines: list[str] = []
   where, raw = _read(directory, _CONFIG)
   prompts = config_fields.nested({'prompts': {}, **raw}, 'prompts', where)
+  if not prompts:
+    prompts, note = _prompts_by_name(directory, encoder)
+    lines += note
   named = raw.get('default_prompt_name')
   if named is not None and named not in prompts:
     raise ValueError(f'{where}: default_prompt_name is {named!r}, which is none of its prompts.')
@@ -59,6 +73,21 @@ def text(
         f'{TextConfig.query_length} (--text query_length={limit})'
       )
   return fields, lines
+
+
+def _prompts_by_name(directory: PathLike, encoder: PathLike) -> tuple[dict[str, str], list[str]]:
+  """Prompts of a model that its folder names, and a line on where they are from."""
+  saved = str(_read(encoder, 'config.json')[1].get('_name_or_path') or '')
+  for name in (saved, named_source.hub_name(os.fspath(directory)) or ''):
+    last = re.split(r'[/_]', name.rstrip('/'))[-1].lower()
+    for pattern, prompts in _PROMPTS.items():
+      if re.fullmatch(pattern, last):
+        said = ', '.join(f'{side} {prompt!r}' for side, prompt in prompts.items())
+        return prompts, [f'prompts of {last}, whose folder says none: {said}'] if said else []
+  return {}, [
+    'no prompt of its queries and passages is known; where its card has some: --text '
+    "query_prompt='query: ' retriever_format='passage: {title} {text}'"
+  ]
 
 
 def prompts(fields: Mapping[str, Any]) -> dict[str, str]:

@@ -64,6 +64,7 @@ def test_one_format_of_a_model_is_fetched(files, wanted, fetched, hub, locate):
   found = locate('org/model', **wanted)
   assert _files(found.path) == sorted(fetched) == sorted(set(hub.fetched))
   assert found.note == f'commit {commit} of the Hugging Face hub, in {found.path}'
+  assert named_source.hub_name(found.path) == 'org/model'
 
 
 def test_a_revision(hub, locate):

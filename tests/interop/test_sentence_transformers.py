@@ -154,6 +154,44 @@ def test_notes(said, note, sources, tmp_path):
   assert re.search(note, '; '.join(_part(sources, tmp_path, **said).notes))
 
 
+E5_FORMAT = 'passage: {title} {text}'
+BGE = 'Represent this sentence for searching relevant passages: '
+UNKNOWN = 'no prompt of its queries and passages is known; .* --text query_prompt='
+
+
+@pytest.mark.parametrize(
+  'name, query, passages, note',
+  [
+    ('intfloat/e5-base-v2', 'query: ', E5_FORMAT, "of e5-base-v2, whose folder says none: query '"),
+    ('/root/.cache/torch/sentence_transformers/BAAI_bge-small-en/', BGE, None, 'of bge-small-en'),
+    ('thenlper/gte-base', None, None, None),
+    ('nreimers/MiniLM-L6-H384-uncased', None, None, None),
+    ('tmp/', None, None, UNKNOWN),
+    (None, None, None, UNKNOWN),
+  ],
+)
+@pytest.mark.parametrize('fetched', [False, True], ids=['saved', 'fetched'])
+def test_prompts_of_models_known_by_name(name, query, passages, note, fetched, sources, tmp_path):
+  """By what config.json says, or by the hub's name in whose cache the folder lies."""
+  path = tmp_path / 'folder'
+  if fetched and name and name.count('/') == 1 and name[-1] != '/':
+    path = tmp_path / f'models--{name.replace("/", "--")}' / 'snapshots' / 'abc'
+  path = _folder(sources, path)
+  if path.name == 'folder':
+    config = json.loads((path / 'config.json').read_text()) | {'_name_or_path': name}
+    (path / 'config.json').write_text(json.dumps(config))
+  part = huggingface.open_sentence_transformer(path)
+  assert part.text.get('query_prompt') == query
+  assert part.text.get('retriever_format') == passages
+  assert part.text['query_format'] == '{question}'
+  told = '; '.join(part.notes)
+  assert re.search(note, told) if note else 'prompts of' not in told and 'is known' not in told
+  # What a folder says wins over what is known of its name.
+  said = {'prompts': {'query': 'find: '}}
+  (path / 'config_sentence_transformers.json').write_text(json.dumps(said))
+  assert huggingface.open_sentence_transformer(path).text['query_prompt'] == 'find: '
+
+
 @pytest.mark.parametrize(
   'said, message',
   [
