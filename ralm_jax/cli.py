@@ -82,7 +82,7 @@ def run(command: str) -> NoReturn:
 def _set_up_libraries() -> None:
   """Has libraries say little; before they are imported."""
   _log_to_stderr()
-  for noisy in ('orbax', 'jax', 'faiss'):
+  for noisy in ('orbax', 'jax', 'faiss', 'httpx', 'httpx2'):
     logging.getLogger(noisy).setLevel(logging.ERROR)
   # Orbax logs through it the traceback of every error that it raises, too.
   logging.getLogger('absl').setLevel(logging.CRITICAL)

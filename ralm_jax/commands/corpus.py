@@ -34,8 +34,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     )
   from ralm_jax.data.corpus import cut_text, passage_store
   from ralm_jax.data.text_config import TextConfig
+  from ralm_jax.interop import gguf_tokenizer
 
   formats, whose = TextConfig(), 'default lengths'
+  for side, name in vocabularies.items():
+    vocabularies[side] = name and gguf_tokenizer.load_vocabulary(name)
   if arguments.checkpoint is not None:
     from ralm_jax.checkpoints import store as checkpoints
     from ralm_jax.checkpoints.specification import Specification

@@ -248,7 +248,7 @@ def _drop_formats(gathered: Gathered, spec: Specification, fields: dict[str, Any
 def find_vocabulary(gathered: Gathered, module: str, path: str | None = None) -> Vocabulary | None:
   """The vocabulary of the reader or the retriever; None where none is found."""
   if path is not None:
-    return _in_gguf(path) or vocabularies.load_vocabulary(path)
+    return gguf_tokenizer.load_vocabulary(path)
   readers = {'reader': gathered.parts['reader']} if 'reader' in gathered.parts else {}
   for part in (readers if module == 'reader' else gathered.encoders).values():
     if part.vocabulary is not None:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import pathlib
 from typing import Any
 
-from ralm_jax.data.text import sentence_piece_bpe
+from ralm_jax.data.text import sentence_piece_bpe, vocabularies
+from ralm_jax.data.text.base_vocabulary import Vocabulary
 from ralm_jax.data.text.decoder_vocabulary import DecoderVocabulary
 from ralm_jax.data.text.sentence_piece_bpe import Pieces
 from ralm_jax.data.text.tokenizer_parts import TokenizerParts
+from ralm_jax.files import named_source
 from ralm_jax.interop.files.gguf_file import GgufFile
 
 Json = dict[str, Any]
@@ -31,6 +33,14 @@ _SPLITS: dict[str, str | None] = {
 }
 # Of these, words that are tokens are not merged, and texts begin with the bos token.
 _LLAMA3 = ('llama-bpe', 'llama3', 'tekken')
+
+
+def load_vocabulary(name: str) -> Vocabulary:
+  """A vocabulary by any name of `files/named_source.py`, that of a GGUF file, too."""
+  path = named_source.resolve(name, vocabulary=True)
+  if path.endswith(named_source.GGUF):
+    return vocabulary(GgufFile(path))
+  return vocabularies.load_vocabulary(path)
 
 
 def vocabulary(file: GgufFile) -> DecoderVocabulary:

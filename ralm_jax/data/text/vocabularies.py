@@ -176,6 +176,11 @@ def load_vocabulary(path: Path | Vocabulary, extra_ids: int = 100) -> Vocabulary
   elif b'[UNK]' in content:
     return WordPieceVocabulary(path)
   byte_streams.check_fetched(str(path))
+  if content[:4] == b'GGUF':
+    raise ValueError(
+      f'{path}: a GGUF file, whose vocabulary ralm convert and ralm corpus read; name the one that '
+      'they wrote, such as MODEL_DIR/vocabularies/reader.json'
+    )
   raise ValueError(
     f'{path}: neither a SentencePiece model (spiece.model) nor a BERT '
     'WordPiece vocabulary (vocab.txt, one piece a line, with [UNK]) nor a '
