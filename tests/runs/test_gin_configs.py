@@ -9,6 +9,7 @@ import sys
 import jax
 import pytest
 
+from ralm_jax.interop import part
 from ralm_jax.models.decoder_lm import DecoderLM
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -103,10 +104,13 @@ DECODERS = {
 
 @pytest.mark.parametrize('size', DECODERS)
 def test_sizes_of_decoder_only_readers(size):
-  config = _model(size).reader_config
+  model = _model(size)
+  config = model.reader_config
   text = jax.ShapeDtypeStruct((1, 4), 'int32')
   params = jax.eval_shape(DecoderLM(config).init, jax.random.key(0), text, text)
   assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == DECODERS[size]
+  # What `ralm convert` says of the retriever's scores.
+  assert part.COSINE_SCORES == {name: getattr(model, name) for name in part.COSINE_SCORES}
 
 
 def test_tiny_is_tiny():
