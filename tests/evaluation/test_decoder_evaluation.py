@@ -11,6 +11,7 @@ import pytest
 
 from ralm_jax.checkpoints import specification
 from ralm_jax.checkpoints.specification import Specification
+from ralm_jax.data.questions.file_passages import FilePassages
 from ralm_jax.data.questions.reading import Question
 from ralm_jax.data.questions.rows import FilePassage
 from ralm_jax.data.text import vocabularies
@@ -23,6 +24,7 @@ from ralm_jax.evaluation.demonstrations import Pool
 from ralm_jax.evaluation.evaluator import Evaluator
 from ralm_jax.evaluation.task import PassageOptions, ReadingOptions, ScoringOptions
 from ralm_jax.models import bert, decoder_config, retrieval_lm
+from ralm_jax.retrieval import prompt_assembler
 from ralm_jax.training.partitioning import Partitioner
 from tests import decoder_folders, tiny
 
@@ -254,3 +256,28 @@ def test_readings_that_a_reader_does_not_have(world):
   t5 = types.SimpleNamespace(tokenizer=types.SimpleNamespace(prompts=None), model=tiny.make_model())
   with pytest.raises(ValueError, match='leave --passage_order out'):
     specification.with_reading(t5, passage_order='best_first')
+
+
+def test_training_batches(world):
+  """What is left out of a prompt is not learnt from; the loss counts targets alone."""
+  tokenizer, asked = world.spec.tokenizer, questions()
+  passages = [passage for question in asked for passage in question.passages]
+  store = FilePassages(passages, tokenizer.reader_vocabulary, tokenizer.retriever_vocabulary)
+  rows = np.full((len(asked), 3), -1)
+  row = 0
+  for i, question in enumerate(asked):
+    rows[i, : len(question.passages)] = row + np.arange(len(question.passages))
+    row += len(question.passages)
+  queries = tokenizer.batch([q.question for q in asked], [q.answers[0] for q in asked])
+  whole = prompt_assembler.assembler_of(world.spec, store).reader_batch(queries, rows)
+  # Room for two of the three passages.
+  length = int((whole.reader_mask.sum((1, 2)) + whole.tail_mask.sum(-1)).max()) - 60
+  spec = specification.with_text(world.spec, prompt_length=length)
+  batch = prompt_assembler.assembler_of(spec, store).reader_batch(queries, rows)
+  assert 0 < batch.passage_mask.sum() < (rows >= 0).sum()
+  assert batch.prompt_length == length and batch.retriever_tokens.shape[:2] == rows.shape
+  found = jax.jit(lambda params, arrays: spec.model.loss_fn(params, arrays, None))(
+    world.params, jax.tree.map(jnp.asarray, batch)
+  )
+  assert found.reader.weight == sum(len(tokenizer.target(q.answers[0])) for q in asked)
+  assert np.isfinite(found.reader.total) and np.isfinite(found.retriever.total)
