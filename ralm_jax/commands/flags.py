@@ -154,6 +154,10 @@ _READING = {
     NUMBER,
     1,
   ),
+  'passage_cache_mib': _flag(
+    'MiB of passages kept as they have been read, with --reading parallel (default: none)', COUNT
+  ),
+  'passage_cache': _flag('a folder that keeps them (default: memory)', metavar='DIR'),
 }
 _OTHERS = {
   'checkpoint': _flag('MODEL_DIR (its newest), or a checkpoint_STEP in it', metavar='CKPT'),

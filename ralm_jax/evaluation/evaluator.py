@@ -20,9 +20,10 @@ from ralm_jax.evaluation import gathering, passage_sources, prediction_files, re
 from ralm_jax.evaluation.answering import AnswerOptions
 from ralm_jax.evaluation.demonstrations import Demonstrations, Pool
 from ralm_jax.evaluation.passage_sources import PassageSource
+from ralm_jax.evaluation.read_contexts import ReadContexts
 from ralm_jax.evaluation.records import Answer, AnsweredPassage
 from ralm_jax.evaluation.scores import retrieval
-from ralm_jax.evaluation.task import PassageOptions, ScoringOptions
+from ralm_jax.evaluation.task import PassageOptions, ReadingOptions, ScoringOptions
 from ralm_jax.files import progress as progress_lib
 from ralm_jax.losses.array_types import Bool, Float, Int
 from ralm_jax.models.prediction import Decoded
@@ -83,13 +84,14 @@ class Evaluator(Predictor):
     passages: PassageOptions = PassageOptions(),
     answering: AnswerOptions = AnswerOptions(),
     scoring: ScoringOptions = ScoringOptions(),
+    how_read: ReadingOptions = ReadingOptions(),
     shown: Pool | None = None,
   ):
     """The retriever finds `passages.depth` passages.
 
     There is none where they come from the questions' file, or the model is closed-book.
     `batch_size` is that of all processes together. Without metrics, scoring is of the family 'qa'.
-    Of `shown` demonstrations are chosen; there are none without.
+    Demonstrations are chosen of `shown`.
     """
     closed_book = spec.text.closed_book
     if scoring.retrieve_only and (closed_book or scoring.passage_effects or scoring.with_loss):
@@ -122,6 +124,7 @@ class Evaluator(Predictor):
     else:
       raise ValueError('The model reads passages; give an index (--index or --retrieval_address).')
     self.demonstrations = Demonstrations(shown, spec, partitioner, self.size) if shown else None
+    self._contexts = ReadContexts(spec, partitioner, how_read)
     self._answering = answering
     self.scoring = scoring
     self._predict = partitioner.partition_rows(self._decode)
@@ -159,10 +162,7 @@ class Evaluator(Predictor):
   def heads(
     self, params: PyTree, questions: Sequence[Question | str]
   ) -> Sequence[Sequence[int]] | None:
-    """What the prompts of a batch begin with; None without demonstrations.
-
-    ValueError where a question is among these.
-    """
+    """What prompts begin with: demonstrations (None: none); ValueError if one of them is asked."""
     if self.demonstrations is None or self.scoring.retrieve_only:
       return None
     return self.demonstrations.heads(params, questions, self._source)
@@ -174,7 +174,7 @@ class Evaluator(Predictor):
     if self.scoring.retrieve_only:
       return found
     tokenizer, prompts = self.spec.tokenizer, self.spec.tokenizer.prompts
-    batch = self.reader_batch(questions, retrieved, heads=heads)
+    batch = self._contexts.add(params, self.reader_batch(questions, retrieved, heads=heads))
     keys = self._answering.draw_keys(list(map(passage_sources.question_text, questions)), self.size)
     keyed = _with_arrays(batch, draw_keys=keys)
     output = self._predict(params, self.partitioner.put_batch(keyed))

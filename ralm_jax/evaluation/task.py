@@ -116,6 +116,9 @@ class ReadingOptions:
   demonstrations_seed: Seed = 0  #: of the choice by hash
   #: Passages that each is shown with: its record's, its gold one, or what is retrieved for it.
   demonstration_passages: Number = 1
+  #: Of reading in parallel: MiB of passages kept as they have been read, for later questions.
+  passage_cache_mib: Count | None = None
+  passage_cache: str | None = None  #: a folder for them; None keeps them in memory
 
   def __post_init__(self):
     option_types.check_fields(self)
@@ -127,6 +130,8 @@ class ReadingOptions:
         raise ValueError(
           f'{name} {getattr(self, name)!r} must be one of {", ".join(filter(None, known))}.'
         )
+    if self.passage_cache and self.passage_cache_mib is None:
+      raise ValueError('passage_cache is a folder of bounded size: give passage_cache_mib, too.')
     if self.demonstrations:
       return
     for field in dataclasses.fields(self):

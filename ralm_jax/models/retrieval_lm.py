@@ -14,8 +14,10 @@ import jax.numpy as jnp
 
 from ralm_jax.decoding.options import DecodingOptions
 from ralm_jax.decoding.stepper import Decoded
-from ralm_jax.losses.array_types import Array, Bool, Float, PyTree
+from ralm_jax.losses.array_types import Array, Bool, Float, Int, PyTree
+from ralm_jax.models import layers
 from ralm_jax.models.choices import ChoiceTokens
+from ralm_jax.models.decoder_lm import Context
 from ralm_jax.models.generation import Generation, Prefix
 from ralm_jax.models.reader_and_retriever import ReaderAndRetriever
 from ralm_jax.models.reader_batch import LossOutput, ReaderBatch
@@ -135,6 +137,21 @@ class RetrievalLM(ReaderAndRetriever):
     )
     prior = self.log_prior(params, batch) if self.marginalizes else None
     return self.reading_object.predict(passages, log_prior=prior, rng=rng)
+
+  def read_head(
+    self, params: PyTree, tokens: Int[Array, '1 n'], mask: Bool[Array, '1 n']
+  ) -> Context:
+    """What prompts begin with, for `ReaderBatch.head_context`."""
+    return self.read_passages(params, None, tokens, mask)
+
+  def read_passages(
+    self, params: PyTree, head: Context | None, tokens: Int[Array, 'm s'], mask: Bool[Array, 'm s']
+  ) -> Context:
+    """Passages read by themselves behind a head; `joined`, they are `passages_context`."""
+    contexts = () if head is None else (head,)
+    return layers.call(
+      self.reader, params['reader'], tokens, mask, contexts, logits=0, method='read'
+    )[1]
 
   def choice_logits(
     self, params: PyTree, batch: ReaderBatch, choices: ChoiceTokens

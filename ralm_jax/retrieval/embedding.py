@@ -279,9 +279,13 @@ def gathered_retriever(params: PyTree) -> PyTree:
 def retriever_fingerprint(params: PyTree) -> str:
   """A digest of the passage encoder's parameters."""
   tower = params['retriever']
-  tower = tower.get('passage_encoder', tower)
+  return fingerprint(tower.get('passage_encoder', tower))
+
+
+def fingerprint(params: PyTree) -> str:
+  """A digest of parameters by their names."""
   digest = hashlib.blake2b(digest_size=16)
-  for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(tower), key=lambda x: str(x[0])):
+  for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(params), key=lambda x: str(x[0])):
     digest.update(jax.tree_util.keystr(path).encode())
     digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
   return digest.hexdigest()

@@ -104,6 +104,7 @@ def open_evaluator(
       passages=passages,
       answering=answering,
       scoring=scoring,
+      how_read=how_read,
       shown=shown,
     )
 
