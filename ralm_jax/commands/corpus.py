@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   text = 'jsonl (id, title, section?, text) or DPR tsv; globs and compressed files allowed'
   add('--input', required=True, nargs='+', metavar='FILE', help=text)
   add('--output', required=True, metavar='CORPUS', help='the folder to make')
-  flags.shared(parser, 'checkpoint', help='a run whose vocabularies are taken')
+  flags.shared(parser, 'checkpoint', help='a run whose vocabularies are taken (default: none)')
   flags.shared(parser, 'reader_vocabulary', 'retriever_vocabulary')
   text = (
     'cut longer passages into equal parts of at most so many words, in Chinese, Japanese, Thai and '
