@@ -15,7 +15,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   add('--input', required=True, nargs='+', metavar='FILE', help=text)
   add('--output', required=True, metavar='CORPUS', help='the folder to make')
   flags.shared(parser, 'checkpoint', help='a run whose vocabularies are taken (default: none)')
-  flags.shared(parser, 'reader_vocabulary', 'retriever_vocabulary')
+  for side in ('reader', 'retriever'):
+    text = f"of the {side}: a file, a model's folder, or its name (default: that of --checkpoint)"
+    flags.shared(parser, f'{side}_vocabulary', help=text)
   text = (
     'cut longer passages into equal parts of at most so many words, in Chinese, Japanese, Thai and '
     'their like characters (default: as they are)'
