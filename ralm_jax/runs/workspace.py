@@ -199,6 +199,8 @@ class Workspace:
     if self._checksum(self._files.named) != self._documents:
       raise ValueError(f'{wanted.documents} changed while it was read; ask again.')
     logging.info('%s: %s passages', wanted.documents, f'{len(corpus):,}')
+    if (self.index / 'CURRENT').exists():
+      return model
     former = sorted(str(path.parent) for path in self.indexes.glob('*/CURRENT'))
     embedding.embed(
       checkpoint=model,

@@ -19,7 +19,6 @@ from ralm_jax.retrieval.embedding import PassageEmbedder
 from ralm_jax.runs import asking
 from ralm_jax.runs.workspace import Ingredients, Workspace
 from tests import decoder_folders, tiny
-from tests.data.text import decoder_vocabularies
 from tests.interop import huggingface_folders
 
 QUESTION = 'what is the colour of Bonel?'
@@ -96,7 +95,9 @@ def ask(weights, documents, tmp_path, capsys):
   return run
 
 
-def test_what_is_there_is_used_and_what_changes_is_built_anew(ask, documents, work, weights):
+def test_what_is_there_is_used_and_what_changes_is_built_anew(
+  ask, documents, work, weights, tmp_path
+):
   status, first, said = ask('--n_passages=3')
   assert status == 0 and work.take() == ['convert', 'embed 40']
   assert 'workspace: ' in said and '1 files are left out (1 .md)' in said
@@ -119,6 +120,8 @@ def test_what_is_there_is_used_and_what_changes_is_built_anew(ask, documents, wo
   assert ask(text='retriever_passage_length=20')[0] == 0
   assert work.take() == ['embed 40']
   assert ask()[2] == '' and work.take() == []  # All of them are kept.
+  shutil.rmtree(tmp_path / 'kept' / 'models')
+  assert ask()[0] == 0 and work.take() == ['convert']
 
 
 def test_what_is_of_former_documents_is_removed(ask, documents, tmp_path):
@@ -360,20 +363,24 @@ def test_a_session(weights, documents, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-  'template, text, style, system',
+  'family, text, style, system',
   [
-    (decoder_vocabularies.CHATML, {}, 'chat', 'Answer in one short sentence from the context.'),
-    (decoder_vocabularies.CHATML, {'system_prompt': 'Be brief.'}, 'chat', 'Be brief.'),
-    (decoder_vocabularies.CHATML, {'prompt_style': 'plain'}, 'plain', ''),
-    (decoder_folders.TEMPLATES['mistral'], {}, 'chat', ''),
-    (None, {}, 'plain', ''),
+    ('smollm2', {}, 'chat', 'Answer in one short sentence from the context.'),
+    ('smollm2', {'system_prompt': 'Be brief.'}, 'chat', 'Be brief.'),
+    ('smollm2', {'prompt_style': 'plain'}, 'plain', ''),
+    ('mistral', {}, 'chat', ''),
+    ('base', {}, 'plain', ''),
   ],
 )
 def test_readers_that_converse_are_asked_so(
-  template, text, style, system, weights, documents, tmp_path
+  family, text, style, system, weights, documents, tmp_path
 ):
-  decoder_vocabularies.write(tmp_path / 'reader', template)
-  fields = {'vocab_size': 400, 'max_position_embeddings': 1100}
+  decoder_folders.write(tmp_path / 'reader', 'smollm2' if family == 'base' else family)
+  if family == 'base':
+    (tmp_path / 'reader' / 'tokenizer_config.json').write_text(
+      json.dumps(decoder_folders.CONFIGS['smollm2'])
+    )
+  fields = {'vocab_size': 1000, 'max_position_embeddings': 1100}
   huggingface_folders.decoder('smollm', **fields).save_pretrained(tmp_path / 'reader')
   ingredients = Ingredients(
     str(documents), str(tmp_path / 'reader'), str(weights / 'retriever0'), text=text
@@ -381,7 +388,7 @@ def test_readers_that_converse_are_asked_so(
   with Workspace(tmp_path / 'kept', ingredients).opened() as opened:
     found = opened.checkpoint.spec.text
     assert (found.prompt_style, found.system_prompt) == (style, system)
-    if template != decoder_vocabularies.CHATML or text:
+    if family != 'smollm2' or text:
       return
     with asking.open_session(
       checkpoint=opened.checkpoint, source=opened.source, n_passages=3
