@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ralm_jax.data.corpus.passage_store import PassageStore
+from ralm_jax.data.text.decoder_vocabulary import DecoderVocabulary
+from ralm_jax.data.text.prompts import PromptFormat
 from ralm_jax.data.text.templates import TITLE_START, TokenTemplate
 from ralm_jax.data.text_config import TextConfig
 
@@ -23,8 +25,13 @@ def cut_passages(
   }
   cut = {}
   for side, (template_of, text_format, limit) in ours.items():
-    template = template_of(getattr(store, f'{side}_vocabulary'), text_format)
+    vocabulary = getattr(store, f'{side}_vocabulary')
     lengths = {name: store.token_counts(f'{side}_{name}', rows) for name in ('title', 'text')}
+    if side == 'reader' and isinstance(vocabulary, DecoderVocabulary):
+      around = len(PromptFormat(text, vocabulary).passages([('', '')])[0])
+      cut[side] = int((lengths['title'] + lengths['text'] + around > text.passage_length).sum())
+      continue
+    template = template_of(vocabulary, text_format)
     lengths[TITLE_START] = lengths['title']
     lengths['query'] = np.zeros_like(lengths['title'])
     kept = template.shown(lengths, getattr(text, limit))
@@ -43,10 +50,12 @@ def note(
   count = len(store) if rows is None else len(rows)
   if not any(cut.values()) or text.closed_book:
     return None
+  prompts = isinstance(store.reader_vocabulary, DecoderVocabulary)
+  shared = '' if prompts else ', part of which is the question'
   return (
     f'{max(cut.values()):,} of {count:,} passages are longer than what is read of them with the '
     f'{lengths}: the retriever (retriever_passage_length {text.retriever_passage_length}) cuts '
-    f'{cut["retriever"]:,}, the reader (passage_length {text.passage_length}, part of which is the '
-    f'question) {cut["reader"]:,}. What is cut is never seen: build the corpus with '
+    f'{cut["retriever"]:,}, the reader (passage_length {text.passage_length}{shared}) '
+    f'{cut["reader"]:,}. What is cut is never seen: build the corpus with '
     '--max_words N, or raise these fields of TextConfig.'
   )
