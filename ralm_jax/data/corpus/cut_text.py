@@ -6,7 +6,6 @@ import numpy as np
 
 from ralm_jax.data.corpus.passage_store import PassageStore
 from ralm_jax.data.text.decoder_vocabulary import DecoderVocabulary
-from ralm_jax.data.text.prompts import PromptFormat
 from ralm_jax.data.text.templates import TITLE_START, TokenTemplate
 from ralm_jax.data.text_config import TextConfig
 
@@ -28,7 +27,8 @@ def cut_passages(
     vocabulary = getattr(store, f'{side}_vocabulary')
     lengths = {name: store.token_counts(f'{side}_{name}', rows) for name in ('title', 'text')}
     if side == 'reader' and isinstance(vocabulary, DecoderVocabulary):
-      around = len(PromptFormat(text, vocabulary).passages([('', '')])[0])
+      bare = text.passage_format.replace('{title}', 'x').replace('{text}', 'x')
+      around = len(vocabulary.encode_segment(bare)) - 2 * len(vocabulary.encode('x'))
       cut[side] = int((lengths['title'] + lengths['text'] + around > text.passage_length).sum())
       continue
     template = template_of(vocabulary, text_format)

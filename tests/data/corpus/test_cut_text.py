@@ -1,11 +1,15 @@
 """Passages that are longer than what is read of them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from ralm_jax.data.corpus import cut_text, passage_store, passages as passages_lib
 from ralm_jax.data.corpus.passages import Passage
-from tests import tiny
+from ralm_jax.data.text.prompts import PromptFormat
+from ralm_jax.data.text_config import TextConfig
+from tests import decoder_folders, tiny
 
 
 @pytest.fixture(scope='module')
@@ -48,6 +52,26 @@ def test_counts_are_those_of_the_models_inputs(data, tmp_path):
   store = _corpus(data, tmp_path, rows)
   # [CLS] title text [SEP]: 61 words of one token fit.
   assert cut_text.cut_passages(store, text)['retriever'] == sum(n > 61 for n in range(55, 70))
+
+
+def test_passages_of_prompts_are_counted_without_a_question(data, tmp_path):
+  reader = decoder_folders.write(tmp_path / 'reader', 'smollm2', size=400)
+  rows = [{'id': str(n), 'title': 'red', 'text': ' '.join(['red'] * n)} for n in range(20, 50)]
+  store = passage_store.build_corpus(
+    tiny.write_jsonl(tmp_path / 'p.jsonl', rows),
+    tmp_path / 'corpus',
+    reader,
+    data.retriever_vocabulary,
+    n_workers=1,
+    progress=False,
+  )
+  text = TextConfig(passage_length=400, question_format='{question}', target_format='{answer}')
+  prompts = PromptFormat(text, store.reader_vocabulary)
+  lengths = list(map(len, prompts.passages([(row['title'], row['text']) for row in rows])))
+  text = dataclasses.replace(text, passage_length=lengths[15])
+  expected = sum(length > lengths[15] for length in lengths)
+  assert cut_text.cut_passages(store, text)['reader'] == expected
+  assert 'question' not in cut_text.note(store, text)
 
 
 @pytest.mark.parametrize(
