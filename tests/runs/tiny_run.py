@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from ralm_jax.models.bert import BertConfig
+from ralm_jax.models.decoder_config import DecoderConfig
 from ralm_jax.models.retrieval_lm import ReaderBatch, RetrievalLM
 from ralm_jax.models.t5 import T5Config
 from ralm_jax.training import optimizers as optimizers_lib, train_state, train_step
@@ -27,6 +28,16 @@ READER = T5Config(
   num_encoder_layers=1,
   num_decoder_layers=1,
   mlp_dim=64,
+)
+DECODER = DecoderConfig(
+  vocab_size=64,
+  emb_dim=32,
+  num_heads=8,
+  num_kv_heads=4,
+  head_dim=4,
+  num_decoder_layers=2,
+  mlp_dim=64,
+  max_positions=128,
 )
 RETRIEVER = BertConfig(
   vocab_size=64,
@@ -45,6 +56,20 @@ def make_model(
   """A RetrievalLM of a few thousand parameters; dicts replace sizes."""
   return RetrievalLM(
     reader_config=dataclasses.replace(READER, **(reader or {})),
+    retriever_config=dataclasses.replace(RETRIEVER, **(retriever or {})),
+    **{'temperature_gold': 1.0, 'temperature_score': 1.0, **kwargs},
+  )
+
+
+def make_decoder_model(
+  reader: dict[str, Any] | None = None, retriever: dict[str, Any] | None = None, **kwargs: Any
+) -> RetrievalLM:
+  """The same with a decoder-only reader; a marginal reading has no gold score."""
+  reading = kwargs.setdefault('reading', 'in_context')
+  if reading.startswith('rag'):
+    kwargs.setdefault('gold_score', 'none')
+  return RetrievalLM(
+    reader_config=dataclasses.replace(DECODER, **(reader or {})),
     retriever_config=dataclasses.replace(RETRIEVER, **(retriever or {})),
     **{'temperature_gold': 1.0, 'temperature_score': 1.0, **kwargs},
   )
@@ -76,6 +101,22 @@ def make_batch(size: int = 8, passages: int = 4, length: int = 12, seed: int = 0
   ):
     arrays[f'{name}_tokens'], arrays[f'{name}_mask'] = texts(*shape)
   return ReaderBatch(**arrays)
+
+
+def make_prompt_batch(size: int = 8, passages: int = 4, seed: int = 0, **changes) -> ReaderBatch:
+  """The same for decoder-only readers: one head for all, and a tail each."""
+  rng = np.random.default_rng(seed)
+  batch = make_batch(size, passages, seed=seed)
+  tails = rng.integers(3, 64, (size, 6)).astype(np.int32)
+  arrays = {
+    'head_tokens': np.tile(np.array([5, 9, 7, 0], np.int32), (size, 1)),
+    'head_mask': np.tile(np.arange(4) < 3, (size, 1)),
+    'tail_tokens': tails,
+    'tail_mask': np.arange(6) < rng.integers(3, 7, (size, 1)),
+    'head_is_shared': True,
+    'prompt_length': 60,
+  }
+  return batch.replace(**arrays | changes)
 
 
 def adamw(learning_rate: float = 1e-3) -> dict[str, Optimizer]:
