@@ -52,7 +52,7 @@ class Specification:
       if vocabulary.vocab_size > config.vocab_size:
         raise ValueError(
           f'The {side} vocabulary {vocabulary.path} has {vocabulary.vocab_size} ids, the {side} '
-          f'model only {config.vocab_size}; set its vocab_size to at least that.'
+          f"model only {config.vocab_size}; use the model's own vocabulary, or set its vocab_size."
         )
       if vocabulary.pad_id != config.pad_id:
         raise ValueError(
@@ -96,16 +96,24 @@ class Specification:
     )
 
   def _check_prompts(self) -> None:
-    """Raises ValueError where a decoder-only reader's prompts leave its answers no positions."""
+    """Raises ValueError where prompts leave answers no positions, or are not of this reader."""
     text, config = self.text, self.model.reader_config
     if not isinstance(config, DecoderConfig):
+      for name in ('prompt_style', 'system_prompt', 'prompt_length'):
+        value = getattr(text, name)
+        if value != getattr(TextConfig, name):
+          raise ValueError(
+            f'TextConfig.{name} {value!r} is of decoder-only readers, and this one has an encoder; '
+            'leave it out.'
+          )
       return
     asked = text.prompt_length or text.reader_query_length
     if asked + text.target_length > config.max_positions:
       name = 'prompt_length' if text.prompt_length else 'reader_query_length'
       raise ValueError(
         f'TextConfig.{name} {asked} and target_length {text.target_length} together are more than '
-        f'the {config.max_positions} positions of the reader; lower {name}.'
+        f'the {config.max_positions} positions of the reader; lower {name} (--text) or '
+        'target_length (--max_length).'
       )
 
   def check_same_vocabularies(self, directory: str | os.PathLike[str]) -> None:

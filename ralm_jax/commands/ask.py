@@ -83,7 +83,13 @@ def _parser(prog: str | None) -> flags.Parser:
   text = 'MODEL_DIR (its newest), or a checkpoint_STEP in it (default: none, with --documents)'
   flags.shared(of_index, 'checkpoint', help=text)
   flags.shared(of_index, *flags.SEARCH)
-  flags.shared(parser.add_argument_group('reading'), *flags.READING, 'text')
+  reading = parser.add_argument_group('reading')
+  for name in (*flags.READING, 'text'):
+    # Several values of one flag would take the words of the question.
+    one: dict[str, Any] = (
+      {'nargs': 1, 'action': 'extend'} if name in ('demonstrations', 'text') else {}
+    )
+    flags.shared(reading, name, **one)
   flags.shared(parser.add_argument_group('decoding'), *flags.DECODING)
   parser.add_argument('--json', action='store_true', help='one JSON object an answer')
   return parser

@@ -154,7 +154,7 @@ def _parser(prog: str | None, description: str | None) -> Parser:
   add('--output', required=True, metavar='DIR', help='folder of the results')
   flags.shared(parser, 'batch_size', default=32, help='questions answered at a time')
   text = 'begin anew instead of behind the predictions of an interrupted call'
-  add('--no_resume', dest='resume', action='store_false', help=text)
+  add('--no_resume', dest='resume', action='store_false', help=f'{text} (default: it continues)')
   flags.shared(parser.add_argument_group('reading'), *flags.READING)
   flags.shared(parser.add_argument_group('decoding'), *flags.DECODING)
   return parser

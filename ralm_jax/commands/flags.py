@@ -143,7 +143,7 @@ _READING = {
   'demonstrations_format': _flag(
     'layout of these files (default: that of the questions)', record_format, metavar='FORMAT'
   ),
-  'num_demonstrations': _flag('how many', COUNT, 4),
+  'num_demonstrations': _flag('how many (default: 4)', COUNT),
   'demonstration_choice': _choice(
     DEMONSTRATION_CHOICES, 'the same for all, by hash; or the nearest by the retriever'
   ),

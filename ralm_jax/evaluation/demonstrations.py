@@ -48,10 +48,12 @@ class Pool:
       record_format=options.demonstrations_format or record_format,
     )
     found = [one for one in found if one.answers]
-    if len(found) < options.num_demonstrations:
+    files = options.demonstrations
+    names = files if isinstance(files, str) else ', '.join(files)
+    if len(found) < options.n_shown:
       raise ValueError(
-        f'{options.demonstrations} holds {len(found)} questions with an answer, fewer than the '
-        f'{options.num_demonstrations} to show; lower --num_demonstrations.'
+        f'{names} holds {len(found)} questions with an answer, fewer than the '
+        f'{options.n_shown} to show; lower --num_demonstrations.'
       )
     return cls(options, tuple(found))
 
@@ -59,9 +61,7 @@ class Pool:
     """Those that may be shown."""
     chosen, options = self.questions, self.options
     if options.demonstration_choice == 'seed':
-      chosen = tuple(
-        few_shot.choose(chosen, options.num_demonstrations, options.demonstrations_seed)
-      )
+      chosen = tuple(few_shot.choose(chosen, options.n_shown, options.demonstrations_seed))
     return chosen
 
 
@@ -113,7 +113,7 @@ class Demonstrations:
       self._embeddings = self._embedded(params, self._pool)
     scores = self._embedded(params, questions) @ self._embeddings.T
     # The nearest one last, beside the question; of equals the first in the file counts as nearer.
-    order = np.argsort(-scores, axis=-1, kind='stable')[:, : self._options.num_demonstrations]
+    order = np.argsort(-scores, axis=-1, kind='stable')[:, : self._options.n_shown]
     heads = [self._head(tuple(own[::-1].tolist())) for own in order]
     return heads + [self._prompts.head()] * (self._size - len(heads))
 

@@ -110,7 +110,7 @@ class ReadingOptions:
   #: Files or globs of answered questions, of which a decoder-only reader is shown some.
   demonstrations: str | Sequence[str] | None = None
   demonstrations_format: str | None = None  #: of these files; None for that of the questions
-  num_demonstrations: Count = 4  #: shown before each question
+  num_demonstrations: Count | None = None  #: shown before each question; None: 4
   #: 'seed': the same for all, by hash; 'nearest': those nearest to each question by the retriever.
   demonstration_choice: str = 'seed'
   demonstrations_seed: Seed = 0  #: of the choice by hash
@@ -137,6 +137,11 @@ class ReadingOptions:
     for field in dataclasses.fields(self):
       if 'demonstration' in field.name and getattr(self, field.name) != field.default:
         raise ValueError(f'--{field.name} is of demonstrations: name a file of --demonstrations.')
+
+  @property
+  def n_shown(self) -> int:
+    """Demonstrations before each question, where there are any."""
+    return self.num_demonstrations or 4
 
 
 @dataclasses.dataclass(frozen=True)

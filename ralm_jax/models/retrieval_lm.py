@@ -35,10 +35,11 @@ class RetrievalLM(ReaderAndRetriever):
     self.check_choice('reading', READINGS)
     super().__post_init__()
     if not isinstance(self.reader_config, self.reading_object.readers):
-      kind = type(self.reader_config).__name__.removesuffix('Config')
+      name = type(self.reader_config).__name__.removesuffix('Config')
+      kind = {'Decoder': 'decoder-only'}.get(name, name)
       raise ValueError(
-        f'RetrievalLM.reading {self.reading!r} is not of readers such as {kind}; choose '
-        f'{" or ".join(map(repr, self._possible_readings))} (gin: READING).'
+        f'RetrievalLM.reading {self.reading!r} is not what a {kind} reader can do; choose '
+        f'{" or ".join(map(repr, self._possible_readings))} (--reading; gin: READING).'
       )
     self.reading_object.check(self)
 

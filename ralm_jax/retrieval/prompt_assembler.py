@@ -139,14 +139,17 @@ class PromptAssembler(Assembler):
     around = np.array(list(map(len, heads))) + asked
     space = self._space - around[:, None]
     if np.any(space < 0):
-      row = int(np.argmin(space))
+      row, text = int(np.argmin(space)), self.tokenizer.text
+      remedy = 'shorten system_prompt or reader_query_length'
+      if heads != [self._bare_head]:
+        remedy = 'show fewer or shorter demonstrations (--num_demonstrations, '
+        remedy += '--demonstration_passages)'
       raise ValueError(
         f'A prompt of {around[row]} tokens without passages, {around[row] - asked[row]} of them '
         f'before the question, is longer than its {self._space} (TextConfig.prompt_length '
-        f'{self.tokenizer.text.prompt_length}, {self._layout.positions} positions of the reader, '
-        f'of which {self.tokenizer.text.target_length} are of the answer): show fewer or shorter '
-        'demonstrations (--num_demonstrations, --demonstration_passages), or raise prompt_length '
-        'where the positions allow it.'
+        f'{text.prompt_length}, {self._layout.positions} positions of the reader, of which '
+        f'{text.target_length} are of the answer): {remedy}, or raise prompt_length where the '
+        'positions allow it.'
       )
     before: Int[np.ndarray, 'b k'] = np.zeros_like(lengths)
     if self._layout.together:

@@ -56,3 +56,10 @@ def test_a_typed_session_ends(end, capsys):
   terminal.lines = list(Terminal.lines)
   assert list(ask._prompted(terminal)) == ['why?\n', 'who?\n']
   assert capsys.readouterr().err == 'question> ' * 3 + '\n'
+
+
+def test_flags_of_several_values_leave_the_question_alone():
+  argv = ['--demonstrations', 'a.jsonl', '--text', 'n_passages=2', 'who', 'wrote', 'it']
+  found = ask._parser('ralm ask').parse_args([*argv, '--text', 'target_length=8'])
+  assert found.question == ['who', 'wrote', 'it'] and found.demonstrations == ['a.jsonl']
+  assert found.text == ['n_passages=2', 'target_length=8']

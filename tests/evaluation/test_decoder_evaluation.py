@@ -251,11 +251,21 @@ def test_prompts_longer_than_the_positions(world, changes, message):
 
 
 def test_readings_that_a_reader_does_not_have(world):
-  with pytest.raises(ValueError, match="'fusion' is not of readers such as Decoder"):
+  with pytest.raises(ValueError, match="'fusion' is not what a decoder-only reader can do"):
     specification.with_reading(world.spec, 'fusion')
   t5 = types.SimpleNamespace(tokenizer=types.SimpleNamespace(prompts=None), model=tiny.make_model())
   with pytest.raises(ValueError, match='leave --passage_order out'):
     specification.with_reading(t5, passage_order='best_first')
+
+
+@pytest.mark.parametrize('changes', [{'prompt_style': 'chat'}, {'system_prompt': 'Be brief.'}])
+def test_prompts_are_not_of_readers_with_an_encoder(world, changes):
+  reader = vocabularies.load_vocabulary(world.data.reader_vocabulary)
+  tokenizer = QueryTokenizer(tiny.make_text(), reader, world.spec.tokenizer.retriever_vocabulary)
+  spec = Specification(tiny.make_model(), tokenizer)
+  spec.check()
+  with pytest.raises(ValueError, match=f'{next(iter(changes))} .* is of decoder-only readers'):
+    specification.with_text(spec, **changes)
 
 
 def test_training_batches(world):

@@ -164,6 +164,7 @@ def test_patterns_targets_and_too_few(make):
   'options, message',
   [
     ({'num_demonstrations': 2}, '--num_demonstrations is of demonstrations'),
+    ({'num_demonstrations': 4}, '--num_demonstrations is of demonstrations'),
     ({'demonstrations': 'x', 'demonstration_choice': 'best'}, 'must be one of seed, nearest'),
     ({'passage_order': 'random'}, 'must be one of best_last, best_first'),
     ({'demonstrations': 'x', 'num_demonstrations': 0}, 'num_demonstrations must be at least 1'),

@@ -72,6 +72,8 @@ def test_generation_config_is_named():
   assert line.startswith(f'not obeyed: generation_config.json: {fields}; answers are made')
   # BART's forced tokens are obeyed.
   assert config_audit.check({}, 'c', 'bart', {'forced_bos_token_id': 0}) == []
+  # A decoder-only reader's vocabulary reads its ends.
+  assert config_audit.check({'eos_token_id': 1}, 'c', 'llama', {'eos_token_id': [1, 2]}) == []
   # What an encoder would decode by is of no matter.
   assert config_audit.check({'num_beams': 4}, 'c', 'bert', generation) == []
 

@@ -268,8 +268,8 @@ def test_a_given_context_stands_for_its_tokens(params):
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'reading': 'fusion'}, "'fusion' is not of readers such as Decoder; choose 'rag_sequence'"),
-    ({'reading': 'in_context', 'reader_config': T5Config()}, "such as T5; choose 'fusion'"),
+    ({'reading': 'fusion'}, "'fusion' is not what a decoder-only reader .* 'rag_sequence'"),
+    ({'reading': 'in_context', 'reader_config': T5Config()}, "a T5 reader can do; choose 'fusion'"),
     ({'reading': 'in_context', 'passage_order': 'worst'}, 'passage_order'),
     ({'reading': 'rag_token'}, "set gold_score = 'none'"),
   ],

@@ -170,3 +170,8 @@ def test_prompts_that_do_not_fit(make):
     with pytest.raises(ValueError, match=said) as error:
       batch_of(assembler, [assembler.tokenizer.prompts.head([shown] * 3)])
     assert '--num_demonstrations' in str(error.value)
+  with pytest.raises(
+    ValueError, match='longer than its 4 .*: shorten .*reader_query_length'
+  ) as error:
+    batch_of(make(prompt_length=4), None)
+  assert 'demonstrations' not in str(error.value)

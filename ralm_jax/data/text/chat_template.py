@@ -53,14 +53,19 @@ def render(
   except Exception as error:  # What runs in there may raise anything.
     if type(error) is jinja2.TemplateError:  # Of raise_exception alone.
       roles = ', '.join(str(message.get('role')) for message in messages)
+      remedy = 'use the plain prompt style (--text prompt_style=plain)'
+      if 'system' in roles:
+        remedy += ', or no system prompt (--text system_prompt=)'
       raise ChatTemplateError(
-        f'{where}: its chat template refuses messages of the roles {roles}: {_line(error)}',
+        f'{where}: its chat template refuses messages of the roles {roles}: {_line(error)}; '
+        f'{remedy}',
         refused=True,
       ) from None
     fault = f'fails: {type(error).__name__}: {_line(error)}'
   raise ChatTemplateError(
-    f'{where}: its chat template {fault}; use the plain prompt style, or put a template that works '
-    'into chat_template.jinja beside the tokenizer'
+    f'{where}: its chat template {fault}; use the plain prompt style (--text '
+    'prompt_style=plain), or put a template that works into chat_template.jinja beside the '
+    'tokenizer'
   )
 
 

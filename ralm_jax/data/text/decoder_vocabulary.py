@@ -192,7 +192,8 @@ class DecoderVocabulary(Vocabulary):
     if self.chat_template is None:
       raise ValueError(
         f'{self.path}: no chat template lies beside it (chat_template.jinja, or in '
-        'tokenizer_config.json); use the plain prompt style'
+        'tokenizer_config.json); use the plain prompt style (--text '
+        'prompt_style=plain)'
       )
     return chat_template.render(
       self.chat_template,

@@ -260,7 +260,7 @@ class PromptFormat:
     if re.findall('|'.join(markers), rendered) != markers:
       raise ValueError(
         f'{vocabulary.path}: its chat template does not show every message once and in order; use '
-        "prompt_style = 'plain'."
+        'the plain prompt style (--text prompt_style=plain).'
       )
     return [vocabulary.encode_segment(piece, special=True) if piece else [] for piece in pieces]
 
