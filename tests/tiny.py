@@ -184,10 +184,10 @@ def make_text(**changes: Any) -> Any:
 def make_model(
   reader: dict[str, Any] | None = None, retriever: dict[str, Any] | None = None, **changes: Any
 ) -> Any:
-  """A RetrievalLM with dropout, so that the random state matters."""
+  """A RetrievalLM with dropout, so that the random state matters; `changes` are of its fields."""
   from ralm_jax.models import bert, retrieval_lm, t5
 
-  return retrieval_lm.RetrievalLM(
+  fields = dict(
     reader_config=t5.T5Config(
       **{
         'vocab_size': 256,
@@ -215,8 +215,8 @@ def make_model(
       }
     ),
     gold_encoder='shared',
-    **changes,
   )
+  return retrieval_lm.RetrievalLM(**fields | changes)
 
 
 def train(data: Data, model_dir: pathlib.Path | str, /, *, steps: int = 4, **options: Any) -> Any:

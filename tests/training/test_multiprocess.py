@@ -50,20 +50,28 @@ def _run_together(commands, logs, timeout):
 
 
 @pytest.mark.parametrize(
-  'partitions', [pytest.param(1, id='data', marks=pytest.mark.slow), pytest.param(2, id='both')]
+  'partitions, kind',
+  [
+    pytest.param(1, [], id='data', marks=pytest.mark.slow),
+    pytest.param(2, [], id='both'),
+    pytest.param(2, ['decoder'], id='decoder', marks=pytest.mark.slow),
+  ],
 )
-def test_two_processes_equal_one_device(partitions, tmp_path):
+def test_two_processes_equal_one_device(partitions, kind, tmp_path):
   coordinator = f'localhost:{_free_port()}'
   outputs = [tmp_path / f'losses_{i}.npy' for i in range(2)]
   _run_together(
     [
-      [sys.executable, str(WORKER), coordinator, '2', str(i), str(partitions), str(outputs[i])]
-      for i in range(2)
+      [sys.executable, str(WORKER), coordinator, '2', str(i), str(partitions), str(output), *kind]
+      for i, output in enumerate(outputs)
     ],
     [tmp_path / f'log_{i}.txt' for i in range(2)],
     timeout=240,
   )
-  batches = [tiny_run.make_batch(seed=seed) for seed in range(3)]
-  expected = tiny_run.run_steps(tiny_run.one_device(), tiny_run.make_model(), batches).losses
+  model, make = tiny_run.make_model(), tiny_run.make_batch
+  if kind:
+    model, make = tiny_run.make_decoder_model(), tiny_run.make_prompt_batch
+  batches = [make(seed=seed) for seed in range(3)]
+  expected = tiny_run.run_steps(tiny_run.one_device(), model, batches).losses
   for output in outputs:
     np.testing.assert_allclose(np.load(output), expected, rtol=1e-5, atol=1e-5)

@@ -1,6 +1,6 @@
 """One of several processes that train together; started by test_multiprocess.
 
-  two_process_worker.py <coordinator> <processes> <index> <partitions> <output>
+  two_process_worker.py <coordinator> <processes> <index> <partitions> <output> [decoder]
 
 Takes three steps on this process's rows and writes the losses.
 """
@@ -14,7 +14,7 @@ os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
 import jax  # pylint: disable=g-import-not-at-top
 import numpy as np
 
-coordinator, processes, index, partitions, output = sys.argv[1:]
+coordinator, processes, index, partitions, output, *kind = sys.argv[1:]
 processes, index = int(processes), int(index)
 jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 jax.distributed.initialize(coordinator, processes, index, initialization_timeout=60)
@@ -31,10 +31,11 @@ def own_rows(array):
 
 assert len(jax.devices()) == 4 * processes and len(jax.local_devices()) == 4
 partitioner = Partitioner(num_partitions=int(partitions))
-batches = [tiny_run.make_batch(seed=seed) for seed in range(3)]
-run = tiny_run.run_steps(
-  partitioner, tiny_run.make_model(), [jax.tree.map(own_rows, batch) for batch in batches]
-)
+model, make = tiny_run.make_model(), tiny_run.make_batch
+if kind:
+  model, make = tiny_run.make_decoder_model(), tiny_run.make_prompt_batch
+batches = [make(seed=seed) for seed in range(3)]
+run = tiny_run.run_steps(partitioner, model, [jax.tree.map(own_rows, batch) for batch in batches])
 assert run.step.cache_size() == 1
 # Every process reads its own rows back.
 np.testing.assert_array_equal(

@@ -169,7 +169,7 @@ class TitleSection(Objective):
       return None
     # Where the first word of a text has ids of its own, those stored are not the target's.
     if tokens is None or tokenizer.reader.vocabulary.first_word_differs:
-      return np.array(tokenizer.reader.encode_start(source.text.split()), np.int32)
+      return np.array(tokenizer.target_words(source.text.split()), np.int32)
     return tokens
 
   def example(self, source, prepared, tokenizer, generator):

@@ -118,7 +118,12 @@ class PretextTokenizer:
   """Words to the ids that `QueryTokenizer` gives their text."""
 
   def __init__(self, tokenizer: QueryTokenizer):
-    """Wraps a tokenizer; its formats play no part."""
+    """Wraps a tokenizer; its formats play no part. ValueError for prompts of a conversation."""
+    if tokenizer.prompts is not None and tokenizer.text.prompt_style == 'chat':
+      raise ValueError(
+        'A pretext task goes on with a text, for which a conversation has no place; set '
+        "TextConfig.prompt_style = 'plain', or train the reader on questions."
+      )
     self.text = tokenizer.text
     self.reader = WordEncoder(tokenizer.reader_vocabulary)
     self.retriever = WordEncoder(tokenizer.retriever_vocabulary)
@@ -126,6 +131,7 @@ class PretextTokenizer:
     self.framed_query = tokenizer.framed_query
     self.framed_target = tokenizer.framed_target
     self._query_leads = tokenizer.query_leads
+    self._prompts = tokenizer.prompts
 
   @functools.cached_property
   def translator(self) -> Translator:
@@ -137,12 +143,19 @@ class PretextTokenizer:
 
   def reader_query(self, words: Sequence[str]) -> list[int]:
     """Ids in place of the {query} of the reader's format."""
+    if self._prompts is not None:
+      return self._prompts.query(' '.join(words))
     encode = self.reader.encode_start if self._query_leads else self.reader.encode
     return encode(words, self.text.reader_query_length)
 
   def target(self, words: Sequence[str]) -> list[int]:
     """Ids of a target from its words."""
-    return self.framed_target(self.reader.encode_start(words, self.text.target_length))
+    return self.framed_target(self.target_words(words, self.text.target_length))
+
+  def target_words(self, words: Sequence[str], limit: int | None = None) -> list[int]:
+    """Ids of words that a target begins with; a prompt goes on with them, behind a space."""
+    encode = self.reader.encode if self._prompts is not None else self.reader.encode_start
+    return encode(words, limit)
 
   def sentinel_vocabulary(self, objective: str) -> SentinelVocabulary:
     """The reader's vocabulary; ValueError unless it has T5's sentinels."""

@@ -21,6 +21,7 @@ from ralm_jax.data.text import vocabularies
 from ralm_jax.data.text.tokenization import QueryTokenizer
 from ralm_jax.data.text.vocabularies import SentencePieceVocabulary
 from ralm_jax.data.text_config import TextConfig
+from tests import decoder_folders
 
 TEXT = TextConfig(
   question_format='{question}',
@@ -92,6 +93,25 @@ def test_words_give_the_ids_of_their_text(files, lengths):
       assert wrapped.query(words) == tokenizer.retriever_query(text)
       assert wrapped.reader_query(words) == tokenizer.reader_query(text)
       assert wrapped.target(words) == tokenizer.target(text)
+
+
+@pytest.mark.parametrize('family', ['smollm2', 'llama2', 'gemma3'])
+@pytest.mark.parametrize('objective', [PrefixLM(), TitleSection()])
+def test_prompts_go_on_with_the_target(objective, family, wordpiece_file, tmp_path):
+  """Tail and target are the ids of one text, up to the end of its line."""
+  vocabulary = decoder_folders.write(tmp_path, family, size=700)
+  lengths = {'reader_query_length': 200, 'target_length': 200}
+  tokenizer = _tokenizer(vocabulary, wordpiece_file, **lengths)
+  text = 'The north wind blew over the sea, and nobody saw it.'
+  made = _example(objective, tokenizer, text, title='Wind', section='History')
+  whole = text if isinstance(objective, PrefixLM) else f'Wind, History {text}'
+  encode = tokenizer.reader_vocabulary.encode_segment
+  assert made.reader_query + made.target == encode(whole) + encode('\n')
+  assert made.reader_query and len(made.target) > 2
+  with pytest.raises(ValueError, match='MaskedSpans puts sentinels .* PrefixLM'):
+    _example(MaskedSpans(), tokenizer, text)
+  with pytest.raises(ValueError, match="prompt_style = 'plain'"):
+    PretextTokenizer(_tokenizer(vocabulary, wordpiece_file, prompt_style='chat'))
 
 
 def test_few_words_are_remembered(sentencepiece_file):
