@@ -54,10 +54,12 @@ class PassageSource(Protocol):
     """Those of each that a corpus has, of a long one's parts those that hold an answer first."""
 
 
-def _assembler_of(spec: Specification, store: PassageStore | None, size: int) -> Assembler:
+def _assembler_of(
+  spec: Specification, store: PassageStore | None, size: int, kept: int | None = None
+) -> Assembler:
   # Several processes compile one program for all, and so do single questions one after another.
   compact = jax.process_count() == 1 and size > jax.device_count()
-  return prompt_assembler.assembler_of(spec, store, compact=compact)
+  return prompt_assembler.assembler_of(spec, store, compact=compact, kept=kept)
 
 
 class NoPassages:
@@ -152,11 +154,12 @@ class PassagesOfIndex:
     self._spec, self._partitioner = spec, partitioner
     self._retriever, self._size = retriever, size
     self._agreement = Agreement()
+    self._kept = options.count(spec.text) if options.n_candidates else None
     self._use(retriever.store)
     self._encode = partitioner.partition_rows(spec.model.encode_queries)
 
     def rerank(params: PyTree, candidates: ReaderBatch) -> tuple[jax.Array, jax.Array]:
-      count = options.count(spec.text)
+      count = self._kept or candidates.passage_mask.shape[1]
       reranked = spec.model.rerank(params, candidates, count, chunk=options.rerank_chunk)
       return reranked.chosen, reranked.scores
 
@@ -169,7 +172,8 @@ class PassagesOfIndex:
 
   def _use(self, store: PassageStore) -> None:
     """Has rows mean this corpus; ValueError if it was tokenised with other vocabularies."""
-    self.assembler, self.store = _assembler_of(self._spec, store, self._size), store
+    self.assembler = _assembler_of(self._spec, store, self._size, self._kept)
+    self.store = store
     self._rows_of = RowsOfIds(store)
 
   def retrieve(self, params: PyTree, questions: Sequence[Question | str]) -> Retrieved:

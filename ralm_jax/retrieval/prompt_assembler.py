@@ -35,21 +35,22 @@ class PromptLayout:
   #: Whether batches are as long as their own prompts; else all are of one length, as training and
   #: several processes need them.
   compact: bool = False
+  kept: int | None = None  #: passages that re-ranking leaves of more; None where nothing re-ranks
 
 
 def assembler_of(
-  spec: Specification, store: PassageStore | None, *, compact: bool = False
+  spec: Specification, store: PassageStore | None, *, compact: bool = False, kept: int | None = None
 ) -> Assembler:
   """Builds batches for a model; no store is closed-book. ValueError as `Assembler`.
 
-  See `PromptLayout.compact`.
+  See `PromptLayout` for `compact` and `kept`.
   """
   if spec.tokenizer.prompts is None:
     return Assembler(spec.tokenizer, store)
   config: Any = spec.model.reader_config
   together = spec.model.reading_object.reads_together
   n_read = spec.model.n_context
-  layout = PromptLayout(config.max_positions, together, n_read, compact)
+  layout = PromptLayout(config.max_positions, together, n_read, compact, kept)
   return PromptAssembler(spec.tokenizer, store, layout)
 
 
@@ -152,7 +153,10 @@ class PromptAssembler(Assembler):
         'positions allow it.'
       )
     before: Int[np.ndarray, 'b k'] = np.zeros_like(lengths)
-    if self._layout.together:
+    if self._layout.together and lengths.shape[1] > (self._layout.kept or lengths.shape[1]):
+      # Any of the candidates may be read, so that each has its share.
+      space = space // min(filter(None, (self._layout.kept, self._layout.n_read)))
+    elif self._layout.together:
       n_read = self._layout.n_read or lengths.shape[1]
       before[:, 1:n_read] = np.cumsum(lengths, axis=1)[:, : n_read - 1]
     fits = np.clip(space - before, 0, lengths)

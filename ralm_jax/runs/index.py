@@ -97,7 +97,7 @@ class RunIndex:
     self.retriever = make_retriever(return_embeddings=spec.model.uses_stored_embeddings)
     self.evaluation_retriever = make_retriever()
     opening.check_dimension(spec, self.retriever.embedding_dim)
-    self.assembler = prompt_assembler.assembler_of(spec, store)
+    self.assembler = prompt_assembler.assembler_of(spec, store, kept=self.rerank_to)
     self._owner = checkpoints.directory
 
     def check(status: ServerStatus) -> None:

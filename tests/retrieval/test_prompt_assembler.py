@@ -142,6 +142,24 @@ def test_only_what_is_read_shares_a_prompt(make):
   assert batch.passage_mask.tolist() == [[True] * 3, [True, False, True]]
 
 
+def test_candidates_share_what_those_that_are_kept_have(make):
+  """Any of them may be the best once they are re-ranked: none is left out, whatever fits before."""
+  rows = np.array([[0, 1, 2, 0, 1, 2], [2, 1, 0, 2, 1, -1]])
+  whole = batch_of(make(), rows=rows).reader_mask.sum(-1)
+  for layout, kept in (({'kept': 2}, 2), ({'kept': 3, 'n_read': 2}, 2)):
+    batch = batch_of(make(layout, prompt_length=60), rows=rows)
+    asked = batch.tail_mask.sum(-1, keepdims=True)
+    np.testing.assert_array_equal(
+      batch.reader_mask.sum(-1), np.minimum(whole, (60 - asked) // kept)
+    )
+    assert batch.passage_mask.tolist() == (rows >= 0).tolist()
+  # Those that are kept are cut as ever.
+  np.testing.assert_array_equal(
+    batch_of(make({'kept': 3}, prompt_length=70)).reader_mask,
+    batch_of(make(prompt_length=70)).reader_mask,
+  )
+
+
 def test_compact_batches(make):
   whole, compact = batch_of(make()), batch_of(make({'compact': True}))
   longest = (whole.reader_mask.sum((1, 2)) + whole.tail_mask.sum(-1)).max()
