@@ -42,6 +42,18 @@ class EncoderSize:
   vocab_size: int = 30522
 
 
+@dataclasses.dataclass(frozen=True)
+class DecoderSize:
+  """A Llama with tied embeddings; names are Hugging Face's."""
+
+  hidden_size: int
+  num_hidden_layers: int
+  num_attention_heads: int
+  num_key_value_heads: int
+  intermediate_size: int
+  vocab_size: int = 49152
+
+
 READERS = {
   'tiny': ReaderSize(128, 2, 4, 256, d_kv=32, vocab_size=2000),
   'small': ReaderSize(512, 8, 6, 1024),
@@ -53,6 +65,11 @@ ENCODERS = {
   'mini': EncoderSize(256, 4, 4, 1024),
   'minilm': EncoderSize(384, 6, 12, 1536),
   'base': EncoderSize(768, 12, 12, 3072),
+}
+
+DECODERS = {
+  'tiny': DecoderSize(128, 2, 4, 2, 256, vocab_size=2000),
+  'smollm2_135m': DecoderSize(576, 30, 9, 3, 1536),
 }
 
 
@@ -82,6 +99,23 @@ def make_encoder(size: EncoderSize) -> transformers.BertModel:
     **dataclasses.asdict(size), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
   )
   return transformers.BertModel(config, add_pooling_layer=False)
+
+
+def make_decoder(size: DecoderSize) -> transformers.LlamaForCausalLM:
+  """A Llama with random weights and scaled-dot-product attention."""
+  torch.manual_seed(2)
+  config = transformers.LlamaConfig(
+    **dataclasses.asdict(size),
+    max_position_embeddings=8192,
+    rope_theta=100_000.0,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=True,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+    attn_implementation='sdpa',
+  )
+  return transformers.LlamaForCausalLM(config)
 
 
 def save(model: torch.nn.Module, directory: str | os.PathLike[str]) -> None:
