@@ -65,7 +65,7 @@ def _compiled(what, topology, devices):
     env=environment,
     text=True,
     capture_output=True,
-    timeout=900,
+    timeout=1800,
     check=False,
   )
   assert done.returncode == 0, done.stderr[-4000:]
