@@ -192,6 +192,8 @@ def test_every_file_parses(file, capsys):
     files = ['gin_configs/models/tiny.gin', file]
   elif file.endswith('runs/rag.gin'):
     files = ['gin_configs/models/bart_base_dpr.gin', 'gin_configs/runs/train.gin', file]
+  elif file.endswith('runs/in_context.gin'):
+    files = ['gin_configs/models/smollm2_135m.gin', 'gin_configs/runs/train.gin', file]
   elif folder == 'runs':
     files.insert(0, 'gin_configs/models/tiny.gin')
   if file.endswith('models/decoder.gin'):
