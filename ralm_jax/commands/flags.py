@@ -188,8 +188,8 @@ _OTHERS = {
     metavar='FIELD=VALUE',
   ),
   'reader_vocabulary': _flag(
-    "the reader's spiece.model, tokenizer.json, or vocab.json beside merges.txt; a model's folder, "
-    'or its name as --from of ralm convert has it',
+    "the reader's spiece.model, tokenizer.json, tokenizer.model, vocab.json beside merges.txt, or "
+    ".gguf; a model's folder, or its name as --from of ralm convert has it",
     metavar='NAME',
   ),
   'retriever_vocabulary': _flag(

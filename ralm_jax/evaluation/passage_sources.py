@@ -225,7 +225,9 @@ class PassagesOfIndex:
     return () if isinstance(question, str) else self._rows_of.unknown(question.gold_passage_ids)
 
   def gold_passages(self, questions: Sequence[Question]) -> list[list[StoredPassage]]:
-    rows = self._rows_of([one.gold_passage_ids for one in questions])
+    # Only demonstrations show their gold passages.
+    rows_of = RowsOfIds(self.store, 'demonstrations', 'these are shown with what is retrieved')
+    rows = rows_of([one.gold_passage_ids for one in questions])
     if rows is None:
       return [[] for _ in questions]
     found = []

@@ -33,9 +33,20 @@ def keys_of_documents(names: Sequence[Sequence[str]]) -> Int[np.ndarray, 'b n'] 
 class RowsOfIds:
   """Finds the rows of the passages that examples name, and remembers them."""
 
-  def __init__(self, store: PassageStore):
-    """Looks up nothing yet; the corpus may grow meanwhile (`PassageStore.reload`)."""
-    self._store = store
+  def __init__(
+    self,
+    store: PassageStore,
+    named_by: str = 'examples',
+    lost: str = 'nothing is excluded or gold for these',
+  ):
+    """Looks up nothing yet; the corpus may grow meanwhile (`PassageStore.reload`).
+
+    Args:
+      store: the corpus.
+      named_by: what names passages, for the warning of those that are not there.
+      lost: what comes of it.
+    """
+    self._store, self._named_by, self._lost = store, named_by, lost
     self._fingerprint = store.fingerprint
     self._known: dict[str, tuple[int, ...]] = {}
     self._warned = False
@@ -51,9 +62,9 @@ class RowsOfIds:
       self._warned = True
       first = next(one for some in ids for one in some if not self._known[one])
       logging.warning(
-        f'The examples name passages that the corpus {self._store.directory} does not have, such '
-        f'as {first!r} ({lacking} of the {len(ids)} examples at hand); nothing is excluded or gold '
-        'for these.'
+        f'The {self._named_by} name passages that the corpus {self._store.directory} does not '
+        f'have, such as {first!r} ({lacking} of the {len(ids)} {self._named_by} at hand); '
+        f'{self._lost}.'
       )
     result = np.full((len(ids), max(map(len, rows))), NO_PASSAGE, np.int64)
     for i, some in enumerate(rows):

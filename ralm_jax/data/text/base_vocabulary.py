@@ -90,8 +90,8 @@ def read_file(path: Path) -> bytes:
   path = pathlib.Path(path)
   if path.is_dir():
     raise ValueError(
-      f'{path}: a folder; name the vocabulary file in it '
-      '(spiece.model, vocab.txt, tokenizer.json or vocab.json)'
+      f'{path}: a folder without a vocabulary; name one that has spiece.model, vocab.txt, '
+      'tokenizer.json, tokenizer.model or vocab.json, or the file itself'
     )
   if not path.exists():
     raise FileNotFoundError(f'{path}: no such vocabulary file')

@@ -261,6 +261,9 @@ def test_rows_of_examples(build, caplog):
   assert rows_of_ids([['nobody'], ['a', 'noone']]).tolist() == [[-1], [0]]
   assert rows_of_ids([['neither'], ['b']]).tolist() == [[-1], [1]]
   assert len(caplog.records) == 1 and "'nobody'" in caplog.text
+  RowsOfIds(store, 'demonstrations', 'others are shown')([['noone'], ['a']])
+  assert 'The demonstrations name passages' in caplog.text
+  assert "'noone' (1 of the 2 demonstrations at hand); others are shown." in caplog.text
   # What was replaced is found in its new row once the store knows it.
   n = len(store)
   passage_store.append_passages(store.directory, [Passage('a', '', '', 'new')], replace=True)

@@ -315,7 +315,7 @@ def test_missing_and_damaged_files(byte_pair_folder, tmp_path):
     vocabularies.load_vocabulary(byte_pair_folder / 'merges.txt')
   shutil.rmtree(tmp_path)
   tmp_path.mkdir()
-  with pytest.raises(ValueError, match='a folder; name .*tokenizer.json'):
+  with pytest.raises(ValueError, match='a folder without a vocabulary; name .*tokenizer.json'):
     vocabularies.load_vocabulary(tmp_path)
 
 
