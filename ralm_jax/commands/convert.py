@@ -26,7 +26,6 @@ from retrieval_service.options import IndexOptions
 
 FORMATS = ('run', 'huggingface')
 LAYER_NORMS = ('standard', 'atlas')
-READINGS = flags.READINGS
 SIDES = ('reader', 'retriever', 'query_encoder', 'passage_encoder')
 MAX_SHARD_BYTES = 5_000_000_000
 _OVERRIDES = (
@@ -123,7 +122,7 @@ def _parser(prog: str | None) -> Parser:
   text = f'{text} (default: atlas for Atlas checkpoints, else as in the source)'
   add('--layer_norm', choices=LAYER_NORMS, help=text)
   add('--dtype', choices=('float32', 'bfloat16'), help='of computation (default: as in the source)')
-  add('--reading', choices=READINGS, help='how the reader reads (default: as the checkpoint says)')
+  flags.shared(parser, 'reading')
   flags.shared(parser, 'text')
   text = 'attention heads of an Atlas retriever (default: as many as are of size 64)'
   add('--retriever_heads', type=flags.COUNT, help=text)

@@ -12,7 +12,7 @@ from ralm_jax import cli
 from ralm_jax.commands import ask, convert, flags
 from ralm_jax.data.questions.formats import catalogue, kilt as kilt_formats
 from ralm_jax.interop import convert as conversion, huggingface_export, recognition
-from ralm_jax.models import generation, readings
+from ralm_jax.models import generation, packing, readings
 from ralm_jax.retrieval import index_source
 from ralm_jax.retrieval.device import search
 
@@ -68,7 +68,8 @@ def test_choices_are_those_of_the_library():
   assert flags.KILT_FORMATS == tuple(kilt_formats.EXPECTED)
   assert convert.FORMATS == conversion.FORMATS
   assert convert.LAYER_NORMS == conversion.LAYER_NORMS
-  assert convert.READINGS == tuple(readings.READINGS)
+  assert flags.READINGS == tuple(readings.READINGS)
+  assert flags.PASSAGE_ORDERS == packing.PASSAGE_ORDERS
   assert convert.SIDES == recognition.SIDES
   assert convert.MAX_SHARD_BYTES == huggingface_export.MAX_SHARD_BYTES
 
