@@ -21,8 +21,9 @@ _SENTENCES = {
   'questions names (found: {page_example!r}, named: {gold_page_example!r}): recall by page and '
   'KILT scores are 0; if passages name their pages elsewhere, say so with --page_field or '
   '--page_separators',
-  'passages_cut': '{n:,} of {passages:,} passages were cut before the reader read them; answers '
-  'beyond count for nothing (remedies: ralm corpus --max_words, --text passage_length=…)',
+  'passages_cut': '{n:,} of {passages:,} passages were cut before the reader read them; an '
+  'answer behind the cut is not counted as found (remedies: ralm corpus --max_words, --text '
+  'passage_length=…)',
   'queries_cut': '{n:,} of {count:,} queries were cut to query_length for the retriever '
   '(--text query_length=…)',
   'questions_cut': '{n:,} of {count:,} questions were cut for the reader (--text '
