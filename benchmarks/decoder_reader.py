@@ -231,7 +231,8 @@ def compare(what: str, sides: dict, tokens: int, flags: argparse.Namespace) -> d
     print(f'{what}: {name} differs from PyTorch float32 in {differ:.1%}')
     if differ and name == 'ours float32':
       raise SystemExit('The two sides differ in work.')
-  medians = timing.compare(sides, repetitions=flags.repetitions)
+  # The check has warmed up.
+  medians = timing.compare(sides, repetitions=flags.repetitions, warm_up=0)
   for name, seconds in medians.items():
     print(
       f'{what}: {name:26s} {seconds.wall * 1e3:9.1f} ms ({seconds.cpu * 1e3:9.1f} ms of CPU) '

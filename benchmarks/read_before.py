@@ -131,7 +131,8 @@ def measure(reader: Reader, size: int) -> dict:
   }
   if (sides['none']() != sides['demonstrations']()).any():
     raise SystemExit('Answers differ: what is kept is not what was read.')
-  medians = timing.compare(sides, repetitions=reader.flags.repetitions)
+  sides['parallel']()
+  medians = timing.compare(sides, repetitions=reader.flags.repetitions, warm_up=0)
   for name, seconds in medians.items():
     print(
       f'{size} questions: {name:16s} {seconds.wall / size * 1e3:9.1f} ms a question '

@@ -115,19 +115,20 @@ def _attend_at_once(
   peak = jax.lax.stop_gradient(peak)
   weights = [jnp.exp(part - of_contexts(peak, part)) for part in scores]
   total = functools.reduce(jnp.add, [of_rows(jnp.sum(part, axis=-1)) for part in weights])
-  probabilities = [part / of_contexts(total, part) for part in weights]
+  # Divided by their total once they are summed: scores are many, what is attended to is little.
   attended = jnp.zeros((), jnp.float32)
-  for part, (keys, _) in zip(probabilities, sources):
+  for part, (keys, _) in zip(weights, sources):
     mixed = jnp.einsum(
       'ckrgtn,cnkd->ckrgtd',
       part.astype(keys.value.dtype),
       keys.value,
       preferred_element_type=jnp.float32,
     )
-    mixed = jnp.transpose(mixed, (0, 2, 4, 1, 3, 5))
+    mixed = jnp.transpose(mixed / of_contexts(total, part), (0, 2, 4, 1, 3, 5))
     attended = attended + mixed.reshape(rows, length, heads, -1)
   norms = None
   if norm_weights is not None:
+    probabilities = [part / of_contexts(total, part) for part in weights]
     norms = _norms(probabilities, [keys.value for keys, _ in sources], norm_weights)
   return attended.astype(query.dtype), norms
 
