@@ -28,8 +28,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
   text = 'newest generations kept in INDEX, besides pinned ones'
   add('--keep_generations', type=flags.COUNT, default=2, help=text)
   flags.shared(parser, 'retry_for_s', default=300.0)
-  arguments = parser.parse_args(argv)
+  options = vars(parser.parse_args(argv))
+  del options['compilation_cache']  # The parser has seen to it.
   from ralm_jax.runs import following
 
-  published = following.refresh(**vars(arguments))
+  published = following.refresh(**options)
   print(f'{published} generations published')

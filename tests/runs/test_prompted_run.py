@@ -178,7 +178,7 @@ def test_a_run_begins_with_weights_of_another_dtype(data, tmp_path):
   'options, message',
   [
     ({'model': {'reading': 'rag_token', 'gold_score': 'perplexity'}}, "set gold_score = 'none'"),
-    ({'model': {'reading': 'fusion'}}, "'fusion' is not of readers such as Decoder"),
+    ({'model': {'reading': 'fusion'}}, "'fusion' is not what a decoder-only reader can do"),
     ({'model': {'reading': 'rag_sequence', 'n_context': 2}}, 'n_context does not go with'),
     ({'text': {'prompt_length': 506}}, 'prompt_length 506 and target_length 8 .* 512 positions'),
   ],
