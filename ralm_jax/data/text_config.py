@@ -91,6 +91,16 @@ class TextConfig:
     """What the retriever is asked, without `query_prompt`."""
     return self.retriever_question_format.replace('{question}', question)
 
+  def refuse_sentinels(self, vocabulary: object, remedy: str) -> None:
+    """Raises ValueError where what is read or written has a sentinel of T5."""
+    for field in ('question_format', 'target_format'):
+      format = getattr(self, field)
+      if '<extra_id_' in format:
+        raise ValueError(
+          f'TextConfig.{field} {format!r} has a sentinel of T5, which the reader vocabulary '
+          f'{vocabulary} does not know; {remedy}.'
+        )
+
   def target(self, answer: str) -> str:
     return self.target_format.replace('{answer}', answer)
 

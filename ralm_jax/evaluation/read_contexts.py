@@ -55,8 +55,8 @@ class ReadContexts:
       )
     self._options = options
     self._passages = None if mib is None else _Cache(mib * MIB)
-    self._read_head = partitioner.partition(spec.model.read_head)
-    self._read_passages = partitioner.partition(spec.model.read_passages)
+    self._read = partitioner.partition(spec.model.read_apart)
+    self._shapes: dict[int, Context] = {}  # Of one passage, by its slots.
     self._head: tuple[bytes, Any] = (b'', None)
     self._params: PyTree = None
 
@@ -74,7 +74,7 @@ class ReadContexts:
     name = _name(tokens[0], mask[0])
     if tokens.shape[1]:
       if self._head[0] != name:
-        self._head = name, self._read_head(params, tokens[:1], mask[:1])
+        self._head = name, self._read(params, None, tokens[:1], mask[:1])
       batch = dataclasses.replace(batch, head_context=self._head[1])
     if self._passages is None:
       return batch
@@ -96,7 +96,7 @@ class ReadContexts:
       part = missing[first : first + _AT_A_TIME]
       rows = [names.index(name) for name in part]
       rows += rows[:1] * (_AT_A_TIME - len(rows))
-      context = self._read_passages(params, batch.head_context, tokens[rows], mask[rows])
+      context = self._read(params, batch.head_context, tokens[rows], mask[rows])
       leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(context.layers)]
       for i, name in enumerate(part):
         kept[name] = [leaf[..., i, : mask[rows[i]].sum(), :, :] for leaf in leaves]
@@ -124,9 +124,12 @@ class ReadContexts:
     return context.joined(len(names) // batch)
 
   def _abstract(self, length: int) -> Context:
-    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    mask = jax.ShapeDtypeStruct((1, length), bool)
-    return jax.eval_shape(self._model.read_passages, self._params, None, tokens, mask)
+    if length not in self._shapes:
+      tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+      mask = jax.ShapeDtypeStruct((1, length), bool)
+      shapes = jax.eval_shape(self._model.read_apart, self._params, None, tokens, mask)
+      self._shapes[length] = shapes
+    return self._shapes[length]
 
 
 class _Cache:

@@ -139,16 +139,13 @@ class RetrievalLM(ReaderAndRetriever):
     prior = self.log_prior(params, batch) if self.marginalizes else None
     return self.reading_object.predict(passages, log_prior=prior, rng=rng)
 
-  def read_head(
-    self, params: PyTree, tokens: Int[Array, '1 n'], mask: Bool[Array, '1 n']
-  ) -> Context:
-    """What prompts begin with, for `ReaderBatch.head_context`."""
-    return self.read_passages(params, None, tokens, mask)
-
-  def read_passages(
+  def read_apart(
     self, params: PyTree, head: Context | None, tokens: Int[Array, 'm s'], mask: Bool[Array, 'm s']
   ) -> Context:
-    """Passages read by themselves behind a head; `joined`, they are `passages_context`."""
+    """Texts read by themselves, behind a head if there is one, by a decoder-only reader.
+
+    One without a head may be `ReaderBatch.head_context`; passages, `joined`, `passages_context`.
+    """
     contexts = () if head is None else (head,)
     return layers.call(
       self.reader, params['reader'], tokens, mask, contexts, logits=0, method='read'

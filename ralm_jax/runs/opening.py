@@ -81,6 +81,11 @@ def open_evaluator(
   passages.check_source(source)
   shown = Pool.read(how_read, record_format)
   spec = specification.with_reading(opened.spec, how_read.reading, how_read.passage_order)
+  if how_read.passage_order and not (shown or spec.model.reading_object.reads_together):
+    raise ValueError(
+      f'The reading {spec.model.reading!r} has no two passages in one prompt, whose order '
+      '--passage_order could be: leave it out, or use --reading in_context.'
+    )
   if spec.text.closed_book and (source.path or source.address):
     raise ValueError(
       f'{opened.name} was trained closed-book: leave --index and --retrieval_address out.'

@@ -17,14 +17,17 @@ world = test_decoder_evaluation.world
 
 
 class Counted:
-  """Counts the calls of a function, and the rows of each."""
+  """Counts what is read: heads, and passages behind them."""
 
   def __init__(self, function):
-    self.function, self.rows = function, []
+    self.function, self.heads, self.passages = function, 0, 0
 
-  def __call__(self, params, *arguments):
-    self.rows.append(len(arguments[-1]))
-    return self.function(params, *arguments)
+  def __call__(self, params, head, tokens, mask):
+    if len(tokens) == 1:
+      self.heads += 1
+    else:
+      self.passages += 1
+    return self.function(params, head, tokens, mask)
 
 
 @pytest.fixture
@@ -37,8 +40,7 @@ def parallel(world):
 
 def _counting(evaluator):
   contexts = evaluator._contexts
-  contexts._read_passages = Counted(contexts._read_passages)
-  contexts._read_head = Counted(contexts._read_head)
+  contexts._read = Counted(contexts._read)
   return evaluator
 
 
@@ -73,12 +75,12 @@ def test_answers_are_the_same_and_passages_read_once(world, parallel, tmp_path, 
   different = {p.id for q in questions() for p in q.passages[:3]}
   for _ in range(2):
     _same(keeping.answer(params, questions()), expected)
-    calls = keeping._contexts._read_passages.rows
-    assert len(calls) == -(-len(different) // read_contexts._AT_A_TIME)
-    assert len(keeping._contexts._read_head.rows) == 1
+    read = keeping._contexts._read
+    assert read.passages == -(-len(different) // read_contexts._AT_A_TIME)
+    assert read.heads == 1
   again = _counting(evaluator(world, parallel, shown=pool, how_read=options))
   _same(again.answer(params, questions()), expected)
-  assert bool(again._contexts._read_passages.rows) != in_folder
+  assert bool(again._contexts._read.passages) != in_folder
 
 
 def _scanned(spec, params):
@@ -101,11 +103,11 @@ def test_other_parameters_and_damaged_files_are_read_anew(world, parallel, tmp_p
   files[0].write_bytes(files[0].read_bytes()[:100])
   keeping = _counting(evaluator(world, parallel, how_read=options))
   _same(keeping.answer(world.params, questions()), expected)
-  assert len(keeping._contexts._read_passages.rows) == 1
+  assert keeping._contexts._read.passages == 1
   assert len(sorted(tmp_path.glob('*/*.safetensors'))) == len(files)
   other = jax.tree.map(lambda leaf: leaf * 1.01, world.params)
   _same(keeping.answer(other, questions()), evaluator(world, parallel).answer(other, questions()))
-  assert len(keeping._contexts._read_passages.rows) > 1
+  assert keeping._contexts._read.passages > 1
 
 
 def test_those_used_longest_ago_go_first(tmp_path):

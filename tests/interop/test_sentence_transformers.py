@@ -163,7 +163,12 @@ UNKNOWN = 'no prompt of its queries and passages is known; .* --text query_promp
   'name, query, passages, note',
   [
     ('intfloat/e5-base-v2', 'query: ', E5_FORMAT, "of e5-base-v2, whose folder says none: query '"),
-    ('/root/.cache/torch/sentence_transformers/BAAI_bge-small-en/', BGE, None, 'of bge-small-en'),
+    (
+      '/home/user/.cache/torch/sentence_transformers/BAAI_bge-small-en/',
+      BGE,
+      None,
+      'of bge-small-en',
+    ),
     ('thenlper/gte-base', None, None, None),
     ('nreimers/MiniLM-L6-H384-uncased', None, None, None),
     ('tmp/', None, None, UNKNOWN),

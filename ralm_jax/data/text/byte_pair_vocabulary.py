@@ -14,7 +14,7 @@ from typing import Any
 
 import tokenizers
 
-from ralm_jax.data.text import base_vocabulary
+from ralm_jax.data.text import base_vocabulary, sentence_piece_bpe
 from ralm_jax.data.text.base_vocabulary import Path, Vocabulary
 
 _SPECIALS = ('<s>', '<pad>', '</s>', '<unk>', '<mask>')
@@ -247,18 +247,7 @@ def _canonical(
         'add_prefix_space': False,
       },
       'decoder': byte_level,
-      'model': {
-        'type': 'BPE',
-        'dropout': None,
-        'unk_token': None,
-        'continuing_subword_prefix': '',
-        'end_of_word_suffix': '',
-        'fuse_unk': False,
-        'byte_fallback': False,
-        'ignore_merges': False,
-        'vocab': ids,
-        'merges': [list(merge) for merge in merges],
-      },
+      'model': sentence_piece_bpe.bpe_json(ids, merges),
     },
     ensure_ascii=False,
   ).encode('utf-8')

@@ -43,14 +43,11 @@ class PromptFormat:
   vocabulary: DecoderVocabulary
 
   def __post_init__(self):
-    for field in ('question_format', 'target_format'):
-      format = getattr(self.text, field)
-      if '<extra_id_' in format:
-        raise ValueError(
-          f'TextConfig.{field} {format!r} has a sentinel of T5, which the reader vocabulary '
-          f'{self.vocabulary.path} does not know; for decoder-only readers use question_format = '
-          "'Question: {question}\\nAnswer:' and target_format = ' {answer}'."
-        )
+    self.text.refuse_sentinels(
+      self.vocabulary.path,
+      "for decoder-only readers use question_format = 'Question: {question}\\nAnswer:' and "
+      "target_format = ' {answer}'",
+    )
     if self._chats:
       self._turns(0)
 

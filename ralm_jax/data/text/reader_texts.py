@@ -48,16 +48,12 @@ class ReaderTexts:
   vocabulary: Vocabulary
 
   def __post_init__(self):
-    if isinstance(self.vocabulary, SentinelVocabulary):
-      return
-    for field in ('question_format', 'target_format'):
-      format = getattr(self.text, field)
-      if '<extra_id_' in format:
-        raise ValueError(
-          f'TextConfig.{field} {format!r} has a sentinel of T5, which the reader vocabulary '
-          f'{self.vocabulary.path} does not know; for BART use question_format = '
-          "'{question}' and target_format = '{answer}' (<mask> is its mask)."
-        )
+    if not isinstance(self.vocabulary, SentinelVocabulary):
+      self.text.refuse_sentinels(
+        self.vocabulary.path,
+        "for BART use question_format = '{question}' and target_format = '{answer}' (<mask> is its "
+        'mask)',
+      )
 
   @functools.cached_property
   def query_leads(self) -> bool:
