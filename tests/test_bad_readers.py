@@ -202,6 +202,7 @@ def _eval(world, run='START', *options):
   [
     ('START', '--reading fusion', "'fusion' is not what a decoder-only reader can do; choose"),
     ('T5', '--reading in_context', "'in_context' is not what a T5 reader can do; choose 'fusion'"),
+    ('START', '--reading parallel --passage_order best_first', 'no two passages in one prompt'),
     ('T5', '--text prompt_style=chat', "prompt_style 'chat' is of decoder-only readers"),
     ('START', '--num_demonstrations 4', 'name a file of --demonstrations'),
     ('START', '--demonstrations few.jsonl', 'few.jsonl holds 2 questions with an answer, fewer'),
